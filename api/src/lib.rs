@@ -1,0 +1,1 @@
+//! Serde types of every document that crosses the edge of Tartan; no logic.

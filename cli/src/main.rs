@@ -1,0 +1,3 @@
+//! The tartan binary.
+
+fn main() {}

@@ -1,0 +1,3 @@
+//! The tartan-cni binary.
+
+fn main() {}

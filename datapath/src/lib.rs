@@ -1,0 +1,1 @@
+//! Planner: pods, NAT and filtering on one node.

@@ -1,0 +1,1 @@
+//! Planner: how packets get from node to node, one file per mode.

@@ -1,0 +1,1 @@
+//! Planner: pools to blocks to addresses.

@@ -1,0 +1,1 @@
+//! Door: netlink, nftables, namespaces, sysctls, conntrack.

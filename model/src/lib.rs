@@ -1,0 +1,1 @@
+//! World: what a node knows, as one persistent value.

@@ -1,0 +1,1 @@
+//! Kernel network state as one ordered value, and the difference of two.

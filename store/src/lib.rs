@@ -1,0 +1,1 @@
+//! Door: where shared state lives.

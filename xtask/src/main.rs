@@ -1,0 +1,3 @@
+//! test, tidy, gen, demo, bench.
+
+fn main() {}
