@@ -1,1 +1,85 @@
-//! Door: netlink, nftables, namespaces, sysctls, conntrack.
+//! The door to the kernel: reads and applies [`State`]; nothing else in Tartan talks netlink or nftables.
+//!
+//! Two implementations of one trait: [`linux::Linux`] and, for tests, [`fake::Fake`]. [`thread`] runs either on a thread
+//! of its own, which owns the mirror and makes the kernel equal to the latest wanted state.
+//!
+//! Invariant: only what carries one of our claims is read, changed or deleted.
+
+use std::sync::mpsc;
+
+use tartan_model::{Features, Host};
+use tartan_netstate::{Change, Key, PodNetns, State};
+
+/// A kernel, real or fake. Blocking; called from one thread.
+pub trait Kernel: Send {
+    /// What this kernel can do. Asked once at start.
+    fn features(&mut self) -> Features;
+
+    /// Sends the scope of everything that changes from now on, our own changes included. Called before the first read.
+    fn subscribe(&mut self, wake: mpsc::Sender<Wake>) -> Result<(), KernelError>;
+
+    /// What is ours in `scope`. An error means unknown, never empty.
+    fn read(&mut self, scope: &Scope) -> Result<State, KernelError>;
+
+    /// What is there and not ours, but matters: links, addresses, default routes, foreign firewalls.
+    fn host(&mut self) -> Result<Host, KernelError>;
+
+    /// Carries the steps out in order and goes on after a failure. Empty: all done.
+    fn apply(&mut self, change: &Change) -> Vec<Failure>;
+}
+
+/// A part of the kernel's state that is read at once.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Scope {
+    /// Our links of the node's namespace, with what hangs on them: addresses, neighbours, FDB, routes, link sysctls.
+    Links,
+    /// Our routes and rules of the node's namespace.
+    Routes,
+    /// Our nft table.
+    Nft,
+    /// The values of these sysctls.
+    Sysctls(Vec<Key>),
+    /// Everything of ours inside a pod.
+    Pod(PodNetns),
+}
+
+/// What the kernel says on its own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Wake {
+    /// Something in the scope changed, perhaps by us.
+    Changed(Scope),
+    /// Something that [`Kernel::host`] reports changed.
+    Host,
+    /// Notifications were lost: everything may have changed.
+    Overrun,
+}
+
+/// One step of a change that did not work.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// The step's object.
+    pub key: Key,
+    /// On whose behalf.
+    pub owner: tartan_netstate::Owner,
+    /// Why.
+    pub error: KernelError,
+}
+
+/// Why the kernel door could not do something.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum KernelError {
+    /// The kernel refused, with an errno and what it says about it.
+    #[error("{doing}: {errno}{}", .says.as_ref().map(|says| format!(" ({says})")).unwrap_or_default())]
+    Refused { doing: String, errno: nix::errno::Errno, says: Option<String> },
+    /// Somebody else's object has that name; it is left alone.
+    #[error(
+        "{what} is somebody else's: {theirs}; Tartan leaves it alone. Remove it, or change the setting that makes them meet"
+    )]
+    Conflict { what: String, theirs: String },
+    /// The pod's namespace is gone or another one has its path.
+    #[error("network namespace {0} is gone")]
+    NetnsGone(PodNetns),
+    /// A dump was interrupted or mixed two generations: the answer is unknown, ask again.
+    #[error("{0} changed while it was read")]
+    Interrupted(&'static str),
+}

@@ -1,1 +1,23 @@
 //! Kernel network state as one ordered value, and the difference of two.
+//!
+//! A [`State`] is a map from [`Key`] to [`Entry`]. Planners build the wanted one, the kernel door reads the actual
+//! one, [`diff()`] makes the ordered list of changes that turns the second into the first.
+//!
+//! Invariant: an object holds only what the kernel can give back when asked, in the form in which it gives it back;
+//! so "wanted equals read" is plain equality. ifindex never appears here: links have names.
+
+pub mod claims;
+pub mod diff;
+pub mod link;
+pub mod neigh;
+pub mod netns;
+pub mod nft;
+pub mod route;
+pub mod state;
+
+pub use diff::{Change, Op, diff};
+pub use link::{Link, LinkKind, LinkName, Mac, VxlanParams};
+pub use neigh::{Fdb, Neigh};
+pub use netns::{Netns, PodNetns};
+pub use route::{Route, RouteKind, Rule, Scope};
+pub use state::{Conflict, Entry, Key, Object, Owner, State};

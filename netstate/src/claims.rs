@@ -1,0 +1,42 @@
+//! Every number and name that Tartan owns in the kernel, and none anywhere else.
+//!
+//! What carries one of these marks is ours to change and delete; what does not, we never touch. Changing a value here
+//! orphans what an older build left behind, so a value once released stays.
+
+/// `rtm_protocol` of every route and rule we install (free in iproute2's `rt_protos`).
+pub const ROUTE_PROTOCOL: u8 = 84;
+/// `IFA_PROTO` of every address we add (kernel 5.18 and later keep it).
+pub const ADDRESS_PROTOCOL: u8 = 84;
+/// `NDA_PROTOCOL` of every neighbour and FDB entry we add.
+pub const NEIGH_PROTOCOL: u8 = 84;
+
+/// First letters of the host end of a pod's link.
+pub const POD_LINK_PREFIX: &str = "ttp";
+/// First letters of a link that carries packets to other nodes.
+pub const FABRIC_LINK_PREFIX: &str = "ttx";
+/// `IFLA_GROUP` of the host end of every pod link: what filters and counts "our pods" matches on.
+pub const POD_LINK_GROUP: u32 = 0x7474;
+/// `IFLA_GROUP` of a link on its way out: one message deletes the whole group.
+pub const DYING_LINK_GROUP: u32 = 0x7475;
+
+/// The gateway every IPv4 pod sees: link-local, never on the wire between nodes.
+pub const POD_GATEWAY_V4: std::net::Ipv4Addr = std::net::Ipv4Addr::new(169, 254, 1, 1);
+/// The gateway every IPv6 pod sees.
+pub const POD_GATEWAY_V6: std::net::Ipv6Addr = std::net::Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
+
+/// The nft table (family `inet`) that holds all our rules.
+pub const NFT_TABLE: &str = "tartan";
+/// Comment on a rule that we had to put into somebody else's chain (`hostFirewall: open`).
+pub const FOREIGN_RULE_COMMENT: &str = "tartan: forward pod traffic (remove with `tartan uninstall`)";
+
+/// The main route table: pod and block routes live there, where every tool looks.
+pub const MAIN_TABLE: u32 = 254;
+/// Metric of routes to remote blocks and local pods: what the kernel itself uses for unset IPv6 metrics.
+pub const ROUTE_METRIC: u32 = 1024;
+/// Metric of the `unreachable` route that stops dead addresses of an owned block; after every real route.
+pub const UNREACHABLE_METRIC: u32 = 4_294_967_294;
+
+/// Default VXLAN identifier and port: Flannel's, so that mixed clusters can talk.
+pub const VXLAN_VNI: u32 = 1;
+/// See [`VXLAN_VNI`].
+pub const VXLAN_PORT: u16 = 8472;

@@ -1,0 +1,191 @@
+//! The difference of two states, in an order in which it can be applied.
+//!
+//! Order: first the deletions that stand in the way of a creation (a device that must be made again, a VXLAN device
+//! whose identifier another one takes), then creations and replacements in key order, then all other deletions in
+//! reverse key order. So a route moves to its new device before its old device goes, and no packet is lost between.
+//!
+//! Invariant: applying `diff(a, b)` to `a` gives `b`, in one pass ([`Change::apply_to`] is the slow, obvious twin the
+//! kernel is compared with).
+
+use std::collections::BTreeSet;
+
+use imbl::ordmap::DiffItem;
+
+use crate::{Entry, Key, LinkKind, LinkName, Netns, Object, Owner, State};
+
+/// One step.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Op {
+    /// Nothing is there, and something must be. Fails if somebody else's object is there.
+    Create(Key, Object),
+    /// Ours is there and must become another.
+    Replace { key: Key, old: Object, new: Object },
+    /// Ours is there and must go. To find it gone already is success.
+    Delete(Key, Object),
+}
+
+/// An ordered difference, each step with the owner of the object it is about.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Change {
+    /// Steps in order.
+    pub ops: Vec<(Op, Owner)>,
+}
+
+/// What turns `mirror` into `wanted`. An object that is there and unwanted goes only if `may_delete` says so.
+///
+/// Visits only what the two maps do not share: after one change in a map of thousands that is microseconds. What sits
+/// inside a pod on a link that is deleted is not deleted one by one.
+pub fn diff(mirror: &State, wanted: &State, may_delete: impl Fn(&Key) -> bool) -> Change {
+    let mut make = Vec::new();
+    let mut gone = Vec::new();
+    for item in mirror.map().diff(wanted.map()) {
+        match item {
+            DiffItem::Add(key, entry) => {
+                make.push((Op::Create(key.clone(), entry.object.clone()), entry.owner.clone()))
+            }
+            DiffItem::Update { old: (key, old), new: (_, new) } if old.object != new.object => make.push((
+                Op::Replace { key: key.clone(), old: old.object.clone(), new: new.object.clone() },
+                new.owner.clone(),
+            )),
+            DiffItem::Update { .. } => {}
+            DiffItem::Remove(key, entry) if may_delete(key) => gone.push((key.clone(), entry.clone())),
+            DiffItem::Remove(..) => {}
+        }
+    }
+    let mut first = Vec::new();
+    remake_links(mirror, wanted, &mut make, &mut first);
+    clear_the_way(&make, &mut gone, &mut first);
+    let leaving = gone.iter().filter_map(|(key, _)| key.as_link()).collect();
+    let along = hanging_on(mirror, &leaving);
+    gone.retain(|(key, _)| *key.netns() == Netns::Host || !along.contains(key));
+    let last = gone.into_iter().rev().map(|(key, entry)| (Op::Delete(key, entry.object), entry.owner));
+    Change { ops: first.into_iter().chain(make).chain(last).collect() }
+}
+
+/// A link whose fixed parameters changed is deleted and made again, and with it all that hung on it.
+fn remake_links(mirror: &State, wanted: &State, make: &mut Vec<(Op, Owner)>, first: &mut Vec<(Op, Owner)>) {
+    let remade: BTreeSet<(Netns, LinkName)> = make
+        .iter()
+        .filter_map(|(op, _)| match op {
+            Op::Replace { key: Key::Link { ns, link }, old: Object::Link(old), new: Object::Link(new) } => {
+                (!old.kind.can_become(&new.kind)).then(|| (ns.clone(), link.clone()))
+            }
+            _ => None,
+        })
+        .collect();
+    if remade.is_empty() {
+        return;
+    }
+    let lost = hanging_on(mirror, &remade);
+    make.retain(|(op, _)| !lost.contains(op.key()));
+    for (ns, link) in &remade {
+        let key = Key::Link { ns: ns.clone(), link: link.clone() };
+        if let Some(Entry { object, owner }) = mirror.get(&key) {
+            first.push((Op::Delete(key, object.clone()), owner.clone()));
+        }
+    }
+    let again = lost.iter().filter_map(|key| wanted.get(key).map(|entry| (key, entry)));
+    make.extend(again.map(|(key, entry)| (Op::Create(key.clone(), entry.object.clone()), entry.owner.clone())));
+    make.sort_by(|(a, _), (b, _)| a.key().cmp(b.key()));
+}
+
+/// The links themselves, the far ends of veth pairs among them, and every entry of `state` that goes when they go.
+pub fn hanging_on(state: &State, links: &BTreeSet<(Netns, LinkName)>) -> BTreeSet<Key> {
+    let mut all = links.clone();
+    for (ns, link) in links {
+        if let Some(Entry { object: Object::Link(made), .. }) =
+            state.get(&Key::Link { ns: ns.clone(), link: link.clone() })
+            && let LinkKind::Veth { peer, peer_name } = &made.kind
+        {
+            all.insert((peer.clone(), peer_name.clone()));
+        }
+    }
+    let mut keys = BTreeSet::new();
+    for (ns, link) in &all {
+        keys.extend(state.hanging_on(ns, link).cloned());
+    }
+    keys
+}
+
+/// Two VXLAN devices with one identifier, port and underlay family cannot coexist: the old one goes first.
+fn clear_the_way(make: &[(Op, Owner)], gone: &mut Vec<(Key, Entry)>, first: &mut Vec<(Op, Owner)>) {
+    let taken: Vec<_> = make
+        .iter()
+        .filter_map(|(op, _)| match op {
+            Op::Create(_, Object::Link(link)) => link.kind.exclusive(),
+            _ => None,
+        })
+        .collect();
+    gone.retain(|(key, entry)| {
+        let in_the_way = match &entry.object {
+            Object::Link(link) => link.kind.exclusive().is_some_and(|claim| taken.contains(&claim)),
+            _ => false,
+        };
+        if in_the_way {
+            first.push((Op::Delete(key.clone(), entry.object.clone()), entry.owner.clone()));
+        }
+        !in_the_way
+    });
+}
+
+// === impl LinkKind ===
+
+impl LinkKind {
+    /// Whether the kernel can turn one into the other in place; if not, the device is made again.
+    pub fn can_become(&self, other: &LinkKind) -> bool {
+        match (self, other) {
+            (LinkKind::Vxlan(old), LinkKind::Vxlan(new)) => {
+                let same_family = old.local.is_ipv4() == new.local.is_ipv4();
+                same_family && crate::VxlanParams { local: new.local, ..old.clone() } == *new
+            }
+            (old, new) => old == new,
+        }
+    }
+
+    /// What only one device of a namespace can have.
+    fn exclusive(&self) -> Option<(u32, u16, bool)> {
+        match self {
+            LinkKind::Vxlan(params) => Some((params.vni, params.port, params.local.is_ipv4())),
+            _ => None,
+        }
+    }
+}
+
+// === impl Op ===
+
+impl Op {
+    /// What the step is about.
+    pub fn key(&self) -> &Key {
+        match self {
+            Op::Create(key, _) | Op::Delete(key, _) | Op::Replace { key, .. } => key,
+        }
+    }
+}
+
+// === impl Change ===
+
+impl Change {
+    /// Whether there is nothing to do.
+    pub fn is_empty(&self) -> bool {
+        self.ops.is_empty()
+    }
+
+    /// The state after the change, step by step, with what a deleted link takes with it.
+    pub fn apply_to(&self, state: &mut State) {
+        for (op, owner) in &self.ops {
+            match op {
+                Op::Create(key, object) | Op::Replace { key, new: object, .. } => {
+                    state.insert(key.clone(), object.clone(), owner.clone());
+                }
+                Op::Delete(Key::Link { ns, link }, _) => {
+                    for key in hanging_on(state, &BTreeSet::from([(ns.clone(), link.clone())])) {
+                        state.remove(&key);
+                    }
+                }
+                Op::Delete(key, _) => {
+                    state.remove(key);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! Links: what we create and what we read back.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use crate::Netns;
+
+/// An interface name (at most 15 bytes, the kernel's IFNAMSIZ).
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(transparent)]
+pub struct LinkName(Arc<str>);
+
+/// An Ethernet address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Mac(pub [u8; 6]);
+
+/// A network device, as wanted and as read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Link {
+    /// What the device is, with the parameters that belong to its kind.
+    pub kind: LinkKind,
+    /// Always explicit: udev would change an implicit one after the fact.
+    pub mac: Mac,
+    /// In bytes, without the Ethernet header.
+    pub mtu: u32,
+    /// `IFLA_GROUP`; 0 is the kernel's default.
+    pub group: u32,
+    /// Administratively up.
+    pub up: bool,
+}
+
+/// The kinds of device we make.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LinkKind {
+    /// The host end of a pod's veth pair. Creating it creates the other end too; the kernel door keeps `peer` and
+    /// `peer_name` in the device's alias, because the kernel gives neither back.
+    Veth {
+        /// Where the other end is.
+        peer: Netns,
+        /// Its name there.
+        peer_name: LinkName,
+    },
+    /// The pod's end: it comes and goes with the host end, and only its attributes are set by themselves.
+    VethPeer,
+    /// A VXLAN device without learning: every neighbour and FDB entry is ours.
+    Vxlan(VxlanParams),
+    /// A bridge, for adopting what other systems left behind.
+    Bridge,
+    /// A dummy device.
+    Dummy,
+}
+
+/// What identifies a VXLAN device on the wire. All of it but `local` is fixed at creation.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct VxlanParams {
+    /// VXLAN network identifier, 24 bits.
+    pub vni: u32,
+    /// UDP destination port.
+    pub port: u16,
+    /// Source address of outer packets; its family is the underlay's family.
+    pub local: IpAddr,
+    /// Learn remote addresses from traffic.
+    pub learning: bool,
+    /// Carry the group policy extension.
+    pub gbp: bool,
+}
+
+// === impl LinkName ===
+
+impl LinkName {
+    /// Longest name the kernel takes, in bytes.
+    pub const MAX: usize = 15;
+
+    /// Checks what the kernel would: 1 to 15 bytes, no `/`, no white space, not `.` or `..`.
+    pub fn new(name: &str) -> Option<LinkName> {
+        let fits = (1..=Self::MAX).contains(&name.len());
+        let clean = !name.bytes().any(|b| b == b'/' || b.is_ascii_whitespace() || b == 0);
+        (fits && clean && name != "." && name != "..").then(|| LinkName(name.into()))
+    }
+
+    /// `prefix` and as many hex digits of `hash` as fit into eleven: the name of a link that we make.
+    pub fn hashed(prefix: &str, hash: u64) -> LinkName {
+        LinkName(format!("{prefix}{:011x}", hash >> 20).into())
+    }
+
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for LinkName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+// === impl Mac ===
+
+impl Mac {
+    /// A locally administered unicast address that depends on `hash` alone, so that it is the same after every restart.
+    pub fn stable(hash: u64) -> Mac {
+        let [a, b, c, d, e, f, ..] = hash.to_be_bytes();
+        Mac([(a & 0xfe) | 0x02, b, c, d, e, f])
+    }
+}
+
+impl fmt::Display for Mac {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+impl std::str::FromStr for Mac {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Mac, String> {
+        let wrong = || format!("'{text}' is not a MAC address; write six hex pairs, as in 02:00:5e:10:00:01");
+        let octets: Vec<u8> = text
+            .split(':')
+            .map(|pair| if pair.len() == 2 { u8::from_str_radix(pair, 16).map_err(|_| wrong()) } else { Err(wrong()) })
+            .collect::<Result<_, _>>()?;
+        octets.try_into().map(Mac).map_err(|_| wrong())
+    }
+}

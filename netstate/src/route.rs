@@ -1,0 +1,68 @@
+//! Routes and policy rules. A rule's and a route's protocol is always ours ([`crate::claims::ROUTE_PROTOCOL`]).
+
+use std::net::IpAddr;
+
+use crate::LinkName;
+
+/// A route without its destination, table and metric, which are its key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// Forward, or refuse.
+    pub kind: RouteKind,
+    /// Next hop; none for what is on the link itself.
+    pub via: Option<IpAddr>,
+    /// Output link; none for an `unreachable` route.
+    pub dev: Option<LinkName>,
+    /// Preferred source of packets that this node itself sends there.
+    pub src: Option<IpAddr>,
+    /// Take the next hop as being on the link, whatever the addresses say.
+    pub onlink: bool,
+    /// Always [`Scope::Global`] for IPv6, which has none.
+    pub scope: Scope,
+}
+
+/// `rtm_type`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RouteKind {
+    /// Forward to the next hop.
+    Unicast,
+    /// Answer "host unreachable".
+    Unreachable,
+}
+
+/// `rtm_scope` and `ifa_scope`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// Anywhere.
+    Global,
+    /// Valid on one link.
+    Link,
+}
+
+/// A policy rule without its family and priority, which are its key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rule {
+    /// Match packets whose mark under `.1` is `.0`.
+    pub fwmark: Option<(u32, u32)>,
+    /// Match packets that came in on this link.
+    pub iif: Option<LinkName>,
+    /// Table to look up.
+    pub table: u32,
+}
+
+impl Route {
+    /// What sits on `dev` itself.
+    pub fn on_link(dev: LinkName) -> Route {
+        Route { kind: RouteKind::Unicast, via: None, dev: Some(dev), src: None, onlink: false, scope: Scope::Global }
+    }
+
+    /// Through the next hop `via` on `dev`.
+    pub fn via(via: IpAddr, dev: LinkName) -> Route {
+        Route { via: Some(via), ..Route::on_link(dev) }
+    }
+
+    /// Refused with "host unreachable".
+    pub fn unreachable() -> Route {
+        Route { kind: RouteKind::Unreachable, via: None, dev: None, src: None, onlink: false, scope: Scope::Global }
+    }
+}

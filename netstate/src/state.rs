@@ -1,0 +1,292 @@
+//! `State`: one ordered map from key to object.
+//!
+//! Invariant: the variants of [`Key`] stand in dependency order. Ascending order is the order of creation, descending
+//! order the order of deletion. The map is persistent: a clone costs nothing and shares what it does not change.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr};
+use std::ops::Bound;
+use std::sync::Arc;
+
+use imbl::OrdMap;
+use ipnet::IpNet;
+
+use crate::{Fdb, Link, LinkName, Mac, Neigh, Netns, Route, Rule, Scope, nft};
+
+/// What names an object in the kernel. One object a key; everything else about it is in [`Object`].
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Key {
+    /// A sysctl of a link that is not ours, e.g. accept_ra of the uplink. First: enabling IPv6 forwarding with
+    /// accept_ra=1 on the uplink would take the node's default route away.
+    UplinkSysctl { link: LinkName, name: Arc<str> },
+    /// A sysctl of a whole namespace, as a path below `/proc/sys/net`.
+    Sysctl { ns: Netns, name: Arc<str> },
+    /// Our one nft table.
+    NftTable,
+    /// A set, map or counter map in it.
+    NftSet { set: Arc<str> },
+    /// A chain with all its rules. Before elements: the kernel loads a large map faster when its rules are there.
+    NftChain { chain: Arc<str> },
+    /// One element of a set or map, by its encoded key.
+    NftElement { set: Arc<str>, key: nft::ElementKey },
+    /// A device.
+    Link { ns: Netns, link: LinkName },
+    /// A sysctl of a device of ours, as a path below `/proc/sys/net/{ipv4,ipv6}/conf/LINK` with its family in
+    /// front: `ipv4/rp_filter`.
+    LinkSysctl { ns: Netns, link: LinkName, name: Arc<str> },
+    /// An address on a device.
+    Address { ns: Netns, link: LinkName, address: IpNet },
+    /// A policy rule.
+    Rule { v6: bool, priority: u32 },
+    /// A neighbour.
+    Neigh { ns: Netns, link: LinkName, address: IpAddr },
+    /// A forwarding entry of a VXLAN device.
+    Fdb { link: LinkName, mac: Mac },
+    /// A route.
+    Route { ns: Netns, table: u32, dst: IpNet, metric: u32 },
+}
+
+/// What a key stands for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Object {
+    /// The sysctl's text, without the line end.
+    Sysctl(Arc<str>),
+    /// Our table: that it is there is all there is to it.
+    NftTable,
+    /// See [`nft::Set`].
+    NftSet(nft::Set),
+    /// See [`nft::Chain`].
+    NftChain(nft::Chain),
+    /// The element's data; empty in a set.
+    NftElement(nft::ElementData),
+    /// See [`Link`].
+    Link(Link),
+    /// An address's scope.
+    Address(Scope),
+    /// See [`Rule`].
+    Rule(Rule),
+    /// See [`Neigh`].
+    Neigh(Neigh),
+    /// See [`Fdb`].
+    Fdb(Fdb),
+    /// See [`Route`].
+    Route(Route),
+}
+
+/// On whose behalf an object is there: whose condition a failure becomes, and how soon it is applied.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Owner {
+    /// A pod's attachment, by its id. First: pods come before bulk.
+    Pod(Arc<str>),
+    /// The node itself.
+    Node,
+    /// A fabric's receive side, by the name of its instance.
+    Fabric(Arc<str>),
+    /// A peer node, by name.
+    Peer(Arc<str>),
+    /// Nobody's: it was read from the kernel and no plan wants it.
+    Read,
+}
+
+/// An object and its owner.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// The object.
+    pub object: Object,
+    /// Not part of what the kernel holds; two entries with the same object are the same to [`crate::diff()`].
+    pub owner: Owner,
+}
+
+/// Two parts of a plan wanted one key with different objects; the first one kept it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Conflict {
+    /// What both wanted.
+    pub key: Key,
+    /// Who got it.
+    pub kept: Owner,
+    /// Who did not.
+    pub lost: Owner,
+}
+
+/// Wanted or actual kernel objects.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct State {
+    entries: OrdMap<Key, Entry>,
+}
+
+// === impl State ===
+
+impl State {
+    /// Nothing.
+    pub fn new() -> State {
+        State::default()
+    }
+
+    /// Puts an object under a key, whatever was there.
+    pub fn insert(&mut self, key: Key, object: Object, owner: Owner) {
+        self.entries.insert(key, Entry { object, owner });
+    }
+
+    /// Takes an object away, if it is there.
+    pub fn remove(&mut self, key: &Key) -> Option<Entry> {
+        self.entries.remove(key)
+    }
+
+    /// The entry under a key.
+    pub fn get(&self, key: &Key) -> Option<&Entry> {
+        self.entries.get(key)
+    }
+
+    /// Whether the very object is there.
+    pub fn holds(&self, key: &Key, object: &Object) -> bool {
+        self.get(key).is_some_and(|entry| entry.object == *object)
+    }
+
+    /// Whether everything in `part` is there, object for object.
+    pub fn holds_all(&self, part: &State) -> bool {
+        part.iter().all(|(key, entry)| self.holds(key, &entry.object))
+    }
+
+    /// Entries in key order.
+    pub fn iter(&self) -> impl DoubleEndedIterator<Item = (&Key, &Entry)> {
+        self.entries.iter()
+    }
+
+    /// Entries from `first` on, in key order.
+    pub fn entries_from(&self, first: &Key) -> impl Iterator<Item = (&Key, &Entry)> {
+        self.entries.range::<_, Key>((Bound::Included(first), Bound::Unbounded))
+    }
+
+    /// Number of entries.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether there is nothing.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// Adds all of `part`. A key that is taken by a different object stays with who came first, and is reported.
+    pub fn merge(&mut self, part: &State, conflicts: &mut Vec<Conflict>) {
+        for (key, entry) in part.iter() {
+            match self.entries.get(key) {
+                None => {
+                    self.entries.insert(key.clone(), entry.clone());
+                }
+                Some(first) if first.object == entry.object => {}
+                Some(first) => {
+                    conflicts.push(Conflict { key: key.clone(), kept: first.owner.clone(), lost: entry.owner.clone() })
+                }
+            }
+        }
+    }
+
+    /// The keys of what vanishes with a link, the link itself among them.
+    pub(crate) fn hanging_on<'a>(&'a self, ns: &'a Netns, link: &'a LinkName) -> impl Iterator<Item = &'a Key> {
+        let first = [
+            Key::Link { ns: ns.clone(), link: link.clone() },
+            Key::LinkSysctl { ns: ns.clone(), link: link.clone(), name: "".into() },
+            Key::Address { ns: ns.clone(), link: link.clone(), address: IpNet::default() },
+            Key::Neigh { ns: ns.clone(), link: link.clone(), address: Ipv4Addr::UNSPECIFIED.into() },
+            Key::Fdb { link: link.clone(), mac: Mac([0; 6]) },
+        ];
+        let on_it = move |key: &Key| {
+            *key.netns() == *ns && (key.link() == Some(link) || key.as_link().is_some_and(|(_, name)| name == *link))
+        };
+        let direct = first.into_iter().flat_map(move |from| self.keys_from(from).take_while(move |key| on_it(key)));
+        let routes = Key::Route { ns: ns.clone(), table: 0, dst: IpNet::default(), metric: 0 };
+        let routed = self.keys_from(routes).take_while(move |key| *key.netns() == *ns).filter(move |key| {
+            matches!(self.get(key), Some(Entry { object: Object::Route(route), .. }) if route.dev.as_ref() == Some(link))
+        });
+        direct.chain(routed)
+    }
+
+    fn keys_from(&self, first: Key) -> impl Iterator<Item = &Key> {
+        self.entries.range::<_, Key>((Bound::Included(first), Bound::Unbounded)).map(|(key, _)| key)
+    }
+
+    /// The map itself, for comparing two states without walking what they share.
+    pub(crate) fn map(&self) -> &OrdMap<Key, Entry> {
+        &self.entries
+    }
+}
+
+impl FromIterator<(Key, Entry)> for State {
+    fn from_iter<I: IntoIterator<Item = (Key, Entry)>>(entries: I) -> State {
+        State { entries: entries.into_iter().collect() }
+    }
+}
+
+// === impl Key ===
+
+impl Key {
+    /// The namespace the object lives in.
+    pub fn netns(&self) -> &Netns {
+        match self {
+            Key::Sysctl { ns, .. }
+            | Key::Link { ns, .. }
+            | Key::LinkSysctl { ns, .. }
+            | Key::Address { ns, .. }
+            | Key::Neigh { ns, .. }
+            | Key::Route { ns, .. } => ns,
+            _ => &Netns::Host,
+        }
+    }
+
+    /// The link the object hangs on and vanishes with; for a route that is its object's `dev`.
+    pub fn link(&self) -> Option<&LinkName> {
+        match self {
+            Key::LinkSysctl { link, .. }
+            | Key::Address { link, .. }
+            | Key::Neigh { link, .. }
+            | Key::Fdb { link, .. } => Some(link),
+            _ => None,
+        }
+    }
+
+    /// Namespace and name, if the key is a link's.
+    pub fn as_link(&self) -> Option<(Netns, LinkName)> {
+        match self {
+            Key::Link { ns, link } => Some((ns.clone(), link.clone())),
+            _ => None,
+        }
+    }
+
+    /// Whether the object lives in our nft table.
+    pub fn is_nft(&self) -> bool {
+        matches!(self, Key::NftTable | Key::NftSet { .. } | Key::NftChain { .. } | Key::NftElement { .. })
+    }
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Key::UplinkSysctl { link, name } => write!(f, "sysctl {name} of {link}"),
+            Key::Sysctl { ns, name } => write!(f, "sysctl {name} in {ns}"),
+            Key::NftTable => f.write_str("nft table"),
+            Key::NftSet { set } => write!(f, "nft set {set}"),
+            Key::NftChain { chain } => write!(f, "nft chain {chain}"),
+            Key::NftElement { set, key } => write!(f, "nft element {key} of {set}"),
+            Key::Link { ns, link } => write!(f, "link {link} in {ns}"),
+            Key::LinkSysctl { ns, link, name } => write!(f, "sysctl {name} of {link} in {ns}"),
+            Key::Address { ns, link, address } => write!(f, "address {address} on {link} in {ns}"),
+            Key::Rule { v6, priority } => write!(f, "{} rule {priority}", if *v6 { "IPv6" } else { "IPv4" }),
+            Key::Neigh { ns, link, address } => write!(f, "neighbour {address} on {link} in {ns}"),
+            Key::Fdb { link, mac } => write!(f, "fdb entry {mac} on {link}"),
+            Key::Route { ns, table, dst, metric } => write!(f, "route {dst} table {table} metric {metric} in {ns}"),
+        }
+    }
+}
+
+impl fmt::Display for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Owner::Pod(id) => write!(f, "pod {id}"),
+            Owner::Node => f.write_str("this node"),
+            Owner::Fabric(instance) => write!(f, "fabric {instance}"),
+            Owner::Peer(node) => write!(f, "peer {node}"),
+            Owner::Read => f.write_str("nobody"),
+        }
+    }
+}
