@@ -1,1 +1,9 @@
-//! Serde types of every document that crosses the edge of Tartan; no logic.
+//! Serde types of every document that crosses the edge of Tartan, as it is on the wire or on disk; no logic.
+//!
+//! Invariant: what is written here is compatibility. A field once released keeps its name and meaning; unknown fields
+//! are ignored when read from a store that others write to.
+
+pub mod cni;
+pub mod kinds;
+pub mod socket;
+pub mod tartan;

@@ -1,7 +1,29 @@
-//! World: what a node knows, as one persistent value.
+//! World: what a node knows, as one persistent value, and the values it is made of.
+//!
+//! Invariant: plain values only. Nothing here reads a clock, a file or the kernel.
 
+pub mod cidr;
+pub mod condition;
+pub mod config;
 pub mod features;
 pub mod host;
+pub mod memo;
+pub mod node;
+pub mod object;
+pub mod pod;
+pub mod pool;
+pub mod selector;
+pub mod world;
 
+pub use cidr::{Family, PerFamily};
+pub use condition::Condition;
+pub use config::{AddressChoice, Config, FabricMode, HostFirewall, VxlanConfig};
 pub use features::Features;
 pub use host::{DefaultRoute, ForwardBlock, Host, HostLink};
+pub use memo::Memo;
+pub use node::{Advert, Endpoint, Heard, Node};
+pub use object::{Kind, Object, ObjectId, Revision, StoreEvent};
+pub use pod::{Attachment, PortMapping, Protocol};
+pub use pool::{Block, Pool, Reservation};
+pub use selector::Selector;
+pub use world::{Failed, Programmed, World};

@@ -1,1 +1,50 @@
-//! Door: where shared state lives.
+//! Where shared state lives: one trait, and one file for each store that implements it.
+//!
+//! Invariant: a watch never ends and never forgets. It reconnects inside; each list or relist is `Init`, `Put`s,
+//! `Synced`; what cannot be read is reported and removes nothing.
+
+use std::future::Future;
+use std::pin::Pin;
+
+use futures_core::Stream;
+use tartan_model::{Kind, Object, ObjectId, Revision, StoreEvent};
+
+/// A future on the heap, as trait objects need it.
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+/// A stream on the heap.
+pub type BoxStream<'a, T> = Pin<Box<dyn Stream<Item = T> + Send + 'a>>;
+
+/// Where shared state lives.
+pub trait Store: Send + Sync {
+    /// Everything of these kinds, now and from now on.
+    fn watch(&self, kinds: &[Kind]) -> BoxStream<'static, StoreEvent>;
+    /// Writes an object if what is there is as expected.
+    fn put(&self, id: ObjectId, object: Object, expect: Expect) -> BoxFuture<'_, Result<Revision, WriteError>>;
+    /// Deletes an object if what is there is as expected. That it is gone already is success unless `At` was expected.
+    fn delete(&self, id: ObjectId, expect: Expect) -> BoxFuture<'_, Result<(), WriteError>>;
+}
+
+/// What a write expects to find.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Expect {
+    /// No such object.
+    Absent,
+    /// This state of it.
+    At(Revision),
+    /// Anything.
+    Any,
+}
+
+/// Why a write did not happen.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum WriteError {
+    /// What is there is not what was expected: look again, then decide again.
+    #[error("{0} has been changed by somebody else in the meantime")]
+    Conflict(ObjectId),
+    /// The store cannot be reached or cannot write now; trying again may help.
+    #[error("store: {0}")]
+    Away(String),
+    /// The store will never take this.
+    #[error("{0} was refused: {1}")]
+    Refused(ObjectId, String),
+}

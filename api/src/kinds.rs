@@ -1,0 +1,102 @@
+//! Kubernetes objects, and Calico's that we read as they are, trimmed to what Tartan uses.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// `metadata` of any object.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ObjectMeta {
+    pub name: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub namespace: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub uid: String,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub annotations: BTreeMap<String, String>,
+}
+
+/// An object as every store holds it: type, metadata, and a body that depends on the type.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Envelope<Spec, Status = Empty> {
+    pub api_version: String,
+    pub kind: String,
+    pub metadata: ObjectMeta,
+    #[serde(default)]
+    pub spec: Spec,
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub status: Status,
+}
+
+/// A body with nothing in it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Empty {}
+
+/// v1 Node.
+pub type Node = Envelope<NodeSpec, NodeStatus>;
+
+/// `spec` of a Node.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct NodeSpec {
+    #[serde(rename = "podCIDR", skip_serializing_if = "String::is_empty")]
+    pub pod_cidr: String,
+    #[serde(rename = "podCIDRs", skip_serializing_if = "Vec::is_empty")]
+    pub pod_cidrs: Vec<String>,
+}
+
+/// `status` of a Node.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct NodeStatus {
+    pub addresses: Vec<NodeAddress>,
+}
+
+/// One of a Node's addresses.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct NodeAddress {
+    /// `InternalIP`, `ExternalIP`, `Hostname`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    pub address: String,
+}
+
+/// projectcalico.org/v3 IPPool.
+pub type IPPool = Envelope<IPPoolSpec>;
+
+/// `spec` of an IPPool; keys of Calico's that Tartan does not act on are ignored.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct IPPoolSpec {
+    pub cidr: String,
+    /// Prefix length of a block; 26 and 122 where absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub block_size: Option<u8>,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub node_selector: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub namespace_selector: String,
+    pub disabled: bool,
+    /// Calico's `natOutgoing`: masquerade what leaves for outside all pools.
+    pub nat_outgoing: bool,
+}
+
+/// projectcalico.org/v3 IPReservation.
+pub type IPReservation = Envelope<IPReservationSpec>;
+
+/// `spec` of an IPReservation.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct IPReservationSpec {
+    #[serde(rename = "reservedCIDRs")]
+    pub reserved_cidrs: Vec<String>,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}

@@ -1,0 +1,157 @@
+//! Our own kinds, group `tartan.dev/v1alpha1`: only what nobody has.
+
+use serde::{Deserialize, Serialize};
+
+use crate::kinds::{Empty, Envelope};
+
+/// `apiVersion` of our kinds.
+pub const API_VERSION: &str = "tartan.dev/v1alpha1";
+/// Name of the one NetworkConfig that counts.
+pub const CONFIG_NAME: &str = "default";
+
+/// The configuration of the cluster's network.
+pub type NetworkConfig = Envelope<NetworkConfigSpec>;
+
+/// `spec` of NetworkConfig; unknown keys are refused, because a typo must not pass for a default.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct NetworkConfigSpec {
+    /// `vxlan` or `host-gw`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fabric: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vxlan: Option<VxlanSpec>,
+    /// `auto`, `ipv4` or `ipv6`: the family of packets between nodes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub underlay: Option<String>,
+    /// MTU of the underlay, where the uplink's own is not to be believed.
+    #[serde(rename = "underlayMTU", skip_serializing_if = "Option::is_none")]
+    pub underlay_mtu: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub masquerade: Option<bool>,
+    #[serde(rename = "nonMasqueradeCIDRs", skip_serializing_if = "Option::is_none")]
+    pub non_masquerade_cidrs: Option<Vec<String>>,
+    /// `open` or `report`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub host_firewall: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node_address: Option<NodeAddressSpec>,
+    /// How long a released address stays unused.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cooldown_seconds: Option<u32>,
+    /// How long after its last sign of life a node counts as live.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lease_seconds: Option<u32>,
+    /// How long the receive side of a fabric outlives its last sender.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub drain_seconds: Option<u32>,
+}
+
+/// Parameters of the vxlan fabric.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct VxlanSpec {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vni: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+    /// Peers on one of this node's links are reached without encapsulation.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub direct_routing: Option<bool>,
+}
+
+/// How a node finds the address it tells its peers; the first that is set counts.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct NodeAddressSpec {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub interface: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub interface_regex: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cidrs: Option<Vec<String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub can_reach: Option<String>,
+}
+
+/// What a node tells its peers (the Advert) and the cluster about itself; named as the node.
+pub type NodeNetwork = Envelope<NodeNetworkSpec, NodeNetworkStatus>;
+
+/// `spec` of NodeNetwork: the Advert.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct NodeNetworkSpec {
+    /// UID of the Node object it was written for.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub node_uid: String,
+    /// Underlay addresses, at most one per family.
+    pub addresses: Vec<String>,
+    /// Fabric addresses, at most one per family.
+    pub fabric_addresses: Vec<String>,
+    /// Address ranges whose pods are on this node.
+    pub blocks: Vec<String>,
+    /// MTU of this node's pods, in force.
+    pub mtu: u32,
+    /// What this node can receive on, now.
+    pub accepts: Vec<Endpoint>,
+    /// Names of all instances this node may still send on.
+    pub sends: Vec<String>,
+    /// Counted up with every sign of life; that it changes is what counts.
+    pub heartbeat: u64,
+}
+
+/// One instance of a fabric on which a node receives.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Endpoint {
+    /// The instance's name, which holds all its parameters: `host-gw/ipv4`, `vxlan/ipv4/vni1/port8472`.
+    pub instance: String,
+    /// Underlay address to send to.
+    pub address: String,
+    /// Link-layer address behind it, where the fabric has one.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub mac: String,
+}
+
+/// `status` of NodeNetwork.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct NodeNetworkStatus {
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub conditions: Vec<Condition>,
+}
+
+/// Something a user should know or do.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Condition {
+    /// The object it is about, e.g. `NodeNetwork/n1`.
+    pub about: String,
+    /// Field of the object, e.g. `spec.fabric`.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub field: String,
+    /// One word, for machines.
+    pub reason: String,
+    pub message: String,
+    /// What to do about it.
+    pub fix: String,
+}
+
+/// The claim of a node on a range of a pool; named after the range. Written by compare-and-set only.
+pub type IPBlock = Envelope<IPBlockSpec, Empty>;
+
+/// `spec` of IPBlock.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct IPBlockSpec {
+    pub cidr: String,
+    /// Name of the pool it is from.
+    pub pool: String,
+    /// Owner's name.
+    pub node: String,
+    /// Owner's Node UID: a node that came back under the same name is another one.
+    pub node_uid: String,
+    /// Parts of the block given away to other nodes, each an aligned sub-range with its own IPBlock.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub given: Vec<String>,
+}

@@ -1,0 +1,87 @@
+//! The cluster's network configuration, typed and checked.
+//!
+//! Invariant: a `Config` is always whole and usable. A bad document is refused with the key, the value and the fix,
+//! and the last good one goes on.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use crate::Family;
+
+/// What NetworkConfig says, with defaults filled in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    pub fabric: FabricMode,
+    pub vxlan: VxlanConfig,
+    /// Family of packets between nodes; none: IPv4 where both ends have it, else IPv6.
+    pub underlay: Option<Family>,
+    /// In bytes; none: the uplink's.
+    pub underlay_mtu: Option<u32>,
+    /// Packets from pods to outside the cluster leave under the node's address.
+    pub masquerade: bool,
+    /// Destinations outside the cluster that see pods' own addresses.
+    pub non_masquerade: Vec<IpNet>,
+    pub host_firewall: HostFirewall,
+    pub node_address: AddressChoice,
+    /// How long a released address stays unused.
+    pub cooldown: Duration,
+    /// How long after its last sign of life a node counts as live.
+    pub lease: Duration,
+    /// How long the receive side of a fabric outlives its last sender.
+    pub drain: Duration,
+}
+
+/// The configured way across.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum FabricMode {
+    HostGw,
+    Vxlan,
+}
+
+/// See `NetworkConfig.spec.vxlan`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VxlanConfig {
+    pub vni: u32,
+    pub port: u16,
+    pub direct_routing: bool,
+}
+
+/// What to do about somebody else's firewall that drops what pods send through the node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HostFirewall {
+    /// Put one commented rule where that firewall wants it.
+    Open,
+    /// Only say so.
+    Report,
+}
+
+/// How a node finds its own address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AddressChoice {
+    /// The Node's InternalIP, else the lowest-metric default route.
+    Auto,
+    Interface(String),
+    InterfaceRegex(String),
+    Cidrs(Vec<IpNet>),
+    CanReach(IpAddr),
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        Config {
+            fabric: FabricMode::Vxlan,
+            vxlan: VxlanConfig { vni: 1, port: 8472, direct_routing: false },
+            underlay: None,
+            underlay_mtu: None,
+            masquerade: true,
+            non_masquerade: Vec::new(),
+            host_firewall: HostFirewall::Open,
+            node_address: AddressChoice::Auto,
+            cooldown: Duration::from_secs(30),
+            lease: Duration::from_secs(40),
+            drain: Duration::from_secs(5),
+        }
+    }
+}

@@ -1,0 +1,62 @@
+//! Nodes, and what each tells the others.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use ipnet::IpNet;
+use tartan_netstate::Mac;
+
+use crate::PerFamily;
+
+/// A node as the cluster knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    pub name: Arc<str>,
+    pub uid: Arc<str>,
+    /// In the order given; at most one per family is used.
+    pub internal_ips: Vec<IpAddr>,
+    pub pod_cidrs: Vec<IpNet>,
+    pub labels: BTreeMap<String, String>,
+    pub annotations: BTreeMap<String, String>,
+}
+
+/// What a node tells its peers about itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Advert {
+    pub node: Arc<str>,
+    pub node_uid: Arc<str>,
+    /// Underlay addresses.
+    pub addresses: PerFamily<IpAddr>,
+    /// Fabric addresses: what the node's own packets to remote pods carry as source.
+    pub fabric_addresses: PerFamily<IpAddr>,
+    /// Address ranges whose pods are on the node.
+    pub blocks: Vec<IpNet>,
+    /// MTU of its pods, in force.
+    pub mtu: u32,
+    /// What the node can receive on, now.
+    pub accepts: Vec<Endpoint>,
+    /// Instances it may still send on.
+    pub sends: Vec<Arc<str>>,
+    /// Changes with every sign of life.
+    pub heartbeat: u64,
+}
+
+/// An instance of a fabric on which a node receives.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Endpoint {
+    /// The instance's name, see `tartan_fabric::Instance`.
+    pub instance: Arc<str>,
+    /// Underlay address to send to.
+    pub address: IpAddr,
+    /// Link-layer address behind it, where the fabric has one.
+    pub mac: Option<Mac>,
+}
+
+/// An Advert and when this node last saw it change. Clocks of nodes are never compared.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Heard {
+    pub advert: Arc<Advert>,
+    pub at: Instant,
+}

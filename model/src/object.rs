@@ -1,0 +1,88 @@
+//! Objects of a store, as values of the model, and the events in which a store delivers them.
+
+use std::fmt;
+use std::sync::Arc;
+
+use crate::{Advert, Block, Condition, Config, Node, Pool, Reservation};
+
+/// The kinds Tartan reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    Node,
+    NetworkConfig,
+    NodeNetwork,
+    IpPool,
+    IpReservation,
+    IpBlock,
+}
+
+/// What names an object in a store.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ObjectId {
+    pub kind: Kind,
+    pub name: Arc<str>,
+}
+
+/// A state of an object in a store; opaque, only compared.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Revision(pub Arc<str>);
+
+/// An object of any kind.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Object {
+    Node(Node),
+    Config(Config),
+    Advert(Advert),
+    Pool(Pool),
+    Reservation(Reservation),
+    Block(Block),
+}
+
+/// What a store says. Each list or relist of a kind is `Init`, `Put`s, `Synced`: what was not put between is gone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StoreEvent {
+    /// A list of the kind begins.
+    Init(Kind),
+    /// The object is, or has become, this.
+    Put(ObjectId, Object, Revision),
+    /// The object is gone.
+    Delete(ObjectId),
+    /// The list of the kind is complete.
+    Synced(Kind),
+    /// There is an object that cannot be read; what was known of it stays.
+    Invalid(ObjectId, Condition),
+    /// The store cannot be reached; what is known stays. A relist follows when it is back.
+    Away(String),
+}
+
+// === impl Kind ===
+
+impl Kind {
+    /// Every kind.
+    pub const ALL: [Kind; 6] =
+        [Kind::Node, Kind::NetworkConfig, Kind::NodeNetwork, Kind::IpPool, Kind::IpReservation, Kind::IpBlock];
+
+    /// `kind` as documents have it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Kind::Node => "Node",
+            Kind::NetworkConfig => "NetworkConfig",
+            Kind::NodeNetwork => "NodeNetwork",
+            Kind::IpPool => "IPPool",
+            Kind::IpReservation => "IPReservation",
+            Kind::IpBlock => "IPBlock",
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl fmt::Display for ObjectId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.kind, self.name)
+    }
+}

@@ -1,0 +1,52 @@
+//! Attachments: the pods on this node, as the CNI calls made them.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use tartan_netstate::{Mac, PodNetns};
+
+use crate::PerFamily;
+
+/// A pod's interface on this node. The journal of these is the only truth about local pods.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attachment {
+    /// `CONTAINER/IFNAME`: what names it, see [`Attachment::id_of`].
+    pub id: Arc<str>,
+    pub container: Arc<str>,
+    /// Interface name inside the pod.
+    pub ifname: Arc<str>,
+    pub netns: PodNetns,
+    /// Kubernetes namespace and name, where the runtime said them.
+    pub pod_namespace: Arc<str>,
+    pub pod_name: Arc<str>,
+    pub addresses: PerFamily<IpAddr>,
+    pub mac: Mac,
+    pub ports: Vec<PortMapping>,
+    /// The runtime was told that it worked.
+    pub answered: bool,
+}
+
+/// A port of the node that leads to a port of a pod.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PortMapping {
+    pub protocol: Protocol,
+    /// Only this address of the node; none: all of them.
+    pub host_ip: Option<IpAddr>,
+    pub host_port: u16,
+    pub container_port: u16,
+}
+
+/// Transport protocols that have ports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Protocol {
+    Tcp,
+    Udp,
+    Sctp,
+}
+
+impl Attachment {
+    /// The id of a container's interface.
+    pub fn id_of(container: &str, ifname: &str) -> Arc<str> {
+        format!("{container}/{ifname}").into()
+    }
+}

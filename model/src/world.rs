@@ -1,0 +1,210 @@
+//! World: everything a node knows, as one value. Planners read it; only the loop changes it.
+//!
+//! Invariants: a clone is a snapshot and costs nothing; a list removes what it did not name only when it is complete;
+//! what cannot be read leaves what was known of it in place. No clock is read here: times are part of the events.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use imbl::OrdMap;
+use ipnet::IpNet;
+use tartan_netstate::{Key, Owner, State};
+
+use crate::object::{Kind, Object, ObjectId, Revision, StoreEvent};
+use crate::{Attachment, Block, Condition, Config, Features, Heard, Host, Node, Pool, Reservation};
+
+/// What a node knows.
+#[derive(Clone, Debug, Default)]
+pub struct World {
+    /// This node's name.
+    pub local: Arc<str>,
+    pub features: Features,
+    pub config: Arc<Config>,
+    pub nodes: OrdMap<Arc<str>, Arc<Node>>,
+    /// By node name.
+    pub adverts: OrdMap<Arc<str>, Heard>,
+    pub pools: OrdMap<Arc<str>, Arc<Pool>>,
+    pub reservations: OrdMap<Arc<str>, Arc<Reservation>>,
+    /// Every node's claims, by range.
+    pub blocks: OrdMap<IpNet, Arc<Block>>,
+    /// This node's pods, by id.
+    pub attachments: OrdMap<Arc<str>, Arc<Attachment>>,
+    /// When an address of this node was last given back.
+    pub released: OrdMap<IpAddr, Instant>,
+    /// Links and addresses of the node that are not ours.
+    pub host: Arc<Host>,
+    /// What the kernel was last read or acknowledged to hold, and what it refused.
+    pub programmed: Programmed,
+    /// Objects that cannot be read, with why.
+    pub invalid: OrdMap<ObjectId, Arc<Condition>>,
+    /// Why the store cannot be reached; none while it can.
+    pub store_away: Option<Arc<str>>,
+    /// Revisions of the objects this node writes.
+    pub revisions: OrdMap<ObjectId, Revision>,
+    synced: BTreeSet<Kind>,
+    /// Names put since `Init`, for each kind whose list is under way.
+    listing: BTreeMap<Kind, BTreeSet<Arc<str>>>,
+}
+
+/// How far the kernel has come.
+#[derive(Clone, Debug, Default)]
+pub struct Programmed {
+    /// The latest plan that is wholly applied, or has been tried.
+    pub generation: u64,
+    /// The latest plan whose pod-owned objects are applied, or have been tried.
+    pub pods_generation: u64,
+    /// What the kernel holds of ours.
+    pub mirror: State,
+    pub failures: Arc<[Failed]>,
+    /// The first full read is behind us.
+    pub read: bool,
+}
+
+/// An object that the kernel refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failed {
+    pub key: Key,
+    pub owner: Owner,
+    pub error: Arc<str>,
+}
+
+// === impl World ===
+
+impl World {
+    /// A world that knows only its own name.
+    pub fn new(local: Arc<str>, features: Features) -> World {
+        World { local, features, ..World::default() }
+    }
+
+    /// This node's own Node object.
+    pub fn local_node(&self) -> Option<&Arc<Node>> {
+        self.nodes.get(&self.local)
+    }
+
+    /// Whether the first list of the kind is complete: before, its absence proves nothing.
+    pub fn is_synced(&self, kind: Kind) -> bool {
+        self.synced.contains(&kind)
+    }
+
+    /// Takes what the store says, which came in at `at`.
+    pub fn store(&mut self, event: StoreEvent, at: Instant) {
+        match event {
+            StoreEvent::Init(kind) => {
+                self.store_away = None;
+                self.listing.insert(kind, BTreeSet::new());
+            }
+            StoreEvent::Put(id, object, revision) => {
+                self.listed(&id);
+                self.invalid.remove(&id);
+                self.revisions.insert(id.clone(), revision);
+                self.put(id, object, at);
+            }
+            StoreEvent::Delete(id) => self.delete(&id),
+            StoreEvent::Synced(kind) => self.finish_list(kind),
+            StoreEvent::Invalid(id, condition) => {
+                self.listed(&id);
+                self.invalid.insert(id, Arc::new(condition));
+            }
+            StoreEvent::Away(why) => self.store_away = Some(why.into()),
+        }
+    }
+
+    /// Takes what the kernel thread reports.
+    pub fn programmed(&mut self, programmed: Programmed, host: Arc<Host>) {
+        self.programmed = programmed;
+        if *self.host != *host {
+            self.host = host;
+        }
+    }
+
+    /// Adds or changes a pod of this node.
+    pub fn attach(&mut self, attachment: Attachment) {
+        for (_, address) in attachment.addresses.iter() {
+            self.released.remove(address);
+        }
+        self.attachments.insert(attachment.id.clone(), Arc::new(attachment));
+    }
+
+    /// Takes a pod of this node away; its addresses rest from `at` on.
+    pub fn detach(&mut self, id: &str, at: Instant) {
+        if let Some(attachment) = self.attachments.remove(id) {
+            for (_, address) in attachment.addresses.iter() {
+                self.released.insert(*address, at);
+            }
+        }
+    }
+
+    fn listed(&mut self, id: &ObjectId) {
+        if let Some(names) = self.listing.get_mut(&id.kind) {
+            names.insert(id.name.clone());
+        }
+    }
+
+    fn put(&mut self, id: ObjectId, object: Object, at: Instant) {
+        match object {
+            Object::Node(node) => put(&mut self.nodes, id.name, node),
+            Object::Config(config) if *self.config != config => self.config = Arc::new(config),
+            Object::Config(_) => {}
+            Object::Advert(advert) => match self.adverts.get(&id.name) {
+                Some(heard) if *heard.advert == advert => {}
+                _ => {
+                    self.adverts.insert(id.name, Heard { advert: Arc::new(advert), at });
+                }
+            },
+            Object::Pool(pool) => put(&mut self.pools, id.name, pool),
+            Object::Reservation(reservation) => put(&mut self.reservations, id.name, reservation),
+            Object::Block(block) => put(&mut self.blocks, block.cidr, block),
+        }
+    }
+
+    fn delete(&mut self, id: &ObjectId) {
+        self.invalid.remove(id);
+        self.revisions.remove(id);
+        match id.kind {
+            Kind::Node => drop(self.nodes.remove(&id.name)),
+            // The last good configuration outlives its document: an accidental delete must not turn the network over.
+            Kind::NetworkConfig => {}
+            Kind::NodeNetwork => drop(self.adverts.remove(&id.name)),
+            Kind::IpPool => drop(self.pools.remove(&id.name)),
+            Kind::IpReservation => drop(self.reservations.remove(&id.name)),
+            Kind::IpBlock => {
+                let range = self.blocks.keys().find(|range| Block::name_of(range) == *id.name).copied();
+                if let Some(range) = range {
+                    self.blocks.remove(&range);
+                }
+            }
+        }
+    }
+
+    fn finish_list(&mut self, kind: Kind) {
+        self.synced.insert(kind);
+        let Some(listed) = self.listing.remove(&kind) else { return };
+        for name in self.names(kind) {
+            if !listed.contains(&name) {
+                self.delete(&ObjectId { kind, name });
+            }
+        }
+    }
+
+    fn names(&self, kind: Kind) -> Vec<Arc<str>> {
+        let invalid = self.invalid.keys().filter(|id| id.kind == kind).map(|id| id.name.clone());
+        let known: Vec<Arc<str>> = match kind {
+            Kind::Node => self.nodes.keys().cloned().collect(),
+            Kind::NetworkConfig => Vec::new(),
+            Kind::NodeNetwork => self.adverts.keys().cloned().collect(),
+            Kind::IpPool => self.pools.keys().cloned().collect(),
+            Kind::IpReservation => self.reservations.keys().cloned().collect(),
+            Kind::IpBlock => self.blocks.keys().map(|range| Block::name_of(range).into()).collect(),
+        };
+        known.into_iter().chain(invalid).collect()
+    }
+}
+
+/// Inserts unless the very same is there, so that an unchanged object stays shared and planners see no change.
+fn put<K: Ord + Clone, V: PartialEq>(map: &mut OrdMap<K, Arc<V>>, key: K, value: V) {
+    if map.get(&key).is_none_or(|there| **there != value) {
+        map.insert(key, Arc::new(value));
+    }
+}
