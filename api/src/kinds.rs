@@ -22,6 +22,10 @@ pub struct ObjectMeta {
 /// An object as every store holds it: type, metadata, and a body that depends on the type.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[serde(bound(
+    serialize = "Spec: Serialize, Status: Serialize + Default + PartialEq",
+    deserialize = "Spec: Deserialize<'de> + Default, Status: Deserialize<'de> + Default"
+))]
 pub struct Envelope<Spec, Status = Empty> {
     pub api_version: String,
     pub kind: String,
