@@ -1,3 +1,64 @@
-//! test, tidy, gen, demo, bench.
+//! `cargo xtask`: every chore of the repository: test, tidy, gen, demo, bench.
+//!
+//! Invariant: it depends on no crate at all, ours or others'. So it links with the linker that rustup brings, starts
+//! on a machine that has no C compiler, and can install one there (packages.rs).
+#![allow(clippy::print_stdout, reason = "a developer's program: what it prints is its product")]
 
-fn main() {}
+mod bench;
+mod command;
+mod demo;
+mod r#gen;
+mod packages;
+mod test;
+mod tidy;
+
+use command::Result;
+use std::process::ExitCode;
+
+/// What a person can type, and what it does: the help text, and what the docs are checked against.
+pub(crate) const COMMANDS: &[(&str, &str)] = &[
+    ("test [GROUP…] [--without FEATURE…]", "prove everything this machine can prove; or only the named groups"),
+    ("tidy", "check what compilers do not: crate edges, lengths, docs"),
+    ("demo [--yes]", "three nodes on this machine, shown, broken and repaired; `--yes` asks nothing"),
+    ("bench [GROUP…]", "measure against yardsticks in the same run; prints `figure NAME VALUE UNIT`"),
+    ("gen", "write the generated tables of the docs again"),
+];
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    match run(&args.iter().map(String::as_str).collect::<Vec<_>>()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &[&str]) -> Result<()> {
+    std::env::set_current_dir(command::root())?;
+    match args {
+        ["test", rest @ ..] => test::run(rest),
+        ["tidy"] => tidy::run(),
+        ["demo"] => demo::run(&[]),
+        ["demo", "--yes"] => demo::run(&["--yes"]),
+        ["bench", groups @ ..] => bench::run(groups),
+        ["gen"] => r#gen::run(),
+        [] | ["help" | "--help" | "-h"] => {
+            print!("{}", help());
+            Ok(())
+        }
+        other => Err(format!("`{}` is not a command\n\n{}", other.join(" "), help()).into()),
+    }
+}
+
+fn help() -> String {
+    let row = |(usage, about): &(&str, &str)| format!("  cargo xtask {usage:<36} {about}\n");
+    let groups = |names: Vec<&str>| names.join(" ");
+    format!(
+        "{}\ngroups of test:  {}\ngroups of bench: {}\n",
+        COMMANDS.iter().map(row).collect::<String>(),
+        groups(test::GROUPS.iter().map(|group| group.name).collect()),
+        groups(bench::GROUPS.iter().map(|group| group.name).collect()),
+    )
+}

@@ -1,0 +1,92 @@
+//! `cargo xtask bench`: the groups, one file each, and the figures each owes.
+//!
+//! Invariant: a figure that a group lists is printed or reported missing with its reason, and a run with one missing
+//! fails. Times and ratios are printed, never asserted: machines differ.
+
+mod figure;
+mod noise;
+
+use crate::{
+    command::Result,
+    packages::{self, Lane},
+};
+use figure::Report;
+
+/// Something measured, asked for by name.
+pub(crate) struct Group {
+    /// What is typed.
+    pub name: &'static str,
+    /// What it measures, and against what.
+    pub about: &'static str,
+    /// Every figure it prints.
+    pub figures: &'static [&'static str],
+    run: fn(&mut Report) -> Result<()>,
+}
+
+pub(crate) const GROUPS: &[Group] = &[Group {
+    name: "noise",
+    about: "what two identical yardsticks differ by on this machine, now",
+    figures: noise::FIGURES,
+    run: noise::run,
+}];
+
+/// Runs the named groups, all when none is named.
+///
+/// # Errors
+/// An unknown group, or figures that are missing, by name.
+pub(crate) fn run(names: &[&str]) -> Result<()> {
+    let groups = named(names)?;
+    packages::ensure(&[Lane::Build, Lane::Bench])?;
+    let mut missing = Vec::new();
+    for group in groups {
+        println!("\n=== {}: {}", group.name, group.about);
+        missing.extend(measure(group));
+    }
+    if missing.is_empty() { Ok(()) } else { Err(format!("missing figures: {}", missing.join(", ")).into()) }
+}
+
+fn measure(group: &Group) -> Vec<&'static str> {
+    let mut report = Report::owing(group.figures);
+    match (group.run)(&mut report) {
+        Ok(()) => report.close("the bench ended without it"),
+        Err(error) => report.close(&error.to_string()),
+    }
+}
+
+fn named(names: &[&str]) -> Result<Vec<&'static Group>> {
+    if names.is_empty() {
+        return Ok(GROUPS.iter().collect());
+    }
+    let find = |name: &&str| {
+        GROUPS.iter().find(|group| group.name == *name).ok_or_else(|| {
+            let all: Vec<&str> = GROUPS.iter().map(|group| group.name).collect();
+            format!("`{name}` is not a group of benches; there are: {}", all.join(" ")).into()
+        })
+    };
+    names.iter().map(find).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bench_that_fails_leaves_its_figures_missing() {
+        let run = |report: &mut Report| {
+            report.figure("x.a", figure::Value::once(1.0), "ms");
+            Err("no such plugin".into())
+        };
+        let group = Group { name: "x", about: "", figures: &["x.a", "x.b"], run };
+        assert_eq!(measure(&group), ["x.b"]);
+    }
+
+    #[test]
+    fn groups_and_their_figures_have_names_of_their_own() {
+        let mut figures: Vec<&str> = GROUPS.iter().flat_map(|group| group.figures).copied().collect();
+        figures.sort_unstable();
+        let count = figures.len();
+        figures.dedup();
+        assert_eq!(figures.len(), count, "one figure in two groups");
+        assert!(named(&["nosie"]).is_err_and(|error| error.to_string().contains("there are: noise")));
+    }
+}

@@ -1,0 +1,300 @@
+//! `cargo xtask test`: the groups in their order, the minutes each took, and one honest summary.
+//!
+//! Invariant: a group that was asked for either ran at least one check or the run fails. Nothing is left out unless
+//! it was named with `--without`, and then the summary says how many tests that cost.
+
+use crate::{
+    command::{self, Result},
+    packages::{self, Lane},
+};
+use std::{
+    process::Command,
+    time::{Duration, Instant},
+};
+
+/// A part of the proof that can be asked for by name.
+pub(crate) struct Group {
+    /// What is typed.
+    pub name: &'static str,
+    /// What it proves.
+    pub about: &'static str,
+    when: When,
+    /// Run as root the tests that `cargo test` built as the user.
+    root: bool,
+    /// Command lines, split at spaces, run in order until one fails; `xtask` is this program.
+    steps: &'static [&'static str],
+}
+
+impl Group {
+    /// Whether it runs when no group was named.
+    pub(crate) fn always(&self) -> bool {
+        self.when == When::Always
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum When {
+    Always,
+    /// Long: CI and people add it by its name.
+    Named,
+}
+
+const fn group(
+    name: &'static str,
+    when: When,
+    root: bool,
+    about: &'static str,
+    steps: &'static [&'static str],
+) -> Group {
+    Group { name, about, when, root, steps }
+}
+
+/// Cheapest first, so that a slip is found in the first minute.
+#[rustfmt::skip]
+pub(crate) const GROUPS: &[Group] = &[
+    group("tidy",   When::Always, false, "what compilers do not check: crate edges, lengths, docs", &["xtask tidy"]),
+    group("fmt",    When::Always, false, "formatting",                                     &["cargo fmt --all --check"]),
+    group("clippy", When::Always, false, "lints, all targets",                             &["cargo clippy --workspace --all-targets --quiet -- -D warnings"]),
+    group("unit",   When::Always, false, "pure code, examples in docs",                    &["cargo test --workspace --lib --bins", "cargo test --workspace --doc"]),
+    group("kernel", When::Always, true,  "the kernel crate on real kernel objects",        &["cargo test -p tartan-kernel --test *"]),
+    group("lab",    When::Always, true,  "whole nodes in network namespaces",              &["cargo build -p tartan-cli -p tartan-cni", "cargo test -p tartan-lab --test *"]),
+    group("long",   When::Named,  true,  "the ignored tests: long random runs, many repeats", &["cargo build -p tartan-cli -p tartan-cni", "cargo test -p tartan-lab --test * -- --ignored"]),
+];
+
+/// What the `test result:` lines of a group add up to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Counts {
+    passed: u32,
+    failed: u32,
+    ignored: u32,
+    /// Left out by `--without`.
+    filtered: u32,
+}
+
+struct Row {
+    group: &'static Group,
+    took: Duration,
+    counts: Counts,
+    ok: bool,
+}
+
+/// What was typed after `test`.
+struct Request<'a> {
+    groups: Vec<&'static Group>,
+    without: Vec<&'a str>,
+}
+
+/// Runs the groups named in `args` (none: all that are not long), each to its end, and prints the summary.
+///
+/// # Errors
+/// An unknown group, a package that cannot be installed, or any group that failed, by name.
+pub(crate) fn run(args: &[&str]) -> Result<()> {
+    let request = parse(args)?;
+    let lanes: &[Lane] =
+        if request.groups.iter().any(|group| group.root) { &[Lane::Build, Lane::Lab] } else { &[Lane::Build] };
+    packages::ensure(lanes)?;
+    let mut rows = Vec::new();
+    for group in &request.groups {
+        rows.push(run_group(group, &request.without)?);
+    }
+    println!("{}", summary(&rows, &request.without));
+    match failed_groups(&rows) {
+        failed if failed.is_empty() => Ok(()),
+        failed => Err(format!("failed: {}", failed.join(", ")).into()),
+    }
+}
+
+fn parse<'a>(args: &[&'a str]) -> Result<Request<'a>> {
+    let mut groups = Vec::new();
+    let mut without = Vec::new();
+    let mut args = args.iter();
+    while let Some(arg) = args.next() {
+        if *arg == "--without" {
+            without.push(*args.next().ok_or("--without wants the name of a kernel feature, as in `--without vxlan`")?);
+        } else {
+            groups.push(find(arg)?);
+        }
+    }
+    if groups.is_empty() {
+        groups = GROUPS.iter().filter(|group| group.always()).collect();
+    }
+    Ok(Request { groups, without })
+}
+
+fn find(name: &str) -> Result<&'static Group> {
+    GROUPS.iter().find(|group| group.name == name).ok_or_else(|| {
+        let names: Vec<&str> = GROUPS.iter().map(|group| group.name).collect();
+        format!("`{name}` is not a group of tests; there are: {}", names.join(" ")).into()
+    })
+}
+
+fn run_group(group: &'static Group, without: &[&str]) -> Result<Row> {
+    println!("\n=== {}: {}", group.name, group.about);
+    let start = Instant::now();
+    let mut counts = Counts::default();
+    let mut ok = true;
+    for step in group.steps {
+        let before = counts;
+        ok = command::stream(&mut step_command(group, step, without)?, |line| counts.add(line))?;
+        if ok && step.starts_with("cargo test") && counts == before {
+            println!("no test ran: {step}");
+            ok = false;
+        }
+        if !ok {
+            break;
+        }
+    }
+    Ok(Row { group, took: start.elapsed(), counts, ok })
+}
+
+fn step_command(group: &Group, step: &str, without: &[&str]) -> Result<Command> {
+    let (step, test_args) = step.split_once(" -- ").unwrap_or((step, ""));
+    let words: Vec<&str> = step.split(' ').collect();
+    let mut command = match words[0] {
+        "xtask" => Command::new(std::env::current_exe()?),
+        _ => command::cargo(&[]),
+    };
+    command.args(&words[1..]);
+    let is_test = step.starts_with("cargo test");
+    if is_test {
+        command.arg("--no-fail-fast");
+    }
+    if is_test && group.root {
+        command::with_root_runner(&mut command);
+    }
+    let mut test_args: Vec<&str> = test_args.split_whitespace().collect();
+    // Only root groups touch the kernel, so only they can miss one of its features.
+    if is_test && group.root {
+        test_args.extend(without.iter().flat_map(|feature| ["--skip", feature]));
+    }
+    if !test_args.is_empty() {
+        command.arg("--").args(test_args);
+    }
+    Ok(command)
+}
+
+impl Counts {
+    /// Adds a line such as `test result: ok. 5 passed; 0 failed; 1 ignored; 0 measured; 2 filtered out; finished in`;
+    /// any other line changes nothing.
+    fn add(&mut self, line: &str) {
+        let Some((_, numbers)) = line.strip_prefix("test result: ").and_then(|rest| rest.split_once(". ")) else {
+            return;
+        };
+        for part in numbers.split("; ") {
+            let Some((number, what)) = part.split_once(' ') else { continue };
+            let Ok(number) = number.parse::<u32>() else { continue };
+            match what {
+                "passed" => self.passed += number,
+                "failed" => self.failed += number,
+                "ignored" => self.ignored += number,
+                "filtered out" => self.filtered += number,
+                _ => {}
+            }
+        }
+    }
+}
+
+impl Row {
+    /// A group that failed without a failing test (a lint, a build) counts as one failure, so that the last line
+    /// never says 0 failed of a run that did.
+    fn failures(&self) -> u32 {
+        if self.ok { self.counts.failed } else { self.counts.failed.max(1) }
+    }
+}
+
+fn failed_groups(rows: &[Row]) -> Vec<&'static str> {
+    rows.iter().filter(|row| row.failures() > 0).map(|row| row.group.name).collect()
+}
+
+/// The table, what was left out, what failed, and last the line that CI counts by.
+fn summary(rows: &[Row], without: &[&str]) -> String {
+    let mut text = format!("\n{:<8} {:>8} {:>7} {:>7} {:>8}\n", "group", "minutes", "passed", "failed", "ignored");
+    for Row { group, took, counts, .. } in rows {
+        let (name, minutes) = (group.name, took.as_secs_f64() / 60.0);
+        let Counts { passed, failed, ignored, .. } = counts;
+        text += &format!("{name:<8} {minutes:>8.1} {passed:>7} {failed:>7} {ignored:>8}\n");
+    }
+    let total = |count: fn(&Row) -> u32| rows.iter().map(count).sum::<u32>();
+    if !without.is_empty() {
+        let tests = total(|row| row.counts.filtered);
+        text += &format!("left out with --without {}: {tests} tests\n", without.join(" "));
+    }
+    let skipped: Vec<&str> =
+        GROUPS.iter().map(|group| group.name).filter(|name| !rows.iter().any(|row| row.group.name == *name)).collect();
+    if !skipped.is_empty() {
+        text += &format!("not asked for: {}\n", skipped.join(", "));
+    }
+    let failed = failed_groups(rows);
+    if !failed.is_empty() {
+        text += &format!("FAILED: {}\n", failed.join(", "));
+    }
+    text + &format!("{} passed, {} failed", total(|row| row.counts.passed), total(Row::failures))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_only_result_lines() {
+        let check = |lines: &[&str], want: Counts| {
+            let mut counts = Counts::default();
+            lines.iter().for_each(|line| counts.add(line));
+            assert_eq!(counts, want, "{lines:?}");
+        };
+        check(&["running 5 tests", "5 passed", "test result:"], Counts::default());
+        check(
+            &[
+                "test result: ok. 5 passed; 0 failed; 1 ignored; 0 measured; 2 filtered out; finished in 0.00s",
+                "test result: FAILED. 1 passed; 3 failed; 0 ignored; 7 measured; 1 filtered out; finished in 1.00s",
+            ],
+            Counts { passed: 6, failed: 3, ignored: 1, filtered: 3 },
+        );
+    }
+
+    #[test]
+    fn arguments_name_groups_and_features() {
+        let request = parse(&["unit", "--without", "vxlan", "lab"]).expect("both exist");
+        assert_eq!(request.groups.iter().map(|group| group.name).collect::<Vec<_>>(), ["unit", "lab"]);
+        assert_eq!(request.without, ["vxlan"]);
+        assert!(parse(&[]).expect("all").groups.iter().all(|group| group.name != "long"));
+        for (args, part) in [(&["unti"][..], "there are: tidy"), (&["--without"], "name of a kernel feature")] {
+            let error = parse(args).err().expect("refused").to_string();
+            assert!(error.contains(part), "{part:?} is not in {error}");
+        }
+    }
+
+    #[test]
+    fn only_tests_that_need_root_leave_features_out() {
+        let check = |group: &str, step: &str, want: &str| {
+            let command = step_command(find(group).expect("exists"), step, &["vxlan"]).expect("one program");
+            let args: Vec<_> = command.get_args().map(|arg| arg.to_string_lossy()).collect();
+            // Who is not root has two more arguments, which name sudo.
+            let args = args.join(" ").replace("--config target.'cfg(all())'.runner=['sudo','--preserve-env'] ", "");
+            assert_eq!(args, want);
+        };
+        check("unit", "cargo test --lib", "test --lib --no-fail-fast");
+        check("kernel", "cargo test --test *", "test --test * --no-fail-fast -- --skip vxlan");
+        check("long", "cargo test --lib -- --ignored", "test --lib --no-fail-fast -- --ignored --skip vxlan");
+        check("lab", "cargo build -p x", "build -p x");
+    }
+
+    #[test]
+    fn the_summary_names_what_failed_and_what_was_left_out() {
+        let row = |name: &str, counts: Counts, ok: bool| Row {
+            group: find(name).expect("exists"),
+            took: Duration::from_secs(90),
+            counts,
+            ok,
+        };
+        let kernel = Counts { passed: 4, filtered: 2, ..Counts::default() };
+        let rows = [row("clippy", Counts::default(), false), row("kernel", kernel, true)];
+        let text = summary(&rows, &["vxlan"]);
+        for part in
+            ["kernel        1.5       4", "--without vxlan: 2 tests", "FAILED: clippy\n", "not asked for: tidy,"]
+        {
+            assert!(text.contains(part), "{part:?} is not in {text}");
+        }
+        assert!(text.ends_with("\n4 passed, 1 failed"), "{text}");
+    }
+}
