@@ -32,6 +32,8 @@ const CHECKS: &[Check] = &[
     ("no file outgrows a reader",                sources::lengths),
     ("every file says what it is for",           sources::openings),
     ("unsafe stays in its crates",               sources::unsafe_code),
+    ("types are named for what they are",        sources::names),
+    ("a test left out says why",                 sources::ignored),
     ("no path of one machine",                   sources::machine_paths),
     ("docs name files that exist",               docs::files),
     ("docs name commands that exist",            docs::commands),

@@ -4,7 +4,7 @@
 
 use super::{Problem, Tree};
 use crate::{COMMANDS, bench, r#gen, test};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What these say was true when it was written.
 const HISTORY: [&str; 2] = ["CHANGELOG.md", "docs/decisions.md"];
@@ -15,7 +15,7 @@ const WALK_FILES: usize = 6;
 /// Every `.rs`, `.md` or `.toml` file and every folder that a document names is there.
 pub(super) fn files(tree: &Tree) -> Vec<Problem> {
     let mut problems = Vec::new();
-    for (doc, text) in tree.with_extension("md").filter(|(doc, _)| !HISTORY.contains(doc)) {
+    for (doc, text) in living(tree) {
         for Code { line, text, .. } in code(text) {
             for path in text.split_whitespace().filter(|word| is_path(word)) {
                 if !exists(tree, path) {
@@ -30,7 +30,7 @@ pub(super) fn files(tree: &Tree) -> Vec<Problem> {
 /// Every `cargo xtask …` that a document shows is a command, and the groups it names are groups.
 pub(super) fn commands(tree: &Tree) -> Vec<Problem> {
     let mut problems = Vec::new();
-    for (doc, text) in tree.with_extension("md").filter(|(doc, _)| !HISTORY.contains(doc)) {
+    for (doc, text) in living(tree) {
         for Code { line, text, .. } in code(text) {
             let shown = text.split_once("cargo xtask ").map(|(_, typed)| typed.split('#').next().unwrap_or(typed));
             if let Some(unknown) = shown.and_then(unknown_word) {
@@ -41,16 +41,13 @@ pub(super) fn commands(tree: &Tree) -> Vec<Problem> {
     problems
 }
 
-/// Each section of ARCHITECTURE.md whose heading begins with "Walk" names some files, but few.
+/// Each section of ARCHITECTURE.md whose heading begins with "Walk" goes through few source files.
 pub(super) fn walks(tree: &Tree) -> Vec<Problem> {
     let Some(text) = tree.files.get("ARCHITECTURE.md") else { return vec!["ARCHITECTURE.md is missing".into()] };
-    let mut walks: Vec<(&str, BTreeSet<&str>)> = Vec::new();
+    let mut walks: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
     for Code { text, heading, .. } in code(text) {
         if heading.starts_with("Walk") && is_path(text) && text.ends_with(".rs") {
-            match walks.last_mut() {
-                Some((last, files)) if *last == heading => drop(files.insert(text)),
-                _ => walks.push((heading, BTreeSet::from([text]))),
-            }
+            walks.entry(heading).or_default().insert(text);
         }
     }
     let long = walks.iter().filter(|(_, files)| files.len() > WALK_FILES);
@@ -71,6 +68,10 @@ pub(super) fn tables(tree: &Tree) -> Vec<Problem> {
         }
     }
     problems
+}
+
+fn living(tree: &Tree) -> impl Iterator<Item = (&str, &str)> {
+    tree.with_extension("md").filter(|(doc, _)| !HISTORY.contains(doc))
 }
 
 /// A piece of code in a document.

@@ -14,6 +14,9 @@ const LONGER: &[(&str, &str)] = &[];
 /// The crates in which `unsafe` can be needed: system calls, and descriptors handed to engines.
 const UNSAFE: &[&str] = &["kernel", "engine"];
 
+/// Endings that say nothing of what a type is.
+const EMPTY_NAMES: [&str; 6] = ["Manager", "Handler", "Helper", "Helpers", "Util", "Utils"];
+
 /// Folders of the machines this is developed on. Put together here, so that this file does not contain them.
 const MACHINE_PATHS: [&str; 3] = [concat!("/", "work/"), concat!("/", "root/"), concat!("/tmp/", "bash")];
 
@@ -59,6 +62,33 @@ pub(super) fn unsafe_code(tree: &Tree) -> Vec<Problem> {
     let all =
         tree.with_extension("rs").filter(|(path, text)| !allowed(path) && lifted.iter().any(|l| text.contains(l)));
     all.map(|(path, _)| format!("{path}: unsafe belongs in {}, behind a safe function", UNSAFE.join(" or "))).collect()
+}
+
+/// No type's name ends in a word of `EMPTY_NAMES`.
+pub(super) fn names(tree: &Tree) -> Vec<Problem> {
+    on_lines(tree, |line| {
+        let words = line.split(|c: char| !c.is_alphanumeric() && c != '_').filter(|word| !word.is_empty());
+        let mut words = words.skip_while(|word| ["pub", "crate", "super"].contains(word));
+        words.next().filter(|word| ["struct", "enum", "trait", "type"].contains(word))?;
+        let name = words.next().filter(|name| EMPTY_NAMES.iter().any(|empty| name.ends_with(empty)))?;
+        Some(format!("{name}: name it for what it is"))
+    })
+}
+
+/// Every ignored test carries its reason.
+pub(super) fn ignored(tree: &Tree) -> Vec<Problem> {
+    let bare = |line: &str| line.trim() == "#[ignore]";
+    on_lines(tree, |line| bare(line).then(|| "say why: `#[ignore = \"long: …\"]`".into()))
+}
+
+/// The problems of single lines of code, each with its place.
+fn on_lines(tree: &Tree, problem: impl Fn(&str) -> Option<Problem>) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    for (path, text) in tree.with_extension("rs") {
+        let code = text.lines().enumerate().filter(|(_, line)| !line.trim_start().starts_with("//"));
+        problems.extend(code.filter_map(|(index, line)| Some(format!("{path}:{}: {}", index + 1, problem(line)?))));
+    }
+    problems
 }
 
 /// No file names a folder that exists on one machine only.
@@ -125,6 +155,19 @@ mod tests {
         let files =
             [("kernel/src/sys.rs", lift.as_str()), ("agent/src/run.rs", &lift), ("ipam/src/lib.rs", "// unsafe")];
         assert_problems(&unsafe_code(&tree(&files)), &["agent/src/run.rs: unsafe belongs in kernel or engine"]);
+    }
+
+    #[test]
+    fn names_that_say_nothing_are_refused() {
+        let files =
+            [("a.rs", "pub(crate) struct LinkManager<T>;\n// struct XHelper\nenum Handlers {}\ntrait Route {}\n")];
+        assert_problems(&names(&tree(&files)), &["a.rs:1: LinkManager"]);
+    }
+
+    #[test]
+    fn tests_ignored_without_a_reason_are_refused() {
+        let files = [("a.rs", "#[ignore = \"long: 10 minutes\"]\nfn a() {}\n    #[ignore]\nfn b() {}\n")];
+        assert_problems(&ignored(&tree(&files)), &["a.rs:3: say why"]);
     }
 
     #[test]
