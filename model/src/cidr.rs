@@ -13,7 +13,7 @@ pub enum Family {
 }
 
 /// One value a family, each of which may be absent.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PerFamily<T> {
     pub v4: Option<T>,
     pub v6: Option<T>,
@@ -59,6 +59,12 @@ impl fmt::Display for Family {
 }
 
 // === impl PerFamily ===
+
+impl<T> Default for PerFamily<T> {
+    fn default() -> Self {
+        PerFamily { v4: None, v6: None }
+    }
+}
 
 impl<T> PerFamily<T> {
     /// The family's value.

@@ -59,4 +59,24 @@ pub struct Endpoint {
 pub struct Heard {
     pub advert: Arc<Advert>,
     pub at: Instant,
+    /// When what it sends on last changed.
+    pub sends_changed: Instant,
+}
+
+impl Advert {
+    /// Whether the other says the same, at another beat.
+    pub fn same_but_heartbeat(&self, other: &Advert) -> bool {
+        let Advert { node, node_uid, addresses, fabric_addresses, blocks, mtu, accepts, sends, heartbeat: _ } = self;
+        (node, node_uid, addresses, fabric_addresses, blocks, mtu, accepts, sends)
+            == (
+                &other.node,
+                &other.node_uid,
+                &other.addresses,
+                &other.fabric_addresses,
+                &other.blocks,
+                &other.mtu,
+                &other.accepts,
+                &other.sends,
+            )
+    }
 }

@@ -102,7 +102,7 @@ impl World {
                 self.put(id, object, at);
             }
             StoreEvent::Delete(id) => self.delete(&id),
-            StoreEvent::Synced(kind) => self.finish_list(kind),
+            StoreEvent::Synced(kind) => self.finish_list(kind, at),
             StoreEvent::Invalid(id, condition) => {
                 self.listed(&id);
                 self.invalid.insert(id, Arc::new(condition));
@@ -147,12 +147,14 @@ impl World {
             Object::Node(node) => put(&mut self.nodes, id.name, node),
             Object::Config(config) if *self.config != config => self.config = Arc::new(config),
             Object::Config(_) => {}
-            Object::Advert(advert) => match self.adverts.get(&id.name) {
-                Some(heard) if *heard.advert == advert => {}
-                _ => {
-                    self.adverts.insert(id.name, Heard { advert: Arc::new(advert), at });
+            Object::Advert(advert) => {
+                let before = self.adverts.get(&id.name);
+                if before.is_none_or(|heard| *heard.advert != advert) {
+                    let same_sends = before.filter(|heard| heard.advert.sends == advert.sends);
+                    let sends_changed = same_sends.map_or(at, |heard| heard.sends_changed);
+                    self.adverts.insert(id.name, Heard { advert: Arc::new(advert), at, sends_changed });
                 }
-            },
+            }
             Object::Pool(pool) => put(&mut self.pools, id.name, pool),
             Object::Reservation(reservation) => put(&mut self.reservations, id.name, reservation),
             Object::Block(block) => put(&mut self.blocks, block.cidr, block),
@@ -166,6 +168,8 @@ impl World {
             Kind::Node => drop(self.nodes.remove(&id.name)),
             // The last good configuration outlives its document: an accidental delete must not turn the network over.
             Kind::NetworkConfig => {}
+            // A node that is there stays reachable as it was last, until it says otherwise or its Node is gone.
+            Kind::NodeNetwork if self.nodes.contains_key(&id.name) => {}
             Kind::NodeNetwork => drop(self.adverts.remove(&id.name)),
             Kind::IpPool => drop(self.pools.remove(&id.name)),
             Kind::IpReservation => drop(self.reservations.remove(&id.name)),
@@ -178,8 +182,13 @@ impl World {
         }
     }
 
-    fn finish_list(&mut self, kind: Kind) {
+    fn finish_list(&mut self, kind: Kind, at: Instant) {
         self.synced.insert(kind);
+        if kind == Kind::NodeNetwork {
+            // While the store was away nobody could give a sign of life; leases start anew.
+            self.adverts =
+                self.adverts.iter().map(|(name, heard)| (name.clone(), Heard { at, ..heard.clone() })).collect();
+        }
         let Some(listed) = self.listing.remove(&kind) else { return };
         for name in self.names(kind) {
             if !listed.contains(&name) {

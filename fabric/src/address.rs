@@ -1,0 +1,257 @@
+//! Which link and address this node uses towards its peers, and why.
+//!
+//! Order: what the Node's annotations say, else what NetworkConfig says, else the Node's InternalIP, else the link of
+//! the default route with the lowest metric. An address on a link that other software made for itself (docker, a VPN,
+//! a dummy) is refused unless it was asked for by name.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use tartan_model::{AddressChoice, Condition, Family, HostLink, Node, PerFamily, World};
+use tartan_netstate::LinkName;
+
+/// Annotation: the link to use, by name.
+pub const ANNOTATION_INTERFACE: &str = "tartan.dev/node-address-interface";
+/// Annotation: the link to use, by regular expression on its name.
+pub const ANNOTATION_INTERFACE_REGEX: &str = "tartan.dev/node-address-interface-regex";
+/// Annotation: comma-separated ranges, one of which holds the address to use.
+pub const ANNOTATION_CIDRS: &str = "tartan.dev/node-address-cidrs";
+/// Annotation: an address; the link that leads there is used.
+pub const ANNOTATION_CAN_REACH: &str = "tartan.dev/node-address-can-reach";
+/// Annotation: what peers are told instead, for a node behind one-to-one NAT; comma-separated, one per family.
+pub const ANNOTATION_PUBLIC: &str = "tartan.dev/public-address";
+
+const FOREIGN_KINDS: [&str; 8] = ["dummy", "tun", "wireguard", "ipip", "sit", "gre", "vxlan", "ifb"];
+const FOREIGN_PREFIXES: [&str; 10] =
+    ["docker", "br-", "virbr", "lxcbr", "lxdbr", "cni", "podman", "flannel", "cali", "weave"];
+
+/// This node, as fabrics see it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LocalNode {
+    pub name: Arc<str>,
+    pub uid: Arc<str>,
+    pub uplinks: PerFamily<Uplink>,
+    /// Source address of the node's own packets to remote pods, whatever the fabric.
+    pub fabric_addresses: PerFamily<IpAddr>,
+    /// Address ranges whose pods are here.
+    pub blocks: Vec<IpNet>,
+}
+
+/// Where packets to peers leave.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Uplink {
+    pub link: LinkName,
+    /// The node's own address on it.
+    pub address: IpAddr,
+    /// What peers are told, where a NAT stands between.
+    pub public: Option<IpAddr>,
+    /// Ranges on the link itself, of the address's family.
+    pub subnets: Vec<IpNet>,
+    /// In bytes; as configured, else the link's.
+    pub mtu: u32,
+    /// Why this one, in words.
+    pub why: String,
+}
+
+impl Uplink {
+    /// Where peers find this node.
+    pub fn advertised(&self) -> IpAddr {
+        self.public.unwrap_or(self.address)
+    }
+}
+
+/// The uplink of each family that has one, and what is wrong where one is missing.
+pub fn choose(world: &World) -> (PerFamily<Uplink>, Vec<Condition>) {
+    let mut uplinks = PerFamily { v4: None, v6: None };
+    let mut conditions = Vec::new();
+    let node = world.local_node();
+    let choice = match node.map(|node| annotated(node)) {
+        Some(Ok(Some(choice))) => choice,
+        Some(Err(condition)) => {
+            conditions.push(condition);
+            world.config.node_address.clone()
+        }
+        _ => world.config.node_address.clone(),
+    };
+    let mut failures = Vec::new();
+    for family in Family::ALL {
+        match pick(world, node.map(|node| &**node), &choice, family) {
+            Ok((link, address, why)) => match uplink(world, link, address, why) {
+                Some(uplink) => uplinks.set(family, uplink),
+                None => continue,
+            },
+            Err(failure) => failures.push((family, failure)),
+        }
+    }
+    // One family without an address is a single-stack node; both without is a node nobody can reach.
+    let alone = uplinks.iter().next().is_none();
+    conditions.extend(failures.into_iter().filter(|(_, failure)| alone || failure.loud).map(|(family, failure)| {
+        Condition {
+            about: format!("Node/{}", world.local),
+            field: "NetworkConfig spec.nodeAddress".into(),
+            reason: failure.reason,
+            message: format!("no {family} address to reach peers from: {}", failure.message),
+            fix: failure.fix,
+        }
+    }));
+    (uplinks, conditions)
+}
+
+struct Failure {
+    reason: &'static str,
+    message: String,
+    fix: String,
+    /// Said even when the other family has an address.
+    loud: bool,
+}
+
+type Picked<'a> = (&'a HostLink, IpAddr, String);
+
+fn pick<'a>(
+    world: &'a World,
+    node: Option<&Node>,
+    choice: &AddressChoice,
+    family: Family,
+) -> Result<Picked<'a>, Failure> {
+    match choice {
+        AddressChoice::Auto => auto(world, node, family),
+        AddressChoice::Interface(name) => {
+            by(world, family, &format!("nodeAddress.interface is {name}"), |link, _| *link.name == **name)
+        }
+        AddressChoice::InterfaceRegex(text) => {
+            let why = format!("its link matches nodeAddress.interfaceRegex {text}");
+            match regex_lite::Regex::new(text) {
+                Ok(regex) => by(world, family, &why, |link, _| regex.is_match(&link.name)),
+                Err(error) => Err(Failure {
+                    reason: "BadRegex",
+                    message: format!("interfaceRegex '{text}': {error}"),
+                    fix: "correct the regular expression".into(),
+                    loud: true,
+                }),
+            }
+        }
+        AddressChoice::Cidrs(ranges) => by(world, family, "it is in nodeAddress.cidrs", |_, address| {
+            ranges.iter().any(|range| range.contains(&address))
+        }),
+        AddressChoice::CanReach(target) if Family::of(*target) == family => {
+            let why = format!("its link leads to nodeAddress.canReach {target}");
+            let direct = by(world, family, &why, |link, _| link.addresses.iter().any(|net| net.contains(target)));
+            direct.or_else(|_| default_route(world, family, &why))
+        }
+        AddressChoice::CanReach(_) => auto(world, node, family),
+    }
+}
+
+fn auto<'a>(world: &'a World, node: Option<&Node>, family: Family) -> Result<Picked<'a>, Failure> {
+    let internal = node.and_then(|node| node.internal_ips.iter().find(|ip| Family::of(**ip) == family));
+    if let Some(ip) = internal {
+        let on = |link: &&HostLink| link.addresses.iter().any(|net| net.addr() == *ip);
+        match world.host.links.iter().find(on) {
+            Some(link) if is_foreign(link) => {
+                return Err(Failure {
+                    reason: "AddressOfOtherSoftware",
+                    message: format!("the Node's InternalIP {ip} is on {}, which other software made for itself", link.name),
+                    fix: "give the node another InternalIP (kubelet --node-ip), or name the link in spec.nodeAddress.interface if it is right".into(),
+                    loud: true,
+                });
+            }
+            Some(link) => return Ok((link, *ip, "it is the Node's InternalIP".into())),
+            None => {}
+        }
+    }
+    let why = match internal {
+        Some(ip) => format!("it is on the link of the default route; the Node's InternalIP {ip} is on no link"),
+        None => "it is on the link of the default route; the Node has no InternalIP".into(),
+    };
+    default_route(world, family, &why)
+}
+
+fn default_route<'a>(world: &'a World, family: Family, why: &str) -> Result<Picked<'a>, Failure> {
+    let routes = world.host.default_routes.iter().filter(|route| route.v6 == (family == Family::V6));
+    for route in routes {
+        let link = world.host.links.iter().find(|link| link.name == route.link && !is_foreign(link));
+        if let Some((link, address)) = link.and_then(|link| Some((link, first_address(link, family)?))) {
+            return Ok((link, address, why.into()));
+        }
+    }
+    Err(Failure {
+        reason: "NoNodeAddress",
+        message: "the Node has no InternalIP on one of this node's links, and no usable link has a default route"
+            .into(),
+        fix: "name the link in spec.nodeAddress.interface, or give the node an address and a default route".into(),
+        loud: false,
+    })
+}
+
+fn by<'a>(
+    world: &'a World,
+    family: Family,
+    why: &str,
+    wanted: impl Fn(&HostLink, IpAddr) -> bool,
+) -> Result<Picked<'a>, Failure> {
+    for link in world.host.links.iter().filter(|link| !link.loopback) {
+        let of_family = link.addresses.iter().map(IpNet::addr).filter(|ip| Family::of(*ip) == family);
+        if let Some(address) = of_family.into_iter().find(|ip| wanted(link, *ip)) {
+            return Ok((link, address, why.into()));
+        }
+    }
+    let links: Vec<&str> = world.host.links.iter().map(|link| &*link.name).collect();
+    Err(Failure {
+        reason: "NoNodeAddress",
+        message: format!("nothing on this node fits \"{why}\"; its links are {}", links.join(", ")),
+        fix: "correct spec.nodeAddress, or override it for this node by annotation".into(),
+        loud: false,
+    })
+}
+
+fn uplink(world: &World, link: &HostLink, address: IpAddr, why: String) -> Option<Uplink> {
+    let family = Family::of(address);
+    let public = world.local_node().and_then(|node| {
+        let text = node.annotations.get(ANNOTATION_PUBLIC)?;
+        text.split(',').filter_map(|ip| ip.trim().parse().ok()).find(|ip: &IpAddr| Family::of(*ip) == family)
+    });
+    Some(Uplink {
+        link: LinkName::new(&link.name)?,
+        address,
+        public,
+        subnets: link.addresses.iter().filter(|net| Family::of_net(net) == family).map(IpNet::trunc).collect(),
+        mtu: world.config.underlay_mtu.unwrap_or(link.mtu),
+        why,
+    })
+}
+
+fn annotated(node: &Node) -> Result<Option<AddressChoice>, Condition> {
+    let get = |name| node.annotations.get(name).map(|text| (name, text.trim()));
+    let wrong = |name: &str, value: &str| Condition {
+        about: format!("Node/{}", node.name),
+        field: format!("metadata.annotations[{name}]"),
+        reason: "BadAnnotation",
+        message: format!("'{value}' cannot be read; spec.nodeAddress is used instead"),
+        fix: "write an address, or address ranges separated by commas".into(),
+    };
+    if let Some((_, name)) = get(ANNOTATION_INTERFACE) {
+        return Ok(Some(AddressChoice::Interface(name.into())));
+    }
+    if let Some((_, regex)) = get(ANNOTATION_INTERFACE_REGEX) {
+        return Ok(Some(AddressChoice::InterfaceRegex(regex.into())));
+    }
+    if let Some((name, text)) = get(ANNOTATION_CIDRS) {
+        let ranges: Result<Vec<IpNet>, _> = text.split(',').map(|range| range.trim().parse()).collect();
+        return ranges.map(|ranges| Some(AddressChoice::Cidrs(ranges))).map_err(|_| wrong(name, text));
+    }
+    if let Some((name, text)) = get(ANNOTATION_CAN_REACH) {
+        return text.parse().map(|ip| Some(AddressChoice::CanReach(ip))).map_err(|_| wrong(name, text));
+    }
+    Ok(None)
+}
+
+fn first_address(link: &HostLink, family: Family) -> Option<IpAddr> {
+    link.addresses.iter().map(IpNet::addr).find(|ip| Family::of(*ip) == family)
+}
+
+fn is_foreign(link: &HostLink) -> bool {
+    link.loopback
+        || FOREIGN_KINDS.contains(&&*link.kind)
+        || FOREIGN_PREFIXES.iter().any(|prefix| link.name.starts_with(prefix))
+}

@@ -1,0 +1,115 @@
+//! An instance: one fabric with all the parameters both ends must agree on.
+//!
+//! Invariant: the name holds all of them. Two nodes that say the same name mean the same wire format; a changed
+//! parameter is another instance, and the change from one to the other is a transition like any change of fabric.
+
+use std::fmt;
+use std::hash::{Hash, Hasher};
+use std::str::FromStr;
+
+use siphasher::sip::SipHasher13;
+use tartan_model::{FabricMode, Family};
+use tartan_netstate::LinkName;
+use tartan_netstate::claims::FABRIC_LINK_PREFIX;
+
+/// See the module.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Instance {
+    /// Packets as they are, routed by the peer's own address.
+    HostGw,
+    /// VXLAN (RFC 7348).
+    Vxlan {
+        /// Family of the outer packet.
+        underlay: Family,
+        vni: u32,
+        port: u16,
+    },
+}
+
+// === impl Instance ===
+
+impl Instance {
+    /// The mode it is an instance of.
+    pub fn mode(&self) -> FabricMode {
+        match self {
+            Instance::HostGw => FabricMode::HostGw,
+            Instance::Vxlan { .. } => FabricMode::Vxlan,
+        }
+    }
+
+    /// Family of the outer packet; none where there is no outer packet.
+    pub fn underlay(&self) -> Option<Family> {
+        match self {
+            Instance::HostGw => None,
+            Instance::Vxlan { underlay, .. } => Some(*underlay),
+        }
+    }
+
+    /// Name of its device on every node, for instances that have one. It differs per instance, because during a
+    /// transition two of them exist side by side.
+    pub fn device(&self) -> LinkName {
+        LinkName::hashed(FABRIC_LINK_PREFIX, stable_hash(self))
+    }
+}
+
+impl fmt::Display for Instance {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Instance::HostGw => f.write_str("host-gw"),
+            Instance::Vxlan { underlay, vni, port } => write!(f, "vxlan/{underlay}/vni{vni}/port{port}"),
+        }
+    }
+}
+
+impl FromStr for Instance {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Instance, String> {
+        let unknown = || format!("'{name}' is not a fabric this version of Tartan knows");
+        if name == "host-gw" {
+            return Ok(Instance::HostGw);
+        }
+        let ["vxlan", underlay, vni, port] = name.split('/').collect::<Vec<_>>()[..] else { return Err(unknown()) };
+        let underlay = Family::ALL.into_iter().find(|family| family.to_string() == underlay).ok_or_else(unknown)?;
+        let vni = vni.strip_prefix("vni").and_then(|vni| vni.parse().ok()).filter(|vni| *vni < 1 << 24);
+        let port = port.strip_prefix("port").and_then(|port| port.parse().ok());
+        match (vni, port) {
+            (Some(vni), Some(port)) => Ok(Instance::Vxlan { underlay, vni, port }),
+            _ => Err(unknown()),
+        }
+    }
+}
+
+/// The same on every node, after every restart and in every build.
+pub(crate) fn stable_hash(value: &impl fmt::Display) -> u64 {
+    let mut hasher = SipHasher13::new();
+    value.to_string().hash(&mut hasher);
+    hasher.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_says_it_all() {
+        for instance in [
+            Instance::HostGw,
+            Instance::Vxlan { underlay: Family::V4, vni: 1, port: 8472 },
+            Instance::Vxlan { underlay: Family::V6, vni: 0xff_ffff, port: 4789 },
+        ] {
+            assert_eq!(instance.to_string().parse(), Ok(instance));
+        }
+        for name in ["", "vxlan", "vxlan/ipv4/vni1", "vxlan/ipv5/vni1/port1", "vxlan/ipv4/vni16777216/port1", "ipip"] {
+            assert!(name.parse::<Instance>().is_err(), "{name}");
+        }
+    }
+
+    #[test]
+    fn devices_of_two_instances_differ() {
+        let a = Instance::Vxlan { underlay: Family::V4, vni: 1, port: 8472 };
+        let b = Instance::Vxlan { underlay: Family::V4, vni: 2, port: 8472 };
+        assert_ne!(a.device(), b.device());
+        assert!(a.device().as_str().len() <= LinkName::MAX);
+    }
+}

@@ -1,0 +1,90 @@
+//! vxlan: packets in UDP (RFC 7348), every neighbour and forwarding entry permanent and ours, nothing learned.
+//!
+//! A remote pod's route leads to the peer's fabric address, on-link behind the device; the neighbour entry of that
+//! address gives the peer's MAC, the forwarding entry of that MAC the underlay address. One device carries both
+//! families of pods.
+
+use std::sync::Arc;
+
+use tartan_model::{Condition, Endpoint, Family, Features};
+use tartan_netstate::{Fdb, Key, Link, LinkKind, Mac, Neigh, Netns, Object, Owner, State, VxlanParams};
+
+use crate::instance::stable_hash;
+use crate::mtu::device_mtu;
+use crate::{Fabric, Hop, Instance, LocalNode, Peer, Sending};
+
+pub(crate) struct Vxlan;
+
+impl Fabric for Vxlan {
+    fn needs(&self, have: &Features) -> Result<(), &'static str> {
+        if have.vxlan { Ok(()) } else { Err("the kernel cannot make VXLAN devices; load or enable the vxlan module") }
+    }
+
+    fn overhead(&self, underlay: Family) -> u32 {
+        // Inner Ethernet 14, VXLAN 8, UDP 8, and the outer IP header.
+        match underlay {
+            Family::V4 => 14 + 8 + 8 + 20,
+            Family::V6 => 14 + 8 + 8 + 40,
+        }
+    }
+
+    fn receive(&self, node: &LocalNode, at: &Instance) -> State {
+        let Instance::Vxlan { underlay, vni, port } = *at else { return State::new() };
+        let Some(uplink) = node.uplinks.get(underlay) else { return State::new() };
+        let owner = Owner::Fabric(at.to_string().into());
+        let device = at.device();
+        let link = Link {
+            kind: LinkKind::Vxlan(VxlanParams { vni, port, local: uplink.address, learning: false, gbp: false }),
+            mac: vtep_mac(node, at),
+            mtu: device_mtu(uplink.mtu, at),
+            group: 0,
+            up: true,
+        };
+        let mut state = State::new();
+        state.insert(Key::Link { ns: Netns::Host, link: device.clone() }, Object::Link(link), owner.clone());
+        // Loose: while a fabric changes, a peer's packets come in here though our own route to it leads elsewhere.
+        for (name, value) in [("ipv4/rp_filter", "2"), ("ipv6/accept_ra", "0")] {
+            let key = Key::LinkSysctl { ns: Netns::Host, link: device.clone(), name: name.into() };
+            state.insert(key, Object::Sysctl(value.into()), owner.clone());
+        }
+        state
+    }
+
+    fn endpoint(&self, node: &LocalNode, at: &Instance) -> Option<Endpoint> {
+        let uplink = node.uplinks.get(at.underlay()?)?;
+        Some(Endpoint {
+            instance: Arc::from(at.to_string()),
+            address: uplink.advertised(),
+            mac: Some(vtep_mac(node, at)),
+        })
+    }
+
+    fn send(&self, _: &LocalNode, at: &Instance, to: &Peer<'_>) -> Sending {
+        let mut sending = Sending::default();
+        let Some(mac) = to.endpoint.mac else {
+            sending.conditions.push(Condition {
+                about: format!("NodeNetwork/{}", to.name),
+                field: "spec.accepts".into(),
+                reason: "EndpointWithoutMac",
+                message: format!("{} says it hears {at} but not under which MAC", to.name),
+                fix: format!("look at the agent of {}: its NodeNetwork object is written by it alone", to.name),
+            });
+            return sending;
+        };
+        let device = at.device();
+        let owner = Owner::Peer(to.name.into());
+        let fdb = Key::Fdb { link: device.clone(), mac };
+        sending.state.insert(fdb, Object::Fdb(Fdb { dst: to.endpoint.address }), owner.clone());
+        for (family, vtep) in to.fabric_addresses.iter() {
+            let neigh = Key::Neigh { ns: Netns::Host, link: device.clone(), address: *vtep };
+            sending.state.insert(neigh, Object::Neigh(Neigh { mac }), owner.clone());
+            sending.hops.set(family, Hop { via: *vtep, dev: device.clone(), onlink: true });
+        }
+        sending
+    }
+}
+
+/// The same after every restart, different on every node and for every instance.
+fn vtep_mac(node: &LocalNode, at: &Instance) -> Mac {
+    Mac::stable(stable_hash(&format_args!("{} {} {at}", node.name, node.uid)))
+}
