@@ -1,1 +1,5 @@
 //! Planner: pods, NAT and filtering on one node.
+//!
+//! Invariant: pure and total; what cannot be honoured is a condition beside the value.
+
+pub mod pod;

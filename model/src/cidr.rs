@@ -43,6 +43,14 @@ impl Family {
         }
     }
 
+    /// All addresses: the destination of a default route.
+    pub fn everything(self) -> IpNet {
+        match self {
+            Family::V4 => IpNet::new_assert(IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED), 0),
+            Family::V6 => IpNet::new_assert(IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED), 0),
+        }
+    }
+
     /// The range that holds this one address.
     pub fn host_net(address: IpAddr) -> IpNet {
         IpNet::from(address)

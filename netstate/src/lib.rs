@@ -8,6 +8,7 @@
 
 pub mod claims;
 pub mod diff;
+pub mod layers;
 pub mod link;
 pub mod neigh;
 pub mod netns;
@@ -16,6 +17,7 @@ pub mod route;
 pub mod state;
 
 pub use diff::{Change, Op, diff};
+pub use layers::Layers;
 pub use link::{Link, LinkKind, LinkName, Mac, VxlanParams};
 pub use neigh::{Fdb, Neigh};
 pub use netns::{Netns, PodNetns};

@@ -9,6 +9,7 @@ use std::ops::Bound;
 use std::sync::Arc;
 
 use imbl::OrdMap;
+use imbl::ordmap::DiffItem;
 use ipnet::IpNet;
 
 use crate::{Fdb, Link, LinkName, Mac, Neigh, Netns, Route, Rule, Scope, nft};
@@ -165,6 +166,23 @@ impl State {
     /// Whether there is nothing.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
+    }
+
+    /// Takes `before` out and puts `after` in, leaving alone what is the same in both.
+    pub fn replace(&mut self, before: &State, after: &State) {
+        for key in before.differing_keys(after) {
+            match after.get(key) {
+                Some(entry) => self.entries.insert(key.clone(), entry.clone()),
+                None => self.entries.remove(key),
+            };
+        }
+    }
+
+    /// Keys under which the two differ; visits only what they do not share.
+    pub fn differing_keys<'a>(&'a self, other: &'a State) -> impl Iterator<Item = &'a Key> {
+        self.entries.diff(&other.entries).map(|item| match item {
+            DiffItem::Add(key, _) | DiffItem::Remove(key, _) | DiffItem::Update { new: (key, _), .. } => key,
+        })
     }
 
     /// Adds all of `part`. A key that is taken by a different object stays with who came first, and is reported.

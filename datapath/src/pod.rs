@@ -1,0 +1,146 @@
+//! Both ends of every pod of this node: links, addresses, routes, neighbours, sysctls, MTU, in two namespaces.
+//!
+//! Routed, no bridge: the pod has a /32 and a /128 and one gateway a family, link-local and the same for all pods; the
+//! node has a host route to each address. Neighbours are permanent on both ends, so no packet waits for ARP or ND.
+//!
+//! Invariant: `plan(memo, world) == plan(empty, world)`; one pod's entries depend on its attachment and the MTU alone.
+
+use std::hash::{Hash, Hasher};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use siphasher::sip::SipHasher13;
+use tartan_model::{Attachment, Family, Memo, World};
+use tartan_netstate::claims::{
+    MAIN_TABLE, POD_GATEWAY_V4, POD_GATEWAY_V6, POD_LINK_GROUP, POD_LINK_PREFIX, ROUTE_METRIC,
+};
+use tartan_netstate::{Key, Link, LinkKind, LinkName, Mac, Neigh, Netns, Object, Owner, Route, Scope, State};
+
+/// Entries of each pod, and all of them together.
+#[derive(Default)]
+pub struct Pods {
+    memo: Memo<Arc<str>, Arc<Attachment>, u32, State>,
+    state: State,
+}
+
+impl Pods {
+    /// What this node's pods want of the kernel, at this MTU in bytes.
+    pub fn plan(&mut self, world: &World, mtu: u32) -> &State {
+        let state = &mut self.state;
+        let nothing = State::new();
+        self.memo.update(
+            &world.attachments,
+            mtu,
+            |mtu, _, attachment| pod(attachment, *mtu),
+            |_, before, after| state.replace(before.unwrap_or(&nothing), after.unwrap_or(&nothing)),
+        );
+        &self.state
+    }
+}
+
+/// Name of a pod link's host end.
+pub fn host_link(id: &str) -> LinkName {
+    LinkName::hashed(POD_LINK_PREFIX, stable_hash(id))
+}
+
+/// MAC of a pod link's host end.
+pub fn host_mac(id: &str) -> Mac {
+    Mac::stable(stable_hash(&format!("{id} host end")))
+}
+
+/// MAC of a pod's end, unless the runtime asked for one.
+pub fn pod_mac(id: &str) -> Mac {
+    Mac::stable(stable_hash(&format!("{id} pod end")))
+}
+
+/// The gateway pods see.
+pub fn gateway(family: Family) -> IpAddr {
+    match family {
+        Family::V4 => POD_GATEWAY_V4.into(),
+        Family::V6 => POD_GATEWAY_V6.into(),
+    }
+}
+
+/// Largest MTU that a pod link has in the kernel, in bytes; none without pods.
+pub fn mtu_in_force(world: &World) -> Option<u32> {
+    let mtu = |attachment: &Arc<Attachment>| {
+        let key = Key::Link { ns: Netns::Host, link: host_link(&attachment.id) };
+        match &world.programmed.mirror.get(&key)?.object {
+            Object::Link(link) => Some(link.mtu),
+            _ => None,
+        }
+    };
+    world.attachments.values().filter_map(mtu).max()
+}
+
+fn pod(attachment: &Attachment, mtu: u32) -> State {
+    let owner = Owner::Pod(attachment.id.clone());
+    let mut state = State::new();
+    let mut add = |key: Key, object: Object| state.insert(key, object, owner.clone());
+    host_end(attachment, mtu, &mut add);
+    pod_end(attachment, mtu, &mut add);
+    state
+}
+
+fn host_end(attachment: &Attachment, mtu: u32, add: &mut impl FnMut(Key, Object)) {
+    let ns = Netns::Host;
+    let link = host_link(&attachment.id);
+    let made = Link {
+        kind: LinkKind::Veth { peer: Netns::Pod(attachment.netns.clone()), peer_name: pod_link(attachment) },
+        mac: host_mac(&attachment.id),
+        mtu,
+        group: POD_LINK_GROUP,
+        up: true,
+    };
+    add(Key::Link { ns: ns.clone(), link: link.clone() }, Object::Link(made));
+    for (name, value) in [("ipv4/rp_filter", "1"), ("ipv6/accept_ra", "0")] {
+        add(Key::LinkSysctl { ns: ns.clone(), link: link.clone(), name: name.into() }, Object::Sysctl(value.into()));
+    }
+    for (family, address) in attachment.addresses.iter() {
+        let neigh = Key::Neigh { ns: ns.clone(), link: link.clone(), address: *address };
+        add(neigh, Object::Neigh(Neigh { mac: attachment.mac }));
+        let dst = Family::host_net(*address);
+        let key = Key::Route { ns: ns.clone(), table: MAIN_TABLE, dst, metric: ROUTE_METRIC };
+        add(key, Object::Route(on_link(family, link.clone())));
+    }
+}
+
+fn pod_end(attachment: &Attachment, mtu: u32, add: &mut impl FnMut(Key, Object)) {
+    let ns = Netns::Pod(attachment.netns.clone());
+    let link = pod_link(attachment);
+    let made = Link { kind: LinkKind::VethPeer, mac: attachment.mac, mtu, group: 0, up: true };
+    add(Key::Link { ns: ns.clone(), link: link.clone() }, Object::Link(made));
+    for (family, address) in attachment.addresses.iter() {
+        if family == Family::V6 {
+            // Some runtimes switch IPv6 off in every container; accept_ra off, or a neighbour could reroute the pod.
+            for (name, value) in [("ipv6/disable_ipv6", "0"), ("ipv6/accept_ra", "0")] {
+                let key = Key::LinkSysctl { ns: ns.clone(), link: link.clone(), name: name.into() };
+                add(key, Object::Sysctl(value.into()));
+            }
+        }
+        let own = Key::Address { ns: ns.clone(), link: link.clone(), address: Family::host_net(*address) };
+        add(own, Object::Address(Scope::Global));
+        let via = gateway(family);
+        let neigh = Key::Neigh { ns: ns.clone(), link: link.clone(), address: via };
+        add(neigh, Object::Neigh(Neigh { mac: host_mac(&attachment.id) }));
+        let route = |dst| Key::Route { ns: ns.clone(), table: MAIN_TABLE, dst, metric: ROUTE_METRIC };
+        add(route(Family::host_net(via)), Object::Route(on_link(family, link.clone())));
+        add(route(family.everything()), Object::Route(Route::via(via, link.clone())));
+    }
+}
+
+fn on_link(family: Family, link: LinkName) -> Route {
+    let scope = if family == Family::V4 { Scope::Link } else { Scope::Global };
+    Route { scope, ..Route::on_link(link) }
+}
+
+/// Attachments come from requests whose interface name was checked.
+fn pod_link(attachment: &Attachment) -> LinkName {
+    LinkName::new(&attachment.ifname).expect("checked when the attachment was decided")
+}
+
+fn stable_hash(text: &str) -> u64 {
+    let mut hasher = SipHasher13::new();
+    text.hash(&mut hasher);
+    hasher.finish()
+}
