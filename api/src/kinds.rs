@@ -57,6 +57,7 @@ pub struct NodeSpec {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct NodeStatus {
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub addresses: Vec<NodeAddress>,
 }
 
@@ -69,6 +70,9 @@ pub struct NodeAddress {
     pub kind: String,
     pub address: String,
 }
+
+/// `apiVersion` of the kinds of Calico that we read.
+pub const CALICO_API_VERSION: &str = "projectcalico.org/v3";
 
 /// projectcalico.org/v3 IPPool.
 pub type IPPool = Envelope<IPPoolSpec>;
@@ -85,9 +89,15 @@ pub struct IPPoolSpec {
     pub node_selector: String,
     #[serde(skip_serializing_if = "String::is_empty")]
     pub namespace_selector: String,
+    /// Nothing new is given out.
+    #[serde(skip_serializing_if = "is_default")]
     pub disabled: bool,
-    /// Calico's `natOutgoing`: masquerade what leaves for outside all pools.
-    pub nat_outgoing: bool,
+    /// `Workload`, `Tunnel`, `LoadBalancer`; pods get addresses where it is absent or holds `Workload`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub allowed_uses: Vec<String>,
+    /// `Automatic` or `Manual`: whether addresses are given out to pods that ask for none in particular.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub assignment_mode: String,
 }
 
 /// projectcalico.org/v3 IPReservation.

@@ -9,6 +9,8 @@ use std::pin::Pin;
 use futures_core::Stream;
 use tartan_model::{Kind, Object, ObjectId, Revision, StoreEvent};
 
+pub mod decode;
+
 /// A future on the heap, as trait objects need it.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 /// A stream on the heap.

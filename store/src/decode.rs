@@ -1,0 +1,176 @@
+//! The one place that turns YAML and JSON documents into objects of the model, and back.
+//!
+//! Invariants: never panics, whatever the bytes; a document is taken whole or refused with object, field, line, value,
+//! cause and fix; `decode(encode(object)) == object`. Kinds of others (Node, IPPool, IPReservation) may hold keys we do
+//! not know; our NetworkConfig may not, because a typo must not pass for a default.
+
+use std::ops::Range;
+
+use serde::Deserialize;
+use tartan_api::{kinds, tartan};
+use tartan_model::{Condition, Kind, Object, ObjectId, Revision};
+
+use self::fault::Fault;
+
+mod config;
+mod fault;
+mod fields;
+mod locate;
+mod node;
+mod pool;
+mod split;
+
+/// A document of a text, which was read without fault.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Document {
+    pub id: ObjectId,
+    pub object: Object,
+    /// Where it stands in the text, in bytes, without the `---` lines around it.
+    pub range: Range<usize>,
+}
+
+/// A document of a text, which was not taken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// The object it would have been, as far as can be told.
+    pub id: Option<ObjectId>,
+    /// It may have been meant as any object of ours: nothing must be concluded from what the text does not hold.
+    pub unsure: bool,
+    pub condition: Condition,
+    /// As in [`Document`].
+    pub range: Range<usize>,
+}
+
+/// The kinds and the `apiVersion` each is read from.
+const KINDS: [(Kind, &str); 6] = [
+    (Kind::Node, "v1"),
+    (Kind::NetworkConfig, tartan::API_VERSION),
+    (Kind::NodeNetwork, tartan::API_VERSION),
+    (Kind::IpPool, kinds::CALICO_API_VERSION),
+    (Kind::IpReservation, kinds::CALICO_API_VERSION),
+    (Kind::IpBlock, tartan::API_VERSION),
+];
+
+/// The part of a document that says what it is.
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct Header {
+    api_version: String,
+    kind: String,
+    metadata: Name,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Name {
+    name: String,
+}
+
+/// Every document of a text, in its order; empty ones are left out. `origin` names the text in conditions.
+pub fn documents(origin: &str, text: &str) -> Vec<Result<Document, Refused>> {
+    split::parts(text).map(|part| document(origin, text, part)).collect()
+}
+
+/// The document an object is written as.
+pub fn encode(id: &ObjectId, object: &Object) -> serde_yaml_ng::Value {
+    let document = match object {
+        Object::Node(node) => serde_yaml_ng::to_value(node::encode(node)),
+        Object::Config(config) => serde_yaml_ng::to_value(config::encode(&id.name, config)),
+        Object::Advert(advert) => serde_yaml_ng::to_value(node::encode_advert(advert)),
+        Object::Pool(pool) => serde_yaml_ng::to_value(pool::encode(pool)),
+        Object::Reservation(reservation) => serde_yaml_ng::to_value(pool::encode_reservation(reservation)),
+        Object::Block(block) => serde_yaml_ng::to_value(pool::encode_block(block)),
+    };
+    document.expect("the types of api are maps with text keys, lists and scalars")
+}
+
+/// The state of an object: a hash of the document it is written as.
+pub fn revision(id: &ObjectId, object: &Object) -> Revision {
+    let canonical = serde_json::to_vec(&encode(id, object)).expect("keys of documents are texts");
+    let hash = siphasher::sip128::SipHasher13::new().hash(&canonical).as_u128();
+    Revision(format!("{hash:032x}").into())
+}
+
+/// Entry point for tests with random bytes: decodes them, and checks the law on whatever came out.
+pub fn fuzz_decode(bytes: &[u8]) {
+    let text = String::from_utf8_lossy(bytes);
+    for document in documents("fuzz", &text).into_iter().flatten() {
+        let written = serde_yaml_ng::to_string(&encode(&document.id, &document.object)).expect("documents are plain");
+        let again = documents("fuzz", &written);
+        let same = matches!(again.as_slice(), [Ok(d)] if d.id == document.id && d.object == document.object);
+        assert!(same, "{document:?} was written as\n{written}\nand read as {again:?}");
+    }
+}
+
+/// Whether a text can name an object: letters in lower case, digits, `-` and `.`, as in Kubernetes.
+pub(crate) fn is_name(name: &str) -> bool {
+    let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+    name.len() <= 253
+        && name.starts_with(inner)
+        && name.ends_with(inner)
+        && name.chars().all(|c| inner(c) || matches!(c, '-' | '.'))
+}
+
+fn document(origin: &str, text: &str, part: split::Part) -> Result<Document, Refused> {
+    let body = &text[part.range.clone()];
+    let refused = |id: Option<ObjectId>, unsure: bool, fault: Fault| Refused {
+        condition: fault.condition(origin, id.as_ref(), body, part.line),
+        unsure: unsure && id.is_none(),
+        range: part.range.clone(),
+        id,
+    };
+    let header: Header = fault::typed(body).map_err(|fault| refused(split::salvage(body), true, fault))?;
+    let kind = kind_of(&header).map_err(|(fault, unsure)| refused(None, unsure, fault))?;
+    let name = header.metadata.name.as_str();
+    if !is_name(name) {
+        return Err(refused(None, true, Fault::name(name)));
+    }
+    let id = ObjectId { kind, name: name.into() };
+    check_version(kind, &header)
+        .and_then(|()| decode(kind, body))
+        .map(|object| Document { id: id.clone(), object, range: part.range.clone() })
+        .map_err(|fault| refused(Some(id), false, fault))
+}
+
+/// All kinds on one screen.
+fn decode(kind: Kind, body: &str) -> Result<Object, Fault> {
+    match kind {
+        Kind::Node => node::decode(&fault::typed(body)?).map(Object::Node),
+        Kind::NetworkConfig => config::decode(body).map(Object::Config),
+        Kind::NodeNetwork => node::decode_advert(&fault::typed(body)?).map(Object::Advert),
+        Kind::IpPool => pool::decode(&fault::typed(body)?).map(Object::Pool),
+        Kind::IpReservation => pool::decode_reservation(&fault::typed(body)?).map(Object::Reservation),
+        Kind::IpBlock => pool::decode_block(&fault::typed(body)?).map(Object::Block),
+    }
+}
+
+/// The kind, or why not and whether one of ours may have been meant.
+fn kind_of(header: &Header) -> Result<Kind, (Fault, bool)> {
+    if header.kind.is_empty() {
+        return Err((Fault::missing("kind", "say what the document is, e.g. `kind: IPPool`"), true));
+    }
+    Kind::ALL.into_iter().find(|kind| kind.as_str() == header.kind).ok_or_else(|| {
+        let nearest = fault::nearest(&header.kind, Kind::ALL.map(Kind::as_str));
+        let fix = match nearest {
+            Some(kind) => format!("write `kind: {kind}`, if that is what it should be"),
+            None => format!("take it out; Tartan reads {}", Kind::ALL.map(Kind::as_str).join(", ")),
+        };
+        (
+            Fault::new("kind", "UnknownKind", format!("Tartan does not read objects of kind {}", header.kind), fix),
+            nearest.is_some(),
+        )
+    })
+}
+
+fn check_version(kind: Kind, header: &Header) -> Result<(), Fault> {
+    let (_, version) = KINDS.into_iter().find(|(of, _)| *of == kind).expect("the table has every kind");
+    if header.api_version == version {
+        return Ok(());
+    }
+    Err(Fault::value(
+        "apiVersion",
+        &header.api_version,
+        format!("{kind} is read as {version}"),
+        format!("write `apiVersion: {version}`"),
+    ))
+}

@@ -1,0 +1,128 @@
+//! Node, and NodeNetwork with the Advert in it.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use tartan_api::kinds::{self, NodeSpec, NodeStatus, ObjectMeta};
+use tartan_api::tartan::{self, NodeNetworkSpec, NodeNetworkStatus};
+use tartan_model::{Advert, Endpoint, Family, Node, PerFamily};
+
+use super::fault::Fault;
+use super::fields;
+
+const INTERNAL_IP: &str = "InternalIP";
+
+pub(super) fn decode(document: &kinds::Node) -> Result<Node, Fault> {
+    let kinds::Node { metadata, spec, status, .. } = document;
+    let internal_ips = status
+        .addresses
+        .iter()
+        .enumerate()
+        .filter(|(_, address)| address.kind == INTERNAL_IP)
+        .map(|(i, address)| fields::address(&format!("status.addresses[{i}].address"), &address.address))
+        .collect::<Result<Vec<IpAddr>, Fault>>()?;
+    let pod_cidrs = match (spec.pod_cidrs.as_slice(), spec.pod_cidr.as_str()) {
+        ([], "") => Vec::new(),
+        ([], one) => vec![fields::cidr("spec.podCIDR", one)?],
+        (several, _) => fields::cidrs("spec.podCIDRs", several)?,
+    };
+    Ok(Node {
+        name: metadata.name.as_str().into(),
+        uid: metadata.uid.as_str().into(),
+        internal_ips,
+        pod_cidrs,
+        labels: metadata.labels.clone(),
+        annotations: metadata.annotations.clone(),
+    })
+}
+
+pub(super) fn encode(node: &Node) -> kinds::Node {
+    let address = |ip: &IpAddr| kinds::NodeAddress { kind: INTERNAL_IP.to_owned(), address: ip.to_string() };
+    kinds::Node {
+        api_version: "v1".to_owned(),
+        kind: "Node".to_owned(),
+        metadata: ObjectMeta {
+            name: node.name.to_string(),
+            namespace: String::new(),
+            uid: node.uid.to_string(),
+            labels: node.labels.clone(),
+            annotations: node.annotations.clone(),
+        },
+        spec: NodeSpec {
+            pod_cidr: node.pod_cidrs.first().map(ToString::to_string).unwrap_or_default(),
+            pod_cidrs: node.pod_cidrs.iter().map(ToString::to_string).collect(),
+        },
+        status: NodeStatus { addresses: node.internal_ips.iter().map(address).collect() },
+    }
+}
+
+pub(super) fn decode_advert(document: &tartan::NodeNetwork) -> Result<Advert, Fault> {
+    let spec = &document.spec;
+    Ok(Advert {
+        node: document.metadata.name.as_str().into(),
+        node_uid: spec.node_uid.as_str().into(),
+        addresses: one_per_family("spec.addresses", &spec.addresses)?,
+        fabric_addresses: one_per_family("spec.fabricAddresses", &spec.fabric_addresses)?,
+        blocks: fields::cidrs("spec.blocks", &spec.blocks)?,
+        mtu: spec.mtu,
+        accepts: spec.accepts.iter().enumerate().map(endpoint).collect::<Result<_, Fault>>()?,
+        sends: spec.sends.iter().map(|name| name.as_str().into()).collect(),
+        heartbeat: spec.heartbeat,
+    })
+}
+
+pub(super) fn encode_advert(advert: &Advert) -> tartan::NodeNetwork {
+    let texts = |addresses: &PerFamily<IpAddr>| addresses.iter().map(|(_, ip)| ip.to_string()).collect();
+    tartan::NodeNetwork {
+        api_version: tartan::API_VERSION.to_owned(),
+        kind: "NodeNetwork".to_owned(),
+        metadata: ObjectMeta { name: advert.node.to_string(), ..ObjectMeta::default() },
+        spec: NodeNetworkSpec {
+            node_uid: advert.node_uid.to_string(),
+            addresses: texts(&advert.addresses),
+            fabric_addresses: texts(&advert.fabric_addresses),
+            blocks: advert.blocks.iter().map(ToString::to_string).collect(),
+            mtu: advert.mtu,
+            accepts: advert.accepts.iter().map(encode_endpoint).collect(),
+            sends: advert.sends.iter().map(ToString::to_string).collect(),
+            heartbeat: advert.heartbeat,
+        },
+        status: NodeNetworkStatus::default(),
+    }
+}
+
+fn one_per_family(field: &str, texts: &[String]) -> Result<PerFamily<IpAddr>, Fault> {
+    let mut found = PerFamily::default();
+    for (i, address) in fields::addresses(field, texts)?.into_iter().enumerate() {
+        let family = Family::of(address);
+        if found.get(family).is_some() {
+            let wrong = format!("the second {family} address");
+            return Err(Fault::value(format!("{field}[{i}]"), address, wrong, "keep at most one of each family"));
+        }
+        found.set(family, address);
+    }
+    Ok(found)
+}
+
+fn endpoint((i, endpoint): (usize, &tartan::Endpoint)) -> Result<Endpoint, Fault> {
+    let field = |name: &str| format!("spec.accepts[{i}].{name}");
+    let mac = match endpoint.mac.as_str() {
+        "" => None,
+        text => Some(text.parse().map_err(|wrong: String| {
+            Fault::value(field("mac"), text, wrong, "write six bytes in hex, e.g. 02:00:00:00:00:01")
+        })?),
+    };
+    Ok(Endpoint {
+        instance: Arc::from(endpoint.instance.as_str()),
+        address: fields::address(&field("address"), &endpoint.address)?,
+        mac,
+    })
+}
+
+fn encode_endpoint(endpoint: &Endpoint) -> tartan::Endpoint {
+    tartan::Endpoint {
+        instance: endpoint.instance.to_string(),
+        address: endpoint.address.to_string(),
+        mac: endpoint.mac.map(|mac| mac.to_string()).unwrap_or_default(),
+    }
+}

@@ -1,0 +1,152 @@
+//! IPPool and IPReservation, Calico's as they are, and IPBlock, our claim on a part of a pool.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use tartan_api::kinds::{self, Empty, IPPoolSpec, IPReservationSpec, ObjectMeta};
+use tartan_api::tartan::{self, IPBlockSpec};
+use tartan_model::{Block, Family, Pool, Reservation, Selector};
+
+use super::fault::Fault;
+use super::fields;
+
+const WORKLOAD: &str = "Workload";
+const AUTOMATIC: &str = "Automatic";
+
+pub(super) fn decode(document: &kinds::IPPool) -> Result<Pool, Fault> {
+    let spec = &document.spec;
+    if spec.cidr.is_empty() {
+        return Err(Fault::missing("spec.cidr", "say which range pods get addresses from, e.g. 10.244.0.0/16"));
+    }
+    let cidr = fields::cidr("spec.cidr", &spec.cidr)?;
+    check_usable(&cidr)?;
+    let for_pods = spec.allowed_uses.is_empty() || spec.allowed_uses.iter().any(|for_what| for_what == WORKLOAD);
+    let automatic = matches!(spec.assignment_mode.as_str(), "" | AUTOMATIC);
+    Ok(Pool {
+        name: document.metadata.name.as_str().into(),
+        cidr,
+        block_size: block_size(&cidr, spec.block_size)?,
+        nodes: selector("spec.nodeSelector", &spec.node_selector)?,
+        namespaces: selector("spec.namespaceSelector", &spec.namespace_selector)?,
+        disabled: spec.disabled || !for_pods || !automatic,
+    })
+}
+
+pub(super) fn encode(pool: &Pool) -> kinds::IPPool {
+    let text = |selector: &Selector| if *selector == Selector::all() { String::new() } else { selector.to_string() };
+    let (default, _) = block_sizes(Family::of_net(&pool.cidr));
+    kinds::IPPool {
+        api_version: kinds::CALICO_API_VERSION.to_owned(),
+        kind: "IPPool".to_owned(),
+        metadata: ObjectMeta { name: pool.name.to_string(), ..ObjectMeta::default() },
+        spec: IPPoolSpec {
+            cidr: pool.cidr.to_string(),
+            block_size: (pool.block_size != default).then_some(pool.block_size),
+            node_selector: text(&pool.nodes),
+            namespace_selector: text(&pool.namespaces),
+            disabled: pool.disabled,
+            ..IPPoolSpec::default()
+        },
+        status: Empty {},
+    }
+}
+
+pub(super) fn decode_reservation(document: &kinds::IPReservation) -> Result<Reservation, Fault> {
+    let cidrs = fields::cidrs("spec.reservedCIDRs", &document.spec.reserved_cidrs)?;
+    Ok(Reservation { name: document.metadata.name.as_str().into(), cidrs })
+}
+
+pub(super) fn encode_reservation(reservation: &Reservation) -> kinds::IPReservation {
+    kinds::IPReservation {
+        api_version: kinds::CALICO_API_VERSION.to_owned(),
+        kind: "IPReservation".to_owned(),
+        metadata: ObjectMeta { name: reservation.name.to_string(), ..ObjectMeta::default() },
+        spec: IPReservationSpec { reserved_cidrs: reservation.cidrs.iter().map(ToString::to_string).collect() },
+        status: Empty {},
+    }
+}
+
+pub(super) fn decode_block(document: &tartan::IPBlock) -> Result<Block, Fault> {
+    let spec = &document.spec;
+    let cidr = fields::cidr("spec.cidr", &spec.cidr)?;
+    let name = Block::name_of(&cidr);
+    if document.metadata.name != name {
+        let wrong = format!("a claim on {cidr} is named {name}, so that two claims on it meet");
+        return Err(Fault::value("metadata.name", &document.metadata.name, wrong, format!("name it {name}")));
+    }
+    if spec.node.is_empty() {
+        return Err(Fault::missing("spec.node", "say which node claims it, or delete the claim"));
+    }
+    let given = fields::cidrs("spec.given", &spec.given)?;
+    if let Some((i, outside)) = given.iter().enumerate().find(|(_, part)| !cidr.contains(*part)) {
+        let fix = "only a part of the block can be given away";
+        return Err(Fault::value(format!("spec.given[{i}]"), outside, format!("not inside {cidr}"), fix));
+    }
+    Ok(Block {
+        cidr,
+        pool: spec.pool.as_str().into(),
+        node: spec.node.as_str().into(),
+        node_uid: spec.node_uid.as_str().into(),
+        given,
+    })
+}
+
+pub(super) fn encode_block(block: &Block) -> tartan::IPBlock {
+    tartan::IPBlock {
+        api_version: tartan::API_VERSION.to_owned(),
+        kind: "IPBlock".to_owned(),
+        metadata: ObjectMeta { name: Block::name_of(&block.cidr), ..ObjectMeta::default() },
+        spec: IPBlockSpec {
+            cidr: block.cidr.to_string(),
+            pool: block.pool.to_string(),
+            node: block.node.to_string(),
+            node_uid: block.node_uid.to_string(),
+            given: block.given.iter().map(ToString::to_string).collect(),
+        },
+        status: Empty {},
+    }
+}
+
+/// Default prefix length of a block, and the lowest, as in Calico; the highest holds one address.
+fn block_sizes(family: Family) -> (u8, u8) {
+    match family {
+        Family::V4 => (26, 20),
+        Family::V6 => (122, 116),
+    }
+}
+
+fn block_size(cidr: &IpNet, given: Option<u8>) -> Result<u8, Fault> {
+    let family = Family::of_net(cidr);
+    let (default, lowest) = block_sizes(family);
+    let size = given.unwrap_or(default);
+    let lowest = lowest.max(cidr.prefix_len());
+    if (lowest..=family.bits()).contains(&size) {
+        return Ok(size);
+    }
+    let field = "spec.blockSize";
+    let wrong = format!("no prefix length of blocks in the {family} pool {cidr}");
+    let fix = format!("write a number from {lowest} to {}", family.bits());
+    let mut fault = Fault::value(field, size, wrong, fix);
+    if given.is_none() {
+        fault.message = format!("{cidr} is smaller than one block of the default {field}, {default}");
+    }
+    Err(fault)
+}
+
+fn check_usable(cidr: &IpNet) -> Result<(), Fault> {
+    let special = match cidr.addr() {
+        IpAddr::V4(ip) => ip.is_loopback() || ip.is_multicast() || ip.is_link_local() || ip.octets()[0] == 0,
+        IpAddr::V6(ip) => ip.is_loopback() || ip.is_multicast() || ip.is_unicast_link_local() || ip.is_unspecified(),
+    };
+    if !special {
+        return Ok(());
+    }
+    let wrong = "loopback, link-local, multicast and unspecified addresses cannot be a pod's";
+    Err(Fault::value("spec.cidr", cidr, wrong, "choose a private range, e.g. 10.244.0.0/16 or fd00:10:244::/64"))
+}
+
+fn selector(field: &str, text: &str) -> Result<Selector, Fault> {
+    Selector::parse(text).map_err(|error| {
+        Fault::value(field, text, error, "write it as in `zone == \"a\" && !has(gpu)`; all() is everything")
+    })
+}
