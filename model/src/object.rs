@@ -51,6 +51,9 @@ pub enum StoreEvent {
     Synced(Kind),
     /// There is an object that cannot be read; what was known of it stays.
     Invalid(ObjectId, Condition),
+    /// What else there is to say about a source of objects, e.g. a file whose objects cannot be told: takes the place
+    /// of what was said of it before.
+    Notice(Arc<str>, Vec<Condition>),
     /// The store cannot be reached; what is known stays. A relist follows when it is back.
     Away(String),
 }

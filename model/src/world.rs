@@ -39,6 +39,8 @@ pub struct World {
     pub programmed: Programmed,
     /// Objects that cannot be read, with why.
     pub invalid: OrdMap<ObjectId, Arc<Condition>>,
+    /// What the store says of its sources, e.g. files, by source.
+    pub notices: OrdMap<Arc<str>, Arc<[Condition]>>,
     /// Why the store cannot be reached; none while it can.
     pub store_away: Option<Arc<str>>,
     /// Revisions of the objects this node writes.
@@ -107,6 +109,8 @@ impl World {
                 self.listed(&id);
                 self.invalid.insert(id, Arc::new(condition));
             }
+            StoreEvent::Notice(source, said) if said.is_empty() => drop(self.notices.remove(&source)),
+            StoreEvent::Notice(source, said) => drop(self.notices.insert(source, said.into())),
             StoreEvent::Away(why) => self.store_away = Some(why.into()),
         }
     }
