@@ -3,7 +3,9 @@
 //! Invariant: what is written here is compatibility. A field once released keeps its name and meaning; unknown fields
 //! are ignored when read from a store that others write to.
 
+pub mod boot;
 pub mod cni;
 pub mod kinds;
 pub mod socket;
+pub mod status;
 pub mod tartan;

@@ -1,0 +1,95 @@
+//! What `tartan status` shows, as the agent answers it.
+
+use serde::{Deserialize, Serialize};
+
+use crate::tartan::Condition;
+
+/// One node, seen by its own agent.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Status {
+    pub node: String,
+    pub version: String,
+    /// The first full pass is done and nothing failed in it.
+    pub ready: bool,
+    /// Why not, in words.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub waiting_for: String,
+    /// Configured fabric, e.g. `vxlan`.
+    pub fabric: String,
+    /// `steady`, or what the change of fabric waits for.
+    pub phase: String,
+    /// Instances this node receives on.
+    pub receives: Vec<String>,
+    pub addresses: Vec<Address>,
+    pub fabric_addresses: Vec<String>,
+    /// MTU of pods, in bytes.
+    pub pod_mtu: u32,
+    pub blocks: Vec<BlockUse>,
+    pub pods: Vec<Pod>,
+    pub peers: Vec<Peer>,
+    pub kernel: Kernel,
+    pub conditions: Vec<Condition>,
+}
+
+/// An address this node tells its peers, and why that one.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Address {
+    pub address: String,
+    pub link: String,
+    pub mtu: u32,
+    pub why: String,
+}
+
+/// A range of this node's pods.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct BlockUse {
+    pub cidr: String,
+    pub used: u64,
+}
+
+/// A pod of this node.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Pod {
+    pub pod: String,
+    pub addresses: Vec<String>,
+    /// Host end of its link.
+    pub link: String,
+}
+
+/// How things stand with a peer.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Peer {
+    pub node: String,
+    /// It gave a sign of life within its lease.
+    pub live: bool,
+    /// What carries packets to it.
+    pub fabric: String,
+    pub blocks: Vec<String>,
+}
+
+/// How far the kernel has come.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Kernel {
+    /// Objects of ours in the kernel.
+    pub objects: u64,
+    /// Changes applied since the agent started.
+    pub applied: u64,
+    /// Of these, made because somebody else changed what was ours.
+    pub repaired: u64,
+    pub failures: Vec<Failure>,
+}
+
+/// An object that the kernel refused.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Failure {
+    pub object: String,
+    pub owner: String,
+    pub error: String,
+}
