@@ -103,12 +103,7 @@ fn serve_udp(socket: &UdpSocket, stopped: &Stopped) {
     }
 }
 
-fn listen(
-    name: String,
-    listener: TcpListener,
-    stopped: &Stopped,
-    answer: Conversation,
-) -> Result<JoinHandle<()>> {
+fn listen(name: String, listener: TcpListener, stopped: &Stopped, answer: Conversation) -> Result<JoinHandle<()>> {
     let stopped = stopped.clone();
     spawn(&name.clone(), move || {
         let mut connections: Vec<JoinHandle<()>> = Vec::new();

@@ -15,7 +15,7 @@ use nix::mount::{MsFlags, mount};
 use serde::{Deserialize, Serialize};
 
 use crate::cleanup;
-use crate::netns::{Netns, own_mounts};
+use crate::netns::{Endpoint, Netns, own_mounts};
 
 /// Where labs keep their files.
 pub const LAB_DIR: &str = "/run/tartan-lab";
@@ -80,7 +80,9 @@ impl Facts {
             let file = entry?.path().join("lab.json");
             // A lab may be on its way up or down; one without its file has made nothing yet.
             if let Ok(text) = fs::read(&file) {
-                labs.push(serde_json::from_slice(&text).with_context(|| format!("reading {}", file.display()))?);
+                labs.push(serde_json::from_slice(&text).with_context(|| {
+                    format!("reading {} (written by another build? end that lab with it)", file.display())
+                })?);
             }
         }
         Ok(labs)
@@ -109,6 +111,13 @@ impl Facts {
     pub fn member(&self, name: &str) -> Result<&Member> {
         let known = || self.members.keys().cloned().collect::<Vec<_>>().join(", ");
         self.members.get(name).ok_or_else(|| anyhow!("lab {} has no {name:?}: it has {}", self.name, known()))
+    }
+
+    /// Its pods, for a matrix.
+    pub fn pod_endpoints(&self) -> Vec<Endpoint> {
+        let pods = self.members.iter().filter(|(_, member)| member.node.is_some());
+        pods.map(|(name, m)| Endpoint { name: name.clone(), netns: Netns::named(&m.netns), v4: m.v4, v6: m.v6 })
+            .collect()
     }
 
     /// Runs a command inside a member, with the lab's names resolving and, on a node, `TARTAN_SOCKET` set. Standard

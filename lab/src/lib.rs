@@ -21,6 +21,7 @@ mod node;
 mod pod;
 pub mod probe;
 mod scenario;
+mod signals;
 mod sockopt;
 mod underlay;
 
@@ -39,6 +40,7 @@ pub use netns::{Endpoint, Family, NETNS_DIR, Netns, Place};
 pub use node::Node;
 pub use pod::Pod;
 pub use scenario::Scenario;
+pub use signals::{Asked, Signals};
 pub use underlay::{Kind as Underlay, Seat, Underlay as UnderlayControl};
 
 /// The programs a lab runs.
@@ -259,6 +261,18 @@ impl Lab {
         facts::write_atomically(&self.object_file(object)?, serde_yaml_ng::to_string(object)?.as_bytes())
     }
 
+    /// Reads one object, as the agents or the lab last wrote it.
+    pub fn get(&self, kind: &str, name: &str) -> Result<Option<Value>> {
+        let file = self.store_dir().join(format!("{}.{name}.yaml", kind.to_lowercase()));
+        match fs::read(&file) {
+            Ok(text) => {
+                Ok(Some(serde_yaml_ng::from_slice(&text).with_context(|| format!("reading {}", file.display()))?))
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && self.store_dir().exists() => Ok(None),
+            Err(error) => Err(error).with_context(|| format!("reading {}", file.display())),
+        }
+    }
+
     /// Removes one object.
     pub fn delete(&self, object: &Value) -> Result<()> {
         let file = self.object_file(object)?;
@@ -267,9 +281,7 @@ impl Lab {
 
     /// Changes keys of NetworkConfig `default`; the others stay. A null removes a key.
     pub fn set_config(&mut self, changes: &Map<String, Value>) -> Result<()> {
-        let file = self.object_file(&config_object(&Map::new()))?;
-        let now: Value =
-            serde_yaml_ng::from_slice(&fs::read(&file)?).with_context(|| format!("reading {}", file.display()))?;
+        let now = self.get("NetworkConfig", "default")?.unwrap_or_default();
         let mut spec = now["spec"].as_object().cloned().unwrap_or_default();
         for (key, value) in changes {
             match value {

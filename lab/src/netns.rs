@@ -13,6 +13,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, anyhow, bail};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::signal::SigSet;
 
 /// Where `ip netns` keeps its namespaces.
 pub const NETNS_DIR: &str = "/run/netns";
@@ -110,11 +111,9 @@ impl Netns {
 
     /// Removes the name; the kernel frees the namespace with its last process and socket. Absent is success.
     pub fn delete(&self) -> Result<()> {
-        if !self.path().exists() {
-            return Ok(());
-        }
         let deleted = Command::new("ip").args(["netns", "del", &self.name]).output().context("running `ip`")?;
-        succeeded("ip netns del", &deleted)
+        // Asked afterwards, as another lab may be removing the same leftovers.
+        if self.path().exists() { succeeded("ip netns del", &deleted) } else { Ok(()) }
     }
 
     /// The command that puts a person inside.
@@ -216,6 +215,8 @@ impl Place {
             unshare(CloneFlags::CLONE_FS).context("unsharing the working directory")?;
             setns(mounts, CloneFlags::CLONE_NEWNS).context("joining the mount namespace")?;
         }
+        // A process inherits the mask of the thread that starts it, and the holder of a lab may block signals.
+        SigSet::empty().thread_set_mask().context("clearing the signal mask")?;
         setns(file, CloneFlags::CLONE_NEWNET).with_context(|| format!("joining {}", self.netns.name))
     }
 }

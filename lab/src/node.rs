@@ -146,9 +146,9 @@ impl Node {
         self.place.output(argv)
     }
 
-    /// Starts a process on the node.
-    pub fn spawn(&self, command: &mut Command) -> Result<Child> {
-        self.place.spawn(command)
+    /// Runs `work` on a thread in the node's namespaces; processes it starts live there too.
+    pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
+        self.place.run(work)
     }
 
     // --- the agent ---

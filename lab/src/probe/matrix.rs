@@ -114,19 +114,24 @@ impl fmt::Display for Matrix {
     }
 }
 
-/// Asks every ordered pair, the endpoints at the same time, one question at a time from each.
+/// Asks every ordered pair at the same time, so a network that is down takes no longer to judge than one question.
 pub fn matrix(endpoints: &[Endpoint]) -> Result<Matrix> {
-    let rows: Vec<Result<Vec<Reach>>> = std::thread::scope(|scope| {
-        let rows: Vec<_> = endpoints.iter().map(|from| scope.spawn(|| row(from, endpoints))).collect();
-        rows.into_iter().map(|r| r.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
-    });
+    let rows: Vec<Result<Vec<Reach>>> = in_parallel(endpoints, |from| row(from, endpoints));
     Ok(Matrix { reaches: rows.into_iter().collect::<Result<Vec<_>>>()?.concat() })
 }
 
 fn row(from: &Endpoint, endpoints: &[Endpoint]) -> Result<Vec<Reach>> {
-    from.netns.run(|| {
-        let others = endpoints.iter().filter(|to| to.name != from.name);
-        others.flat_map(|to| Family::BOTH.map(|family| reach(from, to, family))).collect()
+    let others = endpoints.iter().filter(|to| to.name != from.name);
+    let questions: Vec<_> = others.flat_map(|to| Family::BOTH.map(|family| (to, family))).collect();
+    // Threads begin in the namespace of the one that starts them.
+    from.netns.run(|| in_parallel(&questions, |(to, family)| reach(from, to, *family)))
+}
+
+fn in_parallel<I: Sync, O: Send>(inputs: &[I], work: impl Fn(&I) -> O + Sync) -> Vec<O> {
+    std::thread::scope(|scope| {
+        let work = &work;
+        let running: Vec<_> = inputs.iter().map(|input| scope.spawn(move || work(input))).collect();
+        running.into_iter().map(|r| r.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
     })
 }
 
