@@ -198,6 +198,11 @@ fn unsupported(world: &World, receives: &BTreeSet<Instance>) -> Vec<Condition> {
 // === impl Memo ===
 
 impl Memo {
+    /// The last plan.
+    pub fn last(&self) -> &Out {
+        &self.out
+    }
+
     /// Instances this node has, or may come to have, reason to receive on.
     fn receivable(&self, config: &Config, node: &LocalNode) -> BTreeSet<Instance> {
         let own = own_targets(config, node).into_iter();
