@@ -5,6 +5,9 @@
 //!
 //! Invariant: only what carries one of our claims is read, changed or deleted.
 
+mod nfnetlink;
+pub mod nft;
+
 use std::sync::mpsc;
 
 use tartan_model::{Features, Host};

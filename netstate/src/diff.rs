@@ -8,6 +8,7 @@
 //! kernel is compared with).
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use imbl::ordmap::DiffItem;
 
@@ -54,6 +55,7 @@ pub fn diff(mirror: &State, wanted: &State, may_delete: impl Fn(&Key) -> bool) -
     }
     let mut first = Vec::new();
     remake_links(mirror, wanted, &mut make, &mut first);
+    remake_sets(wanted, &mut make, &mut gone);
     clear_the_way(&make, &mut gone, &mut first);
     let leaving = gone.iter().filter_map(|(key, _)| key.as_link()).collect();
     let along = hanging_on(mirror, &leaving);
@@ -86,6 +88,38 @@ fn remake_links(mirror: &State, wanted: &State, make: &mut Vec<(Op, Owner)>, fir
     }
     let again = lost.iter().filter_map(|key| wanted.get(key).map(|entry| (key, entry)));
     make.extend(again.map(|(key, entry)| (Op::Create(key.clone(), entry.object.clone()), entry.owner.clone())));
+    make.sort_by(|(a, _), (b, _)| a.key().cmp(b.key()));
+}
+
+/// A set whose layout changed loses its elements, and goes only when no rule refers to it: its elements are put in
+/// again, and the chains that look into it are written again.
+fn remake_sets(wanted: &State, make: &mut Vec<(Op, Owner)>, gone: &mut Vec<(Key, Entry)>) {
+    let remade: BTreeSet<Arc<str>> = make
+        .iter()
+        .filter_map(|(op, _)| match op {
+            Op::Replace { key: Key::NftSet { set }, .. } => Some(set.clone()),
+            _ => None,
+        })
+        .collect();
+    if remade.is_empty() {
+        return;
+    }
+    let in_remade = |key: &Key| matches!(key, Key::NftElement { set, .. } if remade.contains(set));
+    gone.retain(|(key, _)| !in_remade(key));
+    make.retain(|(op, _)| !in_remade(op.key()));
+    let changed: BTreeSet<Key> = make.iter().map(|(op, _)| op.key().clone()).collect();
+    for (key, Entry { object, owner }) in wanted.iter().filter(|(key, _)| !changed.contains(key)) {
+        match object {
+            Object::NftElement(_) if in_remade(key) => {
+                make.push((Op::Create(key.clone(), object.clone()), owner.clone()));
+            }
+            Object::NftChain(chain) if chain.rules.iter().any(|rule| remade.iter().any(|set| rule.looks_into(set))) => {
+                let op = Op::Replace { key: key.clone(), old: object.clone(), new: object.clone() };
+                make.push((op, owner.clone()));
+            }
+            _ => {}
+        }
+    }
     make.sort_by(|(a, _), (b, _)| a.key().cmp(b.key()));
 }
 
@@ -174,6 +208,10 @@ impl Change {
     pub fn apply_to(&self, state: &mut State) {
         for (op, owner) in &self.ops {
             match op {
+                Op::Replace { key: Key::NftSet { set }, new, .. } => {
+                    state.remove_elements(set);
+                    state.insert(Key::NftSet { set: set.clone() }, new.clone(), owner.clone());
+                }
                 Op::Create(key, object) | Op::Replace { key, new: object, .. } => {
                     state.insert(key.clone(), object.clone(), owner.clone());
                 }

@@ -1,10 +1,19 @@
 //! Objects of our one nft table: chains, sets, elements, and the few expressions rules are made of.
 //!
 //! Rules are never decompiled. Each carries a fingerprint of its own content in its userdata, and chains compare by
-//! the list of fingerprints; sets and maps compare by element.
+//! the list of fingerprints; sets and maps compare by element. An interval is one element with a start and an end.
+//!
+//! A set is never redefined under its name: what changes its layout changes its name.
 
-use std::fmt;
-use std::sync::Arc;
+mod element;
+mod rule;
+
+pub use element::{ElementData, ElementKey, Fields};
+pub use rule::{
+    AddressSide, CmpOp, CtKey, Expr, MetaKey, NatKind, PayloadBase, Reg, Rule, RuleBuilder, Selector, Verdict, rule,
+};
+
+use std::net::IpAddr;
 
 /// A chain with its rules.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,62 +59,157 @@ pub enum HookPoint {
     Postrouting,
 }
 
-/// One rule. Two rules are equal when their fingerprints are.
-#[derive(Clone, Debug)]
-pub struct Rule {
-    /// Hash of the content, kept in the rule's userdata in the kernel.
-    pub fingerprint: u64,
-    /// Empty in a rule that was read back.
-    pub expressions: Vec<Expr>,
-    /// What `nft list ruleset` shows behind it.
-    pub comment: Arc<str>,
-}
-
 /// A set or map.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Set {
-    /// Length of a key in bytes, each component padded to four.
+    /// Length of a key in bytes; in a concatenation each component is padded to four.
     pub key_len: u32,
     /// nft's datatype number of the key, so that `nft list` can print it.
     pub key_type: u32,
     /// Length of the data in bytes; 0 for a set.
     pub data_len: u32,
-    /// nft's datatype number of the data.
+    /// nft's datatype number of the data; 0 for a set.
     pub data_type: u32,
-    /// An interval set (elements are starts and ends) or an exact one.
+    /// An interval set (elements have a start and an end) or an exact one.
     pub interval: bool,
 }
 
-/// An element's encoded key.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ElementKey {
-    /// Bytes in network order, components padded to four.
-    pub bytes: Vec<u8>,
-    /// The element marks the end (exclusive) of an interval.
-    pub interval_end: bool,
+/// What a component of a set's key or of a map's data is, to nft.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Type {
+    /// `ipv4_addr`
+    Ipv4Addr,
+    /// `ipv6_addr`
+    Ipv6Addr,
+    /// `inet_proto`
+    InetProto,
+    /// `inet_service`, a port
+    InetService,
 }
 
-/// An element's data: bytes in network order; empty in a set.
-#[derive(Clone, Debug, PartialEq, Eq, Default)]
-pub struct ElementData(pub Vec<u8>);
+/// The family of the packets a rule or a set is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Nfproto {
+    /// IPv4.
+    Ipv4,
+    /// IPv6.
+    Ipv6,
+}
 
-/// One expression of a rule.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Expr {}
+// === impl Chain ===
 
-impl PartialEq for Rule {
-    fn eq(&self, other: &Rule) -> bool {
-        self.fingerprint == other.fingerprint
+impl Chain {
+    /// A base chain: the kernel calls it at `hook`.
+    pub fn base(kind: ChainKind, point: HookPoint, priority: i32, rules: Vec<Rule>) -> Chain {
+        Chain { hook: Some(Hook { kind, point, priority }), rules }
+    }
+
+    /// A chain that others jump to.
+    pub fn regular(rules: Vec<Rule>) -> Chain {
+        Chain { hook: None, rules }
     }
 }
 
-impl Eq for Rule {}
+// === impl Set ===
 
-impl fmt::Display for ElementKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for byte in &self.bytes {
-            write!(f, "{byte:02x}")?;
+impl Set {
+    /// A set of exact keys.
+    pub fn exact(key: &[Type]) -> Set {
+        Set::map(key, &[])
+    }
+
+    /// A map from exact keys to data.
+    pub fn map(key: &[Type], data: &[Type]) -> Set {
+        Set {
+            key_len: Type::len_of(key),
+            key_type: Type::number_of(key),
+            data_len: Type::len_of(data),
+            data_type: Type::number_of(data),
+            interval: false,
         }
-        if self.interval_end { f.write_str(" (end)") } else { Ok(()) }
+    }
+
+    /// A set of intervals; their elements must not overlap.
+    pub fn intervals(key: Type) -> Set {
+        Set { interval: true, ..Set::exact(&[key]) }
+    }
+}
+
+// === impl Type ===
+
+impl Type {
+    /// The datatype of an address of this family.
+    pub fn addr(nfproto: Nfproto) -> Type {
+        match nfproto {
+            Nfproto::Ipv4 => Type::Ipv4Addr,
+            Nfproto::Ipv6 => Type::Ipv6Addr,
+        }
+    }
+
+    fn len(self) -> u32 {
+        match self {
+            Type::Ipv4Addr => 4,
+            Type::Ipv6Addr => 16,
+            Type::InetProto => 1,
+            Type::InetService => 2,
+        }
+    }
+
+    /// nft's own number (`enum datatypes`).
+    fn number(self) -> u32 {
+        match self {
+            Type::Ipv4Addr => 7,
+            Type::Ipv6Addr => 8,
+            Type::InetProto => 12,
+            Type::InetService => 13,
+        }
+    }
+
+    fn len_of(types: &[Type]) -> u32 {
+        match types {
+            [one] => one.len(),
+            many => many.iter().map(|each| each.len().next_multiple_of(4)).sum(),
+        }
+    }
+
+    /// A concatenation's number has six bits for each component.
+    fn number_of(types: &[Type]) -> u32 {
+        types.iter().fold(0, |number, each| number << 6 | each.number())
+    }
+}
+
+// === impl Nfproto ===
+
+impl Nfproto {
+    /// Both, IPv4 first.
+    pub const BOTH: [Nfproto; 2] = [Nfproto::Ipv4, Nfproto::Ipv6];
+
+    /// The family of an address.
+    pub fn of(address: IpAddr) -> Nfproto {
+        if address.is_ipv4() { Nfproto::Ipv4 } else { Nfproto::Ipv6 }
+    }
+
+    /// `NFPROTO_*`.
+    pub fn number(self) -> u8 {
+        match self {
+            Nfproto::Ipv4 => 2,
+            Nfproto::Ipv6 => 10,
+        }
+    }
+
+    /// Length of an address in bytes.
+    pub fn addr_len(self) -> u8 {
+        match self {
+            Nfproto::Ipv4 => 4,
+            Nfproto::Ipv6 => 16,
+        }
+    }
+
+    /// How names of per-family sets end.
+    pub fn suffix(self) -> &'static str {
+        match self {
+            Nfproto::Ipv4 => "4",
+            Nfproto::Ipv6 => "6",
+        }
     }
 }

@@ -220,6 +220,16 @@ impl State {
         direct.chain(routed)
     }
 
+    /// Takes all elements of an nft set away.
+    pub(crate) fn remove_elements(&mut self, of: &str) {
+        let first = Key::NftElement { set: of.into(), key: nft::ElementKey { bytes: Vec::new(), end: None } };
+        let is_element = |key: &&Key| matches!(key, Key::NftElement { set, .. } if **set == *of);
+        let keys: Vec<Key> = self.keys_from(first).take_while(is_element).cloned().collect();
+        keys.iter().for_each(|key| {
+            self.remove(key);
+        });
+    }
+
     fn keys_from(&self, first: Key) -> impl Iterator<Item = &Key> {
         self.entries.range::<_, Key>((Bound::Included(first), Bound::Unbounded)).map(|(key, _)| key)
     }

@@ -1,0 +1,334 @@
+//! The nft steps of a change as one transaction.
+//!
+//! Invariant: all steps that the kernel does not refuse come into force at one instant, and a refused one stops no
+//! other. The kernel names every message it refuses; that step is taken out and the rest tried again. Nothing is half
+//! done: a transaction is in force as a whole or not at all, so what it would replace stays until it works.
+//!
+//! Order within: chains are emptied first, so that nothing refers to what is deleted next; then all deletions, then
+//! all creations, elements last (the kernel loads a large map faster when its rules are there).
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use nix::errno::Errno;
+use tartan_netstate::nft::{ElementData, ElementKey};
+use tartan_netstate::{Key, Object, Op, Owner};
+
+use super::encode::{self, ElementList};
+use crate::nfnetlink::{Message, Refusal};
+use crate::{Failure, KernelError};
+
+/// Each try takes out at least one step. Elements need three tries however many are bad, chains and sets one each.
+const MAX_TRIES: usize = 64;
+
+/// Which step of the change a message carries out.
+type Index = usize;
+
+/// One message of the transaction.
+struct Step {
+    message: Message,
+    /// More than one only for elements of one set.
+    about: Vec<Index>,
+    /// That it is gone already is success.
+    deletes: bool,
+    /// About elements, not about a table, a set, a chain or a rule.
+    elements: bool,
+}
+
+/// What earlier tries have shown.
+#[derive(Default)]
+struct Known {
+    failed: BTreeMap<Index, KernelError>,
+    /// What these would delete is gone.
+    gone: BTreeSet<Index>,
+    /// Elements of a message that was refused: now each in a message of its own, to find the guilty one.
+    alone: BTreeSet<Index>,
+}
+
+/// Carries out all steps that can be, in one transaction given to `transact`.
+pub(super) fn apply(ops: &[(Op, Owner)], mut transact: impl FnMut(&[&Message]) -> Vec<Refusal>) -> Vec<Failure> {
+    let mut known = Known::default();
+    for tries in 1.. {
+        let steps = compose(ops, &known);
+        if steps.is_empty() {
+            break;
+        }
+        let messages: Vec<&Message> = steps.iter().map(|step| &step.message).collect();
+        let refusals = transact(&messages);
+        if refusals.is_empty() {
+            break;
+        }
+        if tries == MAX_TRIES {
+            known.fail_rest(ops, &refusals[0]);
+        }
+        known.learn(ops, &steps, &refusals);
+    }
+    let failure = |(index, error): (Index, KernelError)| {
+        let (op, owner) = &ops[index];
+        Failure { key: op.key().clone(), owner: owner.clone(), error }
+    };
+    known.failed.into_iter().map(failure).collect()
+}
+
+fn compose(ops: &[(Op, Owner)], known: &Known) -> Vec<Step> {
+    if let Some((index, _)) = ops.iter().enumerate().find(|(_, (op, _))| matches!(op, Op::Delete(Key::NftTable, _))) {
+        let done = known.failed.contains_key(&index) || known.gone.contains(&index);
+        let step = Step { message: encode::del_table(), about: vec![index], deletes: true, elements: false };
+        return if done { Vec::new() } else { vec![step] };
+    }
+    let mut phases = Phases::default();
+    for (index, (op, _)) in ops.iter().enumerate().filter(|(index, _)| !known.failed.contains_key(index)) {
+        phases.add(index, op, known);
+    }
+    phases.in_order()
+}
+
+/// The messages of a transaction by phase.
+#[derive(Default)]
+struct Phases<'a> {
+    tables: Vec<Step>,
+    emptied: Vec<Step>,
+    elements_out: BTreeMap<&'a str, Vec<Element<'a>>>,
+    chains_out: Vec<Step>,
+    sets_out: Vec<Step>,
+    /// Their elements go with them.
+    gone_sets: BTreeSet<&'a str>,
+    sets_in: Vec<Step>,
+    chains_in: Vec<Step>,
+    rules_in: Vec<Step>,
+    elements_in: BTreeMap<&'a str, Vec<Element<'a>>>,
+}
+
+struct Element<'a> {
+    index: Index,
+    key: &'a ElementKey,
+    data: &'a ElementData,
+    alone: bool,
+}
+
+impl<'a> Phases<'a> {
+    fn add(&mut self, index: Index, op: &'a Op, known: &Known) {
+        let (old, new) = match op {
+            Op::Create(_, new) => (None, Some(new)),
+            Op::Replace { old, new, .. } => (Some(old), Some(new)),
+            Op::Delete(_, old) => (Some(old), None),
+        };
+        let old = old.filter(|_| !known.gone.contains(&index));
+        let alone = known.alone.contains(&index);
+        let out = |message| Step { message, about: vec![index], deletes: true, elements: false };
+        let into = |message| Step { message, about: vec![index], deletes: false, elements: false };
+        match op.key() {
+            Key::NftTable => self.tables.extend(new.map(|_| into(encode::new_table()))),
+            Key::NftSet { set } => {
+                if old.is_some() {
+                    self.sets_out.push(out(encode::del_set(set)));
+                    self.gone_sets.insert(set);
+                }
+                if let Some(Object::NftSet(new)) = new {
+                    let id = u32::try_from(index).expect("a change is bounded by the send buffer") + 1;
+                    self.sets_in.push(into(encode::new_set(set, new, id)));
+                }
+            }
+            Key::NftChain { chain } => {
+                if let Some(Object::NftChain(old)) = old {
+                    self.emptied.push(out(encode::flush_chain(chain)));
+                    let stays = matches!(new, Some(Object::NftChain(new)) if new.hook == old.hook);
+                    if !stays {
+                        self.chains_out.push(out(encode::del_chain(chain)));
+                    }
+                }
+                if let Some(Object::NftChain(new)) = new {
+                    self.chains_in.push(into(encode::new_chain(chain, new)));
+                    // A chain that was not known to be there may be there all the same.
+                    self.chains_in.extend(old.is_none().then(|| into(encode::flush_chain(chain))));
+                    self.rules_in.extend(new.rules.iter().map(|rule| into(encode::new_rule(chain, rule))));
+                }
+            }
+            Key::NftElement { set, key } => {
+                if let Some(Object::NftElement(data)) = old {
+                    self.elements_out.entry(set).or_default().push(Element { index, key, data, alone });
+                }
+                if let Some(Object::NftElement(data)) = new {
+                    self.elements_in.entry(set).or_default().push(Element { index, key, data, alone });
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn in_order(self) -> Vec<Step> {
+        let Phases { gone_sets, .. } = self;
+        let out = self.elements_out.iter().filter(|(set, _)| !gone_sets.contains(*set));
+        let elements_out = out.flat_map(|(set, elements)| element_steps(set, elements, true));
+        let elements_in = self.elements_in.iter().flat_map(|(set, elements)| element_steps(set, elements, false));
+        [self.tables, self.emptied]
+            .into_iter()
+            .flatten()
+            .chain(elements_out)
+            .chain([self.chains_out, self.sets_out, self.sets_in, self.chains_in, self.rules_in].into_iter().flatten())
+            .chain(elements_in)
+            .collect()
+    }
+}
+
+/// Elements of one set in as few messages as they fit into.
+fn element_steps(set: &str, elements: &[Element<'_>], deletes: bool) -> Vec<Step> {
+    let mut steps = Vec::new();
+    let mut list = ElementList::new();
+    let mut about = Vec::new();
+    let close = |list: ElementList, about| {
+        let message = if deletes { list.delete_from(set) } else { list.add_to(set) };
+        Step { message, about, deletes, elements: true }
+    };
+    let (alone, together): (Vec<_>, Vec<_>) = elements.iter().partition(|element| element.alone);
+    for element in together {
+        list.push(element.key, element.data);
+        about.push(element.index);
+        if list.is_full() {
+            steps.push(close(std::mem::replace(&mut list, ElementList::new()), std::mem::take(&mut about)));
+        }
+    }
+    if !about.is_empty() {
+        steps.push(close(list, about));
+    }
+    for element in alone {
+        let mut single = ElementList::new();
+        single.push(element.key, element.data);
+        steps.push(close(single, vec![element.index]));
+    }
+    steps
+}
+
+// === impl Known ===
+
+impl Known {
+    /// Takes out what was refused on its own account.
+    ///
+    /// A bad set or rule makes the kernel refuse innocent messages after it, so of those only the first counts, and
+    /// elements count when nothing else was refused.
+    fn learn(&mut self, ops: &[(Op, Owner)], steps: &[Step], refusals: &[Refusal]) {
+        let mut blamed = false;
+        for refusal in refusals {
+            let Some(step) = refusal.index.and_then(|index| steps.get(index)) else {
+                return self.fail_rest(ops, refusal);
+            };
+            match step.about.as_slice() {
+                [index] if step.deletes && refusal.errno == Errno::ENOENT => {
+                    self.gone.insert(*index);
+                }
+                _ if blamed => {}
+                [index] => {
+                    self.fail(ops, *index, refusal);
+                    blamed = !step.elements;
+                }
+                several => self.alone.extend(several),
+            }
+        }
+    }
+
+    fn fail_rest(&mut self, ops: &[(Op, Owner)], refusal: &Refusal) {
+        for index in 0..ops.len() {
+            self.fail(ops, index, refusal);
+        }
+    }
+
+    fn fail(&mut self, ops: &[(Op, Owner)], index: Index, refusal: &Refusal) {
+        self.failed.entry(index).or_insert_with(|| refused(&ops[index].0, refusal));
+    }
+}
+
+fn refused(op: &Op, refusal: &Refusal) -> KernelError {
+    let verb = match op {
+        Op::Create(..) => "add",
+        Op::Replace { .. } => "replace",
+        Op::Delete(..) => "delete",
+    };
+    KernelError::Refused { doing: format!("{verb} {}", op.key()), errno: refusal.errno, says: refusal.says.clone() }
+}
+
+#[cfg(test)]
+mod tests {
+    use tartan_netstate::nft::{Chain, Fields, rule};
+
+    use super::*;
+
+    fn table() -> (Op, Owner) {
+        (Op::Create(Key::NftTable, Object::NftTable), Owner::Node)
+    }
+
+    fn chain(name: &str) -> (Op, Owner) {
+        let chain = Chain::regular(vec![rule("").accept(), rule("").drop()]);
+        (Op::Create(Key::NftChain { chain: name.into() }, Object::NftChain(chain)), Owner::Node)
+    }
+
+    fn element(port: u16) -> (Op, Owner) {
+        let key = Key::NftElement { set: "s".into(), key: Fields::new().port(port).key() };
+        (Op::Create(key, Object::NftElement(ElementData::default())), Owner::Pod(port.to_string().into()))
+    }
+
+    fn refusal(index: Option<usize>, errno: Errno) -> Refusal {
+        Refusal { index, errno, says: None }
+    }
+
+    /// Applies against a kernel that refuses what `judge` says; gives back who failed and how often it was tried.
+    fn check(ops: &[(Op, Owner)], judge: impl Fn(&[&Message]) -> Vec<Refusal>) -> (Vec<String>, usize) {
+        let mut tries = 0;
+        let failures = apply(ops, |messages| {
+            tries += 1;
+            judge(messages)
+        });
+        (failures.iter().map(|failure| failure.key.to_string()).collect(), tries)
+    }
+
+    /// Refuses every message that holds these bytes.
+    fn refuse<'a>(needle: &'a [u8], errno: Errno) -> impl Fn(&[&Message]) -> Vec<Refusal> + 'a {
+        move |messages| {
+            let holds = |message: &&Message| message.attrs.0.windows(needle.len()).any(|part| part == needle);
+            messages.iter().enumerate().filter(|(_, m)| holds(m)).map(|(i, _)| refusal(Some(i), errno)).collect()
+        }
+    }
+
+    #[test]
+    fn nothing_to_do_says_nothing() {
+        assert_eq!(check(&[], |_| panic!("nothing is sent")), (vec![], 0));
+    }
+
+    #[test]
+    fn a_refused_whole_fails_every_step() {
+        for errno in [Errno::ENOMEM, Errno::EMSGSIZE, Errno::ENOBUFS] {
+            let (failed, tries) = check(&[table(), chain("a"), element(1)], |_| vec![refusal(None, errno)]);
+            assert_eq!((failed.len(), tries), (3, 1));
+        }
+    }
+
+    #[test]
+    fn a_bad_element_is_found_among_many() {
+        let ops: Vec<_> = (1..=3000).map(element).collect();
+        let (failed, tries) = check(&ops, refuse(&2345_u16.to_be_bytes(), Errno::EINVAL));
+        assert_eq!((failed, tries), (vec!["nft element 0929 of s".to_owned()], 3));
+    }
+
+    #[test]
+    fn the_innocent_after_a_bad_chain_are_tried_again() {
+        // Once "bad" is seen the kernel refuses all that comes after it.
+        let judge = |messages: &[&Message]| {
+            let first = refuse(b"bad", Errno::ELOOP)(messages).first().and_then(|refusal| refusal.index);
+            (first.unwrap_or(messages.len())..messages.len()).map(|i| refusal(Some(i), Errno::ELOOP)).collect()
+        };
+        let (failed, _) = check(&[table(), chain("bad1"), chain("bad2"), chain("good"), element(1)], judge);
+        assert_eq!(failed, ["nft chain bad1", "nft chain bad2"]);
+    }
+
+    #[test]
+    fn what_is_gone_already_is_deleted() {
+        let deleted = |(op, owner): (Op, Owner)| match op {
+            Op::Create(key, object) => (Op::Delete(key, object), owner),
+            other => (other, owner),
+        };
+        let ops = [deleted(chain("a")), deleted(element(7)), deleted(element(8))];
+        let (failed, _) = check(&ops, |messages| {
+            let deletes = messages.iter().enumerate().filter(|(_, message)| message.flags == 0);
+            deletes.map(|(index, _)| refusal(Some(index), Errno::ENOENT)).collect()
+        });
+        assert_eq!(failed, Vec::<String>::new());
+    }
+}

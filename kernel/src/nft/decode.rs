@@ -1,0 +1,125 @@
+//! What the kernel says about our table, as objects.
+//!
+//! Invariant: what somebody else put into our table or changed in it never equals what a plan wants: a rule without
+//! our fingerprint reads as fingerprint 0, a chain that is dormant, misplaced or drops by policy as one with such a rule.
+
+use std::sync::Arc;
+
+use tartan_netstate::claims;
+use tartan_netstate::nft::{Chain, ChainKind, ElementData, ElementKey, Hook, HookPoint, Rule, Set};
+
+use super::encode::{
+    NF_ACCEPT, NFT_ELEM_INTERVAL_END, NFT_SET_ANONYMOUS, NFT_SET_INTERVAL, NFTA_CHAIN_HOOK, NFTA_CHAIN_NAME,
+    NFTA_CHAIN_POLICY, NFTA_CHAIN_TYPE, NFTA_ELEM_DATA, NFTA_ELEM_FLAGS, NFTA_ELEM_KEY, NFTA_ELEMENTS, NFTA_HOOK_NUM,
+    NFTA_HOOK_PRIORITY, NFTA_RULE_CHAIN, NFTA_RULE_USERDATA, NFTA_SET_DATA_LEN, NFTA_SET_DATA_TYPE, NFTA_SET_FLAGS,
+    NFTA_SET_KEY_LEN, NFTA_SET_KEY_TYPE, NFTA_SET_NAME, NFTA_TABLE, UDATA_COMMENT, UDATA_FINGERPRINT, chain_type,
+    hook_num,
+};
+use crate::nfnetlink::{Reply, attr, attr_str, attr_u32, attrs};
+
+const NFTA_DATA_VALUE: u16 = 1;
+const NFTA_TABLE_FLAGS: u16 = 2;
+const NFT_TABLE_F_DORMANT: u32 = 1;
+
+/// Whether the answer is about a table that is awake.
+pub(super) fn table_is_awake(reply: &Reply) -> bool {
+    attr_u32(&reply.attrs, NFTA_TABLE_FLAGS).unwrap_or(0) & NFT_TABLE_F_DORMANT == 0
+}
+
+/// Whether the object is in our table: not all dumps can be restricted to it.
+pub(super) fn is_ours(reply: &Reply) -> bool {
+    attr_str(&reply.attrs, NFTA_TABLE).as_deref() == Some(claims::NFT_TABLE)
+}
+
+/// A chain without its rules.
+pub(super) fn chain(reply: &Reply) -> Option<(Arc<str>, Chain)> {
+    let name = attr_str(&reply.attrs, NFTA_CHAIN_NAME)?;
+    let hook = attr(&reply.attrs, NFTA_CHAIN_HOOK);
+    let known = hook.and_then(|hook| decode_hook(hook, &attr_str(&reply.attrs, NFTA_CHAIN_TYPE)?));
+    let accepts = attr_u32(&reply.attrs, NFTA_CHAIN_POLICY).is_none_or(|policy| policy == NF_ACCEPT);
+    let as_we_make_it = accepts && known.is_some() == hook.is_some();
+    Some((name.into(), Chain { hook: known, rules: if as_we_make_it { Vec::new() } else { vec![foreign_rule()] } }))
+}
+
+fn decode_hook(hook: &[u8], kind: &str) -> Option<Hook> {
+    use HookPoint::{Forward, Input, Output, Postrouting, Prerouting};
+    let num = attr_u32(hook, NFTA_HOOK_NUM)?;
+    Some(Hook {
+        kind: [ChainKind::Filter, ChainKind::Nat].into_iter().find(|each| chain_type(*each) == kind)?,
+        point: [Prerouting, Input, Forward, Output, Postrouting].into_iter().find(|each| hook_num(*each) == num)?,
+        priority: attr_u32(hook, NFTA_HOOK_PRIORITY)?.cast_signed(),
+    })
+}
+
+/// A rule and the chain it is in.
+pub(super) fn rule(reply: &Reply) -> Option<(Arc<str>, Rule)> {
+    let chain = attr_str(&reply.attrs, NFTA_RULE_CHAIN)?;
+    let mut rule = foreign_rule();
+    let mut userdata = attr(&reply.attrs, NFTA_RULE_USERDATA).unwrap_or_default();
+    while let [kind, len, rest @ ..] = userdata
+        && let Some((value, next)) = rest.split_at_checked(usize::from(*len))
+    {
+        match (*kind, value) {
+            (UDATA_COMMENT, [text @ .., 0]) => rule.comment = String::from_utf8_lossy(text).into(),
+            (UDATA_FINGERPRINT, value) => {
+                rule.fingerprint = value.try_into().map(u64::from_be_bytes).unwrap_or(0);
+            }
+            _ => {}
+        }
+        userdata = next;
+    }
+    Some((chain.into(), rule))
+}
+
+fn foreign_rule() -> Rule {
+    Rule { fingerprint: 0, expressions: Vec::new(), comment: "".into() }
+}
+
+/// A set, unless it is part of a rule.
+pub(super) fn set(reply: &Reply) -> Option<(Arc<str>, Set)> {
+    let number = |id| attr_u32(&reply.attrs, id).unwrap_or(0);
+    let flags = number(NFTA_SET_FLAGS);
+    if flags & NFT_SET_ANONYMOUS != 0 {
+        return None;
+    }
+    let set = Set {
+        key_len: number(NFTA_SET_KEY_LEN),
+        key_type: number(NFTA_SET_KEY_TYPE),
+        data_len: number(NFTA_SET_DATA_LEN),
+        data_type: number(NFTA_SET_DATA_TYPE),
+        interval: flags & NFT_SET_INTERVAL != 0,
+    };
+    Some((attr_str(&reply.attrs, NFTA_SET_NAME)?.into(), set))
+}
+
+/// All elements of a set; none if one comes twice, because then others are missing.
+pub(super) fn elements(replies: &[Reply], interval: bool) -> Option<Vec<(ElementKey, ElementData)>> {
+    let lists = replies.iter().filter_map(|reply| attr(&reply.attrs, NFTA_ELEMENTS));
+    let mut found: Vec<_> = lists.flat_map(attrs).filter_map(|(_, elem)| element(elem)).collect();
+    // Where two intervals touch, the end of the first comes before the start of the second.
+    found.sort_by(|(a, a_end, _), (b, b_end, _)| a.cmp(b).then(b_end.cmp(a_end)));
+    let once = found.windows(2).all(|pair| (&pair[0].0, pair[0].1) != (&pair[1].0, pair[1].1));
+    let exact = |(bytes, _, data)| (ElementKey { bytes, end: None }, data);
+    once.then(|| if interval { pair(found) } else { found.into_iter().map(exact).collect() })
+}
+
+fn pair(sorted: Vec<(Vec<u8>, bool, ElementData)>) -> Vec<(ElementKey, ElementData)> {
+    let mut intervals = Vec::new();
+    let mut open: Option<(Vec<u8>, ElementData)> = None;
+    for (bytes, is_end, data) in sorted {
+        let end = if is_end { bytes.clone() } else { Vec::new() };
+        if let Some((start, data)) = open.take() {
+            intervals.push((ElementKey { bytes: start, end: Some(end) }, data));
+        }
+        open = (!is_end).then_some((bytes, data));
+    }
+    intervals.extend(open.map(|(start, data)| (ElementKey { bytes: start, end: Some(Vec::new()) }, data)));
+    intervals
+}
+
+fn element(elem: &[u8]) -> Option<(Vec<u8>, bool, ElementData)> {
+    let value = |id| attr(elem, id).and_then(|data| attr(data, NFTA_DATA_VALUE));
+    let flags = attr_u32(elem, NFTA_ELEM_FLAGS).unwrap_or(0);
+    let data = ElementData(value(NFTA_ELEM_DATA).unwrap_or_default().to_vec());
+    Some((value(NFTA_ELEM_KEY)?.to_vec(), flags & NFT_ELEM_INTERVAL_END != 0, data))
+}

@@ -1,0 +1,115 @@
+//! Our nft table: read back, and changed in atomic transactions, by netlink alone.
+//!
+//! Invariant: only table `inet tartan` is read and changed, and an answer that may be incomplete is no answer. The kernel
+//! marks element dumps never as interrupted, so the generation is asked for before and after; and while it resizes a
+//! hash set, some milliseconds after it grew, a dump misses elements. Each part of a dump passes over as many as the
+//! parts before it gave, so whenever one is missed another comes twice: that is how it is noticed.
+
+mod batch;
+mod decode;
+mod encode;
+mod expr;
+
+use nix::errno::Errno;
+use tartan_netstate::nft::{ElementKey, Set};
+use tartan_netstate::{Key, Object, Op, Owner, State};
+
+use crate::nfnetlink::{Attrs, Message, NLM_F_DUMP, Nfnetlink, Reply, attr_u32};
+use crate::{Failure, KernelError};
+
+const NFNL_SUBSYS_NFTABLES: u16 = 10;
+const NFTA_GEN_ID: u16 = 1;
+
+/// nf_tables of one network namespace.
+pub struct Nft {
+    netlink: Nfnetlink,
+}
+
+impl Nft {
+    /// nf_tables of the calling thread's network namespace.
+    pub fn open() -> Result<Nft, KernelError> {
+        Ok(Nft { netlink: Nfnetlink::open()? })
+    }
+
+    /// The number of the rule set's generation: it changes with every transaction, of anybody.
+    pub fn generation(&mut self) -> Result<u32, KernelError> {
+        let ask = Message { kind: subsystem(encode::GETGEN), flags: 0, family: 0, attrs: Attrs::new() };
+        let replies = self.netlink.request(&ask, "read the nft generation")?;
+        replies
+            .first()
+            .and_then(|reply| attr_u32(&reply.attrs, NFTA_GEN_ID))
+            .ok_or(KernelError::Interrupted("the nft generation"))
+    }
+
+    /// Our table as it is; empty if it is not there.
+    pub fn read(&mut self) -> Result<State, KernelError> {
+        let before = self.generation()?;
+        let read = self.read_unchecked();
+        if self.generation()? != before {
+            return Err(KernelError::Interrupted("the nft table"));
+        }
+        read
+    }
+
+    /// Carries out all nft steps among `ops` in one transaction, and goes on without those the kernel refuses.
+    pub fn apply(&mut self, ops: &[(Op, Owner)]) -> Vec<Failure> {
+        batch::apply(ops, |messages| self.netlink.transact(messages.iter().copied()))
+    }
+
+    fn read_unchecked(&mut self) -> Result<State, KernelError> {
+        let mut state = State::new();
+        let mut put = |key, object| state.insert(key, object, Owner::Read);
+        let table = match self.netlink.request(&encode::message(encode::GETTABLE, 0, |_| {}), "read the nft table") {
+            Err(KernelError::Refused { errno: Errno::ENOENT, .. }) => return Ok(state),
+            table => table?,
+        };
+        if table.iter().all(decode::table_is_awake) {
+            put(Key::NftTable, Object::NftTable);
+        }
+        let mut chains: Vec<_> =
+            self.dump(encode::GETCHAIN, |_| {}, "read nft chains")?.iter().filter_map(decode::chain).collect();
+        for (chain, rule) in self.dump(encode::GETRULE, |_| {}, "read nft rules")?.iter().filter_map(decode::rule) {
+            if let Some((_, found)) = chains.iter_mut().find(|(name, _)| *name == chain) {
+                found.rules.push(rule);
+            }
+        }
+        for (chain, object) in chains {
+            put(Key::NftChain { chain }, Object::NftChain(object));
+        }
+        for (set, object) in self.dump(encode::GETSET, |_| {}, "read nft sets")?.iter().filter_map(decode::set) {
+            for (key, data) in self.elements(&set, &object)? {
+                put(Key::NftElement { set: set.clone(), key }, Object::NftElement(data));
+            }
+            put(Key::NftSet { set }, Object::NftSet(object));
+        }
+        Ok(state)
+    }
+
+    fn elements(
+        &mut self,
+        name: &str,
+        set: &Set,
+    ) -> Result<Vec<(ElementKey, tartan_netstate::nft::ElementData)>, KernelError> {
+        let of_set = |attrs: &mut Attrs| {
+            attrs.str(encode::NFTA_ELEMENTS_SET, name);
+        };
+        let replies = self.dump(encode::GETSETELEM, of_set, "read nft elements")?;
+        decode::elements(&replies, set.interval).ok_or(KernelError::Interrupted("an nft set"))
+    }
+
+    fn dump(
+        &mut self,
+        kind: u16,
+        attrs: impl FnOnce(&mut Attrs),
+        doing: &'static str,
+    ) -> Result<Vec<Reply>, KernelError> {
+        let mut replies = self.netlink.request(&encode::message(kind, NLM_F_DUMP, attrs), doing)?;
+        replies.retain(decode::is_ours);
+        Ok(replies)
+    }
+}
+
+/// The message type of an nf_tables message.
+fn subsystem(kind: u16) -> u16 {
+    NFNL_SUBSYS_NFTABLES << 8 | kind
+}

@@ -1,0 +1,75 @@
+//! Network namespaces for tests: each is held by a thread that lives in it and runs what it is given.
+//!
+//! A namespace has no name and goes with its thread, so a test that panics leaves nothing behind.
+
+#![allow(dead_code, unreachable_pub, reason = "each test file uses its own part")]
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+use std::process::Command;
+use std::sync::mpsc;
+use std::thread::JoinHandle;
+
+use nix::sched::{CloneFlags, unshare};
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// A network namespace of its own.
+pub struct Netns {
+    jobs: Option<mpsc::Sender<Job>>,
+    thread: Option<JoinHandle<()>>,
+    /// `ip link set … netns TID` puts a link here.
+    pub tid: i32,
+}
+
+impl Netns {
+    /// A new namespace with `lo` up.
+    pub fn new() -> Netns {
+        let (jobs, inbox) = mpsc::channel::<Job>();
+        let (ready, tid) = mpsc::channel();
+        let thread = std::thread::spawn(move || {
+            unshare(CloneFlags::CLONE_NEWNET).expect("make a network namespace: run this test as root");
+            ready.send(nix::unistd::gettid().as_raw()).unwrap();
+            inbox.into_iter().for_each(|job| job());
+        });
+        let netns = Netns { jobs: Some(jobs), thread: Some(thread), tid: tid.recv().unwrap() };
+        netns.sh("ip link set lo up");
+        netns
+    }
+
+    /// Runs `work` inside and waits for it.
+    pub fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
+        let (done, result) = mpsc::channel();
+        let job: Job = Box::new(move || {
+            let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
+            done.send(outcome).unwrap();
+        });
+        self.jobs.as_ref().unwrap().send(job).unwrap();
+        result.recv().unwrap().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+
+    /// Runs a shell script inside; it must succeed. Gives its output back.
+    pub fn sh(&self, script: &str) -> String {
+        let (succeeded, output) = self.try_sh(script);
+        assert!(succeeded, "failed: {script}\n{output}");
+        output
+    }
+
+    /// Runs a shell script inside. Gives back whether it succeeded, and its output, errors included.
+    pub fn try_sh(&self, script: &str) -> (bool, String) {
+        let script = script.to_owned();
+        self.run(move || {
+            let output = Command::new("sh").args(["-ec", &script]).output().expect("run sh");
+            let text = [output.stdout, output.stderr].concat();
+            (output.status.success(), String::from_utf8_lossy(&text).into_owned())
+        })
+    }
+}
+
+impl Drop for Netns {
+    fn drop(&mut self) {
+        self.jobs.take();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}

@@ -1,0 +1,378 @@
+//! Our nft table on the real kernel: written, listed by nft, read back, repaired.
+
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+mod netns;
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::{Duration, Instant};
+
+use netns::Netns;
+use tartan_kernel::nft::Nft;
+use tartan_kernel::{Failure, KernelError};
+use tartan_netstate::nft::{
+    AddressSide, Chain, ChainKind, ElementData, ElementKey, Fields, HookPoint, Nfproto, Selector, Set, Type, rule,
+};
+use tartan_netstate::{Key, Object, Owner, State, diff};
+
+/// A table with every kind of object and expression there is.
+fn sample() -> State {
+    use Nfproto::{Ipv4, Ipv6};
+    use Selector::{Daddr, Dport, L4proto, Saddr};
+    let mut state = State::new();
+    let mut put = |key, object| state.insert(key, object, Owner::Node);
+    let mut set = |name: &str, set| put(Key::NftSet { set: name.into() }, Object::NftSet(set));
+    set("nets4", Set::intervals(Type::Ipv4Addr));
+    set("nets6", Set::intervals(Type::Ipv6Addr));
+    set("pairs4", Set::exact(&[Type::Ipv4Addr, Type::Ipv4Addr]));
+    set("ports4", Set::map(&[Type::InetProto, Type::InetService], &[Type::Ipv4Addr, Type::InetService]));
+    set(
+        "ports6",
+        Set::map(&[Type::Ipv6Addr, Type::InetProto, Type::InetService], &[Type::Ipv6Addr, Type::InetService]),
+    );
+    let mut chain = |name: &str, chain| put(Key::NftChain { chain: name.into() }, Object::NftChain(chain));
+    chain(
+        "ports",
+        Chain::regular(vec![
+            rule("by port").dnat_to_map(Ipv4, &[L4proto, Dport], "ports4"),
+            rule("by address and port").dnat_to_map(Ipv6, &[Daddr, L4proto, Dport], "ports6"),
+        ]),
+    );
+    chain("end", Chain::regular(vec![]));
+    chain(
+        "prerouting",
+        Chain::base(
+            ChainKind::Nat,
+            HookPoint::Prerouting,
+            -100,
+            vec![rule("").fib_local(AddressSide::Daddr).jump("ports")],
+        ),
+    );
+    chain(
+        "postrouting",
+        Chain::base(
+            ChainKind::Nat,
+            HookPoint::Postrouting,
+            100,
+            vec![
+                rule("hairpin").within(Ipv4, &[Saddr, Daddr], "pairs4").snat_to(Ipv4Addr::new(10, 244, 0, 0).into()),
+                rule("hosts")
+                    .oifgroup(7)
+                    .fib_local(AddressSide::Saddr)
+                    .ct_status_dnat()
+                    .snat_to("fd00::1".parse().unwrap()),
+                rule("out").within(Ipv4, &[Saddr], "nets4").not_within(Ipv4, &[Daddr], "nets4").masquerade(),
+                rule("out").within(Ipv6, &[Saddr], "nets6").not_within(Ipv6, &[Daddr], "nets6").masquerade(),
+            ],
+        ),
+    );
+    chain(
+        "raw",
+        Chain::base(
+            ChainKind::Filter,
+            HookPoint::Prerouting,
+            -300,
+            vec![
+                rule("no loopback").iifgroup(7).daddr("127.0.0.0/8".parse().unwrap()).drop(),
+                rule("").saddr("fd00::/9".parse().unwrap()).counter().returns(),
+                rule("").iifname_prefix("ttp").oifname_prefix("ttx").saddr("10.0.0.1/32".parse().unwrap()).accept(),
+                rule("").nfproto(Ipv6).goto("end"),
+            ],
+        ),
+    );
+    let mut element = |set: &str, key, data| put(Key::NftElement { set: set.into(), key }, Object::NftElement(data));
+    for (set, net) in [
+        ("nets4", "10.0.0.0/24"),
+        ("nets4", "10.0.1.0/24"),
+        ("nets4", "192.168.7.7/32"),
+        ("nets4", "224.0.0.0/3"),
+        ("nets6", "fd00::/64"),
+        ("nets6", "ff00::/8"),
+    ] {
+        element(set, ElementKey::prefix(net.parse().unwrap()), ElementData::default());
+    }
+    let pod4: IpAddr = Ipv4Addr::new(10, 244, 0, 5).into();
+    let pod6: IpAddr = "fd00::5".parse().unwrap();
+    element("pairs4", Fields::new().addr(pod4).addr(pod4).key(), ElementData::default());
+    element("ports4", Fields::new().proto(6).port(8080).key(), Fields::new().addr(pod4).port(80).data());
+    let node6: IpAddr = "2001:db8::1".parse().unwrap();
+    element("ports6", Fields::new().addr(node6).proto(132).port(99).key(), Fields::new().addr(pod6).port(9).data());
+    put(Key::NftTable, Object::NftTable);
+    state
+}
+
+/// What `nft` of Debian 12 shows of it.
+const LISTING: &str = include_str!("nft/listing.txt");
+
+fn make(netns: &Netns, from: &State, to: &State) -> Vec<Failure> {
+    let change = diff(from, to, |_| true);
+    netns.run(move || Nft::open().unwrap().apply(&change.ops))
+}
+
+/// Asks until there is an answer.
+fn read(netns: &Netns) -> State {
+    netns.run(|| {
+        let mut nft = Nft::open().unwrap();
+        let deadline = Instant::now() + Duration::from_secs(10);
+        loop {
+            match nft.read() {
+                Err(KernelError::Interrupted(_)) if Instant::now() < deadline => {}
+                answer => return answer.unwrap(),
+            }
+        }
+    })
+}
+
+/// Same keys, same objects.
+fn assert_same(read: &State, wanted: &State) {
+    let change = diff(read, wanted, |_| true);
+    assert!(change.is_empty(), "read is not wanted: {:#?}", change.ops);
+}
+
+fn key4(octets: [u8; 4]) -> ElementKey {
+    Fields::new().addr(IpAddr::from(octets)).key()
+}
+
+fn chain(name: &str) -> Key {
+    Key::NftChain { chain: name.into() }
+}
+
+fn table_with(entries: impl IntoIterator<Item = (Key, Object)>) -> State {
+    let mut state = State::new();
+    state.insert(Key::NftTable, Object::NftTable, Owner::Node);
+    for (key, object) in entries {
+        state.insert(key, object, Owner::Node);
+    }
+    state
+}
+
+#[test]
+fn listed_by_nft_and_read_back() {
+    let netns = Netns::new();
+    assert_eq!(make(&netns, &State::new(), &sample()), []);
+    assert_same(&read(&netns), &sample());
+    assert_eq!(netns.sh("nft -s list table inet tartan"), LISTING);
+    assert_eq!(netns.sh("nft -s list ruleset"), LISTING);
+}
+
+#[test]
+fn deleted_whole_and_deleting_the_absent_is_success() {
+    let netns = Netns::new();
+    assert_eq!(make(&netns, &State::new(), &sample()), []);
+    assert_eq!(make(&netns, &sample(), &State::new()), []);
+    assert_eq!(netns.sh("nft list ruleset"), "");
+    assert_eq!(make(&netns, &sample(), &State::new()), []);
+    // The table stays and all in it goes; then all of it is there no more when it is to go.
+    assert_eq!(make(&netns, &State::new(), &sample()), []);
+    assert_eq!(make(&netns, &sample(), &table_with([])), []);
+    assert_same(&read(&netns), &table_with([]));
+    assert_eq!(make(&netns, &sample(), &table_with([])), []);
+}
+
+#[test]
+fn creating_what_is_there_already_overwrites_it() {
+    let netns = Netns::new();
+    for _ in 0..2 {
+        assert_eq!(make(&netns, &State::new(), &sample()), []);
+        assert_same(&read(&netns), &sample());
+    }
+}
+
+#[test]
+fn what_others_do_to_our_table_is_seen_and_repaired() {
+    let check = |script: &str| {
+        let netns = Netns::new();
+        assert_eq!(make(&netns, &State::new(), &sample()), []);
+        netns.sh(script);
+        let found = read(&netns);
+        assert!(!diff(&found, &sample(), |_| true).is_empty(), "not seen: {script}");
+        assert_eq!(make(&netns, &found, &sample()), [], "{script}");
+        assert_same(&read(&netns), &sample());
+        assert_eq!(netns.sh("nft -s list table inet tartan"), LISTING, "{script}");
+    };
+    check("nft add rule inet tartan end drop");
+    check("nft insert rule inet tartan raw counter accept");
+    check("nft flush chain inet tartan raw");
+    check("nft 'add chain inet tartan raw { type filter hook prerouting priority raw; policy drop; }'");
+    check("nft 'add table inet tartan { flags dormant; }'");
+    check("nft delete element inet tartan nets4 '{ 10.0.1.0/24 }'");
+    check("nft add element inet tartan pairs4 '{ 10.0.0.9 . 10.0.0.9 }'");
+    check("nft 'add set inet tartan more { type mark; }; add element inet tartan more { 1, 2 }'");
+    check("nft 'add map inet tartan vm { type mark : verdict; }; add element inet tartan vm { 1 : drop }'");
+    check("nft 'add chain inet tartan more { type filter hook ingress device lo priority 0; }'");
+    check("nft 'add rule inet tartan end tcp dport { 1, 2, 3 } drop'");
+    check("nft flush map inet tartan ports4");
+    check("nft delete table inet tartan");
+    check("nft flush ruleset");
+}
+
+#[test]
+fn a_bad_object_does_not_stop_the_others() {
+    let netns = Netns::new();
+    let bad_jump = Chain::regular(vec![rule("").jump("nowhere")]);
+    let too_long = ElementKey { bytes: vec![1; 9], end: None };
+    let overlapping = ElementKey::prefix("10.0.0.0/8".parse().unwrap());
+    let mut wanted = sample();
+    let bad = [
+        (chain("aaa"), Object::NftChain(bad_jump.clone())),
+        (chain("zzz"), Object::NftChain(bad_jump)),
+        (Key::NftElement { set: "pairs4".into(), key: too_long }, Object::NftElement(ElementData::default())),
+        (Key::NftElement { set: "nets4".into(), key: overlapping }, Object::NftElement(ElementData::default())),
+        (Key::NftElement { set: "nowhere".into(), key: key4([1; 4]) }, Object::NftElement(ElementData::default())),
+    ];
+    for (key, object) in &bad {
+        wanted.insert(key.clone(), object.clone(), Owner::Pod("p1".into()));
+    }
+    let failures = make(&netns, &State::new(), &wanted);
+    // Of two overlapping intervals either may be the one refused.
+    let innocent = |failure: &&Failure| failure.owner == Owner::Node;
+    assert!(failures.iter().filter(innocent).count() <= 2, "{failures:#?}");
+    assert!(failures.iter().any(|failure| failure.key == bad[0].0), "{failures:#?}");
+    assert!(failures.iter().any(|failure| failure.key == bad[1].0), "{failures:#?}");
+    assert!(failures.iter().any(|failure| failure.key == bad[2].0), "{failures:#?}");
+    assert!(failures.iter().any(|failure| failure.key == bad[4].0), "{failures:#?}");
+    let found = read(&netns);
+    let missing: Vec<_> = wanted.iter().filter(|(key, entry)| !found.holds(key, &entry.object)).collect();
+    assert_eq!(missing.len(), failures.len(), "all but the refused are there: {missing:#?} {failures:#?}");
+    // The same again, now that nothing bad is wanted.
+    assert_eq!(make(&netns, &found, &sample()), []);
+    assert_same(&read(&netns), &sample());
+}
+
+#[test]
+fn a_set_can_be_redefined_under_its_name() {
+    let netns = Netns::new();
+    let using = |set: Set, key: ElementKey| {
+        let other = Chain::regular(vec![rule("uses it").within(Nfproto::Ipv4, &[Selector::Saddr], "s").accept()]);
+        table_with([
+            (Key::NftSet { set: "s".into() }, Object::NftSet(set)),
+            (chain("c"), Object::NftChain(other)),
+            (Key::NftElement { set: "s".into(), key }, Object::NftElement(ElementData::default())),
+        ])
+    };
+    let exact = using(Set::exact(&[Type::Ipv4Addr]), key4([10, 0, 0, 1]));
+    let intervals = using(Set::intervals(Type::Ipv4Addr), ElementKey::prefix("10.0.0.1/32".parse().unwrap()));
+    assert_eq!(make(&netns, &State::new(), &exact), []);
+    for (from, to) in [(&exact, &intervals), (&intervals, &exact)] {
+        let change = diff(from, to, |_| true);
+        let mut twin = from.clone();
+        change.apply_to(&mut twin);
+        assert_same(&twin, to);
+        assert_eq!(make(&netns, &read(&netns), to), []);
+        assert_same(&read(&netns), to);
+    }
+}
+
+#[test]
+fn twenty_thousand_elements_in_one_transaction() {
+    let netns = Netns::new();
+    let set: std::sync::Arc<str> = "many".into();
+    let elements = (0..20_000_u32).map(|n| {
+        let key = Fields::new().addr(Ipv4Addr::from(0x0a00_0000 + n).into()).key();
+        (Key::NftElement { set: set.clone(), key }, Object::NftElement(ElementData::default()))
+    });
+    let object = Object::NftSet(Set::exact(&[Type::Ipv4Addr]));
+    let wanted = table_with(elements.chain([(Key::NftSet { set: set.clone() }, object)]));
+    let generation = netns.run(|| Nft::open().unwrap().generation().unwrap());
+    assert_eq!(make(&netns, &State::new(), &wanted), []);
+    assert_eq!(netns.run(|| Nft::open().unwrap().generation().unwrap()), generation + 1);
+    assert_same(&read(&netns), &wanted);
+    // Half of them go, and one of those has gone before.
+    netns.sh("nft delete element inet tartan many '{ 10.0.0.1 }'");
+    let mut fewer = wanted.clone();
+    for n in (1..20_000_u32).step_by(2) {
+        let key = Fields::new().addr(Ipv4Addr::from(0x0a00_0000 + n).into()).key();
+        fewer.remove(&Key::NftElement { set: set.clone(), key });
+    }
+    assert_eq!(make(&netns, &wanted, &fewer), []);
+    assert_same(&read(&netns), &fewer);
+}
+
+#[test]
+fn a_read_never_mixes_two_generations() {
+    let netns = Netns::new();
+    let numbered = |n: u32| {
+        let elements = (0..200).map(|i| {
+            let key = Fields::new().addr(Ipv4Addr::from(n << 16 | i).into()).key();
+            (Key::NftElement { set: "s".into(), key }, Object::NftElement(ElementData::default()))
+        });
+        let set = (Key::NftSet { set: "s".into() }, Object::NftSet(Set::exact(&[Type::Ipv4Addr])));
+        table_with(elements.chain([set]))
+    };
+    let states: Vec<State> = (1..=40).map(numbered).collect();
+    assert_eq!(make(&netns, &State::new(), &states[0]), []);
+    netns.run(move || {
+        let (mut writer, mut reader) = (Nft::open().unwrap(), Nft::open().unwrap());
+        let writes = states.clone();
+        let thread = std::thread::spawn(move || {
+            for pair in writes.windows(2) {
+                assert_eq!(writer.apply(&diff(&pair[0], &pair[1], |_| true).ops), []);
+            }
+        });
+        while !thread.is_finished() {
+            match reader.read() {
+                Ok(state) => assert!(states.iter().any(|known| diff(known, &state, |_| true).is_empty())),
+                Err(error) => assert!(matches!(error, KernelError::Interrupted(_)), "{error}"),
+            }
+        }
+        thread.join().unwrap();
+    });
+}
+
+/// A state made from bits: which sets there are, what is in them, and which chains use them.
+fn random_state(bits: u64) -> State {
+    let mut left = bits;
+    let mut yes = move || {
+        left = left.rotate_right(1);
+        left >> 63 == 1
+    };
+    if bits % 13 == 0 {
+        return State::new();
+    }
+    let mut state = table_with([]);
+    let mut put = |key, object| state.insert(key, object, Owner::Node);
+    for (name, intervals) in [("intervals", true), ("either", yes()), ("exact", false)] {
+        let mut rules = vec![rule("first").saddr("10.9.0.0/16".parse().unwrap()).drop()];
+        if yes() {
+            let set = if intervals { Set::intervals(Type::Ipv4Addr) } else { Set::exact(&[Type::Ipv4Addr]) };
+            put(Key::NftSet { set: name.into() }, Object::NftSet(set));
+            for third in 0..4 {
+                let prefix = if yes() { 24 } else { 25 };
+                let net = format!("10.0.{third}.0/{prefix}").parse().unwrap();
+                let key = if intervals { ElementKey::prefix(net) } else { key4([10, 0, third, prefix]) };
+                if yes() {
+                    put(Key::NftElement { set: name.into(), key }, Object::NftElement(ElementData::default()));
+                }
+            }
+            rules.push(rule("second").within(Nfproto::Ipv4, &[Selector::Daddr], name).accept());
+        }
+        if yes() {
+            rules.reverse();
+        }
+        let priority = if yes() { 10 } else { 20 };
+        let base = Chain::base(ChainKind::Filter, HookPoint::Forward, priority, rules.clone());
+        put(chain(name), Object::NftChain(if yes() { base } else { Chain::regular(rules) }));
+    }
+    state
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::test_runner::Config { cases: 48, failure_persistence: None, ..Default::default() })]
+
+    /// The twin proof: what the pure twin says, the kernel holds, after one transaction.
+    #[test]
+    fn one_transaction_makes_any_state_of_any_other(a: u64, b: u64, c: u64) {
+        let netns = Netns::new();
+        let mut before = State::new();
+        for wanted in [a, b, c].map(random_state) {
+            let change = diff(&before, &wanted, |_| true);
+            let mut twin = before.clone();
+            change.apply_to(&mut twin);
+            assert_same(&twin, &wanted);
+            let ops = change.ops.clone();
+            proptest::prop_assert_eq!(netns.run(move || Nft::open().unwrap().apply(&ops)), []);
+            before = read(&netns);
+            assert_same(&before, &wanted);
+        }
+    }
+}

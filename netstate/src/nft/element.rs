@@ -1,0 +1,147 @@
+//! Elements of sets and maps, as the bytes the kernel holds.
+//!
+//! Invariant: bytes are in network order; in a concatenation each component is padded to four bytes, a lone one is not.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+/// An element's encoded key.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ElementKey {
+    /// The key, or the start of an interval.
+    pub bytes: Vec<u8>,
+    /// The first key after an interval; empty if it has no end, i.e. reaches up to the last possible key.
+    /// None in a set that has no intervals.
+    pub end: Option<Vec<u8>>,
+}
+
+/// An element's data; empty in a set.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct ElementData(pub Vec<u8>);
+
+/// Components of a key or of data, in order.
+#[derive(Clone, Debug, Default)]
+pub struct Fields {
+    bytes: Vec<u8>,
+    last_len: usize,
+}
+
+// === impl Fields ===
+
+impl Fields {
+    /// Nothing yet.
+    pub fn new() -> Fields {
+        Fields::default()
+    }
+
+    /// Then an address.
+    pub fn addr(self, address: IpAddr) -> Fields {
+        match address {
+            IpAddr::V4(v4) => self.push(&v4.octets()),
+            IpAddr::V6(v6) => self.push(&v6.octets()),
+        }
+    }
+
+    /// Then a layer-4 protocol number.
+    pub fn proto(self, number: u8) -> Fields {
+        self.push(&[number])
+    }
+
+    /// Then a port.
+    pub fn port(self, port: u16) -> Fields {
+        self.push(&port.to_be_bytes())
+    }
+
+    /// As the key of an exact set or map.
+    pub fn key(self) -> ElementKey {
+        ElementKey { bytes: self.finish(), end: None }
+    }
+
+    /// As the data of a map.
+    pub fn data(self) -> ElementData {
+        ElementData(self.finish())
+    }
+
+    fn push(mut self, component: &[u8]) -> Fields {
+        self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
+        self.bytes.extend_from_slice(component);
+        self.last_len = component.len();
+        self
+    }
+
+    fn finish(mut self) -> Vec<u8> {
+        if self.bytes.len() > self.last_len {
+            self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
+        }
+        self.bytes
+    }
+}
+
+// === impl ElementKey ===
+
+impl ElementKey {
+    /// All addresses of a prefix, as an interval.
+    pub fn prefix(net: IpNet) -> ElementKey {
+        let first = octets(net.network());
+        let mut end = octets(net.broadcast());
+        for byte in end.iter_mut().rev() {
+            *byte = byte.wrapping_add(1);
+            if *byte != 0 {
+                return ElementKey { bytes: first, end: Some(end) };
+            }
+        }
+        ElementKey { bytes: first, end: Some(Vec::new()) }
+    }
+}
+
+/// An address in network order.
+pub(super) fn octets(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(v4) => v4.octets().to_vec(),
+        IpAddr::V6(v6) => v6.octets().to_vec(),
+    }
+}
+
+impl fmt::Display for ElementKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let hex = |f: &mut fmt::Formatter<'_>, bytes: &[u8]| bytes.iter().try_for_each(|byte| write!(f, "{byte:02x}"));
+        hex(f, &self.bytes)?;
+        match &self.end {
+            None => Ok(()),
+            Some(end) => {
+                f.write_str("-")?;
+                hex(f, end)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_pad_concatenations_only() {
+        let check = |fields: Fields, wanted: &[u8]| assert_eq!(fields.key().bytes, wanted);
+        check(Fields::new().port(80), &[0, 80]);
+        check(Fields::new().proto(6).port(80), &[6, 0, 0, 0, 0, 80, 0, 0]);
+        check(Fields::new().addr([10, 0, 0, 1].into()).port(443), &[10, 0, 0, 1, 1, 187, 0, 0]);
+        check(Fields::new().addr([10, 0, 0, 1].into()), &[10, 0, 0, 1]);
+    }
+
+    #[test]
+    fn prefixes_are_half_open_intervals() {
+        let check = |net: &str, wanted: &str| {
+            assert_eq!(ElementKey::prefix(net.parse().unwrap()).to_string(), wanted, "{net}");
+        };
+        check("10.0.0.0/8", "0a000000-0b000000");
+        check("10.1.2.3/32", "0a010203-0a010204");
+        check("10.0.255.0/24", "0a00ff00-0a010000");
+        check("0.0.0.0/0", "00000000-");
+        check("255.0.0.0/8", "ff000000-");
+        check("fd00::/64", "fd000000000000000000000000000000-fd000000000000010000000000000000");
+        check("10.9.8.7/8", "0a000000-0b000000");
+    }
+}
