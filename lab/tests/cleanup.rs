@@ -57,8 +57,6 @@ fn leftovers_of_a_dead_process_are_removed_and_nothing_else() {
         dir: format!("/run/tartan-lab/dead-{dead}").into(),
         members: Default::default(),
     };
-    std::fs::create_dir_all(&facts.dir).unwrap();
-    std::fs::write(facts.dir.join("lab.json"), serde_json::to_vec(&facts).unwrap()).unwrap();
     let netns = tartan_lab::Netns::create(&format!("{}n1", facts.prefix())).unwrap();
     let mut agent = Command::new("ip")
         .args(["netns", "exec", netns.name(), "cat"])
@@ -68,6 +66,10 @@ fn leftovers_of_a_dead_process_are_removed_and_nothing_else() {
     let inside = || std::fs::read_link(format!("/proc/{}/ns/net", agent.id())).unwrap();
     let machine = std::fs::read_link("/proc/self/ns/net").unwrap();
     tartan_lab::probe::wait_for(std::time::Duration::from_secs(5), "cat to be inside", || inside() != machine).unwrap();
+
+    // Only now is it a lab to others, and a leftover.
+    std::fs::create_dir_all(&facts.dir).unwrap();
+    std::fs::write(facts.dir.join("lab.json"), serde_json::to_vec(&facts).unwrap()).unwrap();
 
     // A lab of any name removes it on its way up; so may a lab of a test that runs beside this one.
     let next = Lab::builder("next").nodes(1).build().unwrap();
