@@ -67,7 +67,7 @@ struct Name {
 }
 
 /// Every document of a text, in its order; empty ones are left out. `origin` names the text in conditions.
-pub fn documents(origin: &str, text: &str) -> Vec<Result<Document, Refused>> {
+pub fn documents(origin: &str, text: &str) -> Vec<Result<Document, Box<Refused>>> {
     split::parts(text).map(|part| document(origin, text, part)).collect()
 }
 
@@ -111,13 +111,11 @@ pub(crate) fn is_name(name: &str) -> bool {
         && name.chars().all(|c| inner(c) || matches!(c, '-' | '.'))
 }
 
-fn document(origin: &str, text: &str, part: split::Part) -> Result<Document, Refused> {
+fn document(origin: &str, text: &str, part: split::Part) -> Result<Document, Box<Refused>> {
     let body = &text[part.range.clone()];
-    let refused = |id: Option<ObjectId>, unsure: bool, fault: Fault| Refused {
-        condition: fault.condition(origin, id.as_ref(), body, part.line),
-        unsure: unsure && id.is_none(),
-        range: part.range.clone(),
-        id,
+    let refused = |id: Option<ObjectId>, unsure: bool, fault: Fault| {
+        let condition = fault.condition(origin, id.as_ref(), body, part.line);
+        Box::new(Refused { unsure: unsure && id.is_none(), id, condition, range: part.range.clone() })
     };
     let header: Header = fault::typed(body).map_err(|fault| refused(split::salvage(body), true, fault))?;
     let kind = kind_of(&header).map_err(|(fault, unsure)| refused(None, unsure, fault))?;

@@ -10,6 +10,9 @@ use futures_core::Stream;
 use tartan_model::{Kind, Object, ObjectId, Revision, StoreEvent};
 
 pub mod decode;
+pub mod file;
+
+pub use file::FileStore;
 
 /// A future on the heap, as trait objects need it.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;

@@ -1,0 +1,281 @@
+//! Watching a directory: a thread that sleeps in poll(2) on inotify and reads the files that change.
+//!
+//! One session: new inotify instance, watches, then the first read (so nothing between is missed), then changes. What
+//! puts the directory itself in doubt (moved, unmounted, events lost) ends the session, and the next one lists again.
+//! While the directory cannot be listed, watches on the way to it and a growing pause say when to try again.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+use std::{fs, io};
+
+use futures_core::Stream;
+use inotify::{EventMask, Inotify, WatchDescriptor, WatchMask};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use tartan_model::{Kind, StoreEvent};
+use tokio::sync::mpsc;
+
+use super::view::{Reading, View};
+use super::{is_document, write};
+
+/// Events that wait for a slow reader before the thread does.
+const AHEAD: usize = 1024;
+/// Largest file that is read, in bytes.
+const MAX_FILE: u64 = 64 << 20;
+/// Pauses between attempts at a directory that cannot be listed.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// What is watched of the directory: files that are whole, and its own fate.
+const OF_DIR: WatchMask = WatchMask::CLOSE_WRITE
+    .union(WatchMask::MOVED_TO)
+    .union(WatchMask::MOVED_FROM)
+    .union(WatchMask::DELETE)
+    .union(WatchMask::CREATE)
+    .union(WatchMask::ATTRIB)
+    .union(OF_ANCESTOR);
+/// What is watched of the directories above it.
+const OF_ANCESTOR: WatchMask = WatchMask::MOVE_SELF.union(WatchMask::DELETE_SELF);
+
+/// The reading end; dropping it ends the thread.
+struct Watch {
+    events: mpsc::Receiver<StoreEvent>,
+    stop: Arc<EventFd>,
+}
+
+/// The thread's side.
+struct Watcher {
+    dir: Arc<Path>,
+    view: View,
+    out: mpsc::Sender<StoreEvent>,
+    stop: Arc<EventFd>,
+    /// What was said about why the directory is away; none while it is not.
+    away: Option<String>,
+}
+
+/// Inotify with a watch on the directory, if it is there, and on what leads to it.
+struct Session {
+    inotify: Inotify,
+    dir: io::Result<WatchDescriptor>,
+}
+
+/// What inotify said.
+#[derive(Default)]
+struct Changes {
+    files: BTreeSet<Arc<str>>,
+    /// The directory may be another one, or events were lost.
+    in_doubt: bool,
+}
+
+/// The reader is gone.
+struct Stopped;
+
+/// Starts to watch.
+pub(super) fn start(dir: Arc<Path>, kinds: &[Kind]) -> impl Stream<Item = StoreEvent> + Send + 'static {
+    let (out, events) = mpsc::channel(AHEAD);
+    let stop = EventFd::from_flags(EfdFlags::EFD_CLOEXEC).expect("a process may open one descriptor more");
+    let stop = Arc::new(stop);
+    let watcher = Watcher { dir, view: View::new(kinds), out, stop: stop.clone(), away: None };
+    std::thread::Builder::new()
+        .name("file-store".to_owned())
+        .spawn(move || watcher.run())
+        .expect("a process may start one thread more");
+    Watch { events, stop }
+}
+
+// === impl Watch ===
+
+impl Stream for Watch {
+    type Item = StoreEvent;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<StoreEvent>> {
+        self.events.poll_recv(cx)
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.stop.write(1).expect("the counter of an eventfd that is written once does not overflow");
+    }
+}
+
+// === impl Watcher ===
+
+impl Watcher {
+    fn run(mut self) {
+        let mut pause = FIRST_PAUSE;
+        while self.session(&mut pause).is_ok() {}
+    }
+
+    /// From one list to the next.
+    fn session(&mut self, pause: &mut Duration) -> Result<(), Stopped> {
+        let mut session = match Session::begin(&self.dir) {
+            Ok(session) => session,
+            Err(error) => return self.rest(None, &error, pause),
+        };
+        match self.list(&session) {
+            Ok(events) => {
+                *pause = FIRST_PAUSE;
+                self.away = None;
+                self.send(events)?;
+                self.follow(&mut session)
+            }
+            Err(error) => self.rest(Some(&mut session), &error, pause),
+        }
+    }
+
+    fn list(&mut self, session: &Session) -> io::Result<Vec<StoreEvent>> {
+        if let Err(error) = &session.dir {
+            return Err(io::Error::new(error.kind(), error.to_string()));
+        }
+        let mut readings = BTreeMap::new();
+        for name in write::names(&self.dir)? {
+            let reading = read(&self.dir.join(&*name));
+            readings.insert(name, reading);
+        }
+        if readings.is_empty() && !self.view.is_empty() && !self.dir.join(write::LOCK).exists() {
+            return Err(io::Error::other("it is another directory, with nothing in it; is it not mounted?"));
+        }
+        Ok(self.view.list(readings))
+    }
+
+    /// Tells every change until the directory itself is in doubt.
+    fn follow(&mut self, session: &mut Session) -> Result<(), Stopped> {
+        loop {
+            self.wait(Some(&session.inotify), PollTimeout::NONE)?;
+            let changes = session.changes(&self.dir);
+            for name in changes.files {
+                let reading = read(&self.dir.join(&*name));
+                let events = self.view.read(&name, reading);
+                self.send(events)?;
+            }
+            if changes.in_doubt {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Says that the directory is away, and waits until something changes on the way to it, or the pause is over.
+    fn rest(&mut self, session: Option<&mut Session>, error: &io::Error, pause: &mut Duration) -> Result<(), Stopped> {
+        let why = format!("{}: {error}", self.dir.display());
+        if self.away.as_ref() != Some(&why) {
+            self.away = Some(why.clone());
+            self.send(vec![StoreEvent::Away(why)])?;
+        }
+        let timeout = PollTimeout::try_from(*pause).expect("the longest pause is a few seconds");
+        *pause = LONGEST_PAUSE.min(*pause * 2);
+        self.wait(session.map(|session| &session.inotify), timeout)
+    }
+
+    /// Sleeps until inotify has something, the time is over, or the reader is gone.
+    fn wait(&self, inotify: Option<&Inotify>, timeout: PollTimeout) -> Result<(), Stopped> {
+        let stop = PollFd::new(self.stop.as_fd(), PollFlags::POLLIN);
+        let mut sources: Vec<PollFd<'_>> =
+            [stop].into_iter().chain(inotify.map(|inotify| PollFd::new(inotify.as_fd(), PollFlags::POLLIN))).collect();
+        match poll(&mut sources, timeout) {
+            Ok(_) | Err(Errno::EINTR) if sources[0].any() != Some(true) => Ok(()),
+            _ => Err(Stopped),
+        }
+    }
+
+    fn send(&self, events: Vec<StoreEvent>) -> Result<(), Stopped> {
+        for event in events {
+            self.out.blocking_send(event).map_err(|_| Stopped)?;
+        }
+        Ok(())
+    }
+}
+
+// === impl Session ===
+
+impl Session {
+    fn begin(dir: &Path) -> io::Result<Session> {
+        let inotify = Inotify::init().map_err(|error| {
+            io::Error::new(error.kind(), format!("{error}; raise fs.inotify.max_user_instances, if it is used up"))
+        })?;
+        let mut watches = inotify.watches();
+        let mut dir_watch = || watches.add(dir, WatchMask::ONLYDIR | OF_DIR);
+        let first = dir_watch();
+        let mut of_ancestor =
+            if first.is_err() { WatchMask::CREATE | WatchMask::MOVED_TO | OF_ANCESTOR } else { OF_ANCESTOR };
+        for ancestor in dir.ancestors().skip(1) {
+            if inotify.watches().add(ancestor, WatchMask::ONLYDIR | of_ancestor).is_ok() {
+                of_ancestor = OF_ANCESTOR;
+            }
+        }
+        // It may have come before its parent was watched.
+        let dir = first.or_else(|_| dir_watch());
+        Ok(Session { inotify, dir })
+    }
+
+    /// Takes everything inotify has.
+    fn changes(&mut self, dir: &Path) -> Changes {
+        let mut changes = Changes::default();
+        let mut buffer = vec![0; 16 << 10];
+        loop {
+            match self.inotify.read_events(&mut buffer) {
+                Ok(events) => {
+                    for event in events {
+                        let ours = self.dir.as_ref().is_ok_and(|ours| *ours == event.wd);
+                        let name = event.name.and_then(|name| name.to_str()).filter(|name| ours && is_document(name));
+                        changes.take(dir, event.mask, name);
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return changes,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => {
+                    changes.in_doubt = true;
+                    return changes;
+                }
+            }
+        }
+    }
+}
+
+// === impl Changes ===
+
+impl Changes {
+    fn take(&mut self, dir: &Path, mask: EventMask, name: Option<&str>) {
+        let doubt = EventMask::Q_OVERFLOW
+            | EventMask::UNMOUNT
+            | EventMask::IGNORED
+            | EventMask::MOVE_SELF
+            | EventMask::DELETE_SELF;
+        self.in_doubt |= mask.intersects(doubt);
+        let Some(name) = name else { return };
+        // A new file is read when its writer closes it; a new link to one is whole at once.
+        if !mask.contains(EventMask::CREATE) || is_link(&dir.join(name)) {
+            self.files.insert(name.into());
+        }
+    }
+}
+
+fn is_link(path: &Path) -> bool {
+    path.symlink_metadata().is_ok_and(|there| there.is_symlink() || there.nlink() > 1)
+}
+
+fn read(path: &Path) -> Reading {
+    let metadata = match fs::metadata(path) {
+        Ok(metadata) => metadata,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Reading::Gone,
+        Err(error) => return Reading::Failed(error),
+    };
+    if !metadata.is_file() {
+        return Reading::Failed(io::Error::other("not a file"));
+    }
+    if metadata.len() > MAX_FILE {
+        return Reading::Failed(io::Error::other(format!("larger than {} MiB", MAX_FILE >> 20)));
+    }
+    match fs::read(path) {
+        Ok(bytes) => Reading::Bytes(bytes),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Reading::Gone,
+        Err(error) => Reading::Failed(error),
+    }
+}
