@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs;
+use std::io::ErrorKind;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
@@ -59,9 +60,9 @@ impl Facts {
     pub(crate) fn claim(name: &str) -> Result<Self> {
         let pid = std::process::id();
         let dir = Path::new(LAB_DIR).join(format!("{name}-{pid}"));
-        fs::create_dir_all(LAB_DIR).with_context(|| format!("making {LAB_DIR} (a lab needs root)"))?;
-        fs::create_dir(&dir)
-            .with_context(|| format!("making {} (does this process hold a lab {name} already?)", dir.display()))?;
+        make_lab_dir(&dir).with_context(|| {
+            format!("making {} (a lab needs root, and a name this process does not hold already)", dir.display())
+        })?;
         let started = cleanup::start_time(pid).context("reading our own /proc/self/stat")?;
         let facts = Self { name: name.to_owned(), pid, started, dir, members: BTreeMap::new() };
         facts.write()?;
@@ -72,7 +73,7 @@ impl Facts {
     pub fn all() -> Result<Vec<Self>> {
         let entries = match fs::read_dir(LAB_DIR) {
             Ok(entries) => entries,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
             Err(error) => return Err(error).with_context(|| format!("listing {LAB_DIR}")),
         };
         let mut labs = Vec::new();
@@ -152,6 +153,18 @@ impl Facts {
 
     fn hosts_file(&self) -> PathBuf {
         self.dir.join("hosts")
+    }
+}
+
+/// Makes a lab's directory and, if need be, the one they are all in. A lab that goes takes an empty `LAB_DIR` with it,
+/// maybe between our two steps.
+fn make_lab_dir(dir: &Path) -> std::io::Result<()> {
+    loop {
+        fs::create_dir_all(LAB_DIR)?;
+        match fs::create_dir(dir) {
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            made => return made,
+        }
     }
 }
 

@@ -128,17 +128,12 @@ impl TcpReport {
 
 impl fmt::Display for TcpReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "TCP: {} streams carried {} MB, {} idle; resets {}, retransmits {}, longest gap {:.1} ms ({})",
-            self.bulk,
-            self.bytes / 1_000_000,
-            self.idle,
-            self.resets,
-            self.retransmits,
-            self.longest_gap.as_secs_f64() * 1e3,
-            self.gap_on
-        )?;
+        let Self { bulk, idle, bytes, resets, retransmits, .. } = self;
+        write!(f, "TCP: {bulk} streams carried {} MB, {idle} idle; ", bytes / 1_000_000)?;
+        write!(f, "resets {resets}, retransmits {retransmits}")?;
+        if self.bulk > 0 {
+            write!(f, ", longest gap {:.1} ms ({})", self.longest_gap.as_secs_f64() * 1e3, self.gap_on)?;
+        }
         for line in &self.broken {
             write!(f, "\n  {line}")?;
         }

@@ -314,13 +314,10 @@ impl fmt::Display for UdpReport {
         if self.refused > 0 {
             write!(f, " ({} refused by the sender's kernel)", self.refused)?;
         }
-        write!(
-            f,
-            ", longest gap {:.1} ms ({}), slowest answer {:.1} ms",
-            ms(self.longest_gap),
-            self.gap_on,
-            ms(self.slowest)
-        )?;
+        if self.probes > 0 {
+            write!(f, ", longest gap {:.1} ms ({})", ms(self.longest_gap), self.gap_on)?;
+            write!(f, ", slowest answer {:.1} ms", ms(self.slowest))?;
+        }
         for loss in &self.losses {
             write!(f, "\n  {loss}")?;
         }
