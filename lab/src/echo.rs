@@ -3,7 +3,7 @@
 //! Sockets are opened inside the pod's namespace; the threads that serve them are ordinary ones. Dropping the server
 //! wakes and joins them all, so nothing keeps the namespace alive.
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -43,6 +43,7 @@ impl Echo {
                 let any = |port| SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
                 let udp = UdpSocket::bind(any(ECHO_PORT))?;
                 sockopt::dont_fragment(&udp)?;
+                sockopt::hold_bursts(&udp)?;
                 Ok((udp, TcpListener::bind(any(ECHO_PORT))?, TcpListener::bind(any(HTTP_PORT))?))
             })?
             .with_context(|| format!("opening the echo server's sockets in {}", netns.name()))?;
@@ -95,9 +96,8 @@ fn serve_udp(socket: &UdpSocket, stopped: &Stopped) {
     while readable(socket.as_fd(), stopped) {
         // An error here belongs to an earlier reply (ICMP unreachable) and not to what comes next.
         let Ok((length, peer)) = socket.recv_from(&mut buffer) else { continue };
-        let sent = socket.send_to(&buffer[..length], peer);
-        if sent.is_err_and(|e| e.kind() == ErrorKind::Other || e.raw_os_error() == Some(nix::libc::EMSGSIZE)) {
-            // The way back has narrowed: answer with what names the probe. Loss is the prober's to count.
+        if socket.send_to(&buffer[..length], peer).is_err() {
+            // Most likely the way back has narrowed: answer with what names the probe. Loss is the prober's to count.
             let _ = socket.send_to(&buffer[..length.min(PROBE_HEADER)], peer);
         }
     }

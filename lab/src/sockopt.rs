@@ -31,6 +31,15 @@ pub(crate) fn dont_fragment(socket: &impl AsFd) -> std::io::Result<()> {
     }
 }
 
+/// Room for what arrives while busy cores keep the reading thread waiting: all flows of a lab for half a second. With
+/// the default, some milliseconds of MTU-sized probes overflow it, and the lab would count its own losses.
+const RECEIVE_BUFFER: usize = 64 << 20;
+
+/// Lets a UDP socket hold what a busy machine makes it wait for.
+pub(crate) fn hold_bursts(socket: &UdpSocket) -> std::io::Result<()> {
+    Ok(sockopt::RcvBufForce.set(socket, &RECEIVE_BUFFER)?)
+}
+
 /// The path MTU the kernel holds for a connected socket, in bytes.
 pub(crate) fn path_mtu(socket: &UdpSocket, family: Family) -> std::io::Result<usize> {
     let mtu = match family {

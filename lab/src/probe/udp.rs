@@ -99,6 +99,7 @@ impl Flow {
             socket.connect((to.address(family), ECHO_PORT))?;
             socket.set_nonblocking(true)?;
             sockopt::dont_fragment(&socket)?;
+            sockopt::hold_bursts(&socket)?;
             Ok(socket)
         };
         let socket = from.netns.run(open)?.with_context(|| format!("opening the UDP probe {name}"))?;
