@@ -2,4 +2,5 @@
 //!
 //! Invariant: pure and total; what cannot be honoured is a condition beside the value.
 
+pub mod nftables;
 pub mod pod;

@@ -326,7 +326,7 @@ fn random_state(bits: u64) -> State {
         left = left.rotate_right(1);
         left >> 63 == 1
     };
-    if bits % 13 == 0 {
+    if bits.is_multiple_of(13) {
         return State::new();
     }
     let mut state = table_with([]);

@@ -26,6 +26,12 @@ pub const POD_GATEWAY_V6: std::net::Ipv6Addr = std::net::Ipv6Addr::new(0xfe80, 0
 
 /// The nft table (family `inet`) that holds all our rules.
 pub const NFT_TABLE: &str = "tartan";
+/// Priority of our chain before conntrack: nft's `raw`.
+pub const NFT_RAW_PRIORITY: i32 = -300;
+/// Priority of our destination translation: nft's `dstnat`.
+pub const NFT_DSTNAT_PRIORITY: i32 = -100;
+/// Priority of our source translation: nft's `srcnat`.
+pub const NFT_SRCNAT_PRIORITY: i32 = 100;
 /// Comment on a rule that we had to put into somebody else's chain (`hostFirewall: open`).
 pub const FOREIGN_RULE_COMMENT: &str = "tartan: forward pod traffic (remove with `tartan uninstall`)";
 

@@ -1,0 +1,50 @@
+//! Which packets of pods leave under the node's address: those to outside the cluster.
+//!
+//! Invariant: a packet to a pod, on whatever node, keeps its source.
+
+use ipnet::IpNet;
+use tartan_model::Family;
+use tartan_netstate::nft::{ElementData, ElementKey, Rule, Selector, Set, Type, rule};
+use tartan_netstate::{Key, Object, Owner, State};
+
+use super::{Nat, named, nfproto};
+
+/// The ranges of this node's pods.
+const LOCAL: &str = "pods";
+/// Destinations that see pods' own addresses.
+const INSIDE: &str = "inside";
+/// A group has no one way out whose address could stand in for the pod's.
+const MULTICAST: [&str; 2] = ["224.0.0.0/4", "ff00::/8"];
+
+pub(super) fn sets(family: Family) -> [(String, Set); 2] {
+    let ranges = Set::intervals(Type::addr(nfproto(family)));
+    [(named(LOCAL, family), ranges.clone()), (named(INSIDE, family), ranges)]
+}
+
+pub(super) fn rule_of(family: Family) -> Rule {
+    let nfproto = nfproto(family);
+    rule("pods to outside the cluster")
+        .within(nfproto, &[Selector::Saddr], &named(LOCAL, family))
+        .not_within(nfproto, &[Selector::Daddr], &named(INSIDE, family))
+        .masquerade()
+}
+
+pub(super) fn plan(nat: &Nat) -> State {
+    let multicast = MULTICAST.map(|range| range.parse().expect("a prefix"));
+    let inside: Vec<IpNet> = [&nat.local_ranges, &nat.cluster_ranges, &nat.non_masquerade]
+        .into_iter()
+        .flatten()
+        .copied()
+        .chain(multicast)
+        .collect();
+    let mut state = State::new();
+    for (stem, ranges) in [(LOCAL, &nat.local_ranges), (INSIDE, &inside)] {
+        // Intervals of a set must not overlap.
+        for range in IpNet::aggregate(ranges) {
+            let set = named(stem, Family::of_net(&range)).into();
+            let key = Key::NftElement { set, key: ElementKey::prefix(range) };
+            state.insert(key, Object::NftElement(ElementData::default()), Owner::Node);
+        }
+    }
+    state
+}

@@ -1,0 +1,96 @@
+//! The nft table of one node: address translation for its pods.
+//!
+//! Chains and sets are the same on every node and never change with a pod: a pod adds elements. What depends on the
+//! node's ranges is [`masquerade`], what depends on a pod is [`hostport`], and [`base`] is where both hang.
+//!
+//! No chain here accepts or drops what is forwarded: a verdict of ours could not overrule anybody else's.
+//!
+//! Invariant: `plan(memo, world) == plan(empty, world)`.
+
+mod base;
+mod hostport;
+mod masquerade;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use tartan_model::{Attachment, Family, Memo, PerFamily, World};
+use tartan_netstate::nft::Nfproto;
+use tartan_netstate::{Conflict, State};
+
+/// What address translation depends on besides the pods.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Nat {
+    /// This node's fabric address of each family: what translated packets towards pods carry as their source.
+    pub fabric_address: PerFamily<IpAddr>,
+    /// The ranges this node's pods have their addresses from.
+    pub local_ranges: Vec<IpNet>,
+    /// The ranges all pods of the cluster have their addresses from.
+    pub cluster_ranges: Vec<IpNet>,
+    /// Destinations outside the cluster that see pods' own addresses.
+    pub non_masquerade: Vec<IpNet>,
+    /// Packets from pods to everywhere else leave under the node's address.
+    pub masquerade: bool,
+}
+
+/// The table, and what it was computed from.
+#[derive(Default)]
+pub struct Nftables {
+    nat: Option<Nat>,
+    node: State,
+    ports: Memo<Arc<str>, Arc<Attachment>, (), State>,
+    state: State,
+    conflicts: Vec<Conflict>,
+}
+
+impl Nftables {
+    /// What this node's pods and ranges want of the nft table.
+    pub fn plan(&mut self, world: &World, nat: &Nat) -> &State {
+        let mut changed = self.nat.as_ref() != Some(nat);
+        if changed {
+            self.node = base::plan(nat);
+            self.node.merge(&masquerade::plan(nat), &mut Vec::new());
+            self.nat = Some(nat.clone());
+        }
+        let matters = |state: Option<&State>| state.is_some_and(|state| !state.is_empty());
+        self.ports.update(
+            &world.attachments,
+            (),
+            |(), _, attachment| hostport::plan(attachment),
+            |_, before, after| changed |= (matters(before) || matters(after)) && before != after,
+        );
+        if changed {
+            self.state = self.node.clone();
+            self.conflicts.clear();
+            for pod in self.ports.outputs().values() {
+                self.state.merge(pod, &mut self.conflicts);
+            }
+        }
+        &self.state
+    }
+
+    /// Ports that two pods want; the first one has them.
+    pub fn conflicts(&self) -> &[Conflict] {
+        &self.conflicts
+    }
+}
+
+fn nfproto(family: Family) -> Nfproto {
+    match family {
+        Family::V4 => Nfproto::Ipv4,
+        Family::V6 => Nfproto::Ipv6,
+    }
+}
+
+/// A set's or map's name: one for each family.
+fn named(stem: &str, family: Family) -> String {
+    let digit = match family {
+        Family::V4 => 4,
+        Family::V6 => 6,
+    };
+    format!("{stem}{digit}")
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,192 @@
+//! The planner's values; what they do to packets is shown in kernel/tests/nat.rs.
+
+use std::collections::BTreeSet;
+
+use proptest::prelude::*;
+use tartan_model::{Features, PortMapping, Protocol};
+use tartan_netstate::{Key, Mac, Object, Owner, PodNetns, diff};
+
+use super::*;
+
+fn nat() -> Nat {
+    Nat {
+        fabric_address: PerFamily::first_of(["10.244.1.0".parse().unwrap(), "fd00:1::".parse().unwrap()]),
+        local_ranges: vec!["10.244.1.0/24".parse().unwrap(), "fd00:1::/64".parse().unwrap()],
+        cluster_ranges: vec!["10.244.0.0/16".parse().unwrap(), "fd00::/16".parse().unwrap()],
+        non_masquerade: vec!["192.168.0.0/16".parse().unwrap()],
+        masquerade: true,
+    }
+}
+
+fn mapping(text: &str) -> PortMapping {
+    let [protocol, host_ip, host_port, container_port] = text.split(' ').collect::<Vec<_>>()[..] else {
+        panic!("{text}")
+    };
+    PortMapping {
+        protocol: match protocol {
+            "tcp" => Protocol::Tcp,
+            "udp" => Protocol::Udp,
+            _ => Protocol::Sctp,
+        },
+        host_ip: host_ip.parse().ok(),
+        host_port: host_port.parse().unwrap(),
+        container_port: container_port.parse().unwrap(),
+    }
+}
+
+fn pod(n: u8, mappings: &[&str]) -> Attachment {
+    let addresses = [format!("10.244.1.{n}").parse().unwrap(), format!("fd00:1::{n:x}").parse().unwrap()];
+    Attachment {
+        id: format!("c{n}/eth0").into(),
+        container: format!("c{n}").into(),
+        ifname: "eth0".into(),
+        netns: PodNetns { dev: 4, ino: u64::from(n), path: format!("/run/netns/c{n}").into() },
+        pod_namespace: "default".into(),
+        pod_name: format!("p{n}").into(),
+        addresses: PerFamily::first_of(addresses),
+        mac: Mac([2, 0, 0, 0, 0, n]),
+        ports: mappings.iter().copied().map(mapping).collect(),
+        answered: true,
+    }
+}
+
+fn world(pods: &[Attachment]) -> World {
+    let mut world = World::new("n1".into(), Features::default());
+    pods.iter().cloned().for_each(|pod| world.attach(pod));
+    world
+}
+
+/// The elements and sysctls pods own, as text.
+fn pod_owned(state: &State) -> BTreeSet<String> {
+    let text = |(key, entry): (&Key, &tartan_netstate::Entry)| match (&entry.owner, key, &entry.object) {
+        (Owner::Pod(_), Key::NftElement { set, key }, Object::NftElement(data)) => {
+            let data: String = data.0.iter().map(|byte| format!("{byte:02x}")).collect();
+            Some(format!("{set} {key} {data}").trim_end().to_owned())
+        }
+        (Owner::Pod(_), Key::LinkSysctl { name, .. }, Object::Sysctl(value)) => Some(format!("{name}={value}")),
+        _ => None,
+    };
+    state.iter().filter_map(text).collect()
+}
+
+#[test]
+fn elements_of_a_pod() {
+    let check = |mappings: &[&str], wanted: &[&str]| {
+        let mut planner = Nftables::default();
+        let found = pod_owned(planner.plan(&world(&[pod(5, mappings)]), &nat()));
+        assert_eq!(found, wanted.iter().map(|line| (*line).to_owned()).collect(), "{mappings:?}");
+    };
+    let (pod4, pod6) = ("0af40105", "fd000001000000000000000000000005");
+    let hairpin4 = format!("hairpin4 {pod4}{pod4}");
+    let hairpin6 = format!("hairpin6 {pod6}{pod6}");
+    check(&[], &[]);
+    check(
+        &["tcp - 8080 80"],
+        &[
+            &hairpin4,
+            &hairpin6,
+            &format!("hostports4 060000001f900000 {pod4}00500000"),
+            &format!("hostports6 060000001f900000 {pod6}00500000"),
+            "ipv4/route_localnet=1",
+        ],
+    );
+    check(&["udp 192.0.2.1 53 5353"], &[&hairpin4, &format!("hostports_at4 c00002011100000000350000 {pod4}14e90000")]);
+    check(
+        &["sctp 2001:db8::1 9 9"],
+        &[&hairpin6, &format!("hostports_at6 20010db80000000000000000000000018400000000090000 {pod6}00090000")],
+    );
+    check(
+        &["tcp 0.0.0.0 80 80"],
+        &[&hairpin4, &format!("hostports4 0600000000500000 {pod4}00500000"), "ipv4/route_localnet=1"],
+    );
+    check(&["tcp :: 80 80"], &[&hairpin6, &format!("hostports6 0600000000500000 {pod6}00500000")]);
+    check(
+        &["tcp 127.0.0.1 80 80"],
+        &[&hairpin4, &format!("hostports_at4 7f0000010600000000500000 {pod4}00500000"), "ipv4/route_localnet=1"],
+    );
+}
+
+#[test]
+fn a_port_two_pods_want_stays_with_the_first_and_goes_to_the_other_when_it_leaves() {
+    let mut planner = Nftables::default();
+    let mut world = world(&[pod(5, &["tcp - 80 80"]), pod(6, &["tcp - 80 8080"])]);
+    planner.plan(&world, &nat());
+    let named: BTreeSet<_> = planner.conflicts().iter().map(|conflict| conflict.lost.to_string()).collect();
+    assert_eq!(named, BTreeSet::from(["pod c6/eth0".to_owned()]));
+    world.detach("c5/eth0", std::time::Instant::now());
+    let owned = pod_owned(planner.plan(&world, &nat()));
+    assert!(owned.contains("hostports4 0600000000500000 0af401061f900000"), "{owned:?}");
+    assert_eq!(planner.conflicts(), []);
+}
+
+#[test]
+fn a_pod_adds_no_rule() {
+    let (mut before, mut after) = (Nftables::default(), Nftables::default());
+    let full = world(&[pod(5, &["tcp - 80 80", "udp 127.0.0.1 53 53"])]);
+    let change = diff(before.plan(&world(&[]), &nat()), after.plan(&full, &nat()), |_| true);
+    let elements = |key: &Key| matches!(key, Key::NftElement { .. } | Key::LinkSysctl { .. });
+    assert!(change.ops.iter().all(|(op, owner)| elements(op.key()) && *owner == Owner::Pod("c5/eth0".into())));
+}
+
+#[test]
+fn without_masquerade_nothing_masquerades() {
+    let rules = |nat: &Nat| {
+        let mut planner = Nftables::default();
+        let chain = planner.plan(&world(&[]), nat).get(&Key::NftChain { chain: "nat_postrouting".into() }).cloned();
+        match chain.map(|entry| entry.object) {
+            Some(Object::NftChain(chain)) => chain.rules,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(rules(&nat()).len(), 6);
+    assert_eq!(rules(&Nat { masquerade: false, ..nat() }).len(), 4);
+    assert_eq!(rules(&Nat { masquerade: false, fabric_address: PerFamily::default(), ..nat() }).len(), 0);
+}
+
+#[test]
+fn overlapping_ranges_become_disjoint_intervals() {
+    let check = |ranges: &[&str], wanted: &[&str]| {
+        let ranges = ranges.iter().map(|range| range.parse().unwrap()).collect();
+        let mut planner = Nftables::default();
+        let nat = Nat { cluster_ranges: ranges, ..Nat::default() };
+        let of_inside = |key: &Key| match key {
+            Key::NftElement { set, key } if set.starts_with("inside") => Some(key.to_string()),
+            _ => None,
+        };
+        let found: Vec<_> = planner.plan(&world(&[]), &nat).iter().filter_map(|(key, _)| of_inside(key)).collect();
+        assert_eq!(found, wanted, "{nat:?}");
+    };
+    let multicast6 = "ff000000000000000000000000000000-";
+    check(&[], &["e0000000-f0000000", multicast6]);
+    check(
+        &["10.0.0.0/8", "10.244.0.0/16", "10.244.3.0/24", "11.0.0.0/8"],
+        &["0a000000-0c000000", "e0000000-f0000000", multicast6],
+    );
+    check(&["0.0.0.0/0", "::/0"], &["00000000-", "00000000000000000000000000000000-"]);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// The memo's law.
+    #[test]
+    fn planning_with_a_memo_equals_planning_anew(
+        steps in prop::collection::vec((1..6_u8, 0..4_u16, any::<bool>()), 1..12)
+    ) {
+        let mut planner = Nftables::default();
+        let mut world = world(&[]);
+        let mut nat = nat();
+        for (n, port, flip) in steps {
+            let text = format!("tcp - {port} 80");
+            match (flip, port) {
+                (true, 0) => nat.masquerade = !nat.masquerade,
+                (true, _) => world.detach(&format!("c{n}/eth0"), std::time::Instant::now()),
+                (false, 0) => world.attach(pod(n, &[])),
+                (false, _) => world.attach(pod(n, &[&text])),
+            }
+            let mut anew = Nftables::default();
+            prop_assert_eq!(planner.plan(&world, &nat), anew.plan(&world, &nat));
+            prop_assert_eq!(planner.conflicts(), anew.conflicts());
+        }
+    }
+}
