@@ -11,8 +11,13 @@ use tartan_model::{Kind, Object, ObjectId, Revision, StoreEvent};
 
 pub mod decode;
 pub mod file;
+pub mod memory;
+
+#[cfg(test)]
+mod conformance;
 
 pub use file::FileStore;
+pub use memory::MemoryStore;
 
 /// A future on the heap, as trait objects need it.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -52,4 +57,30 @@ pub enum WriteError {
     /// The store will never take this.
     #[error("{0} was refused: {1}")]
     Refused(ObjectId, String),
+}
+
+/// Puts a document as a user asked for it, over whatever is there.
+pub async fn apply_document(store: &dyn Store, document: decode::Document) -> Result<Revision, WriteError> {
+    store.put(document.id, document.object, Expect::Any).await
+}
+
+/// What a write must find there, for every store alike; `there` is none where nothing is, and holds none where what is
+/// there cannot be read.
+fn check(id: &ObjectId, expect: &Expect, there: Option<Option<&Revision>>) -> Result<(), WriteError> {
+    let as_expected = match (expect, there) {
+        (Expect::Any, _) | (Expect::Absent, None) => true,
+        (Expect::Absent, Some(_)) | (Expect::At(_), None) => false,
+        (Expect::At(revision), Some(there)) => there == Some(revision),
+    };
+    if as_expected { Ok(()) } else { Err(WriteError::Conflict(id.clone())) }
+}
+
+/// The document of an object, once it is certain that it can be read back as the same.
+fn written(id: &ObjectId, object: &Object) -> Result<String, WriteError> {
+    let text = serde_yaml_ng::to_string(&decode::encode(id, object)).expect("documents are maps with text keys");
+    match decode::documents("the object", &text).as_slice() {
+        [Ok(document)] if document.id == *id && document.object == *object => Ok(text),
+        [Err(refused)] => Err(WriteError::Refused(id.clone(), refused.condition.message.clone())),
+        _ => Err(WriteError::Refused(id.clone(), "it would be read back as another object".to_owned())),
+    }
 }

@@ -68,10 +68,10 @@ impl Locked {
     }
 
     pub(super) fn put(&self, id: &ObjectId, object: &Object, expect: &Expect) -> Result<Revision, WriteError> {
-        let plain = written(id, object)?;
+        let plain = crate::written(id, object)?;
         let revision = decode::revision(id, object);
         let found = self.find(id)?.into_iter().next();
-        check(id, expect, found.as_ref())?;
+        crate::check(id, expect, found.as_ref().map(Found::revision))?;
         let Some(found) = found else {
             let own = own_name(id);
             if self.dir.join(&own).exists() {
@@ -89,7 +89,7 @@ impl Locked {
 
     pub(super) fn delete(&self, id: &ObjectId, expect: &Expect) -> Result<(), WriteError> {
         let mut found = self.find(id)?.into_iter().next();
-        check(id, expect, found.as_ref())?;
+        crate::check(id, expect, found.as_ref().map(Found::revision))?;
         while let Some(place) = found {
             let rest = place.cut_out();
             if decode::documents(&place.file, &rest).is_empty() {
@@ -150,6 +150,10 @@ impl Locked {
 // === impl Found ===
 
 impl Found {
+    fn revision(&self) -> Option<&Revision> {
+        self.known.as_ref().map(|(_, revision)| revision)
+    }
+
     /// The document with only what changed changed; none where that would not say what is wanted.
     fn merged(&self, id: &ObjectId, object: &Object) -> Option<String> {
         let (before, _) = self.known.as_ref()?;
@@ -206,25 +210,6 @@ fn places(id: &ObjectId, name: &Arc<str>, text: &str, own: bool) -> Vec<Found> {
         places.push(found(0..text.len(), None));
     }
     places
-}
-
-fn check(id: &ObjectId, expect: &Expect, found: Option<&Found>) -> Result<(), WriteError> {
-    let as_expected = match (expect, found) {
-        (Expect::Any, _) | (Expect::Absent, None) => true,
-        (Expect::Absent, Some(_)) | (Expect::At(_), None) => false,
-        (Expect::At(revision), Some(found)) => found.known.as_ref().is_some_and(|(_, there)| there == revision),
-    };
-    if as_expected { Ok(()) } else { Err(WriteError::Conflict(id.clone())) }
-}
-
-/// The document of an object, once it is certain that it can be read back.
-fn written(id: &ObjectId, object: &Object) -> Result<String, WriteError> {
-    let text = serde_yaml_ng::to_string(&decode::encode(id, object)).expect("documents are maps with text keys");
-    match decode::documents("the object", &text).as_slice() {
-        [Ok(document)] if document.id == *id => Ok(text),
-        [Err(refused)] => Err(WriteError::Refused(id.clone(), refused.condition.message.clone())),
-        _ => Err(WriteError::Refused(id.clone(), "the object is of another kind or name".to_owned())),
-    }
 }
 
 fn says(text: &str, id: &ObjectId, object: &Object) -> bool {
