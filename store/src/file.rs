@@ -26,7 +26,6 @@ mod view;
 mod watch;
 mod write;
 
-/// How long a write waits for others that hold the lock.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How long until it looks at the lock again.
 const LOOK_AGAIN: Duration = Duration::from_millis(2);
@@ -37,6 +36,8 @@ pub struct FileStore {
     dir: Arc<Path>,
     /// One writer at a time in this process, so that only processes contend for the lock.
     turn: Arc<tokio::sync::Mutex<()>>,
+    /// How long a write waits for others that hold the lock.
+    patience: Duration,
 }
 
 impl FileStore {
@@ -45,7 +46,7 @@ impl FileStore {
         let dir = dir.into();
         // What leads to it is watched, too: a relative path would lead elsewhere after a change of directory.
         let dir = std::path::absolute(&dir).unwrap_or(dir);
-        FileStore { dir: dir.into(), turn: Arc::default() }
+        FileStore { dir: dir.into(), turn: Arc::default(), patience: PATIENCE }
     }
 
     async fn locked<T: Send + 'static>(
@@ -53,7 +54,7 @@ impl FileStore {
         work: impl FnOnce(&Locked) -> Result<T, WriteError> + Send + 'static,
     ) -> Result<T, WriteError> {
         let _turn = self.turn.lock().await;
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + self.patience;
         let locked = loop {
             let dir = self.dir.clone();
             match blocking(move || Locked::try_lock(&dir)).await? {
@@ -93,3 +94,6 @@ async fn blocking<T: Send + 'static>(
         Err(ended) => Err(WriteError::Away(format!("the write was broken off: {ended}"))),
     }
 }
+
+#[cfg(test)]
+mod tests;

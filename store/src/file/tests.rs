@@ -1,0 +1,344 @@
+//! The file store as its users know it: a directory, an editor, and several processes.
+
+use std::fs;
+use std::future::poll_fn;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use tartan_model::{Features, World};
+
+use super::*;
+use crate::conformance::{self, Rig};
+
+/// A directory of its own, gone with the test; `away` is where it is moved to.
+struct Dir {
+    root: PathBuf,
+    dir: PathBuf,
+    away: PathBuf,
+}
+
+impl Dir {
+    fn new() -> Dir {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let root = std::env::temp_dir().join(format!("tartan-store-{}-{count}", std::process::id()));
+        let dir = root.join("store");
+        fs::create_dir_all(&dir).unwrap();
+        Dir { away: root.join("away"), root, dir }
+    }
+
+    fn holding(files: &[(&str, &str)]) -> Dir {
+        let dir = Dir::new();
+        files.iter().for_each(|(name, text)| dir.write(name, text));
+        dir
+    }
+
+    fn handle(&self) -> FileStore {
+        FileStore::new(&self.dir)
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        fs::write(self.dir.join(name), text).unwrap();
+    }
+
+    fn read(&self, name: &str) -> String {
+        fs::read_to_string(self.dir.join(name)).unwrap()
+    }
+
+    fn names(&self) -> Vec<String> {
+        write::names(&self.dir).unwrap().iter().map(ToString::to_string).collect()
+    }
+
+    /// The file that holds the object, wherever the directory is now.
+    fn file_of(&self, id: &ObjectId) -> PathBuf {
+        let dir = if self.dir.exists() { &self.dir } else { &self.away };
+        dir.join(format!("{}.{}.yaml", id.kind.as_str().to_lowercase(), id.name))
+    }
+}
+
+impl Drop for Dir {
+    fn drop(&mut self) {
+        fs::remove_dir_all(&self.root).unwrap();
+    }
+}
+
+impl Rig for Dir {
+    fn store(&self) -> Arc<dyn Store> {
+        Arc::new(self.handle())
+    }
+
+    fn go_away(&self) {
+        fs::rename(&self.dir, &self.away).unwrap();
+    }
+
+    fn come_back(&self) {
+        fs::rename(&self.away, &self.dir).unwrap();
+    }
+
+    fn vanish(&self, id: &ObjectId) {
+        fs::remove_file(self.file_of(id)).unwrap();
+    }
+
+    fn spoil(&self, id: &ObjectId) {
+        let text = fs::read_to_string(self.file_of(id)).unwrap();
+        fs::write(self.file_of(id), format!("{text}oops: [\n")).unwrap();
+    }
+
+    fn mend(&self, id: &ObjectId) {
+        let text = fs::read_to_string(self.file_of(id)).unwrap();
+        fs::write(self.file_of(id), text.strip_suffix("oops: [\n").unwrap()).unwrap();
+    }
+}
+
+/// A watch on all kinds, and the world it leads to.
+struct Watching {
+    stream: BoxStream<'static, StoreEvent>,
+    world: World,
+}
+
+impl Watching {
+    fn of(dir: &Dir) -> Watching {
+        Watching { stream: dir.handle().watch(&Kind::ALL), world: World::new("n1".into(), Features::default()) }
+    }
+
+    async fn until(&mut self, what: &str, wanted: impl Fn(&World) -> bool) {
+        while !wanted(&self.world) {
+            let next = poll_fn(|cx| self.stream.as_mut().poll_next(cx));
+            let event = tokio::time::timeout(Duration::from_secs(10), next).await;
+            let event = event.unwrap_or_else(|_| panic!("{what} did not come about: {:#?}", self.world));
+            self.world.store(event.expect("a watch never ends"), std::time::Instant::now());
+        }
+    }
+
+    async fn until_pools(&mut self, wanted: &[&str]) {
+        self.until(&format!("pools {wanted:?}"), |world| pools(world) == wanted).await;
+    }
+}
+
+fn pools(world: &World) -> Vec<&str> {
+    world.pools.keys().map(|name| &**name).collect()
+}
+
+fn pool(name: &str, seed: u8) -> String {
+    format!(
+        "apiVersion: projectcalico.org/v3\nkind: IPPool\nmetadata:\n  name: {name}\nspec:\n  cidr: 10.{seed}.0.0/16\n"
+    )
+}
+
+fn id(name: &str) -> ObjectId {
+    conformance::pool(name, 0).0
+}
+
+fn message(world: &World, id: &ObjectId) -> String {
+    world.invalid.get(id).map(|condition| condition.message.clone()).unwrap_or_default()
+}
+
+#[tokio::test]
+async fn conforms() {
+    conformance::conformance(Dir::new).await;
+}
+
+#[tokio::test]
+async fn users_edit_files() {
+    let dir =
+        Dir::holding(&[("pools.yaml", &format!("{}---\n{}", pool("a", 1), pool("b", 2))), ("notes.txt", "kind: no")]);
+    let mut watching = Watching::of(&dir);
+    watching.until_pools(&["a", "b"]).await;
+    dir.write("more.yml", &pool("c", 3));
+    watching.until_pools(&["a", "b", "c"]).await;
+    dir.write("pools.yaml", &pool("b", 2));
+    watching.until_pools(&["b", "c"]).await;
+    fs::rename(dir.dir.join("more.yml"), dir.dir.join("more.off")).unwrap();
+    watching.until_pools(&["b"]).await;
+    fs::hard_link(dir.dir.join("more.off"), dir.dir.join("linked.yaml")).unwrap();
+    watching.until_pools(&["b", "c"]).await;
+    fs::remove_file(dir.dir.join("pools.yaml")).unwrap();
+    watching.until_pools(&["c"]).await;
+}
+
+#[tokio::test]
+async fn a_broken_file_keeps_all_its_objects() {
+    let both = format!("{}---\n{}", pool("a", 1), pool("b", 2));
+    let dir = Dir::holding(&[("pools.yaml", &both)]);
+    let mut watching = Watching::of(&dir);
+    watching.until_pools(&["a", "b"]).await;
+    // what is written, what is said of `a`, what is said of `b`
+    let table = [
+        (
+            both.replace("10.2.0.0/16", "10.2.0.0/99"),
+            "",
+            "pools.yaml:13: spec.cidr is `10.2.0.0/99`: not an address range",
+        ),
+        (both.replace("name: b", "{"), "", "pools.yaml:13: did not find expected"),
+        (both.replace("kind: IPPool", "kind: IPPol"), "does not read objects of kind IPPol", "IPPol"),
+        (String::new(), "pools.yaml: the file is empty", "pools.yaml: the file is empty"),
+        (format!("\u{0}{both}"), "pools.yaml:1: ", ""),
+    ];
+    for (text, of_a, of_b) in table {
+        dir.write("pools.yaml", &text);
+        let said = |world: &World, name: &str, text: &str| {
+            let message = message(world, &id(name));
+            if text.is_empty() { message.is_empty() } else { message.contains(text) }
+        };
+        watching
+            .until(&format!("{of_a:?} and {of_b:?}"), |world| said(world, "a", of_a) && said(world, "b", of_b))
+            .await;
+        assert_eq!(pools(&watching.world), ["a", "b"]);
+        dir.write("pools.yaml", &both);
+        watching.until("mended", |world| world.invalid.is_empty() && world.notices.is_empty()).await;
+    }
+    fs::remove_file(dir.dir.join("pools.yaml")).unwrap();
+    watching.until_pools(&[]).await;
+}
+
+#[tokio::test]
+async fn what_was_never_read_holds_up_the_first_list() {
+    let dir = Dir::holding(&[("a.yaml", &pool("a", 1)), ("b.yaml", "kind: IPPool\nmeta")]);
+    let mut watching = Watching::of(&dir);
+    watching.until("a notice", |world| world.notices.contains_key("b.yaml")).await;
+    assert_eq!(pools(&watching.world), ["a"]);
+    assert!(!watching.world.is_synced(Kind::IpPool), "b.yaml may hold anything");
+    dir.write("b.yaml", &pool("b", 2));
+    watching.until("the list", |world| world.is_synced(Kind::IpPool)).await;
+    assert_eq!(pools(&watching.world), ["a", "b"]);
+    assert!(watching.world.notices.is_empty());
+}
+
+#[tokio::test]
+async fn the_first_of_two_files_counts() {
+    let dir = Dir::holding(&[("b.yaml", &pool("a", 2)), ("c.yaml", &pool("a", 3))]);
+    let mut watching = Watching::of(&dir);
+    let third = |world: &World, seed: u8| {
+        world.pools.get("a").is_some_and(|pool| pool.cidr.to_string() == format!("10.{seed}.0.0/16"))
+    };
+    watching.until("the first", |world| third(world, 2) && world.notices.contains_key("c.yaml")).await;
+    let said = &watching.world.notices["c.yaml"][0];
+    assert_eq!(said.message, "IPPool/a is in b.yaml, which counts, and again in c.yaml");
+    dir.write("a.yaml", &pool("a", 1));
+    watching.until("one before it", |world| third(world, 1) && world.notices.contains_key("b.yaml")).await;
+    fs::remove_file(dir.dir.join("a.yaml")).unwrap();
+    fs::remove_file(dir.dir.join("b.yaml")).unwrap();
+    watching.until("the last", |world| third(world, 3) && world.notices.is_empty()).await;
+    dir.handle().delete(id("a"), Expect::Any).await.unwrap();
+    watching.until_pools(&[]).await;
+}
+
+#[tokio::test]
+async fn the_directory_comes_and_goes() {
+    let dir = Dir::holding(&[("a.yaml", &pool("a", 1))]);
+    let nested = dir.root.join("x/y/z");
+    let mut stream = FileStore::new(&nested).watch(&Kind::ALL);
+    let mut watching = Watching::of(&dir);
+    watching.until_pools(&["a"]).await;
+    // Moved away under its parent's feet, and back.
+    fs::create_dir(&dir.away).unwrap();
+    fs::rename(&dir.dir, dir.away.join("store")).unwrap();
+    watching.until("away", |world| world.store_away.is_some()).await;
+    fs::rename(dir.away.join("store"), &dir.dir).unwrap();
+    watching.until("back", |world| world.store_away.is_none()).await;
+    // An empty one in its place: this could be a lost mount.
+    fs::rename(&dir.dir, dir.away.join("store")).unwrap();
+    watching.until("away", |world| world.store_away.is_some()).await;
+    fs::create_dir(&dir.dir).unwrap();
+    watching.until("doubt", |world| world.store_away.as_ref().is_some_and(|why| why.contains("not mounted"))).await;
+    assert_eq!(pools(&watching.world), ["a"]);
+    dir.write("b.yaml", &pool("b", 2));
+    watching.until_pools(&["b"]).await;
+    // One that was never there.
+    let mut missing = World::default();
+    let mut next = async || poll_fn(|cx| stream.as_mut().poll_next(cx)).await.unwrap();
+    assert!(matches!(next().await, StoreEvent::Away(_)));
+    fs::create_dir_all(&nested).unwrap();
+    fs::write(nested.join("c.yaml"), pool("c", 3)).unwrap();
+    while pools(&missing) != ["c"] {
+        missing.store(next().await, std::time::Instant::now());
+    }
+}
+
+#[tokio::test]
+async fn a_moved_ancestor_is_noticed() {
+    let dir = Dir::holding(&[("a.yaml", &pool("a", 1))]);
+    let elsewhere = dir.root.with_extension("moved");
+    let mut watching = Watching::of(&dir);
+    watching.until_pools(&["a"]).await;
+    fs::rename(&dir.root, &elsewhere).unwrap();
+    watching.until("away", |world| world.store_away.is_some()).await;
+    fs::rename(&elsewhere, &dir.root).unwrap();
+    watching.until("back", |world| world.store_away.is_none()).await;
+}
+
+#[tokio::test]
+async fn writes_go_where_the_object_is() {
+    let users = format!(
+        "# Pools of the cluster.\n{}  vxlanMode: Never # not ours\n---\n# Second.\n{}",
+        pool("a", 1),
+        pool("b", 2)
+    );
+    let dir = Dir::holding(&[("pools.yaml", &users)]);
+    let store = dir.handle();
+    let (a, changed) = conformance::pool("a", 7);
+    store.put(a.clone(), changed, Expect::Any).await.unwrap();
+    let text = dir.read("pools.yaml");
+    for kept in ["# Pools of the cluster.\n", "vxlanMode: Never", "\n---\n# Second.\n", &pool("b", 2), "10.7.0.0/16"] {
+        assert!(text.contains(kept), "{kept:?} is not in\n{text}");
+    }
+    let (c, new) = conformance::pool("c", 3);
+    store.put(c, new, Expect::Absent).await.unwrap();
+    assert_eq!(dir.names(), ["ippool.c.yaml", "pools.yaml"]);
+    store.delete(id("b"), Expect::Any).await.unwrap();
+    assert!(!dir.read("pools.yaml").contains("---"));
+    store.delete(a, Expect::Any).await.unwrap();
+    assert_eq!(dir.names(), ["ippool.c.yaml"]);
+}
+
+#[tokio::test]
+async fn what_is_in_the_way_is_refused() {
+    let dir = Dir::holding(&[("ippool.a.yaml", &pool("b", 1)), ("elsewhere", &pool("c", 2))]);
+    std::os::unix::fs::symlink(dir.dir.join("elsewhere"), dir.dir.join("c.yaml")).unwrap();
+    for (name, why) in [("a", "ippool.a.yaml is in the way"), ("c", "symbolic link")] {
+        let (id, object) = conformance::pool(name, 3);
+        match dir.handle().put(id, object, Expect::Any).await {
+            Err(WriteError::Refused(_, text)) => assert!(text.contains(why), "{text}"),
+            other => panic!("{name}: {other:?}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_held_lock_is_waited_for() {
+    let dir = Dir::new();
+    let held = fs::File::create(dir.dir.join(write::LOCK)).unwrap();
+    held.lock().unwrap();
+    let (id, object) = conformance::pool("a", 1);
+    let hasty = FileStore { patience: Duration::from_millis(30), ..dir.handle() };
+    let refused = hasty.put(id.clone(), object.clone(), Expect::Any).await;
+    assert!(matches!(&refused, Err(WriteError::Away(why)) if why.contains("holds the lock")), "{refused:?}");
+    let store = dir.handle();
+    let put = tokio::spawn(async move { store.put(id, object, Expect::Any).await });
+    tokio::time::sleep(Duration::from_millis(30)).await;
+    assert!(!put.is_finished());
+    held.unlock().unwrap();
+    put.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_crash_in_the_middle_of_a_write_is_nothing() {
+    let dir = Dir::holding(&[(".tartan.tmp", "apiVersion: proj"), (".lock", "")]);
+    let (id, object) = conformance::pool("a", 1);
+    dir.handle().put(id, object, Expect::Absent).await.unwrap();
+    assert_eq!(dir.names(), ["ippool.a.yaml"]);
+    assert!(!dir.dir.join(".tartan.tmp").exists());
+}
+
+#[tokio::test]
+async fn a_dropped_watch_ends_its_thread() {
+    let dir = Dir::new();
+    let store = dir.handle();
+    let stream = store.watch(&[Kind::Node]);
+    assert!(Arc::strong_count(&store.dir) > 1, "the thread holds the path");
+    drop(stream);
+    let deadline = std::time::Instant::now() + Duration::from_secs(10);
+    while Arc::strong_count(&store.dir) > 1 {
+        assert!(std::time::Instant::now() < deadline, "the thread goes on");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
