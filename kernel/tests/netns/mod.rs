@@ -5,6 +5,8 @@
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its own part")]
 #![allow(clippy::unwrap_used, reason = "a test")]
 
+pub mod traffic;
+
 use std::process::Command;
 use std::sync::mpsc;
 use std::thread::JoinHandle;
@@ -22,7 +24,7 @@ pub struct Netns {
 }
 
 impl Netns {
-    /// A new namespace with `lo` up.
+    /// A new namespace with `lo` up. Its IPv6 addresses are good at once: nobody checks for duplicates.
     pub fn new() -> Netns {
         let (jobs, inbox) = mpsc::channel::<Job>();
         let (ready, tid) = mpsc::channel();
@@ -32,7 +34,7 @@ impl Netns {
             inbox.into_iter().for_each(|job| job());
         });
         let netns = Netns { jobs: Some(jobs), thread: Some(thread), tid: tid.recv().unwrap() };
-        netns.sh("ip link set lo up");
+        netns.sh("sysctl -qw net.ipv6.conf.default.accept_dad=0 net.ipv6.conf.all.accept_dad=0; ip link set lo up");
         netns
     }
 

@@ -1,0 +1,70 @@
+//! Servers that answer with the address they were called from, and clients that ask them.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::time::Duration;
+
+use super::Netns;
+
+/// How long a client waits: long enough for one retransmission, as when a neighbour was not known yet.
+const PATIENCE: Duration = Duration::from_millis(1500);
+
+/// The transport a question goes over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Over {
+    Tcp,
+    Udp,
+}
+
+/// Answers at `at`, TCP and UDP, until the process ends. `[::]` stands for IPv4 too.
+pub fn serve(netns: &Netns, at: &str) {
+    let at: SocketAddr = at.parse().unwrap();
+    netns.run(move || {
+        let tcp = TcpListener::bind(at).unwrap();
+        std::thread::spawn(move || {
+            for stream in tcp.incoming() {
+                let mut stream = stream.unwrap();
+                let peer = stream.peer_addr().unwrap().ip().to_canonical();
+                // The client may have given up by now.
+                let _ = stream.write_all(peer.to_string().as_bytes());
+            }
+        });
+        let udp = UdpSocket::bind(at).unwrap();
+        std::thread::spawn(move || {
+            let mut question = [0; 64];
+            loop {
+                let (_, peer) = udp.recv_from(&mut question).unwrap();
+                let _ = udp.send_to(peer.ip().to_canonical().to_string().as_bytes(), peer);
+            }
+        });
+    });
+}
+
+/// The address under which the server at `to` sees who asks from `netns`; or why there was no answer.
+pub fn ask(netns: &Netns, over: Over, to: &str) -> Result<String, String> {
+    let to: SocketAddr = to.parse().unwrap();
+    netns.run(move || {
+        let mut answer = String::new();
+        let asked = match over {
+            Over::Tcp => TcpStream::connect_timeout(&to, PATIENCE).and_then(|mut stream| {
+                stream.set_read_timeout(Some(PATIENCE))?;
+                stream.read_to_string(&mut answer)
+            }),
+            Over::Udp => ask_udp(to).map(|text| {
+                answer = text;
+                0
+            }),
+        };
+        asked.map(|_| answer).map_err(|error| error.to_string())
+    })
+}
+
+fn ask_udp(to: SocketAddr) -> std::io::Result<String> {
+    let socket = UdpSocket::bind(if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" })?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    socket.connect(to)?;
+    socket.send(b"who am I?")?;
+    let mut answer = [0; 64];
+    let len = socket.recv(&mut answer)?;
+    Ok(String::from_utf8_lossy(&answer[..len]).into_owned())
+}
