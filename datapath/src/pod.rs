@@ -3,7 +3,10 @@
 //! Routed, no bridge: the pod has a /32 and a /128 and one gateway a family, link-local and the same for all pods; the
 //! node has a host route to each address. Neighbours are permanent on both ends, so no packet waits for ARP or ND.
 //!
-//! Invariant: `plan(memo, world) == plan(empty, world)`; one pod's entries depend on its attachment and the MTU alone.
+//! What a pod may send is the MTU of its routes. Its link takes whatever the underlay carries, always: a veth drops what
+//! is larger than its own MTU without a word, and while nodes change theirs one after the other, peers still send it.
+//!
+//! Invariant: `plan(memo, world) == plan(empty, world)`; one pod's entries depend on its attachment and [`Mtu`] alone.
 
 use std::hash::{Hash, Hasher};
 use std::net::IpAddr;
@@ -16,16 +19,25 @@ use tartan_netstate::claims::{
 };
 use tartan_netstate::{Key, Link, LinkKind, LinkName, Mac, Neigh, Netns, Object, Owner, Route, Scope, State};
 
+/// How large packets of pods may be, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Mtu {
+    /// What pod links take: the underlay's.
+    pub link: u32,
+    /// What pods send: what fits through every fabric in use.
+    pub route: u32,
+}
+
 /// Entries of each pod, and all of them together.
 #[derive(Default)]
 pub struct Pods {
-    memo: Memo<Arc<str>, Arc<Attachment>, u32, State>,
+    memo: Memo<Arc<str>, Arc<Attachment>, Mtu, State>,
     state: State,
 }
 
 impl Pods {
-    /// What this node's pods want of the kernel, at this MTU in bytes.
-    pub fn plan(&mut self, world: &World, mtu: u32) -> &State {
+    /// What this node's pods want of the kernel.
+    pub fn plan(&mut self, world: &World, mtu: Mtu) -> &State {
         let state = &mut self.state;
         let nothing = State::new();
         self.memo.update(
@@ -61,23 +73,24 @@ pub fn gateway(family: Family) -> IpAddr {
     }
 }
 
-/// Largest MTU that a pod link has in the kernel, in bytes; none without pods.
+/// Largest MTU that a route of a pod has in the kernel, in bytes; none without pods.
 pub fn mtu_in_force(world: &World) -> Option<u32> {
-    let mtu = |attachment: &Arc<Attachment>| {
-        let key = Key::Link { ns: Netns::Host, link: host_link(&attachment.id) };
-        match &world.programmed.mirror.get(&key)?.object {
-            Object::Link(link) => Some(link.mtu),
-            _ => None,
-        }
+    let mtu = |key: Key| match &world.programmed.mirror.get(&key)?.object {
+        Object::Route(route) => route.mtu,
+        _ => None,
     };
-    world.attachments.values().filter_map(mtu).max()
+    let routes = |attachment: &Arc<Attachment>| {
+        let families = attachment.addresses.iter().map(|(family, _)| default_route(attachment, family));
+        families.filter_map(mtu).max()
+    };
+    world.attachments.values().filter_map(routes).max()
 }
 
-fn pod(attachment: &Attachment, mtu: u32) -> State {
+fn pod(attachment: &Attachment, mtu: Mtu) -> State {
     let owner = Owner::Pod(attachment.id.clone());
     let mut state = State::new();
     let mut add = |key: Key, object: Object| state.insert(key, object, owner.clone());
-    host_end(attachment, mtu, &mut add);
+    host_end(attachment, mtu.link, &mut add);
     pod_end(attachment, mtu, &mut add);
     state
 }
@@ -105,10 +118,10 @@ fn host_end(attachment: &Attachment, mtu: u32, add: &mut impl FnMut(Key, Object)
     }
 }
 
-fn pod_end(attachment: &Attachment, mtu: u32, add: &mut impl FnMut(Key, Object)) {
+fn pod_end(attachment: &Attachment, mtu: Mtu, add: &mut impl FnMut(Key, Object)) {
     let ns = Netns::Pod(attachment.netns.clone());
     let link = pod_link(attachment);
-    let made = Link { kind: LinkKind::VethPeer, mac: attachment.mac, mtu, group: 0, up: true };
+    let made = Link { kind: LinkKind::VethPeer, mac: attachment.mac, mtu: mtu.link, group: 0, up: true };
     add(Key::Link { ns: ns.clone(), link: link.clone() }, Object::Link(made));
     for (family, address) in attachment.addresses.iter() {
         if family == Family::V6 {
@@ -123,10 +136,18 @@ fn pod_end(attachment: &Attachment, mtu: u32, add: &mut impl FnMut(Key, Object))
         let via = gateway(family);
         let neigh = Key::Neigh { ns: ns.clone(), link: link.clone(), address: via };
         add(neigh, Object::Neigh(Neigh { mac: host_mac(&attachment.id) }));
-        let route = |dst| Key::Route { ns: ns.clone(), table: MAIN_TABLE, dst, metric: ROUTE_METRIC };
-        add(route(Family::host_net(via)), Object::Route(on_link(family, link.clone())));
-        add(route(family.everything()), Object::Route(Route::via(via, link.clone())));
+        let to_gateway =
+            Key::Route { ns: ns.clone(), table: MAIN_TABLE, dst: Family::host_net(via), metric: ROUTE_METRIC };
+        add(to_gateway, Object::Route(on_link(family, link.clone())));
+        let everything = Route { mtu: Some(mtu.route), ..Route::via(via, link.clone()) };
+        add(default_route(attachment, family), Object::Route(everything));
     }
+}
+
+/// The route that all a pod sends takes.
+fn default_route(attachment: &Attachment, family: Family) -> Key {
+    let ns = Netns::Pod(attachment.netns.clone());
+    Key::Route { ns, table: MAIN_TABLE, dst: family.everything(), metric: ROUTE_METRIC }
 }
 
 fn on_link(family: Family, link: LinkName) -> Route {

@@ -24,7 +24,7 @@ pub struct Owned {
     pub blocks: Vec<IpNet>,
     /// One address of them per family, for the node itself.
     pub fabric_addresses: PerFamily<std::net::IpAddr>,
-    /// Largest MTU of a pod link in the kernel; none without pods.
+    /// Largest MTU of a pod's routes in the kernel; none without pods.
     pub mtu_in_force: Option<u32>,
 }
 
@@ -36,6 +36,8 @@ pub struct Out {
     pub conditions: Vec<Condition>,
     /// This node, and why its addresses are what they are.
     pub node: LocalNode,
+    /// What this node's uplinks carry, in bytes.
+    pub underlay_mtu: u32,
     /// MTU of this node's pods, in bytes.
     pub pod_mtu: u32,
     /// What to tell the peers; the heartbeat is the publisher's.
@@ -124,7 +126,8 @@ pub fn plan<'a>(memo: &'a mut Memo, world: &World, owned: &Owned, now: Instant) 
     let drained_at = memo.drained_at(world).filter(|at| *at > now);
     let out = &mut memo.out;
     out.advert = (!node.uid.is_empty() || world.local_node().is_some()).then_some(advert);
-    (out.conditions, out.node, out.pod_mtu, out.receives) = (conditions, node, pod_mtu, receives);
+    (out.conditions, out.node, out.receives) = (conditions, node, receives);
+    (out.underlay_mtu, out.pod_mtu) = (underlay_mtu, pod_mtu);
     out.wake_at = [memo.census.next_expiry(), drained_at].into_iter().flatten().min();
     &memo.out
 }

@@ -19,6 +19,8 @@ pub struct Route {
     pub onlink: bool,
     /// Always [`Scope::Global`] for IPv6, which has none.
     pub scope: Scope,
+    /// Largest packet this node itself sends there, in bytes (`RTAX_MTU`); none: what the link takes.
+    pub mtu: Option<u32>,
 }
 
 /// `rtm_type`.
@@ -53,7 +55,7 @@ pub struct Rule {
 impl Route {
     /// What sits on `dev` itself.
     pub fn on_link(dev: LinkName) -> Route {
-        Route { kind: RouteKind::Unicast, via: None, dev: Some(dev), src: None, onlink: false, scope: Scope::Global }
+        Route { kind: RouteKind::Unicast, dev: Some(dev), ..Route::unreachable() }
     }
 
     /// Through the next hop `via` on `dev`.
@@ -63,6 +65,7 @@ impl Route {
 
     /// Refused with "host unreachable".
     pub fn unreachable() -> Route {
-        Route { kind: RouteKind::Unreachable, via: None, dev: None, src: None, onlink: false, scope: Scope::Global }
+        let (via, dev, src, mtu) = (None, None, None, None);
+        Route { kind: RouteKind::Unreachable, via, dev, src, onlink: false, scope: Scope::Global, mtu }
     }
 }
