@@ -1,3 +1,115 @@
-//! The tartan-cni binary.
+//! `tartan-cni`, the CNI plugin: environment and stdin in, one request to the agent, its answer on stdout.
+//!
+//! Invariants: it decides nothing and changes nothing in the kernel. Results and errors go to stdout, for the runtime;
+//! stderr stays empty. DEL succeeds while the agent is down, by a note that the agent finds when it starts.
 
-fn main() {}
+mod agent;
+mod input;
+mod netns;
+mod spool;
+
+use std::io::{Read, Write};
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tartan_api::cni::{CniError, CniRequest, Command, Version, code, supported_versions};
+use tartan_api::socket::{MAX_FRAME, Reply, Request};
+
+use crate::agent::Failure;
+use crate::input::{Asked, Refused};
+
+/// How long the agent may take. It gives up on an ADD before that, and says why.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn main() -> ExitCode {
+    let (said, exit) = match run() {
+        Ok(Value::Null) => return ExitCode::SUCCESS,
+        Ok(result) => (result, ExitCode::SUCCESS),
+        Err(Refused { version, error }) => (error.shape(version), ExitCode::FAILURE),
+    };
+    match writeln!(std::io::stdout().lock(), "{said:#}") {
+        Ok(()) => exit,
+        // A runtime that does not read the result does not have one.
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+fn run() -> Result<Value, Refused> {
+    let var = |name: &str| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned());
+    let command = input::command(&var)?;
+    let mut stdin = Vec::new();
+    // One byte more than fits, so that a longer text is seen to be one.
+    let read = std::io::stdin().lock().take(MAX_FRAME as u64 + 1).read_to_end(&mut stdin);
+    read.map_err(|error| Refused::from(CniError::new(code::IO, format!("reading stdin: {error}"), "")))?;
+    match input::asked(command, &var, &stdin)? {
+        Asked::Version(version) => Ok(supported_versions(&version)),
+        Asked::Agent(request) => {
+            let version = request.version;
+            call(*request).map_err(|error| Refused { version, error })
+        }
+    }
+}
+
+fn call(request: CniRequest) -> Result<Value, CniError> {
+    let netns = match &request.netns {
+        Some(named) => Some(netns::open(&named.path)?),
+        None => None,
+    };
+    let (file, request) = match netns {
+        Some((file, netns)) => (Some(file), CniRequest { netns: Some(netns), ..request }),
+        None => (None, request),
+    };
+    let command = request.command;
+    let socket = request.netconf.socket.clone().unwrap_or_else(|| "/run/tartan/tartan.sock".into());
+    let state_dir = request.netconf.state_dir.clone().unwrap_or_else(|| "/var/lib/tartan".into());
+    let id = spool::Id { container: request.container.clone(), ifname: request.ifname.clone() };
+    let request = Request::Cni(Box::new(request));
+    let ask = || agent::ask(Path::new(&socket), &request, file.as_ref(), Instant::now() + PATIENCE);
+    let answer = match ask() {
+        Err(failure) if command == Command::Del && failure.is_down() => {
+            let note = spool::leave(Path::new(&state_dir), &id).map_err(|error| not_noted(&state_dir, &error))?;
+            // The agent listens first and reads the notes then: one that came up between sees the note or this request.
+            match ask() {
+                Err(_) => return Ok(Value::Null),
+                answered => {
+                    note.take_back();
+                    answered
+                }
+            }
+        }
+        answer => answer,
+    };
+    match answer {
+        Ok(Reply::Result(result)) => Ok(result),
+        Ok(Reply::Error(error)) => Err(error),
+        Err(failure) => Err(no_answer(command, &socket, &failure)),
+    }
+}
+
+fn no_answer(command: Command, socket: &str, failure: &Failure) -> CniError {
+    let code = match failure {
+        Failure::Garbage(_) => code::IO,
+        _ if command == Command::Status => code::NOT_AVAILABLE,
+        _ => code::TRY_LATER,
+    };
+    let fix = match failure {
+        Failure::Garbage(_) => "are tartan-cni and the agent of one release?",
+        Failure::Slow => "look at the agent's log, and at `tartan status` on this node",
+        Failure::Down(_) | Failure::Lost(_) => "is `tartan agent` running on this node, with this `socket`?",
+    };
+    CniError::new(code, format!("the agent at {socket} {failure}"), fix)
+}
+
+fn not_noted(state_dir: &str, error: &std::io::Error) -> CniError {
+    let msg = format!("the agent is down, and DEL cannot be noted in {state_dir}/pending-del: {error}");
+    CniError::new(code::TRY_LATER, msg, "start the agent, or make `stateDir` a directory that root can write")
+}
+
+impl From<CniError> for Refused {
+    /// An error before the version is known.
+    fn from(error: CniError) -> Refused {
+        Refused { version: Version::NEWEST, error }
+    }
+}
