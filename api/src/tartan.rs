@@ -96,6 +96,8 @@ pub struct NodeNetworkSpec {
     pub accepts: Vec<Endpoint>,
     /// Names of all instances this node may still send on.
     pub sends: Vec<String>,
+    /// Counted up when anything above changes.
+    pub edition: u64,
     /// Counted up with every sign of life; that it changes is what counts.
     pub heartbeat: u64,
 }

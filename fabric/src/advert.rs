@@ -32,6 +32,7 @@ pub(crate) fn advert(
         mtu: mtu_in_force,
         accepts,
         sends: sends.iter().map(|at| Arc::from(at.to_string())).collect(),
+        edition: 0,
         heartbeat: 0,
     }
 }

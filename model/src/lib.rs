@@ -21,7 +21,7 @@ pub use config::{AddressChoice, Config, FabricMode, HostFirewall, VxlanConfig};
 pub use features::Features;
 pub use host::{DefaultRoute, ForwardBlock, Host, HostLink};
 pub use memo::Memo;
-pub use node::{Advert, Endpoint, Heard, Node};
+pub use node::{Advert, Endpoint, Heard, Node, Said};
 pub use object::{Kind, Object, ObjectId, Revision, StoreEvent};
 pub use pod::{Attachment, PortMapping, Protocol};
 pub use pool::{Block, Pool, Reservation};

@@ -1,6 +1,6 @@
 //! Nodes, and what each tells the others.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
@@ -39,6 +39,8 @@ pub struct Advert {
     pub accepts: Vec<Endpoint>,
     /// Instances it may still send on.
     pub sends: Vec<Arc<str>>,
+    /// Counted up when anything above changes, so that the node knows which of its words the cluster has heard.
+    pub edition: u64,
     /// Changes with every sign of life.
     pub heartbeat: u64,
 }
@@ -54,6 +56,18 @@ pub struct Endpoint {
     pub mac: Option<Mac>,
 }
 
+/// What this node has told the publisher, as far as the cluster need not have heard it yet.
+///
+/// Between what was heard back last and what was said last, any word in between may be what the store holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Said {
+    pub last: Arc<Advert>,
+    /// Instances that every word since the one heard back last names in `sends`.
+    pub always_sends: BTreeSet<Arc<str>>,
+    /// Instances that any word since the one heard back last names in `accepts`.
+    pub ever_accepts: BTreeSet<Arc<str>>,
+}
+
 /// An Advert and when this node last saw it change. Clocks of nodes are never compared.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Heard {
@@ -63,10 +77,23 @@ pub struct Heard {
     pub sends_changed: Instant,
 }
 
+// === impl Advert ===
+
 impl Advert {
     /// Whether the other says the same, at another beat.
     pub fn same_but_heartbeat(&self, other: &Advert) -> bool {
-        let Advert { node, node_uid, addresses, fabric_addresses, blocks, mtu, accepts, sends, heartbeat: _ } = self;
+        let Advert {
+            node,
+            node_uid,
+            addresses,
+            fabric_addresses,
+            blocks,
+            mtu,
+            accepts,
+            sends,
+            edition: _,
+            heartbeat: _,
+        } = self;
         (node, node_uid, addresses, fabric_addresses, blocks, mtu, accepts, sends)
             == (
                 &other.node,
@@ -78,5 +105,26 @@ impl Advert {
                 &other.accepts,
                 &other.sends,
             )
+    }
+
+    fn accepted(&self) -> impl Iterator<Item = Arc<str>> {
+        self.accepts.iter().map(|end| end.instance.clone())
+    }
+}
+
+// === impl Said ===
+
+impl Said {
+    /// Nothing is under way: the last word is the one that was heard.
+    pub fn heard(last: Arc<Advert>) -> Said {
+        let (always_sends, ever_accepts) = (last.sends.iter().cloned().collect(), last.accepted().collect());
+        Said { last, always_sends, ever_accepts }
+    }
+
+    /// One more word is under way.
+    pub fn and(mut self, last: Arc<Advert>) -> Said {
+        self.always_sends.retain(|at| last.sends.contains(at));
+        self.ever_accepts.extend(last.accepted());
+        Said { last, ..self }
     }
 }

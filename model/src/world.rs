@@ -13,7 +13,7 @@ use ipnet::IpNet;
 use tartan_netstate::{Key, Owner, State};
 
 use crate::object::{Kind, Object, ObjectId, Revision, StoreEvent};
-use crate::{Attachment, Block, Condition, Config, Features, Heard, Host, Node, Pool, Reservation};
+use crate::{Advert, Attachment, Block, Condition, Config, Features, Heard, Host, Node, Pool, Reservation, Said};
 
 /// What a node knows.
 #[derive(Clone, Debug, Default)]
@@ -37,12 +37,18 @@ pub struct World {
     pub host: Arc<Host>,
     /// What the kernel was last read or acknowledged to hold, and what it refused.
     pub programmed: Programmed,
+    /// Generation of the state that the kernel thread was given last; see [`Programmed::generation`].
+    pub asked: u64,
+    /// What the publisher was given last; none before the first word of this life.
+    pub said: Option<Said>,
     /// Objects that cannot be read, with why.
     pub invalid: OrdMap<ObjectId, Arc<Condition>>,
     /// What the store says of its sources, e.g. files, by source.
     pub notices: OrdMap<Arc<str>, Arc<[Condition]>>,
     /// Why the store cannot be reached; none while it can.
     pub store_away: Option<Arc<str>>,
+    /// Signs of life may have been missed, since the store was last away: no lease runs out before the next full list.
+    pub leases_rest: bool,
     /// Revisions of the objects this node writes.
     pub revisions: OrdMap<ObjectId, Revision>,
     synced: BTreeSet<Kind>,
@@ -111,7 +117,10 @@ impl World {
             }
             StoreEvent::Notice(source, said) if said.is_empty() => drop(self.notices.remove(&source)),
             StoreEvent::Notice(source, said) => drop(self.notices.insert(source, said.into())),
-            StoreEvent::Away(why) => self.store_away = Some(why.into()),
+            StoreEvent::Away(why) => {
+                self.store_away = Some(why.into());
+                self.leases_rest = true;
+            }
         }
     }
 
@@ -120,6 +129,35 @@ impl World {
         self.programmed = programmed;
         if *self.host != *host {
             self.host = host;
+        }
+    }
+
+    /// Whether all that the kernel thread was asked for is done, or has been tried.
+    pub fn kernel_is_settled(&self) -> bool {
+        self.programmed.read && self.programmed.generation >= self.asked
+    }
+
+    /// Notes what the publisher is given to tell the cluster.
+    pub fn say(&mut self, advert: &Advert) {
+        if self.said.as_ref().is_some_and(|said| said.last.edition == advert.edition) {
+            return;
+        }
+        let advert = Arc::new(advert.clone());
+        let heard = self.adverts.get(&self.local).map(|heard| Said::heard(heard.advert.clone()));
+        self.said = Some(match self.said.take().or(heard) {
+            Some(said) => said.and(advert),
+            None => Said { always_sends: BTreeSet::new(), ..Said::heard(advert) },
+        });
+        self.hear_own();
+    }
+
+    /// Once the last word is heard back, no other is under way.
+    fn hear_own(&mut self) {
+        let heard = self.adverts.get(&self.local).map(|heard| &heard.advert);
+        if let (Some(said), Some(heard)) = (&mut self.said, heard)
+            && said.last.edition == heard.edition
+        {
+            *said = Said::heard(heard.clone());
         }
     }
 
@@ -157,6 +195,7 @@ impl World {
                     let same_sends = before.filter(|heard| heard.advert.sends == advert.sends);
                     let sends_changed = same_sends.map_or(at, |heard| heard.sends_changed);
                     self.adverts.insert(id.name, Heard { advert: Arc::new(advert), at, sends_changed });
+                    self.hear_own();
                 }
             }
             Object::Pool(pool) => put(&mut self.pools, id.name, pool),
@@ -190,6 +229,7 @@ impl World {
         self.synced.insert(kind);
         if kind == Kind::NodeNetwork {
             // While the store was away nobody could give a sign of life; leases start anew.
+            self.leases_rest = false;
             self.adverts =
                 self.adverts.iter().map(|(name, heard)| (name.clone(), Heard { at, ..heard.clone() })).collect();
         }

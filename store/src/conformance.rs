@@ -85,6 +85,7 @@ fn advert(name: &str, heartbeat: u64) -> (ObjectId, Object) {
         mtu: 1450,
         accepts: Vec::new(),
         sends: Vec::new(),
+        edition: 0,
         heartbeat,
     };
     (ObjectId { kind: Kind::NodeNetwork, name: name.into() }, Object::Advert(advert))

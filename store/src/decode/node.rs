@@ -67,6 +67,7 @@ pub(super) fn decode_advert(document: &tartan::NodeNetwork) -> Result<Advert, Fa
         mtu: spec.mtu,
         accepts: spec.accepts.iter().enumerate().map(endpoint).collect::<Result<_, Fault>>()?,
         sends: spec.sends.iter().map(|name| name.as_str().into()).collect(),
+        edition: spec.edition,
         heartbeat: spec.heartbeat,
     })
 }
@@ -85,6 +86,7 @@ pub(super) fn encode_advert(advert: &Advert) -> tartan::NodeNetwork {
             mtu: advert.mtu,
             accepts: advert.accepts.iter().map(encode_endpoint).collect(),
             sends: advert.sends.iter().map(ToString::to_string).collect(),
+            edition: advert.edition,
             heartbeat: advert.heartbeat,
         },
         status: NodeNetworkStatus::default(),
@@ -108,8 +110,8 @@ fn endpoint((i, endpoint): (usize, &tartan::Endpoint)) -> Result<Endpoint, Fault
     let field = |name: &str| format!("spec.accepts[{i}].{name}");
     let mac = match endpoint.mac.as_str() {
         "" => None,
-        text => Some(text.parse().map_err(|wrong: String| {
-            Fault::value(field("mac"), text, wrong, "write six bytes in hex, e.g. 02:00:00:00:00:01")
+        text => Some(text.parse().map_err(|_| {
+            Fault::value(field("mac"), text, "not a MAC address", "write six bytes in hex, e.g. 02:00:00:00:00:01")
         })?),
     };
     Ok(Endpoint {
