@@ -5,21 +5,36 @@
 //!
 //! Invariant: only what carries one of our claims is read, changed or deleted.
 
+mod addr;
+pub mod conntrack;
+mod family;
+mod link;
+pub mod linux;
+mod namespace;
+mod neigh;
+mod netlink;
+mod netns;
+pub mod passed;
 mod nfnetlink;
 pub mod nft;
+mod read;
+mod route;
+mod rule;
+mod sysctl;
 
-use std::sync::mpsc;
+use std::collections::BTreeSet;
+use std::os::fd::OwnedFd;
 
 use tartan_model::{Features, Host};
-use tartan_netstate::{Change, Key, PodNetns, State};
+use tartan_netstate::{Change, Key, LinkName, Object, PodNetns, State};
 
 /// A kernel, real or fake. Blocking; called from one thread.
 pub trait Kernel: Send {
     /// What this kernel can do. Asked once at start.
     fn features(&mut self) -> Features;
 
-    /// Sends the scope of everything that changes from now on, our own changes included. Called before the first read.
-    fn subscribe(&mut self, wake: mpsc::Sender<Wake>) -> Result<(), KernelError>;
+    /// Tells of everything that changes from now on. Called once, before the first read.
+    fn subscribe(&mut self, wake: Waker) -> Result<(), KernelError>;
 
     /// What is ours in `scope`. An error means unknown, never empty.
     fn read(&mut self, scope: &Scope) -> Result<State, KernelError>;
@@ -29,27 +44,42 @@ pub trait Kernel: Send {
 
     /// Carries the steps out in order and goes on after a failure. Empty: all done.
     fn apply(&mut self, change: &Change) -> Vec<Failure>;
+
+    /// Reaches a pod's namespace by this descriptor, not by its path, until it is given back.
+    fn lend(&mut self, ns: &PodNetns, fd: OwnedFd);
+
+    /// Closes what was lent.
+    fn give_back(&mut self, ns: &PodNetns);
 }
+
+/// Takes news from the kernel; called from any thread, must not block.
+pub type Waker = Box<dyn Fn(Wake) + Send>;
 
 /// A part of the kernel's state that is read at once.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Scope {
-    /// Our links of the node's namespace, with what hangs on them: addresses, neighbours, FDB, routes, link sysctls.
+    /// All our links of the node's namespace, and our addresses, on whatever link.
     Links,
-    /// Our routes and rules of the node's namespace.
+    /// All our neighbours and forwarding entries of the node's namespace.
+    Neighbours,
+    /// All our routes and rules of the node's namespace.
     Routes,
+    /// One link of the node's namespace, ours or not, with what hangs on it: addresses, neighbours, FDB, routes.
+    Link(LinkName),
     /// Our nft table.
     Nft,
     /// The values of these sysctls.
     Sysctls(Vec<Key>),
-    /// Everything of ours inside a pod.
-    Pod(PodNetns),
+    /// What is ours inside a pod: these ends of our links, and what hangs on them.
+    Pod { ns: PodNetns, ends: BTreeSet<LinkName> },
 }
 
 /// What the kernel says on its own.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Wake {
-    /// Something in the scope changed, perhaps by us.
+    /// An object is now this, or gone. Not sent for what our own requests caused, where the kernel tells.
+    Now(Key, Option<Object>),
+    /// Something in the scope changed.
     Changed(Scope),
     /// Something that [`Kernel::host`] reports changed.
     Host,

@@ -1,0 +1,255 @@
+//! Links on the wire.
+//!
+//! Invariant: a link is ours in the node's namespace if its name begins with one of our prefixes, and in a pod's if a
+//! link of ours names it as its other end. The kernel does not tell the other end of a veth pair, so the host end's
+//! alias does: `tartan:NAME@DEV:INO:PATH`.
+
+use std::net::IpAddr;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::link::{
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVeth, InfoVxlan, LinkAttribute, LinkExtentMask,
+    LinkFlags, LinkInfo, LinkMessage,
+};
+use tartan_netstate::claims::{DYING_LINK_GROUP, FABRIC_LINK_PREFIX, POD_LINK_PREFIX};
+use tartan_netstate::{Link, LinkKind, LinkName, Mac, Netns, PodNetns, VxlanParams};
+
+use crate::netlink::Request;
+
+/// First word of the alias of a pod link's host end.
+const ALIAS: &str = "tartan:";
+
+/// Whether a link of the node's namespace is ours, by its name.
+pub(crate) fn is_ours(name: &str) -> bool {
+    name.starts_with(POD_LINK_PREFIX) || name.starts_with(FABRIC_LINK_PREFIX)
+}
+
+// === requests ===
+
+/// Makes a link with all its attributes. The other end of a veth pair appears in the namespace `peer`.
+///
+/// Three steps, because the kernel looks at the alias and the address generation mode only of links that are there,
+/// and the latter must be set before the link comes up. The far end must not come up at creation: the kernel refuses.
+pub(crate) fn create(name: &LinkName, link: &Link, peer: Option<BorrowedFd<'_>>) -> Vec<Request> {
+    let mut made = named(name);
+    made.attributes.extend([
+        LinkAttribute::Address(link.mac.0.to_vec()),
+        LinkAttribute::Mtu(link.mtu),
+        LinkAttribute::Group(link.group),
+        LinkAttribute::LinkInfo(info(&link.kind, peer)),
+    ]);
+    let mut described = named(name);
+    if let LinkKind::Veth { peer, peer_name } = &link.kind {
+        described.attributes.push(LinkAttribute::IfAlias(alias(peer, peer_name)));
+    }
+    described.attributes.push(no_link_local());
+    let mut requests = vec![
+        Request { message: RouteNetlinkMessage::NewLink(made), flags: NLM_F_CREATE | NLM_F_EXCL },
+        Request { message: RouteNetlinkMessage::SetLink(described), flags: 0 },
+    ];
+    if link.up {
+        let mut up = named(name);
+        set_up(&mut up, true);
+        requests.push(Request { message: RouteNetlinkMessage::SetLink(up), flags: 0 });
+    }
+    requests
+}
+
+/// Gives a link that is there its attributes.
+pub(crate) fn set(name: &LinkName, link: &Link) -> Vec<Request> {
+    let mut message = named(name);
+    message.attributes.extend([
+        LinkAttribute::Address(link.mac.0.to_vec()),
+        LinkAttribute::Mtu(link.mtu),
+        LinkAttribute::Group(link.group),
+    ]);
+    set_up(&mut message, link.up);
+    let mut requests = vec![Request { message: RouteNetlinkMessage::SetLink(message), flags: 0 }];
+    if let LinkKind::Vxlan(_) = &link.kind {
+        let mut moved = named(name);
+        moved.attributes.push(LinkAttribute::LinkInfo(info(&link.kind, None)));
+        requests.push(Request { message: RouteNetlinkMessage::NewLink(moved), flags: 0 });
+    }
+    requests
+}
+
+/// Takes a link down and puts it among those that [`bury`] deletes.
+pub(crate) fn condemn(name: &LinkName) -> Request {
+    let mut message = named(name);
+    message.attributes.push(LinkAttribute::Group(DYING_LINK_GROUP));
+    set_up(&mut message, false);
+    Request { message: RouteNetlinkMessage::SetLink(message), flags: 0 }
+}
+
+/// Deletes all condemned links at once: 32 in the time that two take one by one.
+pub(crate) fn bury() -> Request {
+    let mut message = LinkMessage::default();
+    message.attributes.push(LinkAttribute::Group(DYING_LINK_GROUP));
+    Request { message: RouteNetlinkMessage::DelLink(message), flags: 0 }
+}
+
+/// Asks for all links, without their counters.
+pub(crate) fn list() -> RouteNetlinkMessage {
+    let mut message = LinkMessage::default();
+    message.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
+    RouteNetlinkMessage::GetLink(message)
+}
+
+/// Asks for one link.
+pub(crate) fn look_up(name: &LinkName) -> RouteNetlinkMessage {
+    let mut message = named(name);
+    message.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
+    RouteNetlinkMessage::GetLink(message)
+}
+
+/// Asks for what no kernel makes.
+pub(crate) fn incomplete_vxlan() -> Request {
+    let mut message = LinkMessage::default();
+    message.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Vxlan)]));
+    Request { message: RouteNetlinkMessage::NewLink(message), flags: NLM_F_CREATE | NLM_F_EXCL }
+}
+
+fn named(name: &LinkName) -> LinkMessage {
+    let mut message = LinkMessage::default();
+    message.attributes.push(LinkAttribute::IfName(name.to_string()));
+    message
+}
+
+fn set_up(message: &mut LinkMessage, up: bool) {
+    message.header.flags = if up { LinkFlags::Up } else { LinkFlags::empty() };
+    message.header.change_mask = LinkFlags::Up;
+}
+
+/// Nobody talks to our links themselves, so they need no address of their own making.
+fn no_link_local() -> LinkAttribute {
+    LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)])])
+}
+
+fn info(kind: &LinkKind, peer: Option<BorrowedFd<'_>>) -> Vec<LinkInfo> {
+    match kind {
+        LinkKind::Veth { peer_name, .. } => {
+            let mut far = named(peer_name);
+            far.attributes.extend(peer.map(|fd| LinkAttribute::NetNsFd(fd.as_raw_fd())));
+            vec![LinkInfo::Kind(InfoKind::Veth), LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(far)))]
+        }
+        LinkKind::VethPeer => vec![LinkInfo::Kind(InfoKind::Veth)],
+        LinkKind::Vxlan(params) => {
+            vec![LinkInfo::Kind(InfoKind::Vxlan), LinkInfo::Data(InfoData::Vxlan(vxlan_info(params)))]
+        }
+        LinkKind::Bridge => vec![LinkInfo::Kind(InfoKind::Bridge)],
+        LinkKind::Dummy => vec![LinkInfo::Kind(InfoKind::Dummy)],
+    }
+}
+
+/// Checksums, TTL and DF stay the kernel's defaults, which are Flannel's too.
+fn vxlan_info(params: &VxlanParams) -> Vec<InfoVxlan> {
+    let mut info = vec![InfoVxlan::Id(params.vni), InfoVxlan::Port(params.port), InfoVxlan::Learning(params.learning)];
+    info.push(match params.local {
+        IpAddr::V4(local) => InfoVxlan::Local(local),
+        IpAddr::V6(local) => InfoVxlan::Local6(local),
+    });
+    info.extend(params.gbp.then_some(InfoVxlan::Gbp));
+    info
+}
+
+// === answers ===
+
+/// A link's name, whoever it belongs to.
+pub(crate) fn name(message: &LinkMessage) -> Option<LinkName> {
+    message.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::IfName(name) => LinkName::new(name),
+        _ => None,
+    })
+}
+
+/// A link as we know it; none for kinds we never make. `far` says that it is the far end of a pair.
+pub(crate) fn decode(message: &LinkMessage, far: bool) -> Option<Link> {
+    let (mut mac, mut mtu, mut group, mut text, mut kind, mut data) = (None, 0, 0, None, None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::Address(bytes) => mac = bytes.as_slice().try_into().ok().map(Mac),
+            LinkAttribute::Mtu(value) => mtu = *value,
+            LinkAttribute::Group(value) => group = *value,
+            LinkAttribute::IfAlias(alias) => text = Some(alias.as_str()),
+            LinkAttribute::LinkInfo(infos) => {
+                for info in infos {
+                    match info {
+                        LinkInfo::Kind(found) => kind = Some(found),
+                        LinkInfo::Data(found) => data = Some(found),
+                        _ => {}
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    let kind = match (kind?, data) {
+        (InfoKind::Veth, _) if far => LinkKind::VethPeer,
+        (InfoKind::Veth, _) => match text.and_then(parse_alias) {
+            Some((peer, peer_name)) => LinkKind::Veth { peer, peer_name },
+            // Nobody wants such a pair, so it goes.
+            None => LinkKind::Veth { peer: Netns::Host, peer_name: name(message)? },
+        },
+        (InfoKind::Vxlan, Some(InfoData::Vxlan(infos))) => LinkKind::Vxlan(vxlan_params(infos)),
+        (InfoKind::Bridge, _) => LinkKind::Bridge,
+        (InfoKind::Dummy, _) => LinkKind::Dummy,
+        _ => return None,
+    };
+    Some(Link { kind, mac: mac?, mtu, group, up: message.header.flags.contains(LinkFlags::Up) })
+}
+
+fn vxlan_params(infos: &[InfoVxlan]) -> VxlanParams {
+    let unspecified = std::net::Ipv4Addr::UNSPECIFIED.into();
+    let mut params = VxlanParams { vni: 0, port: 0, local: unspecified, learning: false, gbp: false };
+    for info in infos {
+        match info {
+            InfoVxlan::Id(vni) => params.vni = *vni,
+            InfoVxlan::Port(port) => params.port = *port,
+            InfoVxlan::Local(local) => params.local = (*local).into(),
+            InfoVxlan::Local6(local) => params.local = (*local).into(),
+            InfoVxlan::Learning(learning) => params.learning = *learning,
+            InfoVxlan::Gbp => params.gbp = true,
+            _ => {}
+        }
+    }
+    params
+}
+
+fn alias(peer: &Netns, peer_name: &LinkName) -> String {
+    match peer {
+        Netns::Host => format!("{ALIAS}{peer_name}@host"),
+        Netns::Pod(PodNetns { dev, ino, path }) => format!("{ALIAS}{peer_name}@{dev}:{ino}:{path}"),
+    }
+}
+
+fn parse_alias(text: &str) -> Option<(Netns, LinkName)> {
+    let (name, place) = text.strip_prefix(ALIAS)?.split_once('@')?;
+    let name = LinkName::new(name)?;
+    if place == "host" {
+        return Some((Netns::Host, name));
+    }
+    let mut parts = place.splitn(3, ':');
+    let dev = parts.next()?.parse().ok()?;
+    let ino = parts.next()?.parse().ok()?;
+    Some((Netns::Pod(PodNetns { dev, ino, path: parts.next()?.into() }), name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_alias_reads_back_and_foreign_ones_do_not() {
+        let pod = |path: &str| Netns::Pod(PodNetns { dev: 4, ino: 4_026_532_000, path: path.into() });
+        for peer in [Netns::Host, pod("/run/netns/cni-1"), pod("/proc/7/ns/net:with:colons@and at")] {
+            let name = LinkName::new("et@h:0").unwrap_or_else(|| LinkName::new("eth0").unwrap());
+            let name = if name.as_str().contains('@') { LinkName::new("eth0").unwrap() } else { name };
+            assert_eq!(parse_alias(&alias(&peer, &name)), Some((peer, name)));
+        }
+        for text in ["", "uplink", "tartan:", "tartan:eth0", "tartan:eth0@x:1:/p", "tartan:eth0@1:2", "tartan:a/b@host"] {
+            assert_eq!(parse_alias(text), None, "{text}");
+        }
+    }
+}

@@ -1,0 +1,193 @@
+//! The real kernel: rtnetlink, nf_tables and sysctls of the namespace it was opened in, and of pods' namespaces.
+//!
+//! Order within a change: the node's namespace first, then each pod's, one visit each. Steps in pods depend on links
+//! of the node's namespace and on each other; nothing in the node's namespace depends on them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::OwnedFd;
+
+use nix::errno::Errno;
+use tartan_model::{Features, Host};
+use tartan_netstate::{Change, Key, LinkName, Netns, Object, Op, Owner, PodNetns, State};
+
+use crate::namespace::Namespace;
+use crate::netns::{PodNetnses, inside};
+use crate::nft::Nft;
+use crate::{Failure, Kernel, KernelError, Scope, Waker, sysctl};
+
+/// The kernel, seen from one network namespace. Stays on threads of that namespace.
+pub struct Linux {
+    host: Namespace,
+    nft: Nft,
+    pods: PodNetnses,
+}
+
+impl Linux {
+    /// In the network namespace of the calling thread.
+    pub fn open() -> Result<Linux, KernelError> {
+        let host = Namespace::open(Netns::Host, addresses_unmarked())?;
+        Ok(Linux { host, nft: Nft::open()?, pods: PodNetnses::default() })
+    }
+
+    fn read_link(&mut self, name: &LinkName) -> Result<State, KernelError> {
+        let mut state = State::new();
+        let links = self.host.one_link(name)?;
+        let Some(index) = links.only() else { return Ok(state) };
+        self.host.put_links(&links, &mut state);
+        self.host.put_addresses(&links, Some(index), &mut state)?;
+        self.host.put_neighbours(&links, Some(index), &mut state)?;
+        self.host.put_routes(&links, Some(index), &mut state)?;
+        Ok(state)
+    }
+
+    fn read_pod(&self, pod: &PodNetns, ends: &BTreeSet<LinkName>) -> Result<State, KernelError> {
+        let fd = self.pods.open(pod)?;
+        inside(pod, fd, || {
+            let mut state = State::new();
+            let mut namespace = Namespace::open(Netns::Pod(pod.clone()), self.host.addresses_unmarked)?;
+            let links = namespace.links(ends)?;
+            namespace.put_links(&links, &mut state);
+            namespace.put_addresses(&links, None, &mut state)?;
+            namespace.put_neighbours(&links, None, &mut state)?;
+            namespace.put_routes(&links, None, &mut state)?;
+            Ok(state)
+        })
+    }
+
+    fn read_sysctls(&self, keys: &[Key]) -> Result<State, KernelError> {
+        let mut state = State::new();
+        let mut by_pod: BTreeMap<&PodNetns, Vec<&Key>> = BTreeMap::new();
+        for key in keys {
+            match key.netns() {
+                Netns::Host => put_sysctl(key, &mut state)?,
+                Netns::Pod(pod) => by_pod.entry(pod).or_default().push(key),
+            }
+        }
+        for (pod, keys) in by_pod {
+            let fd = self.pods.open(pod)?;
+            inside(pod, fd, || keys.iter().try_for_each(|key| put_sysctl(key, &mut state)))?;
+        }
+        Ok(state)
+    }
+
+    fn apply_in_pod(&self, pod: &PodNetns, steps: &[&(Op, Owner)]) -> Vec<Failure> {
+        let visit = || {
+            let fd = self.pods.open(pod)?;
+            inside(pod, fd, || {
+                let mut namespace = Namespace::open(Netns::Pod(pod.clone()), self.host.addresses_unmarked)?;
+                Ok(namespace.apply(steps, &self.pods))
+            })
+        };
+        visit().unwrap_or_else(|error| {
+            // What is to be deleted went with its namespace.
+            let gone = |op: &Op| matches!((op, &error), (Op::Delete(..), KernelError::NetnsGone(_)));
+            let failed = steps.iter().filter(|(op, _)| !gone(op));
+            let failure = |(op, owner): &&(Op, Owner)| Failure {
+                key: op.key().clone(),
+                owner: owner.clone(),
+                error: error.clone(),
+            };
+            failed.map(|step| failure(step)).collect()
+        })
+    }
+}
+
+impl Kernel for Linux {
+    fn features(&mut self) -> Features {
+        Features {
+            ipv6: std::path::Path::new("/proc/sys/net/ipv6").exists(),
+            vxlan: self.host.has_vxlan(),
+            nft: self.nft.generation().is_ok(),
+        }
+    }
+
+    fn subscribe(&mut self, _wake: Waker) -> Result<(), KernelError> {
+        Ok(())
+    }
+
+    fn read(&mut self, scope: &Scope) -> Result<State, KernelError> {
+        let mut state = State::new();
+        let nobody = BTreeSet::new();
+        match scope {
+            Scope::Links => {
+                let links = self.host.links(&nobody)?;
+                self.host.put_links(&links, &mut state);
+                self.host.put_addresses(&links, None, &mut state)?;
+            }
+            Scope::Neighbours => {
+                let links = self.host.links(&nobody)?;
+                self.host.put_neighbours(&links, None, &mut state)?;
+            }
+            Scope::Routes => {
+                let links = self.host.links(&nobody)?;
+                self.host.put_routes(&links, None, &mut state)?;
+                self.host.put_rules(&mut state)?;
+            }
+            Scope::Link(name) => state = self.read_link(name)?,
+            Scope::Nft => state = self.nft.read()?,
+            Scope::Sysctls(keys) => state = self.read_sysctls(keys)?,
+            Scope::Pod { ns, ends } => state = self.read_pod(ns, ends)?,
+        }
+        Ok(state)
+    }
+
+    fn host(&mut self) -> Result<Host, KernelError> {
+        Ok(Host::default())
+    }
+
+    fn apply(&mut self, change: &Change) -> Vec<Failure> {
+        let nft: Vec<(Op, Owner)> = change.ops.iter().filter(|(op, _)| op.key().is_nft()).cloned().collect();
+        let mut here = Vec::new();
+        let mut in_pods: BTreeMap<&PodNetns, Vec<&(Op, Owner)>> = BTreeMap::new();
+        for step in change.ops.iter().filter(|(op, _)| !op.key().is_nft()) {
+            match step.0.key().netns() {
+                Netns::Host => here.push(step),
+                Netns::Pod(pod) => in_pods.entry(pod).or_default().push(step),
+            }
+        }
+        // Keys order nft between namespace sysctls and links; what is deleted from it goes in the same transaction.
+        let before = here.iter().take_while(|(op, _)| *op.key() < Key::NftTable && !matches!(op, Op::Delete(..))).count();
+        let mut failures = self.host.apply(&here[..before], &self.pods);
+        if !nft.is_empty() {
+            failures.extend(self.nft.apply(&nft));
+        }
+        failures.extend(self.host.apply(&here[before..], &self.pods));
+        for (pod, steps) in in_pods {
+            failures.extend(self.apply_in_pod(pod, &steps));
+        }
+        failures
+    }
+
+    fn lend(&mut self, ns: &PodNetns, fd: OwnedFd) {
+        self.pods.lend(ns, fd);
+    }
+
+    fn give_back(&mut self, ns: &PodNetns) {
+        self.pods.give_back(ns);
+    }
+}
+
+fn put_sysctl(key: &Key, state: &mut State) -> Result<(), KernelError> {
+    if let Some(value) = sysctl::read(key)? {
+        state.insert(key.clone(), Object::Sysctl(value), Owner::Read);
+    }
+    Ok(())
+}
+
+/// Whether the kernel is older than 5.18, which keeps an address's protocol.
+fn addresses_unmarked() -> bool {
+    let Ok(system) = nix::sys::utsname::uname() else { return true };
+    let release = system.release().to_string_lossy().into_owned();
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|number| number.parse::<u32>().unwrap_or(0));
+    (numbers.next(), numbers.next()) < (Some(5), Some(18))
+}
+
+impl Namespace {
+    /// Asks for a VXLAN device without parameters: a kernel that has the kind finds fault with those, not with it.
+    fn has_vxlan(&mut self) -> bool {
+        match self.netlink.batch(&[crate::link::incomplete_vxlan()]).pop() {
+            Some(Err(refusal)) => refusal.errno != Errno::EOPNOTSUPP,
+            _ => true,
+        }
+    }
+}

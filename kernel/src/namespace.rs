@@ -1,0 +1,295 @@
+//! One network namespace, the node's or a pod's: steps carried out in it, in as few sends as their order allows.
+//!
+//! Invariant: steps keep their order, a failed step stops no other, and to find gone what is to be deleted is success.
+
+use std::collections::BTreeMap;
+
+use nix::errno::Errno;
+use tartan_model::Family;
+use tartan_netstate::{Key, Link, LinkKind, LinkName, Netns, Object, Op, Owner, Route};
+
+use crate::netlink::{Netlink, Refusal, Request};
+use crate::netns::PodNetnses;
+use crate::{Failure, KernelError, addr, link, neigh, route, rule, sysctl};
+
+/// A socket inside, and what was learned of links by it.
+pub(crate) struct Namespace {
+    pub(crate) ns: Netns,
+    pub(crate) netlink: Netlink,
+    /// Kernels before 5.18 do not keep whose address it is.
+    pub(crate) addresses_unmarked: bool,
+}
+
+/// Steps on their way.
+struct Run<'a> {
+    inside: &'a mut Namespace,
+    pods: &'a PodNetnses,
+    steps: &'a [&'a (Op, Owner)],
+    /// Links looked up in this run; they may be others the next time.
+    indexes: BTreeMap<LinkName, Option<u32>>,
+    /// Requests not sent yet, and the step each belongs to.
+    requests: Vec<Request>,
+    about: Vec<usize>,
+    failures: Vec<Failure>,
+}
+
+impl Namespace {
+    /// In the namespace of the calling thread, which `ns` must name.
+    pub(crate) fn open(ns: Netns, addresses_unmarked: bool) -> Result<Namespace, KernelError> {
+        Ok(Namespace { ns, netlink: Netlink::open()?, addresses_unmarked })
+    }
+
+    /// Carries out steps of this namespace. The calling thread must be in it.
+    pub(crate) fn apply(&mut self, steps: &[&(Op, Owner)], pods: &PodNetnses) -> Vec<Failure> {
+        let mut run = Run {
+            inside: self,
+            pods,
+            steps,
+            indexes: BTreeMap::new(),
+            requests: Vec::new(),
+            about: Vec::new(),
+            failures: Vec::new(),
+        };
+        run.all();
+        run.failures
+    }
+
+    /// Number of a link; none if there is no link of that name.
+    pub(crate) fn index(&mut self, name: &LinkName) -> Result<Option<u32>, KernelError> {
+        match self.netlink.get("a link", link::look_up(name))? {
+            Some(netlink_packet_route::RouteNetlinkMessage::NewLink(found)) => Ok(Some(found.header.index)),
+            _ => Ok(None),
+        }
+    }
+}
+
+impl Run<'_> {
+    fn all(&mut self) {
+        let mut at = 0;
+        while let Some((op, _)) = self.steps.get(at) {
+            if matches!(op, Op::Delete(Key::Link { .. }, _)) {
+                at = self.delete_links(at);
+                continue;
+            }
+            if let Err(error) = self.step(at, op) {
+                self.fail(at, error);
+            }
+            at += 1;
+        }
+        self.flush();
+    }
+
+    fn step(&mut self, at: usize, op: &Op) -> Result<(), KernelError> {
+        let (old, new) = match op {
+            Op::Create(_, new) => (None, Some(new)),
+            Op::Replace { old, new, .. } => (Some(old), Some(new)),
+            Op::Delete(_, old) => (Some(old), None),
+        };
+        match (op.key(), old, new) {
+            (key @ (Key::Sysctl { .. } | Key::UplinkSysctl { .. } | Key::LinkSysctl { .. }), _, new) => {
+                self.flush();
+                // Nothing to put in its place: the last value stays.
+                if let Some(Object::Sysctl(value)) = new { sysctl::write(key, value) } else { Ok(()) }
+            }
+            (Key::Link { link: name, .. }, old, Some(Object::Link(new))) => self.put_link(at, name, new, old.is_none()),
+            (Key::Address { link, address, .. }, old, new) => self.on_link(at, link, new.is_some(), |index| {
+                match (old, new) {
+                    (old, Some(Object::Address(scope))) => {
+                        // A scope cannot be changed in place.
+                        let out = matches!(old, Some(Object::Address(_))).then(|| addr::delete(index, *address, *scope));
+                        out.into_iter().chain([addr::create(index, *address, *scope)]).collect()
+                    }
+                    (Some(Object::Address(scope)), None) => vec![addr::delete(index, *address, *scope)],
+                    _ => Vec::new(),
+                }
+            }),
+            (Key::Neigh { link, address, .. }, _, new) => self.on_link(at, link, new.is_some(), |index| match new {
+                Some(Object::Neigh(neigh)) => vec![neigh::put(index, *address, *neigh)],
+                _ => vec![neigh::delete(index, *address)],
+            }),
+            (Key::Fdb { link, mac }, old, new) => self.on_link(at, link, new.is_some(), |index| match (old, new) {
+                (_, Some(Object::Fdb(fdb))) => vec![neigh::put_fdb(index, *mac, *fdb)],
+                (Some(Object::Fdb(fdb)), _) => vec![neigh::delete_fdb(index, *mac, *fdb)],
+                _ => Vec::new(),
+            }),
+            (Key::Rule { v6, priority }, old, new) => {
+                // The new one first: packets never meet neither.
+                if let Some(Object::Rule(new)) = new {
+                    self.send(at, [rule::create(*v6, *priority, new)]);
+                }
+                if let Some(Object::Rule(old)) = old {
+                    self.send(at, [rule::delete(*v6, *priority, old)]);
+                }
+                Ok(())
+            }
+            (Key::Route { table, dst, metric, .. }, old, new) => {
+                let place = route::Place { table: *table, dst: *dst, metric: *metric };
+                let Some(Object::Route(new)) = new else {
+                    self.send(at, [route::delete(place)]);
+                    return Ok(());
+                };
+                let oif = self.output(new)?;
+                self.send(at, [if old.is_none() { route::create } else { route::replace }(place, new, oif)]);
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn put_link(&mut self, at: usize, name: &LinkName, new: &Link, fresh: bool) -> Result<(), KernelError> {
+        self.indexes.remove(name);
+        let requests = match &new.kind {
+            LinkKind::Veth { peer: Netns::Pod(pod), .. } if fresh => {
+                use std::os::fd::AsFd;
+                let fd = self.pods.open(pod)?;
+                let requests = link::create(name, new, Some(fd.as_fd()));
+                // The descriptor must live until the kernel has seen its number.
+                self.send(at, requests);
+                self.flush();
+                return Ok(());
+            }
+            // The pod's end came with the host's.
+            LinkKind::VethPeer => link::set(name, new),
+            _ if fresh => link::create(name, new, None),
+            _ => link::set(name, new),
+        };
+        self.send(at, requests);
+        Ok(())
+    }
+
+    /// Deletes all links of a row of deletions at once; says where the row ends.
+    fn delete_links(&mut self, first: usize) -> usize {
+        let is_link = |step: &&(Op, Owner)| matches!(step.0, Op::Delete(Key::Link { .. }, _));
+        let end = first + self.steps[first..].iter().take_while(|step| is_link(step)).count();
+        for at in first..end {
+            // A pod's end goes with the host's.
+            if let Op::Delete(Key::Link { ns: Netns::Host, link }, _) = &self.steps[at].0 {
+                self.indexes.remove(link);
+                self.send(at, [link::condemn(link)]);
+            }
+        }
+        self.send(first, [link::bury()]);
+        self.flush();
+        end
+    }
+
+    fn on_link(
+        &mut self,
+        at: usize,
+        name: &LinkName,
+        needed: bool,
+        requests: impl FnOnce(u32) -> Vec<Request>,
+    ) -> Result<(), KernelError> {
+        match self.index(name)? {
+            Some(index) => self.send(at, requests(index)),
+            None if needed => return Err(no_link(self.steps[at].0.key(), name)),
+            None => {}
+        }
+        Ok(())
+    }
+
+    fn output(&mut self, new: &Route) -> Result<Option<u32>, KernelError> {
+        let Some(name) = &new.dev else { return Ok(None) };
+        match self.index(name)? {
+            Some(index) => Ok(Some(index)),
+            None => Err(KernelError::Refused {
+                doing: format!("find link {name}"),
+                errno: Errno::ENODEV,
+                says: None,
+            }),
+        }
+    }
+
+    fn index(&mut self, name: &LinkName) -> Result<Option<u32>, KernelError> {
+        if let Some(known) = self.indexes.get(name) {
+            return Ok(*known);
+        }
+        self.flush();
+        let found = self.inside.index(name)?;
+        self.indexes.insert(name.clone(), found);
+        Ok(found)
+    }
+
+    fn send(&mut self, at: usize, requests: impl IntoIterator<Item = Request>) {
+        for request in requests {
+            self.requests.push(request);
+            self.about.push(at);
+        }
+    }
+
+    fn flush(&mut self) {
+        if self.requests.is_empty() {
+            return;
+        }
+        let results = self.inside.netlink.batch(&std::mem::take(&mut self.requests));
+        for (at, result) in std::mem::take(&mut self.about).into_iter().zip(results) {
+            if let Err(refusal) = result {
+                self.refused(at, refusal);
+            }
+        }
+    }
+
+    fn refused(&mut self, at: usize, refusal: Refusal) {
+        let op = &self.steps[at].0;
+        let gone = matches!(
+            refusal.errno,
+            Errno::ENOENT | Errno::ESRCH | Errno::ENODEV | Errno::EADDRNOTAVAIL | Errno::ENXIO
+        );
+        match (op, refusal.errno) {
+            (Op::Delete(..), _) if gone => {}
+            // The old rule or address of a replacement is gone already.
+            (Op::Replace { key: Key::Rule { .. } | Key::Address { .. }, .. }, _) if gone => {}
+            (Op::Create(Key::Route { table, dst, metric, .. }, Object::Route(route)), Errno::EEXIST) => {
+                let place = route::Place { table: *table, dst: *dst, metric: *metric };
+                if let Err(error) = self.taken(op.key(), place, route) {
+                    self.fail(at, error);
+                }
+            }
+            _ => self.fail(at, refusal.doing(doing(op))),
+        }
+    }
+
+    /// Something is where a route should be made: our own, which the mirror did not know, or another program's.
+    fn taken(&mut self, key: &Key, place: route::Place, wanted: &Route) -> Result<(), KernelError> {
+        let ours = self.inside.netlink.dump("routes", route::list(Family::of_net(&place.dst), None))?;
+        let ours = ours.iter().any(|message| match message {
+            netlink_packet_route::RouteNetlinkMessage::NewRoute(message) => {
+                route::decode(message).is_some_and(|found| found.ours && found.place == place)
+            }
+            _ => false,
+        });
+        if !ours {
+            return Err(KernelError::Conflict {
+                what: key.to_string(),
+                theirs: format!("see `ip route show exact {} table {}`", place.dst, place.table),
+            });
+        }
+        let oif = self.output(wanted)?;
+        match self.inside.netlink.batch(&[route::replace(place, wanted, oif)]).pop() {
+            Some(Err(refusal)) => Err(refusal.doing(format!("replace {key}"))),
+            _ => Ok(()),
+        }
+    }
+
+    fn fail(&mut self, at: usize, error: KernelError) {
+        let (op, owner) = self.steps[at];
+        if self.failures.iter().any(|failure| failure.key == *op.key()) {
+            return;
+        }
+        self.failures.push(Failure { key: op.key().clone(), owner: owner.clone(), error });
+    }
+}
+
+/// A step in words, for errors.
+pub(crate) fn doing(op: &Op) -> String {
+    let verb = match op {
+        Op::Create(..) => "add",
+        Op::Replace { .. } => "change",
+        Op::Delete(..) => "delete",
+    };
+    format!("{verb} {}", op.key())
+}
+
+fn no_link(key: &Key, name: &LinkName) -> KernelError {
+    KernelError::Refused { doing: format!("add {key}"), errno: Errno::ENODEV, says: Some(format!("no link {name}")) }
+}

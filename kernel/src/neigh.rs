@@ -1,0 +1,107 @@
+//! Neighbours and VXLAN forwarding entries on the wire.
+//!
+//! Invariant: a neighbour is ours if it is permanent and carries our protocol. Forwarding entries keep no protocol:
+//! all permanent ones of a VXLAN device of ours are ours.
+
+use std::net::IpAddr;
+
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
+use netlink_packet_route::neighbour::{
+    NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
+};
+use netlink_packet_route::route::RouteProtocol;
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use tartan_model::Family;
+use tartan_netstate::claims::NEIGH_PROTOCOL;
+use tartan_netstate::{Fdb, Mac, Neigh};
+
+use crate::family::{address_family, neighbour_address, of_neighbour};
+use crate::netlink::Request;
+
+/// A neighbour or forwarding entry of ours as the kernel tells it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Found {
+    Neigh { ifindex: u32, address: IpAddr, neigh: Neigh },
+    Fdb { ifindex: u32, mac: Mac, fdb: Fdb },
+}
+
+/// Puts a neighbour in, also in place of what the kernel learned by itself.
+pub(crate) fn put(ifindex: u32, address: IpAddr, neigh: Neigh) -> Request {
+    let mut message = neighbour(ifindex, address);
+    message.header.state = NeighbourState::Permanent;
+    message.attributes.extend([
+        NeighbourAttribute::LinkLayerAddress(neigh.mac.0.to_vec()),
+        NeighbourAttribute::Protocol(RouteProtocol::Other(NEIGH_PROTOCOL)),
+    ]);
+    Request { message: RouteNetlinkMessage::NewNeighbour(message), flags: NLM_F_CREATE | NLM_F_REPLACE }
+}
+
+pub(crate) fn delete(ifindex: u32, address: IpAddr) -> Request {
+    Request { message: RouteNetlinkMessage::DelNeighbour(neighbour(ifindex, address)), flags: 0 }
+}
+
+/// Puts a forwarding entry in; a MAC has one.
+pub(crate) fn put_fdb(ifindex: u32, mac: Mac, fdb: Fdb) -> Request {
+    Request { message: RouteNetlinkMessage::NewNeighbour(forwarding(ifindex, mac, fdb)), flags: NLM_F_CREATE | NLM_F_REPLACE }
+}
+
+pub(crate) fn delete_fdb(ifindex: u32, mac: Mac, fdb: Fdb) -> Request {
+    Request { message: RouteNetlinkMessage::DelNeighbour(forwarding(ifindex, mac, fdb)), flags: 0 }
+}
+
+/// Asks for the neighbours of a link, or of all.
+pub(crate) fn list(family: Family, ifindex: Option<u32>) -> RouteNetlinkMessage {
+    let mut message = NeighbourMessage::default();
+    message.header.family = address_family(family);
+    message.attributes.extend(ifindex.map(NeighbourAttribute::IfIndex));
+    RouteNetlinkMessage::GetNeighbour(message)
+}
+
+/// Asks for the forwarding entries of a VXLAN device.
+pub(crate) fn list_fdb(ifindex: u32) -> RouteNetlinkMessage {
+    let mut message = NeighbourMessage::default();
+    message.header.family = AddressFamily::Bridge;
+    message.header.ifindex = ifindex;
+    RouteNetlinkMessage::GetNeighbour(message)
+}
+
+fn neighbour(ifindex: u32, address: IpAddr) -> NeighbourMessage {
+    let mut message = NeighbourMessage::default();
+    message.header.family = address_family(Family::of(address));
+    message.header.ifindex = ifindex;
+    message.attributes.push(NeighbourAttribute::Destination(neighbour_address(address)));
+    message
+}
+
+fn forwarding(ifindex: u32, mac: Mac, fdb: Fdb) -> NeighbourMessage {
+    let mut message = NeighbourMessage::default();
+    message.header.family = AddressFamily::Bridge;
+    message.header.ifindex = ifindex;
+    message.header.state = NeighbourState::Permanent;
+    message.header.flags = NeighbourFlags::Own;
+    message.attributes = vec![
+        NeighbourAttribute::LinkLayerAddress(mac.0.to_vec()),
+        NeighbourAttribute::Destination(neighbour_address(fdb.dst)),
+    ];
+    message
+}
+
+/// What the kernel tells about one entry; none if it is not ours.
+pub(crate) fn decode(message: &NeighbourMessage) -> Option<Found> {
+    let (mut address, mut mac, mut ours) = (None, None, false);
+    for attribute in &message.attributes {
+        match attribute {
+            NeighbourAttribute::Destination(found) => address = of_neighbour(found),
+            NeighbourAttribute::LinkLayerAddress(bytes) => mac = bytes.as_slice().try_into().ok().map(Mac),
+            NeighbourAttribute::Protocol(found) => ours = u8::from(*found) == NEIGH_PROTOCOL,
+            _ => {}
+        }
+    }
+    let ifindex = message.header.ifindex;
+    let (address, mac) = (address?, mac?);
+    match message.header.family {
+        _ if message.header.state != NeighbourState::Permanent => None,
+        AddressFamily::Bridge => Some(Found::Fdb { ifindex, mac, fdb: Fdb { dst: address } }),
+        _ => ours.then_some(Found::Neigh { ifindex, address, neigh: Neigh { mac } }),
+    }
+}

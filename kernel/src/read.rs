@@ -1,0 +1,186 @@
+//! What is ours in one network namespace.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::link::LinkMessage;
+use netlink_packet_route::route::RouteMessage;
+use tartan_model::Family;
+use tartan_netstate::{Key, LinkKind, LinkName, Netns, Object, Owner, State};
+
+use crate::namespace::Namespace;
+use crate::netlink::Netlink;
+use crate::{KernelError, addr, link, neigh, route, rule};
+
+/// The links of a namespace, with their numbers.
+pub(crate) struct Links {
+    /// Every link's name by its number.
+    names: BTreeMap<u32, LinkName>,
+    /// Ours among them.
+    ours: BTreeMap<u32, (LinkName, tartan_netstate::Link)>,
+}
+
+impl Namespace {
+    /// All links; in a pod those in `far` are ours.
+    pub(crate) fn links(&mut self, far: &BTreeSet<LinkName>) -> Result<Links, KernelError> {
+        let mut links = Links { names: BTreeMap::new(), ours: BTreeMap::new() };
+        for message in self.netlink.dump("links", link::list())? {
+            if let RouteNetlinkMessage::NewLink(message) = message {
+                links.add(&self.ns, &message, far);
+            }
+        }
+        Ok(links)
+    }
+
+    /// One link, ours or not, if it is there.
+    pub(crate) fn one_link(&mut self, name: &LinkName) -> Result<Links, KernelError> {
+        let mut links = Links { names: BTreeMap::new(), ours: BTreeMap::new() };
+        if let Some(RouteNetlinkMessage::NewLink(message)) = self.netlink.get("a link", link::look_up(name))? {
+            links.add(&self.ns, &message, &BTreeSet::new());
+        }
+        Ok(links)
+    }
+
+    /// The links themselves.
+    pub(crate) fn put_links(&self, links: &Links, state: &mut State) {
+        for (name, link) in links.ours.values() {
+            let key = Key::Link { ns: self.ns.clone(), link: name.clone() };
+            state.insert(key, Object::Link(link.clone()), Owner::Read);
+        }
+    }
+
+    /// Addresses of ours on these links, or on `only` one of them.
+    pub(crate) fn put_addresses(
+        &mut self,
+        links: &Links,
+        only: Option<u32>,
+        state: &mut State,
+    ) -> Result<(), KernelError> {
+        for family in Family::ALL {
+            for message in self.netlink.dump("addresses", addr::list(family, only.unwrap_or(0)))? {
+                let RouteNetlinkMessage::NewAddress(message) = message else { continue };
+                let Some(found) = addr::decode(&message) else { continue };
+                let Some(link) = links.names.get(&found.ifindex) else { continue };
+                let unmarked = if links.ours.contains_key(&found.ifindex) {
+                    found.global || found.scope == tartan_netstate::Scope::Link
+                } else {
+                    found.shaped && link.as_str() == "lo"
+                };
+                if found.marked || (self.addresses_unmarked && unmarked) {
+                    let key = Key::Address { ns: self.ns.clone(), link: link.clone(), address: found.address };
+                    state.insert(key, Object::Address(found.scope), Owner::Read);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Neighbours and forwarding entries on our links among these, or on `only` one of them.
+    pub(crate) fn put_neighbours(
+        &mut self,
+        links: &Links,
+        only: Option<u32>,
+        state: &mut State,
+    ) -> Result<(), KernelError> {
+        let asked = Family::ALL.map(|family| neigh::list(family, only)).into_iter();
+        let vxlan = |(index, (_, link)): (&u32, &(LinkName, tartan_netstate::Link))| {
+            matches!(link.kind, LinkKind::Vxlan(_)).then(|| neigh::list_fdb(*index))
+        };
+        for request in asked.chain(links.ours.iter().filter_map(vxlan)) {
+            for message in self.netlink.dump("neighbours", request)? {
+                let RouteNetlinkMessage::NewNeighbour(message) = message else { continue };
+                let Some((key, object)) = neigh::decode(&message).and_then(|found| links.neighbour(&self.ns, &found))
+                else {
+                    continue;
+                };
+                state.insert(key, object, Owner::Read);
+            }
+        }
+        Ok(())
+    }
+
+    /// Our routes, or those of ours that leave by `only` one link.
+    pub(crate) fn put_routes(
+        &mut self,
+        links: &Links,
+        only: Option<u32>,
+        state: &mut State,
+    ) -> Result<(), KernelError> {
+        for family in Family::ALL {
+            for message in self.netlink.dump("routes", route::list(family, only))? {
+                let RouteNetlinkMessage::NewRoute(message) = message else { continue };
+                let Some((key, object)) = links.route(&self.ns, &message) else { continue };
+                state.insert(key, object, Owner::Read);
+            }
+        }
+        Ok(())
+    }
+
+    /// Our policy rules.
+    pub(crate) fn put_rules(&mut self, state: &mut State) -> Result<(), KernelError> {
+        for family in Family::ALL {
+            for message in self.netlink.dump("rules", rule::list(family))? {
+                let RouteNetlinkMessage::NewRule(message) = message else { continue };
+                let Some((v6, priority, rule)) = rule::decode(&message) else { continue };
+                state.insert(Key::Rule { v6, priority }, Object::Rule(rule), Owner::Read);
+            }
+        }
+        Ok(())
+    }
+}
+
+// === impl Links ===
+
+impl Links {
+    /// Number of the only link that was asked for.
+    pub(crate) fn only(&self) -> Option<u32> {
+        self.names.keys().next().copied()
+    }
+
+    fn add(&mut self, ns: &Netns, message: &LinkMessage, far: &BTreeSet<LinkName>) {
+        let Some(name) = link::name(message) else { return };
+        let ours = match ns {
+            Netns::Host => link::is_ours(name.as_str()),
+            Netns::Pod(_) => far.contains(&name),
+        };
+        if let Some(link) = ours.then(|| link::decode(message, *ns != Netns::Host)).flatten() {
+            self.ours.insert(message.header.index, (name.clone(), link));
+        }
+        self.names.insert(message.header.index, name);
+    }
+
+    fn neighbour(&self, ns: &Netns, found: &neigh::Found) -> Option<(Key, Object)> {
+        Some(match *found {
+            neigh::Found::Neigh { ifindex, address, neigh } => {
+                let (link, _) = self.ours.get(&ifindex)?;
+                (Key::Neigh { ns: ns.clone(), link: link.clone(), address }, Object::Neigh(neigh))
+            }
+            neigh::Found::Fdb { ifindex, mac, fdb } => {
+                let (link, _) = self.ours.get(&ifindex)?;
+                (Key::Fdb { link: link.clone(), mac }, Object::Fdb(fdb))
+            }
+        })
+    }
+
+    fn route(&self, ns: &Netns, message: &RouteMessage) -> Option<(Key, Object)> {
+        let found = route::decode(message).filter(|found| found.ours)?;
+        let mut route = found.route;
+        if let Some(oif) = found.oif {
+            route.dev = Some(self.names.get(&oif)?.clone());
+        }
+        let route::Place { table, dst, metric } = found.place;
+        Some((Key::Route { ns: ns.clone(), table, dst, metric }, Object::Route(route)))
+    }
+}
+
+/// A second user of a socket's dumps: what is there and not ours.
+pub(crate) fn link_messages(netlink: &mut Netlink) -> Result<Vec<LinkMessage>, KernelError> {
+    let messages = netlink.dump("links", link::list())?;
+    Ok(messages
+        .into_iter()
+        .filter_map(|message| match message {
+            RouteNetlinkMessage::NewLink(message) => Some(message),
+            _ => None,
+        })
+        .collect())
+}
