@@ -172,3 +172,6 @@ fn check_version(kind: Kind, header: &Header) -> Result<(), Fault> {
         format!("write `apiVersion: {version}`"),
     ))
 }
+
+#[cfg(test)]
+mod tests;

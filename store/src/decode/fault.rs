@@ -25,7 +25,8 @@ pub(super) fn typed<T: DeserializeOwned>(body: &str) -> Result<T, Fault> {
 
 /// The candidate a mistyped word was most likely meant to be.
 pub(super) fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    let word = word.to_lowercase();
+    // A longer word than any of ours is none of them mistyped, and would take a table of any size.
+    let word: String = word.chars().take(64).flat_map(char::to_lowercase).collect();
     candidates
         .into_iter()
         .map(|candidate| (distance(&word, &candidate.to_lowercase()), candidate))
@@ -112,11 +113,27 @@ impl Fault {
         {
             let place = if field.is_empty() { "the document" } else { &field };
             let expected = plain(expected);
-            let message = format!("{place} is {found}, not {expected}");
+            let message = format!("{place} is {}, not {expected}", found_plain(found));
             return Fault::new(&field, "BadType", message, format!("write {expected}"));
         }
+        if let Some(key) = message.strip_prefix("duplicate field `").and_then(|rest| rest.strip_suffix('`')) {
+            return Fault::new(field, "BadSyntax", format!("the key {key} is there twice"), "keep one of them");
+        }
         let fix = "mend the YAML; indent with blanks, and put texts with `:`, `#`, quotes or brackets in quotes";
-        Fault::new(field, "BadSyntax", message, fix)
+        Fault::new("", "BadSyntax", message, fix)
+    }
+}
+
+/// What serde found, in plain words.
+fn found_plain(found: &str) -> String {
+    match found.split_once(' ') {
+        Some(("string", text)) => format!("the text {text}"),
+        Some(("integer" | "floating", number)) => {
+            format!("the number {}", number.trim_start_matches("point ").replace('`', ""))
+        }
+        Some(("boolean", value)) => value.replace('`', ""),
+        Some(("unit", _)) => "null".to_owned(),
+        _ => plain(found).to_owned(),
     }
 }
 
@@ -129,8 +146,10 @@ fn plain(expected: &str) -> &str {
         "u64" => "a whole number from 0 on",
         "a boolean" => "true or false",
         "a string" => "a text",
-        "a sequence" => "a list",
-        expected if expected.starts_with("struct ") || expected == "a map" => "a block of keys and values",
+        "a sequence" | "sequence" => "a list",
+        expected if expected.starts_with("struct ") || matches!(expected, "a map" | "map") => {
+            "a block of keys and values"
+        }
         other => other,
     }
 }
@@ -147,18 +166,21 @@ fn without_places(message: &str) -> String {
     kept
 }
 
-/// Levenshtein's.
+/// How many letters were mistaken, left out, added or swapped with their neighbour.
 fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, from) in a.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, to) in b.iter().enumerate() {
-            let cost = diagonal + usize::from(from != *to);
-            diagonal = row[j + 1];
-            row[j + 1] = cost.min(row[j] + 1).min(diagonal + 1);
+    let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
+    let mut table = vec![vec![0; b.len() + 1]; a.len() + 1];
+    for i in 0..=a.len() {
+        for j in 0..=b.len() {
+            table[i][j] = if i == 0 || j == 0 {
+                i + j
+            } else {
+                let same = usize::from(a[i - 1] != b[j - 1]);
+                let swapped = i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1];
+                let swap = if swapped { table[i - 2][j - 2] + 1 } else { usize::MAX };
+                swap.min(table[i - 1][j - 1] + same).min(table[i - 1][j] + 1).min(table[i][j - 1] + 1)
+            };
         }
     }
-    row[b.len()]
+    table[a.len()][b.len()]
 }

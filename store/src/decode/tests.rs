@@ -1,0 +1,255 @@
+//! Documents that are taken, documents that are refused and what a user then reads, and random bytes.
+
+use std::time::Duration;
+
+use ipnet::IpNet;
+use proptest::prelude::*;
+use tartan_model::{AddressChoice, Block, Config, FabricMode, Family, HostFirewall, PerFamily, VxlanConfig};
+
+use super::*;
+
+mod bad;
+
+/// The head of a document, as the tables have it.
+fn document(api_version: &str, kind: &str, name: &str, rest: &str) -> String {
+    format!("apiVersion: {api_version}\nkind: {kind}\nmetadata: {{name: {name}}}\n{rest}\n")
+}
+
+fn config_document(rest: &str) -> String {
+    document("tartan.dev/v1alpha1", "NetworkConfig", "default", rest)
+}
+
+fn decoded(text: &str) -> Object {
+    match documents("test.yaml", text).as_slice() {
+        [Ok(document)] => document.object.clone(),
+        other => panic!("{text}\n{other:#?}"),
+    }
+}
+
+fn check_config(rest: &str, want: Config) {
+    let text = config_document(rest);
+    assert_eq!(decoded(&text), Object::Config(want), "{text}");
+    fuzz_decode(text.as_bytes());
+}
+
+/// What a document says, by how it is written back: one line a leaf, in order.
+fn check(text: &str, want: &str) {
+    let found = documents("test.yaml", text);
+    let [Ok(found)] = found.as_slice() else { panic!("{text}\n{found:#?}") };
+    let written = serde_json::to_value(encode(&found.id, &found.object)).unwrap();
+    let want: serde_yaml_ng::Value = serde_yaml_ng::from_str(want).unwrap();
+    let want = serde_json::to_value(want).unwrap();
+    for part in ["spec", "status"] {
+        assert_eq!(written.get(part).unwrap_or(&"".into()), want.get(part).unwrap_or(&"".into()), "{part} of\n{text}");
+    }
+    fuzz_decode(text.as_bytes());
+}
+
+#[test]
+fn a_configuration_is_whole() {
+    let default = Config::default;
+    check_config("", default());
+    check_config("spec:", default());
+    check_config("spec: {}\nstatus: {anything: 1}", default());
+    check_config("spec: {fabric: host-gw}", Config { fabric: FabricMode::HostGw, ..default() });
+    check_config("spec: {masquerade: false, vxlan: }", Config { masquerade: false, ..default() });
+    check_config("spec: {underlay: ipv6}", Config { underlay: Some(Family::V6), ..default() });
+    check_config("spec: {underlay: auto, fabric: vxlan}", default());
+    check_config(
+        "spec: {fabric: host-gw, underlayMTU: 1280}",
+        Config { fabric: FabricMode::HostGw, underlay_mtu: Some(1280), ..default() },
+    );
+    check_config(
+        "spec: {vxlan: {vni: 16777215, port: 65535, directRouting: true}}",
+        Config { vxlan: VxlanConfig { vni: 16_777_215, port: 65535, direct_routing: true }, ..default() },
+    );
+    check_config(
+        "spec: {nonMasqueradeCIDRs: [10.0.0.0/8, 'fd00::/8', 192.0.2.1]}",
+        Config {
+            non_masquerade: ["10.0.0.0/8", "fd00::/8", "192.0.2.1/32"].map(|net| net.parse().unwrap()).to_vec(),
+            ..default()
+        },
+    );
+    check_config(
+        "spec: {hostFirewall: report, cooldownSeconds: 0, leaseSeconds: 3, drainSeconds: 0}",
+        Config {
+            host_firewall: HostFirewall::Report,
+            cooldown: Duration::ZERO,
+            lease: Duration::from_secs(3),
+            drain: Duration::ZERO,
+            ..default()
+        },
+    );
+    for (choice, want) in [
+        ("", AddressChoice::Auto),
+        ("interface: eth0", AddressChoice::Interface("eth0".into())),
+        ("interfaceRegex: '^eth[0-9]+$'", AddressChoice::InterfaceRegex("^eth[0-9]+$".into())),
+        ("cidrs: [192.0.2.0/24]", AddressChoice::Cidrs(vec!["192.0.2.0/24".parse().unwrap()])),
+        ("canReach: '2001:db8::1'", AddressChoice::CanReach("2001:db8::1".parse().unwrap())),
+    ] {
+        check_config(&format!("spec: {{nodeAddress: {{{choice}}}}}"), Config { node_address: want, ..default() });
+    }
+}
+
+#[test]
+fn documents_of_others_are_taken_as_they_are() {
+    let pool = |spec: &str| document("projectcalico.org/v3", "IPPool", "p", &format!("spec: {{{spec}}}"));
+    let node = |rest: &str| document("v1", "Node", "n1", rest);
+    let cidr = "cidr: 10.244.0.0/16";
+    for (text, want) in [
+        (pool(cidr), "spec: {cidr: 10.244.0.0/16}"),
+        (pool("cidr: 'fd00:10::/64'"), "spec: {cidr: 'fd00:10::/64'}"),
+        (pool(&format!("{cidr}, blockSize: 26, nodeSelector: all()")), "spec: {cidr: 10.244.0.0/16}"),
+        (
+            pool(&format!("{cidr}, blockSize: 32, disabled: true")),
+            "spec: {cidr: 10.244.0.0/16, blockSize: 32, disabled: true}",
+        ),
+        (pool("cidr: 10.1.2.3/32, blockSize: 32"), "spec: {cidr: 10.1.2.3/32, blockSize: 32}"),
+        (
+            pool(&format!("{cidr}, nodeSelector: zone=='a'")),
+            "spec: {cidr: 10.244.0.0/16, nodeSelector: 'zone == \"a\"'}",
+        ),
+        (pool(&format!("{cidr}, vxlanMode: Never, natOutgoing: true")), "spec: {cidr: 10.244.0.0/16}"),
+        (pool(&format!("{cidr}, allowedUses: [Workload, Tunnel]")), "spec: {cidr: 10.244.0.0/16}"),
+        (pool(&format!("{cidr}, allowedUses: [LoadBalancer]")), "spec: {cidr: 10.244.0.0/16, disabled: true}"),
+        (pool(&format!("{cidr}, assignmentMode: Manual")), "spec: {cidr: 10.244.0.0/16, disabled: true}"),
+        (
+            document("projectcalico.org/v3", "IPReservation", "r", "spec: {reservedCIDRs: [10.1.0.1, 10.2.0.0/24]}"),
+            "spec: {reservedCIDRs: [10.1.0.1/32, 10.2.0.0/24]}",
+        ),
+        (node(""), "spec: {}"),
+        (
+            node(
+                "spec: {podCIDR: 10.1.0.0/24, taints: []}\nstatus: {addresses: [{type: Hostname, address: n1}], phase: x}",
+            ),
+            "{spec: {podCIDR: 10.1.0.0/24, podCIDRs: [10.1.0.0/24]}}",
+        ),
+        (
+            node(
+                "spec: {podCIDRs: [10.1.0.0/24, 'fd01::/64']}\nstatus: {addresses: [{type: InternalIP, address: 192.0.2.1}]}",
+            ),
+            "{spec: {podCIDR: 10.1.0.0/24, podCIDRs: [10.1.0.0/24, 'fd01::/64']},
+              status: {addresses: [{type: InternalIP, address: 192.0.2.1}]}}",
+        ),
+        ("{\"apiVersion\": \"v1\", \"kind\": \"Node\", \"metadata\": {\"name\": \"n1\"}}".to_owned(), "spec: {}"),
+    ] {
+        check(&text, want);
+    }
+}
+
+#[test]
+fn our_own_come_back_as_they_were() {
+    let advert = tartan_model::Advert {
+        node: "n1".into(),
+        node_uid: "u".into(),
+        addresses: PerFamily { v4: Some("192.0.2.1".parse().unwrap()), v6: Some("2001:db8::1".parse().unwrap()) },
+        fabric_addresses: PerFamily { v4: Some("10.244.0.1".parse().unwrap()), v6: None },
+        blocks: vec!["10.244.0.0/26".parse().unwrap()],
+        mtu: 1450,
+        accepts: vec![tartan_model::Endpoint {
+            instance: "vxlan/ipv4/vni1/port8472".into(),
+            address: "192.0.2.1".parse().unwrap(),
+            mac: Some("02:00:00:00:00:01".parse().unwrap()),
+        }],
+        sends: vec!["host-gw/ipv4".into()],
+        edition: 3,
+        heartbeat: u64::MAX,
+    };
+    let cidr: IpNet = "10.244.0.0/26".parse().unwrap();
+    let block = Block {
+        cidr,
+        pool: "p".into(),
+        node: "n1".into(),
+        node_uid: "u".into(),
+        given: vec!["10.244.0.32/28".parse().unwrap()],
+    };
+    for (kind, name, object) in [
+        (Kind::NodeNetwork, "n1".to_owned(), Object::Advert(advert)),
+        (Kind::IpBlock, Block::name_of(&cidr), Object::Block(block)),
+    ] {
+        let id = ObjectId { kind, name: name.into() };
+        let text = serde_yaml_ng::to_string(&encode(&id, &object)).unwrap();
+        assert_eq!(decoded(&text), object, "{text}");
+        assert_eq!(revision(&id, &object), revision(&id, &decoded(&text)));
+    }
+}
+
+#[test]
+fn texts_hold_several_documents() {
+    let one = document("v1", "Node", "a", "");
+    let two = document("v1", "Node", "b", "");
+    // text, the documents' names and where they begin
+    let table: &[(String, &[&str])] = &[
+        (String::new(), &[]),
+        ("# nothing\n---\n---\n...\n".to_owned(), &[]),
+        (format!("{one}---\n{two}"), &["Node/a", "Node/b"]),
+        (format!("%YAML 1.2\n---\r\n{one}--- # second\n{two}...\n---"), &["Node/a", "Node/b"]),
+        (format!("{one}---\nkind: [\n---\n{two}"), &["Node/a", "test.yaml", "Node/b"]),
+        (format!("{one}---\nkind: Node\nmetadata:\n  name: c\n  {{\n---\n{two}"), &["Node/a", "Node/c", "Node/b"]),
+        (format!("{one}a: |\n  x\n --- not a separator\n---not\n"), &["test.yaml"]),
+        (one.replace('\n', "\r\n"), &["Node/a"]),
+        (one.trim_end().to_owned(), &["Node/a"]),
+    ];
+    for (text, want) in table {
+        let found: Vec<String> = documents("test.yaml", text)
+            .into_iter()
+            .map(|document| document.map_or_else(|refused| refused.condition.about, |document| document.id.to_string()))
+            .collect();
+        assert_eq!(found, *want, "{text}");
+    }
+}
+
+#[test]
+fn revisions_tell_contents_apart() {
+    let pool = |spec: &str| document("projectcalico.org/v3", "IPPool", "p", &format!("spec: {{{spec}}}"));
+    let id = ObjectId { kind: Kind::IpPool, name: "p".into() };
+    let revision = |spec: &str| revision(&id, &decoded(&pool(spec)));
+    assert_eq!(revision("cidr: 10.0.0.0/16, blockSize: 26"), revision("blockSize: 0x1a, cidr: '10.0.0.0/16', more: 1"));
+    assert_ne!(revision("cidr: 10.0.0.0/16"), revision("cidr: 10.0.0.0/16, blockSize: 27"));
+    // Stable: other processes, of other builds, compare with it.
+    assert_eq!(&*revision("cidr: 10.0.0.0/16").0, "b508f77322c151597c148ee01becd932");
+}
+
+/// Good documents, cut, joined and mutilated.
+fn mutilated() -> impl Strategy<Value = Vec<u8>> {
+    let corpus: Vec<String> = vec![
+        config_document(
+            "spec:\n  fabric: vxlan\n  vxlan: {vni: 7, port: 4789}\n  nodeAddress: {interfaceRegex: eth.*}",
+        ),
+        config_document("spec: {underlayMTU: 9000, leaseSeconds: 20, nonMasqueradeCIDRs: [10.0.0.0/8]}"),
+        document("projectcalico.org/v3", "IPPool", "p", "spec:\n  cidr: 10.1.0.0/16\n  nodeSelector: a in {'b'}"),
+        document("projectcalico.org/v3", "IPReservation", "r", "spec: {reservedCIDRs: [10.1.0.1]}"),
+        document("v1", "Node", "n", "status:\n  addresses:\n  - {type: InternalIP, address: 192.0.2.1}"),
+        document("tartan.dev/v1alpha1", "IPBlock", "10-1-0-0-26", "spec: {cidr: 10.1.0.0/26, node: n, given: []}"),
+        document("tartan.dev/v1alpha1", "NodeNetwork", "n", "spec: {accepts: [{instance: a, address: 192.0.2.1}]}"),
+        "a: &a [*a, *a]\nb: *c\n".to_owned(),
+        "--- !!binary |\n  R0lGODdh\n".to_owned(),
+        "{\"kind\": \"Node\", \"metadata\": [".to_owned(),
+    ];
+    let pieces = prop::collection::vec(prop::sample::select(corpus), 1..3);
+    let cuts = prop::collection::vec((any::<prop::sample::Index>(), 0..6usize, any::<Vec<u8>>()), 0..4);
+    (pieces, cuts).prop_map(|(pieces, cuts)| {
+        let mut bytes = pieces.join("---\n").into_bytes();
+        for (at, len, instead) in cuts {
+            let at = at.index(bytes.len().max(1));
+            let end = (at + len).min(bytes.len());
+            bytes.splice(at.min(end)..end, instead.into_iter().take(4));
+        }
+        bytes
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(512))]
+
+    #[test]
+    fn no_bytes_break_the_decoder(bytes in mutilated()) {
+        fuzz_decode(&bytes);
+    }
+
+    #[test]
+    fn no_prefix_breaks_the_decoder(end in 0..400usize) {
+        let text = config_document("spec:\n  fabric: vxlan\n  vxlan: {vni: 7, port: 4789}\n  nodeAddress: {cidrs: ['10.0.0.0/8']}");
+        fuzz_decode(&text.as_bytes()[..end.min(text.len())]);
+    }
+}
