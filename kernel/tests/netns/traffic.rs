@@ -68,3 +68,16 @@ fn ask_udp(to: SocketAddr) -> std::io::Result<String> {
     let len = socket.recv(&mut answer)?;
     Ok(String::from_utf8_lossy(&answer[..len]).into_owned())
 }
+
+/// `from` gets an answer at `to`, from somebody who sees it as `seen`.
+#[track_caller]
+pub fn sees(from: &Netns, over: Over, to: &str, seen: &str) {
+    assert_eq!(ask(from, over, to).as_deref(), Ok(seen), "{over:?} to {to}");
+}
+
+/// `from` gets no answer at `to`.
+#[track_caller]
+pub fn refused(from: &Netns, over: Over, to: &str) {
+    let answer = ask(from, over, to);
+    assert!(answer.is_err(), "{over:?} to {to}: answered {answer:?}");
+}

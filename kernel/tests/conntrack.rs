@@ -1,0 +1,127 @@
+//! Connection tracking entries on the real kernel: flushed when they would mislead packets, and counted.
+
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+mod netns;
+
+use std::net::UdpSocket;
+use std::time::Duration;
+
+use netns::Netns;
+use netns::node::{Lab, attachment, lab, mapping, nat};
+use netns::traffic::{Over, sees};
+use tartan_kernel::conntrack::{Conntrack, Stats, effects};
+use tartan_model::Protocol;
+use tartan_netstate::{Change, State, diff};
+
+/// A client that always asks from the same port, as resolvers and games do.
+struct Persistent(UdpSocket);
+
+impl Persistent {
+    fn new(netns: &Netns, to: &'static str) -> Persistent {
+        Persistent(netns.run(move || {
+            let socket = UdpSocket::bind(if to.starts_with('[') { "[::]:0" } else { "0.0.0.0:0" }).unwrap();
+            socket.set_read_timeout(Some(Duration::from_millis(400))).unwrap();
+            socket.connect(to).unwrap();
+            socket
+        }))
+    }
+
+    fn is_answered(&self) -> bool {
+        let mut answer = [0; 64];
+        // What is left over from earlier: an answer, or "port unreachable".
+        self.0.set_nonblocking(true).unwrap();
+        while self.0.recv(&mut answer).is_ok() {}
+        let _ = self.0.take_error();
+        self.0.set_nonblocking(false).unwrap();
+        self.0.send(b"who am I?").is_ok() && self.0.recv(&mut answer).is_ok()
+    }
+}
+
+fn flush(lab: &Lab, address: &str) -> usize {
+    let address = address.parse().unwrap();
+    lab.node.run(move || Conntrack::open().unwrap().flush_address(address).unwrap())
+}
+
+fn carry_out(lab: &Lab, change: Change) -> usize {
+    lab.node.run(move || {
+        let mut conntrack = Conntrack::open().unwrap();
+        effects(&change).into_iter().map(|effect| conntrack.carry_out(effect).unwrap()).sum()
+    })
+}
+
+fn entries(lab: &Lab, with: &str) -> usize {
+    lab.node.sh("cat /proc/net/nf_conntrack").lines().filter(|line| line.contains(with)).count()
+}
+
+#[test]
+fn a_client_that_keeps_sending_follows_the_port_to_the_next_pod() {
+    let mut lab = lab();
+    let first = lab.apply(&State::new(), &nat());
+    let clients = [Persistent::new(&lab.client, "192.0.2.1:8080"), Persistent::new(&lab.client, "[2001:db8::1]:8080")];
+    assert!(clients.iter().all(Persistent::is_answered));
+    // Pod 1 goes, and its port goes to pod 2.
+    lab.pods[0].sh("ip link del eth0");
+    lab.world.detach("c5/eth0", std::time::Instant::now());
+    lab.world.attach(attachment(6, vec![mapping(Protocol::Udp, "-", 8080)]));
+    lab.apply(&first, &nat());
+    assert!(!clients.iter().any(Persistent::is_answered), "the entry still leads to the pod that is gone");
+    assert!(flush(&lab, "10.244.1.5") > 0);
+    assert!(clients[0].is_answered());
+    assert!(!clients[1].is_answered());
+    assert!(flush(&lab, "fd00:1::5") > 0);
+    assert!(clients[1].is_answered());
+}
+
+#[test]
+fn a_client_that_sent_before_there_was_a_port_reaches_it_after() {
+    let lab = lab();
+    let none = Lab { world: Default::default(), ..lab };
+    let before = none.apply(&State::new(), &nat());
+    let clients =
+        [Persistent::new(&none.client, "192.0.2.1:8080"), Persistent::new(&none.client, "[2001:db8::1]:8080")];
+    assert!(!clients.iter().any(Persistent::is_answered));
+    let mut lab = none;
+    lab.world.attach(attachment(5, vec![mapping(Protocol::Udp, "-", 8080)]));
+    let after = lab.apply(&before, &nat());
+    // A translated connection to the same port number elsewhere must survive.
+    let translated = Persistent::new(&lab.pods[1], "192.0.2.2:8080");
+    assert!(translated.is_answered());
+    assert!(!clients.iter().any(Persistent::is_answered), "the entry still knows of no translation");
+    assert_eq!(carry_out(&lab, diff(&before, &after, |_| true)), 2);
+    assert!(clients.iter().all(Persistent::is_answered));
+    assert_eq!(entries(&lab, "src=10.244.1.6 dst=192.0.2.2"), 1);
+    assert!(translated.is_answered());
+}
+
+#[test]
+fn flushing_an_address_takes_what_it_began_and_what_reaches_it_and_nothing_else() {
+    let lab = lab();
+    lab.apply(&State::new(), &nat());
+    let [pod1, pod2] = &lab.pods;
+    sees(pod1, Over::Udp, "203.0.113.9:80", "192.0.2.1");
+    sees(pod2, Over::Udp, "203.0.113.9:80", "192.0.2.1");
+    sees(pod2, Over::Udp, "10.244.1.5:80", "10.244.1.6");
+    sees(&lab.client, Over::Tcp, "192.0.2.1:8080", "192.0.2.2");
+    let others = entries(&lab, "src=10.244.1.6 dst=203.0.113.9");
+    assert_eq!(others, 1);
+    assert!(flush(&lab, "10.244.1.5") >= 3);
+    assert_eq!(entries(&lab, "=10.244.1.5 "), 0);
+    assert_eq!(entries(&lab, "src=10.244.1.6 dst=203.0.113.9"), others);
+    assert_eq!(flush(&lab, "10.244.1.5"), 0);
+    assert_eq!(flush(&lab, "fd00:1::77"), 0);
+}
+
+#[test]
+fn the_table_is_counted() {
+    let lab = lab();
+    lab.apply(&State::new(), &nat());
+    sees(&lab.pods[0], Over::Udp, "203.0.113.9:80", "192.0.2.1");
+    let count = |name: &str| -> u32 {
+        lab.node.sh(&format!("cat /proc/sys/net/netfilter/nf_conntrack_{name}")).trim().parse().unwrap()
+    };
+    let stats: Stats = lab.node.run(|| Conntrack::open().unwrap().stats().unwrap());
+    assert!(stats.entries > 0);
+    assert_eq!((stats.entries, stats.max), (count("count"), count("max")));
+    assert_eq!((stats.insert_failed, stats.drop, stats.early_drop), (0, 0, 0));
+}
