@@ -1,0 +1,286 @@
+//! How World reads a store: what each event may add, and what only a complete list may take away.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tartan_model::{
+    Advert, Block, Condition, Config, FabricMode, Features, Kind, Node, Object, ObjectId, PerFamily, Pool, Reservation,
+    Revision, Selector, StoreEvent, World,
+};
+
+use StoreEvent::{Away, Init, Invalid, Synced};
+
+fn id(kind: Kind, name: &str) -> ObjectId {
+    ObjectId { kind, name: name.into() }
+}
+
+/// An object of the kind, of which `seed` makes another version.
+fn object(kind: Kind, name: &str, seed: u8) -> Object {
+    let name: Arc<str> = name.into();
+    match kind {
+        Kind::Node => Object::Node(Node {
+            name,
+            uid: "u".into(),
+            internal_ips: vec![IpAddr::from([192, 0, 2, seed])],
+            pod_cidrs: Vec::new(),
+            labels: Default::default(),
+            annotations: Default::default(),
+        }),
+        Kind::NetworkConfig => {
+            let fabric = if seed == 1 { FabricMode::HostGw } else { FabricMode::Vxlan };
+            Object::Config(Config { fabric, ..Config::default() })
+        }
+        Kind::NodeNetwork => Object::Advert(Advert {
+            node: name,
+            node_uid: "u".into(),
+            addresses: PerFamily::default(),
+            fabric_addresses: PerFamily::default(),
+            blocks: Vec::new(),
+            mtu: 1450,
+            accepts: Vec::new(),
+            sends: Vec::new(),
+            edition: 0,
+            heartbeat: u64::from(seed),
+        }),
+        Kind::IpPool => Object::Pool(Pool {
+            name,
+            cidr: format!("10.{seed}.0.0/16").parse().unwrap(),
+            block_size: 26,
+            nodes: Selector::all(),
+            namespaces: Selector::all(),
+            disabled: false,
+        }),
+        Kind::IpReservation => {
+            Object::Reservation(Reservation { name, cidrs: vec![format!("10.{seed}.0.0/16").parse().unwrap()] })
+        }
+        Kind::IpBlock => Object::Block(Block {
+            cidr: cidr_of(&name).parse().unwrap(),
+            pool: "p".into(),
+            node: format!("n{seed}").into(),
+            node_uid: "u".into(),
+            given: Vec::new(),
+        }),
+    }
+}
+
+/// The range a claim of this name is on: `10-1-0-0-26` is on `10.1.0.0/26`.
+fn cidr_of(name: &str) -> String {
+    let parts: Vec<&str> = name.split('-').collect();
+    format!("{}/{}", parts[..4].join("."), parts[4])
+}
+
+fn put(kind: Kind, name: &str, seed: u8) -> StoreEvent {
+    StoreEvent::Put(id(kind, name), object(kind, name, seed), Revision(format!("r{seed}").into()))
+}
+
+fn condition(about: String) -> Condition {
+    let [field, message, fix] = ["spec", "wrong", "mend it"].map(str::to_owned);
+    Condition { about, field, reason: "BadValue", message, fix }
+}
+
+fn invalid(kind: Kind, name: &str) -> StoreEvent {
+    Invalid(id(kind, name), condition(id(kind, name).to_string()))
+}
+
+fn delete(kind: Kind, name: &str) -> StoreEvent {
+    StoreEvent::Delete(id(kind, name))
+}
+
+/// What a world knows of the kind, as `name=seed`.
+fn known(world: &World, kind: Kind) -> String {
+    let names: Vec<String> = match kind {
+        Kind::Node => {
+            world.nodes.iter().map(|(name, node)| format!("{name}={}", octet(node.internal_ips[0], 3))).collect()
+        }
+        Kind::NetworkConfig => vec![format!("default={}", u8::from(world.config.fabric == FabricMode::HostGw))],
+        Kind::NodeNetwork => {
+            world.adverts.iter().map(|(name, heard)| format!("{name}={}", heard.advert.heartbeat)).collect()
+        }
+        Kind::IpPool => {
+            world.pools.iter().map(|(name, pool)| format!("{name}={}", octet(pool.cidr.addr(), 1))).collect()
+        }
+        Kind::IpReservation => {
+            world.reservations.iter().map(|(name, kept)| format!("{name}={}", octet(kept.cidrs[0].addr(), 1))).collect()
+        }
+        Kind::IpBlock => {
+            world.blocks.iter().map(|(cidr, block)| format!("{}={}", Block::name_of(cidr), &block.node[1..])).collect()
+        }
+    };
+    names.join(" ")
+}
+
+fn octet(address: IpAddr, index: usize) -> u8 {
+    match address {
+        IpAddr::V4(address) => address.octets()[index],
+        IpAddr::V6(address) => address.octets()[index],
+    }
+}
+
+/// Plays the events, and compares what is known of the kind after each.
+fn check(kind: Kind, steps: Vec<(StoreEvent, &str)>) {
+    let mut world = World::new("n1".into(), Features::default());
+    for (step, (event, want)) in steps.into_iter().enumerate() {
+        world.store(event.clone(), Instant::now());
+        assert_eq!(known(&world, kind), want, "{kind}, step {step}: {event:?}");
+    }
+}
+
+/// Two object names of the kind.
+fn names(kind: Kind) -> (&'static str, &'static str) {
+    if kind == Kind::IpBlock { ("10-1-0-0-26", "10-1-0-64-26") } else { ("a", "b") }
+}
+
+/// Every kind of which there may be several.
+fn kinds() -> impl Iterator<Item = Kind> {
+    Kind::ALL.into_iter().filter(|kind| *kind != Kind::NetworkConfig)
+}
+
+#[test]
+fn only_a_complete_list_removes() {
+    for kind in kinds() {
+        let (a, b) = names(kind);
+        let (a1, a2, b1) = (format!("{a}=1"), format!("{a}=2"), format!("{b}=1"));
+        let both = format!("{a1} {b1}");
+        check(
+            kind,
+            vec![
+                (Init(kind), ""),
+                (put(kind, a, 1), &a1),
+                (put(kind, b, 1), &both),
+                (Synced(kind), &both),
+                (Init(kind), &both),
+                (put(kind, a, 2), &format!("{a2} {b1}")),
+                (Away("cut off in the middle".into()), &format!("{a2} {b1}")),
+                (Init(kind), &format!("{a2} {b1}")),
+                (put(kind, a, 1), &both),
+                (Synced(kind), &a1),
+                (put(kind, b, 1), &both),
+                (delete(kind, a), &b1),
+                (delete(kind, a), &b1),
+            ],
+        );
+    }
+}
+
+#[test]
+fn what_cannot_be_read_stays() {
+    for kind in kinds() {
+        let (a, b) = names(kind);
+        let (a1, a2) = (format!("{a}=1"), format!("{a}=2"));
+        check(
+            kind,
+            vec![
+                (Init(kind), ""),
+                (invalid(kind, b), ""),
+                (put(kind, a, 1), &a1),
+                (Synced(kind), &a1),
+                (invalid(kind, a), &a1),
+                (Init(kind), &a1),
+                (invalid(kind, a), &a1),
+                (Synced(kind), &a1),
+                (put(kind, a, 2), &a2),
+                (invalid(kind, a), &a2),
+                (delete(kind, a), ""),
+            ],
+        );
+    }
+}
+
+#[test]
+fn a_vanished_configuration_stays_in_force() {
+    let kind = Kind::NetworkConfig;
+    check(
+        kind,
+        vec![
+            (Init(kind), "default=0"),
+            (put(kind, "default", 1), "default=1"),
+            (Synced(kind), "default=1"),
+            (invalid(kind, "default"), "default=1"),
+            (delete(kind, "default"), "default=1"),
+            (Init(kind), "default=1"),
+            (Synced(kind), "default=1"),
+            (put(kind, "default", 2), "default=0"),
+        ],
+    );
+}
+
+#[test]
+fn lists_of_kinds_are_apart() {
+    let mut world = World::new("n1".into(), Features::default());
+    for event in [Init(Kind::Node), Init(Kind::IpPool), put(Kind::Node, "a", 1), put(Kind::IpPool, "p", 1)] {
+        world.store(event, Instant::now());
+    }
+    world.store(Synced(Kind::IpPool), Instant::now());
+    assert!(world.is_synced(Kind::IpPool) && !world.is_synced(Kind::Node));
+    for event in [Init(Kind::IpPool), Synced(Kind::IpPool)] {
+        world.store(event, Instant::now());
+    }
+    assert_eq!((known(&world, Kind::Node).as_str(), known(&world, Kind::IpPool).as_str()), ("a=1", ""));
+}
+
+#[test]
+fn conditions_come_and_go_with_their_objects() {
+    let kind = Kind::IpPool;
+    let mut world = World::new("n1".into(), Features::default());
+    // event, what is invalid after it
+    let steps = [
+        (Init(kind), ""),
+        (invalid(kind, "a"), "a"),
+        (invalid(kind, "b"), "a b"),
+        (invalid(kind, "c"), "a b c"),
+        (Synced(kind), "a b c"),
+        (put(kind, "a", 1), "b c"),
+        (delete(kind, "b"), "c"),
+        (Init(kind), "c"),
+        (Synced(kind), ""),
+    ];
+    for (event, want) in steps {
+        world.store(event.clone(), Instant::now());
+        let invalid: Vec<&str> = world.invalid.keys().map(|id| &*id.name).collect();
+        assert_eq!(invalid.join(" "), want, "{event:?}");
+    }
+}
+
+#[test]
+fn notices_and_absence_are_known_until_taken_back() {
+    let mut world = World::new("n1".into(), Features::default());
+    let said = vec![condition("a.yaml".to_owned())];
+    world.store(StoreEvent::Notice("a.yaml".into(), said), Instant::now());
+    assert!(world.notices.contains_key("a.yaml"));
+    world.store(StoreEvent::Notice("a.yaml".into(), Vec::new()), Instant::now());
+    assert!(world.notices.is_empty());
+    world.store(Away("no such directory".into()), Instant::now());
+    assert_eq!(world.store_away.as_deref(), Some("no such directory"));
+    world.store(Init(Kind::Node), Instant::now());
+    assert_eq!(world.store_away, None);
+}
+
+#[test]
+fn what_did_not_change_stays_shared() {
+    for kind in [Kind::Node, Kind::IpPool, Kind::IpReservation, Kind::IpBlock] {
+        let (a, _) = names(kind);
+        let mut world = World::new("n1".into(), Features::default());
+        world.store(put(kind, a, 1), Instant::now());
+        let before = world.clone();
+        world.store(put(kind, a, 1), Instant::now());
+        let same = before.nodes.ptr_eq(&world.nodes)
+            && before.pools.ptr_eq(&world.pools)
+            && before.reservations.ptr_eq(&world.reservations)
+            && before.blocks.ptr_eq(&world.blocks);
+        assert!(same, "{kind}: planners would see a change");
+    }
+}
+
+#[test]
+fn a_sign_of_life_counts_from_when_it_was_heard_first() {
+    let mut world = World::new("n1".into(), Features::default());
+    let start = Instant::now();
+    let later = start + Duration::from_secs(9);
+    let heard = |world: &World| world.adverts["a"].at;
+    world.store(put(Kind::NodeNetwork, "a", 1), start);
+    world.store(put(Kind::NodeNetwork, "a", 1), later);
+    assert_eq!(heard(&world), start, "the same words again are no sign of life");
+    world.store(put(Kind::NodeNetwork, "a", 2), later);
+    assert_eq!(heard(&world), later);
+}
