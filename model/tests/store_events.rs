@@ -45,17 +45,18 @@ fn object(kind: Kind, name: &str, seed: u8) -> Object {
         }),
         Kind::IpPool => Object::Pool(Pool {
             name,
-            cidr: format!("10.{seed}.0.0/16").parse().unwrap(),
+            cidr: format!("10.{seed}.0.0/16").parse().expect("a range"),
             block_size: 26,
             nodes: Selector::all(),
             namespaces: Selector::all(),
             disabled: false,
         }),
-        Kind::IpReservation => {
-            Object::Reservation(Reservation { name, cidrs: vec![format!("10.{seed}.0.0/16").parse().unwrap()] })
-        }
+        Kind::IpReservation => Object::Reservation(Reservation {
+            name,
+            cidrs: vec![format!("10.{seed}.0.0/16").parse().expect("a range")],
+        }),
         Kind::IpBlock => Object::Block(Block {
-            cidr: cidr_of(&name).parse().unwrap(),
+            cidr: cidr_of(&name).parse().expect("a range"),
             pool: "p".into(),
             node: format!("n{seed}").into(),
             node_uid: "u".into(),
