@@ -4,7 +4,7 @@
 //! name: demo
 //! nodes: 3
 //! podsPerNode: 2
-//! underlay: l2            # or: routed
+//! underlay: l2            # or: routed, racks
 //! config: {fabric: vxlan} # spec of the NetworkConfig
 //! ```
 

@@ -1,21 +1,27 @@
-//! The network under the nodes: one namespace that is a switch (L2) or a router (one subnet a node), with an uplink
-//! `eth0` into each node, and the ways to break it.
+//! The network under the nodes: one namespace that is the switches and the router, with an uplink `eth0` into each
+//! node, and the ways to break it.
 //!
 //! ```text
-//!     n1 ──eth0══n1─┐                              n1 ──eth0══n1 .254 ┐
-//!     n2 ──eth0══n2─┤ br0 172.30.0.254  (L2)       n2 ──eth0══n2 .254 ├ forwards  (Routed)
-//!     n3 ──eth0══n3─┘                              n3 ──eth0══n3 .254 ┘
+//!     n1 eth0 ══ n1 ┐
+//!     n2 eth0 ══ n2 ┤ br0          L2: one segment, 172.30.0.0/24
+//!     n3 eth0 ══ n3 ┘
+//!     n1 eth0 ══ n1 ─ br1 ┐
+//!     n2 eth0 ══ n2 ─ br2 ┤ router Routed: a segment a node, 172.30.1.0/24, 172.30.2.0/24, …
+//!     n1 eth0 ══ n1 ┬ br1 ┐
+//!     n2 eth0 ══ n2 ┘     ┤ router Racks: a segment for two nodes each
+//!     n3 eth0 ══ n3 ─ br2 ┘
 //! ```
 //!
-//! The underlay's own gateway address is also the lab's outside world: what pods see as "not a pod, not a node".
+//! The bridges' own addresses are the nodes' gateways and the lab's outside world: what is neither pod nor node.
 //! Invariant: the port of a node in the underlay carries the node's name, so a rule about nodes is a rule about ports.
-//! There is no delay control: this needs netem or fq, which the smallest kernels we run on lack.
+//! There is no delay control: it needs netem or fq, which the smallest kernels we run on lack.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr};
-use std::sync::Mutex;
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::netns::{Endpoint, Netns};
@@ -29,6 +35,8 @@ pub enum Kind {
     L2,
     /// Each node in a subnet of its own behind one router.
     Routed,
+    /// Two nodes a subnet, the subnets behind one router.
+    Racks,
 }
 
 /// Where one node sits in the underlay.
@@ -49,67 +57,60 @@ pub struct Seat {
 pub struct Underlay {
     kind: Kind,
     netns: Netns,
-    /// Ordered pairs of nodes: what the first sends never reaches the second.
-    cut: Mutex<BTreeSet<(String, String)>>,
+    /// What is dropped from whom to whom.
+    cut: Mutex<Cut>,
 }
 
-/// The name of our nft table in the underlay's namespace.
-const TABLE: &str = "cut";
+/// Ordered pairs of nodes: what the first sends never reaches the second. And the number of each node there is, which
+/// marks what came from it: a packet may leave by another bridge than it entered.
+#[derive(Debug, Default)]
+struct Cut {
+    pairs: Vec<(String, String)>,
+    marks: BTreeMap<String, u8>,
+}
 
 impl Kind {
-    /// Where node `number` (from 1) sits.
-    pub fn seat(self, number: u8) -> Seat {
-        let n = u16::from(number);
+    /// The number of the segment that node `number` (from 1) is on.
+    fn segment(self, number: u8) -> u8 {
         match self {
-            Kind::L2 => Seat {
-                v4: (Ipv4Addr::new(172, 30, 0, number), 24),
-                v6: (Ipv6Addr::new(0xfd30, 0, 0, 0, 0, 0, 0, n), 64),
-                gateway_v4: Ipv4Addr::new(172, 30, 0, 254),
-                gateway_v6: Ipv6Addr::new(0xfd30, 0, 0, 0, 0, 0, 0, 0xfffe),
-            },
-            Kind::Routed => Seat {
-                v4: (Ipv4Addr::new(172, 30, number, 1), 24),
-                v6: (Ipv6Addr::new(0xfd30, 0, 0, n, 0, 0, 0, 1), 64),
-                gateway_v4: Ipv4Addr::new(172, 30, number, 254),
-                gateway_v6: Ipv6Addr::new(0xfd30, 0, 0, n, 0, 0, 0, 0xfffe),
-            },
+            Kind::L2 => 0,
+            Kind::Routed => number,
+            Kind::Racks => number.div_ceil(2),
         }
     }
 
-    /// The family whose forward hook sees what goes from port to port.
-    fn nft_family(self) -> &'static str {
-        match self {
-            Kind::L2 => "bridge",
-            Kind::Routed => "inet",
+    /// Where node `number` (from 1) sits.
+    pub fn seat(self, number: u8) -> Seat {
+        let segment = self.segment(number);
+        let v6 = |host| Ipv6Addr::new(0xfd30, 0, 0, segment.into(), 0, 0, 0, host);
+        Seat {
+            v4: (Ipv4Addr::new(172, 30, segment, number), 24),
+            v6: (v6(number.into()), 64),
+            gateway_v4: Ipv4Addr::new(172, 30, segment, 254),
+            gateway_v6: v6(0xfffe),
         }
     }
 }
 
 impl Underlay {
-    /// Makes the namespace and, on an L2, its switch.
+    /// Makes the namespace.
     pub fn create(kind: Kind, netns_name: &str) -> Result<Self> {
         let netns = Netns::create(netns_name)?;
-        // Addresses of a switch nobody else talks on need no duplicate detection.
+        // Addresses on segments nobody else talks on need no duplicate detection.
         netns.sysctl("ipv6/conf/default/accept_dad", "0")?;
-        match kind {
-            Kind::L2 => {
-                let Seat { gateway_v4, gateway_v6, .. } = kind.seat(1);
-                netns.ip(&format!(
-                    "link add br0 type bridge forward_delay 0 mcast_snooping 0\n\
-                     link set br0 up\n\
-                     address add {gateway_v4}/24 dev br0\n\
-                     address add {gateway_v6}/64 dev br0 nodad\n"
-                ))?;
-            }
-            Kind::Routed => {
-                netns.sysctl("ipv4/ip_forward", "1")?;
-                netns.sysctl("ipv6/conf/all/forwarding", "1")?;
+        netns.sysctl("ipv4/ip_forward", "1")?;
+        netns.sysctl("ipv6/conf/all/forwarding", "1")?;
+        for family in ["iptables", "ip6tables"] {
+            let key = format!("bridge/bridge-nf-call-{family}");
+            // Where br_netfilter is loaded, bridges would reassemble and refragment what they carry.
+            if Path::new("/proc/sys/net").join(&key).exists() {
+                netns.sysctl(&key, "0")?;
             }
         }
         Ok(Self { kind, netns, cut: Mutex::default() })
     }
 
-    /// L2 or routed.
+    /// How the nodes hang together.
     pub fn kind(&self) -> Kind {
         self.kind
     }
@@ -129,15 +130,22 @@ impl Underlay {
     pub fn plug_in(&self, node: &str, number: u8, inside: &Netns) -> Result<Seat> {
         let seat = self.kind.seat(number);
         let Seat { v4, v6, gateway_v4, gateway_v6 } = &seat;
-        self.netns.ip(&format!("link add {node} type veth peer name eth0 netns {}\n", inside.name()))?;
-        self.netns.ip(&match self.kind {
-            Kind::L2 => format!("link set {node} master br0 up\n"),
-            Kind::Routed => format!(
-                "address add {gateway_v4}/24 dev {node}\n\
-                 address add {gateway_v6}/64 dev {node} nodad\n\
-                 link set {node} up\n"
-            ),
-        })?;
+        let segment = self.kind.segment(number);
+        if number == 1 || self.kind.segment(number - 1) != segment {
+            // A bridge without an address of its own takes a new one with each port, and peers would lose it.
+            self.netns.ip(&format!(
+                "link add br{segment} address 02:00:00:00:ff:{segment:02x} type bridge forward_delay 0 mcast_snooping 0\n\
+                 link set br{segment} up\n\
+                 address add {gateway_v4}/24 dev br{segment}\n\
+                 address add {gateway_v6}/64 dev br{segment} nodad\n"
+            ))?;
+        }
+        self.netns.ip(&format!(
+            "link add {node} type veth peer name eth0 netns {}\n\
+             link set {node} master br{segment} up\n",
+            inside.name()
+        ))?;
+        self.cut().marks.insert(node.to_owned(), number);
         inside.sysctl("ipv6/conf/eth0/accept_dad", "0")?;
         inside.sysctl("ipv6/conf/eth0/accept_ra", "0")?;
         inside.ip(&format!(
@@ -157,8 +165,8 @@ impl Underlay {
         inside.ip(&format!("link set eth0 mtu {mtu}\n"))
     }
 
-    /// Narrows the path between all nodes, uplinks as they were. A router answers "packet too big"; a switch drops
-    /// what is too big without a word, as real ones do. `None` lifts it.
+    /// Narrows the path between nodes, uplinks as they were: on an L2 the switch, which drops what is too big without a
+    /// word, as real ones do; else the router, which answers "packet too big". `None` lifts it.
     pub fn set_path_mtu(&self, mtu: Option<u32>) -> Result<()> {
         match self.kind {
             Kind::L2 => self.netns.nft(&match mtu {
@@ -169,7 +177,7 @@ impl Underlay {
                 ),
                 None => "table bridge path; delete table bridge path\n".into(),
             }),
-            Kind::Routed => {
+            Kind::Routed | Kind::Racks => {
                 // Every crossing leaves the router by the connected route of the far node's subnet.
                 let locked = mtu.map(|mtu| format!(" mtu lock {mtu}")).unwrap_or_default();
                 for family in ["-4", "-6"] {
@@ -199,49 +207,66 @@ impl Underlay {
 
     /// Drops, silently, what `from` sends to `to`; the other way still works.
     pub fn drop_one_way(&self, from: &str, to: &str) -> Result<()> {
-        self.change_cuts(|cut| {
-            cut.insert((from.to_owned(), to.to_owned()));
-        })
+        self.change_cuts(|pairs| pairs.push((from.to_owned(), to.to_owned())))
     }
 
     /// Cuts every pair with one node in each group, both ways.
     pub fn partition(&self, one: &[&str], other: &[&str]) -> Result<()> {
-        self.change_cuts(|cut| {
-            for a in one {
-                for b in other {
-                    cut.insert(((*a).to_owned(), (*b).to_owned()));
-                    cut.insert(((*b).to_owned(), (*a).to_owned()));
-                }
+        self.change_cuts(|pairs| {
+            for (a, b) in one.iter().flat_map(|a| other.iter().map(move |b| (*a, *b))) {
+                pairs.push((a.to_owned(), b.to_owned()));
+                pairs.push((b.to_owned(), a.to_owned()));
             }
         })
     }
 
     /// Undoes every drop and partition.
     pub fn heal(&self) -> Result<()> {
-        self.change_cuts(BTreeSet::clear)
+        self.change_cuts(Vec::clear)
     }
 
     /// How many packets `drop_one_way` or `partition` took from what `from` sent to `to`.
     pub fn dropped(&self, from: &str, to: &str) -> Result<u64> {
-        let rules = self.netns.output(&["nft", "list", "table", self.kind.nft_family(), TABLE])?;
-        let rule = format!("iifname \"{from}\" oifname \"{to}\" counter packets ");
-        let Some(rest) = rules.lines().find_map(|line| line.trim().strip_prefix(&rule)) else {
-            bail!("nothing is dropped between {from} and {to}");
-        };
-        rest.split(' ').next().and_then(|n| n.parse().ok()).with_context(|| format!("an nft counter in: {rest}"))
+        let chain = chain_name(from, to);
+        let rules = self.netns.output(&["nft", "list", "chain", "bridge", "cut", &chain])?;
+        let counter = rules.lines().find_map(|line| line.trim().strip_prefix("counter packets "));
+        let packets = counter.and_then(|rest| rest.split(' ').next()?.parse().ok());
+        packets.with_context(|| format!("a counter in chain {chain}:\n{rules}"))
     }
 
-    fn change_cuts(&self, change: impl FnOnce(&mut BTreeSet<(String, String)>)) -> Result<()> {
-        let mut cut = self.cut.lock().expect("no change of the set panics");
-        change(&mut cut);
-        let family = self.kind.nft_family();
-        let rules: String =
-            cut.iter().map(|(from, to)| format!("iifname \"{from}\" oifname \"{to}\" counter drop\n")).collect();
+    fn cut(&self) -> MutexGuard<'_, Cut> {
+        self.cut.lock().expect("no holder panics")
+    }
+
+    /// What enters is marked with the number of the node it came from; what leaves to a node, from its segment (forward)
+    /// or from the router (output), is dropped by that mark.
+    fn change_cuts(&self, change: impl FnOnce(&mut Vec<(String, String)>)) -> Result<()> {
+        let mut cut = self.cut();
+        change(&mut cut.pairs);
+        cut.pairs.sort();
+        cut.pairs.dedup();
+        let (mut enter, mut leave, mut chains) = (String::new(), String::new(), String::new());
+        for (node, mark) in &cut.marks {
+            enter += &format!("iifname \"{node}\" meta mark set {mark}\n");
+        }
+        for (from, to) in &cut.pairs {
+            let mark = cut.marks.get(from).with_context(|| format!("no node {from:?} is plugged in"))?;
+            let chain = chain_name(from, to);
+            chains += &format!("chain {chain} {{\ncounter drop\n}}\n");
+            leave += &format!("oifname \"{to}\" meta mark {mark} jump {chain}\n");
+        }
         self.netns.nft(&format!(
-            "table {family} {TABLE}; delete table {family} {TABLE}\n\
-             table {family} {TABLE} {{ chain forward {{ type filter hook forward priority 0\n{rules}}}\n}}\n"
+            "table bridge cut; delete table bridge cut\n\
+             table bridge cut {{\n{chains}\
+             chain enter {{\ntype filter hook prerouting priority 0\n{enter}}}\n\
+             chain forward {{\ntype filter hook forward priority 0\n{leave}}}\n\
+             chain output {{\ntype filter hook output priority 0\n{leave}}}\n}}\n"
         ))
     }
+}
+
+fn chain_name(from: &str, to: &str) -> String {
+    format!("{from}_to_{to}")
 }
 
 /// `ip -6 route` prints its default preference, which `ip route replace` does not take back in that place.
