@@ -169,6 +169,14 @@ impl World {
         self.attachments.insert(attachment.id.clone(), Arc::new(attachment));
     }
 
+    /// The runtime was told that a pod is attached.
+    pub fn answered(&mut self, id: &str) {
+        if let Some(attachment) = self.attachments.get(id) {
+            let answered = Attachment { answered: true, ..(**attachment).clone() };
+            self.attachments.insert(attachment.id.clone(), Arc::new(answered));
+        }
+    }
+
     /// Takes a pod of this node away; its addresses rest from `at` on.
     pub fn detach(&mut self, id: &str, at: Instant) {
         if let Some(attachment) = self.attachments.remove(id) {
