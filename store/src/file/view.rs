@@ -273,3 +273,6 @@ fn not_utf8(name: &str, bytes: &[u8]) -> Condition {
     let message = format!("{name}:{line}: not UTF-8; what the file held before stays");
     broken(name, "BadSyntax", message, "write the file as UTF-8, or delete it if its objects are to go")
 }
+
+#[cfg(test)]
+mod tests;
