@@ -9,6 +9,8 @@ use tartan_model::{Features, World};
 use super::*;
 use crate::conformance::{self, Rig};
 
+mod twin;
+
 /// A directory of its own, gone with the test; `away` is where it is moved to.
 struct Dir {
     root: PathBuf,
