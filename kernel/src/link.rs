@@ -57,19 +57,26 @@ pub(crate) fn create(name: &LinkName, link: &Link, peer: Option<BorrowedFd<'_>>)
     requests
 }
 
-/// Gives a link that is there its attributes.
-pub(crate) fn set(name: &LinkName, link: &Link) -> Vec<Request> {
+/// Gives a link that is there the attributes in which it differs from `old`.
+///
+/// No more than those: to set the MAC a link has already throws its neighbours away, and a VXLAN device refuses even
+/// to be told the same again.
+pub(crate) fn set(name: &LinkName, old: Option<&Link>, new: &Link) -> Vec<Request> {
+    let differs = |field: fn(&Link) -> u32| old.is_none_or(|old| field(old) != field(new));
     let mut message = named(name);
-    message.attributes.extend([
-        LinkAttribute::Address(link.mac.0.to_vec()),
-        LinkAttribute::Mtu(link.mtu),
-        LinkAttribute::Group(link.group),
-    ]);
-    set_up(&mut message, link.up);
+    if old.is_none_or(|old| old.mac != new.mac) {
+        message.attributes.push(LinkAttribute::Address(new.mac.0.to_vec()));
+    }
+    message.attributes.extend(differs(|link| link.mtu).then_some(LinkAttribute::Mtu(new.mtu)));
+    message.attributes.extend(differs(|link| link.group).then_some(LinkAttribute::Group(new.group)));
+    set_up(&mut message, new.up);
     let mut requests = vec![Request { message: RouteNetlinkMessage::SetLink(message), flags: 0 }];
-    if let LinkKind::Vxlan(_) = &link.kind {
+    if let LinkKind::Vxlan(params) = &new.kind
+        && old.is_some_and(|old| old.kind != new.kind)
+    {
         let mut moved = named(name);
-        moved.attributes.push(LinkAttribute::LinkInfo(info(&link.kind, None)));
+        let local = LinkInfo::Data(InfoData::Vxlan(vec![vxlan_local(params)]));
+        moved.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Vxlan), local]));
         requests.push(Request { message: RouteNetlinkMessage::NewLink(moved), flags: 0 });
     }
     requests
@@ -139,19 +146,22 @@ fn info(kind: &LinkKind, peer: Option<BorrowedFd<'_>>) -> Vec<LinkInfo> {
             vec![LinkInfo::Kind(InfoKind::Vxlan), LinkInfo::Data(InfoData::Vxlan(vxlan_info(params)))]
         }
         LinkKind::Bridge => vec![LinkInfo::Kind(InfoKind::Bridge)],
-        LinkKind::Dummy => vec![LinkInfo::Kind(InfoKind::Dummy)],
     }
 }
 
 /// Checksums, TTL and DF stay the kernel's defaults, which are Flannel's too.
 fn vxlan_info(params: &VxlanParams) -> Vec<InfoVxlan> {
     let mut info = vec![InfoVxlan::Id(params.vni), InfoVxlan::Port(params.port), InfoVxlan::Learning(params.learning)];
-    info.push(match params.local {
-        IpAddr::V4(local) => InfoVxlan::Local(local),
-        IpAddr::V6(local) => InfoVxlan::Local6(local),
-    });
+    info.push(vxlan_local(params));
     info.extend(params.gbp.then_some(InfoVxlan::Gbp));
     info
+}
+
+fn vxlan_local(params: &VxlanParams) -> InfoVxlan {
+    match params.local {
+        IpAddr::V4(local) => InfoVxlan::Local(local),
+        IpAddr::V6(local) => InfoVxlan::Local6(local),
+    }
 }
 
 // === answers ===
@@ -194,7 +204,6 @@ pub(crate) fn decode(message: &LinkMessage, far: bool) -> Option<Link> {
         },
         (InfoKind::Vxlan, Some(InfoData::Vxlan(infos))) => LinkKind::Vxlan(vxlan_params(infos)),
         (InfoKind::Bridge, _) => LinkKind::Bridge,
-        (InfoKind::Dummy, _) => LinkKind::Dummy,
         _ => return None,
     };
     Some(Link { kind, mac: mac?, mtu, group, up: message.header.flags.contains(LinkFlags::Up) })

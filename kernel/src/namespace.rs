@@ -3,6 +3,7 @@
 //! Invariant: steps keep their order, a failed step stops no other, and to find gone what is to be deleted is success.
 
 use std::collections::BTreeMap;
+use std::os::fd::AsFd;
 
 use nix::errno::Errno;
 use tartan_model::Family;
@@ -91,7 +92,10 @@ impl Run<'_> {
                 // Nothing to put in its place: the last value stays.
                 if let Some(Object::Sysctl(value)) = new { sysctl::write(key, value) } else { Ok(()) }
             }
-            (Key::Link { link: name, .. }, old, Some(Object::Link(new))) => self.put_link(at, name, new, old.is_none()),
+            (Key::Link { link: name, .. }, old, Some(Object::Link(new))) => {
+                let old = if let Some(Object::Link(old)) = old { Some(old) } else { None };
+                self.put_link(at, name, old, new)
+            }
             (Key::Address { link, address, .. }, old, new) => self.on_link(at, link, new.is_some(), |index| {
                 match (old, new) {
                     (old, Some(Object::Address(scope))) => {
@@ -136,24 +140,23 @@ impl Run<'_> {
         }
     }
 
-    fn put_link(&mut self, at: usize, name: &LinkName, new: &Link, fresh: bool) -> Result<(), KernelError> {
-        self.indexes.remove(name);
-        let requests = match &new.kind {
-            LinkKind::Veth { peer: Netns::Pod(pod), .. } if fresh => {
-                use std::os::fd::AsFd;
-                let fd = self.pods.open(pod)?;
-                let requests = link::create(name, new, Some(fd.as_fd()));
-                // The descriptor must live until the kernel has seen its number.
-                self.send(at, requests);
-                self.flush();
-                return Ok(());
-            }
+    fn put_link(&mut self, at: usize, name: &LinkName, old: Option<&Link>, new: &Link) -> Result<(), KernelError> {
+        match &new.kind {
             // The pod's end came with the host's.
-            LinkKind::VethPeer => link::set(name, new),
-            _ if fresh => link::create(name, new, None),
-            _ => link::set(name, new),
-        };
-        self.send(at, requests);
+            LinkKind::VethPeer => self.send(at, link::set(name, old, new)),
+            _ if old.is_some() => self.send(at, link::set(name, old, new)),
+            LinkKind::Veth { peer: Netns::Pod(pod), .. } => {
+                self.indexes.remove(name);
+                let fd = self.pods.open(pod)?;
+                self.send(at, link::create(name, new, Some(fd.as_fd())));
+                // The descriptor must live until the kernel has seen its number.
+                self.flush();
+            }
+            _ => {
+                self.indexes.remove(name);
+                self.send(at, link::create(name, new, None));
+            }
+        }
         Ok(())
     }
 

@@ -1,8 +1,8 @@
 //! The difference of two states, in an order in which it can be applied.
 //!
 //! Order: first the deletions that stand in the way of a creation (a device that must be made again, a VXLAN device
-//! whose identifier another one takes), then creations and replacements in key order, then all other deletions in
-//! reverse key order. So a route moves to its new device before its old device goes, and no packet is lost between.
+//! whose identifier another one takes), then creations and replacements in key order, routes by way of a gateway after
+//! those that lead to it, then all other deletions in reverse key order. So a route moves to its new device before its old device goes, and no packet is lost between.
 //!
 //! Invariant: applying `diff(a, b)` to `a` gives `b`, in one pass ([`Change::apply_to`] is the slow, obvious twin the
 //! kernel is compared with).
@@ -55,8 +55,10 @@ pub fn diff(mirror: &State, wanted: &State, may_delete: impl Fn(&Key) -> bool) -
     }
     let mut first = Vec::new();
     remake_links(mirror, wanted, &mut make, &mut first);
+    repeat_neighbours(mirror, wanted, &mut make);
     remake_sets(wanted, &mut make, &mut gone);
     clear_the_way(&make, &mut gone, &mut first);
+    make.sort_by_key(|(op, _)| op.needs_a_route());
     let leaving = gone.iter().filter_map(|(key, _)| key.as_link()).collect();
     let along = hanging_on(mirror, &leaving);
     gone.retain(|(key, _)| *key.netns() == Netns::Host || !along.contains(key));
@@ -123,6 +125,20 @@ fn remake_sets(wanted: &State, make: &mut Vec<(Op, Owner)>, gone: &mut Vec<(Key,
     make.sort_by(|(a, _), (b, _)| a.key().cmp(b.key()));
 }
 
+/// A link that gets another MAC loses its neighbours, permanent ones too.
+fn repeat_neighbours(mirror: &State, wanted: &State, make: &mut Vec<(Op, Owner)>) {
+    let renamed: Vec<_> = make.iter().filter_map(|(op, _)| op.changes_mac()).collect();
+    if renamed.is_empty() {
+        return;
+    }
+    let lost: BTreeSet<Key> =
+        renamed.iter().flat_map(|(ns, link)| mirror.neighbours_on(ns, link)).cloned().collect();
+    make.retain(|(op, _)| !lost.contains(op.key()));
+    let again = lost.iter().filter_map(|key| wanted.get(key).map(|entry| (key, entry)));
+    make.extend(again.map(|(key, entry)| (Op::Create(key.clone(), entry.object.clone()), entry.owner.clone())));
+    make.sort_by(|(a, _), (b, _)| a.key().cmp(b.key()));
+}
+
 /// The links themselves, the far ends of veth pairs among them, and every entry of `state` that goes when they go.
 pub fn hanging_on(state: &State, links: &BTreeSet<(Netns, LinkName)>) -> BTreeSet<Key> {
     let mut all = links.clone();
@@ -141,18 +157,19 @@ pub fn hanging_on(state: &State, links: &BTreeSet<(Netns, LinkName)>) -> BTreeSe
     keys
 }
 
-/// Two VXLAN devices with one identifier, port and underlay family cannot coexist: the old one goes first.
+/// Two VXLAN devices with one port and underlay family share a socket, so they must differ in their identifier and
+/// agree on the group policy extension: the old one goes first if they do not.
 fn clear_the_way(make: &[(Op, Owner)], gone: &mut Vec<(Key, Entry)>, first: &mut Vec<(Op, Owner)>) {
-    let taken: Vec<_> = make
+    let coming: Vec<LinkKind> = make
         .iter()
         .filter_map(|(op, _)| match op {
-            Op::Create(_, Object::Link(link)) => link.kind.exclusive(),
+            Op::Create(_, Object::Link(link)) => Some(link.kind.clone()),
             _ => None,
         })
         .collect();
     gone.retain(|(key, entry)| {
         let in_the_way = match &entry.object {
-            Object::Link(link) => link.kind.exclusive().is_some_and(|claim| taken.contains(&claim)),
+            Object::Link(link) => coming.iter().any(|new| link.kind.excludes(new)),
             _ => false,
         };
         if in_the_way {
@@ -176,11 +193,14 @@ impl LinkKind {
         }
     }
 
-    /// What only one device of a namespace can have.
-    fn exclusive(&self) -> Option<(u32, u16, bool)> {
-        match self {
-            LinkKind::Vxlan(params) => Some((params.vni, params.port, params.local.is_ipv4())),
-            _ => None,
+    /// Whether the two cannot be in one namespace at the same time.
+    fn excludes(&self, other: &LinkKind) -> bool {
+        match (self, other) {
+            (LinkKind::Vxlan(one), LinkKind::Vxlan(two)) => {
+                let one_socket = one.port == two.port && one.local.is_ipv4() == two.local.is_ipv4();
+                one_socket && (one.vni == two.vni || one.gbp != two.gbp)
+            }
+            _ => false,
         }
     }
 }
@@ -192,6 +212,26 @@ impl Op {
     pub fn key(&self) -> &Key {
         match self {
             Op::Create(key, _) | Op::Delete(key, _) | Op::Replace { key, .. } => key,
+        }
+    }
+
+    /// A route whose next hop the kernel looks up, so the route to that must be there first.
+    fn needs_a_route(&self) -> bool {
+        match self {
+            Op::Create(_, Object::Route(route)) | Op::Replace { new: Object::Route(route), .. } => {
+                route.via.is_some() && !route.onlink
+            }
+            _ => false,
+        }
+    }
+
+    /// The link that gets another MAC by this step.
+    fn changes_mac(&self) -> Option<(&Netns, &LinkName)> {
+        match self {
+            Op::Replace { key: Key::Link { ns, link }, old: Object::Link(old), new: Object::Link(new) } => {
+                (old.mac != new.mac).then_some((ns, link))
+            }
+            _ => None,
         }
     }
 }
@@ -213,6 +253,10 @@ impl Change {
                     state.insert(Key::NftSet { set: set.clone() }, new.clone(), owner.clone());
                 }
                 Op::Create(key, object) | Op::Replace { key, new: object, .. } => {
+                    if let Some((ns, link)) = op.changes_mac() {
+                        let lost: Vec<Key> = state.neighbours_on(ns, link).cloned().collect();
+                        lost.iter().for_each(|key| drop(state.remove(key)));
+                    }
                     state.insert(key.clone(), object.clone(), owner.clone());
                 }
                 Op::Delete(Key::Link { ns, link }, _) => {

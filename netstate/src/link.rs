@@ -47,8 +47,6 @@ pub enum LinkKind {
     Vxlan(VxlanParams),
     /// A bridge, for adopting what other systems left behind.
     Bridge,
-    /// A dummy device.
-    Dummy,
 }
 
 /// What identifies a VXLAN device on the wire. All of it but `local` is fixed at creation.

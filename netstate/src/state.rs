@@ -230,6 +230,13 @@ impl State {
         });
     }
 
+    /// The keys of a link's neighbours.
+    pub(crate) fn neighbours_on<'a>(&'a self, ns: &'a Netns, link: &'a LinkName) -> impl Iterator<Item = &'a Key> {
+        let first = Key::Neigh { ns: ns.clone(), link: link.clone(), address: Ipv4Addr::UNSPECIFIED.into() };
+        self.keys_from(first)
+            .take_while(move |key| matches!(key, Key::Neigh { .. }) && key.netns() == ns && key.link() == Some(link))
+    }
+
     fn keys_from(&self, first: Key) -> impl Iterator<Item = &Key> {
         self.entries.range::<_, Key>((Bound::Included(first), Bound::Unbounded)).map(|(key, _)| key)
     }

@@ -1,0 +1,229 @@
+//! Random states for the twin proof: thirty-two bytes choose what is there and how it looks.
+
+#![allow(unreachable_pub, reason = "a module of each test file that uses it")]
+
+use std::net::IpAddr;
+use std::os::unix::fs::MetadataExt;
+
+use ipnet::IpNet;
+use tartan_netstate::claims::POD_LINK_GROUP;
+use tartan_netstate::{
+    Fdb, Key, Link, LinkKind, LinkName, Mac, Neigh, Netns, Object, Owner, PodNetns, Route, Rule, Scope, State,
+    VxlanParams,
+};
+
+use crate::netns;
+
+/// What there is of everything; all zero is nothing. Small values first, so that a failure shrinks well.
+pub type Choice = [u8; 32];
+
+/// The pods' namespaces of a test.
+pub struct Place {
+    _held: Vec<netns::Netns>,
+    pods: Vec<PodNetns>,
+}
+
+impl Place {
+    /// Two pods.
+    pub fn new() -> Place {
+        let held: Vec<_> = (0..2).map(|_| netns::Netns::new()).collect();
+        let pods = held.iter().map(pod_netns).collect();
+        Place { _held: held, pods }
+    }
+}
+
+/// A test's namespace as a runtime would hand it over.
+pub fn pod_netns(netns: &netns::Netns) -> PodNetns {
+    let path = format!("/proc/{}/task/{}/ns/net", std::process::id(), netns.tid);
+    let file = std::fs::metadata(&path).unwrap();
+    PodNetns { dev: file.dev(), ino: file.ino(), path: path.into() }
+}
+
+struct Maker<'a> {
+    state: State,
+    bytes: std::slice::Iter<'a, u8>,
+}
+
+impl Maker<'_> {
+    fn byte(&mut self) -> u8 {
+        self.bytes.next().copied().unwrap_or(0)
+    }
+
+    fn put(&mut self, key: Key, object: Object) {
+        self.state.insert(key, object, Owner::Node);
+    }
+
+    fn link(&mut self, name: &LinkName, kind: LinkKind, look: u8) {
+        let group = if matches!(kind, LinkKind::Veth { .. }) { POD_LINK_GROUP } else { 0 };
+        let link = Link { kind, mac: mac(look % 3), mtu: 1400 + u32::from(look % 4), group, up: true };
+        self.put(Key::Link { ns: Netns::Host, link: name.clone() }, Object::Link(link));
+    }
+
+    fn sysctl(&mut self, ns: &Netns, link: &LinkName, name: &str, value: &str) {
+        let key = Key::LinkSysctl { ns: ns.clone(), link: link.clone(), name: name.into() };
+        self.put(key, Object::Sysctl(value.into()));
+    }
+
+    fn neigh(&mut self, ns: &Netns, link: &LinkName, address: IpAddr, look: u8) {
+        let key = Key::Neigh { ns: ns.clone(), link: link.clone(), address };
+        self.put(key, Object::Neigh(Neigh { mac: mac(look) }));
+    }
+
+    fn address(&mut self, ns: &Netns, link: &LinkName, address: IpNet, scope: Scope) {
+        let scope = if address.addr().is_ipv6() { Scope::Global } else { scope };
+        let key = Key::Address { ns: ns.clone(), link: link.clone(), address };
+        self.put(key, Object::Address(scope));
+    }
+
+    fn route(&mut self, ns: &Netns, dst: IpNet, metric: u32, route: Route) {
+        let scope = if dst.addr().is_ipv4() && route.via.is_none() && route.dev.is_some() {
+            Scope::Link
+        } else {
+            Scope::Global
+        };
+        let key = Key::Route { ns: ns.clone(), table: 254, dst, metric };
+        self.put(key, Object::Route(Route { scope, ..route }));
+    }
+
+    fn pod(&mut self, number: u8, pod: &PodNetns) {
+        let (there, look) = (self.byte(), self.byte());
+        if there % 4 == 0 {
+            return;
+        }
+        let host = name(&format!("ttp{number:011x}"));
+        let eth = name(if there % 4 == 3 { "net1" } else { "eth0" });
+        let inside = Netns::Pod(pod.clone());
+        self.link(&host, LinkKind::Veth { peer: inside.clone(), peer_name: eth.clone() }, look);
+        self.sysctl(&Netns::Host, &host, "ipv4/rp_filter", "1");
+        self.sysctl(&Netns::Host, &host, "ipv6/accept_ra", "0");
+        let end = Link { kind: LinkKind::VethPeer, mac: mac(look % 5), mtu: 1400 + u32::from(look % 7), group: 0, up: true };
+        self.put(Key::Link { ns: inside.clone(), link: eth.clone() }, Object::Link(end));
+        self.sysctl(&inside, &eth, "ipv6/disable_ipv6", "0");
+        for (v6, gateway) in [(false, "169.254.1.1"), (true, "fe80::1")] {
+            let choice = self.byte();
+            if choice % 3 == 0 {
+                continue;
+            }
+            let address = host_net(v6, 1 + number * 8 + choice % 8);
+            let gateway: IpAddr = gateway.parse().unwrap();
+            self.neigh(&Netns::Host, &host, address.addr(), look % 5);
+            self.route(&Netns::Host, address, 1024, Route::on_link(host.clone()));
+            self.address(&inside, &eth, address, Scope::Global);
+            self.neigh(&inside, &eth, gateway, look % 3);
+            self.route(&inside, gateway.into(), 1024, Route::on_link(eth.clone()));
+            self.route(&inside, everything(v6), 1024, Route::via(gateway, eth.clone()));
+        }
+    }
+
+    fn vxlan(&mut self, number: u8, local: IpAddr) {
+        let (there, look) = (self.byte(), self.byte());
+        if there % 3 == 0 {
+            return;
+        }
+        let device = name(&format!("ttx{}", number + there % 2 * 4));
+        let params = VxlanParams {
+            vni: 1 + u32::from(look % 2),
+            port: 8472 + u16::from(number),
+            local: plus(local, look % 3),
+            learning: false,
+            gbp: look % 5 == 4,
+        };
+        self.link(&device, LinkKind::Vxlan(params), look);
+        self.sysctl(&Netns::Host, &device, "ipv4/rp_filter", "2");
+        for peer in 0..3 {
+            let choice = self.byte();
+            if choice % 2 == 0 {
+                continue;
+            }
+            let fdb = Key::Fdb { link: device.clone(), mac: mac(10 + peer) };
+            self.put(fdb, Object::Fdb(Fdb { dst: plus(local, 10 + choice % 4) }));
+            for v6 in [false, true] {
+                let vtep = host_net(v6, 100 + peer).addr();
+                self.neigh(&Netns::Host, &device, vtep, 10 + choice % 4);
+                self.route(
+                    &Netns::Host,
+                    block(v6, peer),
+                    1024,
+                    Route { onlink: true, ..Route::via(vtep, device.clone()) },
+                );
+            }
+        }
+    }
+
+    fn rest(&mut self) {
+        let (bridge, addresses) = (self.byte(), self.byte());
+        let fabric = addresses % 3;
+        if fabric > 0 {
+            for v6 in [false, true] {
+                self.address(&Netns::Host, &name("lo"), host_net(v6, 200 + fabric), Scope::Link);
+            }
+        }
+        if bridge % 2 == 1 {
+            let link = name("ttxbr");
+            self.link(&link, LinkKind::Bridge, bridge);
+            for v6 in [false, true] {
+                let net = if v6 { "fd99::1/64" } else { "10.99.0.1/24" };
+                self.address(&Netns::Host, &link, net.parse().unwrap(), Scope::Global);
+                let src = (fabric > 0).then(|| host_net(v6, 200 + fabric).addr());
+                self.route(&Netns::Host, block(v6, 20), 10, Route { src, ..Route::on_link(link.clone()) });
+                let moves = if bridge % 3 == 1 { Route::unreachable() } else { Route::on_link(link.clone()) };
+                self.route(&Netns::Host, block(v6, 21), 10, moves);
+            }
+        }
+        for v6 in [false, true] {
+            let (rule, dead) = (self.byte(), self.byte());
+            if rule % 2 == 1 {
+                let fwmark = (rule % 3 > 0).then_some((u32::from(rule % 3), 0xff));
+                let iif = (rule % 5 == 0).then(|| name("lo"));
+                let rule = Rule { fwmark, iif, table: 1000 + u32::from(rule % 2) };
+                self.put(Key::Rule { v6, priority: 5000 }, Object::Rule(rule));
+            }
+            if dead % 2 == 1 {
+                self.route(&Netns::Host, block(v6, 30 + dead % 2), 4_294_967_294, Route::unreachable());
+            }
+        }
+        let forward = self.byte();
+        let sysctl = Key::Sysctl { ns: Netns::Host, name: "ipv4/ip_forward".into() };
+        self.put(sysctl, Object::Sysctl(if forward % 2 == 1 { "1" } else { "0" }.into()));
+    }
+}
+
+/// The state that the bytes choose.
+pub fn state(place: &Place, choice: &Choice) -> State {
+    let mut maker = Maker { state: State::new(), bytes: choice.iter() };
+    for (number, pod) in (0..).zip(&place.pods) {
+        maker.pod(number, pod);
+    }
+    maker.rest();
+    maker.vxlan(0, "192.0.2.1".parse().unwrap());
+    maker.vxlan(1, "2001:db8::1".parse().unwrap());
+    maker.state
+}
+
+fn name(text: &str) -> LinkName {
+    LinkName::new(text).unwrap()
+}
+
+fn mac(last: u8) -> Mac {
+    Mac([2, 0, 0, 0, 0, last])
+}
+
+fn host_net(v6: bool, number: u8) -> IpNet {
+    let address = if v6 { format!("fd00::{number:x}") } else { format!("10.1.0.{number}") };
+    address.parse::<IpAddr>().unwrap().into()
+}
+
+fn block(v6: bool, number: u8) -> IpNet {
+    if v6 { format!("fd02:0:0:{number:x}::/64") } else { format!("10.2.{number}.0/24") }.parse().unwrap()
+}
+
+fn everything(v6: bool) -> IpNet {
+    if v6 { "::/0" } else { "0.0.0.0/0" }.parse().unwrap()
+}
+
+fn plus(address: IpAddr, number: u8) -> IpAddr {
+    match address {
+        IpAddr::V4(v4) => IpAddr::V4((u32::from(v4) + u32::from(number)).into()),
+        IpAddr::V6(v6) => IpAddr::V6((u128::from(v6) + u128::from(number)).into()),
+    }
+}
