@@ -103,6 +103,7 @@ fn message(place: Place, route: &Route, oif: Option<u32>) -> RouteMessage {
     message.attributes.extend(oif.map(RouteAttribute::Oif));
     message.attributes.extend(route.src.map(|src| RouteAttribute::PrefSource(route_address(src))));
     message.attributes.extend(route.mtu.map(|mtu| RouteAttribute::Metrics(vec![RouteMetric::Mtu(mtu)])));
+    message.attributes.extend(route.mtu.map(|mtu| RouteAttribute::Metrics(vec![RouteMetric::Mtu(mtu)])));
     message
 }
 
@@ -121,6 +122,9 @@ pub(crate) fn decode(message: &RouteMessage) -> Option<Found> {
             RouteAttribute::Gateway(found) => via = of_route(found),
             RouteAttribute::Via(RouteVia::Inet6(found)) => via = Some((*found).into()),
             RouteAttribute::PrefSource(found) => src = of_route(found),
+            RouteAttribute::Metrics(metrics) => {
+                mtu = metrics.iter().find_map(|metric| if let RouteMetric::Mtu(mtu) = metric { Some(*mtu) } else { None });
+            }
             RouteAttribute::Metrics(found) => {
                 mtu = found.iter().find_map(|metric| if let RouteMetric::Mtu(mtu) = metric { Some(*mtu) } else { None });
             }

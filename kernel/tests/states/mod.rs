@@ -111,7 +111,8 @@ impl Maker<'_> {
             self.address(&inside, &eth, address, Scope::Global);
             self.neigh(&inside, &eth, gateway, look % 3);
             self.route(&inside, gateway.into(), 1024, Route::on_link(eth.clone()));
-            self.route(&inside, everything(v6), 1024, Route::via(gateway, eth.clone()));
+            let mtu = (choice % 2 == 0).then_some(1300 + u32::from(choice));
+            self.route(&inside, everything(v6), 1024, Route { mtu, ..Route::via(gateway, eth.clone()) });
         }
     }
 
