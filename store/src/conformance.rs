@@ -92,17 +92,17 @@ fn advert(name: &str, heartbeat: u64) -> (ObjectId, Object) {
 }
 
 /// A watch, and the world it leads to.
-struct Watching {
+pub(crate) struct Watching {
     stream: BoxStream<'static, StoreEvent>,
-    world: World,
+    pub world: World,
 }
 
 impl Watching {
-    fn of(store: &dyn Store, kinds: &[Kind]) -> Watching {
+    pub(crate) fn of(store: &dyn Store, kinds: &[Kind]) -> Watching {
         Watching { stream: store.watch(kinds), world: World::new("n1".into(), Features::default()) }
     }
 
-    async fn next(&mut self) -> StoreEvent {
+    pub(crate) async fn next(&mut self) -> StoreEvent {
         let event = tokio::time::timeout(PATIENCE, poll_fn(|cx| self.stream.as_mut().poll_next(cx))).await;
         let event = event.expect("a watch says what happens").expect("a watch never ends");
         self.world.store(event.clone(), Instant::now());
@@ -110,7 +110,7 @@ impl Watching {
     }
 
     /// Takes events until the world is as wanted.
-    async fn until(&mut self, what: &str, wanted: impl Fn(&World) -> bool) {
+    pub(crate) async fn until(&mut self, what: &str, wanted: impl Fn(&World) -> bool) {
         let deadline = Instant::now() + PATIENCE;
         let mut seen = Vec::new();
         while !wanted(&self.world) {
@@ -126,7 +126,7 @@ impl Watching {
         watching
     }
 
-    fn pools(&self) -> Vec<&str> {
+    pub(crate) fn pools(&self) -> Vec<&str> {
         self.world.pools.keys().map(|name| &**name).collect()
     }
 }

@@ -9,7 +9,8 @@
 //!
 //! Invariants: a file is replaced whole or not at all; a file that cannot be read whole takes nothing away; of two files
 //! with one object the first by name counts. A write looks and replaces under one lock, so that of several that expect
-//! the same state one wins. An object in a user's file is changed in place there, and keys we do not know stay.
+//! the same state one wins. An object in a user's file is changed in place there: keys we do not know, other documents
+//! and the comments before the document stay; comments inside it do not.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

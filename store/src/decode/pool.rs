@@ -1,17 +1,34 @@
 //! IPPool and IPReservation, Calico's as they are, and IPBlock, our claim on a part of a pool.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use tartan_api::kinds::{self, Empty, IPPoolSpec, IPReservationSpec, ObjectMeta};
-use tartan_api::tartan::{self, IPBlockSpec};
-use tartan_model::{Block, Family, Pool, Reservation, Selector};
+use tartan_api::tartan::{self, IPBlockPart, IPBlockSpec};
+use tartan_model::{Block, Family, Holder, Part, Pool, Reservation, Selector};
 
 use super::fault::Fault;
 use super::fields;
 
 const WORKLOAD: &str = "Workload";
 const AUTOMATIC: &str = "Automatic";
+
+/// Words for a [`Holder`].
+#[derive(Clone, Copy)]
+enum PartState {
+    Aside,
+    Offered,
+    Given,
+    Leaving,
+}
+
+const PART_STATES: [(&str, PartState); 4] = [
+    ("aside", PartState::Aside),
+    ("offered", PartState::Offered),
+    ("given", PartState::Given),
+    ("leaving", PartState::Leaving),
+];
 
 pub(super) fn decode(document: &kinds::IPPool) -> Result<Pool, Fault> {
     let spec = &document.spec;
@@ -77,18 +94,42 @@ pub(super) fn decode_block(document: &tartan::IPBlock) -> Result<Block, Fault> {
     if spec.node.is_empty() {
         return Err(Fault::missing("spec.node", "say which node claims it, or delete the claim"));
     }
-    let given = fields::cidrs("spec.given", &spec.given)?;
-    if let Some((i, outside)) = given.iter().enumerate().find(|(_, part)| !cidr.contains(*part)) {
-        let fix = "only a part of the block can be given away";
-        return Err(Fault::value(format!("spec.given[{i}]"), outside, format!("not inside {cidr}"), fix));
-    }
+    let parts = spec.parts.iter().enumerate().map(|(i, part)| decode_part(&cidr, i, part)).collect::<Result<_, _>>()?;
     Ok(Block {
         cidr,
         pool: spec.pool.as_str().into(),
         node: spec.node.as_str().into(),
         node_uid: spec.node_uid.as_str().into(),
-        given,
+        parts,
     })
+}
+
+fn decode_part(block: &IpNet, i: usize, part: &IPBlockPart) -> Result<Part, Fault> {
+    let field = |name: &str| format!("spec.parts[{i}].{name}");
+    let cidr = fields::cidr(&field("cidr"), &part.cidr)?;
+    if !block.contains(&cidr) {
+        let fix = "only a part of the block can be given away";
+        return Err(Fault::value(field("cidr"), cidr, format!("not inside {block}"), fix));
+    }
+    let (name, uid) = (Arc::from(part.node.as_str()), Arc::from(part.node_uid.as_str()));
+    let holder = match fields::word(&field("state"), &part.state, &PART_STATES)? {
+        PartState::Aside => Holder::Aside,
+        PartState::Offered => Holder::Offered,
+        PartState::Given => Holder::Node { name, uid },
+        PartState::Leaving => Holder::Leaving { name, uid },
+    };
+    Ok(Part { cidr, holder })
+}
+
+fn encode_part(part: &Part) -> IPBlockPart {
+    let (state, node) = match &part.holder {
+        Holder::Aside => ("aside", None),
+        Holder::Offered => ("offered", None),
+        Holder::Node { name, uid } => ("given", Some((name, uid))),
+        Holder::Leaving { name, uid } => ("leaving", Some((name, uid))),
+    };
+    let (node, node_uid) = node.map(|(name, uid)| (name.to_string(), uid.to_string())).unwrap_or_default();
+    IPBlockPart { cidr: part.cidr.to_string(), state: state.to_owned(), node, node_uid }
 }
 
 pub(super) fn encode_block(block: &Block) -> tartan::IPBlock {
@@ -101,7 +142,7 @@ pub(super) fn encode_block(block: &Block) -> tartan::IPBlock {
             pool: block.pool.to_string(),
             node: block.node.to_string(),
             node_uid: block.node_uid.to_string(),
-            given: block.given.iter().map(ToString::to_string).collect(),
+            parts: block.parts.iter().map(encode_part).collect(),
         },
         status: Empty {},
     }

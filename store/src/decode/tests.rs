@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use proptest::prelude::*;
-use tartan_model::{AddressChoice, Block, Config, FabricMode, Family, HostFirewall, PerFamily, VxlanConfig};
+use tartan_model::{
+    AddressChoice, Block, Config, FabricMode, Family, Holder, HostFirewall, Part, PerFamily, VxlanConfig,
+};
 
 use super::*;
 
@@ -161,7 +163,14 @@ fn our_own_come_back_as_they_were() {
         pool: "p".into(),
         node: "n1".into(),
         node_uid: "u".into(),
-        given: vec!["10.244.0.32/28".parse().unwrap()],
+        parts: [
+            ("10.244.0.0/28", Holder::Aside),
+            ("10.244.0.16/28", Holder::Offered),
+            ("10.244.0.32/28", Holder::Node { name: "n2".into(), uid: "u2".into() }),
+            ("10.244.0.48/28", Holder::Leaving { name: "n3".into(), uid: "u3".into() }),
+        ]
+        .map(|(cidr, holder)| Part { cidr: cidr.parse().unwrap(), holder })
+        .into(),
     };
     for (kind, name, object) in [
         (Kind::NodeNetwork, "n1".to_owned(), Object::Advert(advert)),
@@ -210,6 +219,17 @@ fn revisions_tell_contents_apart() {
     assert_eq!(&*revision("cidr: 10.0.0.0/16").0, "b508f77322c151597c148ee01becd932");
 }
 
+/// A text of a kilobyte that stands for a thousand million words.
+#[test]
+fn aliases_do_not_explode() {
+    let head = document("v1", "Node", "n", "spec:");
+    let level = |i: usize| format!("  l{}: &l{} [{}]\n", i + 1, i + 1, vec![format!("*l{i}"); 10].join(", "));
+    let text = format!("{head}  l0: &l0 [lol]\n{}", (0..9).map(level).collect::<String>());
+    let start = std::time::Instant::now();
+    fuzz_decode(text.as_bytes());
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+}
+
 /// Good documents, cut, joined and mutilated.
 fn mutilated() -> impl Strategy<Value = Vec<u8>> {
     let corpus: Vec<String> = vec![
@@ -220,7 +240,7 @@ fn mutilated() -> impl Strategy<Value = Vec<u8>> {
         document("projectcalico.org/v3", "IPPool", "p", "spec:\n  cidr: 10.1.0.0/16\n  nodeSelector: a in {'b'}"),
         document("projectcalico.org/v3", "IPReservation", "r", "spec: {reservedCIDRs: [10.1.0.1]}"),
         document("v1", "Node", "n", "status:\n  addresses:\n  - {type: InternalIP, address: 192.0.2.1}"),
-        document("tartan.dev/v1alpha1", "IPBlock", "10-1-0-0-26", "spec: {cidr: 10.1.0.0/26, node: n, given: []}"),
+        document("tartan.dev/v1alpha1", "IPBlock", "10-1-0-0-26", "spec: {cidr: 10.1.0.0/26, node: n, parts: []}"),
         document("tartan.dev/v1alpha1", "NodeNetwork", "n", "spec: {accepts: [{instance: a, address: 192.0.2.1}]}"),
         "a: &a [*a, *a]\nb: *c\n".to_owned(),
         "--- !!binary |\n  R0lGODdh\n".to_owned(),

@@ -1,13 +1,12 @@
 //! The file store as its users know it: a directory, an editor, and several processes.
 
 use std::fs;
-use std::future::poll_fn;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use tartan_model::{Features, World};
+use tartan_model::World;
 
 use super::*;
-use crate::conformance::{self, Rig};
+use crate::conformance::{self, Rig, Watching};
 
 mod twin;
 
@@ -91,33 +90,13 @@ impl Rig for Dir {
     }
 }
 
-/// A watch on all kinds, and the world it leads to.
-struct Watching {
-    stream: BoxStream<'static, StoreEvent>,
-    world: World,
+fn watch(dir: &Dir) -> Watching {
+    Watching::of(&dir.handle(), &Kind::ALL)
 }
 
-impl Watching {
-    fn of(dir: &Dir) -> Watching {
-        Watching { stream: dir.handle().watch(&Kind::ALL), world: World::new("n1".into(), Features::default()) }
-    }
-
-    async fn until(&mut self, what: &str, wanted: impl Fn(&World) -> bool) {
-        while !wanted(&self.world) {
-            let next = poll_fn(|cx| self.stream.as_mut().poll_next(cx));
-            let event = tokio::time::timeout(Duration::from_secs(10), next).await;
-            let event = event.unwrap_or_else(|_| panic!("{what} did not come about: {:#?}", self.world));
-            self.world.store(event.expect("a watch never ends"), std::time::Instant::now());
-        }
-    }
-
-    async fn until_pools(&mut self, wanted: &[&str]) {
-        self.until(&format!("pools {wanted:?}"), |world| pools(world) == wanted).await;
-    }
-}
-
-fn pools(world: &World) -> Vec<&str> {
-    world.pools.keys().map(|name| &**name).collect()
+async fn until_pools(watching: &mut Watching, wanted: &[&str]) {
+    let names = |world: &World| world.pools.keys().map(|name| &**name).eq(wanted.iter().copied());
+    watching.until(&format!("pools {wanted:?}"), names).await;
 }
 
 fn pool(name: &str, seed: u8) -> String {
@@ -143,26 +122,26 @@ async fn conforms() {
 async fn users_edit_files() {
     let dir =
         Dir::holding(&[("pools.yaml", &format!("{}---\n{}", pool("a", 1), pool("b", 2))), ("notes.txt", "kind: no")]);
-    let mut watching = Watching::of(&dir);
-    watching.until_pools(&["a", "b"]).await;
+    let mut watching = watch(&dir);
+    until_pools(&mut watching, &["a", "b"]).await;
     dir.write("more.yml", &pool("c", 3));
-    watching.until_pools(&["a", "b", "c"]).await;
+    until_pools(&mut watching, &["a", "b", "c"]).await;
     dir.write("pools.yaml", &pool("b", 2));
-    watching.until_pools(&["b", "c"]).await;
+    until_pools(&mut watching, &["b", "c"]).await;
     fs::rename(dir.dir.join("more.yml"), dir.dir.join("more.off")).unwrap();
-    watching.until_pools(&["b"]).await;
+    until_pools(&mut watching, &["b"]).await;
     fs::hard_link(dir.dir.join("more.off"), dir.dir.join("linked.yaml")).unwrap();
-    watching.until_pools(&["b", "c"]).await;
+    until_pools(&mut watching, &["b", "c"]).await;
     fs::remove_file(dir.dir.join("pools.yaml")).unwrap();
-    watching.until_pools(&["c"]).await;
+    until_pools(&mut watching, &["c"]).await;
 }
 
 #[tokio::test]
 async fn a_broken_file_keeps_all_its_objects() {
     let both = format!("{}---\n{}", pool("a", 1), pool("b", 2));
     let dir = Dir::holding(&[("pools.yaml", &both)]);
-    let mut watching = Watching::of(&dir);
-    watching.until_pools(&["a", "b"]).await;
+    let mut watching = watch(&dir);
+    until_pools(&mut watching, &["a", "b"]).await;
     // what is written, what is said of `a`, what is said of `b`
     let table = [
         (
@@ -184,31 +163,35 @@ async fn a_broken_file_keeps_all_its_objects() {
         watching
             .until(&format!("{of_a:?} and {of_b:?}"), |world| said(world, "a", of_a) && said(world, "b", of_b))
             .await;
-        assert_eq!(pools(&watching.world), ["a", "b"]);
+        assert_eq!(watching.pools(), ["a", "b"]);
         dir.write("pools.yaml", &both);
         watching.until("mended", |world| world.invalid.is_empty() && world.notices.is_empty()).await;
     }
     fs::remove_file(dir.dir.join("pools.yaml")).unwrap();
-    watching.until_pools(&[]).await;
+    until_pools(&mut watching, &[]).await;
 }
 
 #[tokio::test]
 async fn what_was_never_read_holds_up_the_first_list() {
     let dir = Dir::holding(&[("a.yaml", &pool("a", 1)), ("b.yaml", "kind: IPPool\nmeta")]);
-    let mut watching = Watching::of(&dir);
+    fs::create_dir(dir.dir.join("c.yaml")).unwrap();
+    let mut watching = watch(&dir);
     watching.until("a notice", |world| world.notices.contains_key("b.yaml")).await;
-    assert_eq!(pools(&watching.world), ["a"]);
+    assert_eq!(watching.pools(), ["a"]);
     assert!(!watching.world.is_synced(Kind::IpPool), "b.yaml may hold anything");
     dir.write("b.yaml", &pool("b", 2));
+    until_pools(&mut watching, &["a", "b"]).await;
+    assert!(!watching.world.is_synced(Kind::IpPool) && watching.world.notices.contains_key("c.yaml"));
+    fs::remove_dir(dir.dir.join("c.yaml")).unwrap();
     watching.until("the list", |world| world.is_synced(Kind::IpPool)).await;
-    assert_eq!(pools(&watching.world), ["a", "b"]);
+    assert_eq!(watching.pools(), ["a", "b"]);
     assert!(watching.world.notices.is_empty());
 }
 
 #[tokio::test]
 async fn the_first_of_two_files_counts() {
     let dir = Dir::holding(&[("b.yaml", &pool("a", 2)), ("c.yaml", &pool("a", 3))]);
-    let mut watching = Watching::of(&dir);
+    let mut watching = watch(&dir);
     let third = |world: &World, seed: u8| {
         world.pools.get("a").is_some_and(|pool| pool.cidr.to_string() == format!("10.{seed}.0.0/16"))
     };
@@ -221,16 +204,16 @@ async fn the_first_of_two_files_counts() {
     fs::remove_file(dir.dir.join("b.yaml")).unwrap();
     watching.until("the last", |world| third(world, 3) && world.notices.is_empty()).await;
     dir.handle().delete(id("a"), Expect::Any).await.unwrap();
-    watching.until_pools(&[]).await;
+    until_pools(&mut watching, &[]).await;
 }
 
 #[tokio::test]
 async fn the_directory_comes_and_goes() {
     let dir = Dir::holding(&[("a.yaml", &pool("a", 1))]);
     let nested = dir.root.join("x/y/z");
-    let mut stream = FileStore::new(&nested).watch(&Kind::ALL);
-    let mut watching = Watching::of(&dir);
-    watching.until_pools(&["a"]).await;
+    let mut missing = Watching::of(&FileStore::new(&nested), &Kind::ALL);
+    let mut watching = watch(&dir);
+    until_pools(&mut watching, &["a"]).await;
     // Moved away under its parent's feet, and back.
     fs::create_dir(&dir.away).unwrap();
     fs::rename(&dir.dir, dir.away.join("store")).unwrap();
@@ -242,26 +225,22 @@ async fn the_directory_comes_and_goes() {
     watching.until("away", |world| world.store_away.is_some()).await;
     fs::create_dir(&dir.dir).unwrap();
     watching.until("doubt", |world| world.store_away.as_ref().is_some_and(|why| why.contains("not mounted"))).await;
-    assert_eq!(pools(&watching.world), ["a"]);
+    assert_eq!(watching.pools(), ["a"]);
     dir.write("b.yaml", &pool("b", 2));
-    watching.until_pools(&["b"]).await;
+    until_pools(&mut watching, &["b"]).await;
     // One that was never there.
-    let mut missing = World::default();
-    let mut next = async || poll_fn(|cx| stream.as_mut().poll_next(cx)).await.unwrap();
-    assert!(matches!(next().await, StoreEvent::Away(_)));
+    assert!(matches!(missing.next().await, StoreEvent::Away(_)));
     fs::create_dir_all(&nested).unwrap();
     fs::write(nested.join("c.yaml"), pool("c", 3)).unwrap();
-    while pools(&missing) != ["c"] {
-        missing.store(next().await, std::time::Instant::now());
-    }
+    until_pools(&mut missing, &["c"]).await;
 }
 
 #[tokio::test]
 async fn a_moved_ancestor_is_noticed() {
     let dir = Dir::holding(&[("a.yaml", &pool("a", 1))]);
     let elsewhere = dir.root.with_extension("moved");
-    let mut watching = Watching::of(&dir);
-    watching.until_pools(&["a"]).await;
+    let mut watching = watch(&dir);
+    until_pools(&mut watching, &["a"]).await;
     fs::rename(&dir.root, &elsewhere).unwrap();
     watching.until("away", |world| world.store_away.is_some()).await;
     fs::rename(&elsewhere, &dir.root).unwrap();

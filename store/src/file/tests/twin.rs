@@ -71,7 +71,7 @@ async fn play(dir: &Dir, ops: &[Op]) {
             Op::Gather(names) => gather(dir, &memory, names).await,
         }
     }
-    let mut watching = Watching::of(dir);
+    let mut watching = watch(dir);
     watching.until("the list", |world| world.is_synced(Kind::IpPool)).await;
     for name in 0..3 {
         let (id, _) = object(name, 1);
