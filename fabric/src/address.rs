@@ -55,6 +55,11 @@ pub struct Uplink {
 }
 
 impl Uplink {
+    /// Whether an address is on the uplink's link: no router stands between.
+    pub fn is_on_link(&self, address: IpAddr) -> bool {
+        self.subnets.iter().any(|subnet| subnet.contains(&address))
+    }
+
     /// Where peers find this node.
     pub fn advertised(&self) -> IpAddr {
         self.public.unwrap_or(self.address)

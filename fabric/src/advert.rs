@@ -1,46 +1,72 @@
-//! What this node tells its peers, derived from what the kernel was read to hold.
+//! What this node tells its peers, and what of it they may believe already.
+//!
+//! Invariant: `accepts` is lengthened only after read-back and shortened before the receive side goes; `sends` is
+//! lengthened before the first packet and shortened only after read-back.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use tartan_model::{Advert, Endpoint, PerFamily, World};
+use tartan_model::{Advert, PerFamily, World};
 
 use crate::{Instance, LocalNode, fabric_of};
 
-/// This node's Advert without its heartbeat.
-///
-/// Invariant: `accepts` is shortened at once and lengthened only after read-back; `sends` is lengthened before the
-/// first packet and shortened only after read-back.
+/// What the cluster may hold of this node's word. Between the word it was heard to hold and the one said last, it may
+/// hold any.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Word {
+    /// What some peer may still believe to be accepted here.
+    pub(crate) accepts: BTreeSet<Instance>,
+    /// What every peer that has heard the latest of this node knows it to send on.
+    pub(crate) sends: BTreeSet<Instance>,
+    /// What was said last to be sent on.
+    pub(crate) last_sends: BTreeSet<Instance>,
+}
+
+/// The Advert without its heartbeat. Its edition is the last one's as long as it says the same.
 pub(crate) fn advert(
     world: &World,
     node: &LocalNode,
     mtu_in_force: u32,
-    ready: &BTreeSet<Instance>,
+    accepts: &BTreeSet<Instance>,
     sends: &BTreeSet<Instance>,
 ) -> Advert {
-    let accepts: Vec<Endpoint> = ready.iter().filter_map(|at| fabric_of(at.mode()).endpoint(node, at)).collect();
     let mut addresses = PerFamily { v4: None, v6: None };
     for (family, uplink) in node.uplinks.iter() {
         addresses.set(family, uplink.advertised());
     }
-    Advert {
+    let advert = Advert {
         node: world.local.clone(),
         node_uid: node.uid.clone(),
         addresses,
         fabric_addresses: node.fabric_addresses,
         blocks: node.blocks.clone(),
         mtu: mtu_in_force,
-        accepts,
+        accepts: accepts.iter().filter_map(|at| fabric_of(at.mode()).endpoint(node, at)).collect(),
         sends: sends.iter().map(|at| Arc::from(at.to_string())).collect(),
         edition: 0,
         heartbeat: 0,
-    }
+    };
+    let heard = world.adverts.get(&world.local).map(|heard| &heard.advert);
+    let edition = match world.said.as_ref().map(|said| &said.last).or(heard) {
+        Some(last) if last.same_but_heartbeat(&advert) => last.edition,
+        Some(last) => last.edition.max(heard.map_or(0, |heard| heard.edition)) + 1,
+        None => 1,
+    };
+    Advert { edition, ..advert }
 }
 
-/// Instances this node said it accepts or sends on, in the Advert the cluster has of it.
-pub(crate) fn announced(world: &World) -> (BTreeSet<Instance>, BTreeSet<Instance>) {
-    let Some(heard) = world.adverts.get(&world.local) else { return Default::default() };
-    let accepts = heard.advert.accepts.iter().filter_map(|end| end.instance.parse().ok()).collect();
-    let sends = heard.advert.sends.iter().filter_map(|name| name.parse().ok()).collect();
-    (accepts, sends)
+/// See [`Word`].
+pub(crate) fn word(world: &World) -> Word {
+    let parse = |name: &Arc<str>| name.parse().ok();
+    let Some(heard) = world.adverts.get(&world.local).map(|heard| &heard.advert) else { return Word::default() };
+    let accepts = heard.accepts.iter().filter_map(|end| parse(&end.instance)).collect();
+    let sends: BTreeSet<Instance> = heard.sends.iter().filter_map(parse).collect();
+    let Some(said) = &world.said else { return Word { accepts, last_sends: sends.clone(), sends } };
+    let ever_accepts: BTreeSet<Instance> = said.ever_accepts.iter().filter_map(parse).collect();
+    let always_sends: BTreeSet<Instance> = said.always_sends.iter().filter_map(parse).collect();
+    Word {
+        accepts: &accepts | &ever_accepts,
+        sends: &sends & &always_sends,
+        last_sends: said.last.sends.iter().filter_map(parse).collect(),
+    }
 }

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use imbl::OrdMap;
 use ipnet::IpNet;
 use tartan_model::{Block, Endpoint, Heard, Node, World};
+use tartan_netstate::Mac;
 
 use crate::Instance;
 
@@ -35,7 +36,11 @@ pub(crate) struct Member {
 pub(crate) enum Claim {
     Block(IpNet),
     Address(IpAddr),
+    Mac(Mac),
 }
+
+/// Whether it is not live, and its name.
+type Claimant = (bool, Arc<str>);
 
 /// See the module.
 #[derive(Default)]
@@ -43,7 +48,10 @@ pub(crate) struct Census {
     pub(crate) peers: BTreeMap<Arc<str>, Member>,
     sends: Counts,
     accepts: Counts,
-    claims: BTreeMap<Claim, BTreeSet<Arc<str>>>,
+    /// Peers that are not live, though their Node is there.
+    pub(crate) not_live: BTreeSet<Arc<str>>,
+    /// Who claims it: who is not live comes after who is, then by name.
+    claims: BTreeMap<Claim, BTreeSet<Claimant>>,
     expiry: BTreeSet<(Instant, Arc<str>)>,
     sends_changed: BTreeSet<(Instant, Arc<str>)>,
     seen: Seen,
@@ -59,7 +67,7 @@ struct Seen {
     adverts: OrdMap<Arc<str>, Heard>,
     blocks: OrdMap<IpNet, Arc<Block>>,
     lease: Duration,
-    away: bool,
+    rest: bool,
     local: Arc<str>,
 }
 
@@ -87,7 +95,7 @@ impl Census {
             adverts: world.adverts.clone(),
             blocks: world.blocks.clone(),
             lease: world.config.lease,
-            away: world.store_away.is_some(),
+            rest: world.leases_rest,
             local: world.local.clone(),
         };
         changed
@@ -103,9 +111,9 @@ impl Census {
         self.accepts.iter()
     }
 
-    /// The first of those who claim it, in name order; it is theirs.
+    /// The first of those who claim it; it is theirs.
     pub(crate) fn holder(&self, claim: Claim) -> Option<&Arc<str>> {
-        self.claims.get(&claim)?.first()
+        self.claims.get(&claim)?.first().map(|(_, name)| name)
     }
 
     /// When a live peer last changed what it sends on; nothing is torn down before the drain time after it.
@@ -120,8 +128,7 @@ impl Census {
 
     fn stale(&self, world: &World, now: Instant) -> BTreeSet<Arc<str>> {
         let seen = &self.seen;
-        let away = world.store_away.is_some();
-        if seen.lease != world.config.lease || seen.away != away || seen.local != world.local {
+        if seen.lease != world.config.lease || seen.rest != world.leases_rest || seen.local != world.local {
             return seen.nodes.keys().chain(world.nodes.keys()).cloned().collect();
         }
         let mut names: BTreeSet<Arc<str>> = seen.nodes.diff(&world.nodes).map(|item| key_of(item).clone()).collect();
@@ -140,23 +147,29 @@ impl Census {
         if let Some(before) = self.peers.get(name) {
             self.expiry.remove(&(before.heard.at + self.seen.lease, name.clone()));
         }
-        if member.live {
+        self.expect_sign_of_life(world, name, &member);
+        self.peers.insert(name.clone(), member);
+    }
+
+    fn expect_sign_of_life(&mut self, world: &World, name: &Arc<str>, member: &Member) {
+        if member.live && !world.leases_rest {
             self.expiry.insert((member.heard.at + world.config.lease, name.clone()));
         }
-        self.peers.insert(name.clone(), member);
     }
 
     fn count_in(&mut self, world: &World, name: &Arc<str>, member: Member, changed: &mut BTreeSet<Arc<str>>) {
         if member.live {
-            self.sends.add(&member.sends);
-            self.accepts.add(member.accepts.iter().map(|(instance, _)| instance));
+            self.sends.add(member.sends.iter().copied());
+            self.accepts.add(member.accepts.iter().map(|(instance, _)| *instance));
             self.sends_changed.insert((member.heard.sends_changed, name.clone()));
-            self.expiry.insert((member.heard.at + world.config.lease, name.clone()));
+        } else {
+            self.not_live.insert(name.clone());
         }
+        self.expect_sign_of_life(world, name, &member);
         for claim in member.claims() {
             let rivals = self.claims.entry(claim).or_default();
-            changed.extend(rivals.iter().cloned());
-            rivals.insert(name.clone());
+            changed.extend(rivals.iter().map(|(_, rival)| rival.clone()));
+            rivals.insert((!member.live, name.clone()));
         }
         self.peers.insert(name.clone(), member);
     }
@@ -164,15 +177,17 @@ impl Census {
     fn count_out(&mut self, name: &Arc<str>, changed: &mut BTreeSet<Arc<str>>) {
         let Some(member) = self.peers.remove(name) else { return };
         if member.live {
-            self.sends.sub(&member.sends);
-            self.accepts.sub(member.accepts.iter().map(|(instance, _)| instance));
+            self.sends.sub(member.sends.iter().copied());
+            self.accepts.sub(member.accepts.iter().map(|(instance, _)| *instance));
             self.sends_changed.remove(&(member.heard.sends_changed, name.clone()));
             self.expiry.remove(&(member.heard.at + self.seen.lease, name.clone()));
+        } else {
+            self.not_live.remove(name);
         }
         for claim in member.claims() {
             if let Some(rivals) = self.claims.get_mut(&claim) {
-                rivals.remove(name);
-                changed.extend(rivals.iter().cloned());
+                rivals.remove(&(!member.live, name.clone()));
+                changed.extend(rivals.iter().map(|(_, rival)| rival.clone()));
                 if rivals.is_empty() {
                     self.claims.remove(&claim);
                 }
@@ -195,7 +210,7 @@ fn member(world: &World, name: &Arc<str>, now: Instant) -> Option<Member> {
     };
     let (blocks, unproven) = advert.blocks.iter().partition(proven);
     // With the store away nobody can give a sign of life: nobody is declared dead for it.
-    let live = world.store_away.is_some() || heard.at + world.config.lease > now;
+    let live = world.leases_rest || heard.at + world.config.lease > now;
     Some(Member {
         node: node.clone(),
         heard: heard.clone(),
@@ -224,11 +239,13 @@ fn key_of<'a, K, V>(item: imbl::ordmap::DiffItem<'a, 'a, K, V>) -> &'a K {
 // === impl Member ===
 
 impl Member {
-    fn claims(&self) -> impl Iterator<Item = Claim> {
+    /// Each once, whatever the peer says twice.
+    fn claims(&self) -> BTreeSet<Claim> {
         let advert = &self.heard.advert;
-        let addresses =
-            advert.addresses.iter().chain(advert.fabric_addresses.iter()).map(|(_, ip)| Claim::Address(*ip));
-        self.blocks.iter().copied().map(Claim::Block).chain(addresses).collect::<Vec<_>>().into_iter()
+        let addresses = advert.addresses.iter().chain(advert.fabric_addresses.iter());
+        let addresses = addresses.map(|(_, ip)| Claim::Address(*ip));
+        let macs = advert.accepts.iter().filter_map(|end| end.mac.map(Claim::Mac));
+        self.blocks.iter().copied().map(Claim::Block).chain(addresses).chain(macs).collect()
     }
 }
 
@@ -239,18 +256,18 @@ impl Counts {
         self.0.keys()
     }
 
-    pub(crate) fn add<'a>(&mut self, instances: impl IntoIterator<Item = &'a Instance>) {
+    pub(crate) fn add(&mut self, instances: impl IntoIterator<Item = Instance>) {
         for instance in instances {
-            *self.0.entry(*instance).or_default() += 1;
+            *self.0.entry(instance).or_default() += 1;
         }
     }
 
-    pub(crate) fn sub<'a>(&mut self, instances: impl IntoIterator<Item = &'a Instance>) {
+    pub(crate) fn sub(&mut self, instances: impl IntoIterator<Item = Instance>) {
         for instance in instances {
-            if let Some(count) = self.0.get_mut(instance) {
+            if let Some(count) = self.0.get_mut(&instance) {
                 *count -= 1;
                 if *count == 0 {
-                    self.0.remove(instance);
+                    self.0.remove(&instance);
                 }
             }
         }

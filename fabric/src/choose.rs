@@ -1,29 +1,40 @@
 //! Which instance carries packets to a peer: by configuration, and on the way from one to the other.
 //!
 //! The change of a cluster's fabric is a transition between two instances, since nodes learn of it seconds apart. Each
-//! node by itself, at any skew: (1) receive on the new one and lower the pods' MTU, and only when that is read back
-//! from the kernel say so; (2) per peer, say that one will send on the new one, then send on it, once that peer accepts
-//! it; (3) stop receiving on the old one when no live node may still send on it, after a drain time; (4) raise the MTU
-//! when nobody uses the narrower instance any more. A node without a sign of life blocks nobody.
+//! node by itself, at any skew:
+//!
+//! 1. It receives on the new one and lowers the pods' MTU, and only when that is read back from the kernel says so.
+//! 2. It says that it will send on the new one, and when it has heard itself say so from the store, sends on it to
+//!    every peer that accepts it: one route replaced.
+//! 3. When no live node says that it may still send on the old one, it waits for the drain time, says that it no longer
+//!    accepts it, and when it has heard itself say so and still nobody sends on it, stops receiving.
+//! 4. It raises the MTU when nobody accepts the narrower instance any more.
+//!
+//! No packet meets a closed door, however late anything is heard: a sender says "I will" and a receiver "I won't" before
+//! they do, and each looks at the other's word after its own came back. A store has all nodes' words in one order, so
+//! at least one of the two has heard the other, and then the sender does not begin or the receiver does not stop.
+//! A node without a sign of life blocks nobody.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use tartan_model::{Config, FabricMode, Family, PerFamily};
+use tartan_netstate::LinkName;
 
-use crate::census::Member;
 use crate::{Instance, LocalNode};
 
 /// What the choice for every peer depends on, beside the peer.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Ground {
     /// Instances this node can hear and send on: in the kernel, read back, with pods' MTU to match.
     pub(crate) ready: BTreeSet<Instance>,
-    /// Instances this node has told the cluster it may send on.
+    /// Instances the cluster knows this node to send on.
     pub(crate) announced: BTreeSet<Instance>,
+    /// Devices in the kernel.
+    pub(crate) devices: BTreeMap<LinkName, Instance>,
 }
 
-/// The outcome for one peer.
+/// The outcome for one family of packets to one peer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Choice {
     /// What the configuration asks for.
@@ -34,51 +45,63 @@ pub struct Choice {
     pub announce: Option<Instance>,
 }
 
-/// What the configuration asks for between these two nodes; none where they have no family in common.
-pub(crate) fn target(config: &Config, node: &LocalNode, theirs: &PerFamily<IpAddr>) -> Option<Instance> {
-    let both = |family: &Family| node.uplinks.get(*family).is_some() && theirs.get(*family).is_some();
-    let underlay = match config.underlay {
-        Some(family) => both(&family).then_some(family)?,
-        None => Family::ALL.into_iter().find(both)?,
-    };
-    let vxlan = Instance::Vxlan { underlay, vni: config.vxlan.vni, port: config.vxlan.port };
+/// What the configuration asks for between these two nodes; none where they have no family in common to wrap packets
+/// in.
+pub(crate) fn target(
+    config: &Config,
+    node: &LocalNode,
+    theirs: &PerFamily<IpAddr>,
+    packets: Family,
+) -> Option<Instance> {
     match config.fabric {
         FabricMode::HostGw => Some(Instance::HostGw),
-        FabricMode::Vxlan if config.vxlan.direct_routing && on_one_link(node, theirs) => Some(Instance::HostGw),
-        FabricMode::Vxlan => Some(vxlan),
+        FabricMode::Vxlan if config.vxlan.direct_routing && on_one_link(node, theirs, packets) => {
+            Some(Instance::HostGw)
+        }
+        FabricMode::Vxlan => {
+            let shared = |family: &Family| node.uplinks.get(*family).is_some() && theirs.get(*family).is_some();
+            vxlan(config, shared)
+        }
     }
 }
 
 /// What this node receives on by its configuration alone, whoever its peers are.
-pub(crate) fn own_targets(config: &Config, node: &LocalNode) -> Vec<Instance> {
-    let own = PerFamily {
-        v4: node.uplinks.get(Family::V4).map(|uplink| uplink.address),
-        v6: node.uplinks.get(Family::V6).map(|uplink| uplink.address),
-    };
-    let encapsulated =
-        Config { vxlan: tartan_model::VxlanConfig { direct_routing: false, ..config.vxlan.clone() }, ..config.clone() };
-    let direct = (config.fabric == FabricMode::Vxlan && config.vxlan.direct_routing).then_some(Instance::HostGw);
-    target(&encapsulated, node, &own).into_iter().chain(direct).collect()
+pub(crate) fn own_targets(config: &Config, node: &LocalNode) -> BTreeSet<Instance> {
+    let own = |family: &Family| node.uplinks.get(*family).is_some();
+    let wrapped = || vxlan(config, own);
+    match config.fabric {
+        FabricMode::HostGw => BTreeSet::from([Instance::HostGw]),
+        FabricMode::Vxlan if config.vxlan.direct_routing => wrapped().into_iter().chain([Instance::HostGw]).collect(),
+        FabricMode::Vxlan => wrapped().into_iter().collect(),
+    }
 }
 
-/// The choice for one peer. `current` is what the kernel uses towards it now.
-pub(crate) fn choose(ground: &Ground, member: &Member, target: Option<Instance>, current: Option<Instance>) -> Choice {
-    let accepted = |at: &Instance| member.accepts.iter().any(|(accepts, _)| accepts == at);
-    let ready = |at: &Instance| accepted(at) && (ground.ready.contains(at) || current == Some(*at));
-    let best = target
-        .filter(ready)
-        .or_else(|| current.filter(|at| accepted(at)))
-        .or_else(|| member.accepts.iter().map(|(at, _)| *at).find(ready));
-    let used = match best {
-        Some(at) if ground.announced.contains(&at) || current == Some(at) => Some(at),
-        _ => current.filter(accepted),
-    };
-    Choice { target, used, announce: best }
+/// The choice for one family of packets to one peer. `usable` is what that peer hears and a next hop leads to;
+/// `current` is what the kernel uses. Peers that are not live hear no announcements, and none is made for them.
+pub(crate) fn choose(
+    ground: &Ground,
+    live: bool,
+    usable: &[Instance],
+    target: Option<Instance>,
+    current: Option<Instance>,
+) -> Choice {
+    let current = current.filter(|at| usable.contains(at));
+    let ready = |at: &Instance| usable.contains(at) && (ground.ready.contains(at) || current == Some(*at));
+    // What works goes on working where the configured one cannot: off-link, not supported, not yet there.
+    let best = target.filter(ready).or(current).or_else(|| usable.iter().copied().find(ready));
+    let free = |at: &Instance| !live || ground.announced.contains(at) || current == Some(*at);
+    Choice { target, used: best.filter(free).or(current), announce: best }
 }
 
-/// Whether the peer is on a link of this node in every family that both have.
-fn on_one_link(node: &LocalNode, theirs: &PerFamily<IpAddr>) -> bool {
-    let shared = Family::ALL.into_iter().filter_map(|family| Some((node.uplinks.get(family)?, theirs.get(family)?)));
-    let mut direct = shared.map(|(uplink, ip)| uplink.subnets.iter().any(|subnet| subnet.contains(ip))).peekable();
-    direct.peek().is_some() && direct.all(|on| on)
+fn vxlan(config: &Config, possible: impl Fn(&Family) -> bool) -> Option<Instance> {
+    let families = config.underlay.map_or(Family::ALL.to_vec(), |family| vec![family]);
+    let underlay = families.into_iter().find(possible)?;
+    Some(Instance::Vxlan { underlay, vni: config.vxlan.vni, port: config.vxlan.port })
+}
+
+fn on_one_link(node: &LocalNode, theirs: &PerFamily<IpAddr>, family: Family) -> bool {
+    match (node.uplinks.get(family), theirs.get(family)) {
+        (Some(uplink), Some(theirs)) => uplink.is_on_link(*theirs),
+        _ => false,
+    }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tartan_model::{Condition, Endpoint, Family, Features};
 use tartan_netstate::{Key, Object, Owner, State};
 
-use crate::{Fabric, Hop, Instance, LocalNode, Peer, Sending};
+use crate::{Fabric, Hop, Instance, LocalNode, Peer, Uplink};
 
 pub(crate) struct HostGw;
 
@@ -20,7 +20,7 @@ impl Fabric for HostGw {
     }
 
     fn receive(&self, node: &LocalNode, at: &Instance) -> State {
-        let loose = |uplink: &crate::Uplink| {
+        let loose = |uplink: &Uplink| {
             // Strict (1) would drop what still comes in here while our own route already, or still, points elsewhere.
             let key = Key::UplinkSysctl { link: uplink.link.clone(), name: "ipv4/rp_filter".into() };
             (key, Object::Sysctl("2".into()))
@@ -39,33 +39,49 @@ impl Fabric for HostGw {
         Some(Endpoint { instance: Arc::from(at.to_string()), address: uplink.advertised(), mac: None })
     }
 
-    fn send(&self, node: &LocalNode, _: &Instance, to: &Peer<'_>) -> Sending {
-        let mut sending = Sending::default();
-        for family in Family::ALL {
-            let (Some(uplink), Some(theirs)) = (node.uplinks.get(family), to.addresses.get(family)) else { continue };
-            if uplink.subnets.iter().any(|subnet| subnet.contains(theirs)) {
-                sending.hops.set(family, Hop { via: *theirs, dev: uplink.link.clone(), onlink: false });
-            } else {
-                sending.conditions.push(off_link(node, to.name, *theirs, uplink));
-            }
+    fn hop(&self, node: &LocalNode, _: &Instance, to: &Peer<'_>, family: Family) -> Result<Hop, Condition> {
+        let (Some(uplink), Some(theirs)) = (node.uplinks.get(family), to.addresses.get(family)) else {
+            return Err(other_family(node, to, family));
+        };
+        if !uplink.is_on_link(*theirs) {
+            return Err(off_link(node, to.name, *theirs, uplink));
         }
-        sending
+        Ok(Hop { via: *theirs, dev: uplink.link.clone(), onlink: false })
+    }
+
+    fn reach(&self, _: &Instance, _: &Peer<'_>, _: Family) -> State {
+        State::new()
     }
 }
 
-fn off_link(node: &LocalNode, peer: &str, theirs: IpAddr, uplink: &crate::Uplink) -> Condition {
+fn condition(peer: &str, reason: &'static str, message: String, fix: &str) -> Condition {
+    let about = format!("Node/{peer}");
+    Condition { about, field: "NetworkConfig spec.fabric".into(), reason, message, fix: fix.into() }
+}
+
+fn off_link(node: &LocalNode, peer: &str, theirs: IpAddr, uplink: &Uplink) -> Condition {
     let subnets: Vec<String> = uplink.subnets.iter().map(ToString::to_string).collect();
-    Condition {
-        about: format!("Node/{peer}"),
-        field: "NetworkConfig spec.fabric".into(),
-        reason: "PeerOffLink",
-        message: format!(
-            "host-gw cannot reach {peer} at {theirs}: {} is on {} by {}, and there is a router between",
-            node.name,
-            subnets.join(", "),
-            uplink.link
-        ),
-        fix: "set spec.fabric to vxlan; with spec.vxlan.directRouting peers on one link still go without encapsulation"
-            .into(),
-    }
+    let message = format!(
+        "host-gw cannot reach {peer} at {theirs}: {} is on {} by {}, and there is a router between",
+        node.name,
+        subnets.join(", "),
+        uplink.link
+    );
+    let fix =
+        "set spec.fabric to vxlan; with spec.vxlan.directRouting peers on one link still go without encapsulation";
+    condition(peer, "PeerOffLink", message, fix)
+}
+
+fn other_family(node: &LocalNode, to: &Peer<'_>, family: Family) -> Condition {
+    let without = if node.uplinks.get(family).is_none() { &node.name } else { to.name };
+    let message = format!(
+        "host-gw cannot carry {family} between {} and {}: {without} has no {family} address",
+        node.name, to.name
+    );
+    condition(
+        to.name,
+        "NoNextHop",
+        message,
+        "give both nodes an address of that family, or set spec.fabric to vxlan, which carries either family over either",
+    )
 }

@@ -9,8 +9,8 @@ use std::str::FromStr;
 
 use siphasher::sip::SipHasher13;
 use tartan_model::{FabricMode, Family};
-use tartan_netstate::LinkName;
 use tartan_netstate::claims::FABRIC_LINK_PREFIX;
+use tartan_netstate::{Link, LinkKind, LinkName, VxlanParams};
 
 /// See the module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -42,6 +42,16 @@ impl Instance {
         match self {
             Instance::HostGw => None,
             Instance::Vxlan { underlay, .. } => Some(*underlay),
+        }
+    }
+
+    /// The instance whose device this is.
+    pub fn of_device(device: &Link) -> Option<Instance> {
+        match &device.kind {
+            LinkKind::Vxlan(VxlanParams { vni, port, local, .. }) => {
+                Some(Instance::Vxlan { underlay: Family::of(*local), vni: *vni, port: *port })
+            }
+            _ => None,
         }
     }
 

@@ -12,6 +12,9 @@ pub mod choose;
 mod host_gw;
 mod instance;
 mod mtu;
+mod own;
+mod ownership;
+pub mod peer;
 pub mod plan;
 mod vxlan;
 
@@ -21,8 +24,10 @@ use tartan_model::{Condition, Endpoint, FabricMode, Family, Features, PerFamily}
 use tartan_netstate::{LinkName, State};
 
 pub use address::{LocalNode, Uplink};
+pub use choose::Choice;
 pub use instance::Instance;
-pub use plan::{Memo, Out, Owned, PeerState, plan};
+pub use peer::PeerState;
+pub use plan::{Memo, Out, Owned, plan};
 
 /// A way for packets to cross nodes. Pure; one implementation per mode.
 pub trait Fabric: Sync {
@@ -38,12 +43,15 @@ pub trait Fabric: Sync {
     /// What a peer has to know in order to send here; none where the instance cannot be heard on this node.
     fn endpoint(&self, node: &LocalNode, at: &Instance) -> Option<Endpoint>;
 
-    /// What it takes to reach one peer: neighbours, forwarding entries, and the next hop of each family.
-    fn send(&self, node: &LocalNode, at: &Instance, to: &Peer<'_>) -> Sending;
+    /// Next hop of a family's packets to a peer, or why there is none.
+    fn hop(&self, node: &LocalNode, at: &Instance, to: &Peer<'_>, family: Family) -> Result<Hop, Condition>;
+
+    /// What that next hop takes beside the route: neighbours and forwarding entries.
+    fn reach(&self, at: &Instance, to: &Peer<'_>, family: Family) -> State;
 }
 
 /// A peer, as a fabric sees it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Peer<'a> {
     pub name: &'a str,
     /// Its underlay addresses.
@@ -52,17 +60,6 @@ pub struct Peer<'a> {
     pub fabric_addresses: PerFamily<IpAddr>,
     /// Where it hears the instance in question.
     pub endpoint: &'a Endpoint,
-}
-
-/// How a peer is reached.
-#[derive(Clone, Debug, Default)]
-pub struct Sending {
-    /// Neighbours and forwarding entries.
-    pub state: State,
-    /// Next hop of packets of each family; none where the fabric has no way.
-    pub hops: PerFamily<Hop>,
-    /// Why a family has no next hop.
-    pub conditions: Vec<Condition>,
 }
 
 /// A next hop.

@@ -2,10 +2,13 @@
 
 use tartan_model::Family;
 
-use crate::{Instance, fabric_of};
+use crate::{Instance, LocalNode, fabric_of};
 
 /// The smallest MTU we ever set: what IPv6 needs (RFC 8200 §5).
 pub(crate) const MIN_MTU: u32 = 1280;
+
+/// MTU of a node without an uplink.
+const DEFAULT_MTU: u32 = 1500;
 
 /// MTU of an instance's device, or of what can be sent through it: the underlay's less the overhead.
 pub(crate) fn device_mtu(underlay_mtu: u32, at: &Instance) -> u32 {
@@ -13,28 +16,62 @@ pub(crate) fn device_mtu(underlay_mtu: u32, at: &Instance) -> u32 {
     underlay_mtu.saturating_sub(overhead).max(MIN_MTU)
 }
 
+/// Largest packet that this node gets through an instance; none where it has no uplink for it.
+pub(crate) fn carried(node: &LocalNode, at: &Instance) -> Option<u32> {
+    match at.underlay() {
+        Some(family) => node.uplinks.get(family).map(|uplink| device_mtu(uplink.mtu, at)),
+        None => node.uplinks.iter().map(|(_, uplink)| device_mtu(uplink.mtu, at)).min(),
+    }
+}
+
 /// MTU of pods: what fits through every instance that is in use anywhere, so that it is lowered before the first
 /// packet takes the narrower way and raised after the last one did.
-pub(crate) fn pod_mtu<'a>(underlay_mtu: u32, in_use: impl IntoIterator<Item = &'a Instance>) -> u32 {
-    in_use.into_iter().map(|at| device_mtu(underlay_mtu, at)).min().unwrap_or(underlay_mtu).max(MIN_MTU)
+pub(crate) fn pod_mtu<'a>(node: &LocalNode, in_use: impl IntoIterator<Item = &'a Instance>) -> u32 {
+    let widest = underlay_mtu(node).max(MIN_MTU);
+    in_use.into_iter().filter_map(|at| carried(node, at)).min().unwrap_or(widest)
+}
+
+/// What this node's uplinks carry.
+pub(crate) fn underlay_mtu(node: &LocalNode) -> u32 {
+    node.uplinks.iter().map(|(_, uplink)| uplink.mtu).min().unwrap_or(DEFAULT_MTU)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Uplink;
+    use tartan_netstate::LinkName;
+
+    fn check(v4: Option<u32>, v6: Option<u32>, in_use: &[Instance], want: u32) {
+        let uplink = |mtu, address: &str| Uplink {
+            link: LinkName::new("eth0").unwrap(),
+            address: address.parse().unwrap(),
+            public: None,
+            subnets: Vec::new(),
+            mtu,
+            why: String::new(),
+        };
+        let mut node = LocalNode::default();
+        node.uplinks.v4 = v4.map(|mtu| uplink(mtu, "192.0.2.1"));
+        node.uplinks.v6 = v6.map(|mtu| uplink(mtu, "2001:db8::1"));
+        assert_eq!(pod_mtu(&node, in_use), want, "{v4:?} {v6:?} {in_use:?}");
+    }
 
     #[test]
     fn overheads_are_those_of_the_headers() {
         let vxlan = |underlay| Instance::Vxlan { underlay, vni: 1, port: 8472 };
-        for (underlay_mtu, in_use, want) in [
-            (1500, vec![], 1500),
-            (1500, vec![Instance::HostGw], 1500),
-            (1500, vec![vxlan(Family::V4)], 1450),
-            (1500, vec![vxlan(Family::V6)], 1430),
-            (9000, vec![Instance::HostGw, vxlan(Family::V6)], 8930),
-            (1300, vec![vxlan(Family::V4)], 1280),
-        ] {
-            assert_eq!(pod_mtu(underlay_mtu, &in_use), want, "{underlay_mtu} {in_use:?}");
-        }
+        let (host_gw, v4, v6) = (Instance::HostGw, vxlan(Family::V4), vxlan(Family::V6));
+        check(None, None, &[], 1500);
+        check(None, None, &[v4], 1500);
+        check(Some(1500), None, &[], 1500);
+        check(Some(1500), Some(1400), &[], 1400);
+        check(Some(1500), None, &[host_gw], 1500);
+        check(Some(1500), None, &[v4], 1450);
+        check(Some(1500), Some(1500), &[v6], 1430);
+        check(Some(9000), Some(9000), &[host_gw, v6], 8930);
+        check(Some(9000), Some(1500), &[v4], 8950);
+        check(Some(9000), Some(1500), &[host_gw], 1500);
+        check(Some(9000), None, &[v4, v6], 8950);
+        check(Some(1300), None, &[v4], 1280);
     }
 }

@@ -11,7 +11,7 @@ use tartan_netstate::{Fdb, Key, Link, LinkKind, Mac, Neigh, Netns, Object, Owner
 
 use crate::instance::stable_hash;
 use crate::mtu::device_mtu;
-use crate::{Fabric, Hop, Instance, LocalNode, Peer, Sending};
+use crate::{Fabric, Hop, Instance, LocalNode, Peer};
 
 pub(crate) struct Vxlan;
 
@@ -59,32 +59,41 @@ impl Fabric for Vxlan {
         })
     }
 
-    fn send(&self, _: &LocalNode, at: &Instance, to: &Peer<'_>) -> Sending {
-        let mut sending = Sending::default();
-        let Some(mac) = to.endpoint.mac else {
-            sending.conditions.push(Condition {
-                about: format!("NodeNetwork/{}", to.name),
-                field: "spec.accepts".into(),
-                reason: "EndpointWithoutMac",
-                message: format!("{} says it hears {at} but not under which MAC", to.name),
-                fix: format!("look at the agent of {}: its NodeNetwork object is written by it alone", to.name),
-            });
-            return sending;
+    fn hop(&self, _: &LocalNode, at: &Instance, to: &Peer<'_>, family: Family) -> Result<Hop, Condition> {
+        let condition = |reason, message| Condition {
+            about: format!("NodeNetwork/{}", to.name),
+            field: "spec.accepts".into(),
+            reason,
+            message,
+            fix: format!("look at the agent of {}: its NodeNetwork object is written by it alone", to.name),
         };
+        match (to.endpoint.mac, to.fabric_addresses.get(family)) {
+            (Some(_), Some(vtep)) => Ok(Hop { via: *vtep, dev: at.device(), onlink: true }),
+            (None, _) => {
+                let message = format!("{} says it hears {at} but not under which MAC", to.name);
+                Err(condition("EndpointWithoutMac", message))
+            }
+            (_, None) => {
+                let message = format!("{} has {family} ranges but no {family} fabric address", to.name);
+                Err(condition("NoFabricAddress", message))
+            }
+        }
+    }
+
+    fn reach(&self, at: &Instance, to: &Peer<'_>, family: Family) -> State {
+        let (Some(mac), Some(vtep)) = (to.endpoint.mac, to.fabric_addresses.get(family)) else { return State::new() };
         let device = at.device();
         let owner = Owner::Peer(to.name.into());
-        let fdb = Key::Fdb { link: device.clone(), mac };
-        sending.state.insert(fdb, Object::Fdb(Fdb { dst: to.endpoint.address }), owner.clone());
-        for (family, vtep) in to.fabric_addresses.iter() {
-            let neigh = Key::Neigh { ns: Netns::Host, link: device.clone(), address: *vtep };
-            sending.state.insert(neigh, Object::Neigh(Neigh { mac }), owner.clone());
-            sending.hops.set(family, Hop { via: *vtep, dev: device.clone(), onlink: true });
-        }
-        sending
+        let neigh = Key::Neigh { ns: Netns::Host, link: device.clone(), address: *vtep };
+        let fdb = Key::Fdb { link: device, mac };
+        let mut state = State::new();
+        state.insert(neigh, Object::Neigh(Neigh { mac }), owner.clone());
+        state.insert(fdb, Object::Fdb(Fdb { dst: to.endpoint.address }), owner);
+        state
     }
 }
 
-/// The same after every restart, different on every node and for every instance.
+/// The same after every restart, whatever else changes; different on every node and for every instance.
 fn vtep_mac(node: &LocalNode, at: &Instance) -> Mac {
-    Mac::stable(stable_hash(&format_args!("{} {} {at}", node.name, node.uid)))
+    Mac::stable(stable_hash(&format_args!("{} {at}", node.name)))
 }

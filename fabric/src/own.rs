@@ -1,0 +1,85 @@
+//! What this node wants whoever its peers are: forwarding, its own addresses, dead ends for dead addresses, and the
+//! receive side of every instance in use; and which of these are there already.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use tartan_model::{Condition, Family, World};
+use tartan_netstate::claims::{FABRIC_LINK_PREFIX, MAIN_TABLE, UNREACHABLE_METRIC};
+use tartan_netstate::{Entry, Key, LinkName, Netns, Object, Owner, Route, Scope, State};
+
+use crate::mtu::carried;
+use crate::plan::Owned;
+use crate::{Instance, LocalNode, fabric_of};
+
+/// Links, addresses, routes and sysctls of the node itself.
+pub(crate) fn state(world: &World, node: &LocalNode, receives: &BTreeSet<Instance>) -> State {
+    let mut state = State::new();
+    let mut sysctl = |key: Key, value: &str| state.insert(key, Object::Sysctl(value.into()), Owner::Node);
+    let forwarding = [(Family::V4, "ipv4/ip_forward"), (Family::V6, "ipv6/conf/all/forwarding")];
+    for (_, name) in forwarding.into_iter().filter(|(family, _)| *family == Family::V4 || world.features.ipv6) {
+        sysctl(Key::Sysctl { ns: Netns::Host, name: name.into() }, "1");
+    }
+    for link in world.host.links.iter().filter(|link| link.accept_ra == 1 && world.features.ipv6 && !link.loopback) {
+        // A forwarding node takes no router advertisements with 1, and would lose its default route.
+        if let Some(link) = LinkName::new(&link.name) {
+            sysctl(Key::UplinkSysctl { link, name: "ipv6/accept_ra".into() }, "2");
+        }
+    }
+    let lo = LinkName::new("lo").expect("lo is a link name");
+    for (_, ip) in node.fabric_addresses.iter() {
+        let key = Key::Address { ns: Netns::Host, link: lo.clone(), address: Family::host_net(*ip) };
+        state.insert(key, Object::Address(Scope::Link), Owner::Node);
+    }
+    for block in &node.blocks {
+        let key = Key::Route { ns: Netns::Host, table: MAIN_TABLE, dst: *block, metric: UNREACHABLE_METRIC };
+        state.insert(key, Object::Route(Route::unreachable()), Owner::Node);
+    }
+    for at in receives {
+        for (key, entry) in fabric_of(at.mode()).receive(node, at).iter() {
+            state.insert(key.clone(), entry.object.clone(), entry.owner.clone());
+        }
+    }
+    state
+}
+
+/// Whether this node has what the instance needs: a kernel that can, and an address of its family.
+pub(crate) fn is_possible(world: &World, node: &LocalNode, at: &Instance) -> bool {
+    let fabric = fabric_of(at.mode());
+    fabric.needs(&world.features).is_ok() && fabric.endpoint(node, at).is_some()
+}
+
+/// Whether this node can use an instance now: all that it needs is in the kernel with nothing under way that could
+/// undo it, and no pod sends packets too large for it.
+pub(crate) fn is_in_kernel(world: &World, node: &LocalNode, owned: &Owned, at: &Instance) -> bool {
+    let fits = carried(node, at).is_some_and(|mtu| owned.mtu_in_force.unwrap_or(0) <= mtu);
+    let held = || world.programmed.mirror.holds_all(&fabric_of(at.mode()).receive(node, at));
+    world.kernel_is_settled() && fits && held()
+}
+
+/// Devices of fabrics in the kernel.
+pub(crate) fn devices(world: &World) -> BTreeMap<LinkName, Instance> {
+    let first = LinkName::new(FABRIC_LINK_PREFIX).expect("the prefix is short");
+    let first = Key::Link { ns: Netns::Host, link: first };
+    let entries = world.programmed.mirror.entries_from(&first);
+    let device = |(key, entry): (&Key, &Entry)| match (key, &entry.object) {
+        (Key::Link { ns: Netns::Host, link }, Object::Link(device)) => {
+            let ours = link.as_str().starts_with(FABRIC_LINK_PREFIX);
+            ours.then(|| (link.clone(), Instance::of_device(device)))
+        }
+        _ => None,
+    };
+    entries.map_while(device).filter_map(|(link, instance)| Some((link, instance?))).collect()
+}
+
+/// A condition for each instance that is called for and that this kernel cannot do.
+pub(crate) fn unsupported(world: &World, called_for: &BTreeSet<Instance>) -> Vec<Condition> {
+    let missing = |at: &Instance| Some((*at, fabric_of(at.mode()).needs(&world.features).err()?));
+    let condition = |(at, missing): (Instance, &str)| Condition {
+        about: format!("Node/{}", world.local),
+        field: "NetworkConfig spec.fabric".into(),
+        reason: "FabricUnsupported",
+        message: format!("{} cannot use {at}: {missing}", world.local),
+        fix: "give the node that kernel feature, or set spec.fabric to one that every node can use".into(),
+    };
+    called_for.iter().filter_map(missing).map(condition).collect()
+}

@@ -1,0 +1,189 @@
+//! The plan for one peer: which instance carries each family of packets to it, and the routes, neighbours and
+//! forwarding entries that takes.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use tartan_model::{Condition, Config, Endpoint, Family, PerFamily, World};
+use tartan_netstate::claims::{FABRIC_LINK_PREFIX, MAIN_TABLE, ROUTE_METRIC};
+use tartan_netstate::{Key, Netns, Object, Owner, Route, State};
+
+use crate::census::{Census, Member};
+use crate::choose::{Choice, Ground, choose, target};
+use crate::{Hop, Instance, LocalNode, Peer, fabric_of, ownership};
+
+/// How things stand with one peer.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PeerState {
+    /// Each family by itself. Where the peer has no ranges of a family, nothing is used and only the target stands.
+    pub choices: PerFamily<Choice>,
+    /// What carries packets to it in the kernel, and is no longer chosen.
+    pub leaving: BTreeSet<Instance>,
+    pub live: bool,
+    pub blocks: Vec<IpNet>,
+    pub conditions: Vec<Condition>,
+    pub(crate) part: State,
+}
+
+/// What the plan for every peer depends on.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Common {
+    pub(crate) config: Arc<Config>,
+    pub(crate) node: LocalNode,
+    pub(crate) ground: Ground,
+}
+
+/// The plan for one peer. One that is not live is served by what there is: `receives`.
+pub(crate) fn plan(
+    world: &World,
+    common: &Common,
+    census: &Census,
+    receives: &BTreeSet<Instance>,
+    name: &Arc<str>,
+    member: &Member,
+) -> PeerState {
+    let (node, advert) = (&common.node, &member.heard.advert);
+    let mut state = PeerState { live: member.live, ..PeerState::default() };
+    if let Some(condition) = ownership::stolen(node, census, name, member) {
+        state.conditions.push(condition);
+        return state;
+    }
+    state.blocks = ownership::blocks(node, census, name, member, &mut state.conditions);
+    let heard = |at: &Instance| member.live || receives.contains(at);
+    let hears: Vec<(Instance, Peer<'_>)> = member
+        .accepts
+        .iter()
+        .filter(|(at, _)| heard(at))
+        .map(|(at, endpoint)| (*at, to_peer(name, member, endpoint)))
+        .collect();
+    for family in Family::ALL {
+        let target = target(&common.config, node, &advert.addresses, family);
+        let blocks: Vec<&IpNet> = state.blocks.iter().filter(|block| Family::of_net(block) == family).collect();
+        let mut choice = Choice { target, ..Choice::default() };
+        if !blocks.is_empty() {
+            let kernel: BTreeSet<Instance> =
+                blocks.iter().filter_map(|block| in_kernel(world, common, block)).collect();
+            let leads = |(at, peer): &&(Instance, Peer<'_>)| fabric_of(at.mode()).hop(node, at, peer, family).is_ok();
+            let usable: Vec<Instance> = hears.iter().filter(leads).map(|(at, _)| *at).collect();
+            let current = target.filter(|at| kernel.contains(at)).or_else(|| kernel.first().copied());
+            choice = choose(&common.ground, member.live, &usable, target, current);
+            if let Some((at, peer)) = hears.iter().find(|(at, _)| Some(*at) == choice.used) {
+                carry(&mut state.part, common, at, peer, family, &blocks);
+            }
+            state.leaving.extend(kernel.into_iter().filter(|at| Some(*at) != choice.used));
+            state.conditions.extend(shortfall(common, name, member, &hears, family, &choice));
+        }
+        state.choices.set(family, choice);
+    }
+    if !member.live {
+        state.conditions.clear();
+    }
+    state.conditions.dedup();
+    state
+}
+
+fn to_peer<'a>(name: &'a str, member: &Member, endpoint: &'a Endpoint) -> Peer<'a> {
+    let advert = &member.heard.advert;
+    Peer { name, addresses: advert.addresses, fabric_addresses: advert.fabric_addresses, endpoint }
+}
+
+/// Adds the routes to these ranges and what their next hop takes.
+fn carry(part: &mut State, common: &Common, at: &Instance, to: &Peer<'_>, family: Family, blocks: &[&IpNet]) {
+    let fabric = fabric_of(at.mode());
+    let Ok(hop) = fabric.hop(&common.node, at, to, family) else { return };
+    for (key, entry) in fabric.reach(at, to, family).iter() {
+        part.insert(key.clone(), entry.object.clone(), entry.owner.clone());
+    }
+    for block in blocks {
+        part.insert(route_to(block), Object::Route(route(&common.node, family, &hop)), Owner::Peer(to.name.into()));
+    }
+}
+
+fn route_to(block: &IpNet) -> Key {
+    Key::Route { ns: Netns::Host, table: MAIN_TABLE, dst: *block, metric: ROUTE_METRIC }
+}
+
+fn route(node: &LocalNode, family: Family, hop: &Hop) -> Route {
+    let src = node.fabric_addresses.get(family).copied();
+    Route { src, onlink: hop.onlink, ..Route::via(hop.via, hop.dev.clone()) }
+}
+
+/// What carries packets to this range in the kernel, as far as it was read or acknowledged.
+fn in_kernel(world: &World, common: &Common, block: &IpNet) -> Option<Instance> {
+    let Object::Route(route) = &world.programmed.mirror.get(&route_to(block))?.object else { return None };
+    let dev = route.dev.as_ref()?;
+    if dev.as_str().starts_with(FABRIC_LINK_PREFIX) {
+        return common.ground.devices.get(dev).copied();
+    }
+    route.via.is_some().then_some(Instance::HostGw)
+}
+
+/// Why packets of a family do not go as the configuration asks, unless time will mend it.
+fn shortfall(
+    common: &Common,
+    name: &str,
+    member: &Member,
+    hears: &[(Instance, Peer<'_>)],
+    family: Family,
+    choice: &Choice,
+) -> Option<Condition> {
+    let node = &common.node;
+    let now = match choice.used {
+        Some(used) => format!("{used} goes on carrying packets there"),
+        None => "no route leads there".into(),
+    };
+    let condition = |message: String, fix: &str| Condition {
+        about: format!("Node/{name}"),
+        field: "NetworkConfig spec.fabric".into(),
+        reason: "NoCommonFabric",
+        message: format!("{message}; {now}"),
+        fix: fix.into(),
+    };
+    let Some(target) = choice.target else {
+        let message = format!("{name} and {} have no address family in common that spec.underlay allows", node.name);
+        return Some(condition(message, "give both an address of one family, or change spec.underlay"));
+    };
+    if let Some((at, peer)) = hears.iter().find(|(at, _)| *at == target) {
+        let wrong = fabric_of(at.mode()).hop(node, at, peer, family).err()?;
+        return Some(Condition { message: format!("{}; {now}", wrong.message), ..wrong });
+    }
+    // A peer that accepts nothing yet is about to; one that accepts only other things is a matter for its admin.
+    if choice.announce.is_some() || member.heard.advert.accepts.is_empty() {
+        return None;
+    }
+    let theirs: Vec<String> = member.heard.advert.accepts.iter().map(|end| end.instance.to_string()).collect();
+    let message = format!("{} sends by {target}, but {name} hears only {}", node.name, theirs.join(", "));
+    Some(condition(message, "look at the agent there: it has not taken the present configuration, or cannot"))
+}
+
+// === impl PeerState ===
+
+impl PeerState {
+    /// What carries packets to the peer now; two where the families go different ways.
+    pub fn used(&self) -> impl Iterator<Item = Instance> {
+        distinct(self.choices.iter().filter_map(|(_, choice)| choice.used))
+    }
+
+    /// What the configuration asks for.
+    pub fn targets(&self) -> impl Iterator<Item = Instance> {
+        distinct(self.choices.iter().filter_map(|(_, choice)| choice.target))
+    }
+
+    /// Whether some family of packets does not yet go as the configuration asks.
+    pub fn is_moving(&self) -> bool {
+        let served = |family| self.blocks.iter().any(|block| Family::of_net(block) == family);
+        let wrong = |(family, choice): (Family, &Choice)| served(family) && choice.used != choice.target;
+        !self.leaving.is_empty() || self.choices.iter().any(wrong)
+    }
+
+    /// Every instance that packets to this peer may take, now or soon.
+    pub(crate) fn sends(&self) -> impl Iterator<Item = Instance> {
+        let chosen = self.choices.iter().flat_map(|(_, choice)| [choice.used, choice.announce]).flatten();
+        distinct(chosen.chain(self.leaving.iter().copied()))
+    }
+}
+
+fn distinct(instances: impl Iterator<Item = Instance>) -> impl Iterator<Item = Instance> {
+    instances.collect::<BTreeSet<_>>().into_iter()
+}
