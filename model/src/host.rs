@@ -54,6 +54,8 @@ pub struct ForwardBlock {
     pub chain: Arc<str>,
     /// The rule's handle and text, or `policy drop`.
     pub rule: Arc<str>,
-    /// A rule of ours in front of it lets pod traffic pass.
+    /// The chain of that table where rules of ours belong; it may be `chain` itself.
+    pub place: Arc<str>,
+    /// Rules of ours in front of it let pod traffic pass.
     pub opened: bool,
 }

@@ -45,6 +45,9 @@ pub enum Key {
     Fdb { link: LinkName, mac: Mac },
     /// A route.
     Route { ns: Netns, table: u32, dst: IpNet, metric: u32 },
+    /// Rules of ours in somebody else's chain, which let pods' packets through. `family` is `ip`, `ip6` or `inet`, or
+    /// `iptables` or `ip6tables` for the legacy tables.
+    ForwardOpening { family: Arc<str>, table: Arc<str>, chain: Arc<str> },
 }
 
 /// What a key stands for.
@@ -72,6 +75,8 @@ pub enum Object {
     Fdb(Fdb),
     /// See [`Route`].
     Route(Route),
+    /// How many of our rules are in that chain as we put them: wanted are all, [`crate::claims::FORWARD_OPENING_RULES`].
+    ForwardOpening { intact: usize },
 }
 
 /// On whose behalf an object is there: whose condition a failure becomes, and how soon it is applied.
@@ -310,6 +315,9 @@ impl fmt::Display for Key {
             Key::Neigh { ns, link, address } => write!(f, "neighbour {address} on {link} in {ns}"),
             Key::Fdb { link, mac } => write!(f, "fdb entry {mac} on {link}"),
             Key::Route { ns, table, dst, metric } => write!(f, "route {dst} table {table} metric {metric} in {ns}"),
+            Key::ForwardOpening { family, table, chain } => {
+                write!(f, "rules for pods in chain {chain} of {family} table {table}")
+            }
         }
     }
 }
