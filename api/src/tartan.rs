@@ -153,7 +153,22 @@ pub struct IPBlockSpec {
     pub node: String,
     /// Owner's Node UID: a node that came back under the same name is another one.
     pub node_uid: String,
-    /// Parts of the block given away to other nodes, each an aligned sub-range with its own IPBlock.
+    /// Parts of the block that its owner does not use itself.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub given: Vec<String>,
+    pub parts: Vec<IPBlockPart>,
+}
+
+/// A part of an IPBlock, on its way to another node or back.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct IPBlockPart {
+    pub cidr: String,
+    /// `aside`, `offered`, `given` or `leaving`.
+    pub state: String,
+    /// Who has it, where it is given or leaving.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub node: String,
+    /// UID of that Node.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub node_uid: String,
 }

@@ -24,6 +24,6 @@ pub use memo::Memo;
 pub use node::{Advert, Endpoint, Heard, Node, Said};
 pub use object::{Kind, Object, ObjectId, Revision, StoreEvent};
 pub use pod::{Attachment, PortMapping, Protocol};
-pub use pool::{Block, Pool, Reservation};
+pub use pool::{Block, Holder, Part, Pool, Reservation};
 pub use selector::Selector;
 pub use world::{Failed, Programmed, World};

@@ -29,8 +29,29 @@ pub struct Block {
     pub node: Arc<str>,
     /// UID of the Node it was claimed for.
     pub node_uid: Arc<str>,
-    /// Sub-ranges given away; addresses in them are no longer this block's.
-    pub given: Vec<IpNet>,
+    /// Aligned sub-ranges that its owner does not use itself, disjoint.
+    pub parts: Vec<Part>,
+}
+
+/// A range of a block that its owner does not use itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Part {
+    pub cidr: IpNet,
+    pub holder: Holder,
+}
+
+/// Who may use a part. Each step is a compare-and-set on the block, by the node that the step is said of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Holder {
+    /// Nobody: the owner gives no new addresses out of it, and is about to offer it, or to free the block if it is
+    /// all of it.
+    Aside,
+    /// Whoever takes it first; the owner may take it back.
+    Offered,
+    /// This node.
+    Node { name: Arc<str>, uid: Arc<str> },
+    /// This node; it gives no new addresses out of it and is about to give it back.
+    Leaving { name: Arc<str>, uid: Arc<str> },
 }
 
 /// Addresses that are never given out.
@@ -39,6 +60,20 @@ pub struct Reservation {
     pub name: Arc<str>,
     pub cidrs: Vec<IpNet>,
 }
+
+// === impl Holder ===
+
+impl Holder {
+    /// Whether it is this node, with this UID.
+    pub fn is(&self, node: &str, node_uid: &str) -> bool {
+        match self {
+            Holder::Aside | Holder::Offered => false,
+            Holder::Node { name, uid } | Holder::Leaving { name, uid } => **name == *node && **uid == *node_uid,
+        }
+    }
+}
+
+// === impl Block ===
 
 impl Block {
     /// The object name of the claim on a range: `10.244.1.0/26` is `10-244-1-0-26`, so that two claims on one range

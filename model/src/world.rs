@@ -96,6 +96,18 @@ impl World {
         self.synced.contains(&kind)
     }
 
+    /// Whether this node, with this UID, has claimed just this range, as a block or as a part of somebody's block.
+    pub fn is_claimed(&self, range: &IpNet, node: &str, uid: &str) -> bool {
+        let mut covering = (0..=range.prefix_len()).filter_map(|prefix| {
+            let wider = IpNet::new(range.addr(), prefix).expect("shorter than a prefix length that is one").trunc();
+            self.blocks.get(&wider)
+        });
+        covering.any(|block| {
+            let whole = block.cidr == *range && *block.node == *node && *block.node_uid == *uid;
+            whole || block.parts.iter().any(|part| part.cidr == *range && part.holder.is(node, uid))
+        })
+    }
+
     /// Takes what the store says, which came in at `at`.
     pub fn store(&mut self, event: StoreEvent, at: Instant) {
         match event {

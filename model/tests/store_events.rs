@@ -60,7 +60,7 @@ fn object(kind: Kind, name: &str, seed: u8) -> Object {
             pool: "p".into(),
             node: format!("n{seed}").into(),
             node_uid: "u".into(),
-            given: Vec::new(),
+            parts: Vec::new(),
         }),
     }
 }
