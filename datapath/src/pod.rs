@@ -145,7 +145,7 @@ fn pod_end(attachment: &Attachment, mtu: Mtu, add: &mut impl FnMut(Key, Object))
 }
 
 /// The route that all a pod sends takes.
-fn default_route(attachment: &Attachment, family: Family) -> Key {
+pub fn default_route(attachment: &Attachment, family: Family) -> Key {
     let ns = Netns::Pod(attachment.netns.clone());
     Key::Route { ns, table: MAIN_TABLE, dst: family.everything(), metric: ROUTE_METRIC }
 }
