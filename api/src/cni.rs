@@ -124,7 +124,7 @@ pub struct PortMapping {
     /// `tcp`, `udp` or `sctp`; absent: tcp.
     #[serde(default)]
     pub protocol: String,
-    /// Only this address of the node; empty, `0.0.0.0` or `::`: all of them.
+    /// Only this address of the node; `0.0.0.0` or `::`: all of that family; empty: all.
     #[serde(rename = "hostIP", default)]
     pub host_ip: String,
 }
