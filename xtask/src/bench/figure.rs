@@ -36,35 +36,47 @@ impl Samples {
     pub(crate) fn p99(&self) -> f64 {
         self.percentile(99.0)
     }
+
+    /// The smallest: of times, the one that the rest of the machine disturbed least.
+    pub(crate) fn least(&self) -> f64 {
+        self.percentile(0.0)
+    }
+
+    /// The largest: of rates, the one that the rest of the machine disturbed least.
+    pub(crate) fn most(&self) -> f64 {
+        self.percentile(100.0)
+    }
 }
 
-/// One of the things measured in turns; `measure` gives one round's samples.
+/// One of the things measured in turns. A round measures one or several series, e.g. ADD and DEL times; they are
+/// named by their place.
 pub(crate) struct Arm<'a> {
-    measure: Box<dyn FnMut() -> Result<Vec<f64>> + 'a>,
-    rounds: Vec<Samples>,
+    measure: Box<dyn FnMut() -> Result<Vec<Vec<f64>>> + 'a>,
+    rounds: Vec<Vec<Samples>>,
 }
 
 impl<'a> Arm<'a> {
     /// An arm that was not measured yet.
-    pub(crate) fn new(measure: impl FnMut() -> Result<Vec<f64>> + 'a) -> Self {
+    pub(crate) fn new(measure: impl FnMut() -> Result<Vec<Vec<f64>>> + 'a) -> Self {
         Self { measure: Box::new(measure), rounds: Vec::new() }
     }
 
-    fn pooled(&self) -> Samples {
-        Samples::new(self.rounds.iter().flat_map(|round| round.0.clone()).collect()).expect("rounds are not empty")
+    fn pooled(&self, series: usize) -> Samples {
+        let all = self.rounds.iter().flat_map(|round| round[series].0.clone()).collect();
+        Samples::new(all).expect("rounds are not empty")
     }
 
-    /// One statistic over all rounds, and its range from round to round.
-    pub(crate) fn value(&self, statistic: fn(&Samples) -> f64) -> Value {
-        Value::new(statistic(&self.pooled()), self.rounds.iter().map(statistic))
+    /// One statistic of a series over all rounds, and its range from round to round.
+    pub(crate) fn value(&self, series: usize, statistic: fn(&Samples) -> f64) -> Value {
+        Value::new(statistic(&self.pooled(series)), self.rounds.iter().map(|round| statistic(&round[series])))
     }
 
     /// This arm's statistic as a multiple of `yardstick`'s: over all rounds, and its range from round to round.
-    pub(crate) fn ratio(&self, yardstick: &Arm<'_>, statistic: fn(&Samples) -> f64) -> Value {
+    pub(crate) fn ratio(&self, yardstick: &Arm<'_>, series: usize, statistic: fn(&Samples) -> f64) -> Value {
         let rounds = self.rounds.iter().zip(&yardstick.rounds);
         Value::new(
-            statistic(&self.pooled()) / statistic(&yardstick.pooled()),
-            rounds.map(|(a, b)| statistic(a) / statistic(b)),
+            statistic(&self.pooled(series)) / statistic(&yardstick.pooled(series)),
+            rounds.map(|(a, b)| statistic(&a[series]) / statistic(&b[series])),
         )
     }
 }
@@ -77,8 +89,8 @@ pub(crate) fn interleave(rounds: usize, arms: &mut [Arm<'_>]) -> Result<()> {
     for round in 0..rounds {
         for index in order(round, arms.len()) {
             let arm = &mut arms[index];
-            let samples = Samples::new((arm.measure)()?)?;
-            arm.rounds.push(samples);
+            let round = (arm.measure)()?.into_iter().map(Samples::new).collect::<Result<_>>()?;
+            arm.rounds.push(round);
         }
     }
     Ok(())
@@ -109,6 +121,31 @@ impl Value {
         Self { value, rounds: rounds.len(), min, max }
     }
 
+    /// The value alone.
+    pub(crate) fn get(&self) -> f64 {
+        self.value
+    }
+
+    /// 1 / value: for ratios of times in which more is to mean better.
+    pub(crate) fn inverse(&self) -> Self {
+        Self { value: 1.0 / self.value, rounds: self.rounds, min: 1.0 / self.max, max: 1.0 / self.min }
+    }
+
+    /// Everything that was counted, over rounds.
+    pub(crate) fn sum(counts: &[f64]) -> Self {
+        Self::new_within(counts.iter().sum(), counts)
+    }
+
+    /// The largest of all.
+    pub(crate) fn worst(values: &[f64]) -> Self {
+        Self::new_within(values.iter().copied().fold(f64::NEG_INFINITY, f64::max), values)
+    }
+
+    fn new_within(value: f64, rounds: &[f64]) -> Self {
+        let (min, max) = rounds.iter().fold((f64::INFINITY, f64::NEG_INFINITY), |(min, max), x| (x.min(min), x.max(max)));
+        Self { value, rounds: rounds.len(), min, max }
+    }
+
     /// Something counted or measured once.
     pub(crate) fn once(value: f64) -> Self {
         Self::new(value, std::iter::once(value))
@@ -125,6 +162,11 @@ impl Report {
     /// A report that owes these figures.
     pub(crate) fn owing(figures: &[&'static str]) -> Self {
         Self { owed: figures.iter().copied().collect(), missing: Vec::new() }
+    }
+
+    /// Prints a line that explains figures and is none.
+    pub(crate) fn comment(&self, text: &str) {
+        println!("# {text}");
     }
 
     /// Prints a figure. A figure that is not finite is missing.
@@ -163,7 +205,7 @@ fn lines(name: &str, value: Value, unit: &str) -> String {
 }
 
 /// Four significant digits, never an exponent.
-fn number(value: f64) -> String {
+pub(crate) fn number(value: f64) -> String {
     let digits = if value == 0.0 { 0 } else { 3 - value.abs().log10().floor() as i32 };
     format!("{value:.*}", digits.clamp(0, 9) as usize)
 }
@@ -206,7 +248,7 @@ mod tests {
             let log = &log;
             Arm::new(move || {
                 log.borrow_mut().push(name);
-                Ok(vec![1.0])
+                Ok(vec![vec![1.0]])
             })
         };
         let mut arms = [arm('a'), arm('b'), arm('c')];
@@ -218,16 +260,20 @@ mod tests {
     #[test]
     fn a_ratio_is_over_all_rounds_and_its_spread_by_round() {
         let (mut a, mut b) = ([vec![2.0, 4.0], vec![6.0]].into_iter(), [vec![2.0], vec![2.0]].into_iter());
-        let mut arms = [Arm::new(|| Ok(a.next().expect("two rounds"))), Arm::new(|| Ok(b.next().expect("two rounds")))];
+        let mut round = || Ok(vec![vec![9.0], a.next().expect("two rounds")]);
+        let mut yardstick = || Ok(vec![vec![3.0], b.next().expect("two rounds")]);
+        let mut arms = [Arm::new(&mut round), Arm::new(&mut yardstick)];
         interleave(2, &mut arms).expect("never fails");
         let want = Value { value: 2.0, rounds: 2, min: 1.0, max: 3.0 };
-        assert_eq!(arms[0].ratio(&arms[1], Samples::p50), want);
-        assert_eq!(arms[0].value(Samples::p99), Value { value: 6.0, rounds: 2, min: 4.0, max: 6.0 });
+        assert_eq!(arms[0].ratio(&arms[1], 1, Samples::p50), want);
+        assert_eq!(want.inverse(), Value { value: 0.5, rounds: 2, min: 1.0 / 3.0, max: 1.0 });
+        assert_eq!(arms[0].value(1, Samples::p99), Value { value: 6.0, rounds: 2, min: 4.0, max: 6.0 });
+        assert_eq!(arms[0].ratio(&arms[1], 0, Samples::most).get(), 3.0);
     }
 
     #[test]
     fn a_failed_measurement_stops_the_run() {
-        let mut arms = [Arm::new(|| Ok(vec![1.0])), Arm::new(|| Err("the plugin said no".into()))];
+        let mut arms = [Arm::new(|| Ok(vec![vec![1.0]])), Arm::new(|| Err("the plugin said no".into()))];
         assert_eq!(interleave(3, &mut arms).expect_err("second arm").to_string(), "the plugin said no");
     }
 

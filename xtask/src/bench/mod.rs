@@ -3,8 +3,15 @@
 //! Invariant: a figure that a group lists is printed or reported missing with its reason, and a run with one missing
 //! fails. Times and ratios are printed, never asserted: machines differ.
 
+mod cni;
+mod demo;
 mod figure;
 mod noise;
+mod path;
+mod plan;
+mod program;
+mod repair;
+mod restart;
 
 use crate::{
     command::Result,
@@ -23,12 +30,25 @@ pub(crate) struct Group {
     run: fn(&mut Report) -> Result<()>,
 }
 
-pub(crate) const GROUPS: &[Group] = &[Group {
-    name: "noise",
-    about: "what two identical yardsticks differ by on this machine, now",
-    figures: noise::FIGURES,
-    run: noise::run,
-}];
+const fn group(
+    name: &'static str,
+    figures: &'static [&'static str],
+    run: fn(&mut Report) -> Result<()>,
+    about: &'static str,
+) -> Group {
+    Group { name, about, figures, run }
+}
+
+#[rustfmt::skip]
+pub(crate) const GROUPS: &[Group] = &[
+    group("noise",   noise::FIGURES,   noise::run,   "what two identical yardsticks differ by on this machine, now"),
+    group("path",    path::FIGURES,    path::run,    "packets, beside the same devices and namespaces made by hand; 1: as good"),
+    group("cni",     cni::FIGURES,     cni::run,     "ADD and DEL, beside the stock plugins; less is better"),
+    group("plan",    plan::FIGURES,    plan::run,    "planning and memory with 5,000 nodes and 250 pods here"),
+    group("restart", restart::FIGURES, restart::run, "what packets notice of restarts and changes"),
+    group("repair",  repair::FIGURES,  repair::run,  "until what was deleted by hand is there again"),
+    group("demo",    demo::FIGURES,    demo::run,    "from a fresh clone to the demo's first matrix, and what it lost"),
+];
 
 /// Runs the named groups, all when none is named.
 ///

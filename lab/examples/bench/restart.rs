@@ -1,0 +1,141 @@
+//! Events that no packet may notice, under load: agents killed and restarted, the fabric changed, the store away.
+//!
+//! UDP small and as large as the path takes, TCP busy and idle, both families, between pods of different nodes and from
+//! a node to a remote pod.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use tartan_lab::probe::{Load, Pair, Running, wait_for};
+use tartan_lab::{Lab, Node};
+
+use crate::{PATIENCE, Series, Subject, binaries, lab, ms, unknown};
+
+/// Probes answered before an event begins.
+const BEFORE: u64 = 5_000;
+const FABRICS: [&str; 2] = ["host-gw", "vxlan"];
+
+/// Three nodes with a pod each.
+pub(crate) struct Restart {
+    lab: Lab,
+}
+
+impl Restart {
+    pub(crate) fn up() -> Result<Self> {
+        Ok(Self { lab: lab("restart", 3, 1, "vxlan")? })
+    }
+}
+
+impl Subject for Restart {
+    /// `EVENT PROBES` → probes in all, lost, resets (broken connections too), longest gap in ms.
+    fn measure(&mut self, question: &[&str]) -> Result<Series> {
+        let &[event, probes] = question else { return Err(unknown(question)) };
+        let load = load(&self.lab)?;
+        self.happen(event).with_context(|| self.lab.troubleshooting())?;
+        load.wait_for_answers(probes.parse()?, PATIENCE)?;
+        let report = load.stop()?;
+        if report.check_nothing_lost().is_err() {
+            eprintln!("{event}: {report}");
+        }
+        let broken = report.tcp.resets + report.tcp.broken.len() as u64;
+        let counts = [report.udp.probes, report.udp.lost, broken].map(|count| vec![count as f64]);
+        Ok(counts.into_iter().chain([vec![ms(report.udp.longest_gap)]]).collect())
+    }
+}
+
+impl Restart {
+    fn happen(&mut self, event: &str) -> Result<()> {
+        match event {
+            "kill" => {
+                let node = self.lab.node("n1")?;
+                node.kill_agent()?;
+                node.start_agent()?;
+                node.wait_ready().map(drop)
+            }
+            "restart" => self.lab.node("n2")?.restart_agent().map(drop),
+            "change" => self.change(Duration::ZERO),
+            "change-3s-apart" => self.change(Duration::from_secs(3)),
+            "change-10s-apart" => self.change(Duration::from_secs(10)),
+            "change-and-kill" => self.change_and_kill(),
+            "store-away-30s" => {
+                self.lab.store_away()?;
+                let_pass(Duration::from_secs(30))?;
+                self.lab.store_back()
+            }
+            other => Err(unknown(&[other])),
+        }
+    }
+
+    /// To the other fabric and back; n2 and n3 hear of it so much later, one after the other.
+    fn change(&mut self, apart: Duration) -> Result<()> {
+        for fabric in FABRICS {
+            let late = if apart.is_zero() { &[][..] } else { &["n2", "n3"] };
+            // A stopped agent is one that has not heard yet; its kernel goes on.
+            late.iter().try_for_each(|node| self.lab.node(node)?.pause_agent())?;
+            self.lab.set_fabric(fabric)?;
+            for node in late {
+                let_pass(apart)?;
+                self.lab.node(node)?.resume_agent()?;
+            }
+            self.wait_until_steady(fabric)?;
+        }
+        Ok(())
+    }
+
+    /// An agent dies while its peers are on their way to the other fabric, and comes back five seconds later.
+    fn change_and_kill(&mut self) -> Result<()> {
+        for fabric in FABRICS {
+            self.lab.set_fabric(fabric)?;
+            let node = self.lab.node("n1")?;
+            let under_way = || status(node).is_ok_and(|status| status["fabric"] == fabric);
+            wait_for(PATIENCE, "n1 to hear of the change", under_way)?;
+            node.kill_agent()?;
+            let_pass(Duration::from_secs(5))?;
+            node.start_agent()?;
+            node.wait_ready()?;
+            self.wait_until_steady(fabric)?;
+        }
+        Ok(())
+    }
+
+    fn wait_until_steady(&self, fabric: &str) -> Result<()> {
+        let steady = || self.lab.nodes().iter().all(|node| status(node).is_ok_and(|status| is_steady(&status, fabric)));
+        wait_for(PATIENCE, &format!("every node to be steady on {fabric}"), steady).map(drop)
+    }
+}
+
+fn load(lab: &Lab) -> Result<Running> {
+    let pods = lab.pod_endpoints();
+    let around: Vec<Pair> = pods.iter().cloned().zip(pods.iter().cloned().cycle().skip(1)).collect();
+    let from_node = (lab.node("n1")?.endpoint(), lab.pod("b1")?.endpoint());
+    let load = Load::new()
+        .udp(around.clone())
+        .udp_mtu_sized([around[0].clone()])
+        .tcp_bulk(around.iter().take(2).cloned().chain([from_node.clone(), from_node.clone()]))
+        .tcp_idle(around.iter().cloned().chain([from_node]))
+        .start()?;
+    load.wait_for_answers(BEFORE, PATIENCE)?;
+    Ok(load)
+}
+
+fn let_pass(time: Duration) -> Result<()> {
+    let start = Instant::now();
+    wait_for(time * 2, "time to pass", || start.elapsed() >= time).map(drop)
+}
+
+/// What `tartan status` says of the node.
+fn status(node: &Node) -> Result<Value> {
+    let (tartan, socket) = (binaries()?.tartan, node.socket());
+    let (tartan, socket) = (tartan.to_str().context("a path in UTF-8")?, socket.to_str().context("a path in UTF-8")?);
+    let text = node.output(&[tartan, "status", "--socket", socket, "-o", "json"])?;
+    let status: Value = serde_json::from_str(&text).with_context(|| format!("tartan status printed {text}"))?;
+    ensure!(status["phase"].is_string(), "a status without a phase: {text}");
+    Ok(status)
+}
+
+fn is_steady(status: &Value, fabric: &str) -> bool {
+    let by_it = |peer: &Value| peer["fabric"].as_str().is_some_and(|by| by.starts_with(fabric));
+    let peers = status["peers"].as_array().is_some_and(|peers| peers.iter().all(by_it));
+    status["phase"] == "steady" && status["fabric"] == fabric && peers
+}
