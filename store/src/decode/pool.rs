@@ -94,7 +94,9 @@ pub(super) fn decode_block(document: &tartan::IPBlock) -> Result<Block, Fault> {
     if spec.node.is_empty() {
         return Err(Fault::missing("spec.node", "say which node claims it, or delete the claim"));
     }
-    let parts = spec.parts.iter().enumerate().map(|(i, part)| decode_part(&cidr, i, part)).collect::<Result<_, _>>()?;
+    let parts: Vec<Part> =
+        spec.parts.iter().enumerate().map(|(i, part)| decode_part(&cidr, i, part)).collect::<Result<_, _>>()?;
+    check_disjoint(&parts)?;
     Ok(Block {
         cidr,
         pool: spec.pool.as_str().into(),
@@ -111,14 +113,30 @@ fn decode_part(block: &IpNet, i: usize, part: &IPBlockPart) -> Result<Part, Faul
         let fix = "only a part of the block can be given away";
         return Err(Fault::value(field("cidr"), cidr, format!("not inside {block}"), fix));
     }
+    let state = fields::word(&field("state"), &part.state, &PART_STATES)?;
+    if matches!(state, PartState::Given | PartState::Leaving) && part.node.is_empty() {
+        return Err(Fault::missing(&field("node"), "say which node has it"));
+    }
     let (name, uid) = (Arc::from(part.node.as_str()), Arc::from(part.node_uid.as_str()));
-    let holder = match fields::word(&field("state"), &part.state, &PART_STATES)? {
+    let holder = match state {
         PartState::Aside => Holder::Aside,
         PartState::Offered => Holder::Offered,
         PartState::Given => Holder::Node { name, uid },
         PartState::Leaving => Holder::Leaving { name, uid },
     };
     Ok(Part { cidr, holder })
+}
+
+/// Two holders of one address would both give it out.
+fn check_disjoint(parts: &[Part]) -> Result<(), Fault> {
+    let meet = |a: &IpNet, b: &IpNet| a.contains(b) || b.contains(a);
+    for (i, part) in parts.iter().enumerate() {
+        if let Some(other) = parts[..i].iter().find(|other| meet(&other.cidr, &part.cidr)) {
+            let wrong = format!("{} is a part of its own already", other.cidr);
+            return Err(Fault::value(format!("spec.parts[{i}].cidr"), part.cidr, wrong, "keep one of the two"));
+        }
+    }
+    Ok(())
 }
 
 fn encode_part(part: &Part) -> IPBlockPart {

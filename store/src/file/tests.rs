@@ -248,6 +248,23 @@ async fn a_moved_ancestor_is_noticed() {
 }
 
 #[tokio::test]
+async fn a_flood_of_changes_is_read_anew() {
+    let most = fs::read_to_string("/proc/sys/fs/inotify/max_queued_events").unwrap();
+    let most: usize = most.trim().parse().unwrap();
+    let many: String = (0..1500).map(|n| format!("---\n{}", pool(&format!("p{n}"), 1))).collect();
+    let dir = Dir::holding(&[("many.yaml", &many)]);
+    let mut watching = watch(&dir);
+    assert_eq!(watching.next().await, StoreEvent::Init(Kind::Node));
+    // The list is longer than the watch reads ahead: it waits for us, and changes pile up until the kernel drops them.
+    for n in 0..=most {
+        dir.write(if n % 2 == 0 { "a.yaml" } else { "b.yaml" }, "# nothing\n");
+    }
+    fs::remove_file(dir.dir.join("many.yaml")).unwrap();
+    dir.write("last.yaml", &pool("last", 1));
+    until_pools(&mut watching, &["last"]).await;
+}
+
+#[tokio::test]
 async fn writes_go_where_the_object_is() {
     let users = format!(
         "# Pools of the cluster.\n{}  vxlanMode: Never # not ours\n---\n# Second.\n{}",
