@@ -22,7 +22,7 @@ impl Dir {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let root = std::env::temp_dir().join(format!("tartan-store-{}-{count}", std::process::id()));
-        let dir = root.join("store");
+        let dir = root.join("parent/store");
         fs::create_dir_all(&dir).unwrap();
         Dir { away: root.join("away"), root, dir }
     }
@@ -58,7 +58,8 @@ impl Dir {
 
 impl Drop for Dir {
     fn drop(&mut self) {
-        fs::remove_dir_all(&self.root).unwrap();
+        let removed = fs::remove_dir_all(&self.root);
+        assert!(removed.is_ok() || std::thread::panicking(), "{removed:?}");
     }
 }
 
@@ -238,12 +239,12 @@ async fn the_directory_comes_and_goes() {
 #[tokio::test]
 async fn a_moved_ancestor_is_noticed() {
     let dir = Dir::holding(&[("a.yaml", &pool("a", 1))]);
-    let elsewhere = dir.root.with_extension("moved");
+    let [parent, elsewhere] = ["parent", "elsewhere"].map(|name| dir.root.join(name));
     let mut watching = watch(&dir);
     until_pools(&mut watching, &["a"]).await;
-    fs::rename(&dir.root, &elsewhere).unwrap();
+    fs::rename(&parent, &elsewhere).unwrap();
     watching.until("away", |world| world.store_away.is_some()).await;
-    fs::rename(&elsewhere, &dir.root).unwrap();
+    fs::rename(&elsewhere, &parent).unwrap();
     watching.until("back", |world| world.store_away.is_none()).await;
 }
 
