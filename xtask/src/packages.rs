@@ -51,9 +51,8 @@ const PACKAGES: &[Package] = &[
     package("libc6-dev",   "/usr/include/stdio.h", &[Lane::Build],                       "rustc links against it"),
     package("iproute2",    "ip",                   &[Lane::Lab, Lane::Demo, Lane::Bench], "a second opinion on links and routes; yardsticks"),
     package("nftables",    "nft",                  &[Lane::Lab, Lane::Demo, Lane::Bench], "a second opinion on our tables; foreign firewalls"),
-    package("iptables",    "iptables",             &[Lane::Lab],                         "foreign firewalls as Docker writes them"),
+    package("iptables",    "iptables",             &[Lane::Lab, Lane::Bench],            "foreign firewalls as Docker writes them; stock plugins use it"),
     package("curl",        "curl",                 &[Lane::Demo],                        "to try while the demo stands"),
-    package("iperf3",      "iperf3",               &[Lane::Bench],                       "load"),
     package("containernetworking-plugins", "/usr/lib/cni/ptp", &[Lane::Bench],           "the stock plugins we are compared with"),
 ];
 

@@ -108,7 +108,8 @@ impl Cni {
     fn plan(&self, plugins: &str) -> Result<Plan<'_>> {
         let (plugins, mapped) = plugins.strip_suffix("+port").map_or((plugins, false), |plugins| (plugins, true));
         let (ours, stock) = (self.lab.node("n1")?, self.lab.node("n2")?);
-        let stock_plan = |path: PathBuf| Plan { node: stock, network: self.stock(path, mapped), runtime_config: ports(mapped) };
+        let stock_plan =
+            |path: PathBuf| Plan { node: stock, network: self.stock(path, mapped), runtime_config: ports(mapped) };
         match plugins {
             "ours" => {
                 let network = Network::tartan(ours, &binaries()?.cni)?;
@@ -169,7 +170,8 @@ impl Plan<'_> {
     ) -> Result<Vec<f64>> {
         std::thread::scope(|scope| {
             let calls: Vec<_> = attachments.iter().map(|at| scope.spawn(|| call(at))).collect();
-            let times = calls.into_iter().map(|call| call.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+            let times =
+                calls.into_iter().map(|call| call.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
             times.map(|time| Ok(ms(time?))).collect()
         })
     }

@@ -16,7 +16,7 @@ use nix::unistd::Pid;
 use tartan_lab::Netns;
 
 /// Length of a timed run.
-const RUN: Duration = Duration::from_millis(400);
+const RUN: Duration = Duration::from_millis(250);
 /// Connections of one CRR run; all runs together stay below the number of ephemeral ports.
 const CONNECTIONS: u32 = 3_000;
 /// Bytes of a write of the TCP stream.
@@ -89,7 +89,8 @@ fn joined<T>(thread: ScopedJoinHandle<'_, T>) -> T {
 fn pinned<T>(cpu: usize, work: impl FnOnce() -> Result<T>) -> Result<T> {
     let mut set = CpuSet::new();
     set.set(cpu)?;
-    sched_setaffinity(Pid::from_raw(0), &set).with_context(|| format!("pinning to processor {cpu} (two are needed)"))?;
+    sched_setaffinity(Pid::from_raw(0), &set)
+        .with_context(|| format!("pinning to processor {cpu} (two are needed)"))?;
     work()
 }
 

@@ -106,7 +106,11 @@ fn relist(lab: &Lab) -> Result<()> {
         // A directory that was moved may be another one: the store lists it anew.
         lab.store_away()?;
         lab.store_back()?;
-        if there { lab.put(&last)? } else { lab.delete(&last)? }
+        if there {
+            lab.put(&last)?
+        } else {
+            lab.delete(&last)?
+        }
         wait_for_last_peer(lab.node("n1")?, there)?;
     }
     Ok(())

@@ -142,7 +142,8 @@ impl Value {
     }
 
     fn new_within(value: f64, rounds: &[f64]) -> Self {
-        let (min, max) = rounds.iter().fold((f64::INFINITY, f64::NEG_INFINITY), |(min, max), x| (x.min(min), x.max(max)));
+        let (min, max) =
+            rounds.iter().fold((f64::INFINITY, f64::NEG_INFINITY), |(min, max), x| (x.min(min), x.max(max)));
         Self { value, rounds: rounds.len(), min, max }
     }
 

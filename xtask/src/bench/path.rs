@@ -36,7 +36,7 @@ const MEASURES: [(&str, &str, bool); 4] =
 /// Ours, two identical yardsticks, and the bare devices.
 const ARMS: [&str; 4] = ["ours", "twin1", "twin2", "bare"];
 
-const ROUNDS: usize = 8;
+const ROUNDS: usize = 12;
 
 pub(super) fn run(report: &mut Report) -> Result<()> {
     let mut worst: f64 = 1.0;
