@@ -145,7 +145,9 @@ fn decode(kind: Kind, body: &str) -> Result<Object, Fault> {
 /// The kind, or why not and whether one of ours may have been meant.
 fn kind_of(header: &Header) -> Result<Kind, (Fault, bool)> {
     if header.kind.is_empty() {
-        return Err((Fault::missing("kind", "say what the document is, e.g. `kind: IPPool`"), true));
+        // With neither, it is the beginning of no object, but something else that is YAML.
+        let unsure = !header.api_version.is_empty() || !header.metadata.name.is_empty();
+        return Err((Fault::missing("kind", "say what the document is, e.g. `kind: IPPool`"), unsure));
     }
     Kind::ALL.into_iter().find(|kind| kind.as_str() == header.kind).ok_or_else(|| {
         let nearest = fault::nearest(&header.kind, Kind::ALL.map(Kind::as_str));

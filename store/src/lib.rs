@@ -59,11 +59,6 @@ pub enum WriteError {
     Refused(ObjectId, String),
 }
 
-/// Puts a document as a user asked for it, over whatever is there.
-pub async fn apply_document(store: &dyn Store, document: decode::Document) -> Result<Revision, WriteError> {
-    store.put(document.id, document.object, Expect::Any).await
-}
-
 /// What a write must find there, for every store alike; `there` is none where nothing is, and holds none where what is
 /// there cannot be read.
 fn check(id: &ObjectId, expect: &Expect, there: Option<Option<&Revision>>) -> Result<(), WriteError> {
