@@ -21,6 +21,8 @@ use crate::{PATIENCE, Series, Subject, binaries, ms, scale, unknown};
 
 /// Where Debian puts the stock plugins.
 const DEBIAN: &str = "/usr/lib/cni";
+/// The newest version Debian's know.
+const STOCK_VERSION: &str = "1.0.0";
 /// Containers attached at one time: the most that one burst wants.
 const CONTAINERS: usize = 20;
 const PARALLEL: usize = 16;
@@ -125,9 +127,10 @@ impl Cni {
         let data = self.lab.facts().dir.join("host-local");
         let range = json!([[{"subnet": "10.99.0.0/16"}]]);
         let ipam = json!({"type": "host-local", "dataDir": data, "ranges": range, "routes": [{"dst": "0.0.0.0/0"}]});
-        let mut plugins = vec![json!({"type": "ptp", "ipam": ipam})];
+        let mut plugins = vec![json!({"cniVersion": STOCK_VERSION, "type": "ptp", "ipam": ipam})];
         if mapped {
-            plugins.push(json!({"type": "portmap", "capabilities": {"portMappings": true}}));
+            let capabilities = json!({"portMappings": true});
+            plugins.push(json!({"cniVersion": STOCK_VERSION, "type": "portmap", "capabilities": capabilities}));
         }
         Network { name: "stock".into(), path: vec![path], plugins }
     }
