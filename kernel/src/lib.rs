@@ -8,6 +8,7 @@
 mod addr;
 pub mod conntrack;
 mod family;
+pub mod foreign;
 mod link;
 pub mod linux;
 mod namespace;

@@ -62,6 +62,8 @@ pub(crate) struct Message {
 /// A message the kernel answered with.
 #[derive(Debug)]
 pub(crate) struct Reply {
+    /// `NFPROTO_*`.
+    pub(crate) family: u8,
     /// Attributes, encoded.
     pub(crate) attrs: Vec<u8>,
 }
@@ -123,7 +125,10 @@ impl Nfnetlink {
                             Some((errno, says)) => Err(KernelError::Refused { doing: doing.into(), errno, says }),
                         };
                     }
-                    _ => replies.push(Reply { attrs: part.payload.get(NFGEN_HEADER..).unwrap_or_default().to_vec() }),
+                    _ => replies.push(Reply {
+                        family: part.payload.first().copied().unwrap_or(0),
+                        attrs: part.payload.get(NFGEN_HEADER..).unwrap_or_default().to_vec(),
+                    }),
                 }
             }
         }
@@ -284,6 +289,10 @@ pub(crate) fn attr(bytes: &[u8], id: u16) -> Option<&[u8]> {
 
 pub(crate) fn attr_u32(bytes: &[u8], id: u16) -> Option<u32> {
     Some(u32::from_be_bytes(*attr(bytes, id)?.first_chunk()?))
+}
+
+pub(crate) fn attr_u64(bytes: &[u8], id: u16) -> Option<u64> {
+    Some(u64::from_be_bytes(*attr(bytes, id)?.first_chunk()?))
 }
 
 /// Without the NUL.

@@ -5,7 +5,7 @@
 mod netns;
 
 use netns::node::{attachment, lab, mapping, nat};
-use netns::traffic::{Over, refused, sees, serve};
+use netns::traffic::{Over, refused, sees};
 use tartan_datapath::nftables::Nat;
 use tartan_model::Protocol;
 use tartan_netstate::State;

@@ -52,7 +52,7 @@ fn decode_hook(hook: &[u8], kind: &str) -> Option<Hook> {
 }
 
 /// A rule and the chain it is in.
-pub(super) fn rule(reply: &Reply) -> Option<(Arc<str>, Rule)> {
+pub(crate) fn rule(reply: &Reply) -> Option<(Arc<str>, Rule)> {
     let chain = attr_str(&reply.attrs, NFTA_RULE_CHAIN)?;
     let mut rule = foreign_rule();
     let mut userdata = attr(&reply.attrs, NFTA_RULE_USERDATA).unwrap_or_default();

@@ -14,11 +14,11 @@ pub(super) const NEWTABLE: u16 = 0;
 pub(super) const GETTABLE: u16 = 1;
 const DELTABLE: u16 = 2;
 const NEWCHAIN: u16 = 3;
-pub(super) const GETCHAIN: u16 = 4;
+pub(crate) const GETCHAIN: u16 = 4;
 const DELCHAIN: u16 = 5;
-const NEWRULE: u16 = 6;
-pub(super) const GETRULE: u16 = 7;
-const DELRULE: u16 = 8;
+pub(crate) const NEWRULE: u16 = 6;
+pub(crate) const GETRULE: u16 = 7;
+pub(crate) const DELRULE: u16 = 8;
 const NEWSET: u16 = 9;
 pub(super) const GETSET: u16 = 10;
 const DELSET: u16 = 11;
@@ -30,19 +30,20 @@ pub(super) const GETGEN: u16 = 16;
 const NFTA_TABLE_NAME: u16 = 1;
 const NFTA_TABLE_FLAGS: u16 = 2;
 /// The same number for chains, rules, sets and element lists.
-pub(super) const NFTA_TABLE: u16 = 1;
+pub(crate) const NFTA_TABLE: u16 = 1;
 const NFTA_LIST_ELEM: u16 = 1;
 
-pub(super) const NFTA_CHAIN_NAME: u16 = 3;
-pub(super) const NFTA_CHAIN_HOOK: u16 = 4;
-pub(super) const NFTA_CHAIN_POLICY: u16 = 5;
+pub(crate) const NFTA_CHAIN_NAME: u16 = 3;
+pub(crate) const NFTA_CHAIN_HOOK: u16 = 4;
+pub(crate) const NFTA_CHAIN_POLICY: u16 = 5;
 pub(super) const NFTA_CHAIN_TYPE: u16 = 7;
-pub(super) const NFTA_HOOK_NUM: u16 = 1;
+pub(crate) const NFTA_HOOK_NUM: u16 = 1;
 pub(super) const NFTA_HOOK_PRIORITY: u16 = 2;
 pub(super) const NF_ACCEPT: u32 = 1;
 
-pub(super) const NFTA_RULE_CHAIN: u16 = 2;
-const NFTA_RULE_EXPRESSIONS: u16 = 4;
+pub(crate) const NFTA_RULE_CHAIN: u16 = 2;
+pub(crate) const NFTA_RULE_HANDLE: u16 = 3;
+pub(crate) const NFTA_RULE_EXPRESSIONS: u16 = 4;
 pub(super) const NFTA_RULE_USERDATA: u16 = 7;
 /// nft's own, in a rule's userdata: a comment with its NUL.
 pub(super) const UDATA_COMMENT: u8 = 0;
@@ -119,15 +120,18 @@ pub(super) fn flush_chain(name: &str) -> Message {
 
 /// Appends a rule.
 pub(super) fn new_rule(chain: &str, rule: &Rule) -> Message {
-    message(NEWRULE, NLM_F_CREATE | NLM_F_APPEND, |attrs| {
-        attrs.str(NFTA_RULE_CHAIN, chain);
-        attrs.nest(NFTA_RULE_EXPRESSIONS, |list| {
-            for expression in &rule.expressions {
-                expr::write(list, expression);
-            }
-        });
-        attrs.bytes(NFTA_RULE_USERDATA, &userdata(rule));
-    })
+    message(NEWRULE, NLM_F_CREATE | NLM_F_APPEND, |attrs| put_rule(attrs, chain, rule))
+}
+
+/// A rule, but for the table it belongs to.
+pub(crate) fn put_rule(attrs: &mut Attrs, chain: &str, rule: &Rule) {
+    attrs.str(NFTA_RULE_CHAIN, chain);
+    attrs.nest(NFTA_RULE_EXPRESSIONS, |list| {
+        for expression in &rule.expressions {
+            expr::write(list, expression);
+        }
+    });
+    attrs.bytes(NFTA_RULE_USERDATA, &userdata(rule));
 }
 
 /// Makes a set or map; `id` is unique in its transaction.

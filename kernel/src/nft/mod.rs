@@ -10,6 +10,17 @@ mod decode;
 mod encode;
 mod expr;
 
+/// What it takes to read and write tables of others, see [`crate::foreign`].
+pub(crate) mod wire {
+    pub(crate) use super::decode::rule as decode_rule;
+    pub(crate) use super::encode::{
+        DELRULE, GETCHAIN, GETRULE, NEWRULE, NFTA_CHAIN_HOOK, NFTA_CHAIN_NAME, NFTA_CHAIN_POLICY, NFTA_HOOK_NUM,
+        NFTA_RULE_CHAIN, NFTA_RULE_EXPRESSIONS, NFTA_RULE_HANDLE, NFTA_TABLE, put_rule,
+    };
+    pub(crate) use super::subsystem;
+    pub(crate) use crate::nfnetlink::NLM_F_CREATE;
+}
+
 use nix::errno::Errno;
 use tartan_netstate::nft::{ElementKey, Set};
 use tartan_netstate::{Key, Object, Op, Owner, State};
@@ -110,6 +121,6 @@ impl Nft {
 }
 
 /// The message type of an nf_tables message.
-fn subsystem(kind: u16) -> u16 {
+pub(crate) fn subsystem(kind: u16) -> u16 {
     NFNL_SUBSYS_NFTABLES << 8 | kind
 }

@@ -6,8 +6,11 @@ use std::time::Duration;
 
 use super::Netns;
 
-/// How long a client waits: long enough for one retransmission, as when a neighbour was not known yet.
+/// How long a client waits that should be answered: long enough for one retransmission, as when a neighbour was not
+/// known yet.
 const PATIENCE: Duration = Duration::from_millis(1500);
+/// How long a client waits that should not be answered; on one machine an answer takes microseconds.
+const IMPATIENCE: Duration = Duration::from_millis(300);
 
 /// The transport a question goes over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,16 +44,16 @@ pub fn serve(netns: &Netns, at: &str) {
 }
 
 /// The address under which the server at `to` sees who asks from `netns`; or why there was no answer.
-pub fn ask(netns: &Netns, over: Over, to: &str) -> Result<String, String> {
+fn ask(netns: &Netns, over: Over, to: &str, patience: Duration) -> Result<String, String> {
     let to: SocketAddr = to.parse().unwrap();
     netns.run(move || {
         let mut answer = String::new();
         let asked = match over {
-            Over::Tcp => TcpStream::connect_timeout(&to, PATIENCE).and_then(|mut stream| {
-                stream.set_read_timeout(Some(PATIENCE))?;
+            Over::Tcp => TcpStream::connect_timeout(&to, patience).and_then(|mut stream| {
+                stream.set_read_timeout(Some(patience))?;
                 stream.read_to_string(&mut answer)
             }),
-            Over::Udp => ask_udp(to).map(|text| {
+            Over::Udp => ask_udp(to, patience).map(|text| {
                 answer = text;
                 0
             }),
@@ -59,9 +62,9 @@ pub fn ask(netns: &Netns, over: Over, to: &str) -> Result<String, String> {
     })
 }
 
-fn ask_udp(to: SocketAddr) -> std::io::Result<String> {
+fn ask_udp(to: SocketAddr, patience: Duration) -> std::io::Result<String> {
     let socket = UdpSocket::bind(if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" })?;
-    socket.set_read_timeout(Some(PATIENCE))?;
+    socket.set_read_timeout(Some(patience))?;
     socket.connect(to)?;
     socket.send(b"who am I?")?;
     let mut answer = [0; 64];
@@ -72,12 +75,12 @@ fn ask_udp(to: SocketAddr) -> std::io::Result<String> {
 /// `from` gets an answer at `to`, from somebody who sees it as `seen`.
 #[track_caller]
 pub fn sees(from: &Netns, over: Over, to: &str, seen: &str) {
-    assert_eq!(ask(from, over, to).as_deref(), Ok(seen), "{over:?} to {to}");
+    assert_eq!(ask(from, over, to, PATIENCE).as_deref(), Ok(seen), "{over:?} to {to}");
 }
 
 /// `from` gets no answer at `to`.
 #[track_caller]
 pub fn refused(from: &Netns, over: Over, to: &str) {
-    let answer = ask(from, over, to);
+    let answer = ask(from, over, to, IMPATIENCE);
     assert!(answer.is_err(), "{over:?} to {to}: answered {answer:?}");
 }

@@ -1,0 +1,175 @@
+//! Forward chains of others in nf_tables; the chains of `iptables-nft` are of this kind.
+//!
+//! Our rules are plain interface matches with a counter, so that every tool, `iptables-nft` among them, lists them.
+
+use std::collections::BTreeMap;
+
+use tartan_netstate::claims::{FOREIGN_RULE_COMMENT, NFT_TABLE};
+
+use super::{Chain, ForeignRule, Ours, Table, opening};
+use crate::KernelError;
+use crate::nfnetlink::{
+    Attrs, Message, NLM_F_DUMP, Nfnetlink, Refusal, Reply, attr, attr_str, attr_u32, attr_u64, attrs,
+};
+use crate::nft::wire;
+
+const FAMILIES: [(u8, &str); 3] = [(1, "inet"), (2, "ip"), (10, "ip6")];
+const NF_INET_FORWARD: u32 = 2;
+const NF_DROP: u32 = 0;
+
+const NFTA_EXPR_NAME: u16 = 1;
+const NFTA_EXPR_DATA: u16 = 2;
+const NFTA_IMMEDIATE_DATA: u16 = 2;
+const NFTA_DATA_VERDICT: u16 = 2;
+const NFTA_VERDICT_CODE: u16 = 1;
+const NFTA_VERDICT_CHAIN: u16 = 2;
+/// Name of an iptables match or target.
+const NFTA_XT_NAME: u16 = 1;
+
+/// Tables of others that have a chain on the forward hook.
+pub(super) fn read(netlink: &mut Nfnetlink) -> Result<Vec<Table>, KernelError> {
+    let mut tables: BTreeMap<(u8, String), Table> = BTreeMap::new();
+    let chains = dump(netlink, wire::GETCHAIN, 0, None, "read the forward chains of other firewalls")?;
+    for reply in &chains {
+        let (Some((_, family)), Some(name), Some(chain)) = (
+            FAMILIES.iter().find(|(number, _)| *number == reply.family),
+            attr_str(&reply.attrs, wire::NFTA_TABLE),
+            attr_str(&reply.attrs, wire::NFTA_CHAIN_NAME),
+        ) else {
+            continue;
+        };
+        if (*family, name.as_str()) == ("inet", NFT_TABLE) {
+            continue;
+        }
+        let hook = attr(&reply.attrs, wire::NFTA_CHAIN_HOOK).and_then(|hook| attr_u32(hook, wire::NFTA_HOOK_NUM));
+        let found = Chain {
+            forward: hook == Some(NF_INET_FORWARD),
+            drops_by_policy: attr_u32(&reply.attrs, wire::NFTA_CHAIN_POLICY) == Some(NF_DROP),
+            rules: Vec::new(),
+        };
+        let table = tables.entry((reply.family, name.clone())).or_insert_with(|| Table {
+            family,
+            name,
+            chains: BTreeMap::new(),
+        });
+        table.chains.insert(chain, found);
+    }
+    tables.retain(|_, table| table.chains.values().any(|chain| chain.forward));
+    for ((family, name), table) in &mut tables {
+        for reply in dump(netlink, wire::GETRULE, *family, Some(name), "read the rules of other firewalls")? {
+            let chain = attr_str(&reply.attrs, wire::NFTA_RULE_CHAIN).and_then(|chain| table.chains.get_mut(&chain));
+            if let Some(chain) = chain {
+                chain.rules.push(rule(&reply));
+            }
+        }
+    }
+    Ok(tables.into_values().collect())
+}
+
+/// Puts our rules first in a chain, or takes them away, in one transaction.
+pub(super) fn set(
+    netlink: &mut Nfnetlink,
+    family: &str,
+    table: &str,
+    chain: &str,
+    wanted: bool,
+) -> Result<(), KernelError> {
+    let doing = if wanted { "let pods through" } else { "take our rules out of" };
+    let doing = format!("{doing} chain {chain} of {family} table {table}");
+    let Some((number, _)) = FAMILIES.iter().find(|(_, name)| *name == family) else {
+        return Err(KernelError::Refused { doing, errno: nix::errno::Errno::EAFNOSUPPORT, says: None });
+    };
+    let there = read(netlink)?;
+    let found = there.iter().find(|found| found.family == family && found.name == table);
+    let ours = found.and_then(|found| found.chains.get(chain)).into_iter().flat_map(|chain| &chain.rules);
+    let message = |kind, flags, attrs: &dyn Fn(&mut Attrs)| {
+        let mut written = Attrs::new();
+        written.str(wire::NFTA_TABLE, table);
+        attrs(&mut written);
+        Message { kind: wire::subsystem(kind), flags, family: *number, attrs: written }
+    };
+    let mut steps: Vec<Message> = ours
+        .filter(|rule| rule.ours != Ours::No)
+        .map(|rule| {
+            message(wire::DELRULE, 0, &|attrs| {
+                attrs.str(wire::NFTA_RULE_CHAIN, chain).u64(wire::NFTA_RULE_HANDLE, rule.handle);
+            })
+        })
+        .collect();
+    if wanted {
+        // Without NLM_F_APPEND a rule goes to the front; so the last one first.
+        steps.extend(
+            opening()
+                .iter()
+                .rev()
+                .map(|rule| message(wire::NEWRULE, wire::NLM_F_CREATE, &|attrs| wire::put_rule(attrs, chain, rule))),
+        );
+    }
+    match netlink.transact(steps.iter()).into_iter().next() {
+        None => Ok(()),
+        Some(Refusal { errno, says, .. }) => Err(KernelError::Refused { doing, errno, says }),
+    }
+}
+
+fn dump(
+    netlink: &mut Nfnetlink,
+    kind: u16,
+    family: u8,
+    table: Option<&str>,
+    doing: &'static str,
+) -> Result<Vec<Reply>, KernelError> {
+    let mut written = Attrs::new();
+    if let Some(table) = table {
+        written.str(wire::NFTA_TABLE, table);
+    }
+    netlink.request(&Message { kind: wire::subsystem(kind), flags: NLM_F_DUMP, family, attrs: written }, doing)
+}
+
+fn rule(reply: &Reply) -> ForeignRule {
+    let expressions: Vec<(String, &[u8])> = attr(&reply.attrs, wire::NFTA_RULE_EXPRESSIONS)
+        .into_iter()
+        .flat_map(attrs)
+        .filter_map(|(_, elem)| Some((attr_str(elem, NFTA_EXPR_NAME)?, attr(elem, NFTA_EXPR_DATA).unwrap_or_default())))
+        .collect();
+    let drops = expressions.iter().find_map(|(name, data)| drops(name, data));
+    let always = expressions.iter().all(|(name, data)| drops_or_only_watches(name, data));
+    let immediate = expressions.iter().filter(|(name, _)| name == "immediate");
+    let jump = immediate.map(|(_, data)| *data).find_map(|data| attr_str(verdict(data)?, NFTA_VERDICT_CHAIN));
+    ForeignRule {
+        handle: attr_u64(&reply.attrs, wire::NFTA_RULE_HANDLE).unwrap_or(0),
+        ours: ours(reply),
+        jump,
+        drops_all: drops.filter(|_| always),
+    }
+}
+
+fn verdict(immediate: &[u8]) -> Option<&[u8]> {
+    attr(attr(immediate, NFTA_IMMEDIATE_DATA)?, NFTA_DATA_VERDICT)
+}
+
+fn drops(name: &str, data: &[u8]) -> Option<&'static str> {
+    let target = || attr_str(data, NFTA_XT_NAME).unwrap_or_default();
+    match name {
+        "immediate" if attr_u32(verdict(data)?, NFTA_VERDICT_CODE) == Some(NF_DROP) => Some("drop"),
+        "reject" => Some("reject"),
+        "target" if target() == "REJECT" => Some("reject"),
+        _ => None,
+    }
+}
+
+/// Whether the expression lets every packet get to the rule's end.
+fn drops_or_only_watches(name: &str, data: &[u8]) -> bool {
+    let is_comment = || attr_str(data, NFTA_XT_NAME).as_deref() == Some("comment");
+    drops(name, data).is_some() || matches!(name, "counter" | "log") || (name == "match" && is_comment())
+}
+
+fn ours(reply: &Reply) -> Ours {
+    let Some((_, found)) = wire::decode_rule(reply) else { return Ours::No };
+    if *found.comment != *FOREIGN_RULE_COMMENT {
+        Ours::No
+    } else if opening().contains(&found) {
+        Ours::Intact
+    } else {
+        Ours::Changed
+    }
+}
