@@ -77,15 +77,17 @@ pub(crate) fn fill(lab: &Lab) -> Result<()> {
 
 /// Waits until the node has a route to the last peer's pods.
 pub(crate) fn wait_for_peers(node: &Node) -> Result<()> {
-    wait_for_last_peer(node, true)
+    wait_for_route(node, &Peer(PEERS), true)
 }
 
-/// Runs `work` while another thread makes the agent list everything again and again; gives how often it did.
+/// Runs `work` while another thread makes the agent list the store and read the kernel again and again; gives how
+/// often it did.
 pub(crate) fn while_relisting<T>(lab: &Lab, work: impl FnOnce() -> Result<T>) -> Result<(T, u32)> {
     let (done, relists) = (AtomicBool::new(false), AtomicU32::new(0));
     std::thread::scope(|scope| {
         let relisting = scope.spawn(|| -> Result<()> {
             while !done.load(Ordering::Relaxed) {
+                read_all(lab.node("n1")?)?;
                 relist(lab)?;
                 relists.fetch_add(1, Ordering::Relaxed);
             }
@@ -101,26 +103,39 @@ pub(crate) fn while_relisting<T>(lab: &Lab, work: impl FnOnce() -> Result<T>) ->
 /// Makes the agent list everything, twice, and waits for the end of each: the last peer's Node goes, and comes again,
 /// behind a list in the one stream of events that a store is.
 fn relist(lab: &Lab) -> Result<()> {
-    let last = Peer(PEERS).node();
+    let last = Peer(PEERS);
     for there in [false, true] {
         // A directory that was moved may be another one: the store lists it anew.
         lab.store_away()?;
         lab.store_back()?;
         if there {
-            lab.put(&last)?
+            lab.put(&last.node())?;
         } else {
-            lab.delete(&last)?
+            lab.delete(&last.node())?;
         }
-        wait_for_last_peer(lab.node("n1")?, there)?;
+        wait_for_route(lab.node("n1")?, &last, there)?;
     }
     Ok(())
 }
 
-fn wait_for_last_peer(node: &Node, there: bool) -> Result<()> {
-    let address = Peer(PEERS).pod();
+/// Makes the agent read all routes, neighbours and forwarding entries: somebody deletes one of them by hand.
+fn read_all(node: &Node) -> Result<()> {
+    let peer = Peer(1);
+    let delete = format!(
+        "dev=$(ip route get {} | grep -o 'dev ttx[^ ]*'); ip route del {}; ip neigh del {} $dev",
+        peer.pod(),
+        peer.ranges()[0],
+        peer.range(1)
+    );
+    node.output(&["sh", "-c", &delete])?;
+    wait_for_route(node, &peer, true)
+}
+
+fn wait_for_route(node: &Node, peer: &Peer, there: bool) -> Result<()> {
+    let address = peer.pod();
     let routed = || node.output(&["ip", "route", "get", &address]).is_ok_and(|route| route.contains("dev ttx"));
-    let what = if there { "a route to the last peer" } else { "the last peer's route to go" };
-    wait_for(PATIENCE, what, || routed() == there).with_context(|| node.troubleshooting()).map(drop)
+    let what = format!("the route to {} to {}", peer.name(), if there { "come" } else { "go" });
+    wait_for(PATIENCE, &what, || routed() == there).with_context(|| node.troubleshooting()).map(drop)
 }
 
 /// A line of /proc/PID/status, in MiB.
