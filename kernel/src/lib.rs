@@ -8,6 +8,7 @@
 mod addr;
 pub mod conntrack;
 mod family;
+mod host;
 pub mod foreign;
 mod link;
 pub mod linux;
@@ -17,11 +18,13 @@ mod netlink;
 mod netns;
 mod nfnetlink;
 pub mod nft;
+mod notify;
 pub mod passed;
 mod read;
 mod route;
 mod rule;
 mod sysctl;
+pub mod thread;
 
 use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;

@@ -10,23 +10,27 @@ use nix::errno::Errno;
 use tartan_model::{Features, Host};
 use tartan_netstate::{Change, Key, LinkName, Netns, Object, Op, Owner, PodNetns, State};
 
+use crate::foreign::Foreign;
 use crate::namespace::Namespace;
 use crate::netns::{PodNetnses, inside};
 use crate::nft::Nft;
+use crate::notify::Notifications;
 use crate::{Failure, Kernel, KernelError, Scope, Waker, sysctl};
 
 /// The kernel, seen from one network namespace. Stays on threads of that namespace.
 pub struct Linux {
     host: Namespace,
     nft: Nft,
+    foreign: Foreign,
     pods: PodNetnses,
+    news: Option<Notifications>,
 }
 
 impl Linux {
     /// In the network namespace of the calling thread.
     pub fn open() -> Result<Linux, KernelError> {
         let host = Namespace::open(Netns::Host, addresses_unmarked())?;
-        Ok(Linux { host, nft: Nft::open()?, pods: PodNetnses::default() })
+        Ok(Linux { host, nft: Nft::open()?, foreign: Foreign::open()?, pods: PodNetnses::default(), news: None })
     }
 
     fn read_link(&mut self, name: &LinkName) -> Result<State, KernelError> {
@@ -101,7 +105,9 @@ impl Kernel for Linux {
         }
     }
 
-    fn subscribe(&mut self, _wake: Waker) -> Result<(), KernelError> {
+    fn subscribe(&mut self, wake: Waker) -> Result<(), KernelError> {
+        let ours = [self.host.netlink.port()];
+        self.news = Some(Notifications::start(ours, self.host.addresses_unmarked, wake)?);
         Ok(())
     }
 
@@ -124,7 +130,12 @@ impl Kernel for Linux {
                 self.host.put_rules(&mut state)?;
             }
             Scope::Link(name) => state = self.read_link(name)?,
-            Scope::Nft => state = self.nft.read()?,
+            Scope::Nft => {
+                state = self.nft.read()?;
+                for (key, entry) in self.foreign.read()?.iter() {
+                    state.insert(key.clone(), entry.object.clone(), Owner::Read);
+                }
+            }
             Scope::Sysctls(keys) => state = self.read_sysctls(keys)?,
             Scope::Pod { ns, ends } => state = self.read_pod(ns, ends)?,
         }
@@ -132,14 +143,16 @@ impl Kernel for Linux {
     }
 
     fn host(&mut self) -> Result<Host, KernelError> {
-        Ok(Host::default())
+        Ok(Host { forward_blocks: self.foreign.blocks()?, ..crate::host::read(&mut self.host.netlink)? })
     }
 
     fn apply(&mut self, change: &Change) -> Vec<Failure> {
         let nft: Vec<(Op, Owner)> = change.ops.iter().filter(|(op, _)| op.key().is_nft()).cloned().collect();
+        let is_opening = |(op, _): &&(Op, Owner)| matches!(op.key(), Key::ForwardOpening { .. });
+        let openings: Vec<(Op, Owner)> = change.ops.iter().filter(is_opening).cloned().collect();
         let mut here = Vec::new();
         let mut in_pods: BTreeMap<&PodNetns, Vec<&(Op, Owner)>> = BTreeMap::new();
-        for step in change.ops.iter().filter(|(op, _)| !op.key().is_nft()) {
+        for step in change.ops.iter().filter(|step| !step.0.key().is_nft() && !is_opening(step)) {
             match step.0.key().netns() {
                 Netns::Host => here.push(step),
                 Netns::Pod(pod) => in_pods.entry(pod).or_default().push(step),
@@ -152,6 +165,7 @@ impl Kernel for Linux {
             failures.extend(self.nft.apply(&nft));
         }
         failures.extend(self.host.apply(&here[before..], &self.pods));
+        failures.extend(self.foreign.apply(&openings));
         for (pod, steps) in in_pods {
             failures.extend(self.apply_in_pod(pod, &steps));
         }

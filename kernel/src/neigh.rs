@@ -88,20 +88,29 @@ fn forwarding(ifindex: u32, mac: Mac, fdb: Fdb) -> NeighbourMessage {
 
 /// What the kernel tells about one entry; none if it is not ours.
 pub(crate) fn decode(message: &NeighbourMessage) -> Option<Found> {
-    let (mut address, mut mac, mut ours) = (None, None, false);
+    let ours = message.header.family == AddressFamily::Bridge || message.attributes.iter().any(is_our_protocol);
+    if ours && message.header.state == NeighbourState::Permanent { decode_any(message) } else { None }
+}
+
+/// The same of one that may be anybody's: what is told when an entry goes, or stops being permanent.
+pub(crate) fn decode_any(message: &NeighbourMessage) -> Option<Found> {
+    let (mut address, mut mac) = (None, None);
     for attribute in &message.attributes {
         match attribute {
             NeighbourAttribute::Destination(found) => address = of_neighbour(found),
             NeighbourAttribute::LinkLayerAddress(bytes) => mac = bytes.as_slice().try_into().ok().map(Mac),
-            NeighbourAttribute::Protocol(found) => ours = u8::from(*found) == NEIGH_PROTOCOL,
             _ => {}
         }
     }
     let ifindex = message.header.ifindex;
-    let (address, mac) = (address?, mac?);
-    match message.header.family {
-        _ if message.header.state != NeighbourState::Permanent => None,
-        AddressFamily::Bridge => Some(Found::Fdb { ifindex, mac, fdb: Fdb { dst: address } }),
-        _ => ours.then_some(Found::Neigh { ifindex, address, neigh: Neigh { mac } }),
-    }
+    // An entry on its way out may have lost its MAC.
+    let mac = mac.unwrap_or(Mac([0; 6]));
+    Some(match message.header.family {
+        AddressFamily::Bridge => Found::Fdb { ifindex, mac, fdb: Fdb { dst: address? } },
+        _ => Found::Neigh { ifindex, address: address?, neigh: Neigh { mac } },
+    })
+}
+
+fn is_our_protocol(attribute: &NeighbourAttribute) -> bool {
+    matches!(attribute, NeighbourAttribute::Protocol(found) if u8::from(*found) == NEIGH_PROTOCOL)
 }

@@ -9,7 +9,6 @@ use tartan_model::Family;
 use tartan_netstate::{Key, LinkKind, LinkName, Netns, Object, Owner, State};
 
 use crate::namespace::Namespace;
-use crate::netlink::Netlink;
 use crate::{KernelError, addr, link, neigh, route, rule};
 
 /// The links of a namespace, with their numbers.
@@ -171,16 +170,4 @@ impl Links {
         let route::Place { table, dst, metric } = found.place;
         Some((Key::Route { ns: ns.clone(), table, dst, metric }, Object::Route(route)))
     }
-}
-
-/// A second user of a socket's dumps: what is there and not ours.
-pub(crate) fn link_messages(netlink: &mut Netlink) -> Result<Vec<LinkMessage>, KernelError> {
-    let messages = netlink.dump("links", link::list())?;
-    Ok(messages
-        .into_iter()
-        .filter_map(|message| match message {
-            RouteNetlinkMessage::NewLink(message) => Some(message),
-            _ => None,
-        })
-        .collect())
 }

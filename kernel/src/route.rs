@@ -12,7 +12,7 @@ use netlink_packet_route::route::{
     RouteAttribute, RouteFlags, RouteMessage, RouteMetric, RouteProtocol, RouteScope, RouteType, RouteVia,
 };
 use tartan_model::Family;
-use tartan_netstate::claims::ROUTE_PROTOCOL;
+use tartan_netstate::claims::{MAIN_TABLE, ROUTE_PROTOCOL};
 use tartan_netstate::{Route, RouteKind, Scope};
 
 use crate::family::{address_family, family, of_route, route_address};
@@ -62,11 +62,11 @@ pub(crate) fn list(family: Family, oif: Option<u32>) -> RouteNetlinkMessage {
     RouteNetlinkMessage::GetRoute(message)
 }
 
-/// Asks for a table's routes, whoever they belong to.
-pub(crate) fn list_table(family: Family, table: u32) -> RouteNetlinkMessage {
+/// Asks for the main table's routes, whoever they belong to.
+pub(crate) fn list_main(family: Family) -> RouteNetlinkMessage {
     let mut message = RouteMessage::default();
     message.header.address_family = address_family(family);
-    message.attributes.push(RouteAttribute::Table(table));
+    message.attributes.push(RouteAttribute::Table(MAIN_TABLE));
     RouteNetlinkMessage::GetRoute(message)
 }
 
@@ -103,7 +103,6 @@ fn message(place: Place, route: &Route, oif: Option<u32>) -> RouteMessage {
     message.attributes.extend(oif.map(RouteAttribute::Oif));
     message.attributes.extend(route.src.map(|src| RouteAttribute::PrefSource(route_address(src))));
     message.attributes.extend(route.mtu.map(|mtu| RouteAttribute::Metrics(vec![RouteMetric::Mtu(mtu)])));
-    message.attributes.extend(route.mtu.map(|mtu| RouteAttribute::Metrics(vec![RouteMetric::Mtu(mtu)])));
     message
 }
 
@@ -124,9 +123,6 @@ pub(crate) fn decode(message: &RouteMessage) -> Option<Found> {
             RouteAttribute::PrefSource(found) => src = of_route(found),
             RouteAttribute::Metrics(metrics) => {
                 mtu = metrics.iter().find_map(|metric| if let RouteMetric::Mtu(mtu) = metric { Some(*mtu) } else { None });
-            }
-            RouteAttribute::Metrics(found) => {
-                mtu = found.iter().find_map(|metric| if let RouteMetric::Mtu(mtu) = metric { Some(*mtu) } else { None });
             }
             _ => {}
         }

@@ -1,0 +1,98 @@
+//! The kernel thread: makes the kernel equal to the latest wanted state, and keeps it so.
+//!
+//!     Handle::want ──► inbox (latest wins) ──► worker: read what is dirty, diff, apply ──► report(Applied)
+//!     kernel's own news ──►─┘                          mirror
+//!
+//! Invariant: nobody who hands something in ever waits. What pods need goes before everything else; what fails is
+//! tried again by itself, later and later, and holds nothing up.
+
+mod backoff;
+mod dirty;
+mod inbox;
+mod mirror;
+mod worker;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use tartan_model::Host;
+use tartan_netstate::{Key, PodNetns, State};
+
+use crate::{Failure, Kernel};
+use inbox::Inbox;
+use worker::Worker;
+
+/// How the kernel stands.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Applied {
+    /// The latest wanted state that is wholly applied, or has been tried; 0 before the first.
+    pub generation: u64,
+    /// The latest wanted state whose pod-owned objects are applied, or have been tried.
+    pub pods_generation: u64,
+    /// What is there of ours, as it was read or acknowledged.
+    pub mirror: State,
+    /// What the kernel refuses, each with its last error. Tried again without being asked.
+    pub failures: Vec<Failure>,
+    /// What is there and not ours.
+    pub host: Arc<Host>,
+    /// Steps tried since the last report.
+    pub applied: u64,
+    /// Of those, the ones no new wanted state asked for: somebody else changed what is ours.
+    pub repaired: u64,
+    /// The values that the node's own sysctls had before they were changed, since the start.
+    pub found: BTreeMap<Key, String>,
+    /// Why a part of the kernel's state cannot be read. While it cannot, only pods' wants are carried out.
+    pub unknown: Option<String>,
+}
+
+/// The kernel thread. It ends when this is dropped; the kernel keeps what it has.
+pub struct Handle {
+    inbox: Arc<Inbox>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// Starts the thread. `report` is called on it: after the first full read, and whenever something in [`Applied`] changed
+/// that is worth knowing.
+pub fn spawn(kernel: Box<dyn Kernel>, report: impl Fn(Applied) + Send + 'static) -> io::Result<Handle> {
+    let inbox = Arc::new(Inbox::default());
+    let worker = Worker::new(kernel, Box::new(report), inbox.clone());
+    let thread = std::thread::Builder::new().name("kernel".into()).spawn(move || worker.run())?;
+    Ok(Handle { inbox, thread: Some(thread) })
+}
+
+// === impl Handle ===
+
+impl Handle {
+    /// Wants this state from now on. Generations count up from 1.
+    pub fn want(&self, generation: u64, state: State) {
+        self.inbox.put(|news| news.wanted = Some((generation, state)));
+    }
+
+    /// Hands over a descriptor of a pod's namespace, for what is wanted after this.
+    pub fn lend_netns(&self, ns: PodNetns, fd: OwnedFd) {
+        self.inbox.put(|news| news.lent.push((ns, Some(fd))));
+    }
+
+    /// Closes the descriptor that was handed over; the namespace is found by its path from now on.
+    pub fn give_back_netns(&self, ns: PodNetns) {
+        self.inbox.put(|news| news.lent.push((ns, None)));
+    }
+
+    /// Reads the inside of a pod again, and repairs it.
+    pub fn check_pod(&self, ns: PodNetns) {
+        self.inbox.put(|news| news.check.push(ns));
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.inbox.put(|news| news.stop = true);
+        if let Some(thread) = self.thread.take() {
+            // A panic there has been printed there.
+            let _panicked = thread.join();
+        }
+    }
+}

@@ -1,0 +1,78 @@
+//! What others leave for the kernel thread: the latest wanted state, and news from the kernel.
+
+use std::os::fd::OwnedFd;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use tartan_netstate::{PodNetns, State};
+
+use crate::Wake;
+
+/// More news than this is worth a full read.
+const MOST_WAKES: usize = 10_000;
+
+/// Never blocks who puts, longer than it takes to put.
+#[derive(Default)]
+pub(super) struct Inbox {
+    news: Mutex<News>,
+    bell: Condvar,
+}
+
+#[derive(Default)]
+pub(super) struct News {
+    /// Latest wins.
+    pub(super) wanted: Option<(u64, State)>,
+    /// In the order in which the kernel told.
+    pub(super) wakes: Vec<Wake>,
+    /// A descriptor to use, or none to close it.
+    pub(super) lent: Vec<(PodNetns, Option<OwnedFd>)>,
+    /// Pods to look into.
+    pub(super) check: Vec<PodNetns>,
+    pub(super) stop: bool,
+}
+
+impl Inbox {
+    pub(super) fn put(&self, change: impl FnOnce(&mut News)) {
+        change(&mut self.lock());
+        self.bell.notify_one();
+    }
+
+    pub(super) fn wake(&self, wake: Wake) {
+        self.put(|news| {
+            if news.wakes.len() == MOST_WAKES {
+                news.wakes.clear();
+                news.wakes.push(Wake::Overrun);
+            }
+            if news.wakes.first() != Some(&Wake::Overrun) {
+                news.wakes.push(wake);
+            }
+        });
+    }
+
+    /// Takes everything; waits until there is something, or until then.
+    pub(super) fn take(&self, until: Option<Instant>) -> News {
+        let mut news = self.lock();
+        while !news.is_there() {
+            let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+            news = match left {
+                Some(left) if left.is_zero() => break,
+                Some(left) => self.bell.wait_timeout(news, left).unwrap_or_else(PoisonError::into_inner).0,
+                None => self.bell.wait(news).unwrap_or_else(PoisonError::into_inner),
+            };
+        }
+        std::mem::take(&mut news)
+    }
+
+    /// Whoever panicked while putting has put nothing half.
+    fn lock(&self) -> MutexGuard<'_, News> {
+        self.news.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl News {
+    fn is_there(&self) -> bool {
+        self.stop
+            || self.wanted.is_some()
+            || !(self.wakes.is_empty() && self.lent.is_empty() && self.check.is_empty())
+    }
+}

@@ -1,0 +1,108 @@
+//! The mirror: what the kernel was last read or acknowledged to hold.
+//!
+//! Invariant: after a clean apply it shares its structure with the wanted state, so the next diff visits only what
+//! changed.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use tartan_netstate::claims::{DYING_LINK_GROUP, POD_LINK_PREFIX};
+use tartan_netstate::{Entry, Key, LinkKind, LinkName, Netns, Object, Op, Owner, State};
+
+use crate::{Failure, Scope};
+
+/// Puts what was read in place of what the scope covers.
+pub(super) fn take_read(mirror: &mut State, scope: &Scope, read: &State) {
+    let lost: Vec<Key> = covered(mirror, scope).into_iter().filter(|key| read.get(key).is_none()).collect();
+    for key in lost {
+        match key.as_link() {
+            Some((ns, link)) => forget_link(mirror, &ns, &link),
+            None => drop(mirror.remove(&key)),
+        }
+    }
+    for (key, entry) in read.iter() {
+        if !mirror.holds(key, &entry.object) {
+            mirror.insert(key.clone(), entry.object.clone(), Owner::Read);
+        }
+    }
+}
+
+/// Takes in what was carried out of these steps.
+pub(super) fn take_applied(mirror: &mut State, steps: &[(Op, Owner)], failures: &[Failure]) {
+    let failed: BTreeSet<&Key> = failures.iter().map(|failure| &failure.key).collect();
+    let done = steps.iter().filter(|(op, _)| !failed.contains(op.key())).cloned().collect();
+    tartan_netstate::Change { ops: done }.apply_to(mirror);
+}
+
+/// Shares with `wanted` all that is equal; what differs in its object stays as it is.
+pub(super) fn share(mirror: &mut State, wanted: &State) {
+    let mut shared = wanted.clone();
+    let differing: Vec<Key> = wanted.differing_keys(mirror).cloned().collect();
+    for key in &differing {
+        match (mirror.get(key), wanted.get(key)) {
+            (Some(is), Some(should)) if is.object == should.object => {}
+            (Some(is), _) => shared.insert(key.clone(), is.object.clone(), is.owner.clone()),
+            (None, _) => drop(shared.remove(key)),
+        }
+    }
+    *mirror = shared;
+}
+
+fn forget_link(mirror: &mut State, ns: &Netns, link: &LinkName) {
+    for key in tartan_netstate::diff::hanging_on(mirror, &BTreeSet::from([(ns.clone(), link.clone())])) {
+        mirror.remove(&key);
+    }
+}
+
+/// The mirror's keys that a read of the scope tells about.
+fn covered(mirror: &State, scope: &Scope) -> Vec<Key> {
+    let in_host = |key: &Key| *key.netns() == Netns::Host;
+    let select = |wanted: &dyn Fn(&Key) -> bool| -> Vec<Key> {
+        mirror.iter().map(|(key, _)| key).filter(|key| wanted(key)).cloned().collect()
+    };
+    match scope {
+        Scope::Links => select(&|key| in_host(key) && matches!(key, Key::Link { .. } | Key::Address { .. })),
+        Scope::Neighbours => select(&|key| in_host(key) && matches!(key, Key::Neigh { .. } | Key::Fdb { .. })),
+        Scope::Routes => select(&|key| in_host(key) && matches!(key, Key::Route { .. } | Key::Rule { .. })),
+        Scope::Nft => select(&|key| key.is_nft()),
+        Scope::Sysctls(keys) => keys.iter().filter(|key| mirror.get(key).is_some()).cloned().collect(),
+        Scope::Link(link) => {
+            let on_it = BTreeSet::from([(Netns::Host, link.clone())]);
+            let all = tartan_netstate::diff::hanging_on(mirror, &on_it);
+            all.into_iter().filter(|key| in_host(key) && !matches!(key, Key::LinkSysctl { .. })).collect()
+        }
+        Scope::Pod { ns, .. } => {
+            let inside = Netns::Pod(ns.clone());
+            select(&|key| *key.netns() == inside && !matches!(key, Key::LinkSysctl { .. } | Key::Sysctl { .. }))
+        }
+    }
+}
+
+/// Our links of the node's namespace.
+pub(super) fn node_links(mirror: &State) -> impl Iterator<Item = (&Key, &Entry)> {
+    let first = LinkName::new(POD_LINK_PREFIX).expect("a prefix is a name");
+    let first = Key::Link { ns: Netns::Host, link: first };
+    mirror.entries_from(&first).take_while(|(key, _)| matches!(key, Key::Link { ns: Netns::Host, .. }))
+}
+
+/// Those of them that are on their way out.
+pub(super) fn dying(mirror: &State) -> BTreeMap<Key, Object> {
+    let dying = node_links(mirror).filter(|(_, entry)| is_dying(&entry.object));
+    dying.map(|(key, entry)| (key.clone(), entry.object.clone())).collect()
+}
+
+pub(super) fn is_dying(object: &Object) -> bool {
+    matches!(object, Object::Link(link) if link.group == DYING_LINK_GROUP && !link.up)
+}
+
+/// The same link, condemned.
+pub(super) fn condemned(object: &Object) -> Option<Object> {
+    match object {
+        Object::Link(link) if !matches!(link.kind, LinkKind::VethPeer) => {
+            let mut link = link.clone();
+            link.group = DYING_LINK_GROUP;
+            link.up = false;
+            Some(Object::Link(link))
+        }
+        _ => None,
+    }
+}

@@ -1,0 +1,457 @@
+//! What the kernel thread does next, one short piece of work after the other.
+//!
+//! Order: pods' steps of a new wanted state, a dirty scope, the rest of the difference, links that were condemned.
+//! Between two pieces new wants are looked for, so that a pod never waits for bulk.
+//!
+//! Invariant: nothing is changed before the first full read, and nothing is diffed against a part of the mirror that
+//! may be wrong, except what a new want changes for pods: creation is exclusive, and what fails is read again.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tartan_model::Host;
+use tartan_netstate::{Change, Key, Netns, Object, Op, Owner, State, diff};
+
+use super::Applied;
+use super::backoff::Backoff;
+use super::dirty::{Dirty, is_sysctl, scope_of, sysctls};
+use super::inbox::{Inbox, News};
+use super::mirror::{condemned, dying, is_dying, share, take_applied, take_read};
+use crate::{Kernel, Scope, Wake};
+
+/// How long a piece of work may take.
+const CHUNK: Duration = Duration::from_millis(5);
+/// Everything is read again after this time, whatever the kernel told.
+const FULL_READ: Duration = Duration::from_secs(300);
+/// Condemned links are deleted once pods have been quiet for this long,
+const QUIET: Duration = Duration::from_millis(50);
+/// or after this time at the latest,
+const PATIENCE: Duration = Duration::from_secs(1);
+/// so many at once: the kernel changes no other link meanwhile.
+const BURIED_AT_ONCE: usize = 32;
+
+pub(super) struct Worker {
+    kernel: Box<dyn Kernel>,
+    report: Box<dyn Fn(Applied) + Send>,
+    inbox: Arc<Inbox>,
+
+    mirror: State,
+    host: Arc<Host>,
+    /// What the mirror was before the first full read is nothing, not "nothing there".
+    read_once: bool,
+    dirty: Dirty,
+    host_is_dirty: bool,
+    full_read_at: Instant,
+
+    wanted: Option<(u64, State)>,
+    /// The rest of the last difference.
+    steps: VecDeque<(Op, Owner)>,
+    /// Mirror and wanted state may differ.
+    unsettled: bool,
+    backoff: Backoff,
+    per_chunk: usize,
+    pods_busy_at: Instant,
+    dying_since: Option<Instant>,
+
+    generation: u64,
+    pods_generation: u64,
+    applied: u64,
+    repaired: u64,
+    found: BTreeMap<Key, String>,
+    unknown: Option<String>,
+    /// Something in the next report is news.
+    news: bool,
+}
+
+impl Worker {
+    pub(super) fn new(kernel: Box<dyn Kernel>, report: Box<dyn Fn(Applied) + Send>, inbox: Arc<Inbox>) -> Worker {
+        let now = Instant::now();
+        Worker {
+            kernel,
+            report,
+            inbox,
+            mirror: State::new(),
+            host: Arc::default(),
+            read_once: false,
+            dirty: Dirty::default(),
+            host_is_dirty: true,
+            full_read_at: now,
+            wanted: None,
+            steps: VecDeque::new(),
+            unsettled: false,
+            backoff: Backoff::default(),
+            per_chunk: 64,
+            pods_busy_at: now,
+            dying_since: None,
+            generation: 0,
+            pods_generation: 0,
+            applied: 0,
+            repaired: 0,
+            found: BTreeMap::new(),
+            unknown: None,
+            news: false,
+        }
+    }
+
+    /// Until told to stop.
+    pub(super) fn run(mut self) {
+        let inbox = self.inbox.clone();
+        let subscribed = self.kernel.subscribe(Box::new(move |wake| inbox.wake(wake))).is_ok();
+        let mut next = Some(Instant::now());
+        loop {
+            let news = self.inbox.take(next);
+            if news.stop {
+                return;
+            }
+            let now = Instant::now();
+            self.hear(news, now);
+            // Deaf, it has to look by itself.
+            if now >= self.full_read_at {
+                self.mark_all();
+                self.full_read_at = now + if subscribed { FULL_READ } else { FULL_READ / 30 };
+            }
+            next = self.work(now);
+        }
+    }
+
+    // === news ===
+
+    fn hear(&mut self, news: News, now: Instant) {
+        for (ns, fd) in news.lent {
+            match fd {
+                Some(fd) => self.kernel.lend(&ns, fd),
+                None => self.kernel.give_back(&ns),
+            }
+        }
+        for wake in news.wakes {
+            self.woken(wake);
+        }
+        for ns in news.check {
+            let scopes = super::dirty::pods(&self.mirror);
+            scopes.into_iter().filter(|scope| matches!(scope, Scope::Pod { ns: of, .. } if *of == ns)).for_each(|scope| self.dirty.mark(scope));
+        }
+        if let Some((generation, state)) = news.wanted {
+            self.want(generation, state, now);
+        }
+    }
+
+    fn woken(&mut self, wake: Wake) {
+        match wake {
+            // An echo, or what we have read since.
+            Wake::Now(key, object) if self.mirror.get(&key).map(|entry| &entry.object) == object.as_ref() => {}
+            Wake::Now(key, _) => self.dirty.mark(scope_of(&key)),
+            Wake::Changed(scope) => self.dirty.mark(scope),
+            Wake::Host => self.host_is_dirty = true,
+            Wake::Overrun => self.mark_all(),
+        }
+    }
+
+    fn mark_all(&mut self) {
+        self.dirty.mark_node();
+        self.host_is_dirty = true;
+        if let (true, Some((_, wanted))) = (self.read_once, &self.wanted) {
+            self.dirty.mark_wanted(&self.mirror, wanted);
+        }
+    }
+
+    fn want(&mut self, generation: u64, state: State, now: Instant) {
+        let before = self.wanted.replace((generation, state.clone()));
+        self.unsettled = true;
+        let Some((generation_before, before)) = before else {
+            if self.read_once {
+                self.dirty.mark_wanted(&self.mirror, &state);
+            }
+            return;
+        };
+        let changed: BTreeSet<Key> = before.differing_keys(&state).cloned().collect();
+        for key in &changed {
+            self.backoff.forget(key);
+        }
+        self.steps.retain(|(op, _)| !changed.contains(op.key()));
+        // A value is known before it is changed; those of links that come only now are not there yet.
+        let unread = |key: &&Key| {
+            is_sysctl(key) && self.mirror.get(key).is_none() && !matches!(key, Key::LinkSysctl { .. })
+        };
+        for scope in sysctls(changed.iter().filter(unread)) {
+            self.dirty.mark(scope);
+        }
+        if self.pods_generation > 0 {
+            self.pods_first(&before, &state, &changed, now);
+            if self.pods_generation == generation_before {
+                self.pods_are_done(generation);
+            }
+        }
+    }
+
+    /// Applies at once what a new want changes for pods, and in the nft table for all.
+    fn pods_first(&mut self, before: &State, wanted: &State, changed: &BTreeSet<Key>, now: Instant) {
+        let is_pods = |state: &State, key: &Key| matches!(state.get(key), Some(entry) if matches!(entry.owner, Owner::Pod(_)));
+        let (mut is, mut should) = (State::new(), State::new());
+        for key in changed {
+            if is_pods(before, key) || is_pods(wanted, key) || key.is_nft() {
+                if let Some(entry) = self.mirror.get(key) {
+                    is.insert(key.clone(), entry.object.clone(), entry.owner.clone());
+                }
+                if let Some(entry) = wanted.get(key) {
+                    should.insert(key.clone(), entry.object.clone(), entry.owner.clone());
+                }
+            }
+        }
+        let steps = self.in_order(diff(&is, &should, |_| true));
+        if !steps.is_empty() {
+            self.pods_busy_at = now;
+            self.apply(steps.into(), false);
+        }
+    }
+
+    fn pods_are_done(&mut self, generation: u64) {
+        if self.pods_generation != generation {
+            self.pods_generation = generation;
+            self.news = true;
+            self.say();
+        }
+    }
+
+    // === work ===
+
+    /// One piece of work. Says when to come back if nothing new comes before.
+    fn work(&mut self, now: Instant) -> Option<Instant> {
+        if let Some(scope) = self.dirty.next(now) {
+            self.read(&scope, now);
+            return Some(now);
+        }
+        if self.host_is_dirty {
+            self.read_host();
+        }
+        if !self.dirty.is_clean() {
+            return [self.dirty.due(), Some(self.full_read_at)].into_iter().flatten().min();
+        }
+        if !self.read_once {
+            self.first_read();
+            return Some(now);
+        }
+        if !self.steps.is_empty() {
+            self.next_chunk();
+            return Some(now);
+        }
+        if self.backoff.next().is_some_and(|due| due <= now) {
+            self.unsettled = true;
+        }
+        if self.unsettled && self.plan(now) {
+            return Some(now);
+        }
+        let burial = self.bury(now);
+        self.say();
+        [self.backoff.next(), burial, Some(self.full_read_at)].into_iter().flatten().min()
+    }
+
+    fn first_read(&mut self) {
+        self.read_once = true;
+        self.news = true;
+        if let Some((_, wanted)) = &self.wanted {
+            self.dirty.mark_wanted(&self.mirror, wanted);
+        }
+        self.say();
+    }
+
+    fn read(&mut self, scope: &Scope, now: Instant) {
+        match self.kernel.read(scope) {
+            Ok(read) => self.dirty_was_read(scope, &read),
+            // The pod is gone, and what was in it.
+            Err(crate::KernelError::NetnsGone(_)) => self.dirty_was_read(scope, &State::new()),
+            Err(error) => {
+                self.dirty.failed(scope, now);
+                let unknown = Some(error.to_string());
+                self.news |= self.unknown != unknown;
+                self.unknown = unknown;
+                self.say();
+            }
+        }
+    }
+
+    fn dirty_was_read(&mut self, scope: &Scope, read: &State) {
+        self.dirty.read(scope);
+        self.news |= self.unknown.take().is_some();
+        take_read(&mut self.mirror, scope, read);
+        self.steps.clear();
+        self.unsettled = true;
+    }
+
+    fn read_host(&mut self) {
+        self.host_is_dirty = false;
+        match self.kernel.host() {
+            Ok(host) if host == *self.host => {}
+            Ok(host) => {
+                self.host = Arc::new(host);
+                self.news = true;
+            }
+            // Whatever interrupted it tells again.
+            Err(_) => self.host_is_dirty = true,
+        }
+    }
+
+    /// Finds out what is to be done. Nothing: mirror and wanted state are equal, but for what fails and what is dying.
+    fn plan(&mut self, now: Instant) -> bool {
+        let Some((generation, wanted)) = self.wanted.clone() else { return false };
+        let all = diff(&self.mirror, &wanted, |_| true);
+        let pending: BTreeSet<&Key> = all.ops.iter().map(|(op, _)| op.key()).collect();
+        self.news |= self.backoff.retain(|key| pending.contains(key));
+        let steps = self.in_order(all);
+        self.steps = steps.into_iter().filter(|(op, _)| !self.backoff.holds(op.key(), now)).collect();
+        if !self.steps.is_empty() {
+            return true;
+        }
+        share(&mut self.mirror, &wanted);
+        self.unsettled = false;
+        self.news |= self.generation != generation;
+        (self.generation, self.pods_generation) = (generation, generation);
+        false
+    }
+
+    /// What pods need before bulk, and before both what all of them stand on. Links are condemned, not deleted, unless
+    /// they stand in the way of another.
+    fn in_order(&mut self, change: Change) -> VecDeque<(Op, Owner)> {
+        let last_made = change.ops.iter().rposition(|(op, _)| !matches!(op, Op::Delete(..)));
+        let mut steps = Vec::with_capacity(change.ops.len());
+        for (at, (op, owner)) in change.ops.into_iter().enumerate() {
+            match &op {
+                Op::Delete(Key::Link { ns: Netns::Host, .. }, old) if last_made.is_none_or(|last| at > last) => {
+                    if !is_dying(old)
+                        && let Some(new) = condemned(old)
+                    {
+                        steps.push((Op::Replace { key: op.key().clone(), old: old.clone(), new }, owner));
+                    }
+                }
+                _ => steps.push((op, owner)),
+            }
+        }
+        steps.sort_by_key(rank);
+        steps.into()
+    }
+
+    fn next_chunk(&mut self) {
+        let shared = self.steps.iter().take_while(|step| rank(step) == 0).count();
+        let count = shared.max(self.per_chunk).min(self.steps.len());
+        let chunk: Vec<_> = self.steps.drain(..count).collect();
+        let repairs = self.wanted.as_ref().is_some_and(|(generation, _)| *generation == self.generation);
+        let began = Instant::now();
+        self.apply(chunk, repairs);
+        match began.elapsed() {
+            took if took > CHUNK => self.per_chunk = (self.per_chunk / 2).max(8),
+            took if took < CHUNK / 2 => self.per_chunk = (self.per_chunk * 2).min(2048),
+            _ => {}
+        }
+        let pods_left = self.steps.front().is_some_and(|step| rank(step) < 2);
+        if let (Some((generation, _)), false) = (&self.wanted, pods_left) {
+            self.pods_are_done(*generation);
+        }
+    }
+
+    fn apply(&mut self, steps: Vec<(Op, Owner)>, repairs: bool) {
+        for (op, _) in &steps {
+            self.remember_found(op);
+        }
+        self.applied += steps.len() as u64;
+        if repairs {
+            let retries = steps.iter().filter(|(op, _)| self.backoff.knows(op.key())).count();
+            self.repaired += (steps.len() - retries) as u64;
+            self.news = true;
+        }
+        let change = Change { ops: steps };
+        let failures = self.kernel.apply(&change);
+        take_applied(&mut self.mirror, &change.ops, &failures);
+        let now = Instant::now();
+        for (op, _) in &change.ops {
+            self.after(op, now);
+        }
+        for failure in failures {
+            self.dirty.mark(self.scope_of_failure(&failure.key));
+            self.news |= self.backoff.failed(failure, now);
+        }
+        self.unsettled = true;
+    }
+
+    fn scope_of_failure(&self, key: &Key) -> Scope {
+        match key.netns() {
+            Netns::Host => scope_of(key),
+            Netns::Pod(ns) => {
+                let scopes = super::dirty::pods(&self.mirror).into_iter();
+                let mut of_pod = scopes.filter(|scope| matches!(scope, Scope::Pod { ns: of, .. } if of == ns));
+                of_pod.next().unwrap_or_else(|| Scope::Pod { ns: ns.clone(), ends: BTreeSet::new() })
+            }
+        }
+    }
+
+    /// What a step that was tried means for others.
+    fn after(&mut self, op: &Op, now: Instant) {
+        self.news |= self.backoff.forget(op.key());
+        match op {
+            Op::Create(Key::Link { ns, link }, _) => {
+                let on_it = |key: &Key| key.netns() == ns && key.link().is_none_or(|on| on == link);
+                self.backoff.hurry(on_it, now);
+            }
+            // The kernel drops more than it says when a link changes or an address goes.
+            Op::Replace { key: Key::Link { ns: Netns::Host, link }, new, .. } if !is_dying(new) => {
+                self.dirty.mark(Scope::Link(link.clone()));
+            }
+            Op::Delete(Key::Address { ns: Netns::Host, .. }, _) => self.dirty.mark(Scope::Routes),
+            _ => {}
+        }
+    }
+
+    fn remember_found(&mut self, op: &Op) {
+        if let Op::Replace { key: key @ (Key::Sysctl { ns: Netns::Host, .. } | Key::UplinkSysctl { .. }), old: Object::Sysctl(old), .. } = op
+        {
+            self.found.entry(key.clone()).or_insert_with(|| old.to_string());
+        }
+    }
+
+    /// Deletes condemned links when it disturbs nobody. Says when to look again.
+    fn bury(&mut self, now: Instant) -> Option<Instant> {
+        let wanted = self.wanted.as_ref().map(|(_, wanted)| wanted);
+        let unwanted = |key: &Key| wanted.is_some_and(|wanted| wanted.get(key).is_none());
+        let links: Vec<(Key, Object)> =
+            dying(&self.mirror).into_iter().filter(|(key, _)| unwanted(key) && !self.backoff.holds(key, now)).collect();
+        if links.is_empty() {
+            self.dying_since = None;
+            return None;
+        }
+        let since = *self.dying_since.get_or_insert(now);
+        let due = (self.pods_busy_at + QUIET).max(since + QUIET).min(since + PATIENCE);
+        if now < due {
+            return Some(due);
+        }
+        let steps = links.into_iter().take(BURIED_AT_ONCE);
+        self.apply(steps.map(|(key, object)| (Op::Delete(key, object), Owner::Read)).collect(), false);
+        self.news = true;
+        Some(now)
+    }
+
+    fn say(&mut self) {
+        if !self.news || !self.read_once {
+            return;
+        }
+        self.news = false;
+        (self.report)(Applied {
+            generation: self.generation,
+            pods_generation: self.pods_generation,
+            mirror: self.mirror.clone(),
+            failures: self.backoff.failures(),
+            host: self.host.clone(),
+            applied: std::mem::take(&mut self.applied),
+            repaired: std::mem::take(&mut self.repaired),
+            found: self.found.clone(),
+            unknown: self.unknown.clone(),
+        });
+    }
+}
+
+/// 0: the table and sysctls all pods stand on; 1: pods; 2: everything else.
+fn rank((op, owner): &(Op, Owner)) -> u8 {
+    match owner {
+        Owner::Pod(_) => 1,
+        _ if op.key().is_nft() || matches!(op.key(), Key::Sysctl { .. } | Key::UplinkSysctl { .. }) => 0,
+        _ => 2,
+    }
+}

@@ -1,0 +1,133 @@
+//! The kernel thread on the real kernel: what is wanted comes, what others break is repaired, what is quiet stays so.
+
+mod netns;
+mod states;
+
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
+
+use netns::Netns;
+use states::{Place, state};
+use tartan_kernel::linux::Linux;
+use tartan_kernel::thread::{Applied, Handle, spawn};
+use tartan_netstate::{Object, State};
+
+/// A node with two pods, and the thread at work in it.
+struct Node {
+    // Dropped in this order: the thread leaves the namespace first.
+    handle: Handle,
+    reports: Receiver<Applied>,
+    netns: Netns,
+    _place: Place,
+    wanted: State,
+}
+
+impl Node {
+    fn new() -> Node {
+        let place = Place::new();
+        // Both pods with both families, a bridge, fabric addresses, rules, dead blocks, both VXLAN devices.
+        let mut choice = [1; 32];
+        choice[8] = 1;
+        let wanted = state(&place, &choice);
+        let netns = Netns::new();
+        let (sender, reports) = channel();
+        let handle = netns.run(move || {
+            let report = move |applied| drop(sender.send(applied));
+            spawn(Box::new(Linux::open().unwrap()), report).unwrap()
+        });
+        handle.want(1, wanted.clone());
+        let mut node = Node { handle, reports, netns, _place: place, wanted };
+        node.wait("the first state", |applied| applied.generation == 1);
+        node
+    }
+
+    /// The first report that is as asked.
+    fn wait(&mut self, what: &str, is: impl Fn(&Applied) -> bool) -> Applied {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        let mut last = None;
+        loop {
+            match self.reports.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(applied) if is(&applied) => return applied,
+                Ok(applied) => last = Some(applied),
+                Err(RecvTimeoutError::Timeout) => panic!("{what} did not come; last: {last:#?}"),
+                Err(RecvTimeoutError::Disconnected) => panic!("the thread ended; last: {last:#?}"),
+            }
+        }
+    }
+
+    /// Somebody breaks something; the thread makes it whole again.
+    fn repairs(&mut self, script: &str) {
+        self.netns.sh(script);
+        let wanted = self.wanted.clone();
+        let whole = |applied: &Applied| applied.repaired > 0 && applied.failures.is_empty() && same(&applied.mirror, &wanted);
+        self.wait(&format!("repair after `{script}`"), whole);
+    }
+}
+
+fn same(is: &State, should: &State) -> bool {
+    should.differing_keys(is).all(|key| match (is.get(key), should.get(key)) {
+        (Some(is), Some(should)) => is.object == should.object,
+        _ => false,
+    })
+}
+
+#[test]
+fn what_others_break_is_repaired() {
+    let mut node = Node::new();
+    for script in [
+        "ip route del 10.1.0.2",
+        "ip -6 route del fd00::2",
+        "ip route del 10.2.0.0/24",
+        "ip neigh del 10.1.0.2 dev ttp00000000000",
+        "ip -6 neigh del fd00::2 dev ttp00000000000",
+        "bridge fdb del 02:00:00:00:00:0a dev ttx4 self",
+        "ip link del ttx4",
+        "ip link set ttx4 down",
+        "ip link set ttxbr down; ip link set ttxbr up",
+        "ip link del ttp00000000000",
+        "ip link set ttp00000000001 mtu 1300",
+        "ip addr del 10.1.0.201/32 dev lo",
+        "ip -6 addr del fd00::c9/128 dev lo",
+        "ip rule del priority 5000",
+        "ip -6 rule del priority 5000",
+        "ip route del unreachable 10.2.31.0/24 metric 4294967294",
+    ] {
+        node.repairs(script);
+    }
+}
+
+#[test]
+fn a_quiet_node_does_nothing() {
+    let node = Node::new();
+    // Echoes of the first state may still be under way; a sysctl that is nobody's proves nothing, so nothing is done.
+    let later = node.reports.recv_timeout(Duration::from_secs(2));
+    if let Ok(applied) = later {
+        assert_eq!((applied.applied, applied.repaired), (0, 0), "{applied:#?}");
+    }
+}
+
+#[test]
+fn what_is_no_longer_wanted_goes() {
+    let mut node = Node::new();
+    node.handle.want(2, State::new());
+    node.wait("the empty state", |applied| applied.generation == 2 && applied.mirror.is_empty());
+    assert_eq!(node.netns.sh("ip -br link | grep -c tt || true").trim(), "0");
+    assert_eq!(node.netns.sh("ip route; ip -6 route; ip rule | grep 5000 || true").trim(), "");
+}
+
+#[test]
+fn a_pod_is_looked_into_when_asked() {
+    let mut node = Node::new();
+    let pod = node
+        .wanted
+        .iter()
+        .find_map(|(key, entry)| match (key.netns(), &entry.object) {
+            (tartan_netstate::Netns::Pod(pod), Object::Link(_)) => Some(pod.clone()),
+            _ => None,
+        })
+        .unwrap();
+    node.netns.sh(&format!("nsenter --net={} ip addr flush dev eth0", pod.path));
+    node.handle.check_pod(pod);
+    let wanted = node.wanted.clone();
+    node.wait("the pod's addresses", |applied| applied.repaired > 0 && same(&applied.mirror, &wanted));
+}
