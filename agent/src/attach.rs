@@ -1,0 +1,151 @@
+//! What becomes of a CNI request: pure, from World and the request to a record, a removal or an answer.
+//!
+//! Invariants: nothing is decided before World is whole; an answered attachment is never changed by an ADD; a DEL of
+//! what is not there is a success.
+//!
+//! ADD with a prevResult (we are not the first of the chain) adds our interface to it. ADD of an attachment that was
+//! decided but never answered, e.g. because the agent died, is finished with the addresses it has.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Instant;
+
+use serde_json::Value;
+use tartan_api::cni::{CniError, CniRequest, Command, code};
+use tartan_model::{Attachment, World};
+use tartan_netstate::{LinkName, PodNetns};
+
+use crate::journal::{JournalError, Record};
+use crate::plan::is_whole;
+use crate::status::waiting_for;
+
+mod addresses;
+mod check;
+mod outcome;
+mod ports;
+mod wanted;
+
+pub use outcome::result;
+
+/// What a request comes to.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Decision {
+    /// A pod is to be attached like this; the caller waits until the kernel has it.
+    Attach(Attachment),
+    /// These are to go; the caller waits until the kernel let go of them.
+    Detach(Vec<Arc<str>>),
+    /// Nothing changes.
+    Answer(Value),
+}
+
+/// Decides on a request.
+pub fn decide(world: &World, request: &CniRequest, now: Instant) -> Result<Decision, CniError> {
+    match request.command {
+        Command::Add => add(world, request, now).map(Decision::Attach),
+        Command::Del => Ok(Decision::Detach(del(world, request))),
+        Command::Gc => Ok(Decision::Detach(gc(world, request)?)),
+        Command::Check => check::check(world, request).map(|()| Decision::Answer(Value::Null)),
+        Command::Status => status(world, now).map(|()| Decision::Answer(Value::Null)),
+    }
+}
+
+/// The journal's record of a new attachment.
+pub fn record(attachment: &Attachment) -> Record {
+    Record::Add(attachment.clone())
+}
+
+/// What the caller is told when the journal cannot be written.
+pub fn not_written(error: &JournalError) -> CniError {
+    CniError::new(code::TRY_LATER, "the agent's journal cannot be written", error.to_string())
+}
+
+fn add(world: &World, request: &CniRequest, now: Instant) -> Result<Attachment, CniError> {
+    ready(world, code::TRY_LATER)?;
+    let wanted = wanted::Wanted::read(&request.netconf)?;
+    let netns = netns(request)?;
+    let id = Attachment::id_of(&request.container, &request.ifname);
+    let unfinished = world.attachments.get(&id);
+    refuse_existing(world, request, &id, &netns)?;
+    ports::refuse_taken(world, &id, &wanted.ports)?;
+    let addresses = addresses::of(world, request, &wanted, unfinished.map(|it| &**it), now)?;
+    ports::refuse_unreachable(&wanted.ports, &addresses)?;
+    Ok(Attachment {
+        mac: wanted.mac.unwrap_or_else(|| tartan_datapath::pod::pod_mac(&id)),
+        id,
+        container: request.container.as_str().into(),
+        ifname: request.ifname.as_str().into(),
+        netns,
+        pod_namespace: request.pod.namespace.as_str().into(),
+        pod_name: request.pod.name.as_str().into(),
+        addresses,
+        ports: wanted.ports,
+        answered: false,
+    })
+}
+
+/// The spec: ADD of an interface that exists is an error.
+fn refuse_existing(world: &World, request: &CniRequest, id: &str, netns: &PodNetns) -> Result<(), CniError> {
+    let exists = |by: String| {
+        let msg = format!("{} already has an interface {}{by}", netns.path, request.ifname);
+        CniError::new(code::EXISTS, msg, "call DEL before another ADD, or choose another CNI_IFNAME")
+    };
+    let here = |other: &Attachment| other.netns == *netns && *other.ifname == *request.ifname;
+    for other in world.attachments.values() {
+        if *other.id == *id && other.answered {
+            return Err(exists(String::new()));
+        }
+        if *other.id != *id && here(other) {
+            return Err(exists(format!(", of {}", who(other))));
+        }
+    }
+    let previous = wanted::previous(&request.netconf)?.unwrap_or_default();
+    let taken = previous.interfaces.iter().any(|at| at.name == request.ifname && at.sandbox == *netns.path);
+    if taken { Err(exists(", made by a plugin before this one in the chain".into())) } else { Ok(()) }
+}
+
+fn netns(request: &CniRequest) -> Result<PodNetns, CniError> {
+    let missing = |what: &str| CniError::new(code::BAD_ENVIRONMENT, format!("{what} is missing or wrong"), "");
+    LinkName::new(&request.ifname).ok_or_else(|| missing("CNI_IFNAME"))?;
+    let netns = request.netns.as_ref().ok_or_else(|| missing("CNI_NETNS"))?;
+    Ok(PodNetns { dev: netns.dev, ino: netns.ino, path: netns.path.as_str().into() })
+}
+
+fn del(world: &World, request: &CniRequest) -> Vec<Arc<str>> {
+    let id = Attachment::id_of(&request.container, &request.ifname);
+    if world.attachments.contains_key(&id) { vec![id] } else { Vec::new() }
+}
+
+fn gc(world: &World, request: &CniRequest) -> Result<Vec<Arc<str>>, CniError> {
+    let Some(valid) = &request.netconf.valid_attachments else {
+        let fix = "without it GC would remove every pod; an empty list says that none is to stay";
+        return Err(CniError::new(code::BAD_NETCONF, "cni.dev/valid-attachments is missing", fix));
+    };
+    let valid: BTreeSet<Arc<str>> = valid.iter().map(|at| Attachment::id_of(&at.container_id, &at.ifname)).collect();
+    Ok(world.attachments.keys().filter(|id| !valid.contains(*id)).cloned().collect())
+}
+
+/// Whether an ADD could work now.
+fn status(world: &World, now: Instant) -> Result<(), CniError> {
+    ready(world, code::NOT_AVAILABLE)?;
+    addresses::any_left(world, now)
+}
+
+fn ready(world: &World, code: u32) -> Result<(), CniError> {
+    if is_whole(world) {
+        return Ok(());
+    }
+    let msg = format!("the agent is not ready: it waits for {}", waiting_for(world));
+    Err(CniError::new(code, msg, "it retries by itself; `tartan status` on this node shows how far it is"))
+}
+
+/// How a user knows a pod.
+fn who(attachment: &Attachment) -> String {
+    if attachment.pod_name.is_empty() {
+        format!("container {}", attachment.container)
+    } else {
+        format!("pod {}/{}", attachment.pod_namespace, attachment.pod_name)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,188 @@
+//! The rows of the CNI spec (1.1.0) that the agent answers for.
+
+use tartan_model::Failed;
+use tartan_netstate::{Key, Netns, Owner};
+
+use super::*;
+
+/// What a request comes to, in a word.
+fn verdict(world: &World, request: &CniRequest) -> String {
+    match decide(world, request, Instant::now()) {
+        Ok(Decision::Attach(attachment)) => format!("attach {}", attachment.id),
+        Ok(Decision::Detach(ids)) => format!("detach {}", ids.join(" ")),
+        Ok(Decision::Answer(value)) => format!("answer {value}"),
+        Err(error) => format!("{} {}", error.code, error.msg),
+    }
+}
+
+#[track_caller]
+fn check(world: &World, request: &CniRequest, expected: &str) {
+    assert_eq!(verdict(world, request), expected);
+}
+
+#[test]
+fn add_of_an_interface_that_exists_is_an_error() {
+    let mut world = whole(Instant::now());
+    attached(&mut world, "a", &json!({}));
+    check(&world, &request(Command::Add, "a"), "100 /run/netns/a already has an interface eth0");
+    let other = CniRequest { container: "b".into(), ..request(Command::Add, "a") };
+    check(&world, &other, "100 /run/netns/a already has an interface eth0, of pod shop/a");
+    let second = CniRequest { ifname: "net1".into(), ..request(Command::Add, "a") };
+    check(&world, &second, "attach a/net1");
+    check(&world, &request(Command::Add, "bb"), "attach bb/eth0");
+    let previous = json!({"interfaces": [{"name": "eth0", "sandbox": "/run/netns/bb"}]});
+    let chained = CniRequest { netconf: netconf(&json!({"prevResult": previous})), ..request(Command::Add, "bb") };
+    let by = "100 /run/netns/bb already has an interface eth0, made by a plugin before this one in the chain";
+    check(&world, &chained, by);
+}
+
+#[test]
+fn del_is_a_success_whatever_is_left() {
+    let mut world = whole(Instant::now());
+    attached(&mut world, "a", &json!({}));
+    check(&world, &request(Command::Del, "a"), "detach a/eth0");
+    let bare = CniRequest { netns: None, pod: PodName::default(), ..request(Command::Del, "a") };
+    check(&world, &bare, "detach a/eth0");
+    check(&world, &request(Command::Del, "unheard-of"), "detach ");
+    check(&World::default(), &request(Command::Del, "a"), "detach ");
+    let nonsense = json!({"runtimeConfig": {"mac": "x", "bandwidth": 1}, "ipam": {"type": "host-local"}});
+    check(&world, &CniRequest { netconf: netconf(&nonsense), ..bare }, "detach a/eth0");
+}
+
+#[test]
+fn gc_removes_all_but_the_valid() {
+    let mut world = whole(Instant::now());
+    for container in ["a", "bb", "ccc"] {
+        attached(&mut world, container, &json!({}));
+    }
+    let gc = |valid: &Value| CniRequest {
+        container: String::new(),
+        ifname: String::new(),
+        netns: None,
+        netconf: netconf(&json!({"cni.dev/valid-attachments": valid})),
+        ..request(Command::Gc, "")
+    };
+    let valid = |container: &str, ifname: &str| json!({"containerID": container, "ifname": ifname});
+    check(&world, &gc(&json!([valid("bb", "eth0"), valid("unheard-of", "eth0")])), "detach a/eth0 ccc/eth0");
+    check(&world, &gc(&json!([valid("a", "net1")])), "detach a/eth0 bb/eth0 ccc/eth0");
+    check(&world, &gc(&json!([])), "detach a/eth0 bb/eth0 ccc/eth0");
+    check(&world, &request(Command::Gc, ""), "7 cni.dev/valid-attachments is missing");
+}
+
+#[test]
+fn status_says_whether_an_add_could_work() {
+    let now = Instant::now();
+    let status = request(Command::Status, "");
+    let mut world = whole(now);
+    check(&world, &status, "answer null");
+    world.programmed.read = false;
+    check(&world, &status, "50 the agent is not ready: it waits for the first full read of the kernel");
+    check(&world, &request(Command::Add, "a"), "11 the agent is not ready: it waits for the first full read of the kernel");
+    let mut unsynced = World::default();
+    unsynced.programmed.read = true;
+    check(&unsynced, &status, "50 the agent is not ready: it waits for the store's first list");
+    unsynced.store_away = Some("no route to it".into());
+    check(&unsynced, &status, "50 the agent is not ready: it waits for the store: no route to it");
+}
+
+#[test]
+fn status_and_add_say_that_addresses_are_used_up() {
+    let now = Instant::now();
+    let mut world = whole(now);
+    for number in 0..64 {
+        if let Ok(attachment) = add_with(&world, &format!("c{number}"), &json!({})) {
+            world.attach(attachment);
+        }
+    }
+    let status = decide(&world, &request(Command::Status, ""), now).unwrap_err();
+    let add = decide(&world, &request(Command::Add, "last"), now).unwrap_err();
+    assert_eq!((status.code, add.code), (code::NOT_AVAILABLE, code::NO_ADDRESS));
+    assert_eq!((&status.msg, &status.details), (&add.msg, &add.details));
+    assert!(add.msg.contains("v4") || add.msg.contains("10.244"), "names no pool: {add}");
+}
+
+/// A node with pod `a`, and the CHECK of it as a runtime asks after ADD.
+fn added() -> (World, CniRequest) {
+    let mut world = whole(Instant::now());
+    let keys = json!({"runtimeConfig": {
+        "ips": ["10.244.1.9", "fd00:244:0:1::9"],
+        "portMappings": [{"hostPort": 80, "containerPort": 80}],
+    }});
+    let attachment = attached(&mut world, "a", &keys);
+    let added = result(&world, &attachment, &request(Command::Add, "a")).unwrap();
+    let check = CniRequest { netconf: netconf(&json!({"prevResult": added})), ..request(Command::Check, "a") };
+    (world, check)
+}
+
+/// CHECK of pod `a` after `spoil` had its way with the node and with what the runtime says.
+#[track_caller]
+fn check_after(spoil: impl FnOnce(&mut World, &mut CniRequest), expected: &str) {
+    let (mut world, mut request) = added();
+    spoil(&mut world, &mut request);
+    check(&world, &request, expected);
+}
+
+fn previous(request: &mut CniRequest) -> &mut Value {
+    request.netconf.prev_result.as_mut().unwrap()
+}
+
+#[test]
+fn check_is_fine_right_after_add() {
+    check_after(|_, _| {}, "answer null");
+}
+
+#[test]
+fn check_tolerates_what_plugins_later_in_the_chain_do() {
+    let later = |_: &mut World, request: &mut CniRequest| {
+        let result = previous(request);
+        result["interfaces"][1]["mac"] = json!("02:00:00:00:00:77");
+        result["interfaces"].as_array_mut().unwrap().push(json!({"name": "ifb0"}));
+        result["ips"].as_array_mut().unwrap().push(json!({"address": "198.51.100.7/24", "interface": 2}));
+        result["routes"] = json!([]);
+    };
+    check_after(later, "answer null");
+}
+
+#[test]
+fn check_finds_every_object_that_is_missing() {
+    let (world, request) = added();
+    let objects: Vec<(Key, Owner)> =
+        world.programmed.mirror.iter().map(|(key, entry)| (key.clone(), entry.owner.clone())).collect();
+    let mut missed = 0;
+    for (key, owner) in objects {
+        let ours = matches!(owner, Owner::Pod(_)) && !matches!(key, Key::LinkSysctl { .. });
+        missed += usize::from(ours);
+        let mut world = world.clone();
+        world.programmed.mirror.remove(&key);
+        let found = format!("103 pod shop/a: {key} is missing");
+        check(&world, &request, if ours { &found } else { "answer null" });
+    }
+    // Two links, and in each family: an address, two neighbours, three routes, a port and its hairpin.
+    assert_eq!(missed, 2 + 2 * 8);
+}
+
+#[test]
+fn check_finds_what_the_kernel_refused() {
+    let refuse = |world: &mut World, _: &mut CniRequest| {
+        let key = Key::Link { ns: Netns::Host, link: LinkName::new("ttp1").unwrap() };
+        let owner = Owner::Pod("a/eth0".into());
+        world.programmed.failures = [Failed { key, owner, error: "EPERM".into() }].into();
+    };
+    check_after(refuse, "103 pod shop/a: the kernel refused link ttp1 in host: EPERM");
+}
+
+#[test]
+fn check_compares_with_what_was_promised() {
+    check_after(|world, _| world.detach("a/eth0", Instant::now()), "3 a/eth0 is not attached");
+    let moved = "103 pod shop/a: it was attached to /run/netns/a (nsfs 4:1), which is another namespace";
+    check_after(|_, request| request.netns.as_mut().unwrap().ino += 1, moved);
+    check_after(|_, request| request.netns = None, moved);
+    let no_interface = "103 pod shop/a: prevResult has no interface eth0";
+    check_after(|_, request| previous(request)["interfaces"] = json!([]), no_interface);
+    check_after(|_, request| previous(request)["interfaces"][1]["sandbox"] = json!("/run/netns/b"), no_interface);
+    let no_address = "103 pod shop/a: prevResult does not give 10.244.1.9/32 to eth0";
+    check_after(|_, request| previous(request)["ips"] = json!([]), no_address);
+    check_after(|_, request| previous(request)["ips"][0]["interface"] = json!(0), no_address);
+    check_after(|_, request| previous(request)["ips"][0]["address"] = json!("10.244.1.10/32"), no_address);
+    check_after(|_, request| request.netconf.prev_result = None, "7 prevResult is missing");
+}

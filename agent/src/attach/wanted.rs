@@ -1,0 +1,122 @@
+//! What a network configuration asks for, typed; each fault with its key, its value and the fix.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use tartan_api::cni::{self, CniError, NetConf, Success, Version, code};
+use tartan_model::{Family, PerFamily, PortMapping, Protocol};
+use tartan_netstate::Mac;
+
+/// What the runtime wants of this pod beyond an address in every family.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Wanted {
+    pub(super) addresses: PerFamily<IpAddr>,
+    pub(super) mac: Option<Mac>,
+    pub(super) ports: Vec<PortMapping>,
+}
+
+impl Wanted {
+    pub(super) fn read(netconf: &NetConf) -> Result<Wanted, CniError> {
+        refuse_unsupported(netconf)?;
+        let config = &netconf.runtime_config;
+        Ok(Wanted { addresses: addresses(&config.ips)?, mac: mac(config.mac.as_deref())?, ports: ports(config)? })
+    }
+}
+
+/// The result of the plugin before us; configurations older than 0.3.0 know of none.
+pub(super) fn previous(netconf: &NetConf) -> Result<Option<Success>, CniError> {
+    let Some(value) = netconf.prev_result.as_ref().filter(|value| !value.is_null()) else { return Ok(None) };
+    if Version::parse(&netconf.cni_version).is_none_or(|version| version < Version::V0_3_0) {
+        return Ok(None);
+    }
+    let result = serde_json::from_value(value.clone());
+    result
+        .map(Some)
+        .map_err(|error| bad(format!("prevResult: {error}"), "it is the result of the plugin before this one"))
+}
+
+fn refuse_unsupported(netconf: &NetConf) -> Result<(), CniError> {
+    let unsupported = |key: String, value: &serde_json::Value, fix: String| {
+        Err(CniError::new(code::UNSUPPORTED_FIELD, format!("{key} is not supported: {value}"), fix))
+    };
+    if let Some(ipam) = netconf.ipam.as_ref().filter(|ipam| ipam.get("type").is_some()) {
+        return unsupported("ipam".into(), ipam, "take it out: Tartan gives addresses from its IPPools".into());
+    }
+    match netconf.runtime_config.others.iter().next() {
+        Some((name, value)) => {
+            unsupported(format!("runtimeConfig.{name}"), value, format!("take {name:?} out of `capabilities`"))
+        }
+        None => Ok(()),
+    }
+}
+
+fn addresses(asked: &[String]) -> Result<PerFamily<IpAddr>, CniError> {
+    let mut addresses = PerFamily::default();
+    for text in asked {
+        let address = text.parse::<IpAddr>().or_else(|_| text.parse::<IpNet>().map(|net| net.addr()));
+        let wrong =
+            || bad(format!("runtimeConfig.ips: {text:?} is no IP address"), "write it as in 10.244.0.7 or fd00::7");
+        let address = address.map_err(|_| wrong())?;
+        let family = Family::of(address);
+        if let Some(first) = addresses.get(family) {
+            let msg = format!("runtimeConfig.ips: {first} and {address} are both {family}");
+            return Err(bad(msg, "a pod has one address a family"));
+        }
+        addresses.set(family, address);
+    }
+    Ok(addresses)
+}
+
+fn mac(asked: Option<&str>) -> Result<Option<Mac>, CniError> {
+    let Some(text) = asked.filter(|text| !text.is_empty()) else { return Ok(None) };
+    let six = "write six hex pairs, as in 02:00:5e:10:00:01";
+    let mac: Mac = text.parse().map_err(|_| bad(format!("runtimeConfig.mac: {text:?} is no MAC address"), six))?;
+    if mac.0[0] & 1 == 1 || mac.0 == [0; 6] {
+        let msg = format!("runtimeConfig.mac: {text} is no address of one interface");
+        return Err(bad(msg, "the first pair is to be even, as in 02:…, and not all are 00"));
+    }
+    Ok(Some(mac))
+}
+
+fn ports(config: &cni::RuntimeConfig) -> Result<Vec<PortMapping>, CniError> {
+    let mut ports = Vec::with_capacity(config.port_mappings.len());
+    for (at, mapping) in config.port_mappings.iter().enumerate() {
+        let port = port(mapping)
+            .map_err(|(field, why, fix)| bad(format!("runtimeConfig.portMappings[{at}].{field}: {why}"), fix))?;
+        if let Some(same) = ports.iter().position(|other| super::ports::overlap(other, &port)) {
+            let msg = format!("runtimeConfig.portMappings[{at}]: {} again, as in [{same}]", super::ports::name(&port));
+            return Err(bad(msg, "each port of the node leads to one port of the pod"));
+        }
+        ports.push(port);
+    }
+    Ok(ports)
+}
+
+fn port(mapping: &cni::PortMapping) -> Result<PortMapping, (&'static str, String, &'static str)> {
+    let range = "a port is 1 to 65535";
+    if mapping.host_port == 0 {
+        return Err(("hostPort", "0 is no port".into(), range));
+    }
+    if mapping.container_port == 0 {
+        return Err(("containerPort", "0 is no port".into(), range));
+    }
+    let protocol = match &*mapping.protocol.to_ascii_lowercase() {
+        "" | "tcp" => Protocol::Tcp,
+        "udp" => Protocol::Udp,
+        "sctp" => Protocol::Sctp,
+        _ => return Err(("protocol", format!("{:?} has no ports", mapping.protocol), "it is tcp, udp or sctp")),
+    };
+    let host_ip = match &*mapping.host_ip {
+        "" => None,
+        text => {
+            let wrong =
+                |_| ("hostIP", format!("{text:?} is no IP address"), "an address of this node, or leave it out");
+            Some(text.parse::<IpAddr>().map_err(wrong)?)
+        }
+    };
+    Ok(PortMapping { protocol, host_ip, host_port: mapping.host_port, container_port: mapping.container_port })
+}
+
+fn bad(msg: String, fix: &str) -> CniError {
+    CniError::new(code::BAD_NETCONF, msg, fix)
+}

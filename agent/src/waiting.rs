@@ -1,0 +1,196 @@
+//! CNI callers that wait until the kernel holds what they asked for.
+//!
+//! An ADD is answered once a plan that holds it has been applied and nothing of its pod was refused; a DEL once a plan
+//! without it has. Nobody waits for ever, and who hung up is not waited for: its attachment is undone.
+//!
+//! Invariant: of each ADD exactly one of `answered` and `undone` is said, unless it was deleted meanwhile.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tartan_api::cni::{CniError, CniRequest, code};
+use tartan_model::{Attachment, World};
+use tartan_netstate::Owner;
+use tokio::sync::oneshot;
+
+use crate::attach;
+
+/// How long the kernel may take; less than the plugin's own patience, so that the runtime is told why.
+const PATIENCE: Duration = Duration::from_secs(45);
+
+/// What a caller is told.
+pub type Answer = Result<Value, CniError>;
+
+/// The way back to a caller.
+pub struct CniReply(oneshot::Sender<Answer>);
+
+/// Everybody who waits.
+#[derive(Default)]
+pub struct Waiting {
+    callers: Vec<Caller>,
+    /// The last generation that was promised.
+    generation: u64,
+    /// Somebody waits for a generation that may be applied already: nothing else would wake the loop.
+    look: bool,
+}
+
+struct Caller {
+    what: What,
+    reply: CniReply,
+    /// The plan to wait for; none until there is one.
+    generation: Option<u64>,
+    since: Instant,
+}
+
+enum What {
+    Add { id: Arc<str>, request: Box<CniRequest> },
+    Del,
+}
+
+/// What came of it.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Outcome {
+    /// Attachments whose runtime has been told that they work.
+    pub answered: Vec<Arc<str>>,
+    /// Attachments that are to go.
+    pub undone: Vec<Arc<str>>,
+}
+
+// === impl CniReply ===
+
+impl CniReply {
+    /// Both ends of a way back.
+    pub fn channel() -> (CniReply, oneshot::Receiver<Answer>) {
+        let (sender, receiver) = oneshot::channel();
+        (CniReply(sender), receiver)
+    }
+
+    /// It worked.
+    pub fn answer(self, result: Value) {
+        self.say(Ok(result));
+    }
+
+    /// It did not.
+    pub fn fail(self, error: CniError) {
+        self.say(Err(error));
+    }
+
+    /// Whether there was still somebody to hear it.
+    fn say(self, answer: Answer) -> bool {
+        self.0.send(answer).is_ok()
+    }
+
+    fn is_gone(&self) -> bool {
+        self.0.is_closed()
+    }
+}
+
+// === impl Waiting ===
+
+impl Waiting {
+    /// An ADD waits for the next plan.
+    pub fn arrive(&mut self, attachment: &Attachment, request: CniRequest, reply: CniReply, now: Instant) {
+        self.push(What::Add { id: attachment.id.clone(), request: Box::new(request) }, reply, now);
+    }
+
+    /// A DEL or a GC waits for the next plan.
+    pub fn depart(&mut self, reply: CniReply, now: Instant) {
+        self.push(What::Del, reply, now);
+    }
+
+    /// The attachment is deleted: who still waits to see it added learns that.
+    pub fn forget(&mut self, id: &str) {
+        let of_it = |caller: &mut Caller| matches!(&caller.what, What::Add { id: added, .. } if **added == *id);
+        for caller in self.callers.extract_if(.., of_it) {
+            let msg = format!("{id} was deleted while it was being added");
+            caller.reply.fail(CniError::new(code::TRY_LATER, msg, "the runtime called DEL or GC before ADD had ended"));
+        }
+    }
+
+    /// There is a plan for all that came so far: this generation; 0 while nothing can be planned.
+    pub fn promise(&mut self, generation: u64) {
+        for caller in self.callers.iter_mut().filter(|caller| caller.generation.is_none()) {
+            match caller.what {
+                // A plan without it is to come, and there is none with it.
+                What::Del if generation == 0 => caller.generation = Some(0),
+                _ if generation == 0 => continue,
+                _ => caller.generation = Some(generation),
+            }
+            self.look |= generation == self.generation;
+        }
+        self.generation = generation;
+    }
+
+    /// Answers whom it can. Called for each change of what is programmed, and at [`Waiting::wake_at`].
+    pub fn settle(&mut self, world: &World, now: Instant) -> Outcome {
+        self.look = false;
+        let mut outcome = Outcome::default();
+        let applied = world.programmed.pods_generation;
+        let due = |caller: &mut Caller| caller.is_done(applied) || caller.reply.is_gone() || caller.deadline() <= now;
+        for caller in self.callers.extract_if(.., due).collect::<Vec<_>>() {
+            let done = caller.is_done(applied);
+            match caller.what {
+                What::Add { id, request } => {
+                    let verdict = if done { added(world, &id, &request) } else { Err(too_slow(world)) };
+                    let worked = verdict.is_ok();
+                    let told = caller.reply.say(verdict);
+                    if worked && told {
+                        outcome.answered.push(id);
+                    } else if !outcome.undone.contains(&id) {
+                        outcome.undone.push(id);
+                    }
+                }
+                What::Del => drop(caller.reply.say(if done { Ok(Value::Null) } else { Err(too_slow(world)) })),
+            }
+        }
+        // Two ADDs of one attachment: as long as one of them was told that it works or may still be, it stays.
+        let waits =
+            |id: &Arc<str>| self.callers.iter().any(|c| matches!(&c.what, What::Add { id: of, .. } if of == id));
+        outcome.undone.retain(|id| !outcome.answered.contains(id) && !waits(id));
+        outcome
+    }
+
+    /// When to settle though nothing happens.
+    pub fn wake_at(&self) -> Option<Instant> {
+        let first = self.callers.iter().min_by_key(|caller| caller.since)?;
+        Some(if self.look { first.since } else { first.deadline() })
+    }
+
+    fn push(&mut self, what: What, reply: CniReply, now: Instant) {
+        self.callers.push(Caller { what, reply, generation: None, since: now });
+    }
+}
+
+impl Caller {
+    fn is_done(&self, applied: u64) -> bool {
+        self.generation.is_some_and(|generation| generation <= applied)
+    }
+
+    fn deadline(&self) -> Instant {
+        self.since + PATIENCE
+    }
+}
+
+/// The answer to an ADD whose plan has been applied, or tried.
+fn added(world: &World, id: &Arc<str>, request: &CniRequest) -> Answer {
+    let owner = Owner::Pod(id.clone());
+    if let Some(failed) = world.programmed.failures.iter().find(|failed| failed.owner == owner) {
+        return Err(CniError::new(code::IO, format!("the kernel refused {}", failed.key), &*failed.error));
+    }
+    let Some(attachment) = world.attachments.get(id) else {
+        return Err(CniError::new(code::TRY_LATER, format!("{id} was deleted while it was being added"), ""));
+    };
+    attach::result(world, attachment, request)
+}
+
+fn too_slow(world: &World) -> CniError {
+    let programmed = &world.programmed;
+    let msg = format!("the kernel did not get there in {} s", PATIENCE.as_secs());
+    let refused = programmed.failures.first().map(|failed| format!("; refused: {}: {}", failed.key, failed.error));
+    let details = format!("applied so far: plan {}{}", programmed.pods_generation, refused.unwrap_or_default());
+    CniError::new(code::TRY_LATER, msg, details)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,221 @@
+//! Callers, what the kernel reports, and a clock that only the test moves.
+
+use serde_json::json;
+use tartan_api::cni::{Command, NetConf, NetnsFile, PodName, Version};
+use tartan_model::{Failed, PerFamily};
+use tartan_netstate::{Key, LinkName, Mac, Netns, PodNetns};
+use tokio::sync::oneshot::Receiver;
+use tokio::sync::oneshot::error::TryRecvError;
+
+use super::*;
+
+/// A loop in small: World, those who wait, and the hour.
+struct Loop {
+    world: World,
+    waiting: Waiting,
+    now: Instant,
+}
+
+impl Loop {
+    fn new() -> Loop {
+        Loop { world: World::default(), waiting: Waiting::default(), now: Instant::now() }
+    }
+
+    fn add(&mut self, container: &str) -> Receiver<Answer> {
+        let (reply, answer) = CniReply::channel();
+        let attachment = attachment(container);
+        self.waiting.arrive(&attachment, request(container), reply, self.now);
+        self.world.attach(attachment);
+        answer
+    }
+
+    fn del(&mut self, container: &str) -> Receiver<Answer> {
+        let (reply, answer) = CniReply::channel();
+        let id = Attachment::id_of(container, "eth0");
+        self.world.detach(&id, self.now);
+        self.waiting.forget(&id);
+        self.waiting.depart(reply, self.now);
+        answer
+    }
+
+    /// The kernel thread reports that it has tried this plan, and that these pods' objects were refused.
+    fn applied(&mut self, generation: u64, refused: &[&str]) {
+        self.world.programmed.pods_generation = generation;
+        let failed = |container: &&str| Failed {
+            key: Key::Link { ns: Netns::Host, link: LinkName::new("ttp1").unwrap() },
+            owner: Owner::Pod(Attachment::id_of(container, "eth0")),
+            error: "File exists (os error 17)".into(),
+        };
+        self.world.programmed.failures = refused.iter().map(failed).collect();
+    }
+
+    /// Settles; ids answered and ids undone.
+    fn settle(&mut self) -> (Vec<String>, Vec<String>) {
+        let Outcome { answered, undone } = self.waiting.settle(&self.world, self.now);
+        let texts = |ids: Vec<Arc<str>>| ids.iter().map(ToString::to_string).collect();
+        (texts(answered), texts(undone))
+    }
+}
+
+fn attachment(container: &str) -> Attachment {
+    Attachment {
+        id: Attachment::id_of(container, "eth0"),
+        container: container.into(),
+        ifname: "eth0".into(),
+        netns: PodNetns { dev: 4, ino: 1, path: "/run/netns/a".into() },
+        pod_namespace: "".into(),
+        pod_name: "".into(),
+        addresses: PerFamily::first_of(["10.244.1.9".parse().unwrap()]),
+        mac: Mac([2, 0, 0, 0, 0, 1]),
+        ports: Vec::new(),
+        answered: false,
+    }
+}
+
+fn request(container: &str) -> CniRequest {
+    CniRequest {
+        command: Command::Add,
+        version: Version::NEWEST,
+        container: container.into(),
+        ifname: "eth0".into(),
+        netns: Some(NetnsFile { path: "/run/netns/a".into(), dev: 4, ino: 1 }),
+        pod: PodName::default(),
+        netconf: NetConf::default(),
+    }
+}
+
+/// What a caller heard: `waits`, `ok`, or code and message.
+fn heard(answer: &mut Receiver<Answer>) -> String {
+    match answer.try_recv() {
+        Err(TryRecvError::Empty) => "waits".into(),
+        Err(TryRecvError::Closed) => "dropped".into(),
+        Ok(Ok(_)) => "ok".into(),
+        Ok(Err(error)) => format!("{} {}", error.code, error.msg),
+    }
+}
+
+fn ids(ids: &[&str]) -> Vec<String> {
+    ids.iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn an_add_is_answered_once_its_own_plan_is_applied() {
+    let mut agent = Loop::new();
+    agent.applied(6, &[]);
+    let mut answer = agent.add("a");
+    assert_eq!(agent.settle(), (ids(&[]), ids(&[])), "there is no plan yet");
+    agent.waiting.promise(7);
+    assert_eq!(agent.settle(), (ids(&[]), ids(&[])), "plan 6 does not hold it");
+    assert_eq!(heard(&mut answer), "waits");
+    agent.applied(7, &[]);
+    assert_eq!(agent.settle(), (ids(&["a/eth0"]), ids(&[])));
+    let result = answer.try_recv().unwrap().unwrap();
+    assert_eq!(result["ips"], json!([{"address": "10.244.1.9/32", "gateway": "169.254.1.1", "interface": 1}]));
+    assert_eq!(agent.settle(), (ids(&[]), ids(&[])), "once");
+}
+
+#[test]
+fn what_the_kernel_refuses_of_a_pod_fails_its_add_and_no_other() {
+    let mut agent = Loop::new();
+    let (mut a, mut b) = (agent.add("a"), agent.add("b"));
+    agent.waiting.promise(1);
+    agent.applied(1, &["a"]);
+    assert_eq!(agent.settle(), (ids(&["b/eth0"]), ids(&["a/eth0"])));
+    assert_eq!(heard(&mut a), "5 the kernel refused link ttp1 in host");
+    assert_eq!(heard(&mut b), "ok");
+}
+
+#[test]
+fn who_hangs_up_is_undone_at_once() {
+    let mut agent = Loop::new();
+    drop(agent.add("a"));
+    assert_eq!(agent.settle(), (ids(&[]), ids(&["a/eth0"])));
+    let answer = agent.add("b");
+    agent.waiting.promise(1);
+    agent.applied(1, &[]);
+    drop(answer);
+    assert_eq!(agent.settle(), (ids(&[]), ids(&["b/eth0"])), "though it had worked");
+}
+
+#[test]
+fn nobody_waits_for_ever() {
+    let mut agent = Loop::new();
+    let (mut add, mut del) = (agent.add("a"), agent.del("b"));
+    agent.waiting.promise(1);
+    let wake_at = agent.waiting.wake_at().unwrap();
+    assert_eq!(wake_at, agent.now + PATIENCE);
+    agent.now = wake_at - Duration::from_millis(1);
+    assert_eq!(agent.settle(), (ids(&[]), ids(&[])));
+    agent.now = wake_at;
+    assert_eq!(agent.settle(), (ids(&[]), ids(&["a/eth0"])));
+    for answer in [&mut add, &mut del] {
+        assert_eq!(heard(answer), "11 the kernel did not get there in 45 s");
+    }
+    assert_eq!(agent.waiting.wake_at(), None);
+}
+
+#[test]
+fn a_del_waits_for_the_plan_without_the_pod() {
+    let mut agent = Loop::new();
+    agent.applied(3, &[]);
+    let mut answer = agent.del("a");
+    agent.waiting.promise(4);
+    agent.settle();
+    assert_eq!(heard(&mut answer), "waits");
+    agent.applied(4, &["a"]);
+    agent.settle();
+    assert_eq!(heard(&mut answer), "ok", "what could not be deleted is tried again, and is nothing of the caller's");
+}
+
+#[test]
+fn while_nothing_can_be_planned_a_del_is_a_record_and_an_add_waits() {
+    let mut agent = Loop::new();
+    let (mut del, mut add) = (agent.del("a"), agent.add("b"));
+    agent.waiting.promise(0);
+    assert_eq!(agent.settle(), (ids(&[]), ids(&[])));
+    assert_eq!((heard(&mut del), heard(&mut add)), ("ok".into(), "waits".into()));
+    agent.waiting.promise(1);
+    agent.applied(1, &[]);
+    assert_eq!(agent.settle(), (ids(&["b/eth0"]), ids(&[])));
+}
+
+#[test]
+fn a_plan_that_did_not_change_is_looked_at_without_being_woken() {
+    let mut agent = Loop::new();
+    agent.waiting.promise(5);
+    agent.applied(5, &[]);
+    let mut answer = agent.del("unheard-of");
+    agent.waiting.promise(5);
+    assert!(agent.waiting.wake_at().unwrap() <= agent.now, "nothing else would wake the loop");
+    agent.settle();
+    assert_eq!(heard(&mut answer), "ok");
+    let _other = agent.add("a");
+    agent.waiting.promise(6);
+    assert!(agent.waiting.wake_at().unwrap() > agent.now, "the kernel thread will report plan 6");
+}
+
+#[test]
+fn a_del_ends_the_add_it_overtakes() {
+    let mut agent = Loop::new();
+    let mut add = agent.add("a");
+    agent.waiting.promise(1);
+    let mut del = agent.del("a");
+    assert_eq!(heard(&mut add), "11 a/eth0 was deleted while it was being added");
+    agent.waiting.promise(2);
+    agent.applied(2, &[]);
+    assert_eq!(agent.settle(), (ids(&[]), ids(&[])));
+    assert_eq!(heard(&mut del), "ok");
+}
+
+#[test]
+fn of_two_adds_of_one_attachment_one_is_enough_to_keep_it() {
+    let mut agent = Loop::new();
+    let first = agent.add("a");
+    let mut second = agent.add("a");
+    drop(first);
+    assert_eq!(agent.settle(), (ids(&[]), ids(&[])), "the second one still waits");
+    agent.waiting.promise(1);
+    agent.applied(1, &[]);
+    assert_eq!(agent.settle(), (ids(&["a/eth0"]), ids(&[])));
+    assert_eq!(heard(&mut second), "ok");
+}
