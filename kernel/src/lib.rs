@@ -72,6 +72,8 @@ pub enum Scope {
     Link(LinkName),
     /// Our nft table.
     Nft,
+    /// Our rules in forward chains of others.
+    Foreign,
     /// The values of these sysctls.
     Sysctls(Vec<Key>),
     /// What is ours inside a pod: these ends of our links, and what hangs on them.

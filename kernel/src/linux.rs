@@ -130,12 +130,8 @@ impl Kernel for Linux {
                 self.host.put_rules(&mut state)?;
             }
             Scope::Link(name) => state = self.read_link(name)?,
-            Scope::Nft => {
-                state = self.nft.read()?;
-                for (key, entry) in self.foreign.read()?.iter() {
-                    state.insert(key.clone(), entry.object.clone(), Owner::Read);
-                }
-            }
+            Scope::Nft => state = self.nft.read()?,
+            Scope::Foreign => state = self.foreign.read()?,
             Scope::Sysctls(keys) => state = self.read_sysctls(keys)?,
             Scope::Pod { ns, ends } => state = self.read_pod(ns, ends)?,
         }

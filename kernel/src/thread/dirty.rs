@@ -27,7 +27,7 @@ impl Dirty {
 
     /// Everything that is not inside pods and no sysctl: what has to be read before those are known.
     pub(super) fn mark_node(&mut self) {
-        for scope in [Scope::Links, Scope::Neighbours, Scope::Routes, Scope::Nft] {
+        for scope in [Scope::Links, Scope::Neighbours, Scope::Routes, Scope::Nft, Scope::Foreign] {
             self.mark(scope);
         }
     }
@@ -97,6 +97,7 @@ pub(super) fn scope_of(key: &Key) -> Scope {
         Key::Neigh { link, .. } | Key::Fdb { link, .. } => Scope::Link(link.clone()),
         Key::Route { .. } | Key::Rule { .. } => Scope::Routes,
         Key::Sysctl { .. } | Key::UplinkSysctl { .. } | Key::LinkSysctl { .. } => Scope::Sysctls(vec![key.clone()]),
-        _ => Scope::Nft,
+        Key::NftTable | Key::NftSet { .. } | Key::NftChain { .. } | Key::NftElement { .. } => Scope::Nft,
+        Key::ForwardOpening { .. } => Scope::Foreign,
     }
 }

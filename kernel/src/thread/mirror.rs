@@ -64,6 +64,7 @@ fn covered(mirror: &State, scope: &Scope) -> Vec<Key> {
         Scope::Neighbours => select(&|key| in_host(key) && matches!(key, Key::Neigh { .. } | Key::Fdb { .. })),
         Scope::Routes => select(&|key| in_host(key) && matches!(key, Key::Route { .. } | Key::Rule { .. })),
         Scope::Nft => select(&|key| key.is_nft()),
+        Scope::Foreign => select(&|key| matches!(key, Key::ForwardOpening { .. })),
         Scope::Sysctls(keys) => keys.iter().filter(|key| mirror.get(key).is_some()).cloned().collect(),
         Scope::Link(link) => {
             let on_it = BTreeSet::from([(Netns::Host, link.clone())]);
