@@ -129,6 +129,8 @@ fn shortfall(
     choice: &Choice,
 ) -> Option<Condition> {
     let node = &common.node;
+    // A node without pods of a family has nobody who would miss it.
+    node.fabric_addresses.get(family)?;
     let now = match choice.used {
         Some(used) => format!("{used} goes on carrying packets there"),
         None => "no route leads there".into(),

@@ -1,0 +1,194 @@
+//! A machine: links, addresses, and a kernel that takes changes one step at a time.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use tartan_fabric::Instance;
+use tartan_model::{DefaultRoute, Family, Host, HostLink, PerFamily};
+use tartan_netstate::claims::{MAIN_TABLE, ROUTE_METRIC};
+use tartan_netstate::{Change, Key, Link, LinkKind, LinkName, Mac, Netns, Object, Op, Owner, State, VxlanParams};
+
+/// See the module.
+#[derive(Clone)]
+pub(crate) struct Machine {
+    pub name: Arc<str>,
+    /// Machines of one site are on one link.
+    pub site: u8,
+    /// Addresses on the uplink, the one in use first.
+    pub addresses: Vec<IpNet>,
+    pub blocks: PerFamily<IpNet>,
+    pub kernel: State,
+    pub on: bool,
+}
+
+impl Machine {
+    /// What its kernel tells of what is not ours.
+    pub(crate) fn host(&self) -> Host {
+        let link = |name: &str, addresses: Vec<IpNet>, loopback| HostLink {
+            name: name.into(),
+            kind: "".into(),
+            mtu: 1500,
+            up: true,
+            loopback,
+            addresses,
+            accept_ra: 0,
+        };
+        let route =
+            |family: &Family| DefaultRoute { v6: *family == Family::V6, link: "eth0".into(), via: None, metric: 0 };
+        let has = |family: &Family| self.addresses.iter().any(|net| Family::of_net(net) == *family);
+        Host {
+            links: vec![link("eth0", self.addresses.clone(), false), link("lo", Vec::new(), true)],
+            default_routes: Family::ALL.iter().filter(|family| has(family)).map(route).collect(),
+            forward_blocks: Vec::new(),
+        }
+    }
+
+    /// Its address in use of each family.
+    pub(crate) fn internal_ips(&self) -> Vec<IpAddr> {
+        let first = PerFamily::first_of(self.addresses.iter().map(IpNet::addr));
+        first.iter().map(|(_, ip)| *ip).collect()
+    }
+
+    /// One step of a change. Panics where a real kernel would refuse.
+    pub(crate) fn apply(&mut self, op: &(Op, Owner)) {
+        if let Op::Create(key, object) | Op::Replace { key, new: object, .. } = &op.0 {
+            self.accepts(key, object);
+        }
+        Change { ops: vec![op.clone()] }.apply_to(&mut self.kernel);
+    }
+
+    fn accepts(&self, key: &Key, object: &Object) {
+        match (key, object) {
+            (Key::Route { .. }, Object::Route(route)) => {
+                if let Some(dev) = &route.dev {
+                    assert!(
+                        dev.as_str() == "eth0" || self.device(dev).is_some(),
+                        "{}: {key} by no link {dev}",
+                        self.name
+                    );
+                }
+            }
+            (Key::Neigh { link, .. } | Key::Fdb { link, .. } | Key::LinkSysctl { link, .. }, _) => {
+                assert!(self.device(link).is_some(), "{}: {key}, but there is no {link}", self.name);
+            }
+            (Key::Link { link, .. }, Object::Link(new)) => {
+                let clash = self.devices().find(|(other, there)| *other != link && same_socket(there, new));
+                assert!(clash.is_none(), "{}: {link} clashes with {clash:?}", self.name);
+            }
+            _ => {}
+        }
+    }
+
+    /// Devices of fabrics.
+    pub(crate) fn devices(&self) -> impl Iterator<Item = (&LinkName, &Link)> {
+        self.kernel.iter().filter_map(|(key, entry)| match (key, &entry.object) {
+            (Key::Link { link, .. }, Object::Link(device)) if matches!(device.kind, LinkKind::Vxlan(_)) => {
+                Some((link, device))
+            }
+            _ => None,
+        })
+    }
+
+    /// MTU of its pods.
+    pub(crate) fn pod_mtu(&self) -> Option<u32> {
+        match &self.kernel.get(&pod_link().0)?.object {
+            Object::Link(link) => Some(link.mtu),
+            _ => None,
+        }
+    }
+
+    fn device(&self, name: &LinkName) -> Option<&Link> {
+        match &self.kernel.get(&Key::Link { ns: Netns::Host, link: name.clone() })?.object {
+            Object::Link(link) => Some(link),
+            _ => None,
+        }
+    }
+
+    fn holds(&self, key: Key, value: &str) -> bool {
+        self.kernel.holds(&key, &Object::Sysctl(value.into()))
+    }
+
+    fn out_to(&self, block: &IpNet) -> Option<&tartan_netstate::Route> {
+        let key = Key::Route { ns: Netns::Host, table: MAIN_TABLE, dst: *block, metric: ROUTE_METRIC };
+        match &self.kernel.get(&key)?.object {
+            Object::Route(route) => Some(route),
+            _ => None,
+        }
+    }
+
+    fn has_address(&self, address: IpAddr) -> bool {
+        self.on && self.addresses.iter().any(|net| net.addr() == address)
+    }
+}
+
+/// Whether full-sized packets of the machine's pods fit into every fabric device it sends by.
+pub(crate) fn check_mtu(a: &Machine) {
+    for (key, entry) in a.kernel.iter() {
+        if let (Key::Route { .. }, Object::Route(route)) = (key, &entry.object)
+            && let Some(device) = route.dev.as_ref().and_then(|dev| a.device(dev))
+        {
+            let mtu = a.pod_mtu();
+            assert!(mtu.is_none_or(|mtu| mtu <= device.mtu), "{}: {mtu:?} does not fit into {key}", a.name);
+        }
+    }
+}
+
+/// What stands for a pod: its link, whose MTU is that of what it sends.
+pub(crate) fn pod_link() -> (Key, impl Fn(u32) -> Object) {
+    let link = |mtu| Link { kind: LinkKind::VethPeer, mac: Mac([2, 0, 0, 0, 0, 1]), mtu, group: 0, up: true };
+    let key = Key::Link { ns: Netns::Host, link: LinkName::new("ttp0").unwrap() };
+    (key, move |mtu| Object::Link(link(mtu)))
+}
+
+/// Sends a packet of a family from a pod of `a` to a pod of `b`, by what their kernels hold. Returns what
+/// carried it, or where it ended.
+pub(crate) fn send(a: &Machine, b: &Machine, family: Family) -> Result<Instance, String> {
+    let (theirs, ours) = (b.blocks.get(family).ok_or("b has no pods")?, a.blocks.get(family).ok_or("a has no pods")?);
+    let route = a.out_to(theirs).ok_or("a has no route")?;
+    let (Some(dev), Some(via)) = (&route.dev, route.via) else { return Err("a's route leads nowhere".into()) };
+    let back = b.out_to(ours).and_then(|route| route.dev.clone());
+    if dev.as_str() == "eth0" {
+        let on_link = a.addresses.iter().any(|net| net.contains(&via));
+        if !on_link || !b.has_address(via) || a.site != b.site {
+            return Err(format!("nobody answers for {via}"));
+        }
+        let loose = Key::UplinkSysctl { link: dev.clone(), name: "ipv4/rp_filter".into() };
+        if family == Family::V4 && !b.holds(loose, "2") && back.as_ref() != Some(dev) {
+            return Err("b's reverse path filter drops it".into());
+        }
+        return Ok(Instance::HostGw);
+    }
+    let device = a.device(dev).ok_or("a has no such device")?;
+    let LinkKind::Vxlan(params) = &device.kind else { return Err("not a vxlan device".into()) };
+    let neigh = Key::Neigh { ns: Netns::Host, link: dev.clone(), address: via };
+    let Some(Object::Neigh(neigh)) = a.kernel.get(&neigh).map(|entry| &entry.object) else {
+        return Err(format!("a has no neighbour {via}"));
+    };
+    let fdb = Key::Fdb { link: dev.clone(), mac: neigh.mac };
+    let Some(Object::Fdb(fdb)) = a.kernel.get(&fdb).map(|entry| &entry.object) else {
+        return Err(format!("a has no forwarding entry for {}", neigh.mac));
+    };
+    if !b.has_address(fdb.dst) {
+        return Err(format!("nobody answers at {}", fdb.dst));
+    }
+    let (name, door) = b.devices().find(|(_, there)| same_socket(there, device)).ok_or("b does not hear it")?;
+    if door.mac != neigh.mac {
+        return Err(format!("b is {} and a says {}", door.mac, neigh.mac));
+    }
+    let loose = Key::LinkSysctl { ns: Netns::Host, link: name.clone(), name: "ipv4/rp_filter".into() };
+    if family == Family::V4 && !b.holds(loose, "2") && back.as_ref() != Some(name) {
+        return Err("b's reverse path filter drops it".into());
+    }
+    let VxlanParams { vni, port, local, .. } = params;
+    Ok(Instance::Vxlan { underlay: Family::of(*local), vni: *vni, port: *port })
+}
+
+fn same_socket(a: &Link, b: &Link) -> bool {
+    match (&a.kind, &b.kind) {
+        (LinkKind::Vxlan(a), LinkKind::Vxlan(b)) => {
+            (a.vni, a.port, a.local.is_ipv4()) == (b.vni, b.port, b.local.is_ipv4())
+        }
+        _ => false,
+    }
+}

@@ -1,0 +1,284 @@
+//! The transition between fabrics, at any skew, in a simulated cluster: nothing that got through is lost.
+
+mod sim;
+
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use proptest::prelude::*;
+use sim::machine::Machine;
+use sim::store::Write;
+use sim::{Cluster, Delays};
+use tartan_fabric::Instance;
+use tartan_model::{Config, FabricMode, Family, PerFamily, VxlanConfig};
+use tartan_netstate::State;
+
+/// What happens to a cluster.
+#[derive(Clone, Debug)]
+enum Event {
+    Configure(Config),
+    KillAgent(u8),
+    StartAgent(u8),
+    PowerOff(u8),
+    PowerOn(u8),
+    Join(u8),
+    Leave(u8),
+    /// A new address; the old one stays for a while.
+    Readdress(u8),
+    /// Of one node, for so many seconds, fewer than a lease.
+    CutOff(u8, u64),
+    /// Of all nodes.
+    StoreAway(u64),
+    /// By hand, and everything else of ours with them.
+    DeleteDevices(u8),
+}
+
+const NODES: u8 = 4;
+const BOTH: [Family; 2] = Family::ALL;
+
+/// Which families a machine's underlay and its pods have, and where it stands.
+#[derive(Clone, Copy, Debug)]
+struct Shape {
+    underlay: &'static [Family],
+    pods: &'static [Family],
+    site: u8,
+}
+
+fn name(node: u8) -> Arc<str> {
+    format!("n{node}").into()
+}
+
+fn address(family: Family, site: u8, host: u16) -> IpNet {
+    match family {
+        Family::V4 => format!("10.9.{site}.{host}/24"),
+        Family::V6 => format!("fd00:9:{site}::{host}/64"),
+    }
+    .parse()
+    .unwrap()
+}
+
+fn block(family: Family, node: u8) -> IpNet {
+    match family {
+        Family::V4 => format!("10.244.{node}.0/24"),
+        Family::V6 => format!("fd00:244:{node}::/64"),
+    }
+    .parse()
+    .unwrap()
+}
+
+fn machine(node: u8, shape: Shape) -> Machine {
+    let mut blocks = PerFamily::default();
+    shape.pods.iter().for_each(|family| blocks.set(*family, block(*family, node)));
+    Machine {
+        name: name(node),
+        site: shape.site,
+        addresses: shape.underlay.iter().map(|family| address(*family, shape.site, u16::from(node) + 1)).collect(),
+        blocks,
+        kernel: State::new(),
+        on: true,
+    }
+}
+
+fn config(fabric: FabricMode, vni: u32, port: u16, direct_routing: bool) -> Config {
+    Config { fabric, vxlan: VxlanConfig { vni, port, direct_routing }, ..Config::default() }
+}
+
+fn happen(cluster: &mut Cluster, shapes: &[Shape], event: &Event, fresh: &mut u16) {
+    let there = |cluster: &Cluster, node: u8| cluster.machines.contains_key(&name(node));
+    match event {
+        Event::Configure(config) => cluster.write(Write::Config(config.clone())),
+        Event::Join(node) if !there(cluster, *node) => cluster.join(machine(*node, shapes[usize::from(*node)])),
+        Event::StoreAway(secs) => {
+            let (until, now) = (cluster.now + secs * 1000, cluster.instant());
+            cluster.agents.values_mut().for_each(|agent| agent.cut_off(until, now));
+        }
+        Event::KillAgent(node) => cluster.kill(&name(*node)),
+        Event::Leave(node) if there(cluster, *node) => {
+            cluster.remove(&name(*node));
+            cluster.machines.remove(&name(*node));
+        }
+        Event::StartAgent(node) if there(cluster, *node) => cluster.start(&name(*node)),
+        Event::PowerOff(node) if there(cluster, *node) => cluster.power_off(&name(*node)),
+        Event::PowerOn(node) if there(cluster, *node) => cluster.power_on(&name(*node)),
+        Event::CutOff(node, secs) => {
+            let (until, now) = (cluster.now + secs * 1000, cluster.instant());
+            if let Some(agent) = cluster.agents.get_mut(&name(*node)) {
+                agent.cut_off(until, now);
+            }
+        }
+        Event::Readdress(node) if there(cluster, *node) => readdress(cluster, *node, shapes, fresh),
+        Event::DeleteDevices(node) if there(cluster, *node) => {
+            cluster.break_promises(&name(*node));
+            let machine = cluster.machines.get_mut(&name(*node)).unwrap();
+            machine.kernel = State::new();
+            if let Some(agent) = cluster.agents.get_mut(&name(*node)) {
+                agent.disturbed();
+            }
+        }
+        _ => {}
+    }
+}
+
+/// The new address comes first in line, and the old one goes when everybody has heard.
+fn readdress(cluster: &mut Cluster, node: u8, shapes: &[Shape], fresh: &mut u16) {
+    *fresh += 1;
+    let machine = cluster.machines.get_mut(&name(node)).unwrap();
+    let shape = shapes[usize::from(node)];
+    let new: Vec<IpNet> = shape.underlay.iter().map(|family| address(*family, shape.site, *fresh)).collect();
+    machine.addresses.splice(0..0, new);
+    let mut object = cluster.store.nodes[&name(node)].clone();
+    object.internal_ips = machine.internal_ips();
+    cluster.write(Write::Node(object));
+}
+
+fn start(seed: u64, delays: Delays, first: Config, shapes: &[Shape]) -> Cluster {
+    let mut cluster = Cluster::new(seed, delays, first);
+    for (node, shape) in shapes.iter().enumerate() {
+        cluster.join(machine(node as u8, *shape));
+    }
+    cluster.settle();
+    cluster
+}
+
+/// Nothing changes any more, everything is as an agent without a memory would have it, and all who can talk do.
+fn check_at_rest(cluster: &mut Cluster) {
+    cluster.settle();
+    let config = cluster.store.config.clone();
+    let now = cluster.instant();
+    for (name, agent) in &cluster.agents {
+        assert!(agent.is_idle(), "{name} is busy");
+        assert_eq!(agent.out, agent.plan_afresh(now), "{name}");
+        let kernel = &cluster.machines[name].kernel;
+        let missing = agent.out.state.iter().find(|(key, entry)| !kernel.holds(key, &entry.object));
+        assert_eq!(missing, None, "{name}\n{}", cluster.describe(name));
+        assert_eq!(kernel.len(), agent.out.state.len() + 1, "{name}: only a pod beside");
+    }
+    let live: Vec<&Machine> = cluster.machines.values().filter(|m| cluster.agents.contains_key(&m.name)).collect();
+    let mut all_as_configured = true;
+    for a in &live {
+        for b in live.iter().filter(|b| b.name != a.name) {
+            for family in BOTH {
+                if b.blocks.get(family).is_none() {
+                    continue;
+                }
+                let sent = sim::machine::send(a, b, family);
+                match possible(&config, a, b, family) {
+                    Some(_) if a.blocks.get(family).is_none() => {}
+                    Some(instance) => {
+                        let described = || format!("{}\n{}", cluster.describe(&a.name), cluster.describe(&b.name));
+                        assert_eq!(sent, Ok(instance), "{family} from {} to {}\n{}", a.name, b.name, described());
+                    }
+                    None => all_as_configured = false,
+                }
+            }
+        }
+    }
+    if all_as_configured {
+        check_nothing_is_left(cluster, &config);
+    }
+}
+
+/// Where every pair can do what is configured, nothing of what was before is left.
+fn check_nothing_is_left(cluster: &Cluster, config: &Config) {
+    let vxlan = |at: &Instance| matches!(at, Instance::Vxlan { vni, port, .. } if (*vni, *port) == (config.vxlan.vni, config.vxlan.port));
+    for (name, agent) in &cluster.agents {
+        for at in &agent.out.receives {
+            let called_for = match config.fabric {
+                FabricMode::HostGw => *at == Instance::HostGw,
+                FabricMode::Vxlan => vxlan(at) || config.vxlan.direct_routing && *at == Instance::HostGw,
+            };
+            assert!(called_for, "{name} still receives on {at}\n{}", cluster.describe(name));
+        }
+        if config.fabric == FabricMode::HostGw {
+            assert_eq!(cluster.machines[name].devices().count(), 0, "{name}");
+            assert_eq!(cluster.machines[name].pod_mtu(), Some(1500), "{name}");
+        }
+    }
+}
+
+/// What should carry a family of packets from one to the other; none where the configuration cannot be honoured.
+fn possible(config: &Config, a: &Machine, b: &Machine, family: Family) -> Option<Instance> {
+    let has = |m: &Machine, family: Family| m.addresses.iter().any(|net| Family::of_net(net) == family);
+    let both = |family: Family| has(a, family) && has(b, family);
+    let direct = both(family) && a.site == b.site;
+    match config.fabric {
+        FabricMode::HostGw => direct.then_some(Instance::HostGw),
+        FabricMode::Vxlan if config.vxlan.direct_routing && direct => Some(Instance::HostGw),
+        FabricMode::Vxlan => {
+            let allowed = |underlay: &Family| config.underlay.is_none_or(|only| only == *underlay) && both(*underlay);
+            let underlay = BOTH.into_iter().find(allowed)?;
+            Some(Instance::Vxlan { underlay, vni: config.vxlan.vni, port: config.vxlan.port })
+        }
+    }
+}
+
+fn any_config() -> impl Strategy<Value = Config> {
+    let fabric = prop_oneof![Just(FabricMode::HostGw), Just(FabricMode::Vxlan), Just(FabricMode::Vxlan)];
+    let underlay = prop_oneof![3 => Just(None), 1 => Just(Some(Family::V4)), 1 => Just(Some(Family::V6))];
+    let mtu = prop_oneof![3 => Just(None), 1 => Just(Some(1400))];
+    (fabric, 1..3u32, prop_oneof![Just(8472u16), Just(4789)], any::<bool>(), underlay, mtu).prop_map(
+        |(fabric, vni, port, direct, underlay, underlay_mtu)| Config {
+            underlay,
+            underlay_mtu,
+            ..config(fabric, vni, port, direct)
+        },
+    )
+}
+
+fn any_event() -> impl Strategy<Value = Event> {
+    let node = || 0..NODES;
+    prop_oneof![
+        10 => any_config().prop_map(Event::Configure),
+        2 => node().prop_map(Event::KillAgent),
+        3 => node().prop_map(Event::StartAgent),
+        1 => node().prop_map(Event::PowerOff),
+        2 => node().prop_map(Event::PowerOn),
+        2 => node().prop_map(Event::Join),
+        1 => node().prop_map(Event::Leave),
+        1 => node().prop_map(Event::Readdress),
+        1 => (node(), 1..12u64).prop_map(|(node, secs)| Event::CutOff(node, secs)),
+        1 => (1..90u64).prop_map(Event::StoreAway),
+        1 => node().prop_map(Event::DeleteDevices),
+    ]
+}
+
+fn any_shape() -> impl Strategy<Value = Shape> {
+    let families = || prop_oneof![1 => Just(&BOTH[..1]), 1 => Just(&BOTH[1..]), 3 => Just(&BOTH[..])];
+    (families(), families(), prop_oneof![2 => Just(0u8), 1 => Just(1)]).prop_map(|(underlay, pods, site)| Shape {
+        underlay,
+        pods,
+        site,
+    })
+}
+
+fn any_delays() -> impl Strategy<Value = Delays> {
+    let word = prop_oneof![Just(100u64), Just(3_000), Just(10_000)];
+    (word, prop_oneof![Just(100u64), Just(2_000)], prop_oneof![Just(100u64), Just(1_500)])
+        .prop_map(|(word, write, kernel)| Delays { word, write, kernel })
+}
+
+fn simulate(seed: u64, delays: Delays, first: Config, shapes: &[Shape], events: &[(u64, Event)]) -> Cluster {
+    let mut cluster = start(seed, delays, first, &shapes[..3]);
+    let mut fresh = 100;
+    for (gap, event) in events {
+        happen(&mut cluster, shapes, event, &mut fresh);
+        cluster.run(*gap);
+    }
+    check_at_rest(&mut cluster);
+    cluster
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, max_shrink_iters: 400, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn nothing_that_got_through_is_lost(
+        seed in any::<u64>(),
+        delays in any_delays(),
+        first in any_config(),
+        shapes in prop::collection::vec(any_shape(), usize::from(NODES)),
+        events in prop::collection::vec((0..30_000u64, any_event()), 1..10),
+    ) {
+        simulate(seed, delays, first, &shapes, &events);
+    }
+}
