@@ -93,7 +93,8 @@ pub fn effects(change: &Change) -> Vec<Effect> {
     effects
 }
 
-fn effect(op: &Op) -> Option<Effect> {
+/// What one step calls for.
+pub(crate) fn effect(op: &Op) -> Option<Effect> {
     match op {
         Op::Delete(Key::Neigh { ns: Netns::Host, link, address }, _)
             if link.as_str().starts_with(POD_LINK_PREFIX) =>

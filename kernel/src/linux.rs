@@ -10,6 +10,7 @@ use nix::errno::Errno;
 use tartan_model::{Features, Host};
 use tartan_netstate::{Change, Key, LinkName, Netns, Object, Op, Owner, PodNetns, State};
 
+use crate::conntrack::{Conntrack, effect};
 use crate::foreign::Foreign;
 use crate::namespace::Namespace;
 use crate::netns::{PodNetnses, inside};
@@ -22,6 +23,7 @@ pub struct Linux {
     host: Namespace,
     nft: Nft,
     foreign: Foreign,
+    conntrack: Conntrack,
     pods: PodNetnses,
     news: Option<Notifications>,
 }
@@ -30,7 +32,14 @@ impl Linux {
     /// In the network namespace of the calling thread.
     pub fn open() -> Result<Linux, KernelError> {
         let host = Namespace::open(Netns::Host, addresses_unmarked())?;
-        Ok(Linux { host, nft: Nft::open()?, foreign: Foreign::open()?, pods: PodNetnses::default(), news: None })
+        Ok(Linux {
+            host,
+            nft: Nft::open()?,
+            foreign: Foreign::open()?,
+            conntrack: Conntrack::open()?,
+            pods: PodNetnses::default(),
+            news: None,
+        })
     }
 
     fn read_link(&mut self, name: &LinkName) -> Result<State, KernelError> {
@@ -74,6 +83,12 @@ impl Linux {
         Ok(state)
     }
 
+    /// What the arrival or departure of an object means for connections.
+    fn take_effect(&mut self, (op, owner): &(Op, Owner)) -> Option<Failure> {
+        let error = self.conntrack.carry_out(effect(op)?).err()?;
+        Some(Failure { key: op.key().clone(), owner: owner.clone(), error })
+    }
+
     fn apply_in_pod(&self, pod: &PodNetns, steps: &[&(Op, Owner)]) -> Vec<Failure> {
         let visit = || {
             let fd = self.pods.open(pod)?;
@@ -106,7 +121,7 @@ impl Kernel for Linux {
     }
 
     fn subscribe(&mut self, wake: Waker) -> Result<(), KernelError> {
-        let ours = [self.host.netlink.port()];
+        let ours = [self.host.netlink.port(), self.nft.port()];
         self.news = Some(Notifications::start(ours, self.host.addresses_unmarked, wake)?);
         Ok(())
     }
@@ -165,6 +180,9 @@ impl Kernel for Linux {
         for (pod, steps) in in_pods {
             failures.extend(self.apply_in_pod(pod, &steps));
         }
+        let failed: BTreeSet<Key> = failures.iter().map(|failure| failure.key.clone()).collect();
+        let done = change.ops.iter().filter(|(op, _)| !failed.contains(op.key()));
+        failures.extend(done.filter_map(|step| self.take_effect(step)));
         failures
     }
 

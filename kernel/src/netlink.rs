@@ -236,7 +236,7 @@ impl Refusal {
 
 /// One message of a datagram.
 pub(crate) struct Part<'a> {
-    kind: u16,
+    pub(crate) kind: u16,
     pub(crate) flags: u16,
     pub(crate) sequence: u32,
     /// Who caused a notification; 0 is the kernel itself.
@@ -271,6 +271,11 @@ impl Part<'_> {
         }
     }
 
+    /// Without the netlink header.
+    pub(crate) fn payload(&self) -> &[u8] {
+        &self.whole[NLMSG_HEADER..]
+    }
+
     fn acknowledgement(&self) -> Option<Result<(), Refusal>> {
         (i32::from(self.kind) == libc::NLMSG_ERROR).then(|| self.code())
     }
@@ -281,7 +286,7 @@ impl Part<'_> {
     }
 
     fn code(&self) -> Result<(), Refusal> {
-        let payload = &self.whole[NLMSG_HEADER..];
+        let payload = self.payload();
         let code = payload.first_chunk().map_or(0, |code| i32::from_ne_bytes(*code));
         if code == 0 {
             return Ok(());

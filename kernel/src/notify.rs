@@ -19,9 +19,11 @@ use nix::errno::Errno;
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{setsockopt, sockopt};
+use tartan_netstate::claims::NFT_TABLE;
 use tartan_netstate::{Key, LinkName, Netns, Object};
 
 use crate::netlink::{Part, Refusal, parts, receive};
+use crate::nfnetlink::attr_str;
 use crate::{KernelError, Scope, Wake, Waker, addr, link, neigh, route, rule};
 
 /// Bursts are long: a relist of thousands of nodes is told object by object.
@@ -38,6 +40,12 @@ const GROUPS: [u32; 9] = [
     libc::RTNLGRP_NSID,
 ];
 const NFNLGRP_NFTABLES: u32 = 7;
+const NFNL_SUBSYS_NFTABLES: u16 = 10;
+/// `NFTA_*_TABLE` of every kind of object is the first attribute.
+const NFTA_TABLE: u16 = 1;
+const NFPROTO_INET: u8 = 1;
+/// Firewalls are made of chains and rules; elements of others' sets come and go by the thousand.
+const CHAINS_AND_RULES: std::ops::RangeInclusive<u16> = 3..=8;
 
 /// A thread that listens. It ends when this is dropped.
 pub(crate) struct Notifications {
@@ -116,14 +124,23 @@ impl Listener {
         }
     }
 
-    /// The table's own reader compares generations; that anything happened is enough.
     fn hear_nft(&mut self, buffer: &mut Vec<u8>) {
-        let theirs = match receive(&self.nft, buffer, libc::MSG_DONTWAIT) {
-            Ok(()) => parts(buffer).any(|part| !self.ours.contains(&part.port)),
-            Err(error) => error.kind() != io::ErrorKind::WouldBlock,
-        };
-        if theirs {
+        let (mut table, mut foreign) = (false, false);
+        match receive(&self.nft, buffer, libc::MSG_DONTWAIT) {
+            Ok(()) => {
+                for part in parts(buffer).filter(|part| !self.ours.contains(&part.port)) {
+                    table |= is_about_our_table(&part);
+                    foreign |= is_about_rules(&part);
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(_) => (table, foreign) = (true, true),
+        }
+        if table {
             (self.wake)(Wake::Changed(Scope::Nft));
+        }
+        if foreign {
+            (self.wake)(Wake::Changed(Scope::Foreign));
             (self.wake)(Wake::Host);
         }
     }
@@ -253,4 +270,14 @@ impl Listener {
         }
         Ok(())
     }
+}
+
+/// `nfgenmsg` is family, version and a resource; attributes follow.
+fn is_about_our_table(part: &Part<'_>) -> bool {
+    let Some((header, attrs)) = part.payload().split_at_checked(4) else { return false };
+    header[0] == NFPROTO_INET && attr_str(attrs, NFTA_TABLE).as_deref() == Some(NFT_TABLE)
+}
+
+fn is_about_rules(part: &Part<'_>) -> bool {
+    part.kind >> 8 == NFNL_SUBSYS_NFTABLES && CHAINS_AND_RULES.contains(&(part.kind & 0xff)) && !is_about_our_table(part)
 }

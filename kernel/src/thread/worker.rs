@@ -24,6 +24,8 @@ use crate::{Kernel, Scope, Wake};
 const CHUNK: Duration = Duration::from_millis(5);
 /// Everything is read again after this time, whatever the kernel told.
 const FULL_READ: Duration = Duration::from_secs(300);
+/// Reading what is not ours takes at most one part in so many of this thread's time.
+const HOST_REST: u32 = 20;
 /// Condemned links are deleted once pods have been quiet for this long,
 const QUIET: Duration = Duration::from_millis(50);
 /// or after this time at the latest,
@@ -42,6 +44,8 @@ pub(super) struct Worker {
     read_once: bool,
     dirty: Dirty,
     host_is_dirty: bool,
+    /// Not before then: others change much, and reading all of it costs.
+    host_read_at: Instant,
     full_read_at: Instant,
 
     wanted: Option<(u64, State)>,
@@ -76,6 +80,7 @@ impl Worker {
             read_once: false,
             dirty: Dirty::default(),
             host_is_dirty: true,
+            host_read_at: now,
             full_read_at: now,
             wanted: None,
             steps: VecDeque::new(),
@@ -190,7 +195,10 @@ impl Worker {
         let (mut is, mut should) = (State::new(), State::new());
         for key in changed {
             if is_pods(before, key) || is_pods(wanted, key) || key.is_nft() {
-                if let Some(entry) = self.mirror.get(key) {
+                // A pod's link may be gone before the pod is; that its address departs still has its effect.
+                let departs = matches!(key, Key::Neigh { .. }) && wanted.get(key).is_none();
+                let last = self.mirror.get(key).or_else(|| before.get(key).filter(|_| departs));
+                if let Some(entry) = last {
                     is.insert(key.clone(), entry.object.clone(), entry.owner.clone());
                 }
                 if let Some(entry) = wanted.get(key) {
@@ -221,11 +229,12 @@ impl Worker {
             self.read(&scope, now);
             return Some(now);
         }
-        if self.host_is_dirty {
-            self.read_host();
+        if self.host_is_dirty && now >= self.host_read_at {
+            self.read_host(now);
         }
+        let host_again = self.host_is_dirty.then_some(self.host_read_at);
         if !self.dirty.is_clean() {
-            return [self.dirty.due(), Some(self.full_read_at)].into_iter().flatten().min();
+            return [self.dirty.due(), host_again, Some(self.full_read_at)].into_iter().flatten().min();
         }
         if !self.read_once {
             self.first_read();
@@ -243,7 +252,7 @@ impl Worker {
         }
         let burial = self.bury(now);
         self.say();
-        [self.backoff.next(), burial, Some(self.full_read_at)].into_iter().flatten().min()
+        [self.backoff.next(), burial, host_again, Some(self.full_read_at)].into_iter().flatten().min()
     }
 
     fn first_read(&mut self) {
@@ -278,7 +287,7 @@ impl Worker {
         self.unsettled = true;
     }
 
-    fn read_host(&mut self) {
+    fn read_host(&mut self, now: Instant) {
         self.host_is_dirty = false;
         match self.kernel.host() {
             Ok(host) if host == *self.host => {}
@@ -286,9 +295,10 @@ impl Worker {
                 self.host = Arc::new(host);
                 self.news = true;
             }
-            // Whatever interrupted it tells again.
             Err(_) => self.host_is_dirty = true,
         }
+        let ended = Instant::now();
+        self.host_read_at = ended + (ended - now) * HOST_REST;
     }
 
     /// Finds out what is to be done. Nothing: mirror and wanted state are equal, but for what fails and what is dying.
