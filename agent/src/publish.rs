@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tartan_ipam::Claim;
 use tartan_model::{Advert, Kind, Object, ObjectId};
 use tartan_store::{Expect, Store, WriteError};
 use tokio::sync::watch;
@@ -21,15 +22,6 @@ pub struct Wanted {
     pub beat: Duration,
     /// Claims on blocks, each tried once for each time it is wanted anew.
     pub claims: Vec<Claim>,
-}
-
-/// One compare-and-set.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Claim {
-    pub id: ObjectId,
-    /// None: delete.
-    pub object: Option<Object>,
-    pub expect: Expect,
 }
 
 /// Longest wait between two tries of a write that the store did not take.
@@ -96,9 +88,10 @@ impl Publisher {
     async fn claim(&mut self, wanted: &Wanted) -> Result<(), WriteError> {
         self.tried.retain(|claim| wanted.claims.contains(claim));
         for claim in wanted.claims.iter().filter(|claim| !self.tried.contains(claim)).cloned().collect::<Vec<_>>() {
+            let expect = claim.expect.clone().map_or(Expect::Absent, Expect::At);
             let result = match &claim.object {
-                Some(object) => self.store.put(claim.id.clone(), object.clone(), claim.expect.clone()).await.map(drop),
-                None => self.store.delete(claim.id.clone(), claim.expect.clone()).await,
+                Some(object) => self.store.put(claim.id.clone(), object.clone(), expect).await.map(drop),
+                None => self.store.delete(claim.id.clone(), expect).await,
             };
             match result {
                 Ok(()) => info!("wrote {}", claim.id),

@@ -238,3 +238,6 @@ fn unheard(error: io::Error) {
     debug!("socket: a caller did not take its answer: {error}");
 }
 
+
+#[cfg(test)]
+mod tests;

@@ -1,3 +1,95 @@
-//! The tartan binary.
+//! The `tartan` binary: every subcommand on one screen.
 
-fn main() {}
+mod agent;
+mod client;
+mod demo;
+mod lab;
+mod output;
+mod status;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use output::Format;
+
+/// One Kubernetes network
+#[derive(Debug, Parser)]
+#[command(version, disable_help_subcommand = true)]
+enum Tartan {
+    /// Run the agent of this node
+    Agent {
+        /// Boot file (YAML): node, store, stateDir, socket, listen, log
+        #[arg(long, default_value = "/etc/tartan/boot.yaml")]
+        config: PathBuf,
+    },
+    /// Show this node, its peers, what is wrong and what to do about it
+    Status {
+        #[command(flatten)]
+        at: client::At,
+        /// text, json or yaml
+        #[arg(short, long, default_value = "text")]
+        output: Format,
+    },
+    /// Put objects into the store, after checking them all
+    Apply {
+        /// File of one or more YAML documents; - for standard input
+        #[arg(short, long)]
+        file: PathBuf,
+        #[command(flatten)]
+        at: client::At,
+        /// text, json or yaml
+        #[arg(short, long, default_value = "text")]
+        output: Format,
+    },
+    /// Change one key of the configuration: `fabric host-gw`, `vxlan.vni 7`
+    Set {
+        /// Path of the key below NetworkConfig's spec
+        key: String,
+        /// Its value, as YAML; `null` takes the key out
+        value: String,
+        #[command(flatten)]
+        at: client::At,
+        /// text, json or yaml
+        #[arg(short, long, default_value = "text")]
+        output: Format,
+    },
+    /// Nodes and pods on this machine, to try things on
+    #[command(subcommand)]
+    Lab(lab::Command),
+    /// Three nodes, shown, broken and repaired
+    Demo {
+        /// Do not wait for Enter at the end
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Take back everything that Tartan put into this node's kernel, and its state
+    Uninstall {
+        /// Boot file (YAML)
+        #[arg(long, default_value = "/etc/tartan/boot.yaml")]
+        config: PathBuf,
+        /// text, json or yaml
+        #[arg(short, long, default_value = "text")]
+        output: Format,
+    },
+}
+
+fn main() -> ExitCode {
+    let result = match Tartan::parse() {
+        Tartan::Agent { config } => agent::run(&config),
+        Tartan::Status { at, output } => client::status_command(&at, output),
+        Tartan::Apply { file, at, output } => client::apply(&at, &file, output),
+        Tartan::Set { key, value, at, output } => client::set(&at, &key, &value, output),
+        Tartan::Lab(command) => lab::run(command),
+        Tartan::Demo { yes } => demo::run(yes),
+        Tartan::Uninstall { config, output } => agent::uninstall(&config, output),
+    };
+    match result {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("tartan: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -68,6 +68,15 @@ pub enum AddressChoice {
     CanReach(IpAddr),
 }
 
+impl std::fmt::Display for FabricMode {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            FabricMode::HostGw => "host-gw",
+            FabricMode::Vxlan => "vxlan",
+        })
+    }
+}
+
 impl Default for Config {
     fn default() -> Config {
         Config {

@@ -1,0 +1,219 @@
+//! Times of planning for `cargo xtask bench plan`: a World of 5,000 nodes and 250 local pods, nothing else running.
+//!
+//! Prints two lines of milliseconds: full plans (every planner from nothing, and the diff to a kernel that holds it all),
+//! and plans after another node said something new (planning and diff).
+#![allow(clippy::print_stdout, reason = "its output is its product")]
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use ipnet::IpNet;
+use tartan_agent::plan::{Plan, Planners};
+use tartan_model::{
+    Advert, Attachment, DefaultRoute, Endpoint, Features, Host, HostLink, Kind, Node, Object, ObjectId, PerFamily,
+    Programmed, Revision, StoreEvent, World,
+};
+use tartan_netstate::{Mac, PodNetns, State, diff};
+
+const PEERS: u16 = 5_000;
+const PODS: u8 = 250;
+const FULL: usize = 10;
+const CHANGES: u16 = 200;
+/// Plans until nothing changes any more: what one announces, the next one uses.
+const SETTLING: usize = 10;
+
+fn main() -> Result<()> {
+    let now = Instant::now();
+    let mut world = world(now);
+    let mut planners = Planners::default();
+    settle(&mut world, &mut planners, now)?;
+    print(&(0..FULL).map(|_| full(&world, now)).collect::<Result<Vec<_>>>()?);
+    print(&(1..=CHANGES).map(|number| one_change(&mut world, &mut planners, number, now)).collect::<Result<Vec<_>>>()?);
+    Ok(())
+}
+
+fn print(times: &[Duration]) {
+    println!("{}", times.iter().map(|time| (time.as_secs_f64() * 1e3).to_string()).collect::<Vec<_>>().join(" "));
+}
+
+fn full(world: &World, now: Instant) -> Result<Duration> {
+    let start = Instant::now();
+    let (_, changes) = plan(world, &mut Planners::default(), now)?;
+    let took = start.elapsed();
+    ensure!(changes == 0, "a full plan differs by {changes} from what was planned step by step");
+    Ok(took)
+}
+
+/// A peer's range moves to another address: its route, neighbour and forwarding entry change.
+fn one_change(world: &mut World, planners: &mut Planners, number: u16, now: Instant) -> Result<Duration> {
+    let moved = Peer { number: number * 20, generation: 1 };
+    world.store(put(moved.object_id(), Object::Advert(moved.advert())), now);
+    let start = Instant::now();
+    let (state, changes) = plan(world, planners, now)?;
+    let took = start.elapsed();
+    ensure!(changes > 0, "p{} moved, and nothing changes in the kernel", moved.number);
+    hold(world, state);
+    // The next plan sees that the kernel has it.
+    plan(world, planners, now)?;
+    Ok(took)
+}
+
+/// The wanted state, and by how many changes the kernel is away from it.
+fn plan(world: &World, planners: &mut Planners, now: Instant) -> Result<(State, usize)> {
+    let Plan { state: Some(state), .. } = planners.plan(world, now) else {
+        anyhow::bail!("the World is whole, and there is no plan")
+    };
+    let changes = diff(&world.programmed.mirror, &state, |_| true).ops.len();
+    Ok((state, changes))
+}
+
+fn settle(world: &mut World, planners: &mut Planners, now: Instant) -> Result<()> {
+    for _ in 0..SETTLING {
+        let own = planners.plan(world, now).advert;
+        if let Some(advert) = own {
+            let id = ObjectId { kind: Kind::NodeNetwork, name: world.local.clone() };
+            world.store(put(id, Object::Advert(advert)), now);
+        }
+        let (state, changes) = plan(world, planners, now)?;
+        hold(world, state);
+        if changes == 0 {
+            return Ok(());
+        }
+    }
+    anyhow::bail!("after {SETTLING} plans there is still something to change")
+}
+
+/// The kernel has done as it was told.
+fn hold(world: &mut World, state: State) {
+    let generation = world.programmed.generation + 1;
+    world.programmed =
+        Programmed { generation, pods_generation: generation, mirror: state, read: true, ..Programmed::default() };
+}
+
+fn world(now: Instant) -> World {
+    let mut world = World::new("local".into(), Features { ipv6: true, vxlan: true, nft: true });
+    world.programmed(Programmed { read: true, ..Programmed::default() }, Arc::new(host()));
+    for kind in Kind::ALL {
+        world.store(StoreEvent::Init(kind), now);
+    }
+    let local = node("local", "172.30.0.1", &["10.127.0.0/24", "fd00:10:244:1::/64"]);
+    world.store(put(ObjectId { kind: Kind::Node, name: local.name.clone() }, Object::Node(local)), now);
+    for number in 1..=PEERS {
+        let peer = Peer { number, generation: 0 };
+        let id = ObjectId { kind: Kind::Node, name: peer.name() };
+        world.store(put(id, Object::Node(peer.node())), now);
+        world.store(put(peer.object_id(), Object::Advert(peer.advert())), now);
+    }
+    for kind in Kind::ALL {
+        world.store(StoreEvent::Synced(kind), now);
+    }
+    for number in 1..=PODS {
+        world.attach(attachment(number));
+    }
+    world
+}
+
+fn put(id: ObjectId, object: Object) -> StoreEvent {
+    StoreEvent::Put(id, object, Revision("1".into()))
+}
+
+fn host() -> Host {
+    let uplink = HostLink {
+        name: "eth0".into(),
+        kind: "veth".into(),
+        mtu: 1500,
+        up: true,
+        loopback: false,
+        addresses: vec!["172.30.0.1/24".parse().expect("a prefix")],
+        accept_ra: 0,
+    };
+    let default = DefaultRoute { v6: false, link: "eth0".into(), via: Some(ip(172, 30, 0, 254)), metric: 0 };
+    Host { links: vec![uplink], default_routes: vec![default], ..Host::default() }
+}
+
+fn node(name: &str, address: &str, ranges: &[&str]) -> Node {
+    Node {
+        name: name.into(),
+        uid: format!("uid of {name}").into(),
+        internal_ips: vec![address.parse().expect("an address")],
+        pod_cidrs: ranges.iter().map(|range| range.parse().expect("a prefix")).collect(),
+        labels: Default::default(),
+        annotations: Default::default(),
+    }
+}
+
+fn attachment(number: u8) -> Attachment {
+    let container = format!("c{number}");
+    Attachment {
+        id: Attachment::id_of(&container, "eth0"),
+        container: container.into(),
+        ifname: "eth0".into(),
+        netns: PodNetns { dev: 4, ino: number.into(), path: format!("/run/netns/c{number}").into() },
+        pod_namespace: "bench".into(),
+        pod_name: format!("p{number}").into(),
+        addresses: PerFamily {
+            v4: Some(ip(10, 127, 0, number)),
+            v6: Some(format!("fd00:10:244:1::{number:x}").parse().expect("an address")),
+        },
+        mac: Mac([2, 0, 0, 0, 0, number]),
+        ports: Vec::new(),
+        answered: true,
+    }
+}
+
+fn ip(a: u8, b: u8, c: u8, d: u8) -> IpAddr {
+    Ipv4Addr::new(a, b, c, d).into()
+}
+
+/// A node elsewhere.
+struct Peer {
+    number: u16,
+    /// How often it moved to another address.
+    generation: u8,
+}
+
+impl Peer {
+    fn name(&self) -> Arc<str> {
+        format!("p{}", self.number).into()
+    }
+
+    fn object_id(&self) -> ObjectId {
+        ObjectId { kind: Kind::NodeNetwork, name: self.name() }
+    }
+
+    fn ranges(&self) -> [String; 2] {
+        let [high, low] = self.number.to_be_bytes();
+        [format!("10.{}.{low}.0/24", 128 + high), format!("fd00:20:{:x}::/64", self.number)]
+    }
+
+    fn address(&self) -> IpAddr {
+        let [high, low] = self.number.to_be_bytes();
+        ip(172, 29 - self.generation, high, low)
+    }
+
+    fn node(&self) -> Node {
+        let ranges = self.ranges();
+        node(&self.name(), &self.address().to_string(), &[&ranges[0], &ranges[1]])
+    }
+
+    fn advert(&self) -> Advert {
+        let [high, low] = self.number.to_be_bytes();
+        let instance: Arc<str> = "vxlan/ipv4/vni1/port8472".into();
+        let mac = Mac([2, 29, 0, self.generation, high, low]);
+        let blocks: Vec<IpNet> = self.ranges().iter().map(|range| range.parse().expect("a prefix")).collect();
+        let fabric_address = |block: &IpNet| Some(block.addr());
+        Advert {
+            node: self.name(),
+            node_uid: format!("uid of {}", self.name()).into(),
+            addresses: PerFamily { v4: Some(self.address()), v6: None },
+            fabric_addresses: PerFamily { v4: fabric_address(&blocks[0]), v6: fabric_address(&blocks[1]) },
+            blocks,
+            mtu: 1450,
+            accepts: vec![Endpoint { instance: instance.clone(), address: self.address(), mac: Some(mac) }],
+            sends: vec![instance],
+            heartbeat: 1,
+        }
+    }
+}

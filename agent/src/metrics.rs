@@ -1,0 +1,81 @@
+//! Prometheus metrics, in its text format, derived from World and the last plan at each scrape.
+
+use std::fmt::Write;
+
+use tartan_api::status::Status;
+
+use crate::status::Counters;
+
+/// What `/metrics` serves.
+pub fn render(status: &Status, counters: &Counters, conntrack: Option<&tartan_kernel::conntrack::Stats>) -> String {
+    let mut text = Text(String::new());
+    text.one(
+        "tartan_ready",
+        "gauge",
+        "The first full pass is done and nothing failed",
+        f64::from(u8::from(status.ready)),
+    );
+    text.one("tartan_pods", "gauge", "Pods on this node", status.pods.len() as f64);
+    text.one("tartan_pod_mtu_bytes", "gauge", "MTU of this node's pods", f64::from(status.pod_mtu));
+    text.one("tartan_kernel_objects", "gauge", "Objects of ours in the kernel", status.kernel.objects as f64);
+    text.one("tartan_kernel_failures", "gauge", "Objects the kernel refuses now", status.kernel.failures.len() as f64);
+    text.one("tartan_kernel_changes_total", "counter", "Kernel changes made", counters.applied as f64);
+    let repaired = "Kernel changes made because somebody else changed what is ours";
+    text.one("tartan_kernel_repairs_total", "counter", repaired, counters.repaired as f64);
+    text.one("tartan_plans_total", "counter", "Plans made", counters.plans as f64);
+    text.one("tartan_planning_seconds_total", "counter", "Time spent planning", counters.planning.as_secs_f64());
+    text.many(
+        "tartan_peer_live",
+        "gauge",
+        "The peer gave a sign of life within its lease",
+        status
+            .peers
+            .iter()
+            .map(|peer| (format!("node=\"{}\",fabric=\"{}\"", peer.node, peer.fabric), f64::from(u8::from(peer.live)))),
+    );
+    text.many(
+        "tartan_block_used_addresses",
+        "gauge",
+        "Addresses of the block that pods have",
+        status.blocks.iter().map(|block| (format!("cidr=\"{}\"", block.cidr), block.used as f64)),
+    );
+    text.many(
+        "tartan_condition",
+        "gauge",
+        "Conditions to act on, see tartan status",
+        status
+            .conditions
+            .iter()
+            .map(|condition| (format!("reason=\"{}\",about=\"{}\"", condition.reason, condition.about), 1.0)),
+    );
+    if let Some(stats) = conntrack {
+        text.one("tartan_conntrack_entries", "gauge", "Connections the node tracks", stats.entries as f64);
+        text.one("tartan_conntrack_max", "gauge", "Connections the node can track", stats.max as f64);
+        let failed = "Connections that could not be tracked";
+        text.one("tartan_conntrack_insert_failed_total", "counter", failed, stats.insert_failed as f64);
+        text.one(
+            "tartan_conntrack_drop_total",
+            "counter",
+            "Packets dropped because the table was full",
+            stats.drop as f64,
+        );
+    }
+    text.0
+}
+
+/// Metrics text under construction.
+struct Text(String);
+
+impl Text {
+    fn one(&mut self, name: &str, kind: &str, help: &str, value: f64) {
+        self.many(name, kind, help, [(String::new(), value)]);
+    }
+
+    fn many(&mut self, name: &str, kind: &str, help: &str, values: impl IntoIterator<Item = (String, f64)>) {
+        let _infallible = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}");
+        for (labels, value) in values {
+            let labels = if labels.is_empty() { labels } else { format!("{{{labels}}}") };
+            let _infallible = writeln!(self.0, "{name}{labels} {value}");
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! All planners, in the order in which they feed each other, and their results as one plan.
+//!
+//! Invariant: `Planners` holds memos only. Dropping it and planning again gives the same plan.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use imbl::OrdMap;
+use ipnet::IpNet;
+use tartan_datapath::nftables::Nat;
+use tartan_datapath::pod::Mtu;
+use tartan_model::{Advert, Condition, Kind, Node, Pool, World};
+use tartan_netstate::{Conflict, Layers, State};
+
+/// Last inputs and outputs of every planner.
+#[derive(Default)]
+pub struct Planners {
+    ipam: tartan_ipam::Memo,
+    fabric: tartan_fabric::Memo,
+    pods: tartan_datapath::pod::Pods,
+    ranges: ClusterRanges,
+    nat: tartan_datapath::nftables::Nftables,
+    layers: Layers<3>,
+}
+
+/// The ranges all pods of the cluster have their addresses from, found again when a Node or a pool differs.
+#[derive(Default)]
+struct ClusterRanges {
+    nodes: OrdMap<Arc<str>, Arc<Node>>,
+    pools: OrdMap<Arc<str>, Arc<Pool>>,
+    ranges: Vec<IpNet>,
+}
+
+/// What is wanted of the three executors, and what is wrong.
+#[derive(Clone, Debug, Default)]
+pub struct Plan {
+    /// For the kernel thread; none before World is whole: the kernel keeps what it has.
+    pub state: Option<State>,
+    /// For the publisher.
+    pub advert: Option<Advert>,
+    pub claims: Vec<tartan_ipam::Claim>,
+    pub conditions: Vec<Condition>,
+    /// Look again then, if nothing happens before.
+    pub wake_at: Option<Instant>,
+}
+
+impl Planners {
+    /// The fabric's last plan.
+    pub fn fabric(&self) -> &tartan_fabric::Out {
+        self.fabric.last()
+    }
+
+    /// The plan for this world.
+    pub fn plan(&mut self, world: &World, now: Instant) -> Plan {
+        if !is_whole(world) {
+            return Plan::default();
+        }
+        let ipam = tartan_ipam::plan(&mut self.ipam, world, now);
+        let owned = tartan_fabric::Owned {
+            blocks: ipam.blocks.clone(),
+            fabric_addresses: ipam.fabric_addresses,
+            mtu_in_force: tartan_datapath::pod::mtu_in_force(world),
+        };
+        let fabric = tartan_fabric::plan(&mut self.fabric, world, &owned, now);
+        let mtu = Mtu { link: fabric.underlay_mtu, route: fabric.pod_mtu };
+        let pods = self.pods.plan(world, mtu);
+        let nat = Nat {
+            fabric_address: owned.fabric_addresses,
+            local_ranges: owned.blocks,
+            cluster_ranges: self.ranges.of(world).to_vec(),
+            non_masquerade: world.config.non_masquerade.clone(),
+            masquerade: world.config.masquerade,
+        };
+        self.layers.set(0, &fabric.state);
+        self.layers.set(1, pods);
+        self.layers.set(2, self.nat.plan(world, &nat));
+        let mut conditions = ipam.conditions.clone();
+        conditions.extend(fabric.conditions.iter().cloned());
+        conditions.extend(world.invalid.values().map(|condition| (**condition).clone()));
+        conditions.extend(world.notices.values().flat_map(|notices| notices.iter().cloned()));
+        conditions.extend(self.layers.conflicts().chain(self.nat.conflicts()).map(conflict));
+        Plan {
+            state: Some(self.layers.merged().clone()),
+            advert: fabric.advert.clone(),
+            claims: ipam.claims.clone(),
+            conditions,
+            wake_at: [ipam.wake_at, fabric.wake_at].into_iter().flatten().min(),
+        }
+    }
+}
+
+// === impl ClusterRanges ===
+
+impl ClusterRanges {
+    fn of(&mut self, world: &World) -> &[IpNet] {
+        let same_nodes = self.nodes.ptr_eq(&world.nodes) || self.nodes.diff(&world.nodes).next().is_none();
+        if !same_nodes || self.pools != world.pools {
+            let nodes = world.nodes.values().flat_map(|node| node.pod_cidrs.iter().copied());
+            let pools = world.pools.values().map(|pool| pool.cidr);
+            self.ranges = IpNet::aggregate(&nodes.chain(pools).collect());
+            (self.nodes, self.pools) = (world.nodes.clone(), world.pools.clone());
+        }
+        &self.ranges
+    }
+}
+
+/// Whether everything a plan depends on has been read once: before, an absence proves nothing.
+pub fn is_whole(world: &World) -> bool {
+    world.programmed.read && Kind::ALL.into_iter().all(|kind| world.is_synced(kind))
+}
+
+fn conflict(conflict: &Conflict) -> Condition {
+    let Conflict { key, kept, lost } = conflict;
+    Condition {
+        about: "NodeNetwork".into(),
+        field: String::new(),
+        reason: "TwoWantOne",
+        message: format!("{kept} and {lost} both want {key}; {kept} has it"),
+        fix: "change one of the two settings that lead there".into(),
+    }
+}

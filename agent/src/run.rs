@@ -1,0 +1,228 @@
+//! The loop. It alone owns World, and it never waits for anything but its inbox and the clock.
+//!
+//! Everything that takes time is done by the three executors (kernel thread, publisher, waiting callers), each of which
+//! takes the latest wanted value and reports back through the inbox.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tartan_api::cni::CniRequest;
+use tartan_kernel::thread::Applied;
+use tartan_model::{Failed, Programmed, StoreEvent, World};
+use tartan_netstate::State;
+use tokio::sync::{mpsc, oneshot, watch};
+use tracing::{error, info};
+
+use crate::attach::{self, Decision};
+use crate::journal::{Journal, Record};
+use crate::plan::{Plan, Planners};
+use crate::waiting::{CniReply, Waiting};
+use crate::{publish, status};
+
+/// Everything that can happen to an agent.
+pub enum Input {
+    /// The store says something.
+    Store(StoreEvent),
+    /// The kernel thread has come further, or has seen something change.
+    Kernel(Box<Applied>),
+    /// A container runtime wants something; for ADD and CHECK with the pod's namespace.
+    Cni(Box<CniRequest>, Option<OwnedFd>, CniReply),
+    /// A user, or a scrape, wants to see how things stand.
+    Look(oneshot::Sender<status::Seen>),
+    /// A caller hung up.
+    HungUp,
+    /// End; the kernel keeps what it has.
+    Stop,
+}
+
+/// Inputs taken at one go: a relist of thousands of objects is a few plans, not thousands.
+const BATCH: usize = 1024;
+
+/// The loop's own: World, the journal, and the ends of the channels to the executors.
+pub struct Agent {
+    world: World,
+    journal: Journal,
+    kernel: tartan_kernel::thread::Handle,
+    publisher: watch::Sender<publish::Wanted>,
+    /// Told once, when the first full pass is done.
+    ready: watch::Sender<bool>,
+    planners: Planners,
+    waiting: Waiting,
+    plan: Plan,
+    /// Of the last state that the kernel thread was given.
+    generation: u64,
+    given: State,
+    counters: status::Counters,
+}
+
+impl Agent {
+    /// An agent that has planned nothing yet.
+    pub fn new(
+        world: World,
+        journal: Journal,
+        kernel: tartan_kernel::thread::Handle,
+        publisher: watch::Sender<publish::Wanted>,
+        ready: watch::Sender<bool>,
+    ) -> Agent {
+        Agent {
+            world,
+            journal,
+            kernel,
+            publisher,
+            ready,
+            planners: Planners::default(),
+            waiting: Waiting::default(),
+            plan: Plan::default(),
+            generation: 0,
+            given: State::new(),
+            counters: status::Counters::default(),
+        }
+    }
+
+    /// Runs until told to stop.
+    pub async fn run(mut self, mut inbox: mpsc::Receiver<Input>) -> anyhow::Result<()> {
+        let mut batch = Vec::with_capacity(BATCH);
+        loop {
+            let wake_at = [self.plan.wake_at, self.waiting.wake_at()].into_iter().flatten().min();
+            tokio::select! {
+                received = inbox.recv_many(&mut batch, BATCH) => if received == 0 { return Ok(()) },
+                () = until(wake_at) => {}
+            }
+            let now = Instant::now();
+            for input in batch.drain(..) {
+                match input {
+                    Input::Store(event) => self.world.store(event, now),
+                    Input::Kernel(applied) => self.applied(*applied),
+                    Input::Cni(request, netns, reply) => self.cni(*request, netns, reply, now),
+                    Input::Look(reply) => {
+                        // Who asked and went away again is owed nothing.
+                        let _gone = reply.send(status::look(&self.world, &self.planners, &self.plan, &self.counters));
+                    }
+                    Input::HungUp => {}
+                    Input::Stop => return Ok(()),
+                }
+            }
+            self.settle(now);
+            self.plan = self.planners.plan(&self.world, now);
+            self.want();
+            self.waiting.promise(self.generation);
+            self.counters.plan(now.elapsed());
+        }
+    }
+
+    fn applied(&mut self, applied: Applied) {
+        let failures: Arc<[Failed]> = applied
+            .failures
+            .iter()
+            .map(|failure| Failed {
+                key: failure.key.clone(),
+                owner: failure.owner.clone(),
+                error: failure.error.to_string().into(),
+            })
+            .collect();
+        self.counters.applied(&applied);
+        let programmed = Programmed {
+            generation: applied.generation,
+            pods_generation: applied.pods_generation,
+            mirror: applied.mirror,
+            failures,
+            read: true,
+        };
+        self.world.programmed(programmed, applied.host);
+    }
+
+    fn cni(&mut self, request: CniRequest, netns: Option<OwnedFd>, reply: CniReply, now: Instant) {
+        match attach::decide(&self.world, &request, now) {
+            Ok(Decision::Attach(attachment)) => {
+                if let Err(error) = self.journal.append(attach::record(&attachment)) {
+                    return reply.fail(attach::not_written(&error));
+                }
+                if let Some(netns) = netns {
+                    self.kernel.lend_netns(attachment.netns.clone(), netns);
+                }
+                self.waiting.arrive(&attachment, request, reply, now);
+                self.world.attach(attachment);
+            }
+            Ok(Decision::Detach(ids)) => {
+                for id in ids {
+                    if let Err(error) = self.journal.append(Record::Del { id: id.clone() }) {
+                        return reply.fail(attach::not_written(&error));
+                    }
+                    self.world.detach(&id, now);
+                    self.waiting.forget(&id);
+                }
+                self.waiting.depart(reply, now);
+            }
+            Ok(Decision::Answer(value)) => reply.answer(value),
+            Err(error) => reply.fail(error),
+        }
+    }
+
+    /// Hands every executor its part of the plan. None of them blocks.
+    fn want(&mut self) {
+        if let Some(state) = &self.plan.state
+            && (self.generation == 0 || self.given.differing_keys(state).next().is_some())
+        {
+            self.generation += 1;
+            self.given = state.clone();
+            self.kernel.want(self.generation, state.clone());
+            self.world.asked = self.generation;
+        }
+        if let Some(advert) = &self.plan.advert {
+            self.world.say(advert);
+        }
+        let wanted = publish::Wanted {
+            advert: self.plan.advert.clone(),
+            beat: (self.world.config.lease / 4).max(Duration::from_millis(100)),
+            claims: self.plan.claims.clone(),
+        };
+        self.publisher.send_if_modified(|last| {
+            let differs = *last != wanted;
+            if differs {
+                *last = wanted;
+            }
+            differs
+        });
+        if self.generation > 0 && self.world.programmed.generation >= 1 && !*self.ready.borrow() {
+            info!("ready: the first full pass is done");
+            self.ready.send_replace(true);
+        }
+    }
+
+    /// Answers CNI callers whose objects are in the kernel, and takes back what cannot be or is no longer wanted.
+    fn settle(&mut self, now: Instant) {
+        let outcome = self.waiting.settle(&self.world, now);
+        for id in outcome.answered {
+            self.write(Record::Answered { id: id.clone() });
+            self.close_netns(&id);
+            self.world.answered(&id);
+        }
+        for id in outcome.undone {
+            self.write(Record::Del { id: id.clone() });
+            self.close_netns(&id);
+            self.world.detach(&id, now);
+        }
+    }
+
+    /// For what has happened already: the next start finds out again what this record would have told it.
+    fn write(&mut self, record: Record) {
+        if let Err(error) = self.journal.append(record) {
+            error!("journal: {error}");
+        }
+    }
+
+    /// The namespace of an ADD that is over is found by its path from now on.
+    fn close_netns(&self, id: &str) {
+        if let Some(attachment) = self.world.attachments.get(id) {
+            self.kernel.give_back_netns(attachment.netns.clone());
+        }
+    }
+}
+
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,286 @@
+//! The socket from its callers' side; the loop's part is played by the test.
+
+use std::fs::{self, File};
+use std::io::IoSlice;
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Instant;
+
+use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, sendmsg};
+use tartan_api::cni::{NetConf, NetnsFile, PodName, Version};
+use tartan_model::{Config, Kind, Object, ObjectId};
+use tartan_store::{Expect, MemoryStore};
+use tokio::io::AsyncReadExt;
+
+use super::*;
+
+mod bad;
+
+/// A socket that is served, and the inputs it makes for the loop. Its directory goes with it.
+struct Served {
+    dir: PathBuf,
+    inputs: mpsc::Receiver<Input>,
+    store: MemoryStore,
+}
+
+impl Served {
+    fn new() -> Served {
+        Served::with_notes(&[])
+    }
+
+    /// With these files in `pending-del` from the time without an agent.
+    fn with_notes(notes: &[&str]) -> Served {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("tartan-socket-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let dir = std::env::temp_dir().join(name);
+        fs::create_dir_all(dir.join("pending-del")).unwrap();
+        for note in notes {
+            File::create(dir.join("pending-del").join(note)).unwrap();
+        }
+        let store = MemoryStore::default();
+        let (inbox, inputs) = mpsc::channel(1024);
+        serve(&dir.join("run/tartan.sock"), &dir, inbox, Arc::new(store.clone())).unwrap();
+        Served { dir, inputs, store }
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.dir.join("run/tartan.sock")
+    }
+
+    async fn connect(&self) -> UnixStream {
+        UnixStream::connect(self.socket()).await.unwrap()
+    }
+
+    /// The next CNI request for the loop.
+    async fn cni(&mut self) -> (CniRequest, Option<OwnedFd>, CniReply) {
+        match self.inputs.recv().await {
+            Some(Input::Cni(request, netns, reply)) => (*request, netns, reply),
+            Some(_) => panic!("a CNI request was due"),
+            None => panic!("nobody serves any more"),
+        }
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        let _best_effort = fs::remove_dir_all(&self.dir);
+    }
+}
+
+fn add(container: &str) -> CniRequest {
+    CniRequest {
+        command: Command::Add,
+        version: Version::NEWEST,
+        container: container.into(),
+        ifname: "eth0".into(),
+        netns: Some(NetnsFile { path: "/run/netns/a".into(), dev: 1, ino: 1 }),
+        pod: PodName::default(),
+        netconf: NetConf::default(),
+    }
+}
+
+fn del(container: &str) -> CniRequest {
+    CniRequest { command: Command::Del, netns: None, ..add(container) }
+}
+
+/// Sends a request, its first byte with a descriptor.
+fn send(stream: &UnixStream, request: CniRequest, netns: Option<RawFd>) {
+    let frame = encode(&Request::Cni(Box::new(request))).unwrap();
+    let descriptors: Vec<RawFd> = netns.into_iter().collect();
+    let rights = [ControlMessage::ScmRights(&descriptors)];
+    let with = if netns.is_some() { &rights[..] } else { &[] };
+    let sent = sendmsg::<UnixAddr>(stream.as_raw_fd(), &[IoSlice::new(&frame)], with, MsgFlags::empty(), None);
+    assert_eq!(sent, Ok(frame.len()));
+}
+
+async fn receive(stream: &mut UnixStream) -> Reply {
+    let mut header = [0; 4];
+    stream.read_exact(&mut header).await.unwrap();
+    let mut body = vec![0; body_length(header).unwrap()];
+    stream.read_exact(&mut body).await.unwrap();
+    decode(&body).unwrap()
+}
+
+async fn ask(served: &Served, request: &Request) -> Reply {
+    let mut stream = served.connect().await;
+    stream.write_all(&encode(request).unwrap()).await.unwrap();
+    receive(&mut stream).await
+}
+
+#[tokio::test]
+async fn the_socket_is_roots_and_nothing_else_is_left() {
+    let served = Served::new();
+    let found = fs::metadata(served.socket()).unwrap();
+    assert!(found.file_type().is_socket());
+    assert_eq!(found.permissions().mode() & 0o7777, 0o600);
+    assert_eq!(fs::read_dir(served.dir.join("run")).unwrap().count(), 1);
+}
+
+#[tokio::test]
+async fn a_dead_agents_socket_is_replaced_and_a_living_ones_is_not() {
+    let served = Served::new();
+    let living = listen::at(&served.socket()).unwrap_err();
+    let place = format!("socket {}", served.socket().display());
+    let expected = format!("{place}: change `socket` in the boot file if that is not where it is to be: another agent listens there; end it first");
+    assert_eq!(format!("{living:#}"), expected);
+    let stale = served.dir.join("stale.sock");
+    drop(UnixListener::bind(&stale).unwrap());
+    drop(listen::at(&stale).unwrap());
+    let other = served.dir.join("other");
+    fs::write(&other, "precious").unwrap();
+    let refused = format!("{:#}", listen::at(&other).unwrap_err());
+    assert!(refused.ends_with("something else has that name; it is left alone"), "{refused}");
+    assert_eq!(fs::read_to_string(&other).unwrap(), "precious");
+}
+
+#[tokio::test]
+async fn an_add_comes_with_the_namespace_itself_and_hears_the_result() {
+    let mut served = Served::new();
+    let netns = File::open("/proc/self/ns/net").unwrap();
+    let mut stream = served.connect().await;
+    send(&stream, add("a"), Some(netns.as_raw_fd()));
+    let (request, passed, reply) = served.cni().await;
+    let stat = netns.metadata().unwrap();
+    let expected = NetnsFile { path: "/run/netns/a".into(), dev: stat.dev(), ino: stat.ino() };
+    assert_eq!(request, CniRequest { netns: Some(expected), ..add("a") }, "which namespace it is, the descriptor says");
+    assert_eq!(File::from(passed.unwrap()).metadata().unwrap().ino(), stat.ino());
+    reply.answer(json!({"ips": []}));
+    assert_eq!(receive(&mut stream).await, Reply::Result(json!({"ips": []})));
+}
+
+#[tokio::test]
+async fn an_error_of_the_loop_reaches_the_caller() {
+    let mut served = Served::new();
+    let mut stream = served.connect().await;
+    send(&stream, del("a"), None);
+    let (_, passed, reply) = served.cni().await;
+    assert!(passed.is_none());
+    let error = CniError::new(code::TRY_LATER, "not now", "later");
+    reply.fail(error.clone());
+    assert_eq!(receive(&mut stream).await, Reply::Error(error));
+}
+
+#[tokio::test]
+async fn a_caller_that_hangs_up_is_known_to_be_gone() {
+    let mut served = Served::new();
+    let netns = File::open("/proc/self/ns/net").unwrap();
+    let stream = served.connect().await;
+    send(&stream, add("a"), Some(netns.as_raw_fd()));
+    let (_, _, reply) = served.cni().await;
+    drop(stream);
+    assert!(matches!(served.inputs.recv().await, Some(Input::HungUp)), "the loop is to be woken");
+    let mut waiting = crate::waiting::Waiting::default();
+    waiting.depart(reply, Instant::now());
+    waiting.settle(&tartan_model::World::default(), Instant::now());
+    assert_eq!(waiting.wake_at(), None, "nobody waits any more");
+}
+
+#[tokio::test]
+async fn a_success_that_nobody_heard_is_undone() {
+    let mut served = Served::new();
+    let netns = File::open("/proc/self/ns/net").unwrap();
+    let stream = served.connect().await;
+    send(&stream, add("a"), Some(netns.as_raw_fd()));
+    let (_, _, reply) = served.cni().await;
+    // Both before the socket's task runs again: the answer is on its way and the caller is gone.
+    drop(stream);
+    reply.answer(json!({}));
+    let (undo, _, _) = served.cni().await;
+    assert_eq!((undo.command, &*undo.container, &*undo.ifname), (Command::Del, "a", "eth0"));
+}
+
+#[tokio::test]
+async fn dels_noted_without_an_agent_come_before_any_caller() {
+    let mut served = Served::with_notes(&["b@eth0", "a@net@1", "no note"]);
+    let stream = served.connect().await;
+    send(&stream, del("c"), None);
+    for expected in [("a", "net@1"), ("b", "eth0")] {
+        let (request, _, reply) = served.cni().await;
+        assert_eq!((request.command, &*request.container, &*request.ifname), (Command::Del, expected.0, expected.1));
+        reply.answer(Value::Null);
+    }
+    assert_eq!(served.cni().await.0.container, "c");
+    let left: Vec<_> = fs::read_dir(served.dir.join("pending-del")).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert_eq!(left, ["no note"]);
+}
+
+#[tokio::test]
+async fn a_del_that_fails_leaves_its_note() {
+    let mut served = Served::with_notes(&["a@eth0"]);
+    let (_, _, reply) = served.cni().await;
+    reply.fail(CniError::new(code::TRY_LATER, "the disk is full", ""));
+    let stream = served.connect().await;
+    send(&stream, del("c"), None);
+    assert_eq!(served.cni().await.0.container, "c");
+    assert!(served.dir.join("pending-del/a@eth0").exists());
+}
+
+#[tokio::test]
+async fn slow_and_silent_callers_hold_up_nobody() {
+    let mut served = Served::new();
+    let mut slow = Vec::new();
+    for _ in 0..100 {
+        let mut stream = served.connect().await;
+        stream.write_all(&[0, 0]).await.unwrap();
+        slow.push(stream);
+    }
+    let mut stream = served.connect().await;
+    send(&stream, del("a"), None);
+    let (_, _, reply) = timeout(Duration::from_secs(5), served.cni()).await.expect("100 silent callers are in the way");
+    reply.answer(Value::Null);
+    assert_eq!(receive(&mut stream).await, Reply::Result(Value::Null));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_caller_that_never_finishes_its_request_is_dropped() {
+    let served = Served::new();
+    let mut stream = served.connect().await;
+    stream.write_all(&[0, 0, 1, 0, b'{']).await.unwrap();
+    assert_eq!(stream.read(&mut [0; 1]).await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn two_hundred_callers_at_once_each_get_their_own_answer() {
+    let mut served = Served::new();
+    let socket = served.socket();
+    let callers: Vec<_> = (0..200)
+        .map(|number| {
+            let socket = socket.clone();
+            tokio::spawn(async move {
+                let mut stream = UnixStream::connect(socket).await.unwrap();
+                send(&stream, del(&format!("c{number}")), None);
+                assert_eq!(receive(&mut stream).await, Reply::Result(json!(format!("c{number}"))));
+            })
+        })
+        .collect();
+    let mut replies = Vec::new();
+    for _ in 0..200 {
+        let (request, _, reply) = loop {
+            match served.inputs.recv().await {
+                Some(Input::Cni(request, netns, reply)) => break (request, netns, reply),
+                Some(_) => {}
+                None => panic!("nobody serves any more"),
+            }
+        };
+        replies.push((request.container, reply));
+    }
+    for (container, reply) in replies.into_iter().rev() {
+        reply.answer(json!(container));
+    }
+    for caller in callers {
+        caller.await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn documents_are_written_to_the_store() {
+    let served = Served::new();
+    let documents = "apiVersion: tartan.dev/v1alpha1\nkind: NetworkConfig\nmetadata: {name: default}\nspec: {fabric: host-gw}\n";
+    let apply = Request::Apply { source: "a.yaml".into(), documents: documents.into() };
+    assert_eq!(ask(&served, &apply).await, Reply::Result(json!(["NetworkConfig/default"])));
+    let id = ObjectId { kind: Kind::NetworkConfig, name: "default".into() };
+    let again = served.store.put(id.clone(), Object::Config(Config::default()), Expect::Absent).await;
+    assert!(again.is_err(), "it is there");
+}

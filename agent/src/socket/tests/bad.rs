@@ -1,0 +1,77 @@
+//! Bytes that are no request, each with what the caller is told. `bad.txt` holds them: `text` and a frame's body, or
+//! `bytes` in hex, sent as they are before the end; then behind `>>` code and message, and what to do; `====` between.
+
+use super::*;
+
+const TABLE: &str = include_str!("bad.txt");
+
+fn bytes(input: &str) -> Vec<u8> {
+    let (form, rest) = input.split_once(' ').unwrap_or((input, ""));
+    match form {
+        "text" => {
+            let length = u32::try_from(rest.len()).unwrap().to_be_bytes();
+            [&length[..], rest.as_bytes()].concat()
+        }
+        "bytes" => rest.split_whitespace().map(|byte| u8::from_str_radix(byte, 16).unwrap()).collect(),
+        _ => panic!("{form} is neither text nor bytes"),
+    }
+}
+
+/// The case as it is found to be.
+async fn found(served: &Served, case: &str) -> String {
+    let (input, _) = case.split_once("\n>> ").unwrap_or_else(|| panic!("nothing is said of\n{case}"));
+    let mut stream = served.connect().await;
+    stream.write_all(&bytes(input)).await.unwrap();
+    stream.shutdown().await.unwrap();
+    match timeout(Duration::from_secs(5), receive(&mut stream)).await {
+        Ok(Reply::Error(CniError { code, msg, details })) => format!("{input}\n>> {code} {msg}\n>> {details}\n"),
+        Ok(Reply::Result(result)) => panic!("{input} came to {result}"),
+        Err(_) => panic!("{input} is not answered"),
+    }
+}
+
+#[tokio::test]
+async fn bytes_that_are_no_request_are_refused() {
+    let mut served = Served::new();
+    let (unused, inputs) = mpsc::channel(1);
+    let mut inputs = std::mem::replace(&mut served.inputs, inputs);
+    drop(unused);
+    let seen = || Seen { config: Arc::new(Config::default()), ..Seen::default() };
+    tokio::spawn(async move {
+        while let Some(input) = inputs.recv().await {
+            match input {
+                Input::Look(reply) => drop(reply.send(seen())),
+                _ => panic!("a bad request has come to the loop"),
+            }
+        }
+    });
+    let mut all = Vec::new();
+    for case in TABLE.split("====\n") {
+        all.push(found(&served, case).await);
+    }
+    assert!(all.len() >= 30, "the table is cut");
+    let all = all.join("====\n");
+    assert!(all == TABLE, "bad.txt should be\n{all}");
+}
+
+mod random {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(512))]
+
+        /// The fuzz entry point of the protocol: whatever comes is a request or an error.
+        #[test]
+        fn no_bytes_panic(header: [u8; 4], body in proptest::collection::vec(any::<u8>(), 0..256)) {
+            let _either = body_length(header);
+            let _either = decode::<Request>(&body);
+        }
+
+        #[test]
+        fn no_text_like_a_request_panics(body in r#"\{"ask":"(cni|set|apply|status)"(,"(command|version|netconf|netns|key|pod)":(\{\}|\[\]|7|"ADD"|null|-1|1e999)){0,5}\}"#) {
+            let _either = decode::<Request>(body.as_bytes());
+        }
+    }
+}

@@ -1,0 +1,55 @@
+//! `tartan uninstall`: takes back exactly what is ours, and nothing else.
+//!
+//! Works without an agent and whatever state it left: what is ours is what carries our claims, read from the kernel.
+//! Sysctls get the value back that the agent found when it first changed them.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use tartan_kernel::{Failure, Kernel, Scope};
+use tartan_netstate::{Change, Key, Object, Op, Owner, State, diff};
+
+use crate::found;
+
+/// What was taken back.
+#[derive(Clone, Debug, Default, serde::Serialize)]
+pub struct Report {
+    /// Kernel objects removed.
+    pub removed: usize,
+    /// Sysctls given back.
+    pub restored: usize,
+    /// What the kernel would not let go of, with its reason.
+    pub failures: Vec<String>,
+}
+
+/// Takes back everything of ours in this network namespace, then the agent's state.
+pub fn uninstall(kernel: &mut dyn Kernel, state_dir: &Path) -> Result<Report> {
+    let mut ours = State::new();
+    for scope in [Scope::Links, Scope::Neighbours, Scope::Routes, Scope::Nft, Scope::Foreign] {
+        let read = kernel.read(&scope).with_context(|| format!("reading {scope:?}"))?;
+        ours.replace(&State::new(), &read);
+    }
+    let removal = diff(&ours, &State::new(), |_| true);
+    let found = found::load(state_dir)?;
+    let restoration = give_back(&found);
+    let failures: Vec<Failure> = [&removal, &restoration].into_iter().flat_map(|change| kernel.apply(change)).collect();
+    if failures.is_empty() && state_dir.exists() {
+        fs::remove_dir_all(state_dir).with_context(|| format!("removing {}", state_dir.display()))?;
+    }
+    Ok(Report {
+        removed: removal.ops.len(),
+        restored: restoration.ops.len(),
+        failures: failures.iter().map(|failure| format!("{}: {}", failure.key, failure.error)).collect(),
+    })
+}
+
+fn give_back(found: &BTreeMap<Key, String>) -> Change {
+    let op = |(key, value): (&Key, &String)| {
+        let object = Object::Sysctl(value.as_str().into());
+        (Op::Replace { key: key.clone(), old: object.clone(), new: object }, Owner::Node)
+    };
+    // Last changed first: forwarding goes before the uplink's accept_ra.
+    Change { ops: found.iter().rev().map(op).collect() }
+}

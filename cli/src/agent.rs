@@ -1,0 +1,49 @@
+//! `tartan agent` and `tartan uninstall`: the two commands that read the boot file.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use tartan_api::boot::Boot;
+use tracing_subscriber::EnvFilter;
+
+use crate::output::{self, Format};
+
+/// Runs the agent until SIGTERM or SIGINT.
+pub(crate) fn run(config: &Path) -> Result<ExitCode> {
+    let boot = read(config)?;
+    log(&boot.log)?;
+    tartan_agent::run(&boot).map(|()| ExitCode::SUCCESS)
+}
+
+/// Takes back what is ours.
+pub(crate) fn uninstall(config: &Path, format: Format) -> Result<ExitCode> {
+    let report = tartan_agent::take_back(&read(config)?)?;
+    output::print(format, &report, |report| {
+        let mut lines = vec![format!("removed {} objects, gave {} sysctls back", report.removed, report.restored)];
+        lines.extend(report.failures.iter().cloned());
+        lines.join("\n")
+    })?;
+    Ok(if report.failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn read(config: &Path) -> Result<Boot> {
+    let text = std::fs::read_to_string(config)
+        .with_context(|| format!("reading the boot file {}; name another with --config", config.display()))?;
+    serde_yaml_ng::from_str(&text).with_context(|| {
+        format!("boot file {}: its keys are node, store, stateDir, socket, listen and log", config.display())
+    })
+}
+
+/// Human-readable on a terminal, JSON elsewhere: what is not read by a person is read by a program.
+fn log(level: &str) -> Result<()> {
+    let filter: EnvFilter =
+        level.parse().with_context(|| format!("log: '{level}' is not error, warn, info, debug or trace"))?;
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    if std::io::IsTerminal::is_terminal(&std::io::stderr()) {
+        builder.init();
+    } else {
+        builder.json().init();
+    }
+    Ok(())
+}

@@ -1,0 +1,102 @@
+//! Commands that ask the agent of this node, or of a lab's node, over its socket.
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail};
+use clap::Args;
+use serde::de::DeserializeOwned;
+use tartan_api::socket::{self, Reply, Request};
+use tartan_api::status::Status;
+use tartan_lab::Facts;
+
+use crate::output::{self, Format};
+use crate::status;
+
+const SOCKET: &str = "/run/tartan/tartan.sock";
+/// An agent answers from memory; one that takes longer is stuck.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Which agent.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct At {
+    /// Socket of the agent; by default this node's, else that of a running lab's node
+    #[arg(long, env = "TARTAN_SOCKET")]
+    socket: Option<PathBuf>,
+    /// Node of a running lab
+    #[arg(long, default_value = "n1")]
+    node: String,
+}
+
+/// `tartan status`
+pub(crate) fn status_command(at: &At, format: Format) -> Result<ExitCode> {
+    output::print(format, &self::status(&at.socket()?)?, status::text)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `tartan apply`
+pub(crate) fn apply(at: &At, file: &Path, format: Format) -> Result<ExitCode> {
+    let from_stdin = file == Path::new("-");
+    let documents = if from_stdin {
+        std::io::read_to_string(std::io::stdin()).context("reading standard input")?
+    } else {
+        std::fs::read_to_string(file).with_context(|| format!("reading {}", file.display()))?
+    };
+    let source = if from_stdin { "standard input".into() } else { file.display().to_string() };
+    written(&at.socket()?, &Request::Apply { source, documents }, format)
+}
+
+/// `tartan set`
+pub(crate) fn set(at: &At, key: &str, value: &str, format: Format) -> Result<ExitCode> {
+    written(&at.socket()?, &Request::Set { key: key.into(), value: value.into() }, format)
+}
+
+/// The status of the agent behind a socket.
+pub(crate) fn status(socket: &Path) -> Result<Status> {
+    ask(socket, &Request::Status)
+}
+
+fn written(socket: &Path, request: &Request, format: Format) -> Result<ExitCode> {
+    let objects: Vec<String> = ask(socket, request)?;
+    output::print(format, &objects, |objects| {
+        objects.iter().map(|object| format!("{object} written")).collect::<Vec<_>>().join("\n")
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn ask<T: DeserializeOwned>(path: &Path, request: &Request) -> Result<T> {
+    let mut stream = UnixStream::connect(path).with_context(|| {
+        format!("no agent answers at {}: is it running, and are you root? (--socket names another)", path.display())
+    })?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    stream.write_all(&socket::encode(request)?)?;
+    let silent = || format!("the agent at {} did not answer", path.display());
+    let mut header = [0; 4];
+    stream.read_exact(&mut header).with_context(silent)?;
+    let mut body = vec![0; socket::body_length(header)?];
+    stream.read_exact(&mut body).with_context(silent)?;
+    match socket::decode(&body)? {
+        Reply::Result(value) => Ok(serde_json::from_value(value).context("the agent answered something else than asked; is it of another version?")?),
+        Reply::Error(error) => Err(anyhow!("{error}")),
+    }
+}
+
+impl At {
+    fn socket(&self) -> Result<PathBuf> {
+        if let Some(socket) = &self.socket {
+            return Ok(socket.clone());
+        }
+        if Path::new(SOCKET).exists() {
+            return Ok(SOCKET.into());
+        }
+        let Ok(lab) = Facts::find(None) else {
+            bail!("there is no agent on this node ({SOCKET}) and no lab running; name a socket with --socket");
+        };
+        let socket = lab.member(&self.node)?.socket.clone();
+        socket.with_context(|| format!("{} is a pod; name a node with --node", self.node))
+    }
+}

@@ -1,0 +1,246 @@
+//! Whole nodes: real agents, the real CNI binary, packets on their way while things happen.
+//!
+//! Each test is one event. Probes run before, through and after it; whatever is lost or reset fails the test, and the
+//! message carries the probes' own report and how to enter each namespace.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Map, Value, json};
+use tartan_lab::probe::{Load, Pair, Running, wait_for};
+use tartan_lab::{Endpoint, Lab, Node, Underlay};
+
+/// Probes answered before an event begins and after it has ended. Soak runs take more, see `long.rs`.
+const PROBES: u64 = 3_000;
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn lab(name: &str, fabric: &str) -> Result<Lab> {
+    let lab = Lab::builder(name).nodes(3).pods_per_node(1).fabric(fabric).up()?;
+    lab.wait_for_matrix(PATIENCE)?;
+    Ok(lab)
+}
+
+/// UDP small and MTU-sized, TCP busy and idle, between pods of different nodes, and from a node to a remote pod.
+fn load(lab: &Lab) -> Result<Running> {
+    let pods = lab.pod_endpoints();
+    let pairs: Vec<Pair> = pods.iter().zip(pods.iter().cycle().skip(1)).map(pair).collect();
+    let from_node = (lab.node("n1")?.endpoint(), lab.pod("b1")?.endpoint());
+    let load = Load::new()
+        .interval(Duration::from_millis(2))
+        .udp(pairs.clone())
+        .udp_mtu_sized([pairs[0].clone()])
+        .tcp_bulk([pairs[0].clone(), pairs[1].clone()])
+        .tcp_idle(pairs.iter().cloned().chain([from_node]))
+        .start()?;
+    load.wait_for_answers(PROBES, PATIENCE)?;
+    Ok(load)
+}
+
+fn pair((from, to): (&Endpoint, &Endpoint)) -> Pair {
+    (from.clone(), to.clone())
+}
+
+/// Runs `event` under load and asserts that nobody noticed.
+fn unnoticed(lab: &mut Lab, event: impl FnOnce(&mut Lab) -> Result<()>) -> Result<()> {
+    let load = load(lab)?;
+    event(lab).with_context(|| lab.troubleshooting())?;
+    load.wait_for_answers(PROBES, PATIENCE).with_context(|| lab.troubleshooting())?;
+    load.stop()?.check_nothing_lost().with_context(|| lab.troubleshooting())
+}
+
+fn status(node: &Node) -> Result<Value> {
+    let tartan = tartan_lab::Binaries::beside_this_program()?.tartan;
+    let socket = node.socket();
+    let text = node.output(&[
+        &tartan.display().to_string(),
+        "status",
+        "--socket",
+        &socket.display().to_string(),
+        "-o",
+        "json",
+    ])?;
+    serde_json::from_str(&text).with_context(|| format!("tartan status printed {text}"))
+}
+
+fn is_steady(lab: &Lab, fabric: &str) -> bool {
+    lab.nodes().iter().all(|node| {
+        status(node).is_ok_and(|status| {
+            let peers = status["peers"].as_array().cloned().unwrap_or_default();
+            let by_it = |peer: &Value| peer["fabric"].as_str().is_some_and(|by| by.starts_with(fabric));
+            status["phase"] == "steady" && status["fabric"] == fabric && peers.iter().all(by_it)
+        })
+    })
+}
+
+fn wait_until_steady(lab: &Lab, fabric: &str) -> Result<()> {
+    wait_for(PATIENCE, &format!("every node to be steady on {fabric}"), || is_steady(lab, fabric))
+        .map(drop)
+        .with_context(|| lab.troubleshooting())
+}
+
+#[test]
+fn every_pod_reaches_every_other_one_by_vxlan() -> Result<()> {
+    lab("vx", "vxlan")?.matrix()?.check()
+}
+
+#[test]
+fn every_pod_reaches_every_other_one_by_host_gw() -> Result<()> {
+    lab("hg", "host-gw")?.matrix()?.check()
+}
+
+#[test]
+fn vxlan_works_over_an_ipv6_underlay() -> Result<()> {
+    let lab = Lab::builder("v6ul").nodes(2).pods_per_node(1).fabric("vxlan").config("underlay", json!("ipv6")).up()?;
+    lab.wait_for_matrix(PATIENCE)?.check()?;
+    let mtu = status(lab.node("n1")?)?["podMtu"].clone();
+    ensure!(mtu == 1430, "1500 less 70 for IPv6 is 1430, but pods have {mtu}");
+    Ok(())
+}
+
+#[test]
+fn vxlan_crosses_routers_and_direct_routing_stays_on_the_link() -> Result<()> {
+    let lab = Lab::builder("routed").nodes(2).pods_per_node(1).underlay(Underlay::Routed).fabric("vxlan").up()?;
+    lab.wait_for_matrix(PATIENCE)?.check()
+}
+
+#[test]
+fn host_gw_names_the_peer_behind_a_router() -> Result<()> {
+    let lab = Lab::builder("offlink").nodes(2).pods_per_node(1).underlay(Underlay::Routed).fabric("host-gw").up()?;
+    let mut last = Value::Null;
+    wait_for(PATIENCE, "the condition PeerOffLink", || {
+        last = status(&lab.nodes()[0]).unwrap_or_default();
+        last["conditions"].as_array().is_some_and(|all| all.iter().any(|c| c["reason"] == "PeerOffLink"))
+    })
+    .with_context(|| format!("{last}\n{}", lab.troubleshooting()))?;
+    ensure!(last["conditions"].to_string().contains("set spec.fabric to vxlan"), "{last}");
+    Ok(())
+}
+
+#[test]
+fn kill_of_an_agent_is_not_noticed_and_needs_no_change_of_the_kernel() -> Result<()> {
+    let mut lab = lab("kill", "vxlan")?;
+    unnoticed(&mut lab, |lab| {
+        let node = lab.node("n1")?;
+        node.kill_agent()?;
+        node.start_agent()?;
+        node.wait_ready().map(drop)
+    })?;
+    let applied = status(lab.node("n1")?)?["kernel"]["applied"].clone();
+    ensure!(applied == 0, "the new agent changed the kernel {applied} times\n{}", lab.troubleshooting());
+    Ok(())
+}
+
+#[test]
+fn restart_of_an_agent_is_not_noticed() -> Result<()> {
+    let mut lab = lab("restart", "vxlan")?;
+    unnoticed(&mut lab, |lab| lab.node("n2")?.restart_agent().map(drop))
+}
+
+#[test]
+fn a_change_of_fabric_is_not_noticed() -> Result<()> {
+    let mut lab = lab("change", "vxlan")?;
+    unnoticed(&mut lab, |lab| {
+        for fabric in ["host-gw", "vxlan"] {
+            lab.set_fabric(fabric)?;
+            wait_until_steady(lab, fabric)?;
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn a_change_of_fabric_that_nodes_learn_of_seconds_apart_is_not_noticed() -> Result<()> {
+    let mut lab = lab("skew", "vxlan")?;
+    unnoticed(&mut lab, |lab| {
+        // A stopped agent is one that has not heard yet; its kernel goes on.
+        lab.node("n2")?.pause_agent()?;
+        lab.node("n3")?.pause_agent()?;
+        lab.set_fabric("host-gw")?;
+        let heard = |lab: &Lab, node: &str| status(lab.node(node)?).map(|status| status["fabric"] == "host-gw");
+        wait_for(PATIENCE, "n1 to hear of it", || heard(lab, "n1").unwrap_or(false))?;
+        lab.node("n2")?.resume_agent()?;
+        wait_for(PATIENCE, "n2 to hear of it", || heard(lab, "n2").unwrap_or(false))?;
+        lab.node("n3")?.resume_agent()?;
+        wait_until_steady(lab, "host-gw")
+    })
+}
+
+#[test]
+fn the_store_can_go_away_and_come_back() -> Result<()> {
+    let mut lab = lab("away", "vxlan")?;
+    unnoticed(&mut lab, |lab| {
+        lab.store_away()?;
+        lab.node("n1")?.output(&["ip", "route"])?;
+        lab.store_back()
+    })?;
+    lab.set_fabric("host-gw")?;
+    wait_until_steady(&lab, "host-gw")
+}
+
+#[test]
+fn what_others_delete_is_repaired() -> Result<()> {
+    let lab = lab("repair", "vxlan")?;
+    let node = lab.node("n1")?;
+    let device = node.output(&["sh", "-c", "ip -o link show type vxlan | awk -F': ' '{print $2}'"])?.trim().to_owned();
+    let pod = lab.pod("a1")?.endpoint();
+    for damage in [
+        format!("ip link del {device}"),
+        "ip route del 10.244.2.0/24".into(),
+        "ip -6 route del fd00:10:244:2::/64".into(),
+        format!("ip route del {}", pod.v4),
+        format!("ip neigh del 10.244.2.0 dev {device}"),
+        format!("bridge fdb show dev {device} | head -1 | while read mac rest; do bridge fdb del $mac dev {device}; done"),
+        "nft delete table inet tartan".into(),
+        "ip addr del 10.244.1.0/32 dev lo".into(),
+    ] {
+        node.output(&["sh", "-c", &damage]).with_context(|| damage.clone())?;
+        lab.wait_for_matrix(Duration::from_secs(5)).with_context(|| damage.clone())?;
+        let whole = || status(node).is_ok_and(|status| status["ready"] == true);
+        wait_for(Duration::from_secs(5), "the node to be whole", whole).with_context(|| damage.clone())?;
+    }
+    let repaired = status(node)?["kernel"]["repaired"].as_u64().unwrap_or(0);
+    ensure!(repaired >= 8, "{repaired} repairs\n{}", lab.troubleshooting());
+    Ok(())
+}
+
+#[test]
+fn a_quiet_node_changes_nothing() -> Result<()> {
+    let mut lab = lab("quiet", "vxlan")?;
+    let counts = |lab: &Lab| -> Result<Vec<Value>> {
+        lab.nodes().iter().map(|node| Ok(status(node)?["kernel"]["applied"].clone())).collect()
+    };
+    let before = counts(&lab)?;
+    // A lease of four seconds makes every node give signs of life each second: the same traffic, sooner.
+    lab.set_config(&Map::from_iter([("leaseSeconds".into(), json!(4))]))?;
+    let load = load(&lab)?;
+    load.wait_for_answers(5 * PROBES, PATIENCE)?;
+    load.stop()?.check_nothing_lost()?;
+    ensure!(counts(&lab)? == before, "{before:?} became {:?}", counts(&lab)?);
+    Ok(())
+}
+
+#[test]
+fn pods_come_and_go_and_leave_nothing() -> Result<()> {
+    let mut lab = Lab::builder("churn").nodes(1).pods_per_node(0).fabric("host-gw").up()?;
+    let state = |lab: &Lab| {
+        lab.node("n1")?.output(&["sh", "-c", "ip -o link; ip route; ip -6 route; ip neigh; nft list ruleset"])
+    };
+    let clean = |text: &str| !text.contains("ttp") && !text.contains("10.244.1.");
+    for round in 0..3 {
+        for pod in 0..8 {
+            lab.add_pod("n1", &format!("p{round}x{pod}"))?;
+        }
+        lab.wait_for_matrix(PATIENCE)?.check()?;
+        for pod in 0..8 {
+            lab.remove_pod(&format!("p{round}x{pod}"))?;
+        }
+    }
+    let only_own = |text: &str| text.lines().filter(|line| !line.contains("unreachable")).all(clean);
+    let mut last = String::new();
+    wait_for(PATIENCE, "nothing to be left of the pods", || {
+        last = state(&lab).unwrap_or_default();
+        only_own(&last)
+    })
+    .with_context(|| last.clone())
+    .map(drop)
+}
