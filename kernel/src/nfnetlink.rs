@@ -43,6 +43,7 @@ const NLM_F_CAPPED: u16 = 0x100;
 /// A blocking nfnetlink socket.
 pub(crate) struct Nfnetlink {
     socket: Socket,
+    port: u32,
     sequence: u32,
 }
 
@@ -87,29 +88,45 @@ pub(crate) struct Attrs(pub(crate) Vec<u8>);
 impl Nfnetlink {
     /// A socket in the network namespace of the calling thread.
     pub(crate) fn open() -> Result<Nfnetlink, KernelError> {
-        let open = || -> io::Result<Socket> {
+        let open = || -> io::Result<(Socket, u32)> {
             let mut socket = Socket::new(NETLINK_NETFILTER)?;
-            socket.bind_auto()?;
+            let port = socket.bind_auto()?.port_number();
             socket.connect(&SocketAddr::new(0, 0))?;
             socket.set_ext_ack(true)?;
             socket.set_cap_ack(true)?;
             setsockopt(&socket, sockopt::SndBufForce, &SEND_BUFFER_BYTES)?;
             setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER_BYTES)?;
-            Ok(socket)
+            Ok((socket, port))
         };
-        let socket = open().map_err(|error| refused("open an nfnetlink socket", &error))?;
-        Ok(Nfnetlink { socket, sequence: 0 })
+        let (socket, port) = open().map_err(|error| refused("open an nfnetlink socket", &error))?;
+        Ok(Nfnetlink { socket, port, sequence: 0 })
+    }
+
+    /// The socket's netlink port: notifications of what it caused carry it.
+    pub(crate) fn port(&self) -> u32 {
+        self.port
     }
 
     /// Sends one request and collects the answer: an acknowledgement, one message, or a dump.
     pub(crate) fn request(&mut self, message: &Message, doing: &'static str) -> Result<Vec<Reply>, KernelError> {
+        let mut replies = Vec::new();
+        self.request_each(message, doing, |family, attrs| replies.push(Reply { family, attrs: attrs.to_vec() }))?;
+        Ok(replies)
+    }
+
+    /// Sends one request and tells of each message of the answer: its `NFPROTO_*` and its attributes.
+    pub(crate) fn request_each(
+        &mut self,
+        message: &Message,
+        doing: &'static str,
+        mut tell: impl FnMut(u8, &[u8]),
+    ) -> Result<(), KernelError> {
         self.drain();
         let sequence = self.next_sequence(1);
         let dump = message.flags & NLM_F_DUMP == NLM_F_DUMP;
         let mut datagram = Vec::new();
         message.write(&mut datagram, sequence, if dump { 0 } else { NLM_F_ACK });
         self.socket.send(&datagram, 0).map_err(|error| refused(doing, &error))?;
-        let mut replies = Vec::new();
         let mut mixed = false;
         loop {
             let received = self.receive(0).map_err(|error| refused(doing, &error))?;
@@ -117,18 +134,18 @@ impl Nfnetlink {
                 mixed |= part.flags & NLM_F_DUMP_INTR != 0;
                 match part.kind {
                     NLMSG_DONE if mixed => return Err(KernelError::Interrupted(doing)),
-                    NLMSG_DONE => return Ok(replies),
+                    NLMSG_DONE => return Ok(()),
                     NLMSG_ERROR => {
                         return match error_of(&part) {
-                            None => Ok(replies),
+                            None => Ok(()),
                             Some((Errno::EINTR, _)) => Err(KernelError::Interrupted(doing)),
                             Some((errno, says)) => Err(KernelError::Refused { doing: doing.into(), errno, says }),
                         };
                     }
-                    _ => replies.push(Reply {
-                        family: part.payload.first().copied().unwrap_or(0),
-                        attrs: part.payload.get(NFGEN_HEADER..).unwrap_or_default().to_vec(),
-                    }),
+                    _ => {
+                        let family = part.payload.first().copied().unwrap_or(0);
+                        tell(family, part.payload.get(NFGEN_HEADER..).unwrap_or_default());
+                    }
                 }
             }
         }

@@ -84,8 +84,8 @@ fn remake_links(mirror: &State, wanted: &State, make: &mut Vec<(Op, Owner)>, fir
     make.retain(|(op, _)| !lost.contains(op.key()));
     for (ns, link) in &remade {
         let key = Key::Link { ns: ns.clone(), link: link.clone() };
-        if let Some(Entry { object, owner }) = mirror.get(&key) {
-            first.push((Op::Delete(key, object.clone()), owner.clone()));
+        if let (Some(old), Some(new)) = (mirror.get(&key), wanted.get(&key)) {
+            first.push((Op::Delete(key, old.object.clone()), new.owner.clone()));
         }
     }
     let again = lost.iter().filter_map(|key| wanted.get(key).map(|entry| (key, entry)));

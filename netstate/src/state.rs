@@ -159,7 +159,7 @@ impl State {
     }
 
     /// Entries from `first` on, in key order.
-    pub fn entries_from(&self, first: &Key) -> impl Iterator<Item = (&Key, &Entry)> {
+    pub fn entries_from<'a>(&'a self, first: &Key) -> impl Iterator<Item = (&'a Key, &'a Entry)> + use<'a> {
         self.entries.range::<_, Key>((Bound::Included(first), Bound::Unbounded))
     }
 

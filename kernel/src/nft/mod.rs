@@ -42,6 +42,11 @@ impl Nft {
         Ok(Nft { netlink: Nfnetlink::open()? })
     }
 
+    /// The netlink port that notifications of our own transactions carry.
+    pub fn port(&self) -> u32 {
+        self.netlink.port()
+    }
+
     /// The number of the rule set's generation: it changes with every transaction, of anybody.
     pub fn generation(&mut self) -> Result<u32, KernelError> {
         let ask = Message { kind: subsystem(encode::GETGEN), flags: 0, family: 0, attrs: Attrs::new() };
