@@ -34,7 +34,8 @@ pub struct Document {
 pub struct Refused {
     /// The object it would have been, as far as can be told.
     pub id: Option<ObjectId>,
-    /// It may have been meant as any object of ours: nothing must be concluded from what the text does not hold.
+    /// The text may be cut off in it, or it may have been meant as any object of ours: nothing must be concluded from
+    /// what the text does not hold.
     pub unsure: bool,
     pub condition: Condition,
     /// As in [`Document`].
@@ -68,7 +69,12 @@ struct Name {
 
 /// Every document of a text, in its order; empty ones are left out. `origin` names the text in conditions.
 pub fn documents(origin: &str, text: &str) -> Vec<Result<Document, Box<Refused>>> {
-    split::parts(text).map(|part| document(origin, text, part)).collect()
+    let mut parts = split::parts(text).peekable();
+    let mut found = Vec::new();
+    while let Some(part) = parts.next() {
+        found.push(document(origin, text, part, parts.peek().is_none()));
+    }
+    found
 }
 
 /// The document an object is written as.
@@ -111,13 +117,16 @@ pub(crate) fn is_name(name: &str) -> bool {
         && name.chars().all(|c| inner(c) || matches!(c, '-' | '.'))
 }
 
-fn document(origin: &str, text: &str, part: split::Part) -> Result<Document, Box<Refused>> {
+fn document(origin: &str, text: &str, part: split::Part, last: bool) -> Result<Document, Box<Refused>> {
     let body = &text[part.range.clone()];
     let refused = |id: Option<ObjectId>, unsure: bool, fault: Fault| {
         let condition = fault.condition(origin, id.as_ref(), body, part.line);
-        Box::new(Refused { unsure: unsure && id.is_none(), id, condition, range: part.range.clone() })
+        Box::new(Refused { unsure, id, condition, range: part.range.clone() })
     };
-    let header: Header = fault::typed(body).map_err(|fault| refused(split::salvage(body), true, fault))?;
+    let header: Header = fault::typed(body).map_err(|fault| {
+        let id = split::salvage(body);
+        refused(id.clone(), last || id.is_none(), fault)
+    })?;
     let kind = kind_of(&header).map_err(|(fault, unsure)| refused(None, unsure, fault))?;
     let name = header.metadata.name.as_str();
     if !is_name(name) {
@@ -127,7 +136,7 @@ fn document(origin: &str, text: &str, part: split::Part) -> Result<Document, Box
     check_version(kind, &header)
         .and_then(|()| decode(kind, body))
         .map(|object| Document { id: id.clone(), object, range: part.range.clone() })
-        .map_err(|fault| refused(Some(id), false, fault))
+        .map_err(|fault| refused(Some(id), last && !text.ends_with('\n'), fault))
 }
 
 /// All kinds on one screen.

@@ -82,12 +82,12 @@ impl Rig for Dir {
 
     fn spoil(&self, id: &ObjectId) {
         let text = fs::read_to_string(self.file_of(id)).unwrap();
-        fs::write(self.file_of(id), format!("{text}oops: [\n")).unwrap();
+        fs::write(self.file_of(id), text.replace("cidr: ", "cidr: spoiled ")).unwrap();
     }
 
     fn mend(&self, id: &ObjectId) {
         let text = fs::read_to_string(self.file_of(id)).unwrap();
-        fs::write(self.file_of(id), text.strip_suffix("oops: [\n").unwrap()).unwrap();
+        fs::write(self.file_of(id), text.replace("cidr: spoiled ", "cidr: ")).unwrap();
     }
 }
 

@@ -186,38 +186,38 @@ impl File {
             Reading::Bytes(bytes) => String::from_utf8(bytes).map_err(|error| not_utf8(name, error.as_bytes())),
         };
         let mut file = File::default();
-        let mut unsure = None;
-        match text {
-            Ok(text) => file.take(name, &text, kinds, &mut unsure),
+        let unsure = match text {
+            Ok(text) => file.take(name, &text, kinds).or_else(|| file.cut_off(name, &text, before.as_ref())),
             Err(condition) => {
                 file.said.push(condition.clone());
-                unsure = Some(condition);
+                Some(condition)
             }
-        }
+        };
         if let Some(condition) = unsure {
             file.keep(before, &condition);
         }
         Some(file)
     }
 
-    /// Takes every document; `unsure` is the first that may have been any object.
-    fn take(&mut self, name: &str, text: &str, kinds: &[Kind], unsure: &mut Option<Condition>) {
+    /// Takes every document; returns what is said of the first that leaves unsure what the file should hold.
+    fn take(&mut self, name: &str, text: &str, kinds: &[Kind]) -> Option<Condition> {
+        let mut unsure = None;
         for document in decode::documents(name, text) {
             let (id, held) = match document {
                 Ok(document) => {
                     let revision = decode::revision(&document.id, &document.object);
                     (document.id, Held::Good(document.object, revision))
                 }
-                Err(refused) => match refused.id {
-                    Some(id) => (id, Held::Bad(refused.condition)),
-                    None => {
-                        if refused.unsure && unsure.is_none() {
-                            *unsure = Some(refused.condition.clone());
-                        }
+                Err(refused) => {
+                    if refused.unsure && unsure.is_none() {
+                        unsure = Some(refused.condition.clone());
+                    }
+                    let Some(id) = refused.id else {
                         self.said.push(refused.condition);
                         continue;
-                    }
-                },
+                    };
+                    (id, Held::Bad(refused.condition))
+                }
             };
             if !kinds.contains(&id.kind) {
                 continue;
@@ -227,6 +227,19 @@ impl File {
                 Entry::Occupied(place) => self.said.push(duplicate(place.key(), name, name)),
             }
         }
+        unsure
+    }
+
+    /// Says so if a file that held more before now ends in the middle of a line: its writer may not be done.
+    fn cut_off(&mut self, name: &str, text: &str, before: Option<&File>) -> Option<Condition> {
+        let less = before?.objects.keys().any(|id| !self.objects.contains_key(id));
+        (less && !text.ends_with('\n')).then(|| {
+            let message = format!("{name}: ends without a newline, as if cut off; what it held before stays");
+            let fix = "end it with a newline if it is whole";
+            let condition = broken(name, "CutOff", message, fix);
+            self.said.push(condition.clone());
+            condition
+        })
     }
 
     /// Keeps what the file held before and does not show now.

@@ -29,7 +29,7 @@ pub(crate) const CRATES: &[Crate] = &[
     krate("fabric",   "planner",     2500, &["model", "netstate"]),
     krate("datapath", "planner",     2500, &["model", "netstate"]),
     krate("kernel",   "door",        8000, &["model", "netstate"]),
-    krate("store",    "door",        3000, &["api", "model", "netstate"]),
+    krate("store",    "door",        4000, &["api", "model", "netstate"]),
     krate("agent",    "program",     6000, &["api", "model", "netstate", "ipam", "fabric", "datapath", "kernel", "store"]),
     krate("cli",      "program",     3000, &["api", "model", "agent", "lab"]),
     krate("cni",      "program",     1500, &["api"]),

@@ -88,6 +88,24 @@ fn fresh(files: &BTreeMap<u8, Content>) -> World {
     world
 }
 
+#[test]
+fn a_file_cut_off_anywhere_keeps_what_it_held() {
+    let text: String = (0..3).map(|name| document(name, 1)).collect();
+    let file = name(0);
+    let mut view = View::new(&Kind::ALL);
+    let mut world = World::new("n1".into(), Features::default());
+    play(&mut world, view.list(BTreeMap::new()));
+    // Cut off after its last character it is whole, but for the newline.
+    for end in (0..text.len() - 1).filter(|end| !text[..*end].ends_with('\n')) {
+        play(&mut world, view.read(&file, Reading::Bytes(text.clone().into_bytes())));
+        let whole = world.pools.clone();
+        assert!(world.invalid.is_empty() && world.notices.is_empty());
+        play(&mut world, view.read(&file, Reading::Bytes(text[..end].into())));
+        assert!(whole.keys().all(|name| world.pools.contains_key(name)), "cut off after {:?}", &text[..end]);
+        assert!(!world.invalid.is_empty(), "nothing is said of {:?}", &text[..end]);
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(256))]
 
