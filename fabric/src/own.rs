@@ -26,9 +26,11 @@ pub(crate) fn state(world: &World, node: &LocalNode, receives: &BTreeSet<Instanc
         }
     }
     let lo = LinkName::new("lo").expect("lo is a link name");
-    for (_, ip) in node.fabric_addresses.iter() {
+    for (family, ip) in node.fabric_addresses.iter() {
         let key = Key::Address { ns: Netns::Host, link: lo.clone(), address: Family::host_net(*ip) };
-        state.insert(key, Object::Address(Scope::Link), Owner::Node);
+        // IPv6 leaves no choice: the kernel tells the scope from the address.
+        let scope = if family == Family::V4 { Scope::Link } else { Scope::Global };
+        state.insert(key, Object::Address(scope), Owner::Node);
     }
     for block in &node.blocks {
         let key = Key::Route { ns: Netns::Host, table: MAIN_TABLE, dst: *block, metric: UNREACHABLE_METRIC };
