@@ -1,17 +1,31 @@
 //! Connection tracking: forgetting what would lead packets to where a pod no longer is, and how full the table is.
 //!
-//! Entries are found by filters in the kernel and deleted one by one. Deleting what is absent is success.
+//! The kernel finds entries only by walking its whole table, which takes milliseconds however few there are. So a thread
+//! of its own collects what is to be flushed and does it in one walk; nobody waits for it. Addresses rest for a while
+//! before they are given out again.
 //!
-//! Invariant: entries are flushed when an object arrives or departs ([`effects`]), for no other reason.
+//! Invariant: entries are flushed when an object arrives or departs ([`effect`]), for no other reason. Deleting what is
+//! absent is success.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use tartan_netstate::claims::POD_LINK_PREFIX;
-use tartan_netstate::{Change, Key, Netns, Op};
+use tartan_netstate::{Key, Netns, Op};
 
 use crate::KernelError;
-use crate::nfnetlink::{Attrs, Message, NLM_F_DUMP, Nfnetlink, Reply, attr, attr_u32};
+use crate::nfnetlink::{Attrs, Message, NLM_F_DUMP, Nfnetlink, attr, attr_u32};
+
+/// What comes within this time of the first goes in the same walk.
+const TOGETHER: Duration = Duration::from_millis(250);
+/// How often a walk is tried, the first time included, [`TOGETHER`] apart.
+const TRIES: usize = 8;
 
 const NFNL_SUBSYS_CTNETLINK: u16 = 1;
 const IPCTNL_MSG_CT_GET: u16 = 1;
@@ -24,16 +38,6 @@ const CTA_TUPLE_REPLY: u16 = 2;
 const CTA_STATUS: u16 = 3;
 const CTA_ID: u16 = 12;
 const CTA_ZONE: u16 = 18;
-const CTA_FILTER: u16 = 25;
-const CTA_FILTER_ORIG_FLAGS: u16 = 1;
-const CTA_FILTER_REPLY_FLAGS: u16 = 2;
-/// Compare the tuple's source address.
-const FILTER_IP_SRC: u32 = 1;
-/// Compare the tuple's protocol.
-const FILTER_PROTO_NUM: u32 = 1 << 3;
-/// Compare the tuple's destination port.
-const FILTER_PROTO_DST_PORT: u32 = 1 << 5;
-
 const CTA_TUPLE_IP: u16 = 1;
 const CTA_TUPLE_PROTO: u16 = 2;
 const CTA_IP_V4_SRC: u16 = 1;
@@ -50,7 +54,6 @@ const CTA_STATS_DROP: u16 = 10;
 const CTA_STATS_EARLY_DROP: u16 = 11;
 
 const IPPROTO_UDP: u8 = 17;
-const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 
 /// Connection tracking of one network namespace.
@@ -58,12 +61,21 @@ pub struct Conntrack {
     netlink: Nfnetlink,
 }
 
-/// What a change calls for in connection tracking once it is applied.
+/// Flushes in a thread of its own; dropping it does what is left and waits for that.
+pub struct Flusher {
+    wanted: Option<mpsc::Sender<Effect>>,
+    failed: Arc<AtomicU64>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// What a step of a change calls for in connection tracking once it is done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Effect {
-    /// A pod's address is gone: see [`Conntrack::flush_address`].
+    /// A pod's address is gone. Connections its owner began, and those that reach it by whatever address they were sent
+    /// to, are forgotten.
     FlushAddress(IpAddr),
-    /// A UDP port of the node leads to a pod from now on: see [`Conntrack::flush_untranslated`].
+    /// A UDP port of the node leads to a pod from now on. Connections to this port without any translation are
+    /// forgotten. That never breaks one: the next packet makes a new entry, which is then translated if it must be.
     FlushUntranslated { v6: bool, port: u16 },
 }
 
@@ -82,23 +94,13 @@ pub struct Stats {
     pub early_drop: u64,
 }
 
-/// What `change` calls for.
+/// What `op` calls for.
 ///
 /// A pod's address goes when the neighbour on its link does. A UDP port needs a flush when it comes because a client
 /// that kept sending before keeps an entry alive that knows of no translation.
-pub fn effects(change: &Change) -> Vec<Effect> {
-    let mut effects: Vec<Effect> = change.ops.iter().filter_map(|(op, _)| effect(op)).collect();
-    effects.sort();
-    effects.dedup();
-    effects
-}
-
-/// What one step calls for.
-pub(crate) fn effect(op: &Op) -> Option<Effect> {
+pub fn effect(op: &Op) -> Option<Effect> {
     match op {
-        Op::Delete(Key::Neigh { ns: Netns::Host, link, address }, _)
-            if link.as_str().starts_with(POD_LINK_PREFIX) =>
-        {
+        Op::Delete(Key::Neigh { ns: Netns::Host, link, address }, _) if link.as_str().starts_with(POD_LINK_PREFIX) => {
             Some(Effect::FlushAddress(*address))
         }
         Op::Create(Key::NftElement { set, key }, _) if set.starts_with("hostports") => match key.bytes.as_slice() {
@@ -111,70 +113,25 @@ pub(crate) fn effect(op: &Op) -> Option<Effect> {
     }
 }
 
+// === impl Conntrack ===
+
 impl Conntrack {
     /// Connection tracking of the calling thread's network namespace.
     pub fn open() -> Result<Conntrack, KernelError> {
         Ok(Conntrack { netlink: Nfnetlink::open()? })
     }
 
-    /// Does what `effect` says. Gives back how many entries went.
-    pub fn carry_out(&mut self, effect: Effect) -> Result<usize, KernelError> {
-        match effect {
-            Effect::FlushAddress(address) => self.flush_address(address),
-            Effect::FlushUntranslated { v6, port } => self.flush_untranslated(v6, IPPROTO_UDP, port),
-        }
-    }
-
-    /// Deletes the connections that the owner of `address` began, and those that reach it, by whatever address they were
-    /// sent to. Gives back how many.
-    pub fn flush_address(&mut self, address: IpAddr) -> Result<usize, KernelError> {
-        let (family, attr, octets) = match address {
-            IpAddr::V4(v4) => (AF_INET, CTA_IP_V4_SRC, v4.octets().to_vec()),
-            IpAddr::V6(v6) => (AF_INET6, CTA_IP_V6_SRC, v6.octets().to_vec()),
-        };
-        let mut flushed = 0;
-        for (tuple, flags) in [(CTA_TUPLE_ORIG, CTA_FILTER_ORIG_FLAGS), (CTA_TUPLE_REPLY, CTA_FILTER_REPLY_FLAGS)] {
-            let filter = |attrs: &mut Attrs| {
-                attrs.nest(tuple, |tuple| {
-                    tuple.nest(CTA_TUPLE_IP, |ip| {
-                        ip.bytes(attr, &octets);
-                    });
-                });
-                // These flags alone are in the machine's byte order.
-                attrs.nest(CTA_FILTER, |filter| {
-                    filter.bytes(flags, &FILTER_IP_SRC.to_ne_bytes());
-                });
-            };
-            for entry in self.find(family, filter)? {
-                self.delete(family, &entry)?;
-                flushed += 1;
+    /// Does all of `effects` in one walk. Gives back how many entries went.
+    pub fn flush(&mut self, effects: &BTreeSet<Effect>) -> Result<usize, KernelError> {
+        let mut found = Vec::new();
+        let walk = message(IPCTNL_MSG_CT_GET, NLM_F_DUMP, 0, Attrs::new());
+        self.netlink.request_each(&walk, "find tracked connections", |family, entry| {
+            if concerned(family, entry).iter().flatten().any(|effect| effects.contains(effect)) {
+                found.push((family, entry.to_vec()));
             }
-        }
-        Ok(flushed)
-    }
-
-    /// Deletes connections to `port` without any translation. That never breaks one: the next packet makes a new entry,
-    /// which is then translated if it must be. Gives back how many.
-    pub fn flush_untranslated(&mut self, v6: bool, protocol: u8, port: u16) -> Result<usize, KernelError> {
-        let family = if v6 { AF_INET6 } else { AF_INET };
-        let filter = |attrs: &mut Attrs| {
-            attrs.nest(CTA_TUPLE_ORIG, |tuple| {
-                tuple.nest(CTA_TUPLE_PROTO, |proto| {
-                    proto.bytes(CTA_PROTO_NUM, &[protocol]).bytes(CTA_PROTO_DST_PORT, &port.to_be_bytes());
-                });
-            });
-            attrs.nest(CTA_FILTER, |filter| {
-                filter.bytes(CTA_FILTER_ORIG_FLAGS, &(FILTER_PROTO_NUM | FILTER_PROTO_DST_PORT).to_ne_bytes());
-            });
-        };
-        let mut flushed = 0;
-        for entry in self.find(family, filter)? {
-            if attr_u32(&entry.attrs, CTA_STATUS).unwrap_or(0) & IPS_NAT_MASK == 0 {
-                self.delete(family, &entry)?;
-                flushed += 1;
-            }
-        }
-        Ok(flushed)
+        })?;
+        found.iter().try_for_each(|(family, entry)| self.delete(*family, entry))?;
+        Ok(found.len())
     }
 
     /// How full the table is.
@@ -195,17 +152,11 @@ impl Conntrack {
         Ok(stats)
     }
 
-    fn find(&mut self, family: u8, filter: impl FnOnce(&mut Attrs)) -> Result<Vec<Reply>, KernelError> {
-        let mut attrs = Attrs::new();
-        filter(&mut attrs);
-        self.netlink.request(&message(IPCTNL_MSG_CT_GET, NLM_F_DUMP, family, attrs), "find tracked connections")
-    }
-
-    fn delete(&mut self, family: u8, entry: &Reply) -> Result<(), KernelError> {
+    fn delete(&mut self, family: u8, entry: &[u8]) -> Result<(), KernelError> {
         let mut attrs = Attrs::new();
         // The id tells it from a connection of the same addresses and ports that was made since.
         for id in [CTA_TUPLE_ORIG, CTA_ZONE, CTA_ID] {
-            if let Some(value) = attr(&entry.attrs, id) {
+            if let Some(value) = attr(entry, id) {
                 attrs.bytes(id, value);
             }
         }
@@ -217,32 +168,116 @@ impl Conntrack {
     }
 }
 
+/// The effects that would take this entry.
+fn concerned(family: u8, entry: &[u8]) -> [Option<Effect>; 3] {
+    let source = |tuple| address(attr(attr(entry, tuple)?, CTA_TUPLE_IP)?);
+    let untranslated = || {
+        let proto = attr(attr(entry, CTA_TUPLE_ORIG)?, CTA_TUPLE_PROTO)?;
+        let is_udp = attr(proto, CTA_PROTO_NUM) == Some(&[IPPROTO_UDP]);
+        let plain = attr_u32(entry, CTA_STATUS)? & IPS_NAT_MASK == 0;
+        let port = u16::from_be_bytes(*attr(proto, CTA_PROTO_DST_PORT)?.first_chunk()?);
+        (is_udp && plain).then_some(Effect::FlushUntranslated { v6: family == AF_INET6, port })
+    };
+    [
+        source(CTA_TUPLE_ORIG).map(Effect::FlushAddress),
+        source(CTA_TUPLE_REPLY).map(Effect::FlushAddress),
+        untranslated(),
+    ]
+}
+
+/// The source address of a tuple.
+fn address(ip: &[u8]) -> Option<IpAddr> {
+    let v4 = || Some(IpAddr::from(*attr(ip, CTA_IP_V4_SRC)?.first_chunk::<4>()?));
+    let v6 = || Some(IpAddr::from(*attr(ip, CTA_IP_V6_SRC)?.first_chunk::<16>()?));
+    v4().or_else(v6)
+}
+
 fn message(kind: u16, flags: u16, family: u8, attrs: Attrs) -> Message {
     Message { kind: NFNL_SUBSYS_CTNETLINK << 8 | kind, flags, family, attrs }
+}
+
+// === impl Flusher ===
+
+impl Flusher {
+    /// In the calling thread's network namespace.
+    pub fn start() -> Result<Flusher, KernelError> {
+        let mut conntrack = Conntrack::open()?;
+        let (wanted, inbox) = mpsc::channel();
+        let failed = Arc::new(AtomicU64::new(0));
+        let count = failed.clone();
+        let work = move || {
+            while let Ok(first) = inbox.recv() {
+                let mut effects = BTreeSet::from([first]);
+                collect(&inbox, &mut effects);
+                let done = (0..TRIES).any(|tries| {
+                    if tries > 0 {
+                        collect(&inbox, &mut effects);
+                    }
+                    conntrack.flush(&effects).is_ok()
+                });
+                if !done {
+                    count.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        };
+        let thread = std::thread::Builder::new().name("conntrack".into()).spawn(work);
+        let thread = thread.map_err(|error| KernelError::Refused {
+            doing: "start the conntrack thread".into(),
+            errno: Errno::from_raw(error.raw_os_error().unwrap_or(nix::libc::EAGAIN)),
+            says: None,
+        })?;
+        Ok(Flusher { wanted: Some(wanted), failed, thread: Some(thread) })
+    }
+
+    /// Soon does what `effect` says.
+    pub fn want(&self, effect: Effect) {
+        // The thread ends only with its channel.
+        let _ = self.wanted.as_ref().map(|wanted| wanted.send(effect));
+    }
+
+    /// How many walks were given up, since the start.
+    pub fn failed(&self) -> u64 {
+        self.failed.load(Ordering::Relaxed)
+    }
+}
+
+/// What comes within [`TOGETHER`].
+fn collect(inbox: &mpsc::Receiver<Effect>, effects: &mut BTreeSet<Effect>) {
+    let until = Instant::now() + TOGETHER;
+    while let Ok(more) = inbox.recv_timeout(until.saturating_duration_since(Instant::now())) {
+        effects.insert(more);
+    }
+}
+
+impl Drop for Flusher {
+    fn drop(&mut self) {
+        self.wanted.take();
+        if let Some(thread) = self.thread.take() {
+            // It does not panic; and a destructor must not.
+            let _ = thread.join();
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use tartan_netstate::nft::{ElementData, Fields};
-    use tartan_netstate::{LinkName, Mac, Neigh, Object, Owner};
+    use tartan_netstate::{LinkName, Mac, Neigh, Object};
 
     use super::*;
 
     #[test]
-    fn effects_of_a_change() {
-        let check = |op: Op, wanted: &[Effect]| {
-            let change = Change { ops: vec![(op.clone(), Owner::Node), (op, Owner::Node)] };
-            assert_eq!(effects(&change), wanted, "{change:?}");
-        };
+    fn effects_of_steps() {
+        let check = |op: Op, wanted: Option<Effect>| assert_eq!(effect(&op), wanted, "{op:?}");
         let neigh = |link: &str, address: &str| Key::Neigh {
             ns: Netns::Host,
             link: LinkName::new(link).unwrap(),
             address: address.parse().unwrap(),
         };
         let object = || Object::Neigh(Neigh { mac: Mac([2; 6]) });
-        check(Op::Delete(neigh("ttp1", "10.0.0.5"), object()), &[Effect::FlushAddress([10, 0, 0, 5].into())]);
-        check(Op::Create(neigh("ttp1", "10.0.0.5"), object()), &[]);
-        check(Op::Delete(neigh("ttx1", "10.0.0.5"), object()), &[]);
+        check(Op::Delete(neigh("ttp1", "10.0.0.5"), object()), Some(Effect::FlushAddress([10, 0, 0, 5].into())));
+        check(Op::Create(neigh("ttp1", "10.0.0.5"), object()), None);
+        check(Op::Delete(neigh("ttx1", "10.0.0.5"), object()), None);
 
         let port = |set: &str, fields: Fields| {
             let key = Key::NftElement { set: set.into(), key: fields.key() };
@@ -250,11 +285,11 @@ mod tests {
         };
         let anywhere = |proto| Fields::new().proto(proto).port(0x1234);
         let at = Fields::new().addr([192, 0, 2, 1].into()).proto(IPPROTO_UDP).port(53);
-        check(port("hostports4", anywhere(17)).0, &[Effect::FlushUntranslated { v6: false, port: 0x1234 }]);
-        check(port("hostports6", anywhere(17)).0, &[Effect::FlushUntranslated { v6: true, port: 0x1234 }]);
-        check(port("hostports_at4", at.clone()).0, &[Effect::FlushUntranslated { v6: false, port: 53 }]);
-        check(port("hostports_at4", at).1, &[]);
-        check(port("hostports4", anywhere(6)).0, &[]);
-        check(port("other4", anywhere(17)).0, &[]);
+        check(port("hostports4", anywhere(17)).0, Some(Effect::FlushUntranslated { v6: false, port: 0x1234 }));
+        check(port("hostports6", anywhere(17)).0, Some(Effect::FlushUntranslated { v6: true, port: 0x1234 }));
+        check(port("hostports_at4", at.clone()).0, Some(Effect::FlushUntranslated { v6: false, port: 53 }));
+        check(port("hostports_at4", at).1, None);
+        check(port("hostports4", anywhere(6)).0, None);
+        check(port("other4", anywhere(17)).0, None);
     }
 }

@@ -10,7 +10,7 @@ use nix::errno::Errno;
 use tartan_model::{Features, Host};
 use tartan_netstate::{Change, Key, LinkName, Netns, Object, Op, Owner, PodNetns, State};
 
-use crate::conntrack::{Conntrack, effect};
+use crate::conntrack::{Flusher, effect};
 use crate::foreign::Foreign;
 use crate::namespace::Namespace;
 use crate::netns::{PodNetnses, inside};
@@ -23,7 +23,7 @@ pub struct Linux {
     host: Namespace,
     nft: Nft,
     foreign: Foreign,
-    conntrack: Conntrack,
+    flusher: Flusher,
     pods: PodNetnses,
     news: Option<Notifications>,
 }
@@ -36,7 +36,7 @@ impl Linux {
             host,
             nft: Nft::open()?,
             foreign: Foreign::open()?,
-            conntrack: Conntrack::open()?,
+            flusher: Flusher::start()?,
             pods: PodNetnses::default(),
             news: None,
         })
@@ -81,12 +81,6 @@ impl Linux {
             inside(pod, fd, || keys.iter().try_for_each(|key| put_sysctl(key, &mut state)))?;
         }
         Ok(state)
-    }
-
-    /// What the arrival or departure of an object means for connections.
-    fn take_effect(&mut self, (op, owner): &(Op, Owner)) -> Option<Failure> {
-        let error = self.conntrack.carry_out(effect(op)?).err()?;
-        Some(Failure { key: op.key().clone(), owner: owner.clone(), error })
     }
 
     fn apply_in_pod(&self, pod: &PodNetns, steps: &[&(Op, Owner)]) -> Vec<Failure> {
@@ -182,7 +176,7 @@ impl Kernel for Linux {
         }
         let failed: BTreeSet<Key> = failures.iter().map(|failure| failure.key.clone()).collect();
         let done = change.ops.iter().filter(|(op, _)| !failed.contains(op.key()));
-        failures.extend(done.filter_map(|step| self.take_effect(step)));
+        done.filter_map(|(op, _)| effect(op)).for_each(|effect| self.flusher.want(effect));
         failures
     }
 

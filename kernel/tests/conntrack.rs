@@ -4,13 +4,14 @@
 
 mod netns;
 
+use std::collections::BTreeSet;
 use std::net::UdpSocket;
 use std::time::Duration;
 
 use netns::Netns;
 use netns::node::{Lab, attachment, lab, mapping, nat};
 use netns::traffic::{Over, sees};
-use tartan_kernel::conntrack::{Conntrack, Stats, effects};
+use tartan_kernel::conntrack::{Conntrack, Effect, Flusher, Stats, effect};
 use tartan_model::Protocol;
 use tartan_netstate::{Change, State, diff};
 
@@ -39,15 +40,13 @@ impl Persistent {
 }
 
 fn flush(lab: &Lab, address: &str) -> usize {
-    let address = address.parse().unwrap();
-    lab.node.run(move || Conntrack::open().unwrap().flush_address(address).unwrap())
+    let effects = BTreeSet::from([Effect::FlushAddress(address.parse().unwrap())]);
+    lab.node.run(move || Conntrack::open().unwrap().flush(&effects).unwrap())
 }
 
-fn carry_out(lab: &Lab, change: Change) -> usize {
-    lab.node.run(move || {
-        let mut conntrack = Conntrack::open().unwrap();
-        effects(&change).into_iter().map(|effect| conntrack.carry_out(effect).unwrap()).sum()
-    })
+fn carry_out(lab: &Lab, change: &Change) -> usize {
+    let effects = change.ops.iter().filter_map(|(op, _)| effect(op)).collect();
+    lab.node.run(move || Conntrack::open().unwrap().flush(&effects).unwrap())
 }
 
 fn entries(lab: &Lab, with: &str) -> usize {
@@ -88,7 +87,7 @@ fn a_client_that_sent_before_there_was_a_port_reaches_it_after() {
     let translated = Persistent::new(&lab.pods[1], "192.0.2.2:8080");
     assert!(translated.is_answered());
     assert!(!clients.iter().any(Persistent::is_answered), "the entry still knows of no translation");
-    assert_eq!(carry_out(&lab, diff(&before, &after, |_| true)), 2);
+    assert_eq!(carry_out(&lab, &diff(&before, &after, |_| true)), 2);
     assert!(clients.iter().all(Persistent::is_answered));
     assert_eq!(entries(&lab, "src=10.244.1.6 dst=192.0.2.2"), 1);
     assert!(translated.is_answered());
@@ -124,4 +123,24 @@ fn the_table_is_counted() {
     assert!(stats.entries > 0);
     assert_eq!((stats.entries, stats.max), (count("count"), count("max")));
     assert_eq!((stats.insert_failed, stats.drop, stats.early_drop), (0, 0, 0));
+}
+
+#[test]
+fn the_flusher_flushes_soon_and_finishes_when_it_is_dropped() {
+    let lab = lab();
+    lab.apply(&State::new(), &nat());
+    let [pod1, pod2] = &lab.pods;
+    sees(pod1, Over::Udp, "203.0.113.9:80", "192.0.2.1");
+    sees(pod2, Over::Udp, "203.0.113.9:80", "192.0.2.1");
+    let flusher = lab.node.run(|| Flusher::start().unwrap());
+    flusher.want(Effect::FlushAddress("10.244.1.5".parse().unwrap()));
+    let deadline = std::time::Instant::now() + Duration::from_secs(10);
+    while entries(&lab, "=10.244.1.5 ") > 0 {
+        assert!(std::time::Instant::now() < deadline);
+    }
+    assert_eq!(entries(&lab, "src=10.244.1.6 dst=203.0.113.9"), 1);
+    flusher.want(Effect::FlushAddress("10.244.1.6".parse().unwrap()));
+    assert_eq!(flusher.failed(), 0);
+    drop(flusher);
+    assert_eq!(entries(&lab, "=10.244.1.6 "), 0);
 }
