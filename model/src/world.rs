@@ -51,6 +51,8 @@ pub struct World {
     pub leases_rest: bool,
     /// Revisions of the objects this node writes.
     pub revisions: OrdMap<ObjectId, Revision>,
+    /// Kinds of which a list has been complete.
+    complete: BTreeSet<Kind>,
     synced: BTreeSet<Kind>,
     /// Names put since `Init`, for each kind whose list is under way.
     listing: BTreeMap<Kind, BTreeSet<Arc<str>>>,
@@ -91,7 +93,8 @@ impl World {
         self.nodes.get(&self.local)
     }
 
-    /// Whether the first list of the kind is complete: before, its absence proves nothing.
+    /// Whether everything of the kind has been known once: a list was complete, and nothing in it stayed unread. Before,
+    /// an absence proves nothing.
     pub fn is_synced(&self, kind: Kind) -> bool {
         self.synced.contains(&kind)
     }
@@ -119,10 +122,18 @@ impl World {
                 self.listed(&id);
                 self.invalid.remove(&id);
                 self.revisions.insert(id.clone(), revision);
+                let kind = id.kind;
                 self.put(id, object, at);
+                self.settle(kind);
             }
-            StoreEvent::Delete(id) => self.delete(&id),
-            StoreEvent::Synced(kind) => self.finish_list(kind, at),
+            StoreEvent::Delete(id) => {
+                self.delete(&id);
+                self.settle(id.kind);
+            }
+            StoreEvent::Synced(kind) => {
+                self.finish_list(kind, at);
+                self.settle(kind);
+            }
             StoreEvent::Invalid(id, condition) => {
                 self.listed(&id);
                 self.invalid.insert(id, Arc::new(condition));
@@ -245,8 +256,17 @@ impl World {
         }
     }
 
+    /// The first list counts once all that it named has been read: a node that starts must not plan the network as if
+    /// an object with a typo were not there. Later ones need not wait, because what was known before stays.
+    fn settle(&mut self, kind: Kind) {
+        let unread = self.invalid.keys().any(|id| id.kind == kind && !self.revisions.contains_key(id));
+        if self.complete.contains(&kind) && !unread {
+            self.synced.insert(kind);
+        }
+    }
+
     fn finish_list(&mut self, kind: Kind, at: Instant) {
-        self.synced.insert(kind);
+        self.complete.insert(kind);
         if kind == Kind::NodeNetwork {
             // While the store was away nobody could give a sign of life; leases start anew.
             self.leases_rest = false;

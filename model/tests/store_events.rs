@@ -221,6 +221,33 @@ fn lists_of_kinds_are_apart() {
 }
 
 #[test]
+fn a_first_list_counts_when_all_of_it_was_read() {
+    let kind = Kind::NetworkConfig;
+    let mut world = World::new("n1".into(), Features::default());
+    // event, whether the kind counts as synced after it
+    let steps = [
+        (Init(kind), false),
+        (invalid(kind, "default"), false),
+        (Synced(kind), false),
+        (put(kind, "default", 1), true),
+        (invalid(kind, "default"), true),
+        (Init(kind), true),
+        (invalid(kind, "default"), true),
+        (Synced(kind), true),
+        (invalid(kind, "other"), true),
+    ];
+    for (event, want) in steps {
+        world.store(event.clone(), Instant::now());
+        assert_eq!(world.is_synced(kind), want, "{event:?}");
+    }
+    let mut other = World::new("n1".into(), Features::default());
+    for event in [Init(kind), invalid(kind, "default"), Synced(kind), delete(kind, "default")] {
+        other.store(event, Instant::now());
+    }
+    assert!(other.is_synced(kind), "what could not be read is gone");
+}
+
+#[test]
 fn conditions_come_and_go_with_their_objects() {
     let kind = Kind::IpPool;
     let mut world = World::new("n1".into(), Features::default());

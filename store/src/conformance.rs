@@ -273,8 +273,9 @@ async fn what_cannot_be_read_stays(rig: &dyn Rig) {
     assert_eq!(store.put(id.clone(), object.clone(), Expect::Absent).await, conflict, "it is there, if unreadable");
     assert_eq!(store.put(id.clone(), object.clone(), Expect::At(revision)).await, conflict);
 
-    let newcomer = Watching::synced(&*store, &[Kind::IpPool]).await;
-    assert!(newcomer.world.invalid.contains_key(&id));
+    let mut newcomer = Watching::of(&*store, &[Kind::IpPool]);
+    while newcomer.next().await != StoreEvent::Synced(Kind::IpPool) {}
+    assert!(newcomer.world.invalid.contains_key(&id), "it is in the list");
 
     rig.mend(&id);
     watching.until("it to be read", |world| world.invalid.is_empty()).await;
@@ -306,11 +307,11 @@ async fn away_keeps_and_a_relist_removes(rig: &dyn Rig) {
     rig.spoil(&pool("spoils", 2).0);
     rig.come_back();
     for watching in [&mut watching, &mut newcomer] {
-        watching
-            .until("the store to be back", |world| world.store_away.is_none() && !world.pools.contains_key("goes"))
-            .await;
-        watching.until("the list", |world| world.is_synced(Kind::IpPool) && !world.invalid.is_empty()).await;
+        while watching.next().await != StoreEvent::Synced(Kind::IpPool) {}
+        assert!(watching.world.store_away.is_none());
+        assert!(watching.world.invalid.contains_key(&pool("spoils", 2).0));
     }
+    assert_eq!(newcomer.pools(), ["stays"]);
     assert_eq!(watching.pools(), ["spoils", "stays"], "what cannot be read has not vanished");
     store.put(id, object, Expect::Absent).await.unwrap();
     watching.until("changes after the relist", |world| world.pools.contains_key("new")).await;
