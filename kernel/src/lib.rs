@@ -9,6 +9,7 @@ mod addr;
 pub mod conntrack;
 mod family;
 mod host;
+pub mod fake;
 pub mod foreign;
 mod link;
 pub mod linux;
@@ -23,14 +24,15 @@ pub mod passed;
 mod read;
 mod route;
 mod rule;
+mod scope;
 mod sysctl;
 pub mod thread;
 
-use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
 
+pub use scope::Scope;
 use tartan_model::{Features, Host};
-use tartan_netstate::{Change, Key, LinkName, Object, PodNetns, State};
+use tartan_netstate::{Change, Key, Object, PodNetns, State};
 
 /// A kernel, real or fake. Blocking; called from one thread.
 pub trait Kernel: Send {
@@ -58,27 +60,6 @@ pub trait Kernel: Send {
 
 /// Takes news from the kernel; called from any thread, must not block.
 pub type Waker = Box<dyn Fn(Wake) + Send>;
-
-/// A part of the kernel's state that is read at once.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Scope {
-    /// All our links of the node's namespace, and our addresses, on whatever link.
-    Links,
-    /// All our neighbours and forwarding entries of the node's namespace.
-    Neighbours,
-    /// All our routes and rules of the node's namespace.
-    Routes,
-    /// One link of the node's namespace, ours or not, with what hangs on it: addresses, neighbours, FDB, routes.
-    Link(LinkName),
-    /// Our nft table.
-    Nft,
-    /// Our rules in forward chains of others.
-    Foreign,
-    /// The values of these sysctls.
-    Sysctls(Vec<Key>),
-    /// What is ours inside a pod: these ends of our links, and what hangs on them.
-    Pod { ns: PodNetns, ends: BTreeSet<LinkName> },
-}
 
 /// What the kernel says on its own.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use tartan_netstate::{Key, LinkKind, LinkName, Netns, Object, PodNetns, State};
 
 use crate::Scope;
+use crate::scope::is_sysctl;
 
 /// Sysctls read at once.
 const SYSCTLS: usize = 200;
@@ -84,10 +85,6 @@ pub(super) fn sysctls<'a>(keys: impl Iterator<Item = &'a Key>) -> Vec<Scope> {
     }
     let chunks = by_ns.values().flat_map(|keys| keys.chunks(SYSCTLS));
     chunks.map(|keys| Scope::Sysctls(keys.to_vec())).collect()
-}
-
-pub(super) fn is_sysctl(key: &Key) -> bool {
-    matches!(key, Key::Sysctl { .. } | Key::UplinkSysctl { .. } | Key::LinkSysctl { .. })
 }
 
 /// The scope to read when this object is not what the mirror says.

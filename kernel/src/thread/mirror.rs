@@ -12,7 +12,8 @@ use crate::{Failure, Scope};
 
 /// Puts what was read in place of what the scope covers.
 pub(super) fn take_read(mirror: &mut State, scope: &Scope, read: &State) {
-    let lost: Vec<Key> = covered(mirror, scope).into_iter().filter(|key| read.get(key).is_none()).collect();
+    let covered = mirror.iter().filter(|(key, entry)| scope.covers(key, &entry.object)).map(|(key, _)| key);
+    let lost: Vec<Key> = covered.filter(|key| read.get(key).is_none()).cloned().collect();
     for key in lost {
         match key.as_link() {
             Some((ns, link)) => forget_link(mirror, &ns, &link),
@@ -50,31 +51,6 @@ pub(super) fn share(mirror: &mut State, wanted: &State) {
 fn forget_link(mirror: &mut State, ns: &Netns, link: &LinkName) {
     for key in tartan_netstate::diff::hanging_on(mirror, &BTreeSet::from([(ns.clone(), link.clone())])) {
         mirror.remove(&key);
-    }
-}
-
-/// The mirror's keys that a read of the scope tells about.
-fn covered(mirror: &State, scope: &Scope) -> Vec<Key> {
-    let in_host = |key: &Key| *key.netns() == Netns::Host;
-    let select = |wanted: &dyn Fn(&Key) -> bool| -> Vec<Key> {
-        mirror.iter().map(|(key, _)| key).filter(|key| wanted(key)).cloned().collect()
-    };
-    match scope {
-        Scope::Links => select(&|key| in_host(key) && matches!(key, Key::Link { .. } | Key::Address { .. })),
-        Scope::Neighbours => select(&|key| in_host(key) && matches!(key, Key::Neigh { .. } | Key::Fdb { .. })),
-        Scope::Routes => select(&|key| in_host(key) && matches!(key, Key::Route { .. } | Key::Rule { .. })),
-        Scope::Nft => select(&|key| key.is_nft()),
-        Scope::Foreign => select(&|key| matches!(key, Key::ForwardOpening { .. })),
-        Scope::Sysctls(keys) => keys.iter().filter(|key| mirror.get(key).is_some()).cloned().collect(),
-        Scope::Link(link) => {
-            let on_it = BTreeSet::from([(Netns::Host, link.clone())]);
-            let all = tartan_netstate::diff::hanging_on(mirror, &on_it);
-            all.into_iter().filter(|key| in_host(key) && !matches!(key, Key::LinkSysctl { .. })).collect()
-        }
-        Scope::Pod { ns, .. } => {
-            let inside = Netns::Pod(ns.clone());
-            select(&|key| *key.netns() == inside && !matches!(key, Key::LinkSysctl { .. } | Key::Sysctl { .. }))
-        }
     }
 }
 

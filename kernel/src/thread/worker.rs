@@ -15,9 +15,10 @@ use tartan_netstate::{Change, Key, Netns, Object, Op, Owner, State, diff};
 
 use super::Applied;
 use super::backoff::Backoff;
-use super::dirty::{Dirty, is_sysctl, scope_of, sysctls};
+use super::dirty::{Dirty, scope_of, sysctls};
 use super::inbox::{Inbox, News};
 use super::mirror::{condemned, dying, is_dying, share, take_applied, take_read};
+use crate::scope::is_sysctl;
 use crate::{Kernel, Scope, Wake};
 
 /// How long a piece of work may take.

@@ -1,0 +1,338 @@
+//! A kernel in memory, for tests of everything above it: it fails when told to, and others change it behind our back.
+//!
+//! Invariant: each behaviour that is modelled here is shown once on the real kernel, by the same test
+//! (`tests/behaviour.rs`).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use nix::errno::Errno;
+use tartan_model::{Features, Host};
+use tartan_netstate::{
+    Change, Key, Link, LinkKind, LinkName, Netns, Object, Op, Owner, PodNetns, State, diff::hanging_on,
+};
+
+use crate::{Failure, Kernel, KernelError, Scope, Wake, Waker};
+
+/// The kernel that is given to who is tested. Clones are one kernel: the test keeps one to look and to meddle.
+#[derive(Clone, Default)]
+pub struct Fake {
+    shared: Arc<Shared>,
+}
+
+#[derive(Default)]
+struct Shared {
+    inside: Mutex<Inside>,
+    moved: Condvar,
+}
+
+#[derive(Default)]
+struct Inside {
+    state: State,
+    host: Host,
+    wake: Option<Waker>,
+    gone_pods: BTreeSet<PodNetns>,
+    /// Routes of others.
+    foreign: BTreeSet<Key>,
+    /// Every change so far.
+    changes: Vec<Change>,
+    reads: u64,
+
+    steps_until_failure: Option<usize>,
+    failing: BTreeMap<Key, Errno>,
+    interrupted_reads: usize,
+    vanishing: Vec<Key>,
+    paused: bool,
+    waiting: bool,
+}
+
+/// What others, or bad luck, do. All of it at once visible to the next call.
+impl Fake {
+    /// An empty kernel.
+    pub fn new() -> Fake {
+        Fake::default()
+    }
+
+    /// What is there of ours.
+    pub fn state(&self) -> State {
+        self.lock().state.clone()
+    }
+
+    /// Every change so far, failed steps included.
+    pub fn changes(&self) -> Vec<Change> {
+        self.lock().changes.clone()
+    }
+
+    /// How often something was read.
+    pub fn reads(&self) -> u64 {
+        self.lock().reads
+    }
+
+    /// What is there and not ours.
+    pub fn set_host(&self, host: Host) {
+        let mut inside = self.lock();
+        inside.host = host;
+        inside.tell(Wake::Host);
+    }
+
+    /// The step after `steps` more fails, and works when tried again.
+    pub fn fail_after(&self, steps: usize) {
+        self.lock().steps_until_failure = Some(steps);
+    }
+
+    /// Whatever is done to this object fails, until told otherwise.
+    pub fn fail(&self, key: Key, errno: Option<Errno>) {
+        let mut inside = self.lock();
+        match errno {
+            Some(errno) => drop(inside.failing.insert(key, errno)),
+            None => drop(inside.failing.remove(&key)),
+        }
+    }
+
+    /// So many reads fail as a dump that was interrupted or lost (EINTR, ENOBUFS) does.
+    pub fn interrupt(&self, reads: usize) {
+        self.lock().interrupted_reads = reads;
+    }
+
+    /// Notifications get lost.
+    pub fn overrun(&self) {
+        self.lock().tell(Wake::Overrun);
+    }
+
+    /// The object vanishes right before the next change is carried out.
+    pub fn vanish_before_apply(&self, key: Key) {
+        self.lock().vanishing.push(key);
+    }
+
+    /// Somebody removes the object.
+    pub fn remove(&self, key: &Key) {
+        self.lock().remove(key);
+    }
+
+    /// Somebody puts the object there, or changes it.
+    pub fn put(&self, key: Key, object: Object) {
+        let mut inside = self.lock();
+        inside.state.insert(key.clone(), object.clone(), Owner::Read);
+        inside.tell(Wake::Now(key, Some(object)));
+    }
+
+    /// Somebody has a route there.
+    pub fn put_foreign_route(&self, key: Key) {
+        self.lock().foreign.insert(key);
+    }
+
+    /// Somebody deletes the link and makes it again, just as it was: all that hung on it is gone.
+    pub fn recreate(&self, link: &LinkName) {
+        let mut inside = self.lock();
+        let key = Key::Link { ns: Netns::Host, link: link.clone() };
+        if let Some(entry) = inside.state.get(&key).cloned() {
+            inside.remove(&key);
+            inside.state.insert(key.clone(), entry.object.clone(), Owner::Read);
+            inside.tell(Wake::Now(key, Some(entry.object)));
+        }
+    }
+
+    /// The pod's namespace is gone, and with it its ends of our links.
+    pub fn remove_pod(&self, ns: &PodNetns) {
+        let mut inside = self.lock();
+        inside.gone_pods.insert(ns.clone());
+        let leads_there = |object: &Object| matches!(object, Object::Link(Link { kind: LinkKind::Veth { peer: Netns::Pod(pod), .. }, .. }) if pod == ns);
+        let links: Vec<Key> =
+            inside.state.iter().filter(|(_, entry)| leads_there(&entry.object)).map(|(key, _)| key.clone()).collect();
+        links.iter().for_each(|key| inside.remove(key));
+    }
+
+    /// From now on changes wait until [`Fake::resume`].
+    pub fn pause(&self) {
+        self.lock().paused = true;
+    }
+
+    /// Returns once a change waits.
+    pub fn wait_until_held(&self) {
+        let mut inside = self.lock();
+        while !inside.waiting {
+            inside = self.shared.moved.wait(inside).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Lets changes go on.
+    pub fn resume(&self) {
+        self.lock().paused = false;
+        self.shared.moved.notify_all();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inside> {
+        self.shared.inside.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inside {
+    fn tell(&self, wake: Wake) {
+        if let Some(tell) = &self.wake {
+            tell(wake);
+        }
+    }
+
+    /// With a link goes what hangs on it, and of that the kernel tells nothing but the link.
+    fn remove(&mut self, key: &Key) {
+        match key.as_link() {
+            Some(link) => {
+                for key in hanging_on(&self.state, &BTreeSet::from([link])) {
+                    self.state.remove(&key);
+                }
+            }
+            None => drop(self.state.remove(key)),
+        }
+        self.tell(Wake::Now(key.clone(), None));
+    }
+
+    fn step(&mut self, op: &Op) -> Result<(), KernelError> {
+        let refused = |errno| KernelError::Refused { doing: format!("do {op:?}"), errno, says: None };
+        if let Some(left) = self.steps_until_failure {
+            self.steps_until_failure = left.checked_sub(1);
+            if left == 0 {
+                return Err(refused(Errno::ENOMEM));
+            }
+        }
+        if let Some(errno) = self.failing.get(op.key()) {
+            return Err(refused(*errno));
+        }
+        if let Netns::Pod(ns) = op.key().netns()
+            && self.gone_pods.contains(ns)
+        {
+            return if matches!(op, Op::Delete(..)) { Ok(()) } else { Err(KernelError::NetnsGone(ns.clone())) };
+        }
+        match op {
+            Op::Delete(key, _) => self.remove(key),
+            Op::Create(key, new) | Op::Replace { key, new, .. } => self.put(key, new).map_err(|error| match error {
+                Missing::Link => refused(Errno::ENODEV),
+                Missing::Pod(ns) => KernelError::NetnsGone(ns),
+                Missing::Room => KernelError::Conflict { what: key.to_string(), theirs: "somebody's".into() },
+                Missing::Nothing => refused(Errno::EEXIST),
+            })?,
+        }
+        Ok(())
+    }
+
+    fn put(&mut self, key: &Key, new: &Object) -> Result<(), Missing> {
+        if self.foreign.contains(key) {
+            return Err(Missing::Room);
+        }
+        let ns = key.netns().clone();
+        let dev = if let Object::Route(route) = new { route.dev.as_ref() } else { None };
+        let is_there = |state: &State, link: &LinkName| {
+            let link = Key::Link { ns: ns.clone(), link: link.clone() };
+            // Links that are not ours are not modelled: they are there.
+            state.get(&link).is_some() || (ns == Netns::Host && !crate::link::is_ours(key_link(&link)))
+        };
+        if key.link().or(dev).is_some_and(|link| !is_there(&self.state, link)) {
+            return Err(Missing::Link);
+        }
+        if let (Key::Link { .. }, Object::Link(link)) = (key, new) {
+            self.put_link(key, link)?;
+        }
+        self.state.insert(key.clone(), new.clone(), Owner::Read);
+        self.tell(Wake::Now(key.clone(), Some(new.clone())));
+        Ok(())
+    }
+
+    fn put_link(&mut self, key: &Key, new: &Link) -> Result<(), Missing> {
+        let old = match self.state.get(key).map(|entry| entry.object.clone()) {
+            Some(Object::Link(old)) => Some(old),
+            _ => None,
+        };
+        match (&old, &new.kind) {
+            (None, LinkKind::VethPeer) => return Err(Missing::Link),
+            (None, LinkKind::Veth { peer: Netns::Pod(ns), peer_name }) => {
+                if self.gone_pods.contains(ns) {
+                    return Err(Missing::Pod(ns.clone()));
+                }
+                let far = Link { kind: LinkKind::VethPeer, up: false, group: 0, ..new.clone() };
+                let far_key = Key::Link { ns: Netns::Pod(ns.clone()), link: peer_name.clone() };
+                self.state.insert(far_key, Object::Link(far), Owner::Read);
+            }
+            (Some(old), kind) if !old.kind.can_become(kind) => return Err(Missing::Nothing),
+            _ => {}
+        }
+        if old.is_some_and(|old| old.mac != new.mac) {
+            let neighbours = |key: &Key| matches!(key, Key::Neigh { .. });
+            let (ns, link) = key.as_link().expect("it is a link's key");
+            let on_it = |other: &Key| neighbours(other) && *other.netns() == ns && other.link() == Some(&link);
+            let lost: Vec<Key> = self.state.iter().map(|(key, _)| key).filter(|key| on_it(key)).cloned().collect();
+            lost.iter().for_each(|key| drop(self.state.remove(key)));
+        }
+        Ok(())
+    }
+}
+
+/// What a new object lacks.
+enum Missing {
+    Link,
+    Pod(PodNetns),
+    Room,
+    Nothing,
+}
+
+fn key_link(key: &Key) -> &str {
+    match key {
+        Key::Link { link, .. } => link.as_str(),
+        _ => "",
+    }
+}
+
+impl Kernel for Fake {
+    fn features(&mut self) -> Features {
+        Features { ipv6: true, vxlan: true, nft: true }
+    }
+
+    fn subscribe(&mut self, wake: Waker) -> Result<(), KernelError> {
+        self.lock().wake = Some(wake);
+        Ok(())
+    }
+
+    fn read(&mut self, scope: &Scope) -> Result<State, KernelError> {
+        let mut inside = self.lock();
+        inside.reads += 1;
+        if inside.interrupted_reads > 0 {
+            inside.interrupted_reads -= 1;
+            return Err(KernelError::Interrupted("the fake kernel"));
+        }
+        match scope {
+            Scope::Pod { ns, .. } if inside.gone_pods.contains(ns) => Err(KernelError::NetnsGone(ns.clone())),
+            _ => {
+                let covered = inside.state.iter().filter(|(key, entry)| scope.covers(key, &entry.object));
+                Ok(covered.map(|(key, entry)| (key.clone(), entry.clone())).collect())
+            }
+        }
+    }
+
+    fn host(&mut self) -> Result<Host, KernelError> {
+        Ok(self.lock().host.clone())
+    }
+
+    fn apply(&mut self, change: &Change) -> Vec<Failure> {
+        let mut inside = self.lock();
+        inside.waiting = inside.paused;
+        self.shared.moved.notify_all();
+        while inside.paused {
+            inside = self.shared.moved.wait(inside).unwrap_or_else(PoisonError::into_inner);
+        }
+        inside.waiting = false;
+        inside.changes.push(change.clone());
+        for key in std::mem::take(&mut inside.vanishing) {
+            inside.remove(&key);
+        }
+        let mut failures = Vec::new();
+        for (op, owner) in &change.ops {
+            if let Err(error) = inside.step(op) {
+                failures.push(Failure { key: op.key().clone(), owner: owner.clone(), error });
+            }
+        }
+        failures
+    }
+
+    fn lend(&mut self, _: &PodNetns, _: OwnedFd) {}
+
+    fn give_back(&mut self, _: &PodNetns) {}
+}

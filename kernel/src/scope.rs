@@ -1,0 +1,54 @@
+//! Parts of the kernel's state.
+
+use std::collections::BTreeSet;
+
+use tartan_netstate::{Key, LinkName, Netns, Object, PodNetns};
+
+/// A part of the kernel's state that is read at once.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Scope {
+    /// All our links of the node's namespace, and our addresses, on whatever link.
+    Links,
+    /// All our neighbours and forwarding entries of the node's namespace.
+    Neighbours,
+    /// All our routes and rules of the node's namespace.
+    Routes,
+    /// One link of the node's namespace, ours or not, with what hangs on it: addresses, neighbours, FDB, routes.
+    Link(LinkName),
+    /// Our nft table.
+    Nft,
+    /// Our rules in forward chains of others.
+    Foreign,
+    /// The values of these sysctls.
+    Sysctls(Vec<Key>),
+    /// What is ours inside a pod: these ends of our links, and what hangs on them.
+    Pod { ns: PodNetns, ends: BTreeSet<LinkName> },
+}
+
+impl Scope {
+    /// Whether a read of this scope tells about such an object.
+    pub fn covers(&self, key: &Key, object: &Object) -> bool {
+        let in_host = *key.netns() == Netns::Host;
+        match self {
+            Scope::Links => in_host && matches!(key, Key::Link { .. } | Key::Address { .. }),
+            Scope::Neighbours => in_host && matches!(key, Key::Neigh { .. } | Key::Fdb { .. }),
+            Scope::Routes => in_host && matches!(key, Key::Route { .. } | Key::Rule { .. }),
+            Scope::Nft => key.is_nft(),
+            Scope::Foreign => matches!(key, Key::ForwardOpening { .. }),
+            Scope::Sysctls(keys) => keys.contains(key),
+            Scope::Link(name) => in_host && !is_sysctl(key) && is_on(key, object, name),
+            Scope::Pod { ns, .. } => matches!(key.netns(), Netns::Pod(of) if of == ns) && !is_sysctl(key),
+        }
+    }
+}
+
+/// Whether it is a sysctl of any sort.
+pub(crate) fn is_sysctl(key: &Key) -> bool {
+    matches!(key, Key::Sysctl { .. } | Key::UplinkSysctl { .. } | Key::LinkSysctl { .. })
+}
+
+/// Whether it is the link, or hangs on it.
+fn is_on(key: &Key, object: &Object, name: &LinkName) -> bool {
+    let routed = matches!(object, Object::Route(route) if route.dev.as_ref() == Some(name));
+    routed || key.link() == Some(name) || matches!(key, Key::Link { link, .. } if link == name)
+}
