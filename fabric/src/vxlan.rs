@@ -1,9 +1,11 @@
 //! vxlan: packets in UDP (RFC 7348), every neighbour and forwarding entry permanent and ours, nothing learned.
 //!
-//! A remote pod's route leads to the peer's fabric address, on-link behind the device; the neighbour entry of that
-//! address gives the peer's MAC, the forwarding entry of that MAC the underlay address. One device carries both
-//! families of pods.
+//! A remote pod's route leads to an address behind the device; the neighbour entry of that address gives the peer's
+//! MAC, the forwarding entry of that MAC the underlay address. For IPv4 that address is the peer's fabric address,
+//! on-link. For IPv6 it is link-local: the kernel refuses an on-link gateway that some route leads elsewhere, and while
+//! the fabric changes, the very route that is being replaced does. One device carries both families of pods.
 
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 
 use tartan_model::{Condition, Endpoint, Family, Features};
@@ -67,8 +69,8 @@ impl Fabric for Vxlan {
             message,
             fix: format!("look at the agent of {}: its NodeNetwork object is written by it alone", to.name),
         };
-        match (to.endpoint.mac, to.fabric_addresses.get(family)) {
-            (Some(_), Some(vtep)) => Ok(Hop { via: *vtep, dev: at.device(), onlink: true }),
+        match (to.endpoint.mac, gateway(to, family)) {
+            (Some(_), Some(via)) => Ok(Hop { via, dev: at.device(), onlink: family == Family::V4 }),
             (None, _) => {
                 let message = format!("{} says it hears {at} but not under which MAC", to.name);
                 Err(condition("EndpointWithoutMac", message))
@@ -81,16 +83,30 @@ impl Fabric for Vxlan {
     }
 
     fn reach(&self, at: &Instance, to: &Peer<'_>, family: Family) -> State {
-        let (Some(mac), Some(vtep)) = (to.endpoint.mac, to.fabric_addresses.get(family)) else { return State::new() };
+        let (Some(mac), Some(via)) = (to.endpoint.mac, gateway(to, family)) else { return State::new() };
         let device = at.device();
         let owner = Owner::Peer(to.name.into());
-        let neigh = Key::Neigh { ns: Netns::Host, link: device.clone(), address: *vtep };
+        let neigh = Key::Neigh { ns: Netns::Host, link: device.clone(), address: via };
         let fdb = Key::Fdb { link: device, mac };
         let mut state = State::new();
         state.insert(neigh, Object::Neigh(Neigh { mac }), owner.clone());
         state.insert(fdb, Object::Fdb(Fdb { dst: to.endpoint.address }), owner);
         state
     }
+}
+
+/// Where routes to the peer's ranges of a family lead.
+fn gateway(to: &Peer<'_>, family: Family) -> Option<IpAddr> {
+    match family {
+        Family::V4 => to.fabric_addresses.get(family).copied(),
+        Family::V6 => to.endpoint.mac.map(|mac| link_local(mac).into()),
+    }
+}
+
+/// The address behind a MAC by EUI-64 (RFC 4291 appendix A).
+fn link_local(mac: Mac) -> Ipv6Addr {
+    let [a, b, c, d, e, f] = mac.0.map(u16::from);
+    Ipv6Addr::new(0xfe80, 0, 0, 0, ((a ^ 2) << 8) | b, (c << 8) | 0xff, 0xfe00 | d, (e << 8) | f)
 }
 
 /// The same after every restart, whatever else changes; different on every node and for every instance.
