@@ -20,7 +20,8 @@ pub struct Planners {
     pods: tartan_datapath::pod::Pods,
     ranges: ClusterRanges,
     nat: tartan_datapath::nftables::Nftables,
-    layers: Layers<3>,
+    firewall: tartan_datapath::firewall::Firewall,
+    layers: Layers<4>,
 }
 
 /// The ranges all pods of the cluster have their addresses from, found again when a Node or a pool differs.
@@ -52,8 +53,9 @@ impl Planners {
 
     /// The plan for this world.
     pub fn plan(&mut self, world: &World, now: Instant) -> Plan {
+        let mut conditions: Vec<Condition> = said_by_the_store(world).cloned().collect();
         if !is_whole(world) {
-            return Plan::default();
+            return Plan { conditions, ..Plan::default() };
         }
         let ipam = tartan_ipam::plan(&mut self.ipam, world, now);
         let owned = tartan_fabric::Owned {
@@ -74,10 +76,11 @@ impl Planners {
         self.layers.set(0, &fabric.state);
         self.layers.set(1, pods);
         self.layers.set(2, self.nat.plan(world, &nat));
-        let mut conditions = ipam.conditions.clone();
+        let firewall = self.firewall.plan(world);
+        self.layers.set(3, &firewall.state);
+        conditions.extend(ipam.conditions.iter().cloned());
         conditions.extend(fabric.conditions.iter().cloned());
-        conditions.extend(world.invalid.values().map(|condition| (**condition).clone()));
-        conditions.extend(world.notices.values().flat_map(|notices| notices.iter().cloned()));
+        conditions.extend(firewall.conditions.iter().cloned());
         conditions.extend(self.layers.conflicts().chain(self.nat.conflicts()).map(conflict));
         Plan {
             state: Some(self.layers.merged().clone()),
@@ -107,6 +110,12 @@ impl ClusterRanges {
 /// Whether everything a plan depends on has been read once: before, an absence proves nothing.
 pub fn is_whole(world: &World) -> bool {
     world.programmed.read && Kind::ALL.into_iter().all(|kind| world.is_synced(kind))
+}
+
+/// What the store cannot read, or has to say of its files.
+pub fn said_by_the_store(world: &World) -> impl Iterator<Item = &Condition> {
+    let invalid = world.invalid.values().map(|condition| &**condition);
+    invalid.chain(world.notices.values().flat_map(|notices| notices.iter()))
 }
 
 fn conflict(conflict: &Conflict) -> Condition {

@@ -9,7 +9,7 @@ use tartan_fabric::{Instance, Out, PeerState};
 use tartan_kernel::thread::Applied;
 use tartan_model::{Condition, Config, Kind, ObjectId, Revision, World};
 
-use crate::plan::{Plan, Planners, is_whole};
+use crate::plan::{Plan, Planners, is_whole, said_by_the_store};
 
 /// What has happened since the start.
 #[derive(Clone, Debug, Default)]
@@ -85,9 +85,10 @@ pub fn waiting_for(world: &World) -> String {
         return "the first full read of the kernel".into();
     }
     if !is_whole(world) {
-        return match &world.store_away {
-            Some(why) => format!("the store: {why}"),
-            None => "the store's first list".into(),
+        return match (&world.store_away, said_by_the_store(world).next()) {
+            (Some(why), _) => format!("the store: {why}"),
+            (None, Some(unread)) => format!("all of the store to be read: {}: {}", unread.about, unread.message),
+            (None, None) => "the store's first list".into(),
         };
     }
     if world.programmed.generation == 0 { "the first full pass".into() } else { String::new() }
