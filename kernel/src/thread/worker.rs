@@ -238,6 +238,10 @@ impl Worker {
             return [self.dirty.due(), host_again, Some(self.full_read_at)].into_iter().flatten().min();
         }
         if !self.read_once {
+            // Rules of ours in others' firewalls must not go because those have not been read yet.
+            if self.host_is_dirty {
+                return host_again;
+            }
             self.first_read();
             return Some(now);
         }
@@ -407,6 +411,8 @@ impl Worker {
                 self.dirty.mark(Scope::Link(link.clone()));
             }
             Op::Delete(Key::Address { ns: Netns::Host, .. }, _) => self.dirty.mark(Scope::Routes),
+            // Legacy tables tell nobody that they are open now.
+            op if matches!(op.key(), Key::ForwardOpening { .. }) => self.host_is_dirty = true,
             _ => {}
         }
     }
