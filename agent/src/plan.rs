@@ -78,11 +78,8 @@ impl Planners {
         self.layers.set(2, self.nat.plan(world, &nat));
         let firewall = self.firewall.plan(world);
         self.layers.set(3, &firewall.state);
-        let firewall = self.firewall.plan(world);
-        self.layers.set(3, &firewall.state);
         conditions.extend(ipam.conditions.iter().cloned());
         conditions.extend(fabric.conditions.iter().cloned());
-        conditions.extend(firewall.conditions.iter().cloned());
         conditions.extend(firewall.conditions.iter().cloned());
         conditions.extend(self.layers.conflicts().chain(self.nat.conflicts()).map(conflict));
         Plan {
