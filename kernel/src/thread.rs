@@ -1,7 +1,9 @@
 //! The kernel thread: makes the kernel equal to the latest wanted state, and keeps it so.
 //!
+//! ```text
 //!     Handle::want ──► inbox (latest wins) ──► worker: read what is dirty, diff, apply ──► report(Applied)
 //!     kernel's own news ──►─┘                          mirror
+//! ```
 //!
 //! Invariant: nobody who hands something in ever waits. What pods need goes before everything else; what fails is
 //! tried again by itself, later and later, and holds nothing up.
