@@ -80,7 +80,8 @@ fn ask<T: DeserializeOwned>(path: &Path, request: &Request) -> Result<T> {
     let mut body = vec![0; socket::body_length(header)?];
     stream.read_exact(&mut body).with_context(silent)?;
     match socket::decode(&body)? {
-        Reply::Result(value) => Ok(serde_json::from_value(value).context("the agent answered something else than asked; is it of another version?")?),
+        Reply::Result(value) => Ok(serde_json::from_value(value)
+            .context("the agent answered something else than asked; is it of another version?")?),
         Reply::Error(error) => Err(anyhow!("{error}")),
     }
 }

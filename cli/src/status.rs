@@ -26,7 +26,8 @@ fn write_all(text: &mut String, status: &Status) -> std::fmt::Result {
         writeln!(text, "Address   {} on {} (MTU {}): {}", address.address, address.link, address.mtu, address.why)?;
     }
     writeln!(text, "Own       {}", list(&status.fabric_addresses))?;
-    let blocks: Vec<String> = status.blocks.iter().map(|block| format!("{} ({} used)", block.cidr, block.used)).collect();
+    let blocks: Vec<String> =
+        status.blocks.iter().map(|block| format!("{} ({} used)", block.cidr, block.used)).collect();
     writeln!(text, "Blocks    {}", list(&blocks))?;
     writeln!(text, "Pods      {}, MTU {}", status.pods.len(), status.pod_mtu)?;
     let kernel = &status.kernel;

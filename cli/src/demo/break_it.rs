@@ -56,14 +56,18 @@ fn delete_device(lab: &Lab) -> Result<()> {
     let repaired = gone.elapsed();
     load.wait_for_answers(PROBES, PATIENCE)?;
     show(&load.stop()?)?;
-    say(format_args!("  repaired in {:.0} ms, routes, neighbours and forwarding entries with it", repaired.as_secs_f64() * 1e3))
+    say(format_args!(
+        "  repaired in {:.0} ms, routes, neighbours and forwarding entries with it",
+        repaired.as_secs_f64() * 1e3
+    ))
 }
 
 fn foreign_drop(lab: &mut Lab) -> Result<()> {
     let node = lab.nodes()[2].name().to_owned();
     say(format_args!("\nSomebody's firewall on {node}: table ip filter, chain FORWARD, policy drop"))?;
     lab.set_config(&serde_json::Map::from_iter([("hostFirewall".into(), "report".into())]))?;
-    let drop_all = "table ip filter { chain FORWARD { type filter hook forward priority 0; policy drop; } }";
+    let drop_all =
+        "add table ip filter; add chain ip filter FORWARD { type filter hook forward priority 0; policy drop; }";
     lab.node(&node)?.output(&["nft", drop_all])?;
     let status = blocked(lab.node(&node)?, true)?;
     for condition in status.conditions.iter().filter(|condition| condition.reason == "ForwardBlocked") {
