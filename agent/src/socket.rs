@@ -164,7 +164,11 @@ async fn request(stream: &UnixStream) -> Result<(Request, Option<OwnedFd>), CniE
 /// Which namespace it is, by the descriptor itself rather than by what the caller says.
 fn identify(request: &mut CniRequest, netns: Option<&OwnedFd>) -> Result<(), CniError> {
     let missing =
-        || CniError::new(code::BAD_ENVIRONMENT, "the pod's network namespace did not come with the request", "");
+        || CniError::new(
+            code::BAD_ENVIRONMENT,
+            "the pod's network namespace did not come with the request",
+            "are the caller and the agent of one release?",
+        );
     match (&mut request.netns, netns) {
         (Some(named), Some(fd)) => {
             let stat = nix::sys::stat::fstat(fd).map_err(|errno| broken(&errno.into()))?;
@@ -227,7 +231,11 @@ fn ending() -> CniError {
 }
 
 fn broken(error: &io::Error) -> CniError {
-    CniError::new(code::IO, format!("reading the request: {error}"), "")
+    let why = match error.kind() {
+        io::ErrorKind::UnexpectedEof => "the request ends before its time".to_owned(),
+        _ => format!("reading the request: {error}"),
+    };
+    CniError::new(code::IO, why, "is the caller one of Tartan's programs?")
 }
 
 fn no_request(error: &FrameError) -> CniError {

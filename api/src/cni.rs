@@ -79,7 +79,7 @@ pub struct PodName {
 
 /// The network configuration on stdin; keys of others are ignored.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(rename_all = "camelCase", default, expecting = "a network configuration")]
 pub struct NetConf {
     pub cni_version: String,
     pub name: String,
@@ -103,7 +103,7 @@ pub struct NetConf {
 
 /// Values for the capabilities that the configuration declares.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(rename_all = "camelCase", default, expecting = "values by capability")]
 pub struct RuntimeConfig {
     pub port_mappings: Vec<PortMapping>,
     /// Requested addresses, with or without a prefix length.
@@ -117,7 +117,7 @@ pub struct RuntimeConfig {
 
 /// A port of the node for a port of the pod.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", expecting = "a port mapping")]
 pub struct PortMapping {
     pub host_port: u16,
     pub container_port: u16,
@@ -131,6 +131,7 @@ pub struct PortMapping {
 
 /// An attachment that GC leaves alone.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(expecting = "an attachment: containerID and ifname")]
 pub struct ValidAttachment {
     #[serde(rename = "containerID")]
     pub container_id: String,
@@ -139,7 +140,7 @@ pub struct ValidAttachment {
 
 /// The result of ADD, as the newest version has it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(rename_all = "camelCase", default, expecting = "a result")]
 pub struct Success {
     pub interfaces: Vec<Interface>,
     pub ips: Vec<Ip>,
@@ -149,7 +150,7 @@ pub struct Success {
 
 /// An interface that a plugin made.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
+#[serde(default, expecting = "an interface")]
 pub struct Interface {
     pub name: String,
     #[serde(skip_serializing_if = "String::is_empty")]
@@ -167,7 +168,7 @@ pub struct Interface {
 
 /// An address of an interface.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
+#[serde(default, expecting = "an address")]
 pub struct Ip {
     /// With its prefix length.
     pub address: String,
@@ -180,7 +181,7 @@ pub struct Ip {
 
 /// A route inside the pod.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
+#[serde(default, expecting = "a route")]
 pub struct Route {
     pub dst: String,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -192,7 +193,7 @@ pub struct Route {
 
 /// Resolver settings, passed through.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
+#[serde(default, expecting = "resolver settings")]
 pub struct Dns {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub nameservers: Vec<String>,

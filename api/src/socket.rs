@@ -16,7 +16,7 @@ pub const MAX_FRAME: usize = 1 << 20;
 
 /// What the CNI binary or the CLI asks of the agent.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", tag = "ask")]
+#[serde(rename_all = "camelCase", tag = "ask", expecting = "a request")]
 pub enum Request {
     /// A call of the CNI plugin; the result is what the plugin prints, null for nothing.
     Cni(Box<CniRequest>),

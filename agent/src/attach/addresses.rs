@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::time::Instant;
 
 use tartan_api::cni::{CniError, CniRequest, code};
+use tartan_ipam::Refused;
 use tartan_model::{Attachment, PerFamily, World};
 
 use super::wanted::Wanted;
@@ -21,12 +22,14 @@ pub(super) fn of(
         return Ok(unfinished.addresses);
     }
     let asked = tartan_ipam::Request { namespace: &request.pod.namespace, addresses: wanted.addresses };
-    tartan_ipam::allocate(world, &asked, now).map_err(|error| CniError::new(code::NO_ADDRESS, error.to_string(), ""))
+    tartan_ipam::allocate(world, &asked, now).map_err(|refused| {
+        let soon = matches!(refused, Refused::NoBlockYet { .. });
+        let code = if soon { code::TRY_LATER } else { code::NO_ADDRESS };
+        CniError::new(code, refused.to_string(), "")
+    })
 }
 
-/// Whether a pod that asks for nothing in particular would get its addresses.
+/// Whether a pod that asks for nothing in particular could get its addresses.
 pub(super) fn any_left(world: &World, now: Instant) -> Result<(), CniError> {
-    let any = tartan_ipam::Request::default();
-    let allocated = tartan_ipam::allocate(world, &any, now);
-    allocated.map(drop).map_err(|error| CniError::new(code::NOT_AVAILABLE, error.to_string(), ""))
+    tartan_ipam::any_left(world, now).map_err(|refused| CniError::new(code::NOT_AVAILABLE, refused.to_string(), ""))
 }

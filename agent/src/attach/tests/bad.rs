@@ -9,8 +9,9 @@ const TABLE: &str = include_str!("bad.txt");
 fn found(case: &str) -> String {
     let (keys, _) = case.split_once("\n>> ").unwrap_or_else(|| panic!("nothing is said of\n{case}"));
     let netconf = serde_json::from_str(keys).unwrap_or_else(|error| panic!("{error} in\n{keys}"));
-    let CniError { code, msg, details } = add_with(&whole(Instant::now()), "a", &netconf).expect_err(case);
-    format!("{keys}\n>> {code} {msg}\n>> {details}\n")
+    let error = add_with(&whole(Instant::now()), "a", &netconf).expect_err(case);
+    let details = if error.details.is_empty() { String::new() } else { format!(">> {}\n", error.details) };
+    format!("{keys}\n>> {} {}\n{details}", error.code, error.msg)
 }
 
 #[test]

@@ -17,6 +17,12 @@ fn bytes(input: &str) -> Vec<u8> {
     }
 }
 
+/// Code and message, and in the next line what to do, where there is more to say.
+fn told(error: &CniError) -> String {
+    let details = if error.details.is_empty() { String::new() } else { format!(">> {}\n", error.details) };
+    format!(">> {} {}\n{details}", error.code, error.msg)
+}
+
 /// The case as it is found to be.
 async fn found(served: &Served, case: &str) -> String {
     let (input, _) = case.split_once("\n>> ").unwrap_or_else(|| panic!("nothing is said of\n{case}"));
@@ -24,7 +30,7 @@ async fn found(served: &Served, case: &str) -> String {
     stream.write_all(&bytes(input)).await.unwrap();
     stream.shutdown().await.unwrap();
     match timeout(Duration::from_secs(5), receive(&mut stream)).await {
-        Ok(Reply::Error(CniError { code, msg, details })) => format!("{input}\n>> {code} {msg}\n>> {details}\n"),
+        Ok(Reply::Error(error)) => format!("{input}\n{}", told(&error)),
         Ok(Reply::Result(result)) => panic!("{input} came to {result}"),
         Err(_) => panic!("{input} is not answered"),
     }
