@@ -79,6 +79,7 @@ pub fn choose(world: &World) -> (PerFamily<Uplink>, Vec<Condition>) {
         }
         _ => world.config.node_address.clone(),
     };
+    conditions.extend(node.and_then(|node| public(node).err()));
     let mut failures = Vec::new();
     for family in Family::ALL {
         match pick(world, node.map(|node| &**node), &choice, family) {
@@ -212,10 +213,7 @@ fn by<'a>(
 
 fn uplink(world: &World, link: &HostLink, address: IpAddr, why: String) -> Option<Uplink> {
     let family = Family::of(address);
-    let public = world.local_node().and_then(|node| {
-        let text = node.annotations.get(ANNOTATION_PUBLIC)?;
-        text.split(',').filter_map(|ip| ip.trim().parse().ok()).find(|ip: &IpAddr| Family::of(*ip) == family)
-    });
+    let public = world.local_node().and_then(|node| public(node).ok()?.get(family).copied());
     Some(Uplink {
         link: LinkName::new(&link.name)?,
         address,
@@ -226,15 +224,17 @@ fn uplink(world: &World, link: &HostLink, address: IpAddr, why: String) -> Optio
     })
 }
 
+/// What peers are told instead of the node's own addresses.
+fn public(node: &Node) -> Result<PerFamily<IpAddr>, Condition> {
+    let Some(text) = node.annotations.get(ANNOTATION_PUBLIC) else { return Ok(PerFamily::default()) };
+    let addresses: Result<Vec<IpAddr>, _> = text.split(',').map(|ip| ip.trim().parse()).collect();
+    let instead = "peers are told the node's own address instead";
+    addresses.map(PerFamily::first_of).map_err(|_| unreadable(node, ANNOTATION_PUBLIC, text, instead))
+}
+
 fn annotated(node: &Node) -> Result<Option<AddressChoice>, Condition> {
     let get = |name| node.annotations.get(name).map(|text| (name, text.trim()));
-    let wrong = |name: &str, value: &str| Condition {
-        about: format!("Node/{}", node.name),
-        field: format!("metadata.annotations[{name}]"),
-        reason: "BadAnnotation",
-        message: format!("'{value}' cannot be read; spec.nodeAddress is used instead"),
-        fix: "write an address, or address ranges separated by commas".into(),
-    };
+    let wrong = |name, value| unreadable(node, name, value, "spec.nodeAddress is used instead");
     if let Some((_, name)) = get(ANNOTATION_INTERFACE) {
         return Ok(Some(AddressChoice::Interface(name.into())));
     }
@@ -249,6 +249,16 @@ fn annotated(node: &Node) -> Result<Option<AddressChoice>, Condition> {
         return text.parse().map(|ip| Some(AddressChoice::CanReach(ip))).map_err(|_| wrong(name, text));
     }
     Ok(None)
+}
+
+fn unreadable(node: &Node, name: &str, value: &str, instead: &str) -> Condition {
+    Condition {
+        about: format!("Node/{}", node.name),
+        field: format!("metadata.annotations[{name}]"),
+        reason: "BadAnnotation",
+        message: format!("'{value}' cannot be read; {instead}"),
+        fix: "write addresses, or address ranges, separated by commas".into(),
+    }
 }
 
 fn first_address(link: &HostLink, family: Family) -> Option<IpAddr> {

@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use tartan_model::{Advert, PerFamily, World};
+use tartan_model::{Advert, PerFamily, Said, World};
 
 use crate::{Instance, LocalNode, fabric_of};
 
@@ -57,16 +57,19 @@ pub(crate) fn advert(
 
 /// See [`Word`].
 pub(crate) fn word(world: &World) -> Word {
-    let parse = |name: &Arc<str>| name.parse().ok();
-    let Some(heard) = world.adverts.get(&world.local).map(|heard| &heard.advert) else { return Word::default() };
-    let accepts = heard.accepts.iter().filter_map(|end| parse(&end.instance)).collect();
-    let sends: BTreeSet<Instance> = heard.sends.iter().filter_map(parse).collect();
-    let Some(said) = &world.said else { return Word { accepts, last_sends: sends.clone(), sends } };
-    let ever_accepts: BTreeSet<Instance> = said.ever_accepts.iter().filter_map(parse).collect();
-    let always_sends: BTreeSet<Instance> = said.always_sends.iter().filter_map(parse).collect();
-    Word {
-        accepts: &accepts | &ever_accepts,
-        sends: &sends & &always_sends,
-        last_sends: said.last.sends.iter().filter_map(parse).collect(),
+    let parse = |name: &Arc<str>| name.parse::<Instance>().ok();
+    let instances = |names: &BTreeSet<Arc<str>>| names.iter().filter_map(parse).collect::<BTreeSet<_>>();
+    let heard = world.adverts.get(&world.local).map(|heard| Said::heard(heard.advert.clone()));
+    let mut word = Word::default();
+    if let Some(said) = world.said.as_ref().or(heard.as_ref()) {
+        word.accepts = instances(&said.ever_accepts);
+        word.last_sends = said.last.sends.iter().filter_map(parse).collect();
+        // Nobody can have heard what this node itself has not.
+        word.sends = heard.as_ref().map(|_| instances(&said.always_sends)).unwrap_or_default();
     }
+    if let Some(heard) = &heard {
+        word.accepts.extend(instances(&heard.ever_accepts));
+        word.sends.retain(|at| heard.always_sends.contains(at.to_string().as_str()));
+    }
+    word
 }

@@ -12,7 +12,8 @@
 //!
 //! No packet meets a closed door, however late anything is heard: a sender says "I will" and a receiver "I won't" before
 //! they do, and each looks at the other's word after its own came back. A store has all nodes' words in one order, so
-//! at least one of the two has heard the other, and then the sender does not begin or the receiver does not stop.
+//! at least one of the two has heard the other, and then the sender does not begin or the receiver does not stop. A
+//! sender that has begun goes on whatever it hears, until it has something better.
 //! A node without a sign of life blocks nobody.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -76,8 +77,8 @@ pub(crate) fn own_targets(config: &Config, node: &LocalNode) -> BTreeSet<Instanc
     }
 }
 
-/// The choice for one family of packets to one peer. `usable` is what that peer hears and a next hop leads to;
-/// `current` is what the kernel uses. Peers that are not live hear no announcements, and none is made for them.
+/// The choice for one family of packets to one peer. `usable` is what that peer hears and a next hop leads to, and
+/// what the kernel uses now, which is `current`. Peers that are not live hear no announcements, and none is made for them.
 pub(crate) fn choose(
     ground: &Ground,
     live: bool,

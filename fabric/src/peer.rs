@@ -7,7 +7,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use tartan_model::{Condition, Config, Endpoint, Family, PerFamily, World};
 use tartan_netstate::claims::{FABRIC_LINK_PREFIX, MAIN_TABLE, ROUTE_METRIC};
-use tartan_netstate::{Key, Netns, Object, Owner, Route, State};
+use tartan_netstate::{Fdb, Key, Neigh, Netns, Object, Owner, Route, State};
 
 use crate::census::{Census, Member};
 use crate::choose::{Choice, Ground, choose, target};
@@ -23,6 +23,8 @@ pub struct PeerState {
     pub live: bool,
     pub blocks: Vec<IpNet>,
     pub conditions: Vec<Condition>,
+    /// The kernel uses what the peer no longer says it accepts: only the kernel knows where that leads.
+    pub(crate) clings: bool,
     pub(crate) part: State,
 }
 
@@ -46,11 +48,12 @@ pub(crate) fn plan(
     let (node, advert) = (&common.node, &member.heard.advert);
     let mut state = PeerState { live: member.live, ..PeerState::default() };
     if let Some(condition) = ownership::stolen(node, census, name, member) {
-        state.conditions.push(condition);
+        state.conditions.extend(member.live.then_some(condition));
         return state;
     }
     state.blocks = ownership::blocks(node, census, name, member, &mut state.conditions);
     let heard = |at: &Instance| member.live || receives.contains(at);
+    let accepted = |at: &Instance| member.accepts.iter().any(|(accepts, _)| accepts == at);
     let hears: Vec<(Instance, Peer<'_>)> = member
         .accepts
         .iter()
@@ -64,9 +67,15 @@ pub(crate) fn plan(
         if !blocks.is_empty() {
             let kernel: BTreeSet<Instance> =
                 blocks.iter().filter_map(|block| in_kernel(world, common, block)).collect();
+            let current = target.filter(|at| kernel.contains(at)).or_else(|| kernel.first().copied());
+            // A peer that says "I won't" has not heard yet that packets come: it will when it hears, and waits for that.
+            let kept = current.filter(|at| heard(at) && !accepted(at));
+            state.clings |= kept.is_some();
+            let kept = kept.and_then(|at| Some((at, endpoint_in_kernel(world, at, member, &blocks)?)));
+            let mut hears = hears.clone();
+            hears.extend(kept.iter().map(|(at, endpoint)| (*at, to_peer(name, member, endpoint))));
             let leads = |(at, peer): &&(Instance, Peer<'_>)| fabric_of(at.mode()).hop(node, at, peer, family).is_ok();
             let usable: Vec<Instance> = hears.iter().filter(leads).map(|(at, _)| *at).collect();
-            let current = target.filter(|at| kernel.contains(at)).or_else(|| kernel.first().copied());
             choice = choose(&common.ground, member.live, &usable, target, current);
             if let Some((at, peer)) = hears.iter().find(|(at, _)| Some(*at) == choice.used) {
                 carry(&mut state.part, common, at, peer, family, &blocks);
@@ -119,6 +128,27 @@ fn in_kernel(world: &World, common: &Common, block: &IpNet) -> Option<Instance> 
     route.via.is_some().then_some(Instance::HostGw)
 }
 
+/// Where packets to these ranges go in the kernel, by an instance that the peer no longer says it accepts.
+fn endpoint_in_kernel(world: &World, at: Instance, member: &Member, blocks: &[&IpNet]) -> Option<Endpoint> {
+    let instance = at.to_string().into();
+    if at == Instance::HostGw {
+        let (_, address) = member.heard.advert.addresses.iter().next()?;
+        return Some(Endpoint { instance, address: *address, mac: None });
+    }
+    let object = |key: Key| world.programmed.mirror.get(&key).map(|entry| &entry.object);
+    let link = at.device();
+    let via = blocks.iter().find_map(|block| match object(route_to(block))? {
+        Object::Route(route) if route.dev.as_ref() == Some(&link) => route.via,
+        _ => None,
+    });
+    let Object::Neigh(Neigh { mac }) = object(Key::Neigh { ns: Netns::Host, link: link.clone(), address: via? })?
+    else {
+        return None;
+    };
+    let Object::Fdb(Fdb { dst }) = object(Key::Fdb { link, mac: *mac })? else { return None };
+    Some(Endpoint { instance, address: *dst, mac: Some(*mac) })
+}
+
 /// Why packets of a family do not go as the configuration asks, unless time will mend it.
 fn shortfall(
     common: &Common,
@@ -151,7 +181,8 @@ fn shortfall(
         return Some(Condition { message: format!("{}; {now}", wrong.message), ..wrong });
     }
     // A peer that accepts nothing yet is about to; one that accepts only other things is a matter for its admin.
-    if choice.announce.is_some() || member.heard.advert.accepts.is_empty() {
+    let carried = choice.announce.is_some_and(|at| member.accepts.iter().any(|(accepted, _)| *accepted == at));
+    if carried || member.heard.advert.accepts.is_empty() {
         return None;
     }
     let theirs: Vec<String> = member.heard.advert.accepts.iter().map(|end| end.instance.to_string()).collect();

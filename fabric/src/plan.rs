@@ -68,6 +68,8 @@ pub struct Memo {
     targets: Counts,
     /// Peers with conditions.
     troubled: BTreeSet<Arc<str>>,
+    /// Peers with [`PeerState::clings`].
+    clinging: BTreeSet<Arc<str>>,
 }
 
 struct AddressMemo {
@@ -167,9 +169,9 @@ impl Memo {
         &self.address.insert(memo).chosen
     }
 
-    /// Peers whose routes in the kernel are not what they were.
+    /// Peers whose routes in the kernel are not what they were, or whose endpoint is known from there alone.
     fn rerouted(&mut self, world: &World) -> BTreeSet<Arc<str>> {
-        let mut names = BTreeSet::new();
+        let mut names = self.clinging.clone();
         for key in self.mirror.differing_keys(&world.programmed.mirror) {
             if let Key::Route { ns: Netns::Host, table: MAIN_TABLE, dst, metric: ROUTE_METRIC } = key {
                 names.extend(self.census.holder(Claim::Block(*dst)).cloned());
@@ -235,6 +237,7 @@ impl Memo {
         let part = |peer: &Option<PeerState>| peer.as_ref().map_or(nothing.clone(), |peer| peer.part.clone());
         self.out.state.replace(&part(&before), &part(&after));
         self.troubled.remove(name);
+        self.clinging.remove(name);
         let Some(after) = after else { return };
         if after.live {
             self.targets.add(after.targets());
@@ -242,6 +245,9 @@ impl Memo {
         }
         if !after.conditions.is_empty() {
             self.troubled.insert(name.clone());
+        }
+        if after.clings {
+            self.clinging.insert(name.clone());
         }
         self.out.peers.insert(name.clone(), after);
     }

@@ -219,31 +219,30 @@ impl Agent {
         self.waiting.is_none() && self.at_work.is_none() && self.reports.is_empty()
     }
 
+    /// What it knows, wants and is at, for a failure's message.
     pub(crate) fn describe(&self) -> String {
         let at_work: BTreeSet<String> =
             self.at_work.iter().flat_map(|(_, ops)| ops.iter().map(|(op, _)| op.key().to_string())).collect();
         let config = &self.world.config;
-        let peers: Vec<String> = self
-            .out
-            .peers
-            .iter()
-            .map(|(name, peer)| {
-                format!(
-                    "\n    {name}: live {} {:?} leaving {:?} {:?}",
-                    peer.live, peer.choices, peer.leaving, peer.conditions
-                )
-            })
-            .collect();
+        let heard = self.world.adverts.iter().map(|(name, heard)| {
+            let Advert { accepts, sends, edition, .. } = &*heard.advert;
+            let accepts: Vec<&str> = accepts.iter().map(|end| &*end.instance).collect();
+            format!("\n    heard of {name}: accepts {accepts:?} sends {sends:?} edition {edition}")
+        });
+        let peers = self.out.peers.iter().map(|(name, peer)| {
+            let tartan_fabric::PeerState { choices, leaving, live, conditions, .. } = peer;
+            format!("\n    {name}: live {live} {choices:?} leaving {leaving:?} {conditions:?}")
+        });
         format!(
-            "{:?} {:?} {:?}\n  receives {:?}\n  says {:?}\n  said {:?}\n  settled {} at work {at_work:?} peers {}",
+            "{:?} {:?} {:?} receives {:?}\n    {:?}\n    settled {}, at work {at_work:?}{}{}",
             config.fabric,
             config.vxlan,
             config.underlay,
             self.out.receives,
-            self.out.advert.as_ref().map(|advert| (&advert.sends, advert.edition)),
-            self.world.said.as_ref().map(|said| (&said.always_sends, &said.ever_accepts)),
+            self.world.said,
             self.world.kernel_is_settled(),
-            peers.concat(),
+            heard.collect::<String>(),
+            peers.collect::<String>(),
         )
     }
 }

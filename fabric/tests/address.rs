@@ -1,0 +1,164 @@
+//! The node's address: every way to choose it, and every way to get it wrong.
+
+#![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use tartan_fabric::address::{
+    ANNOTATION_CAN_REACH, ANNOTATION_CIDRS, ANNOTATION_INTERFACE, ANNOTATION_INTERFACE_REGEX, ANNOTATION_PUBLIC, choose,
+};
+use tartan_model::{AddressChoice, Config, DefaultRoute, Features, Host, HostLink, Node, World};
+
+/// The links of a busy node. eth0 and wlan0 lead out, wlan0 at a worse metric; eth1 is a second network.
+fn host() -> Host {
+    let link = |name: &str, kind: &str, addresses: &[&str]| HostLink {
+        name: name.into(),
+        kind: kind.into(),
+        mtu: 1500,
+        up: true,
+        loopback: name == "lo",
+        addresses: addresses.iter().map(|net| net.parse().unwrap()).collect(),
+        accept_ra: 0,
+    };
+    let out = |v6, link: &str, metric| DefaultRoute { v6, link: link.into(), via: None, metric };
+    Host {
+        links: vec![
+            link("br-0a1b2c", "bridge", &["172.18.0.1/16"]),
+            link("docker0", "bridge", &["172.17.0.1/16"]),
+            link("dummy0", "dummy", &["198.51.100.9/32"]),
+            link("eth0", "", &["192.0.2.10/24", "192.0.2.11/24", "2001:db8::10/64"]),
+            link("eth1", "", &["10.1.0.5/16"]),
+            link("lo", "", &["203.0.113.7/32"]),
+            link("wg0", "wireguard", &["10.99.0.1/24"]),
+            link("wlan0", "", &["192.168.7.3/24"]),
+        ],
+        default_routes: vec![out(false, "eth0", 100), out(false, "wlan0", 600), out(true, "eth0", 100)],
+        forward_blocks: Vec::new(),
+    }
+}
+
+fn world(choice: AddressChoice, internal: &[&str], annotations: &[(&str, &str)], host: Host) -> World {
+    let mut world = World::new("n1".into(), Features { ipv6: true, vxlan: true, nft: true });
+    world.config = Arc::new(Config { node_address: choice, ..Config::default() });
+    world.host = Arc::new(host);
+    let node = Node {
+        name: "n1".into(),
+        uid: "u1".into(),
+        internal_ips: internal.iter().map(|ip| ip.parse().unwrap()).collect(),
+        pod_cidrs: Vec::new(),
+        labels: BTreeMap::new(),
+        annotations: annotations.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect(),
+    };
+    world.nodes.insert("n1".into(), Arc::new(node));
+    world
+}
+
+/// What is chosen, as `address@link why`, one a family, and the reasons and messages of conditions.
+fn check(world: &World, want: &[&str], complaints: &[&str]) {
+    let (uplinks, conditions) = choose(world);
+    let got: Vec<String> =
+        uplinks.iter().map(|(_, uplink)| format!("{}@{} {}", uplink.advertised(), uplink.link, uplink.why)).collect();
+    let matches = |got: &[String], want: &[&str]| {
+        got.len() == want.len() && got.iter().zip(want).all(|(got, want)| got.starts_with(want))
+    };
+    assert!(matches(&got, want), "chosen {got:#?}, wanted {want:#?}");
+    let said: Vec<String> = conditions.iter().map(|c| format!("{}: {}", c.reason, c.message)).collect();
+    assert!(matches(&said, complaints), "said {said:#?}, wanted {complaints:#?}");
+    assert!(conditions.iter().all(|condition| !condition.fix.is_empty() && !condition.about.is_empty()));
+}
+
+const OUT_V6: &str = "2001:db8::10@eth0 it is on the link of the default route";
+
+#[test]
+fn left_to_itself() {
+    let auto = |internal: &[&str], host| world(AddressChoice::Auto, internal, &[], host);
+    check(
+        &auto(&["192.0.2.11", "2001:db8::10"], host()),
+        &["192.0.2.11@eth0 it is the Node's InternalIP", "2001:db8::10@eth0 it is the Node's InternalIP"],
+        &[],
+    );
+    check(&auto(&["10.1.0.5"], host()), &["10.1.0.5@eth1 it is the Node's InternalIP", OUT_V6], &[]);
+    check(
+        &auto(&[], host()),
+        &["192.0.2.10@eth0 it is on the link of the default route; the Node has no", OUT_V6],
+        &[],
+    );
+    check(
+        &auto(&["192.0.2.99"], host()),
+        &[
+            "192.0.2.10@eth0 it is on the link of the default route; the Node's InternalIP 192.0.2.99 is on no link",
+            OUT_V6,
+        ],
+        &[],
+    );
+    // The link of the best default route has no IPv4 address: the next one.
+    let mut other = host();
+    other.links.iter_mut().find(|link| &*link.name == "eth0").unwrap().addresses.retain(|net| net.addr().is_ipv6());
+    check(&auto(&[], other), &["192.168.7.3@wlan0 it is on the link of the default route", OUT_V6], &[]);
+    // One family alone is a single-stack node, and nothing to complain of.
+    let mut single = host();
+    single.default_routes.retain(|route| !route.v6);
+    check(&auto(&[], single), &["192.0.2.10@eth0"], &[]);
+    let none = "NoNodeAddress: no ipv4 address to reach peers from: the Node has no InternalIP on one of";
+    check(&auto(&[], Host::default()), &[], &[none, &none.replace("v4", "v6")]);
+}
+
+#[test]
+fn links_of_other_software_are_refused() {
+    let auto = |internal: &str| world(AddressChoice::Auto, &[internal], &[], host());
+    for (address, link) in
+        [("172.17.0.1", "docker0"), ("172.18.0.1", "br-0a1b2c"), ("198.51.100.9", "dummy0"), ("10.99.0.1", "wg0")]
+    {
+        let said = format!(
+            "AddressOfOtherSoftware: no ipv4 address to reach peers from: the Node's InternalIP {address} is on {link}"
+        );
+        check(&auto(address), &[OUT_V6], &[&said]);
+    }
+    check(&auto("203.0.113.7"), &[OUT_V6], &["AddressOfOtherSoftware"]);
+    // A default route into a VPN is not the way to the peers.
+    let mut vpn = host();
+    vpn.default_routes.insert(0, DefaultRoute { v6: false, link: "wg0".into(), via: None, metric: 0 });
+    check(&world(AddressChoice::Auto, &[], &[], vpn), &["192.0.2.10@eth0", OUT_V6], &[]);
+    // Asked for by name it is right.
+    let named = world(AddressChoice::Interface("wg0".into()), &[], &[], host());
+    check(&named, &["10.99.0.1@wg0 nodeAddress.interface is wg0"], &[]);
+}
+
+#[test]
+fn as_configured() {
+    let with = |choice| world(choice, &["192.0.2.10"], &[], host());
+    check(&with(AddressChoice::Interface("eth1".into())), &["10.1.0.5@eth1 nodeAddress.interface is eth1"], &[]);
+    let regex = |text: &str| with(AddressChoice::InterfaceRegex(text.into()));
+    check(&regex("^(wlan|eth1)"), &["10.1.0.5@eth1 its link matches nodeAddress.interfaceRegex ^(wlan|eth1)"], &[]);
+    check(&regex("eth("), &[], &["BadRegex: no ipv4 address", "BadRegex: no ipv6 address"]);
+    let cidrs =
+        |ranges: &[&str]| with(AddressChoice::Cidrs(ranges.iter().map(|range| range.parse().unwrap()).collect()));
+    check(&cidrs(&["10.1.0.0/16"]), &["10.1.0.5@eth1 it is in nodeAddress.cidrs"], &[]);
+    check(&cidrs(&["192.0.2.11/32", "2001:db8::/32"]), &["192.0.2.11@eth0", "2001:db8::10@eth0"], &[]);
+    let nothing = |family| {
+        format!(
+            "NoNodeAddress: no {family} address to reach peers from: nothing on this node fits \"it is in nodeAddress.cidrs\"; its links are br-0a1b2c, docker0"
+        )
+    };
+    check(&cidrs(&["10.2.0.0/16"]), &[], &[&nothing("ipv4"), &nothing("ipv6")]);
+    let reach = |target: &str| with(AddressChoice::CanReach(target.parse().unwrap()));
+    check(&reach("10.1.200.1"), &["10.1.0.5@eth1 its link leads to nodeAddress.canReach 10.1.200.1", OUT_V6], &[]);
+    check(&reach("8.8.8.8"), &["192.0.2.10@eth0 its link leads to nodeAddress.canReach 8.8.8.8", OUT_V6], &[]);
+}
+
+#[test]
+fn as_annotated() {
+    let with = |annotations| world(AddressChoice::Interface("wlan0".into()), &[], annotations, host());
+    check(&with(&[]), &["192.168.7.3@wlan0"], &[]);
+    check(&with(&[(ANNOTATION_INTERFACE, "eth1")]), &["10.1.0.5@eth1"], &[]);
+    check(&with(&[(ANNOTATION_INTERFACE_REGEX, "^eth1$")]), &["10.1.0.5@eth1"], &[]);
+    check(&with(&[(ANNOTATION_CIDRS, "10.1.0.0/16, 2001:db8::/64")]), &["10.1.0.5@eth1", "2001:db8::10@eth0"], &[]);
+    check(&with(&[(ANNOTATION_CAN_REACH, "10.1.9.9")]), &["10.1.0.5@eth1", OUT_V6], &[]);
+    let bad = "BadAnnotation: 'here' cannot be read; spec.nodeAddress is used instead";
+    check(&with(&[(ANNOTATION_CIDRS, "here")]), &["192.168.7.3@wlan0"], &[bad]);
+    check(&with(&[(ANNOTATION_CAN_REACH, "here")]), &["192.168.7.3@wlan0"], &[bad]);
+    check(&with(&[(ANNOTATION_PUBLIC, "198.18.0.1, 2001:db8:1::1")]), &["198.18.0.1@wlan0"], &[]);
+    let public = "BadAnnotation: 'everywhere' cannot be read; peers are told the node's own address instead";
+    check(&with(&[(ANNOTATION_PUBLIC, "everywhere")]), &["192.168.7.3@wlan0"], &[public]);
+}

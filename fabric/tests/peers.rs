@@ -1,0 +1,347 @@
+//! One node and its peers: what it wants for each, and what it says where it cannot.
+
+#![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tartan_fabric::{Instance, Memo, Out, Owned, plan};
+use tartan_model::{
+    Advert, Config, Endpoint, FabricMode, Family, Features, Heard, Host, HostLink, Node, PerFamily, Programmed, Said,
+    VxlanConfig, World,
+};
+use tartan_netstate::{Key, LinkKind, Mac, Object, Owner, State};
+
+const HOST_GW: &str = "host-gw";
+const VXLAN4: &str = "vxlan/ipv4/vni1/port8472";
+const VXLAN6: &str = "vxlan/ipv6/vni1/port8472";
+
+/// A peer, or this node: underlay addresses, ranges of pods, instances it accepts.
+#[derive(Clone, Copy)]
+struct Says {
+    name: &'static str,
+    underlay: &'static [&'static str],
+    blocks: &'static [&'static str],
+    accepts: &'static [&'static str],
+}
+
+const ME: Says =
+    Says { name: "me", underlay: &["192.0.2.1", "2001:db8::1"], blocks: &["10.1.0.0/24", "fd01::/64"], accepts: &[] };
+const DUAL: Says = Says {
+    name: "dual",
+    underlay: &["192.0.2.2", "2001:db8::2"],
+    blocks: &["10.2.0.0/24", "fd02::/64"],
+    accepts: &[HOST_GW, VXLAN4, VXLAN6],
+};
+
+fn node(says: &Says) -> Node {
+    Node {
+        name: says.name.into(),
+        uid: format!("{}-uid", says.name).into(),
+        internal_ips: says.underlay.iter().map(|ip| ip.parse().unwrap()).collect(),
+        pod_cidrs: says.blocks.iter().map(|block| block.parse().unwrap()).collect(),
+        labels: BTreeMap::new(),
+        annotations: BTreeMap::new(),
+    }
+}
+
+fn advert(says: &Says) -> Advert {
+    let node = node(says);
+    let address = |instance: &str| {
+        let family = if instance == VXLAN6 { Family::V6 } else { Family::V4 };
+        let of_family = node.internal_ips.iter().find(|ip| Family::of(**ip) == family);
+        *of_family.unwrap_or(&node.internal_ips[0])
+    };
+    let mac = |instance: &str| (instance != HOST_GW).then(|| Mac([2, 0, 0, 0, says.name.as_bytes()[0], 1]));
+    let endpoint = |at: &&str| Endpoint { instance: (*at).into(), address: address(at), mac: mac(at) };
+    Advert {
+        node: node.name.clone(),
+        node_uid: node.uid.clone(),
+        addresses: PerFamily::first_of(node.internal_ips.iter().copied()),
+        fabric_addresses: PerFamily::first_of(node.pod_cidrs.iter().map(|block| block.network())),
+        blocks: node.pod_cidrs,
+        mtu: 1500,
+        accepts: says.accepts.iter().map(endpoint).collect(),
+        sends: Vec::new(),
+        edition: 1,
+        heartbeat: 1,
+    }
+}
+
+/// This node at rest, with everything in its kernel and its word heard; and these peers.
+struct Fixture {
+    world: World,
+    owned: Owned,
+    now: Instant,
+}
+
+impl Fixture {
+    fn new(config: Config, me: Says, peers: &[Says]) -> Fixture {
+        let mut world = World::new(me.name.into(), Features { ipv6: true, vxlan: true, nft: true });
+        world.config = Arc::new(config);
+        let link = HostLink {
+            name: "eth0".into(),
+            kind: "".into(),
+            mtu: 1500,
+            up: true,
+            loopback: false,
+            addresses: me.underlay.iter().map(|ip| with_length(ip)).collect(),
+            accept_ra: 0,
+        };
+        world.host = Arc::new(Host { links: vec![link], ..Host::default() });
+        world.nodes.insert(me.name.into(), Arc::new(node(&me)));
+        let own = advert(&me);
+        let owned = Owned { blocks: own.blocks, fabric_addresses: own.fabric_addresses, mtu_in_force: None };
+        let mut fixture = Fixture { world, owned, now: Instant::now() };
+        for peer in peers {
+            fixture.hear(peer);
+        }
+        fixture.at_rest();
+        fixture
+    }
+
+    fn hear(&mut self, says: &Says) {
+        let (at, name) = (self.now, Arc::<str>::from(says.name));
+        self.world.nodes.insert(name.clone(), Arc::new(node(says)));
+        self.world.adverts.insert(name, Heard { advert: Arc::new(advert(says)), at, sends_changed: at });
+    }
+
+    fn plan(&self) -> Out {
+        plan(&mut Memo::default(), &self.world, &self.owned, self.now).clone()
+    }
+
+    /// Kernel and cluster take what is planned, as often as it takes.
+    fn at_rest(&mut self) {
+        for _ in 0..8 {
+            let out = self.plan();
+            self.world.programmed = Programmed { mirror: out.state, read: true, ..Programmed::default() };
+            let advert = Arc::new(out.advert.unwrap());
+            self.world.said = Some(Said::heard(advert.clone()));
+            let heard = Heard { advert, at: self.now, sends_changed: self.now };
+            self.world.adverts.insert(self.world.local.clone(), heard);
+            self.now += Duration::from_secs(1);
+        }
+    }
+}
+
+fn with_length(ip: &str) -> ipnet::IpNet {
+    format!("{ip}/{}", if ip.contains(':') { 64 } else { 24 }).parse().unwrap()
+}
+
+fn config(fabric: FabricMode, direct_routing: bool) -> Config {
+    Config { fabric, vxlan: VxlanConfig { direct_routing, ..Config::default().vxlan }, ..Config::default() }
+}
+
+fn host_gw() -> Config {
+    config(FabricMode::HostGw, false)
+}
+
+fn vxlan() -> Config {
+    config(FabricMode::Vxlan, false)
+}
+
+fn over_v6() -> Config {
+    Config { underlay: Some(Family::V6), ..vxlan() }
+}
+
+/// What carries IPv4 and IPv6 packets from `me` to a peer, and what is said of it.
+fn check(config: Config, me: Says, peer: Says, v4: Option<&str>, v6: Option<&str>, complaints: &[&str]) {
+    let fixture = Fixture::new(config, me, &[peer]);
+    let out = fixture.plan();
+    let used = |family| Some(out.peers[peer.name].choices.get(family)?.used?.to_string());
+    let said: Vec<String> = out.conditions.iter().map(|c| format!("{}: {}", c.reason, c.message)).collect();
+    assert_eq!((used(Family::V4).as_deref(), used(Family::V6).as_deref()), (v4, v6), "to {}: {said:#?}", peer.name);
+    let fits = said.len() == complaints.len() && said.iter().zip(complaints).all(|(said, want)| said.contains(want));
+    assert!(fits, "of {}: {said:#?}, wanted {complaints:#?}", peer.name);
+    for family in Family::ALL {
+        let routed = out.state.iter().any(|(key, entry)| {
+            matches!(key, Key::Route { dst, .. } if Family::of_net(dst) == family)
+                && entry.owner == Owner::Peer(peer.name.into())
+        });
+        assert_eq!(routed, used(family).is_some(), "{family} to {}", peer.name);
+    }
+}
+
+#[test]
+fn each_family_goes_its_own_way() {
+    let v4 = Says { name: "v4", underlay: &["192.0.2.3"], accepts: &[HOST_GW, VXLAN4], ..DUAL };
+    let v6 = Says { name: "v6", underlay: &["2001:db8::3"], accepts: &[HOST_GW, VXLAN6], ..DUAL };
+    let direct = || config(FabricMode::Vxlan, true);
+    check(vxlan(), ME, DUAL, Some(VXLAN4), Some(VXLAN4), &[]);
+    check(over_v6(), ME, DUAL, Some(VXLAN6), Some(VXLAN6), &[]);
+    check(vxlan(), ME, v4, Some(VXLAN4), Some(VXLAN4), &[]);
+    check(vxlan(), ME, v6, Some(VXLAN6), Some(VXLAN6), &[]);
+    check(host_gw(), ME, DUAL, Some(HOST_GW), Some(HOST_GW), &[]);
+    check(direct(), ME, DUAL, Some(HOST_GW), Some(HOST_GW), &[]);
+    check(direct(), ME, v4, Some(HOST_GW), Some(VXLAN4), &[]);
+    check(direct(), ME, v6, Some(VXLAN6), Some(HOST_GW), &[]);
+    let no_v6 = "host-gw cannot carry ipv6 between me and v4: v4 has no ipv6 address; no route leads there";
+    let only_host_gw = |says| Says { accepts: &[HOST_GW], ..says };
+    check(host_gw(), ME, only_host_gw(v4), Some(HOST_GW), None, &[no_v6]);
+    let no_v4 = "host-gw cannot carry ipv4 between me and v6: v6 has no ipv4 address; no route leads there";
+    check(host_gw(), ME, only_host_gw(v6), None, Some(HOST_GW), &[no_v4]);
+    // A node without pods of a family misses none of them.
+    let single = Says { underlay: &["192.0.2.1"], blocks: &["10.1.0.0/24"], ..ME };
+    check(host_gw(), single, only_host_gw(DUAL), Some(HOST_GW), None, &[]);
+    // Pods of one family over nodes of the other.
+    let v6_only = Says { underlay: &["2001:db8::1"], blocks: &["10.1.0.0/24"], ..ME };
+    check(vxlan(), v6_only, Says { blocks: &["10.2.0.0/24"], ..v6 }, Some(VXLAN6), None, &[]);
+}
+
+#[test]
+fn what_cannot_be_is_said() {
+    let far = Says { name: "far", underlay: &["198.51.100.2", "2001:db8:f::2"], accepts: &[HOST_GW], ..DUAL };
+    check(
+        host_gw(),
+        ME,
+        far,
+        None,
+        None,
+        &[
+            "PeerOffLink: host-gw cannot reach far at 198.51.100.2: me is on 192.0.2.0/24 by eth0, and there is a router between; no route leads there",
+            "PeerOffLink: host-gw cannot reach far at 2001:db8:f::2: me is on 2001:db8::/64 by eth0",
+        ],
+    );
+    check(
+        config(FabricMode::Vxlan, true),
+        ME,
+        Says { accepts: &[HOST_GW, VXLAN4], ..far },
+        Some(VXLAN4),
+        Some(VXLAN4),
+        &[],
+    );
+    let v4 = Says { underlay: &["192.0.2.3"], accepts: &[VXLAN4], ..DUAL };
+    let none = "NoCommonFabric: dual and me have no address family in common that spec.underlay allows";
+    check(over_v6(), ME, v4, None, None, &[none]);
+    let stuck = Says { accepts: &["vxlan/ipv4/vni7/port8472"], ..DUAL };
+    check(
+        vxlan(),
+        ME,
+        stuck,
+        None,
+        None,
+        &["me sends by vxlan/ipv4/vni1/port8472, but dual hears only vxlan/ipv4/vni7/port8472"],
+    );
+    // Of a newer Tartan we understand what we know.
+    let newer = Says { accepts: &["quantum/1", VXLAN4], ..DUAL };
+    check(vxlan(), ME, newer, Some(VXLAN4), Some(VXLAN4), &[]);
+    // About to come up.
+    check(vxlan(), ME, Says { accepts: &[], ..DUAL }, None, None, &[]);
+    let thief = Says { underlay: &["192.0.2.1"], ..DUAL };
+    check(vxlan(), ME, thief, None, None, &["TwoNodesOneAddress: dual and me both say their address is 192.0.2.1"]);
+    let mine = Says { blocks: &["10.1.0.128/25", "fd02::/64"], ..DUAL };
+    check(
+        vxlan(),
+        ME,
+        mine,
+        None,
+        Some(VXLAN4),
+        &["dual says 10.1.0.128/25 is its own, but it overlaps this node's 10.1.0.0/24"],
+    );
+    let around = Says { blocks: &["192.0.2.0/24", "fd02::/64"], ..DUAL };
+    check(
+        vxlan(),
+        ME,
+        around,
+        None,
+        Some(VXLAN4),
+        &["192.0.2.0/24 is its own, but it holds the node address 192.0.2.2"],
+    );
+}
+
+#[test]
+fn of_two_that_claim_the_same_the_live_one_has_it() {
+    let rival = Says { name: "a-rival", ..DUAL };
+    let mut fixture = Fixture::new(vxlan(), ME, &[rival, DUAL]);
+    let out = fixture.plan();
+    assert_eq!(out.peers["dual"].used().count(), 0);
+    assert_eq!(out.peers["a-rival"].used().count(), 1);
+    assert!(out.conditions.iter().any(|c| c.message.contains("dual and a-rival both say their address is 192.0.2.2")));
+    // The one that was replaced says nothing any more.
+    fixture.now += Duration::from_secs(60);
+    fixture.hear(&DUAL);
+    fixture.at_rest();
+    let out = fixture.plan();
+    assert_eq!(out.peers["dual"].used().count(), 1);
+    assert_eq!(out.peers["a-rival"].used().count(), 0);
+    assert_eq!(out.conditions, []);
+}
+
+#[test]
+fn a_range_that_nobody_vouches_for_gets_no_route() {
+    let mut fixture = Fixture::new(vxlan(), ME, &[DUAL]);
+    let mut alone = node(&DUAL);
+    alone.pod_cidrs.truncate(1);
+    fixture.world.nodes.insert("dual".into(), Arc::new(alone));
+    let out = fixture.plan();
+    assert_eq!(out.peers["dual"].blocks, ["10.2.0.0/24".parse().unwrap()]);
+    assert!(out.conditions[0].message.contains("fd02::/64 is its own, but neither its Node's podCIDRs nor an IPBlock"));
+}
+
+#[test]
+fn nothing_is_left_of_a_node_that_is_gone() {
+    let other = Says { name: "other", underlay: &["192.0.2.9"], blocks: &["10.9.0.0/24"], accepts: &[VXLAN4] };
+    let mut fixture = Fixture::new(vxlan(), ME, &[DUAL, other]);
+    let mut memo = Memo::default();
+    let of =
+        |state: &State, name: &str| state.iter().filter(|(_, entry)| entry.owner == Owner::Peer(name.into())).count();
+    let before = plan(&mut memo, &fixture.world, &fixture.owned, fixture.now).state.clone();
+    assert_eq!((of(&before, "dual"), of(&before, "other")), (5, 3), "routes, neighbours, one forwarding entry");
+    fixture.world.nodes.remove("dual");
+    let after = plan(&mut memo, &fixture.world, &fixture.owned, fixture.now).state.clone();
+    assert_eq!((of(&after, "dual"), of(&after, "other")), (0, 3));
+    // Gone while nobody looked.
+    assert_eq!(fixture.plan().state, after);
+}
+
+#[test]
+fn a_device_that_somebody_deleted_is_wanted_with_all_that_hung_on_it() {
+    let mut fixture = Fixture::new(vxlan(), ME, &[DUAL]);
+    let before = fixture.plan();
+    fixture.world.programmed.mirror = State::new();
+    let after = fixture.plan();
+    assert_eq!(before.state, after.state);
+    assert_eq!(before.advert, after.advert, "peers go on sending");
+}
+
+#[test]
+fn the_uplink_is_followed() {
+    let mut fixture = Fixture::new(vxlan(), ME, &[Says { accepts: &[VXLAN4], ..DUAL }]);
+    let device = |out: &Out| {
+        let mut links = out.state.iter().filter_map(|(_, entry)| match &entry.object {
+            Object::Link(link) => Some(link.clone()),
+            _ => None,
+        });
+        let link = links.next().unwrap();
+        let LinkKind::Vxlan(params) = &link.kind else { panic!("{link:?}") };
+        (link.mac, link.mtu, params.local.to_string())
+    };
+    let before = fixture.plan();
+    let (mac, mtu, local) = device(&before);
+    assert_eq!((mtu, &*local, before.pod_mtu), (1450, "192.0.2.1", 1450));
+    // Another address, another MTU, another incarnation of the Node: the device is the same one, and so is its MAC.
+    let moved = Says { underlay: &["192.0.2.77", "2001:db8::1"], ..ME };
+    let mut host = (*fixture.world.host).clone();
+    host.links[0].mtu = 9000;
+    host.links[0].addresses = moved.underlay.iter().map(|ip| with_length(ip)).collect();
+    fixture.world.host = Arc::new(host);
+    fixture.world.nodes.insert("me".into(), Arc::new(Node { uid: "another".into(), ..node(&moved) }));
+    let after = fixture.plan();
+    assert_eq!((device(&after), after.pod_mtu), ((mac, 8950, "192.0.2.77".into()), 8950));
+    let advert = after.advert.unwrap();
+    assert_eq!(advert.accepts[0].address.to_string(), "192.0.2.77", "told at once");
+    assert_eq!(advert.edition, before.advert.unwrap().edition + 1);
+}
+
+#[test]
+fn a_kernel_without_vxlan_says_so_and_accepts_none() {
+    let mut fixture = Fixture::new(vxlan(), ME, &[DUAL]);
+    fixture.world.features.vxlan = false;
+    fixture.world.programmed.mirror = State::new();
+    let out = fixture.plan();
+    let at: Instance = VXLAN4.parse().unwrap();
+    assert!(!out.receives.contains(&at));
+    assert_eq!(out.advert.unwrap().accepts, []);
+    assert!(out.conditions.iter().any(|c| c.reason == "FabricUnsupported" && c.message.contains(VXLAN4)));
+}

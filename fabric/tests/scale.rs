@@ -1,0 +1,138 @@
+//! What a plan costs with thousands of nodes. Times are printed and never asserted; what is asserted is that the work
+//! done for one node's change does not grow with the cluster.
+//!
+//! `cargo test --release -p tartan-fabric --test scale -- --ignored --nocapture`
+
+#![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tartan_fabric::{Memo, Owned, plan};
+use tartan_model::{Advert, Endpoint, Features, Heard, Host, HostLink, Node, PerFamily, Programmed, StoreEvent, World};
+use tartan_model::{Kind, Object, ObjectId, Revision};
+use tartan_netstate::{Mac, diff};
+
+const NODES: u32 = 5_000;
+const INSTANCE: &str = "vxlan/ipv4/vni1/port8472";
+
+fn name(i: u32) -> Arc<str> {
+    format!("n{i}").into()
+}
+
+fn node(i: u32) -> Node {
+    let [_, _, high, low] = i.to_be_bytes();
+    Node {
+        name: name(i),
+        uid: format!("uid-{i}").into(),
+        internal_ips: vec![format!("10.200.{high}.{low}").parse().unwrap()],
+        pod_cidrs: vec![
+            format!("10.{}.{low}.0/24", 100 + u32::from(high)).parse().unwrap(),
+            format!("fd00:{i:x}::/64").parse().unwrap(),
+        ],
+        labels: BTreeMap::new(),
+        annotations: BTreeMap::new(),
+    }
+}
+
+fn advert(i: u32, heartbeat: u64) -> Advert {
+    let [_, _, high, low] = i.to_be_bytes();
+    let node = node(i);
+    let address = node.internal_ips[0];
+    Advert {
+        node: name(i),
+        node_uid: node.uid,
+        addresses: PerFamily { v4: Some(address), v6: None },
+        fabric_addresses: PerFamily { v4: Some(node.pod_cidrs[0].network()), v6: Some(node.pod_cidrs[1].network()) },
+        blocks: node.pod_cidrs,
+        mtu: 1450,
+        accepts: vec![Endpoint { instance: INSTANCE.into(), address, mac: Some(Mac([2, 0, 0, 0, high, low])) }],
+        sends: vec![INSTANCE.into()],
+        edition: 1,
+        heartbeat,
+    }
+}
+
+/// A world in which every node has been heard, this one among them.
+fn world(now: Instant) -> (World, Owned) {
+    let mut world = World::new(name(0), Features { ipv6: true, vxlan: true, nft: true });
+    for i in 0..NODES {
+        world.nodes.insert(name(i), Arc::new(node(i)));
+        world.adverts.insert(name(i), Heard { advert: Arc::new(advert(i, 0)), at: now, sends_changed: now });
+    }
+    let link = HostLink {
+        name: "eth0".into(),
+        kind: "".into(),
+        mtu: 1500,
+        up: true,
+        loopback: false,
+        addresses: vec!["10.200.0.0/16".parse().unwrap()],
+        accept_ra: 0,
+    };
+    world.host = Arc::new(Host { links: vec![link], ..Host::default() });
+    let own = advert(0, 0);
+    let owned = Owned { blocks: own.blocks, fabric_addresses: own.fabric_addresses, mtu_in_force: None };
+    (world, owned)
+}
+
+fn say(world: &mut World, advert: Advert, now: Instant) {
+    let id = ObjectId { kind: Kind::NodeNetwork, name: advert.node.clone() };
+    world.store(StoreEvent::Put(id, Object::Advert(advert), Revision("".into())), now);
+}
+
+/// The middle one of many runs.
+fn median(runs: usize, mut run: impl FnMut() -> Duration) -> Duration {
+    let mut times: Vec<Duration> = (0..runs).map(|_| run()).collect();
+    times.sort();
+    times[runs / 2]
+}
+
+#[test]
+#[ignore = "takes a release build to mean anything"]
+fn five_thousand_nodes() {
+    let now = Instant::now();
+    let (mut world, owned) = world(now);
+    let full = median(5, || {
+        let started = Instant::now();
+        let out = plan(&mut Memo::default(), &world, &owned, now).clone();
+        let took = started.elapsed();
+        assert_eq!(out.peers.values().filter(|peer| peer.used().next().is_some()).count() as u32, NODES - 1);
+        took
+    });
+
+    let mut memo = Memo::default();
+    let mirror = plan(&mut memo, &world, &owned, now).state.clone();
+    world.programmed = Programmed { mirror, read: true, ..Programmed::default() };
+    plan(&mut memo, &world, &owned, now);
+    let mut i = 0;
+    let one = median(200, || {
+        i += 1;
+        let mut next = advert(i, 1);
+        next.accepts[0].address = format!("10.201.0.{}", i % 250).parse().unwrap();
+        next.addresses.v4 = Some(next.accepts[0].address);
+        let started = Instant::now();
+        say(&mut world, next, now);
+        let out = plan(&mut memo, &world, &owned, now);
+        let change = diff(&world.programmed.mirror, &out.state, |_| true);
+        let took = started.elapsed();
+        assert_eq!(change.ops.len(), 1, "its forwarding entry: {:?}", change.ops);
+        world.programmed.mirror = out.state.clone();
+        took
+    });
+
+    let mut beat = 10;
+    let heartbeat = median(200, || {
+        beat += 1;
+        let before = memo.last().state.clone();
+        let started = Instant::now();
+        say(&mut world, advert(NODES - 1, beat), now);
+        let out = plan(&mut memo, &world, &owned, now);
+        let took = started.elapsed();
+        assert_eq!(before.differing_keys(&out.state).count(), 0);
+        took
+    });
+    println!(
+        "{NODES} nodes: full plan {full:?}; one node's change, planned and compared {one:?}; a heartbeat {heartbeat:?}"
+    );
+}
