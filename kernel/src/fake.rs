@@ -110,6 +110,14 @@ impl Fake {
         self.lock().remove(key);
     }
 
+    /// Somebody removes the object, and the notification is lost.
+    pub fn remove_silently(&self, key: &Key) {
+        let mut inside = self.lock();
+        let wake = inside.wake.take();
+        inside.remove(key);
+        inside.wake = wake;
+    }
+
     /// Somebody puts the object there, or changes it.
     pub fn put(&self, key: Key, object: Object) {
         let mut inside = self.lock();

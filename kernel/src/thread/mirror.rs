@@ -48,7 +48,8 @@ pub(super) fn share(mirror: &mut State, wanted: &State) {
     *mirror = shared;
 }
 
-fn forget_link(mirror: &mut State, ns: &Netns, link: &LinkName) {
+/// Takes out a link, with what goes when it goes.
+pub(super) fn forget_link(mirror: &mut State, ns: &Netns, link: &LinkName) {
     for key in tartan_netstate::diff::hanging_on(mirror, &BTreeSet::from([(ns.clone(), link.clone())])) {
         mirror.remove(&key);
     }

@@ -17,7 +17,7 @@ use super::Applied;
 use super::backoff::Backoff;
 use super::dirty::{Dirty, scope_of, sysctls};
 use super::inbox::{Inbox, News};
-use super::mirror::{condemned, dying, is_dying, share, take_applied, take_read};
+use super::mirror::{condemned, dying, forget_link, is_dying, share, take_applied, take_read};
 use crate::scope::is_sysctl;
 use crate::{Kernel, Scope, Wake};
 
@@ -146,7 +146,13 @@ impl Worker {
         match wake {
             // An echo, or what we have read since.
             Wake::Now(key, object) if self.mirror.get(&key).map(|entry| &entry.object) == object.as_ref() => {}
-            Wake::Now(key, _) => self.dirty.mark(scope_of(&key)),
+            Wake::Now(key, now) => {
+                // All that hung on it is gone, whatever has its name when we look: sysctls are not told of.
+                if let (Some((ns, link)), None) = (key.as_link(), now) {
+                    forget_link(&mut self.mirror, &ns, &link);
+                }
+                self.dirty.mark(scope_of(&key));
+            }
             Wake::Changed(scope) => self.dirty.mark(scope),
             Wake::Host => self.host_is_dirty = true,
             Wake::Overrun => self.mark_all(),

@@ -1,6 +1,6 @@
 //! Random states for the twin proof: thirty-two bytes choose what is there and how it looks.
 
-#![allow(unreachable_pub, reason = "a module of each test file that uses it")]
+#![allow(dead_code, unreachable_pub, reason = "each test file uses its own part")]
 
 use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt;
@@ -29,6 +29,12 @@ impl Place {
         let held: Vec<_> = (0..2).map(|_| netns::Netns::new()).collect();
         let pods = held.iter().map(pod_netns).collect();
         Place { _held: held, pods }
+    }
+
+    /// Two pods that are only names, for the fake kernel.
+    pub fn pretended() -> Place {
+        let pod = |ino| PodNetns { dev: 4, ino, path: format!("/run/netns/{ino}").into() };
+        Place { _held: Vec::new(), pods: vec![pod(1), pod(2)] }
     }
 }
 
@@ -201,11 +207,11 @@ pub fn state(place: &Place, choice: &Choice) -> State {
     maker.state
 }
 
-fn name(text: &str) -> LinkName {
+pub fn name(text: &str) -> LinkName {
     LinkName::new(text).unwrap()
 }
 
-fn mac(last: u8) -> Mac {
+pub fn mac(last: u8) -> Mac {
     Mac([2, 0, 0, 0, 0, last])
 }
 

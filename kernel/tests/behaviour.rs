@@ -1,0 +1,350 @@
+//! How the kernel behaves where it surprises: each case on the real kernel and on the fake, by the same test.
+//!
+//! What is planned and what is repaired rests on these; a fake that behaved otherwise would prove nothing.
+
+mod netns;
+mod states;
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use netns::Netns;
+use states::{mac, name, pod_netns};
+use tartan_kernel::fake::Fake;
+use tartan_kernel::linux::Linux;
+use tartan_kernel::{Failure, Kernel, KernelError, Scope, Wake};
+use tartan_netstate::{
+    Change, Fdb, Key, Link, LinkKind, Neigh, Netns as Ns, Object, Op, Owner, PodNetns, Route, State, VxlanParams,
+    claims,
+};
+
+/// A kernel and the hands of others in it.
+trait Machine {
+    fn kernel(&mut self) -> &mut dyn Kernel;
+    /// Another program's route with this destination and metric.
+    fn foreign_route(&mut self, key: &Key);
+    /// Somebody deletes it.
+    fn delete(&mut self, key: &Key);
+    /// Somebody deletes the link and makes it again with the same parameters.
+    fn recreate(&mut self, link: &str);
+    fn pod(&self) -> PodNetns;
+    fn end_pod(&mut self);
+}
+
+struct Real {
+    kernel: Linux,
+    pod: Option<Netns>,
+    ns: PodNetns,
+}
+
+struct InMemory {
+    fake: Fake,
+    kernel: Fake,
+    ns: PodNetns,
+}
+
+impl Machine for Real {
+    fn kernel(&mut self) -> &mut dyn Kernel {
+        &mut self.kernel
+    }
+
+    fn foreign_route(&mut self, key: &Key) {
+        let Key::Route { dst, metric, .. } = key else { panic!("{key} is no route") };
+        sh(&format!("ip link set lo up; ip route add {dst} metric {metric} dev lo proto static"));
+    }
+
+    fn delete(&mut self, key: &Key) {
+        match key {
+            Key::Link { link, .. } => sh(&format!("ip link del {link}")),
+            Key::Route { dst, .. } => sh(&format!("ip route del {dst}")),
+            _ => panic!("not needed for {key}"),
+        }
+    }
+
+    fn recreate(&mut self, link: &str) {
+        sh(&format!(
+            "ip link del {link}; ip link add {link} address 02:00:00:00:00:01 mtu 1400 type vxlan id 1 dstport 8472 \
+             local 192.0.2.1 nolearning; ip link set {link} up"
+        ));
+    }
+
+    fn pod(&self) -> PodNetns {
+        self.ns.clone()
+    }
+
+    fn end_pod(&mut self) {
+        self.pod = None;
+        // The kernel tears a namespace down some time after its last user left.
+        wait_for("the pod's link to go", || !shell("ip -br link").contains("ttp"));
+    }
+}
+
+impl Machine for InMemory {
+    fn kernel(&mut self) -> &mut dyn Kernel {
+        &mut self.kernel
+    }
+
+    fn foreign_route(&mut self, key: &Key) {
+        self.fake.put_foreign_route(key.clone());
+    }
+
+    fn delete(&mut self, key: &Key) {
+        self.fake.remove(key);
+    }
+
+    fn recreate(&mut self, link: &str) {
+        self.fake.recreate(&name(link));
+    }
+
+    fn pod(&self) -> PodNetns {
+        self.ns.clone()
+    }
+
+    fn end_pod(&mut self) {
+        self.fake.remove_pod(&self.ns);
+    }
+}
+
+/// One test on both.
+fn on_both(test: fn(&mut dyn Machine)) {
+    let ns = PodNetns { dev: 4, ino: 4, path: "/run/netns/pod".into() };
+    let fake = Fake::new();
+    test(&mut InMemory { kernel: fake.clone(), fake, ns });
+
+    let pod = Netns::new();
+    let node = Netns::new();
+    node.run(move || test(&mut Real { kernel: Linux::open().unwrap(), ns: pod_netns(&pod), pod: Some(pod) }));
+}
+
+fn shell(script: &str) -> String {
+    let output = std::process::Command::new("sh").args(["-ec", script]).output().unwrap();
+    assert!(output.status.success(), "{script}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn sh(script: &str) {
+    shell(script);
+}
+
+fn wait_for(what: &str, is: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !is() {
+        assert!(Instant::now() < deadline, "waited in vain for {what}");
+        std::thread::yield_now();
+    }
+}
+
+// === objects ===
+
+const VXLAN: &str = "ttx0";
+const POD: &str = "ttp0";
+
+fn link_key(link: &str) -> Key {
+    Key::Link { ns: Ns::Host, link: name(link) }
+}
+
+fn vxlan() -> (Key, Object) {
+    let params =
+        VxlanParams { vni: 1, port: 8472, local: "192.0.2.1".parse().unwrap(), learning: false, gbp: false };
+    let link = Link { kind: LinkKind::Vxlan(params), mac: mac(1), mtu: 1400, group: 0, up: true };
+    (link_key(VXLAN), Object::Link(link))
+}
+
+fn veth(pod: &PodNetns) -> (Key, Object) {
+    let kind = LinkKind::Veth { peer: Ns::Pod(pod.clone()), peer_name: name("eth0") };
+    let link = Link { kind, mac: mac(2), mtu: 1400, group: claims::POD_LINK_GROUP, up: true };
+    (link_key(POD), Object::Link(link))
+}
+
+fn route(dev: &str) -> (Key, Object) {
+    let dst = "10.2.0.0/24".parse().unwrap();
+    let key = Key::Route { ns: Ns::Host, table: claims::MAIN_TABLE, dst, metric: 1024 };
+    let scope = tartan_netstate::Scope::Link;
+    (key, Object::Route(Route { scope, ..Route::on_link(name(dev)) }))
+}
+
+fn neigh(dev: &str) -> (Key, Object) {
+    let key = Key::Neigh { ns: Ns::Host, link: name(dev), address: "10.2.0.1".parse().unwrap() };
+    (key, Object::Neigh(Neigh { mac: mac(9) }))
+}
+
+fn fdb() -> (Key, Object) {
+    (Key::Fdb { link: name(VXLAN), mac: mac(9) }, Object::Fdb(Fdb { dst: "192.0.2.9".parse().unwrap() }))
+}
+
+fn create(objects: impl IntoIterator<Item = (Key, Object)>) -> Change {
+    Change { ops: objects.into_iter().map(|(key, object)| (Op::Create(key, object), Owner::Node)).collect() }
+}
+
+fn delete((key, object): (Key, Object)) -> Change {
+    Change { ops: vec![(Op::Delete(key, object), Owner::Node)] }
+}
+
+fn made(machine: &mut dyn Machine, objects: impl IntoIterator<Item = (Key, Object)>) {
+    let failures = machine.kernel().apply(&create(objects));
+    assert_eq!(failures, []);
+}
+
+fn read(machine: &mut dyn Machine, scope: Scope) -> BTreeSet<String> {
+    machine.kernel().read(&scope).unwrap().iter().map(|(key, _)| key.to_string()).collect()
+}
+
+fn keys<const N: usize>(objects: [(Key, Object); N]) -> BTreeSet<String> {
+    objects.into_iter().map(|(key, _)| key.to_string()).collect()
+}
+
+fn only_error(failures: Vec<Failure>) -> KernelError {
+    let [failure] = <[Failure; 1]>::try_from(failures).unwrap();
+    failure.error
+}
+
+// === cases ===
+
+#[test]
+fn what_is_deleted_twice_is_deleted() {
+    on_both(|machine| {
+        made(machine, [vxlan(), neigh(VXLAN), fdb(), route(VXLAN)]);
+        for object in [route(VXLAN), fdb(), neigh(VXLAN), vxlan()] {
+            for _ in 0..2 {
+                assert_eq!(machine.kernel().apply(&delete(object.clone())), []);
+            }
+        }
+        assert_eq!(read(machine, Scope::Links), BTreeSet::new());
+    });
+}
+
+#[test]
+fn a_link_takes_along_what_hangs_on_it() {
+    on_both(|machine| {
+        made(machine, [vxlan(), neigh(VXLAN), fdb(), route(VXLAN)]);
+        machine.delete(&link_key(VXLAN));
+        for scope in [Scope::Links, Scope::Neighbours, Scope::Routes, Scope::Link(name(VXLAN))] {
+            assert_eq!(read(machine, scope), BTreeSet::new());
+        }
+    });
+}
+
+#[test]
+fn a_recreated_link_is_bare() {
+    on_both(|machine| {
+        made(machine, [vxlan(), neigh(VXLAN), fdb(), route(VXLAN)]);
+        machine.recreate(VXLAN);
+        assert_eq!(read(machine, Scope::Link(name(VXLAN))), keys([vxlan()]));
+        let state = machine.kernel().read(&Scope::Links).unwrap();
+        assert!(state.holds(&vxlan().0, &vxlan().1), "{state:#?}");
+    });
+}
+
+#[test]
+fn a_link_goes_and_tells_of_itself_but_not_of_its_ipv4_routes() {
+    on_both(|machine| {
+        made(machine, [vxlan(), route(VXLAN)]);
+        let told = Arc::new(Mutex::new(Vec::new()));
+        let ear = told.clone();
+        machine.kernel().subscribe(Box::new(move |wake| ear.lock().unwrap().push(wake))).unwrap();
+        machine.delete(&link_key(VXLAN));
+        let gone = Wake::Now(link_key(VXLAN), None);
+        wait_for("the link's own notification", || told.lock().unwrap().contains(&gone));
+        let told = told.lock().unwrap();
+        assert!(!told.iter().any(|wake| matches!(wake, Wake::Now(Key::Route { .. }, _))), "{told:?}");
+    });
+}
+
+#[test]
+fn a_route_of_others_is_left_alone() {
+    on_both(|machine| {
+        made(machine, [vxlan()]);
+        machine.foreign_route(&route(VXLAN).0);
+        let failures = machine.kernel().apply(&create([route(VXLAN)]));
+        assert!(matches!(only_error(failures), KernelError::Conflict { .. }));
+        assert_eq!(read(machine, Scope::Routes), BTreeSet::new());
+        assert_eq!(machine.kernel().apply(&delete(route(VXLAN))), []);
+        let failures = machine.kernel().apply(&create([route(VXLAN)]));
+        assert!(matches!(only_error(failures), KernelError::Conflict { .. }), "theirs is still there");
+    });
+}
+
+#[test]
+fn a_route_of_ours_that_was_not_known_is_taken_over() {
+    on_both(|machine| {
+        made(machine, [vxlan(), route(VXLAN)]);
+        let (key, object) = route(VXLAN);
+        let Object::Route(other) = object else { panic!("a route") };
+        let other = Object::Route(Route { scope: tartan_netstate::Scope::Global, ..other });
+        made(machine, [(key.clone(), other.clone())]);
+        assert!(machine.kernel().read(&Scope::Routes).unwrap().holds(&key, &other));
+    });
+}
+
+#[test]
+fn nothing_hangs_on_a_link_that_is_not_there() {
+    on_both(|machine| {
+        for object in [neigh(VXLAN), fdb(), route(VXLAN)] {
+            let error = only_error(machine.kernel().apply(&create([object])));
+            let enodev = matches!(error, KernelError::Refused { errno: nix::errno::Errno::ENODEV, .. });
+            assert!(enodev, "{error}");
+        }
+    });
+}
+
+#[test]
+fn one_failure_stops_no_other_step() {
+    on_both(|machine| {
+        let failures = machine.kernel().apply(&create([neigh("ttx9"), vxlan(), fdb()]));
+        assert_eq!(failures.len(), 1);
+        assert_eq!(read(machine, Scope::Link(name(VXLAN))), keys([vxlan(), fdb()]));
+    });
+}
+
+#[test]
+fn another_mac_costs_a_link_its_neighbours() {
+    on_both(|machine| {
+        made(machine, [vxlan(), neigh(VXLAN), fdb()]);
+        let (key, old) = vxlan();
+        let Object::Link(link) = old.clone() else { panic!("a link") };
+        let new = Object::Link(Link { mac: mac(7), ..link });
+        let failures = machine.kernel().apply(&Change { ops: vec![(Op::Replace { key, old, new }, Owner::Node)] });
+        assert_eq!(failures, []);
+        assert_eq!(read(machine, Scope::Neighbours), keys([fdb()]));
+    });
+}
+
+#[test]
+fn a_pods_end_comes_and_goes_with_the_hosts() {
+    on_both(|machine| {
+        let pod = machine.pod();
+        let scope = Scope::Pod { ns: pod.clone(), ends: BTreeSet::from([name("eth0")]) };
+        made(machine, [veth(&pod)]);
+        let end = Key::Link { ns: Ns::Pod(pod.clone()), link: name("eth0") };
+        assert_eq!(read(machine, scope.clone()), BTreeSet::from([end.to_string()]));
+        assert_eq!(machine.kernel().apply(&delete(veth(&pod))), []);
+        assert_eq!(read(machine, scope), BTreeSet::new());
+    });
+}
+
+#[test]
+fn a_pod_that_ended_takes_its_link_along_and_is_not_mistaken() {
+    on_both(|machine| {
+        let pod = machine.pod();
+        made(machine, [veth(&pod)]);
+        machine.end_pod();
+        assert_eq!(read(machine, Scope::Links), BTreeSet::new());
+        let gone = KernelError::NetnsGone(pod.clone());
+        let scope = Scope::Pod { ns: pod.clone(), ends: BTreeSet::new() };
+        assert_eq!(machine.kernel().read(&scope).unwrap_err(), gone);
+        assert_eq!(only_error(machine.kernel().apply(&create([veth(&pod)]))), gone);
+        let inside = Key::Neigh { ns: Ns::Pod(pod), link: name("eth0"), address: "10.0.0.1".parse().unwrap() };
+        assert_eq!(machine.kernel().apply(&delete((inside, neigh(POD).1))), []);
+    });
+}
+
+#[test]
+fn a_read_of_nothing_is_nothing() {
+    on_both(|machine| {
+        let all = [Scope::Links, Scope::Neighbours, Scope::Routes, Scope::Nft, Scope::Foreign];
+        for scope in all {
+            assert_eq!(machine.kernel().read(&scope).unwrap(), State::new());
+        }
+    });
+}

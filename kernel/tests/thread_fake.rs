@@ -1,0 +1,380 @@
+//! The kernel thread on the fake kernel: order, back-off, echoes, lost news, failures at every step.
+
+mod netns;
+mod states;
+
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestRunner};
+use states::{Choice, Place, mac, name, state};
+use tartan_kernel::fake::Fake;
+use tartan_kernel::thread::{Applied, Handle, spawn};
+use tartan_netstate::{Change, Fdb, Key, LinkName, Neigh, Netns, Object, Op, Owner, Route, State, claims};
+
+struct Node {
+    handle: Handle,
+    reports: Receiver<Applied>,
+    fake: Fake,
+}
+
+impl Node {
+    fn on(fake: Fake) -> Node {
+        let (sender, reports) = channel();
+        let handle = spawn(Box::new(fake.clone()), move |applied| drop(sender.send(applied))).unwrap();
+        Node { handle, reports, fake }
+    }
+
+    fn wanting(wanted: &State) -> Node {
+        let node = Node::on(Fake::new());
+        node.handle.want(1, wanted.clone());
+        node.wait("the first state", |applied| applied.generation == 1);
+        node
+    }
+
+    fn wait(&self, what: &str, is: impl Fn(&Applied) -> bool) -> Applied {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let applied = self.reports.recv_timeout(left).unwrap_or_else(|_| panic!("{what} did not come"));
+            if is(&applied) {
+                return applied;
+            }
+        }
+    }
+
+    /// The kernel becomes as wanted.
+    fn becomes(&self, what: &str, wanted: &State) {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while !is(&self.fake.state(), wanted) {
+            assert!(Instant::now() < deadline, "{what}: not made good");
+            // Whatever is told, it is the kernel that counts.
+            let _told = self.reports.recv_timeout(Duration::from_millis(2));
+        }
+    }
+}
+
+/// Equal, whoever the owners are.
+fn is(state: &State, wanted: &State) -> bool {
+    state.len() == wanted.len() && state.holds_all(wanted)
+}
+
+fn full() -> State {
+    state(&Place::pretended(), &[1; 32])
+}
+
+fn device() -> LinkName {
+    name("ttx4")
+}
+
+/// Peers behind the device, as many as a large cluster has.
+fn with_bulk(mut wanted: State, peers: u32) -> State {
+    for peer in 0..peers {
+        let owner = Owner::Peer(format!("n{peer}").into());
+        let address = std::net::Ipv4Addr::from(0x0a80_0000 + peer).into();
+        let [_, b, c, d] = peer.to_be_bytes();
+        let mac = tartan_netstate::Mac([2, 1, b, c, d, 0]);
+        wanted.insert(Key::Fdb { link: device(), mac }, Object::Fdb(Fdb { dst: address }), owner.clone());
+        let key = Key::Neigh { ns: Netns::Host, link: device(), address };
+        wanted.insert(key, Object::Neigh(Neigh { mac }), owner);
+    }
+    wanted
+}
+
+fn pod_route(number: u8) -> (Key, Object) {
+    let dst = format!("10.3.0.{number}/32").parse().unwrap();
+    let key = Key::Route { ns: Netns::Host, table: claims::MAIN_TABLE, dst, metric: 1024 };
+    (key, Object::Route(Route::unreachable()))
+}
+
+/// Routes stand for pods: what counts is the owner.
+fn with_pod(mut wanted: State, number: u8) -> State {
+    let (key, object) = pod_route(number);
+    wanted.insert(key, object, Owner::Pod(format!("pod{number}").into()));
+    wanted
+}
+
+fn position(changes: &[Change], key: &Key) -> Option<usize> {
+    changes.iter().position(|change| change.ops.iter().any(|(op, _)| op.key() == key))
+}
+
+#[test]
+fn pods_go_before_bulk_and_say_so() {
+    let base = full();
+    let node = Node::wanting(&base);
+    node.fake.pause();
+    let bulk = with_bulk(base, 5_000);
+    node.handle.want(2, bulk.clone());
+    node.fake.wait_until_held();
+    node.handle.want(3, with_pod(bulk.clone(), 1));
+    node.handle.want(4, with_pod(bulk.clone(), 2));
+    let before = node.fake.changes().len();
+    node.fake.resume();
+    let early = node.wait("the pod", |applied| applied.pods_generation == 4);
+    assert!(early.generation < 4, "bulk was done as well: {}", early.generation);
+    assert!(early.mirror.get(&pod_route(2).0).is_some());
+    let all = node.wait("everything", |applied| applied.generation == 4);
+    assert!(is(&all.mirror, &with_pod(bulk, 2)));
+    let changes = node.fake.changes();
+    assert!(position(&changes, &pod_route(2).0).unwrap() <= before + 1, "at most one piece of bulk was under way");
+    assert_eq!(position(&changes, &pod_route(1).0), None, "the latest want wins");
+}
+
+#[test]
+fn a_failing_object_stops_no_other_and_is_tried_again() {
+    let node = Node::wanting(&full());
+    let (key, _) = pod_route(1);
+    node.fake.fail(key.clone(), Some(Errno::ENOMEM));
+    node.handle.want(2, with_pod(with_bulk(full(), 10), 1));
+    let tried = node.wait("the rest", |applied| applied.generation == 2);
+    assert_eq!(tried.failures.iter().map(|failure| &failure.key).collect::<Vec<_>>(), [&key]);
+    assert_eq!(tried.failures[0].owner, Owner::Pod("pod1".into()));
+    assert_eq!(tried.pods_generation, 2, "it has been tried");
+    assert!(is(&tried.mirror, &with_bulk(full(), 10)));
+    let tries = |node: &Node| node.fake.changes().iter().filter(|change| position(&[(*change).clone()], &key) == Some(0)).count();
+    assert!(tries(&node) < 10, "it is not tried at every turn");
+    node.fake.fail(key.clone(), None);
+    let whole = node.wait("the failing one", |applied| applied.failures.is_empty());
+    assert!(whole.mirror.get(&key).is_some());
+}
+
+#[test]
+fn a_failing_link_holds_up_only_what_hangs_on_it() {
+    let node = Node::on(Fake::new());
+    let link = Key::Link { ns: Netns::Host, link: device() };
+    node.fake.fail(link.clone(), Some(Errno::EOPNOTSUPP));
+    node.handle.want(1, with_bulk(full(), 10));
+    let tried = node.wait("the rest", |applied| applied.generation == 1);
+    assert!(tried.failures.iter().all(|failure| failure.key == link || failure.key.link() == Some(&device()) || matches!(failure.key, Key::Route { .. })));
+    node.fake.fail(link, None);
+    let whole = node.wait("the link", |applied| applied.failures.is_empty());
+    assert!(is(&whole.mirror, &with_bulk(full(), 10)));
+}
+
+#[test]
+fn own_echoes_cause_no_reads() {
+    let node = Node::wanting(&full());
+    node.handle.want(2, with_bulk(full(), 100));
+    node.wait("bulk", |applied| applied.generation == 2);
+    let reads = node.fake.reads();
+    for generation in 3..20 {
+        node.handle.want(generation, with_bulk(full(), 100 + u32::try_from(generation).unwrap()));
+        node.wait("one more", |applied| applied.generation == generation);
+    }
+    assert_eq!(node.fake.reads(), reads, "the fake tells of each of our own changes");
+}
+
+#[test]
+fn what_others_do_is_undone() {
+    let wanted = with_bulk(full(), 100);
+    let node = Node::wanting(&wanted);
+    let keys: Vec<Key> = wanted.iter().map(|(key, _)| key.clone()).filter(told).collect();
+    for key in keys.iter().step_by(7) {
+        node.fake.remove(key);
+        node.becomes(&key.to_string(), &wanted);
+    }
+    node.fake.recreate(&device());
+    node.becomes("a recreated device", &wanted);
+    let (key, object) = pod_route(9);
+    node.fake.put(key, object);
+    node.becomes("what nobody wants", &wanted);
+}
+
+/// Sysctls and what is inside pods change without a notification.
+fn told(key: &Key) -> bool {
+    *key.netns() == Netns::Host && !matches!(key, Key::Sysctl { .. } | Key::LinkSysctl { .. } | Key::UplinkSysctl { .. })
+}
+
+#[test]
+fn lost_notifications_cost_a_full_read() {
+    let wanted = full();
+    let node = Node::wanting(&wanted);
+    let silent: Vec<Key> = wanted.iter().map(|(key, _)| key.clone()).filter(|key| !matches!(key, Key::Link { .. })).collect();
+    for key in silent.iter().step_by(5) {
+        node.fake.remove_silently(key);
+        node.fake.overrun();
+        node.becomes(&key.to_string(), &wanted);
+    }
+}
+
+#[test]
+fn what_cannot_be_read_is_not_pruned() {
+    let wanted = full();
+    let node = Node::wanting(&wanted);
+    let changes = node.fake.changes().len();
+    node.fake.interrupt(3);
+    node.fake.overrun();
+    let unknown = node.wait("word of it", |applied| applied.unknown.is_some());
+    assert!(is(&unknown.mirror, &wanted));
+    node.wait("the reads to work again", |applied| applied.unknown.is_none());
+    assert_eq!(node.fake.changes().len(), changes, "nothing was changed, and nothing had to be");
+}
+
+#[test]
+fn nothing_is_changed_before_the_first_read() {
+    let fake = Fake::new();
+    let (key, object) = pod_route(9);
+    fake.put(key.clone(), object);
+    fake.interrupt(5);
+    let node = Node::on(fake);
+    node.handle.want(1, full());
+    node.wait("word of it", |applied| applied.unknown.is_some() || applied.generation == 0);
+    node.wait("the first state", |applied| applied.generation == 1);
+    assert!(is(&node.fake.state(), &full()), "what an earlier agent left and nobody wants is gone");
+}
+
+#[test]
+fn what_is_as_wanted_already_is_left_alone() {
+    let fake = Fake::new();
+    let first = Node::on(fake.clone());
+    first.handle.want(1, full());
+    first.wait("the first state", |applied| applied.generation == 1);
+    drop(first);
+    let changes = fake.changes().len();
+    let second = Node::on(fake);
+    second.handle.want(1, full());
+    let applied = second.wait("the same state", |applied| applied.generation == 1);
+    assert_eq!((applied.applied, second.fake.changes().len()), (0, changes), "an agent that comes back changes nothing");
+}
+
+#[test]
+fn links_are_condemned_at_once_and_deleted_together_later() {
+    let links = |count: u8| {
+        let mut wanted = full();
+        for number in 0..count {
+            let key = Key::Link { ns: Netns::Host, link: name(&format!("ttpz{number}")) };
+            let link = tartan_netstate::Link {
+                kind: tartan_netstate::LinkKind::Bridge,
+                mac: mac(number),
+                mtu: 1400,
+                group: claims::POD_LINK_GROUP,
+                up: true,
+            };
+            wanted.insert(key, Object::Link(link), Owner::Pod(format!("pod{number}").into()));
+        }
+        wanted
+    };
+    let node = Node::wanting(&links(40));
+    node.handle.want(2, full());
+    let gone = node.wait("the pods", |applied| applied.pods_generation == 2);
+    let condemned = |state: &State| {
+        let dying = |object: &Object| matches!(object, Object::Link(link) if link.group == claims::DYING_LINK_GROUP && !link.up);
+        state.iter().filter(|(_, entry)| dying(&entry.object)).count()
+    };
+    assert_eq!(condemned(&gone.mirror), 40, "cut off, and not yet waited for");
+    node.wait("their links", |applied| is(&applied.mirror, &full()));
+    let deleting = |change: &&Change| change.ops.iter().any(|(op, _)| matches!(op, Op::Delete(Key::Link { .. }, _)));
+    assert!(node.fake.changes().iter().filter(deleting).count() <= 2);
+}
+
+#[test]
+fn a_failure_at_any_step_is_made_good() {
+    let wanted = full();
+    for steps in 0..wanted.len() {
+        let fake = Fake::new();
+        fake.fail_after(steps);
+        let node = Node::on(fake);
+        node.handle.want(1, wanted.clone());
+        let whole = |applied: &Applied| applied.generation == 1 && applied.failures.is_empty();
+        let applied = node.wait("the state", whole);
+        assert!(is(&applied.mirror, &wanted) && is(&node.fake.state(), &wanted), "after failure of step {steps}");
+    }
+}
+
+#[test]
+fn an_object_may_vanish_between_read_and_apply() {
+    let wanted = with_bulk(full(), 20);
+    let node = Node::wanting(&wanted);
+    let mut generation = 1;
+    for (key, _) in wanted.iter().filter(|(key, _)| told(key)).step_by(3) {
+        node.fake.vanish_before_apply(key.clone());
+        generation += 1;
+        let next = with_pod(wanted.clone(), u8::try_from(generation % 2).unwrap());
+        node.handle.want(generation, next.clone());
+        node.wait("the state", |applied| applied.generation == generation);
+        node.becomes(&key.to_string(), &next);
+    }
+}
+
+#[test]
+fn the_values_found_are_told() {
+    let fake = Fake::new();
+    let key = Key::Sysctl { ns: Netns::Host, name: "ipv4/ip_forward".into() };
+    fake.put(key.clone(), Object::Sysctl("0".into()));
+    let node = Node::on(fake);
+    let mut wanted = State::new();
+    wanted.insert(key.clone(), Object::Sysctl("1".into()), Owner::Node);
+    node.handle.want(1, wanted);
+    let applied = node.wait("the state", |applied| applied.generation == 1);
+    assert_eq!(applied.found.get(&key).map(String::as_str), Some("0"));
+}
+
+/// What may happen to a node.
+#[derive(Clone, Debug)]
+enum Event {
+    Want(Choice),
+    Remove(prop::sample::Index),
+    Recreate,
+    FailAfter(usize),
+    Interrupt(usize),
+    Overrun,
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    prop_oneof![
+        any::<Choice>().prop_map(Event::Want),
+        any::<prop::sample::Index>().prop_map(Event::Remove),
+        Just(Event::Recreate),
+        (0_usize..20).prop_map(Event::FailAfter),
+        (1_usize..4).prop_map(Event::Interrupt),
+        Just(Event::Overrun),
+    ]
+}
+
+#[test]
+fn whatever_happens_the_last_want_comes_true() {
+    let place = Place::pretended();
+    let mut runner = TestRunner::new(Config { cases: 60, failure_persistence: None, ..Config::default() });
+    let outcome = runner.run(&(proptest::collection::vec(event(), 1..12), any::<Choice>()), |(events, last)| {
+        let node = Node::on(Fake::new());
+        let mut generation = 0;
+        let mut want = |choice: &Choice| {
+            generation += 1;
+            node.handle.want(generation, state(&place, choice));
+            generation
+        };
+        for event in events {
+            match event {
+                Event::Want(choice) => drop(want(&choice)),
+                Event::Remove(index) => {
+                    let state = node.fake.state();
+                    let keys: Vec<&Key> = state.iter().map(|(key, _)| key).filter(|key| told(key)).collect();
+                    if !keys.is_empty() {
+                        node.fake.remove(keys[index.index(keys.len())]);
+                    }
+                }
+                Event::Recreate => node.fake.recreate(&device()),
+                Event::FailAfter(steps) => node.fake.fail_after(steps),
+                Event::Interrupt(reads) => node.fake.interrupt(reads),
+                Event::Overrun => node.fake.overrun(),
+            }
+        }
+        let generation = want(&last);
+        let wanted = state(&place, &last);
+        let deadline = Instant::now() + Duration::from_secs(10);
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let Ok(applied) = node.reports.recv_timeout(left) else {
+                return Err(TestCaseError::fail(format!("stuck: {:#?}", node.fake.state())));
+            };
+            if applied.generation == generation && applied.failures.is_empty() && is(&applied.mirror, &wanted) {
+                break;
+            }
+        }
+        prop_assert!(is(&node.fake.state(), &wanted));
+        Ok(())
+    });
+    outcome.unwrap_or_else(|error| panic!("{error}"));
+}
