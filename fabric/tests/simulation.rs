@@ -284,3 +284,56 @@ proptest! {
         simulate(seed, delays, first, &shapes, &events);
     }
 }
+
+/// There and back with everybody on one link, and this done in the middle of it.
+fn check_there_and_back(skew: u64, trouble: impl Fn(&mut Cluster)) {
+    let shapes = [Shape { underlay: &BOTH, pods: &BOTH, site: 0 }; 4];
+    let delays = Delays { word: skew.max(100), write: 500, kernel: 500 };
+    let (vxlan, host_gw) = (config(FabricMode::Vxlan, 1, 8472, false), config(FabricMode::HostGw, 1, 8472, false));
+    let mut cluster = start(skew, delays, vxlan.clone(), &shapes);
+    let before = cluster.kept;
+    for next in [&host_gw, &vxlan, &host_gw] {
+        cluster.write(Write::Config(next.clone()));
+        cluster.run(skew + 1_000);
+        trouble(&mut cluster);
+        check_at_rest(&mut cluster);
+    }
+    assert!(cluster.kept > before + 10_000, "packets sent: {}", cluster.kept - before);
+}
+
+#[test]
+fn there_and_back_at_any_skew() {
+    for skew in [0, 3_000, 10_000] {
+        check_there_and_back(skew, |_| {});
+    }
+}
+
+#[test]
+fn an_agent_killed_in_the_middle_and_back_five_seconds_later() {
+    for skew in [0, 3_000, 10_000] {
+        check_there_and_back(skew, |cluster| {
+            cluster.kill("n1");
+            cluster.run(5_000);
+            cluster.start(&name(1));
+        });
+    }
+}
+
+#[test]
+fn the_dead_block_nobody() {
+    check_there_and_back(3_000, |cluster| {
+        cluster.kill("n1");
+        if cluster.machines.contains_key("n2") {
+            cluster.power_off("n2");
+        }
+    });
+}
+
+#[test]
+fn nothing_moves_while_the_store_is_away() {
+    check_there_and_back(3_000, |cluster| {
+        let (until, now) = (cluster.now + 90_000, cluster.instant());
+        cluster.agents.values_mut().for_each(|agent| agent.cut_off(until, now));
+        cluster.run(80_000);
+    });
+}
