@@ -1,17 +1,37 @@
 //! Which ranges this node holds, and which claims it wants to write.
+//!
+//! Everything about a block is in its one IPBlock and changes by compare-and-set on it:
+//!
+//! ```text
+//!            create (owner)                 aside: all of it             delete
+//!   nobody ────────────────► owner ─────────────────────────► owner ─────────────► nobody
+//!                              ▲ │ aside: a part
+//!                     take back│ ▼            offer                  take (any node)
+//!                            owner ──────────────────► offered ───────────────────────► that node
+//!                              ▲                                                           │ leaving
+//!                              └──────────────────── give back ────────────────────────────┘
+//! ```
+//!
+//! A node gives no address out of what it has set aside, offered or said it leaves. It takes each next step only once
+//! it has read the last one back, so that no pod can slip in while a write is under way. Nothing is asked for: that no
+//! block of a pool is free is seen by all, and is what makes owners offer what they do not need.
+
 use std::net::IpAddr;
 use std::time::Instant;
 
 use ipnet::IpNet;
-use tartan_model::{Condition, Object, ObjectId, PerFamily, Revision, World};
+use tartan_model::{Block, Condition, Kind, Object, ObjectId, PerFamily, Revision, World};
 
 use crate::held::{self, Concerns};
-use crate::usage;
+use crate::steps::{Counted, Steps};
+use crate::supply::Supply;
+use crate::{orphans, pools, say, usage};
 
-/// Last inputs and outputs.
+/// What has been looked up in all blocks and all nodes.
 #[derive(Debug, Default)]
 pub struct Memo {
     concerns: Concerns,
+    supply: Supply,
     out: Out,
 }
 
@@ -24,7 +44,7 @@ pub struct Out {
     pub fabric_addresses: PerFamily<IpAddr>,
     /// What is wrong.
     pub conditions: Vec<Condition>,
-    /// What to write, each by compare-and-set.
+    /// What to write; at most one for each block.
     pub claims: Vec<Claim>,
     /// Look again then, if nothing happens before.
     pub wake_at: Option<Instant>,
@@ -40,14 +60,57 @@ pub struct Claim {
     pub expect: Option<Revision>,
 }
 
-/// The plan for this world.
-pub fn plan<'a>(memo: &'a mut Memo, world: &World, _now: Instant) -> &'a Out {
+/// What this node holds and wants to, in this world.
+pub fn plan<'a>(memo: &'a mut Memo, world: &World, now: Instant) -> &'a Out {
     memo.concerns.update(world);
+    memo.supply.update(world);
     let held = held::held(world, &memo.concerns);
+    let own = usage::fabric_addresses(world, &held);
+    let counted: Vec<Counted> =
+        held.into_iter().map(|held| Counted { usage: usage::of(world, &held, &own, now), held }).collect();
+    let mut wake_at = counted.iter().filter_map(Counted::wake_at).min();
+    let mut conditions = say::conditions(world, &memo.concerns, &counted);
+    let mut claims = Vec::new();
+    // Before all is read, or while the store is away, what is missing proves nothing.
+    if let Some(node) = world.local_node().filter(|_| is_whole(world)) {
+        let mut steps = Steps::new(world, node, &counted, &own, &memo.supply, now);
+        steps.plan(&memo.concerns);
+        conditions.append(&mut steps.conditions);
+        wake_at = wake_at.into_iter().chain(steps.wake_at).min();
+        claims = steps.claims.into_values().collect();
+        let collected = orphans::collect(world, &memo.concerns, node, now);
+        claims.extend(collected.claims);
+        wake_at = wake_at.into_iter().chain(collected.wake_at).min();
+    }
     memo.out = Out {
-        blocks: held.iter().map(|held| held.cidr).collect(),
-        fabric_addresses: usage::fabric_addresses(world, &held),
-        ..Out::default()
+        blocks: counted.iter().map(|counted| counted.held.cidr).collect(),
+        fabric_addresses: own,
+        conditions,
+        claims,
+        wake_at,
     };
     &memo.out
+}
+
+fn is_whole(world: &World) -> bool {
+    let kinds = [Kind::Node, Kind::NodeNetwork, Kind::IpPool, Kind::IpReservation, Kind::IpBlock];
+    world.store_away.is_none() && kinds.into_iter().all(|kind| world.is_synced(kind))
+}
+
+// === impl Claim ===
+
+impl Claim {
+    /// Makes the block so, if it is as the world has it.
+    pub(crate) fn put(world: &World, block: Block) -> Claim {
+        let id = pools::id_of(&block.cidr);
+        let expect = world.revisions.get(&id).cloned();
+        Claim { id, object: Some(Object::Block(block)), expect }
+    }
+
+    /// Deletes the block, if it is as the world has it.
+    pub(crate) fn delete(world: &World, block: &Block) -> Claim {
+        let id = pools::id_of(&block.cidr);
+        let expect = world.revisions.get(&id).cloned();
+        Claim { id, object: None, expect }
+    }
 }

@@ -17,6 +17,8 @@ use crate::{pools, range};
 pub(crate) struct Held {
     pub cidr: IpNet,
     pub source: Source,
+    /// It is held under this node's UID; else only kept for pods from before.
+    pub ours: bool,
     /// New addresses are given out of it; else it is only kept for the pods that have some.
     pub open: bool,
     /// Parts that are not this node's to use, or not now.
@@ -115,6 +117,15 @@ impl Held {
         Family::of_net(&self.cidr)
     }
 
+    /// The block it is, or is a part of.
+    pub(crate) fn block<'a>(&self, world: &'a World) -> Option<&'a Arc<Block>> {
+        match &self.source {
+            Source::PodCidr => None,
+            Source::Block(_) => world.blocks.get(&self.cidr),
+            Source::Part { block, .. } => world.blocks.get(block),
+        }
+    }
+
     /// The pool it is from; none: it is a podCIDR.
     pub(crate) fn pool(&self) -> Option<&Arc<str>> {
         match &self.source {
@@ -163,7 +174,13 @@ fn pod_cidr(world: &World, concerns: &Concerns, family: Family) -> Option<Held> 
     let theirs = pools::blocks_over(&world.blocks, &cidr).filter(|block| block.node != world.local);
     let without: Vec<IpNet> = theirs.map(|block| block.cidr).collect();
     let whole = !without.iter().any(|theirs| theirs.contains(&cidr));
-    (whole && (open || has_pods(world, &cidr))).then_some(Held { cidr, source: Source::PodCidr, open, without })
+    (whole && (open || has_pods(world, &cidr))).then_some(Held {
+        cidr,
+        source: Source::PodCidr,
+        ours: true,
+        open,
+        without,
+    })
 }
 
 /// What of a block is this node's: all of it but parts, or a part.
@@ -174,28 +191,29 @@ fn of_block(world: &World, block: &Block) -> Vec<Held> {
         return Vec::new();
     }
     let fitting = gives_out(world, block);
-    let uid = world.local_node().map(|node| node.uid.clone());
+    let uid = world.local_node().map(|node| &node.uid);
     let mut held = Vec::new();
     if block.node == world.local {
-        let ours = uid.as_ref() == Some(&block.node_uid);
+        let ours = uid == Some(&block.node_uid);
         let parts = block.parts.iter().map(|part| part.cidr);
         let without = parts.chain(over.iter().map(|other| other.cidr)).collect();
         let source = Source::Block(block.pool.clone());
-        held.push((ours, Held { cidr: block.cidr, source, open: ours && fitting, without }));
+        held.push(Held { cidr: block.cidr, source, ours, open: ours && fitting, without });
     }
     for part in &block.parts {
         let (Holder::Node { name, uid: theirs } | Holder::Leaving { name, uid: theirs }) = &part.holder else {
             continue;
         };
         if *name == world.local {
-            let ours = uid.as_ref() == Some(theirs);
+            let ours = uid == Some(theirs);
             let open = ours && fitting && matches!(part.holder, Holder::Node { .. });
             let source = Source::Part { pool: block.pool.clone(), block: block.cidr };
-            held.push((ours, Held { cidr: part.cidr, source, open, without: Vec::new() }));
+            held.push(Held { cidr: part.cidr, source, ours, open, without: Vec::new() });
         }
     }
     // Claimed under another UID: not ours to use, but nobody else's yet; pods from before stay reachable.
-    held.into_iter().filter(|(ours, held)| *ours || has_pods(world, &held.cidr)).map(|(_, held)| held).collect()
+    held.retain(|held| held.ours || has_pods(world, &held.cidr));
+    held
 }
 
 /// Whether the block's pool is one that this node gets new addresses from.

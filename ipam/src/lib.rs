@@ -12,9 +12,15 @@
 pub mod alloc;
 pub mod blocks;
 mod held;
+mod orphans;
 mod pools;
 mod range;
+mod refused;
+mod say;
+mod steps;
+mod supply;
 mod usage;
 
-pub use alloc::{Refused, Request, allocate, any_left};
+pub use alloc::{Request, allocate, any_left};
 pub use blocks::{Claim, Memo, Out, plan};
+pub use refused::{Exhausted, NotThatOne, Ranges, Refused};

@@ -1,13 +1,13 @@
 //! Pools: which of them count, whom they are for, and a free range in one.
 
 use std::collections::BTreeMap;
-use std::hash::{Hash as _, Hasher as _};
+use std::hash::{Hash, Hasher as _};
 use std::sync::Arc;
 
 use imbl::OrdMap;
 use ipnet::IpNet;
 use siphasher::sip::SipHasher13;
-use tartan_model::{Block, Family, Node, Pool, Selector, World};
+use tartan_model::{Advert, Block, Family, Kind, Node, ObjectId, Pool, Selector, World};
 
 use crate::range::{self, Span};
 
@@ -53,7 +53,7 @@ pub(crate) fn admits(pool: &Pool, namespace: &str) -> bool {
 }
 
 /// Pools for the same pods: one of them will do for another. In name order within.
-pub(crate) fn groups<'a>(pools: Vec<&'a Arc<Pool>>) -> Vec<Vec<&'a Arc<Pool>>> {
+pub(crate) fn groups(pools: Vec<&Arc<Pool>>) -> Vec<Vec<&Arc<Pool>>> {
     let mut groups: Vec<Vec<&Arc<Pool>>> = Vec::new();
     for pool in pools {
         let same = |group: &&mut Vec<&Arc<Pool>>| {
@@ -79,12 +79,25 @@ pub(crate) fn free_range(world: &World, pool: &Pool, node: &Node) -> Option<IpNe
     let whole = Span::of(&pool.cidr);
     let size = range::size(family, pool.block_size);
     let blocks = whole.len() / size;
-    let start = whole.first + u128::from(place(node, pool)) % blocks * size;
-    let taken =
-        range::merged(obstacles(world, pool).iter().filter_map(|taken| taken_blocks(whole, *taken, size)).collect());
+    let start = whole.first + u128::from(place(node, &*pool.name)) % blocks * size;
+    let mut taken: Vec<Span> =
+        obstacles(world, pool).iter().filter_map(|taken| taken_blocks(whole, *taken, size)).collect();
     let behind = Span { first: start, last: whole.last };
-    let found = range::first_gap(behind, &taken).or_else(|| range::first_gap(whole, &taken))?;
-    Some(range::aligned(family, found, pool.block_size))
+    loop {
+        taken = range::merged(taken);
+        let found = range::first_gap(behind, &taken).or_else(|| range::first_gap(whole, &taken))?;
+        let free = range::aligned(family, found, pool.block_size);
+        // A claim that cannot be read is a claim.
+        if !world.invalid.contains_key(&id_of(&free)) {
+            return Some(free);
+        }
+        taken.push(Span::of(&free));
+    }
+}
+
+/// Names the claim on a range.
+pub(crate) fn id_of(range: &IpNet) -> ObjectId {
+    ObjectId { kind: Kind::IpBlock, name: Block::name_of(range).into() }
 }
 
 /// Blocks whose range has addresses in common with this one.
@@ -113,22 +126,26 @@ fn obstacles(world: &World, pool: &Pool) -> Vec<Span> {
     let reserved = world.reservations.values().flat_map(|reservation| reservation.cidrs.iter().copied());
     let reserved = reserved.filter(|cidr| cidr.prefix_len() <= pool.block_size);
     let family = Family::of_net(&pool.cidr);
+    let usable: Vec<&Arc<Pool>> =
+        usable(world).into_iter().filter(|pool| Family::of_net(&pool.cidr) == family).collect();
     let pod_cidrs = world.nodes.values().filter_map(|node| {
         let cidr = node.pod_cidrs.iter().find(|cidr| Family::of_net(cidr) == family)?;
-        (range::overlap(cidr, &pool.cidr) && may_use_pod_cidr(world, node, cidr)).then_some(*cidr)
+        (range::overlap(cidr, &pool.cidr) && may_use_pod_cidr(world, &usable, node, cidr)).then_some(*cidr)
     });
     let same_family = |cidr: &IpNet| Family::of_net(cidr) == family;
     claims.chain(reserved).chain(pod_cidrs).filter(same_family).map(|cidr| Span::of(&cidr)).collect()
 }
 
-fn may_use_pod_cidr(world: &World, node: &Node, cidr: &IpNet) -> bool {
-    let says_so = |advert: &tartan_model::Advert| advert.blocks.iter().any(|block| range::overlap(block, cidr));
-    for_node(world, node, Family::of_net(cidr)).is_empty()
+/// Whether no pool of its family selects the node, or it says that it has pods there from before one did.
+fn may_use_pod_cidr(world: &World, usable: &[&Arc<Pool>], node: &Node, cidr: &IpNet) -> bool {
+    let says_so = |advert: &Advert| advert.blocks.iter().any(|block| range::overlap(block, cidr));
+    !usable.iter().any(|pool| pool.nodes.matches(&node.labels))
         || world.adverts.get(&node.name).is_some_and(|heard| says_so(&heard.advert))
 }
 
-fn place(node: &Node, pool: &Pool) -> u64 {
+/// Where a node begins to search: the same every time, another for every node.
+pub(crate) fn place(node: &Node, what: impl Hash) -> u64 {
     let mut hasher = SipHasher13::new();
-    (&*node.name, &*node.uid, &*pool.name).hash(&mut hasher);
+    (&*node.name, &*node.uid, what).hash(&mut hasher);
     hasher.finish()
 }

@@ -3,9 +3,10 @@
 use std::net::IpAddr;
 use std::time::Instant;
 
+use ipnet::IpNet;
 use tartan_model::{Family, PerFamily, World};
 
-use crate::held::{Held, Source};
+use crate::held::{self, Held, Source};
 use crate::range::{self, Span};
 
 /// A held range, counted.
@@ -53,6 +54,12 @@ pub(crate) fn of(world: &World, held: &Held, own: &PerFamily<IpAddr>, now: Insta
     taken.extend(reserved);
     usage.taken = range::merged(taken);
     usage
+}
+
+/// Whether no pod of this node has, and none had within the cool-down, an address of the range.
+pub(crate) fn is_idle(world: &World, range: &IpNet, now: Instant) -> bool {
+    let mut released = world.released.range(range.network()..=range.broadcast());
+    !held::has_pods(world, range) && released.all(|(_, at)| *at + world.config.cooldown <= now)
 }
 
 // === impl Usage ===

@@ -1,0 +1,82 @@
+//! Blocks of nodes that are no more: freed, or handed on to who has a part of them.
+//!
+//! A block is an orphan once its Node is gone or has another UID, and the lease of the life that claimed it is over; it
+//! then rests for the cool-down. One live node, the same in all eyes, takes care of it; if two think they are the one,
+//! compare-and-set lets only one.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use tartan_model::{Block, Holder, Node, Part, World};
+
+use crate::blocks::Claim;
+use crate::held::{self, Concerns};
+use crate::{pools, usage};
+
+/// What to write about orphans.
+#[derive(Debug, Default)]
+pub(crate) struct Collected {
+    pub claims: Vec<Claim>,
+    /// When the next lease or cool-down ends.
+    pub wake_at: Option<Instant>,
+}
+
+pub(crate) fn collect(world: &World, concerns: &Concerns, node: &Node, now: Instant) -> Collected {
+    let mut collected = Collected::default();
+    // Signs of life may have been missed.
+    if world.leases_rest {
+        return collected;
+    }
+    for block in &concerns.orphans {
+        if block.node == world.local && !usage::is_idle(world, &block.cidr, now) {
+            continue;
+        }
+        let rested = over_at(world, &block.node, &block.node_uid);
+        let (carer, until) = carer(world, node, block, now);
+        let next = match rested {
+            Some(rested) if rested > now => Some(rested),
+            _ if carer.name == node.name => {
+                collected.claims.push(dissolve(world, block));
+                None
+            }
+            // Should it die before it does its work, another one's turn comes.
+            _ => until,
+        };
+        collected.wake_at = collected.wake_at.into_iter().chain(next).min();
+    }
+    collected
+}
+
+/// When the lease and the cool-down of a life are over; none: they are. Whose NodeNetwork is gone, too, has been taken
+/// off the cluster by hand.
+pub(crate) fn over_at(world: &World, name: &str, uid: &str) -> Option<Instant> {
+    let heard = world.adverts.get(name).filter(|heard| *heard.advert.node_uid == *uid)?;
+    Some(heard.at + world.config.lease + world.config.cooldown)
+}
+
+/// Who takes care of the block, and until when it counts as live; this node if no other does.
+fn carer<'a>(world: &'a World, local: &'a Node, block: &Block, now: Instant) -> (&'a Node, Option<Instant>) {
+    let others = world.nodes.values().filter_map(|node| {
+        let until = world.adverts.get(&node.name)?.at + world.config.lease;
+        (until > now && node.name != local.name).then_some((&**node, Some(until)))
+    });
+    let all = others.chain([(local, None)]);
+    all.min_by_key(|(node, _)| pools::place(node, block.cidr)).unwrap_or((local, None))
+}
+
+/// Frees the block, or makes the first who has a part of it the owner of the whole.
+fn dissolve(world: &World, block: &Arc<Block>) -> Claim {
+    let heir = block.parts.iter().find_map(|part| match &part.holder {
+        Holder::Node { name, uid } | Holder::Leaving { name, uid } if held::is_there(world, name, uid) => {
+            Some((name.clone(), uid.clone()))
+        }
+        _ => None,
+    });
+    let Some((node, node_uid)) = heir else { return Claim::delete(world, block) };
+    let of_others = |part: &&Part| match &part.holder {
+        Holder::Aside | Holder::Offered => false,
+        Holder::Node { name, .. } | Holder::Leaving { name, .. } => *name != node,
+    };
+    let parts = block.parts.iter().filter(of_others).cloned().collect();
+    Claim::put(world, Block { cidr: block.cidr, pool: block.pool.clone(), node, node_uid, parts })
+}

@@ -1,0 +1,389 @@
+//! Two nodes and a store, in which every message may be late.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ipnet::IpNet;
+use proptest::sample::Index;
+use tartan_ipam::{Claim, Memo, Out, Request};
+use tartan_model::{
+    Advert, Attachment, Block, Family, Features, Holder, Kind, Node, Object, ObjectId, PerFamily, Pool, Revision,
+    Selector, StoreEvent, World,
+};
+use tartan_netstate::{Mac, PodNetns};
+
+const NAMES: [&str; 2] = ["n1", "n2"];
+
+/// Something that happens.
+#[derive(Clone, Debug)]
+pub enum Op {
+    /// A pod comes to the node.
+    Attach(usize),
+    /// A pod that asks for this address of the pool.
+    AttachAs(usize, u8),
+    Detach(usize, Index),
+    DetachAll(usize),
+    /// The node hears of so many changes in the store.
+    Hear(usize, usize),
+    /// The node plans; its writes are under way from then on.
+    Plan(usize),
+    /// The oldest write of the node reaches the store.
+    Write(usize),
+    /// So many seconds pass.
+    Wait(u64),
+    /// The agent is killed and starts again from its journal; what it was writing is lost, or is not.
+    Crash(usize, bool),
+    /// Nothing of the node is late.
+    Settle(usize),
+    /// The pool is enabled or disabled.
+    Enable(bool),
+}
+
+/// All that is.
+pub struct Cluster {
+    store: BTreeMap<ObjectId, (Object, Revision)>,
+    log: Vec<StoreEvent>,
+    writes: u64,
+    nodes: Vec<Member>,
+    pool: Pool,
+    now: Instant,
+    pods: u64,
+    /// When addresses were given back, wherever.
+    released: BTreeMap<IpAddr, Instant>,
+}
+
+struct Member {
+    world: World,
+    memo: Memo,
+    /// How much of the log it has heard.
+    heard: usize,
+    under_way: Vec<Write>,
+}
+
+enum Write {
+    Claim(Claim),
+    Advert(Advert),
+}
+
+// === impl Cluster ===
+
+impl Cluster {
+    /// Two nodes with podCIDRs of IPv6, and an IPv4 pool of these prefix lengths.
+    pub fn new(pool: u8, block: u8) -> Cluster {
+        let pool = Pool {
+            name: "p".into(),
+            cidr: IpNet::new(IpAddr::from([10, 0, 0, 0]), pool).unwrap(),
+            block_size: block,
+            nodes: Selector::all(),
+            namespaces: Selector::all(),
+            disabled: false,
+        };
+        let mut cluster = Cluster {
+            store: BTreeMap::new(),
+            log: Vec::new(),
+            writes: 0,
+            nodes: Vec::new(),
+            pool: pool.clone(),
+            now: Instant::now() + Duration::from_secs(1000),
+            pods: 0,
+            released: BTreeMap::new(),
+        };
+        for (i, name) in NAMES.iter().enumerate() {
+            let node = Node {
+                name: (*name).into(),
+                uid: format!("uid-{name}").into(),
+                internal_ips: Vec::new(),
+                pod_cidrs: vec![format!("fd00:{i}::/64").parse().unwrap()],
+                labels: BTreeMap::new(),
+                annotations: BTreeMap::new(),
+            };
+            cluster.write(id(Kind::Node, name), Some(Object::Node(node)));
+        }
+        cluster.write(id(Kind::IpPool, "p"), Some(Object::Pool(pool)));
+        cluster.nodes = (0..NAMES.len()).map(|node| cluster.start(node)).collect();
+        cluster
+    }
+
+    pub fn step(&mut self, op: &Op) {
+        match op {
+            Op::Attach(node) => self.attach(*node, &Request { namespace: "ns", ..Request::default() }),
+            Op::AttachAs(node, host) => {
+                let address = IpAddr::from([10, 0, 0, *host]);
+                let addresses = PerFamily { v4: Some(address), v6: None };
+                self.attach(*node, &Request { namespace: "ns", addresses });
+            }
+            Op::Detach(node, which) => {
+                let ids: Vec<Arc<str>> = self.nodes[*node].world.attachments.keys().cloned().collect();
+                if !ids.is_empty() {
+                    self.detach(*node, &ids[which.index(ids.len())]);
+                }
+            }
+            Op::DetachAll(node) => {
+                let ids: Vec<Arc<str>> = self.nodes[*node].world.attachments.keys().cloned().collect();
+                ids.iter().for_each(|id| self.detach(*node, id));
+            }
+            Op::Hear(node, events) => self.hear(*node, *events),
+            Op::Plan(node) => self.plan(*node),
+            Op::Write(node) => self.carry_out(*node),
+            Op::Wait(secs) => self.now += Duration::from_secs(*secs),
+            Op::Crash(node, lose_writes) => {
+                let restarted = self.start(*node);
+                let under_way = std::mem::replace(&mut self.nodes[*node], restarted).under_way;
+                if !lose_writes {
+                    self.nodes[*node].under_way = under_way;
+                }
+            }
+            Op::Settle(node) => drop(self.settle_one(*node)),
+            Op::Enable(enabled) => {
+                let pool = Pool { disabled: !enabled, ..self.pool.clone() };
+                self.write(id(Kind::IpPool, "p"), Some(Object::Pool(pool)));
+            }
+        }
+    }
+
+    /// What must hold at every moment.
+    pub fn check(&self) {
+        let mut seen: BTreeMap<IpAddr, &str> = BTreeMap::new();
+        for (node, member) in self.nodes.iter().enumerate() {
+            for pod in member.world.attachments.values() {
+                for (_, address) in pod.addresses.iter() {
+                    let other = seen.insert(*address, NAMES[node]);
+                    assert_eq!(other, None, "{address} is on {} twice or on two nodes\n{self}", NAMES[node]);
+                    assert!(self.owns(node, *address), "{address} of {} is in no range of its\n{self}", NAMES[node]);
+                }
+            }
+        }
+    }
+
+    /// Takes all pods away and waits: each node keeps one range, a block or, where there are too few, a part of one.
+    pub fn drain(&mut self) {
+        self.step(&Op::Enable(true));
+        for node in 0..NAMES.len() {
+            self.step(&Op::DetachAll(node));
+        }
+        for _ in 0..4 {
+            self.now += Duration::from_secs(60);
+            self.settle();
+        }
+        let mut ranges = [0; NAMES.len()];
+        let blocks = self.store.values().filter_map(|(object, _)| match object {
+            Object::Block(block) => Some(block),
+            _ => None,
+        });
+        for block in blocks {
+            let holders = block.parts.iter().filter_map(|part| holder_of(block, part.cidr.network()));
+            for holder in holders.chain([&*block.node]) {
+                ranges[NAMES.iter().position(|name| *name == holder).unwrap()] += 1;
+            }
+        }
+        assert_eq!(ranges, [1; NAMES.len()], "each node should have one range\n{self}");
+    }
+
+    /// Until nothing is late and nobody wants to write.
+    pub fn settle(&mut self) {
+        for _ in 0..60 {
+            let busy = (0..NAMES.len()).fold(false, |busy, node| self.settle_one(node) || busy);
+            if !busy {
+                return;
+            }
+        }
+        panic!("the nodes write for ever\n{self}");
+    }
+
+    /// Addresses of the pool that this node could give out now, one after another.
+    pub fn free(&self, node: usize) -> usize {
+        let mut world = self.nodes[node].world.clone();
+        let mut free = 0;
+        while let Ok(addresses) = tartan_ipam::allocate(&world, &Request::default(), self.now) {
+            free += 1;
+            world.attach(pod(&format!("free{free}"), addresses));
+        }
+        free
+    }
+
+    pub fn pods(&self, node: usize) -> usize {
+        self.nodes[node].world.attachments.len()
+    }
+
+    fn attach(&mut self, node: usize, request: &Request<'_>) {
+        let now = self.now;
+        let Ok(addresses) = tartan_ipam::allocate(&self.nodes[node].world, request, now) else { return };
+        let own = tartan_ipam::plan(&mut Memo::default(), &self.nodes[node].world, now).fabric_addresses;
+        for (family, address) in addresses.iter() {
+            assert_ne!(own.get(family), Some(address), "a pod was given the node's own address");
+            let rested = self.released.get(address).is_none_or(|at| *at + Duration::from_secs(30) <= now);
+            assert!(rested || request.addresses.get(family).is_some(), "{address} has not rested\n{self}");
+            self.released.remove(address);
+        }
+        self.pods += 1;
+        let id = format!("pod{}", self.pods);
+        self.nodes[node].world.attach(pod(&id, addresses));
+    }
+
+    fn detach(&mut self, node: usize, id: &str) {
+        let now = self.now;
+        let world = &mut self.nodes[node].world;
+        self.released.extend(world.attachments[id].addresses.iter().map(|(_, address)| (*address, now)));
+        world.detach(id, now);
+    }
+
+    /// A new life of an agent: the journal, and a list of what the store has now.
+    fn start(&self, node: usize) -> Member {
+        let mut world = World::new(NAMES[node].into(), Features { ipv6: true, ..Features::default() });
+        if let Some(before) = self.nodes.get(node) {
+            before.world.attachments.values().for_each(|pod| world.attach((**pod).clone()));
+            world.released = before.world.released.clone();
+        }
+        for kind in Kind::ALL {
+            world.store(StoreEvent::Init(kind), self.now);
+            for (id, (object, revision)) in self.store.iter().filter(|(id, _)| id.kind == kind) {
+                world.store(StoreEvent::Put(id.clone(), object.clone(), revision.clone()), self.now);
+            }
+            world.store(StoreEvent::Synced(kind), self.now);
+        }
+        Member { world, memo: Memo::default(), heard: self.log.len(), under_way: Vec::new() }
+    }
+
+    fn hear(&mut self, node: usize, events: usize) {
+        let member = &mut self.nodes[node];
+        let until = member.heard.saturating_add(events).min(self.log.len());
+        for event in &self.log[member.heard..until] {
+            member.world.store(event.clone(), self.now);
+        }
+        member.heard = until;
+    }
+
+    fn plan(&mut self, node: usize) {
+        let now = self.now;
+        let member = &mut self.nodes[node];
+        let out: Out = tartan_ipam::plan(&mut member.memo, &member.world, now).clone();
+        assert_eq!(out, *tartan_ipam::plan(&mut Memo::default(), &member.world, now), "the memo makes a difference");
+        let advert = advert(NAMES[node], &out);
+        let said = member.world.adverts.get(NAMES[node]).map(|heard| &*heard.advert);
+        member.under_way.extend((said != Some(&advert)).then_some(Write::Advert(advert)));
+        member.under_way.extend(out.claims.into_iter().map(Write::Claim));
+    }
+
+    fn carry_out(&mut self, node: usize) {
+        if self.nodes[node].under_way.is_empty() {
+            return;
+        }
+        match self.nodes[node].under_way.remove(0) {
+            Write::Advert(advert) => self.write(id(Kind::NodeNetwork, NAMES[node]), Some(Object::Advert(advert))),
+            Write::Claim(claim) => {
+                let there = self.store.get(&claim.id).map(|(_, revision)| revision);
+                if there == claim.expect.as_ref() {
+                    self.write(claim.id, claim.object);
+                }
+            }
+        }
+    }
+
+    /// Whether the node wrote something.
+    fn settle_one(&mut self, node: usize) -> bool {
+        let before = self.writes;
+        self.hear(node, usize::MAX);
+        while !self.nodes[node].under_way.is_empty() {
+            self.carry_out(node);
+        }
+        self.hear(node, usize::MAX);
+        self.plan(node);
+        while !self.nodes[node].under_way.is_empty() {
+            self.carry_out(node);
+        }
+        self.hear(node, usize::MAX);
+        self.writes != before
+    }
+
+    fn write(&mut self, id: ObjectId, object: Option<Object>) {
+        self.writes += 1;
+        let revision = Revision(self.writes.to_string().into());
+        self.log.push(match &object {
+            Some(object) => StoreEvent::Put(id.clone(), object.clone(), revision.clone()),
+            None => StoreEvent::Delete(id.clone()),
+        });
+        match object {
+            Some(object) => drop(self.store.insert(id, (object, revision))),
+            None => drop(self.store.remove(&id)),
+        }
+    }
+
+    /// Whether the store says so, whatever the node believes.
+    fn owns(&self, node: usize, address: IpAddr) -> bool {
+        if Family::of(address) == Family::V6 {
+            return format!("fd00:{node}::/64").parse::<IpNet>().unwrap().contains(&address);
+        }
+        let blocks = self.store.values().filter_map(|(object, _)| match object {
+            Object::Block(block) if block.cidr.contains(&address) => Some(block),
+            _ => None,
+        });
+        blocks.into_iter().any(|block| holder_of(block, address) == Some(NAMES[node]))
+    }
+}
+
+impl fmt::Display for Cluster {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (object, revision) in self.store.values() {
+            if let Object::Block(block) = object {
+                writeln!(f, "store: {} of {} at {}: {:?}", block.cidr, block.node, revision.0, block.parts)?;
+            }
+        }
+        for (name, member) in NAMES.iter().zip(&self.nodes) {
+            let addresses: Vec<_> = member.world.attachments.values().map(|pod| pod.addresses.v4).collect();
+            writeln!(f, "{name}: pods {addresses:?}, late by {}", self.log.len() - member.heard)?;
+        }
+        Ok(())
+    }
+}
+
+/// Who may have a pod with the address. Nobody may while it is offered.
+fn holder_of(block: &Block, address: IpAddr) -> Option<&str> {
+    match block.parts.iter().find(|part| part.cidr.contains(&address)).map(|part| &part.holder) {
+        None | Some(Holder::Aside) => Some(&block.node),
+        Some(Holder::Offered) => None,
+        Some(Holder::Node { name, .. } | Holder::Leaving { name, .. }) => Some(name),
+    }
+}
+
+fn advert(node: &str, out: &Out) -> Advert {
+    Advert {
+        node: node.into(),
+        node_uid: format!("uid-{node}").into(),
+        addresses: PerFamily::default(),
+        fabric_addresses: out.fabric_addresses,
+        blocks: out.blocks.clone(),
+        mtu: 1500,
+        accepts: Vec::new(),
+        sends: Vec::new(),
+        edition: 0,
+        heartbeat: 0,
+    }
+}
+
+fn pod(id: &str, addresses: PerFamily<IpAddr>) -> Attachment {
+    Attachment {
+        id: id.into(),
+        container: id.into(),
+        ifname: "eth0".into(),
+        netns: PodNetns { dev: 0, ino: 0, path: "/".into() },
+        pod_namespace: "ns".into(),
+        pod_name: id.into(),
+        addresses,
+        mac: Mac([2, 0, 0, 0, 0, 1]),
+        ports: Vec::new(),
+        answered: true,
+    }
+}
+
+fn id(kind: Kind, name: &str) -> ObjectId {
+    ObjectId { kind, name: name.into() }
+}
+impl Cluster {
+    pub fn debug(&self, n: usize) {
+        let out = tartan_ipam::plan(&mut Memo::default(), &self.nodes[n].world, self.now).clone();
+        eprintln!("{self}\n{out:#?} released {:?} now {:?}", self.nodes[n].world.released, self.now);
+    }
+}
