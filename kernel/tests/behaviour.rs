@@ -3,6 +3,8 @@
 //! What is planned and what is repaired rests on these; a fake that behaved otherwise would prove nothing.
 
 mod netns;
+mod place;
+#[path = "../../netstate/tests/states/mod.rs"]
 mod states;
 
 use std::collections::BTreeSet;
@@ -10,7 +12,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use netns::Netns;
-use states::{mac, name, pod_netns};
+use place::pod_netns;
+use states::{mac, name};
 use tartan_kernel::fake::Fake;
 use tartan_kernel::linux::Linux;
 use tartan_kernel::{Failure, Kernel, KernelError, Scope, Wake};

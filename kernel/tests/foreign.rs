@@ -4,10 +4,17 @@
 
 mod netns;
 
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
 use netns::node::{Lab, lab};
 use netns::traffic::{Over, refused, sees};
+use tartan_datapath::firewall::Firewall;
 use tartan_kernel::foreign::Foreign;
-use tartan_model::ForwardBlock;
+use tartan_kernel::linux::Linux;
+use tartan_kernel::thread::{Applied, Handle, spawn};
+use tartan_model::{Config, Features, ForwardBlock, HostFirewall, World};
 use tartan_netstate::claims::{FOREIGN_RULE_COMMENT, FORWARD_OPENING_RULES};
 use tartan_netstate::{Key, Object, Op, Owner, State};
 
@@ -245,4 +252,95 @@ fn a_rule_of_ours_that_was_changed_is_made_anew() {
         &format!("iptables-legacy -R FORWARD 2 -i never0 -m comment --comment '{FOREIGN_RULE_COMMENT}' -j ACCEPT"),
     );
     check("iptables-nft -P FORWARD DROP", "iptables-nft -D FORWARD 2");
+}
+
+/// The agent's loop in small: what the kernel thread reports is planned, and what is planned is wanted.
+struct Loop {
+    handle: Handle,
+    reports: Receiver<Applied>,
+    firewall: Firewall,
+    world: World,
+    /// What the lab made by hand and looks like ours: it stays.
+    rest: State,
+    generation: u64,
+    applied: u64,
+}
+
+impl Loop {
+    fn new(lab: &Lab) -> Loop {
+        let (sender, reports) = channel();
+        let handle = lab
+            .node
+            .run(move || spawn(Box::new(Linux::open().unwrap()), move |applied| drop(sender.send(applied))).unwrap());
+        let world = World::new("n1".into(), Features::default());
+        Loop { handle, reports, firewall: Firewall::default(), world, rest: State::new(), generation: 0, applied: 0 }
+    }
+
+    fn set(&mut self, setting: HostFirewall) {
+        self.world.config = Arc::new(Config { host_firewall: setting, ..Config::default() });
+        self.want();
+    }
+
+    fn want(&mut self) {
+        self.generation += 1;
+        let mut state = self.rest.clone();
+        state.merge(&self.firewall.plan(&self.world).state, &mut Vec::new());
+        self.handle.want(self.generation, state);
+    }
+
+    /// Runs until things are as asked.
+    fn until(&mut self, what: &str, are: impl Fn(&Loop) -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while !are(self) {
+            assert!(Instant::now() < deadline, "{what}");
+            let Ok(applied) = self.reports.recv_timeout(Duration::from_millis(20)) else { continue };
+            assert_eq!(applied.failures, [], "{what}");
+            self.applied = applied.generation;
+            let is_opening = |key: &Key| matches!(key, Key::ForwardOpening { .. });
+            let rest = applied.mirror.iter().filter(|(key, _)| !is_opening(key));
+            self.rest = rest.map(|(key, entry)| (key.clone(), entry.clone())).collect();
+            if self.world.host != applied.host || self.generation == 0 {
+                self.world.host = applied.host;
+                self.want();
+            }
+        }
+    }
+}
+
+#[test]
+fn the_kernel_thread_opens_keeps_open_and_closes() {
+    for (load, by_hand) in [
+        (restore("iptables-nft-restore", DOCKER), "iptables-nft -D DOCKER-USER 1".to_owned()),
+        (restore("nft -f -", FIREWALLD), restore("nft -f -", FIREWALLD) + "nft add chain inet firewalld more"),
+    ] {
+        let lab = lab();
+        let open = |wanted: bool| {
+            let blocks = blocks(&lab);
+            blocks.len() == 1 && blocks.iter().all(|block| block.opened == wanted)
+        };
+        let mut agent = Loop::new(&lab);
+        lab.node.sh(&load);
+        agent.until("opened", |_| open(true));
+        pods_talk(&lab);
+        // They reload, and somebody deletes rules by hand.
+        for script in [&load, &by_hand, &load] {
+            lab.node.sh(script);
+            agent.until(&format!("opened again after {script}"), |_| open(true));
+        }
+        pods_talk(&lab);
+        agent.set(HostFirewall::Report);
+        agent.until("closed", |_| open(false));
+        assert!(openings(&lab).is_empty());
+        agent.until("reported", |agent| agent.firewall.clone().plan(&agent.world).conditions.len() == 1);
+        agent.set(HostFirewall::Open);
+        agent.until("opened once more", |_| open(true));
+        pods_talk(&lab);
+        // The agent goes; a new one finds the rules and keeps them.
+        drop(agent);
+        pods_talk(&lab);
+        let before = lab.node.sh("nft -a list ruleset");
+        let mut agent = Loop::new(&lab);
+        agent.until("nothing to do", |agent| agent.applied > 0);
+        assert_eq!(lab.node.sh("nft -a list ruleset"), before);
+    }
 }

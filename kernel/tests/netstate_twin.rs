@@ -4,6 +4,8 @@
 //! kernel does.
 
 mod netns;
+mod place;
+#[path = "../../netstate/tests/states/mod.rs"]
 mod states;
 
 use std::collections::BTreeSet;
@@ -11,7 +13,8 @@ use std::collections::BTreeSet;
 use netns::Netns;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
-use states::{Choice, Place, state};
+use place::Place;
+use states::{Choice, state};
 use tartan_kernel::linux::Linux;
 use tartan_kernel::{Kernel, Scope};
 use tartan_netstate::{Key, LinkKind, Object, Owner, State, diff};
@@ -78,7 +81,7 @@ fn one_pass_makes_the_kernel_equal_to_any_wanted_state() {
         let kernel = std::cell::RefCell::new(&mut kernel);
         let mut runner = TestRunner::new(Config { cases: 40, failure_persistence: None, ..Config::default() });
         let outcome = runner.run(&any::<Choice>(), |choice| {
-            let wanted = state(&place, &choice);
+            let wanted = state(&place.pods, &choice);
             let mut kernel = kernel.borrow_mut();
             // A case that failed leaves anything behind: begin with what is there.
             let found = read(&mut kernel, &before.borrow(), &wanted);

@@ -1,13 +1,16 @@
 //! The kernel thread on the real kernel: what is wanted comes, what others break is repaired, what is quiet stays so.
 
 mod netns;
+mod place;
+#[path = "../../netstate/tests/states/mod.rs"]
 mod states;
 
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use netns::Netns;
-use states::{Place, state};
+use place::Place;
+use states::state;
 use tartan_kernel::linux::Linux;
 use tartan_kernel::thread::{Applied, Handle, spawn};
 use tartan_netstate::{Object, State};
@@ -28,7 +31,7 @@ impl Node {
         // Both pods with both families, a bridge, fabric addresses, rules, dead blocks, both VXLAN devices.
         let mut choice = [1; 32];
         choice[8] = 1;
-        let wanted = state(&place, &choice);
+        let wanted = state(&place.pods, &choice);
         let netns = Netns::new();
         let (sender, reports) = channel();
         let handle = netns.run(move || {

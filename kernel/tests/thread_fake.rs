@@ -1,6 +1,6 @@
 //! The kernel thread on the fake kernel: order, back-off, echoes, lost news, failures at every step.
 
-mod netns;
+#[path = "../../netstate/tests/states/mod.rs"]
 mod states;
 
 use std::sync::mpsc::{Receiver, channel};
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
-use states::{Choice, Place, mac, name, state};
+use states::{Choice, mac, name, pretended_pods, state};
 use tartan_kernel::fake::Fake;
 use tartan_kernel::thread::{Applied, Handle, spawn};
 use tartan_netstate::{Change, Fdb, Key, LinkName, Neigh, Netns, Object, Op, Owner, Route, State, claims};
@@ -62,7 +62,7 @@ fn is(state: &State, wanted: &State) -> bool {
 }
 
 fn full() -> State {
-    state(&Place::pretended(), &[1; 32])
+    state(&pretended_pods(), &[1; 32])
 }
 
 fn device() -> LinkName {
@@ -335,14 +335,14 @@ fn event() -> impl Strategy<Value = Event> {
 
 #[test]
 fn whatever_happens_the_last_want_comes_true() {
-    let place = Place::pretended();
+    let pods = pretended_pods();
     let mut runner = TestRunner::new(Config { cases: 60, failure_persistence: None, ..Config::default() });
     let outcome = runner.run(&(proptest::collection::vec(event(), 1..12), any::<Choice>()), |(events, last)| {
         let node = Node::on(Fake::new());
         let mut generation = 0;
         let mut want = |choice: &Choice| {
             generation += 1;
-            node.handle.want(generation, state(&place, choice));
+            node.handle.want(generation, state(&pods, choice));
             generation
         };
         for event in events {
@@ -362,7 +362,7 @@ fn whatever_happens_the_last_want_comes_true() {
             }
         }
         let generation = want(&last);
-        let wanted = state(&place, &last);
+        let wanted = state(&pods, &last);
         let deadline = Instant::now() + Duration::from_secs(10);
         loop {
             let left = deadline.saturating_duration_since(Instant::now());

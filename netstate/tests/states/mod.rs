@@ -1,9 +1,8 @@
-//! Random states for the twin proof: thirty-two bytes choose what is there and how it looks.
+//! Random states: thirty-two bytes choose what is there and how it looks. Shared with the tests of crate kernel.
 
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its own part")]
 
 use std::net::IpAddr;
-use std::os::unix::fs::MetadataExt;
 
 use ipnet::IpNet;
 use tartan_netstate::claims::POD_LINK_GROUP;
@@ -12,37 +11,12 @@ use tartan_netstate::{
     VxlanParams,
 };
 
-use crate::netns;
-
 /// What there is of everything; all zero is nothing. Small values first, so that a failure shrinks well.
 pub type Choice = [u8; 32];
 
-/// The pods' namespaces of a test.
-pub struct Place {
-    _held: Vec<netns::Netns>,
-    pods: Vec<PodNetns>,
-}
-
-impl Place {
-    /// Two pods.
-    pub fn new() -> Place {
-        let held: Vec<_> = (0..2).map(|_| netns::Netns::new()).collect();
-        let pods = held.iter().map(pod_netns).collect();
-        Place { _held: held, pods }
-    }
-
-    /// Two pods that are only names, for the fake kernel.
-    pub fn pretended() -> Place {
-        let pod = |ino| PodNetns { dev: 4, ino, path: format!("/run/netns/{ino}").into() };
-        Place { _held: Vec::new(), pods: vec![pod(1), pod(2)] }
-    }
-}
-
-/// A test's namespace as a runtime would hand it over.
-pub fn pod_netns(netns: &netns::Netns) -> PodNetns {
-    let path = format!("/proc/{}/task/{}/ns/net", std::process::id(), netns.tid);
-    let file = std::fs::metadata(&path).unwrap();
-    PodNetns { dev: file.dev(), ino: file.ino(), path: path.into() }
+/// Pods' namespaces that are only names.
+pub fn pretended_pods() -> Vec<PodNetns> {
+    (1..=2).map(|ino| PodNetns { dev: 4, ino, path: format!("/run/netns/{ino}").into() }).collect()
 }
 
 struct Maker<'a> {
@@ -196,9 +170,9 @@ impl Maker<'_> {
 }
 
 /// The state that the bytes choose.
-pub fn state(place: &Place, choice: &Choice) -> State {
+pub fn state(pods: &[PodNetns], choice: &Choice) -> State {
     let mut maker = Maker { state: State::new(), bytes: choice.iter() };
-    for (number, pod) in (0..).zip(&place.pods) {
+    for (number, pod) in (0..).zip(pods) {
         maker.pod(number, pod);
     }
     maker.rest();

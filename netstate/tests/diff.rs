@@ -1,0 +1,158 @@
+//! Laws of the difference, on random pairs of states.
+
+mod states;
+
+use std::collections::BTreeSet;
+
+use proptest::prelude::*;
+use states::{Choice, mac, name, pretended_pods, state};
+use tartan_netstate::{
+    Change, Entry, Key, Link, LinkKind, Netns, Object, Op, Owner, Route, State, VxlanParams, diff, diff::hanging_on,
+};
+
+fn pair(a: &Choice, b: &Choice) -> (State, State) {
+    let pods = pretended_pods();
+    (state(&pods, a), state(&pods, b))
+}
+
+/// Object by object, whoever the owners are.
+fn same(a: &State, b: &State) -> bool {
+    a.len() == b.len() && a.holds_all(b)
+}
+
+fn one(change: &Change, at: usize) -> Change {
+    Change { ops: vec![change.ops[at].clone()] }
+}
+
+/// The link an object needs, if it is one of ours.
+fn needs(key: &Key, object: &Object) -> Option<Key> {
+    let dev = if let Object::Route(route) = object { route.dev.as_ref() } else { None };
+    let link = key.link().or(dev).filter(|link| link.as_str() != "lo")?;
+    Some(Key::Link { ns: key.netns().clone(), link: link.clone() })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn applied_it_gives_what_is_wanted(a: Choice, b: Choice) {
+        let (mut a, b) = pair(&a, &b);
+        diff(&a, &b, |_| true).apply_to(&mut a);
+        prop_assert!(same(&a, &b));
+        prop_assert!(diff(&a, &b, |_| true).is_empty());
+    }
+
+    #[test]
+    fn between_equal_states_there_is_nothing(a: Choice) {
+        let (a, b) = pair(&a, &a);
+        prop_assert!(diff(&a, &b, |_| true).is_empty());
+    }
+
+    #[test]
+    fn what_may_not_be_deleted_stays(a: Choice, b: Choice) {
+        let (a, b) = pair(&a, &b);
+        let change = diff(&a, &b, |_| false);
+        let mut after = a.clone();
+        change.apply_to(&mut after);
+        prop_assert!(after.holds_all(&b));
+        let remade: BTreeSet<&Key> = change.ops.iter().filter(|(op, _)| matches!(op, Op::Delete(..))).map(|(op, _)| op.key()).collect();
+        prop_assert!(remade.iter().all(|key| b.get(key).is_some()), "only links that are made again: {:?}", remade);
+    }
+
+    #[test]
+    fn nothing_is_made_before_its_link(a: Choice, b: Choice) {
+        let (mut now, b) = pair(&a, &b);
+        let change = diff(&now, &b, |_| true);
+        for at in 0..change.ops.len() {
+            if let Op::Create(key, object) | Op::Replace { key, new: object, .. } = &change.ops[at].0
+                && let Some(link) = needs(key, object)
+            {
+                let comes_with_its_pair = matches!(object, Object::Link(Link { kind: LinkKind::VethPeer, .. }));
+                prop_assert!(comes_with_its_pair || now.get(&link).is_some(), "{key} before {link}");
+            }
+            one(&change, at).apply_to(&mut now);
+        }
+    }
+
+    #[test]
+    fn a_route_that_stays_is_never_away_unless_its_link_is_made_again(a: Choice, b: Choice) {
+        let (mut now, b) = pair(&a, &b);
+        let change = diff(&now, &b, |_| true);
+        let both: Vec<Key> = now.iter().map(|(key, _)| key.clone()).filter(|key| matches!(key, Key::Route { .. }) && b.get(key).is_some()).collect();
+        let deleted = change.ops.iter().filter_map(|(op, _)| if let Op::Delete(key, _) = op { key.as_link() } else { None }).collect();
+        let excused = hanging_on(&now, &deleted);
+        for at in 0..change.ops.len() {
+            one(&change, at).apply_to(&mut now);
+            for key in both.iter().filter(|key| !excused.contains(key)) {
+                prop_assert!(now.get(key).is_some(), "{key} after {:?}", change.ops[at].0);
+            }
+        }
+    }
+
+    #[test]
+    fn a_gateway_can_be_reached_before_it_is_named(a: Choice, b: Choice) {
+        let (mut now, b) = pair(&a, &b);
+        let change = diff(&now, &b, |_| true);
+        for at in 0..change.ops.len() {
+            if let Op::Create(key, Object::Route(route)) = &change.ops[at].0
+                && let Some(via) = route.via
+                && !route.onlink
+            {
+                let leads_there = |(other, entry): (&Key, &Entry)| matches!(
+                    (other, &entry.object),
+                    (Key::Route { ns, dst, .. }, Object::Route(Route { via: None, .. })) if ns == key.netns() && dst.contains(&via)
+                );
+                prop_assert!(now.iter().any(leads_there), "{key} by way of {via}");
+            }
+            one(&change, at).apply_to(&mut now);
+        }
+    }
+}
+
+fn vxlan(vni: u32, port: u16, gbp: bool) -> Object {
+    let params = VxlanParams { vni, port, local: "192.0.2.1".parse().unwrap(), learning: false, gbp };
+    Object::Link(Link { kind: LinkKind::Vxlan(params), mac: mac(1), mtu: 1450, group: 0, up: true })
+}
+
+fn device(link: &str, object: Object) -> State {
+    let key = Key::Link { ns: Netns::Host, link: name(link) };
+    [(key, Entry { object, owner: Owner::Node })].into_iter().collect()
+}
+
+/// The steps in words: `+` makes, `~` changes, `-` deletes.
+fn steps(before: &State, wanted: &State) -> Vec<String> {
+    let step = |(op, _): &(Op, Owner)| match op {
+        Op::Create(key, _) => format!("+{key}"),
+        Op::Replace { key, .. } => format!("~{key}"),
+        Op::Delete(key, _) => format!("-{key}"),
+    };
+    diff(before, wanted, |_| true).ops.iter().map(step).collect()
+}
+
+#[test]
+fn a_device_goes_first_only_if_it_stands_in_the_way() {
+    let check = |before: (&str, Object), wanted: (&str, Object), is: &[&str]| {
+        assert_eq!(steps(&device(before.0, before.1), &device(wanted.0, wanted.1)), is);
+    };
+    let old = || ("ttx0", vxlan(1, 8472, false));
+    check(old(), ("ttx1", vxlan(2, 8472, false)), &["+link ttx1 in host", "-link ttx0 in host"]);
+    check(old(), ("ttx1", vxlan(1, 4789, false)), &["+link ttx1 in host", "-link ttx0 in host"]);
+    check(old(), ("ttx1", vxlan(1, 8472, false)), &["-link ttx0 in host", "+link ttx1 in host"]);
+    check(old(), ("ttx1", vxlan(2, 8472, true)), &["-link ttx0 in host", "+link ttx1 in host"]);
+    check(old(), ("ttx0", vxlan(2, 8472, false)), &["-link ttx0 in host", "+link ttx0 in host"]);
+    check(old(), old(), &[]);
+}
+
+#[test]
+fn only_a_local_address_of_the_same_family_moves_in_place() {
+    let local = |text: &str| {
+        let params =
+            VxlanParams { vni: 1, port: 8472, local: text.parse().unwrap(), learning: false, gbp: false };
+        Object::Link(Link { kind: LinkKind::Vxlan(params), mac: mac(1), mtu: 1450, group: 0, up: true })
+    };
+    let check = |before: &str, wanted: &str, is: &[&str]| {
+        assert_eq!(steps(&device("ttx0", local(before)), &device("ttx0", local(wanted))), is);
+    };
+    check("192.0.2.1", "192.0.2.2", &["~link ttx0 in host"]);
+    check("192.0.2.1", "2001:db8::1", &["-link ttx0 in host", "+link ttx0 in host"]);
+}
