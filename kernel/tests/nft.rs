@@ -7,6 +7,7 @@ mod netns;
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
+use ipnet::Ipv4Net;
 use netns::Netns;
 use tartan_kernel::nft::Nft;
 use tartan_kernel::{Failure, KernelError};
@@ -371,6 +372,31 @@ proptest::proptest! {
             assert_same(&twin, &wanted);
             let ops = change.ops.clone();
             proptest::prop_assert_eq!(netns.run(move || Nft::open().unwrap().apply(&ops)), []);
+            before = read(&netns);
+            assert_same(&before, &wanted);
+        }
+    }
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::test_runner::Config { cases: 48, failure_persistence: None, ..Default::default() })]
+
+    /// Intervals that touch, split, grow and shrink: the kernel checks each against those of before and of after.
+    #[test]
+    fn intervals_change_in_one_transaction(
+        steps in proptest::collection::vec(proptest::collection::vec((0..16_u32, 26..=32_u8), 0..24), 2..6)
+    ) {
+        let netns = Netns::new();
+        let mut before = State::new();
+        for ranges in steps {
+            let ranges = ranges.into_iter().map(|(at, len)| Ipv4Net::new(Ipv4Addr::from(0xc000_0200 + at * 16), len).unwrap());
+            let elements = Ipv4Net::aggregate(&ranges.collect()).into_iter().map(|range| {
+                let key = Key::NftElement { set: "s".into(), key: ElementKey::prefix(range.into()) };
+                (key, Object::NftElement(ElementData::default()))
+            });
+            let set = (Key::NftSet { set: "s".into() }, Object::NftSet(Set::intervals(Type::Ipv4Addr)));
+            let wanted = table_with(elements.chain([set]));
+            proptest::prop_assert_eq!(make(&netns, &before, &wanted), []);
             before = read(&netns);
             assert_same(&before, &wanted);
         }
