@@ -9,7 +9,8 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 
 use tartan_model::{Condition, Endpoint, Family, Features};
-use tartan_netstate::{Fdb, Key, Link, LinkKind, Mac, Neigh, Netns, Object, Owner, State, VxlanParams};
+use tartan_netstate::claims::DEVICE_ADDRESS;
+use tartan_netstate::{Fdb, Key, Link, LinkKind, Mac, Neigh, Netns, Object, Owner, Scope, State, VxlanParams};
 
 use crate::instance::stable_hash;
 use crate::mtu::device_mtu;
@@ -44,7 +45,11 @@ impl Fabric for Vxlan {
         };
         let mut state = State::new();
         state.insert(Key::Link { ns: Netns::Host, link: device.clone() }, Object::Link(link), owner.clone());
-        // Loose: while a fabric changes, a peer's packets come in here though our own route to it leads elsewhere.
+        // Loose, which takes an address on the device: while a fabric changes, a peer's packets come in here though our
+        // own route to it leads elsewhere.
+        let address = Family::host_net(DEVICE_ADDRESS.into());
+        let key = Key::Address { ns: Netns::Host, link: device.clone(), address };
+        state.insert(key, Object::Address(Scope::Link), owner.clone());
         for (name, value) in [("ipv4/rp_filter", "2"), ("ipv6/accept_ra", "0")] {
             let key = Key::LinkSysctl { ns: Netns::Host, link: device.clone(), name: name.into() };
             state.insert(key, Object::Sysctl(value.into()), owner.clone());

@@ -24,6 +24,10 @@ pub const POD_GATEWAY_V4: std::net::Ipv4Addr = std::net::Ipv4Addr::new(169, 254,
 /// The gateway every IPv6 pod sees.
 pub const POD_GATEWAY_V6: std::net::Ipv6Addr = std::net::Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 
+/// Given to a fabric's device, which needs no address but must have one (the IPv4 dummy address, RFC 7600): the reverse
+/// path filter, loose or strict, drops what enters a device without any if the way back is another device.
+pub const DEVICE_ADDRESS: std::net::Ipv4Addr = std::net::Ipv4Addr::new(192, 0, 0, 8);
+
 /// The nft table (family `inet`) that holds all our rules.
 pub const NFT_TABLE: &str = "tartan";
 /// Priority of our chain before conntrack: nft's `raw`.
