@@ -6,6 +6,9 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use tartan_netstate::claims::POD_LINK_GROUP;
+use tartan_netstate::nft::{
+    Chain, ChainKind, ElementData, Fields, HookPoint, Nfproto, Selector, Set, Type, rule,
+};
 use tartan_netstate::{
     Fdb, Key, Link, LinkKind, LinkName, Mac, Neigh, Netns, Object, Owner, PodNetns, Route, Rule, Scope, State,
     VxlanParams,
@@ -131,6 +134,27 @@ impl Maker<'_> {
         }
     }
 
+    fn nft(&mut self) {
+        let (there, elements) = (self.byte(), self.byte());
+        if there % 3 == 0 {
+            return;
+        }
+        self.put(Key::NftTable, Object::NftTable);
+        let set = if there % 5 == 4 { Type::Ipv6Addr } else { Type::Ipv4Addr };
+        self.put(Key::NftSet { set: "pods".into() }, Object::NftSet(Set::exact(&[set])));
+        for number in (0..8).filter(|bit| elements & (1 << bit) != 0) {
+            let key = Fields::new().addr(host_net(there % 5 == 4, 1 + number).addr()).key();
+            self.put(Key::NftElement { set: "pods".into(), key }, Object::NftElement(ElementData::default()));
+        }
+        let nfproto = if there % 5 == 4 { Nfproto::Ipv6 } else { Nfproto::Ipv4 };
+        let mut rules = vec![rule("out").within(nfproto, &[Selector::Saddr], "pods").masquerade()];
+        if there % 2 == 1 {
+            rules.push(rule("in").counter().returns());
+        }
+        let chain = Chain::base(ChainKind::Nat, HookPoint::Postrouting, 100 + i32::from(there % 2), rules);
+        self.put(Key::NftChain { chain: "postrouting".into() }, Object::NftChain(chain));
+    }
+
     fn rest(&mut self) {
         let (bridge, addresses) = (self.byte(), self.byte());
         let fabric = addresses % 3;
@@ -178,6 +202,7 @@ pub fn state(pods: &[PodNetns], choice: &Choice) -> State {
     maker.rest();
     maker.vxlan(0, "192.0.2.1".parse().unwrap());
     maker.vxlan(1, "2001:db8::1".parse().unwrap());
+    maker.nft();
     maker.state
 }
 
