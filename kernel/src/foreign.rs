@@ -28,6 +28,9 @@ use crate::{Failure, KernelError};
 /// Chains where a firewall wants its users' rules, best first; the base chain itself where there is none of them.
 const PLACES: [&str; 3] = ["DOCKER-USER", "ufw-user-forward", "ufw6-user-forward"];
 
+/// Chains on the way from a base chain to one of those.
+const WAYS: [&str; 2] = ["ufw-before-forward", "ufw6-before-forward"];
+
 /// Firewalls of others in one network namespace.
 pub struct Foreign {
     netlink: Nfnetlink,
@@ -166,8 +169,9 @@ impl Table {
     fn place<'a>(&'a self, base: &'a str) -> &'a str {
         let mut reached = BTreeSet::from([base]);
         let mut next = vec![base];
-        while let Some(chain) = next.pop().and_then(|name| self.chains.get(name)) {
-            next.extend(chain.rules.iter().filter_map(|rule| rule.jump.as_deref()).filter(|to| reached.insert(to)));
+        while let Some(name) = next.pop() {
+            let rules = self.chains.get(name).into_iter().flat_map(|chain| &chain.rules);
+            next.extend(rules.filter_map(|rule| rule.jump.as_deref()).filter(|to| reached.insert(to)));
         }
         PLACES.into_iter().find(|place| reached.contains(place)).unwrap_or(base)
     }
@@ -230,7 +234,7 @@ mod tests {
         );
         check(
             &[
-                ("FORWARD", true, vec![jump("ufw-before-forward")]),
+                ("FORWARD", true, vec![jump("ufw-before-forward"), jump("elsewhere")]),
                 ("ufw-before-forward", false, vec![jump("ufw-user-forward"), jump("FORWARD")]),
                 ("ufw-user-forward", false, vec![]),
             ],

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use tartan_netstate::claims::{FOREIGN_RULE_COMMENT, NFT_TABLE};
 
-use super::{Chain, ForeignRule, Ours, Table, opening};
+use super::{Chain, ForeignRule, Ours, PLACES, Table, WAYS, opening};
 use crate::KernelError;
 use crate::nfnetlink::{
     Attrs, Message, NLM_F_DUMP, Nfnetlink, Refusal, Reply, attr, attr_str, attr_u32, attr_u64, attrs,
@@ -26,44 +26,40 @@ const NFTA_VERDICT_CHAIN: u16 = 2;
 /// Name of an iptables match or target.
 const NFTA_XT_NAME: u16 = 1;
 
-/// Tables of others that have a chain on the forward hook.
+/// Tables of others, with those chains that matter and their rules. Others may hold a hundred thousand rules, so only
+/// the rules of these are asked for.
 pub(super) fn read(netlink: &mut Nfnetlink) -> Result<Vec<Table>, KernelError> {
     let mut tables: BTreeMap<(u8, String), Table> = BTreeMap::new();
-    let chains = dump(netlink, wire::GETCHAIN, 0, None, "read the forward chains of other firewalls")?;
-    for reply in &chains {
-        let (Some((_, family)), Some(name), Some(chain)) = (
-            FAMILIES.iter().find(|(number, _)| *number == reply.family),
-            attr_str(&reply.attrs, wire::NFTA_TABLE),
-            attr_str(&reply.attrs, wire::NFTA_CHAIN_NAME),
-        ) else {
-            continue;
-        };
-        if (*family, name.as_str()) == ("inet", NFT_TABLE) {
-            continue;
+    let all = Message { kind: wire::subsystem(wire::GETCHAIN), flags: NLM_F_DUMP, family: 0, attrs: Attrs::new() };
+    for reply in netlink.request(&all, "read the forward chains of other firewalls")? {
+        let Some((family, table, name, mut chain)) = foreign_chain(&reply) else { continue };
+        for reply in netlink.request(&rules_of(reply.family, &table, &name), "read the rules of other firewalls")? {
+            chain.rules.push(rule(&reply));
         }
-        let hook = attr(&reply.attrs, wire::NFTA_CHAIN_HOOK).and_then(|hook| attr_u32(hook, wire::NFTA_HOOK_NUM));
-        let found = Chain {
-            forward: hook == Some(NF_INET_FORWARD),
-            drops_by_policy: attr_u32(&reply.attrs, wire::NFTA_CHAIN_POLICY) == Some(NF_DROP),
-            rules: Vec::new(),
-        };
-        let table = tables.entry((reply.family, name.clone())).or_insert_with(|| Table {
-            family,
-            name,
-            chains: BTreeMap::new(),
-        });
-        table.chains.insert(chain, found);
-    }
-    tables.retain(|_, table| table.chains.values().any(|chain| chain.forward));
-    for ((family, name), table) in &mut tables {
-        for reply in dump(netlink, wire::GETRULE, *family, Some(name), "read the rules of other firewalls")? {
-            let chain = attr_str(&reply.attrs, wire::NFTA_RULE_CHAIN).and_then(|chain| table.chains.get_mut(&chain));
-            if let Some(chain) = chain {
-                chain.rules.push(rule(&reply));
-            }
-        }
+        let key = (reply.family, table.clone());
+        let table = tables.entry(key).or_insert_with(|| Table { family, name: table, chains: BTreeMap::new() });
+        table.chains.insert(name, chain);
     }
     Ok(tables.into_values().collect())
+}
+
+/// Family, table, name and chain without its rules, if it is somebody else's and matters.
+fn foreign_chain(reply: &Reply) -> Option<(&'static str, String, String, Chain)> {
+    let (_, family) = FAMILIES.iter().find(|(number, _)| *number == reply.family)?;
+    let table = attr_str(&reply.attrs, wire::NFTA_TABLE)?;
+    let name = attr_str(&reply.attrs, wire::NFTA_CHAIN_NAME)?;
+    let hook = attr(&reply.attrs, wire::NFTA_CHAIN_HOOK).and_then(|hook| attr_u32(hook, wire::NFTA_HOOK_NUM));
+    let forward = hook == Some(NF_INET_FORWARD);
+    let is_ours = (*family, table.as_str()) == ("inet", NFT_TABLE);
+    let matters = forward || PLACES.contains(&name.as_str()) || WAYS.contains(&name.as_str());
+    let drops_by_policy = attr_u32(&reply.attrs, wire::NFTA_CHAIN_POLICY) == Some(NF_DROP);
+    (matters && !is_ours).then(|| (*family, table, name, Chain { forward, drops_by_policy, rules: Vec::new() }))
+}
+
+fn rules_of(family: u8, table: &str, chain: &str) -> Message {
+    let mut attrs = Attrs::new();
+    attrs.str(wire::NFTA_TABLE, table).str(wire::NFTA_RULE_CHAIN, chain);
+    Message { kind: wire::subsystem(wire::GETRULE), flags: NLM_F_DUMP, family, attrs }
 }
 
 /// Puts our rules first in a chain, or takes them away, in one transaction.
@@ -109,20 +105,6 @@ pub(super) fn set(
         None => Ok(()),
         Some(Refusal { errno, says, .. }) => Err(KernelError::Refused { doing, errno, says }),
     }
-}
-
-fn dump(
-    netlink: &mut Nfnetlink,
-    kind: u16,
-    family: u8,
-    table: Option<&str>,
-    doing: &'static str,
-) -> Result<Vec<Reply>, KernelError> {
-    let mut written = Attrs::new();
-    if let Some(table) = table {
-        written.str(wire::NFTA_TABLE, table);
-    }
-    netlink.request(&Message { kind: wire::subsystem(kind), flags: NLM_F_DUMP, family, attrs: written }, doing)
 }
 
 fn rule(reply: &Reply) -> ForeignRule {
