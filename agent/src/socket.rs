@@ -163,12 +163,13 @@ async fn request(stream: &UnixStream) -> Result<(Request, Option<OwnedFd>), CniE
 
 /// Which namespace it is, by the descriptor itself rather than by what the caller says.
 fn identify(request: &mut CniRequest, netns: Option<&OwnedFd>) -> Result<(), CniError> {
-    let missing =
-        || CniError::new(
+    let missing = || {
+        CniError::new(
             code::BAD_ENVIRONMENT,
             "the pod's network namespace did not come with the request",
             "are the caller and the agent of one release?",
-        );
+        )
+    };
     match (&mut request.netns, netns) {
         (Some(named), Some(fd)) => {
             let stat = nix::sys::stat::fstat(fd).map_err(|errno| broken(&errno.into()))?;
@@ -245,7 +246,6 @@ fn no_request(error: &FrameError) -> CniError {
 fn unheard(error: io::Error) {
     debug!("socket: a caller did not take its answer: {error}");
 }
-
 
 #[cfg(test)]
 mod tests;

@@ -107,3 +107,36 @@ impl fmt::Display for Failure {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    /// Asks a listener that never answers; `ahead` others have not been accepted either.
+    fn check_slow(ahead: usize) {
+        let path = std::env::temp_dir().join(format!("tartan-cni-slow-{}-{ahead}", std::process::id()));
+        let _leftover = std::fs::remove_file(&path);
+        let listener = UnixListener::bind(&path).unwrap();
+        let others: Vec<_> = (0..ahead).map(|_| UnixStream::connect(&path).unwrap()).collect();
+        let start = Instant::now();
+        let answer = ask(&path, &Request::Status, None, start + Duration::from_millis(100));
+        assert!(matches!(answer, Err(Failure::Slow)), "{}", answer.err().map(|e| e.to_string()).unwrap_or_default());
+        assert!((100..5_000).contains(&start.elapsed().as_millis()), "{:?}", start.elapsed());
+        drop((listener, others));
+        std::fs::remove_file(&path).unwrap();
+    }
+
+    #[test]
+    fn an_agent_that_never_answers_is_given_up_in_time() {
+        check_slow(0);
+    }
+
+    #[test]
+    fn an_agent_that_never_accepts_is_given_up_in_time() {
+        // One more than the backlog that the standard library asks for.
+        let backlog: usize = std::fs::read_to_string("/proc/sys/net/core/somaxconn").unwrap().trim().parse().unwrap();
+        check_slow(backlog.min(128) + 1);
+    }
+}

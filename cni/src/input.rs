@@ -69,15 +69,18 @@ pub(crate) fn asked(verb: Verb, var: Var<'_>, stdin: &[u8]) -> Result<Asked, Ref
 
 fn netconf(stdin: &[u8]) -> Result<NetConf, CniError> {
     let form = "stdin is to hold the network configuration, a JSON object";
-    // The parser would take a list for the values of the keys.
-    if stdin.trim_ascii_start().starts_with(b"[") {
-        return Err(CniError::new(code::DECODE, "stdin: a list", form));
+    match stdin.trim_ascii_start() {
+        [] => return Err(CniError::new(code::DECODE, "stdin is empty", form)),
+        // The parser would take a list for the values of the keys.
+        [b'[', ..] => return Err(CniError::new(code::DECODE, "stdin: a list", form)),
+        _ => {}
     }
     let mut text = serde_json::Deserializer::from_slice(stdin);
     let netconf: Result<NetConf, _> = serde_path_to_error::deserialize(&mut text);
     let end = |netconf| text.end().map(|()| netconf).map_err(|error| format!("stdin: {error}"));
     let netconf = netconf.map_err(|error| match error.path().to_string() {
-        path if path == "." => format!("stdin: {}", error.inner()),
+        // Not inside any key, or inside one that is cut off.
+        path if path == "." || path == "?" => format!("stdin: {}", error.inner()),
         path => format!("stdin: {path}: {}", error.inner()),
     });
     netconf.and_then(end).map_err(|msg| CniError::new(code::DECODE, msg, form))
@@ -92,8 +95,9 @@ fn version(command: Command, netconf: &NetConf) -> Result<Version, CniError> {
     let asked = asked_version(netconf);
     let wrong = |msg, fix| CniError::new(code::INCOMPATIBLE_VERSION, msg, fix);
     let supported = || Version::ALL.map(Version::as_str).join(", ");
-    let version = Version::parse(asked)
-        .ok_or_else(|| wrong(format!("cniVersion {asked:?} is not supported"), format!("it is one of {}", supported())))?;
+    let version = Version::parse(asked).ok_or_else(|| {
+        wrong(format!("cniVersion {asked:?} is not supported"), format!("it is one of {}", supported()))
+    })?;
     if version < command.since() {
         let since = command.since();
         return Err(wrong(format!("cniVersion {version} has no {command}"), format!("{command} came with {since}")));
@@ -104,6 +108,9 @@ fn version(command: Command, netconf: &NetConf) -> Result<Version, CniError> {
 fn check_netconf(command: Command, netconf: &NetConf) -> Result<(), CniError> {
     let wrong = |msg: String, fix: &str| Err(CniError::new(code::BAD_NETCONF, msg, fix));
     if !is_name(&netconf.name) {
+        if netconf.name.is_empty() {
+            return wrong("name is missing".into(), "give the network a name");
+        }
         let fix = "it is letters, digits, `_`, `.` and `-`, and begins with a letter or a digit";
         return wrong(format!("name {:?} is no name of a network", netconf.name), fix);
     }
@@ -145,7 +152,8 @@ fn request(command: Command, version: Version, var: Var<'_>, netconf: NetConf) -
         check_ifname(&ifname)?;
     }
     let netns = value("CNI_NETNS").map(|path| NetnsFile { path, dev: 0, ino: 0 });
-    let pod = if command == Command::Add { pod_name(&var("CNI_ARGS").unwrap_or_default())? } else { PodName::default() };
+    let pod =
+        if command == Command::Add { pod_name(&var("CNI_ARGS").unwrap_or_default())? } else { PodName::default() };
     Ok(CniRequest { command, version, container, ifname, netns, pod, netconf })
 }
 
@@ -193,4 +201,38 @@ fn pod_name(args: &str) -> Result<PodName, CniError> {
         }
     }
     Ok(pod)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Text that is nearly a configuration, so that the checks behind the parser are reached, too.
+    fn nearly_a_netconf() -> impl Strategy<Value = String> {
+        let value = r#"(7|-1|1e999|null|\[\]|\{\}|"1\.1\.0"|"tartan"|"/"|\[\{"hostPort":80,"containerPort":1\}\])"#;
+        let key = r#""(cniVersion|name|socket|stateDir|runtimeConfig|prevResult|dns|cni\.dev/valid-attachments)""#;
+        proptest::string::string_regex(&format!("\\{{({key}:{value},){{0,6}}\"name\":{value}\\}}?")).unwrap()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(512))]
+
+        /// The fuzz entry point of the plugin: whatever comes is a request or an error, and a request is safe to name
+        /// a file after.
+        #[test]
+        fn no_input_panics_or_escapes_a_directory(
+            values in proptest::collection::vec("([a-zA-Z0-9_./@%: -]|\\PC){0,20}", 5),
+            stdin in prop_oneof![nearly_a_netconf(), "\\PC{0,40}", Just(r#"{"cniVersion":"1.1.0","name":"t"}"#.to_owned())],
+            command in prop_oneof![Just(Command::Add), Just(Command::Del), Just(Command::Check), Just(Command::Gc)],
+        ) {
+            let names = ["CNI_CONTAINERID", "CNI_IFNAME", "CNI_NETNS", "CNI_ARGS", "CNI_PATH"];
+            let var = |name: &str| names.iter().position(|known| *known == name).map(|at| values[at].clone());
+            if let Ok(Asked::Agent(request)) = asked(Verb::Agent(command), &var, stdin.as_bytes()) {
+                prop_assert!(!request.container.contains(['/', '@']) && request.container != "..");
+                prop_assert!(!request.ifname.contains('/') && request.ifname.len() <= IFNAME_MAX);
+            }
+        }
+    }
 }

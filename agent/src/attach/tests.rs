@@ -43,8 +43,7 @@ pub(crate) fn whole(now: Instant) -> World {
         };
         world.pools.insert(name.into(), Arc::new(pool));
         let cidr = range.parse().unwrap();
-        let block =
-            Block { cidr, pool: name.into(), node: "n1".into(), node_uid: "uid-1".into(), parts: Vec::new() };
+        let block = Block { cidr, pool: name.into(), node: "n1".into(), node_uid: "uid-1".into(), parts: Vec::new() };
         world.blocks.insert(cidr, Arc::new(block));
     }
     world.programmed.read = true;
@@ -164,9 +163,7 @@ fn check_ports(first: &Value, second: &Value, refused: Option<&str>) {
 
 #[test]
 fn a_port_of_the_node_belongs_to_one_pod() {
-    let port = |protocol: &str, host_ip: &str, host_port: u16| {
-        json!([{"hostPort": host_port, "containerPort": 80, "protocol": protocol, "hostIP": host_ip}])
-    };
+    let port = |protocol: &str, host_ip: &str, host_port: u16| json!([{"hostPort": host_port, "containerPort": 80, "protocol": protocol, "hostIP": host_ip}]);
     let taken = "port 80/tcp of this node belongs to pod shop/first";
     let taken_at = "port 80/tcp at 192.0.2.1 of this node belongs to pod shop/first";
     check_ports(&port("tcp", "", 80), &port("tcp", "", 80), Some(taken));

@@ -123,7 +123,9 @@ async fn a_dead_agents_socket_is_replaced_and_a_living_ones_is_not() {
     let served = Served::new();
     let living = listen::at(&served.socket()).unwrap_err();
     let place = format!("socket {}", served.socket().display());
-    let expected = format!("{place}: change `socket` in the boot file if that is not where it is to be: another agent listens there; end it first");
+    let expected = format!(
+        "{place}: change `socket` in the boot file if that is not where it is to be: another agent listens there; end it first"
+    );
     assert_eq!(format!("{living:#}"), expected);
     let stale = served.dir.join("stale.sock");
     drop(UnixListener::bind(&stale).unwrap());
@@ -277,7 +279,8 @@ async fn two_hundred_callers_at_once_each_get_their_own_answer() {
 #[tokio::test]
 async fn documents_are_written_to_the_store() {
     let served = Served::new();
-    let documents = "apiVersion: tartan.dev/v1alpha1\nkind: NetworkConfig\nmetadata: {name: default}\nspec: {fabric: host-gw}\n";
+    let documents =
+        "apiVersion: tartan.dev/v1alpha1\nkind: NetworkConfig\nmetadata: {name: default}\nspec: {fabric: host-gw}\n";
     let apply = Request::Apply { source: "a.yaml".into(), documents: documents.into() };
     assert_eq!(ask(&served, &apply).await, Reply::Result(json!(["NetworkConfig/default"])));
     let id = ObjectId { kind: Kind::NetworkConfig, name: "default".into() };

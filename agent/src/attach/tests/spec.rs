@@ -77,7 +77,11 @@ fn status_says_whether_an_add_could_work() {
     check(&world, &status, "answer null");
     world.programmed.read = false;
     check(&world, &status, "50 the agent is not ready: it waits for the first full read of the kernel");
-    check(&world, &request(Command::Add, "a"), "11 the agent is not ready: it waits for the first full read of the kernel");
+    check(
+        &world,
+        &request(Command::Add, "a"),
+        "11 the agent is not ready: it waits for the first full read of the kernel",
+    );
     let mut unsynced = World::default();
     unsynced.programmed.read = true;
     check(&unsynced, &status, "50 the agent is not ready: it waits for the store's first list");

@@ -1,0 +1,7 @@
+//! The plugin, run as runtimes run it.
+
+#![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
+
+mod bad;
+mod calls;
+mod runtime;
