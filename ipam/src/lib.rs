@@ -1,8 +1,10 @@
 //! Planner: pools to blocks to addresses.
 //!
-//!     pools, podCIDRs ──blocks──► ranges this node holds ──alloc──► the address of one pod
-//!                       │
-//!                       └──► claims: compare-and-set on IPBlocks, one block each
+//! ```text
+//! pools, podCIDRs ──blocks──► ranges this node holds ──alloc──► the address of one pod
+//!                   │
+//!                   └──► claims: compare-and-set on IPBlocks, one block each
+//! ```
 //!
 //! Invariant: one address has one holder at every moment, whoever crashes wherever. A range changes hands only by
 //! compare-and-set on the one IPBlock it belongs to, and whoever is about to let go of a range stops giving addresses

@@ -145,18 +145,20 @@ impl<'a> Steps<'a> {
             self.get_more(group, &ranges, room);
             return;
         }
-        let mut room = room;
+        // What nobody has taken yet can be had back.
+        let mut spare =
+            ranges.iter().map(|it| it.usage.free() + self.not_taken(&it.held)).fold(0, u128::saturating_add);
         for counted in &ranges {
-            let free = counted.usage.free();
-            let spare = counted.held.open && counted.is_idle() && !self.has_own(&counted.held);
+            let free = counted.usage.free() + self.not_taken(&counted.held);
             if is_on_its_way(self.world, &counted.held) {
                 self.let_go(counted, false);
-            } else if spare && room.saturating_sub(free) >= low * 3 {
+            } else if self.can_go(counted) && spare.saturating_sub(free) >= low * 3 {
                 self.let_go(counted, false);
-                room -= free;
+                spare -= free;
             }
         }
         let exhausted = group.iter().all(|pool| self.supply.free(pool).is_none());
+        let mut room = room;
         for counted in &ranges {
             room = self.offer(counted, exhausted, room, low * 2);
         }
@@ -257,6 +259,22 @@ impl<'a> Steps<'a> {
             None => {}
         }
         room
+    }
+
+    /// Whether the whole range could go: no pod is in it, and no other node has a part of it.
+    fn can_go(&self, counted: &Counted) -> bool {
+        let held = &counted.held;
+        let is_others = |part: &Part| matches!(part.holder, Holder::Node { .. } | Holder::Leaving { .. });
+        let shared = matches!(held.source, Source::Block(_))
+            && held.block(self.world).is_some_and(|block| block.parts.iter().any(is_others));
+        held.open && !shared && counted.is_idle() && !self.has_own(held)
+    }
+
+    /// How much of a block of ours we have set aside or offer, and could have back.
+    fn not_taken(&self, held: &Held) -> u128 {
+        let (Source::Block(_), Some(block)) = (&held.source, held.block(self.world)) else { return 0 };
+        let ours = |part: &&Part| matches!(part.holder, Holder::Aside | Holder::Offered) && part.cidr != block.cidr;
+        block.parts.iter().filter(ours).map(|part| Span::of(&part.cidr).len()).sum()
     }
 
     fn has_open(&self, family: Family) -> bool {

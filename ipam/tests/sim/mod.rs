@@ -19,7 +19,7 @@ const NAMES: [&str; 2] = ["n1", "n2"];
 
 /// Something that happens.
 #[derive(Clone, Debug)]
-pub enum Op {
+pub(crate) enum Op {
     /// A pod comes to the node.
     Attach(usize),
     /// A pod that asks for this address of the pool.
@@ -43,7 +43,7 @@ pub enum Op {
 }
 
 /// All that is.
-pub struct Cluster {
+pub(crate) struct Cluster {
     store: BTreeMap<ObjectId, (Object, Revision)>,
     log: Vec<StoreEvent>,
     writes: u64,
@@ -72,7 +72,7 @@ enum Write {
 
 impl Cluster {
     /// Two nodes with podCIDRs of IPv6, and an IPv4 pool of these prefix lengths.
-    pub fn new(pool: u8, block: u8) -> Cluster {
+    pub(crate) fn new(pool: u8, block: u8) -> Cluster {
         let pool = Pool {
             name: "p".into(),
             cidr: IpNet::new(IpAddr::from([10, 0, 0, 0]), pool).unwrap(),
@@ -107,7 +107,7 @@ impl Cluster {
         cluster
     }
 
-    pub fn step(&mut self, op: &Op) {
+    pub(crate) fn step(&mut self, op: &Op) {
         match op {
             Op::Attach(node) => self.attach(*node, &Request { namespace: "ns", ..Request::default() }),
             Op::AttachAs(node, host) => {
@@ -145,7 +145,7 @@ impl Cluster {
     }
 
     /// What must hold at every moment.
-    pub fn check(&self) {
+    pub(crate) fn check(&self) {
         let mut seen: BTreeMap<IpAddr, &str> = BTreeMap::new();
         for (node, member) in self.nodes.iter().enumerate() {
             for pod in member.world.attachments.values() {
@@ -158,8 +158,9 @@ impl Cluster {
         }
     }
 
-    /// Takes all pods away and waits: each node keeps one range, a block or, where there are too few, a part of one.
-    pub fn drain(&mut self) {
+    /// Takes all pods away and waits: each node keeps one block at most, and every address but the nodes' own is free,
+    /// offered, or nobody's.
+    pub(crate) fn drain(&mut self) {
         self.step(&Op::Enable(true));
         for node in 0..NAMES.len() {
             self.step(&Op::DetachAll(node));
@@ -168,22 +169,20 @@ impl Cluster {
             self.now += Duration::from_secs(60);
             self.settle();
         }
-        let mut ranges = [0; NAMES.len()];
-        let blocks = self.store.values().filter_map(|(object, _)| match object {
-            Object::Block(block) => Some(block),
-            _ => None,
-        });
-        for block in blocks {
-            let holders = block.parts.iter().filter_map(|part| holder_of(block, part.cidr.network()));
-            for holder in holders.chain([&*block.node]) {
-                ranges[NAMES.iter().position(|name| *name == holder).unwrap()] += 1;
-            }
+        let blocks: Vec<&Block> = self.store.values().filter_map(|(object, _)| block(object)).collect();
+        for name in NAMES {
+            let blocks = blocks.iter().filter(|block| *block.node == *name).count();
+            assert!(blocks <= 1, "{name} keeps {blocks} blocks\n{self}");
         }
-        assert_eq!(ranges, [1; NAMES.len()], "each node should have one range\n{self}");
+        let offered = blocks.iter().flat_map(|block| &block.parts).filter(|part| part.holder == Holder::Offered);
+        let offered: usize = offered.map(|part| size(&part.cidr)).sum();
+        let claimed: usize = blocks.iter().map(|block| size(&block.cidr)).sum();
+        let free: usize = (0..NAMES.len()).map(|node| self.free(node)).sum();
+        assert_eq!(free + NAMES.len() + offered, claimed, "addresses have leaked\n{self}");
     }
 
     /// Until nothing is late and nobody wants to write.
-    pub fn settle(&mut self) {
+    pub(crate) fn settle(&mut self) {
         for _ in 0..60 {
             let busy = (0..NAMES.len()).fold(false, |busy, node| self.settle_one(node) || busy);
             if !busy {
@@ -194,7 +193,7 @@ impl Cluster {
     }
 
     /// Addresses of the pool that this node could give out now, one after another.
-    pub fn free(&self, node: usize) -> usize {
+    pub(crate) fn free(&self, node: usize) -> usize {
         let mut world = self.nodes[node].world.clone();
         let mut free = 0;
         while let Ok(addresses) = tartan_ipam::allocate(&world, &Request::default(), self.now) {
@@ -204,7 +203,7 @@ impl Cluster {
         free
     }
 
-    pub fn pods(&self, node: usize) -> usize {
+    pub(crate) fn pods(&self, node: usize) -> usize {
         self.nodes[node].world.attachments.len()
     }
 
@@ -316,11 +315,8 @@ impl Cluster {
         if Family::of(address) == Family::V6 {
             return format!("fd00:{node}::/64").parse::<IpNet>().unwrap().contains(&address);
         }
-        let blocks = self.store.values().filter_map(|(object, _)| match object {
-            Object::Block(block) if block.cidr.contains(&address) => Some(block),
-            _ => None,
-        });
-        blocks.into_iter().any(|block| holder_of(block, address) == Some(NAMES[node]))
+        let mut blocks = self.store.values().filter_map(|(object, _)| block(object));
+        blocks.any(|block| block.cidr.contains(&address) && holder_of(block, address) == Some(NAMES[node]))
     }
 }
 
@@ -381,9 +377,13 @@ fn pod(id: &str, addresses: PerFamily<IpAddr>) -> Attachment {
 fn id(kind: Kind, name: &str) -> ObjectId {
     ObjectId { kind, name: name.into() }
 }
-impl Cluster {
-    pub fn debug(&self, n: usize) {
-        let out = tartan_ipam::plan(&mut Memo::default(), &self.nodes[n].world, self.now).clone();
-        eprintln!("{self}\n{out:#?} released {:?} now {:?}", self.nodes[n].world.released, self.now);
+fn block(object: &Object) -> Option<&Block> {
+    match object {
+        Object::Block(block) => Some(block),
+        _ => None,
     }
+}
+
+fn size(range: &IpNet) -> usize {
+    1 << (32 - range.prefix_len())
 }
