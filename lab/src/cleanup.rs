@@ -134,7 +134,7 @@ pub struct Difference {
 
 impl Census {
     /// Counts links, routes and nft objects of the machine's own namespace; namespaces; processes called tartan or
-    /// living in a namespace of their own; files where Tartan and labs keep theirs.
+    /// living in a namespace of their own; files where Tartan and labs keep theirs. Other processes' labs do not count.
     pub fn take() -> Result<Self> {
         let objects = BTreeMap::from([
             ("links", names_in(Path::new("/sys/class/net")).collect()),
@@ -144,7 +144,10 @@ impl Census {
             ("processes", processes()),
             ("files", files()),
         ]);
-        Ok(Self { objects })
+        let others = others()?;
+        let not_theirs = |object: &String| !others.iter().any(|lab| object.contains(lab));
+        let objects = objects.into_iter().map(|(kind, names)| (kind, names.into_iter().filter(not_theirs).collect()));
+        Ok(Self { objects: objects.collect() })
     }
 
     /// What changed since `before`.
@@ -191,6 +194,12 @@ impl fmt::Display for Difference {
 fn output_of(program: &str, args: &[&str]) -> Result<String> {
     let output = Command::new(program).args(args).output().with_context(|| format!("running {program}"))?;
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// What the names of other processes' labs contain: they come and go as they like.
+fn others() -> Result<Vec<String>> {
+    let labs = Facts::all()?.into_iter().filter(|lab| lab.pid != std::process::id());
+    Ok(labs.map(|lab| format!("{}-{}", lab.name, lab.pid)).collect())
 }
 
 fn routes() -> Result<BTreeSet<String>> {
