@@ -135,8 +135,8 @@ impl Census {
         names.extend(seen.adverts.diff(&world.adverts).map(|item| key_of(item).clone()));
         for item in seen.blocks.diff(&world.blocks) {
             let range = key_of(item);
-            names.extend(seen.blocks.get(range).map(|block| block.node.clone()));
-            names.extend(world.blocks.get(range).map(|block| block.node.clone()));
+            let blocks = [&seen.blocks, &world.blocks].into_iter().filter_map(|blocks| blocks.get(range));
+            names.extend(blocks.flat_map(|block| block.nodes()).cloned());
         }
         names.extend(self.expiry.iter().take_while(|(at, _)| *at <= now).map(|(_, name)| name.clone()));
         names
@@ -205,8 +205,7 @@ fn member(world: &World, name: &Arc<str>, now: Instant) -> Option<Member> {
         return None;
     }
     let proven = |range: &&IpNet| {
-        let claimed = |block: &Arc<Block>| block.node == *name && (node.uid.is_empty() || block.node_uid == node.uid);
-        node.pod_cidrs.iter().any(|cidr| cidr.contains(*range)) || world.blocks.get(*range).is_some_and(claimed)
+        node.pod_cidrs.iter().any(|cidr| cidr.contains(*range)) || world.is_claimed(range, name, &node.uid)
     };
     let (blocks, unproven) = advert.blocks.iter().partition(proven);
     // With the store away nobody can give a sign of life: nobody is declared dead for it.

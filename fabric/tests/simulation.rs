@@ -271,7 +271,7 @@ fn simulate(seed: u64, delays: Delays, first: Config, shapes: &[Shape], events: 
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, max_shrink_iters: 400, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 32, max_shrink_iters: 400, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn nothing_that_got_through_is_lost(
@@ -336,4 +336,25 @@ fn nothing_moves_while_the_store_is_away() {
         cluster.agents.values_mut().for_each(|agent| agent.cut_off(until, now));
         cluster.run(80_000);
     });
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 12, max_shrink_iters: 100, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Changes overtake each other on their way; only here does it show who waits for whom.
+    #[test]
+    fn minds_are_changed_faster_than_word_travels(
+        seed in any::<u64>(),
+        events in prop::collection::vec((0..20_000u64, 1..4u32), 4..16),
+    ) {
+        let shapes = [Shape { underlay: &BOTH[..1], pods: &BOTH[..1], site: 0 }; 3];
+        let delays = Delays { word: 10_000, write: 1_000, kernel: 1_000 };
+        let brief = |vni| Config { drain: std::time::Duration::ZERO, ..config(FabricMode::Vxlan, vni, 8472, false) };
+        let mut cluster = start(seed, delays, brief(1), &shapes);
+        for (gap, vni) in &events {
+            cluster.write(Write::Config(brief(*vni)));
+            cluster.run(*gap);
+        }
+        check_at_rest(&mut cluster);
+    }
 }
