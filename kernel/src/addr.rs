@@ -7,11 +7,9 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use netlink_packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::address::{
-    AddressAttribute, AddressFlags, AddressMessage, AddressProtocol, AddressScope,
-};
+use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressProtocol, AddressScope};
 use tartan_model::Family;
 use tartan_netstate::Scope;
 use tartan_netstate::claims::ADDRESS_PROTOCOL;
@@ -34,8 +32,10 @@ pub(crate) struct Found {
     pub(crate) shaped: bool,
 }
 
+/// An address that must not be there yet: the kernel would let us put our mark on another program's.
 pub(crate) fn create(ifindex: u32, address: IpNet, scope: Scope) -> Request {
-    Request { message: RouteNetlinkMessage::NewAddress(message(ifindex, address, scope)), flags: NLM_F_CREATE | NLM_F_REPLACE }
+    let message = RouteNetlinkMessage::NewAddress(message(ifindex, address, scope));
+    Request { message, flags: NLM_F_CREATE | NLM_F_EXCL }
 }
 
 pub(crate) fn delete(ifindex: u32, address: IpNet, scope: Scope) -> Request {

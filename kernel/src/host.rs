@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
-use tartan_model::host::{DefaultRoute, Host, HostLink};
 use tartan_model::Family;
+use tartan_model::host::{DefaultRoute, Host, HostLink};
 use tartan_netstate::{Key, LinkName, RouteKind};
 
 use crate::netlink::Netlink;
@@ -72,10 +72,7 @@ fn accept_ra(link: &LinkName) -> Result<u8, KernelError> {
     Ok(sysctl::read(&key)?.and_then(|text| text.parse().ok()).unwrap_or(0))
 }
 
-fn default_routes(
-    netlink: &mut Netlink,
-    links: &BTreeMap<u32, HostLink>,
-) -> Result<Vec<DefaultRoute>, KernelError> {
+fn default_routes(netlink: &mut Netlink, links: &BTreeMap<u32, HostLink>) -> Result<Vec<DefaultRoute>, KernelError> {
     let mut routes = Vec::new();
     for family in Family::ALL {
         for message in netlink.dump("routes", route::list_main(family))? {

@@ -7,10 +7,10 @@
 
 mod addr;
 pub mod conntrack;
-mod family;
-mod host;
 pub mod fake;
+mod family;
 pub mod foreign;
+mod host;
 mod link;
 pub mod linux;
 mod namespace;

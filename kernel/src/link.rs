@@ -257,7 +257,8 @@ mod tests {
             let name = if name.as_str().contains('@') { LinkName::new("eth0").unwrap() } else { name };
             assert_eq!(parse_alias(&alias(&peer, &name)), Some((peer, name)));
         }
-        for text in ["", "uplink", "tartan:", "tartan:eth0", "tartan:eth0@x:1:/p", "tartan:eth0@1:2", "tartan:a/b@host"] {
+        for text in ["", "uplink", "tartan:", "tartan:eth0", "tartan:eth0@x:1:/p", "tartan:eth0@1:2", "tartan:a/b@host"]
+        {
             assert_eq!(parse_alias(text), None, "{text}");
         }
     }

@@ -100,7 +100,7 @@ impl Linux {
                 owner: owner.clone(),
                 error: error.clone(),
             };
-            failed.map(|step| failure(step)).collect()
+            failed.map(failure).collect()
         })
     }
 }
@@ -164,7 +164,8 @@ impl Kernel for Linux {
             }
         }
         // Keys order nft between namespace sysctls and links; what is deleted from it goes in the same transaction.
-        let before = here.iter().take_while(|(op, _)| *op.key() < Key::NftTable && !matches!(op, Op::Delete(..))).count();
+        let before =
+            here.iter().take_while(|(op, _)| *op.key() < Key::NftTable && !matches!(op, Op::Delete(..))).count();
         let mut failures = self.host.apply(&here[..before], &self.pods);
         if !nft.is_empty() {
             failures.extend(self.nft.apply(&nft));

@@ -5,9 +5,11 @@
 use std::collections::BTreeMap;
 use std::os::fd::AsFd;
 
+use ipnet::IpNet;
+use netlink_packet_route::RouteNetlinkMessage;
 use nix::errno::Errno;
 use tartan_model::Family;
-use tartan_netstate::{Key, Link, LinkKind, LinkName, Netns, Object, Op, Owner, Route};
+use tartan_netstate::{Key, Link, LinkKind, LinkName, Netns, Object, Op, Owner, Route, Scope};
 
 use crate::netlink::{Netlink, Refusal, Request};
 use crate::netns::PodNetnses;
@@ -58,7 +60,7 @@ impl Namespace {
     /// Number of a link; none if there is no link of that name.
     pub(crate) fn index(&mut self, name: &LinkName) -> Result<Option<u32>, KernelError> {
         match self.netlink.get("a link", link::look_up(name))? {
-            Some(netlink_packet_route::RouteNetlinkMessage::NewLink(found)) => Ok(Some(found.header.index)),
+            Some(RouteNetlinkMessage::NewLink(found)) => Ok(Some(found.header.index)),
             _ => Ok(None),
         }
     }
@@ -100,7 +102,8 @@ impl Run<'_> {
                 match (old, new) {
                     (old, Some(Object::Address(scope))) => {
                         // A scope cannot be changed in place.
-                        let out = matches!(old, Some(Object::Address(_))).then(|| addr::delete(index, *address, *scope));
+                        let out =
+                            matches!(old, Some(Object::Address(_))).then(|| addr::delete(index, *address, *scope));
                         out.into_iter().chain([addr::create(index, *address, *scope)]).collect()
                     }
                     (Some(Object::Address(scope)), None) => vec![addr::delete(index, *address, *scope)],
@@ -195,11 +198,7 @@ impl Run<'_> {
         let Some(name) = &new.dev else { return Ok(None) };
         match self.index(name)? {
             Some(index) => Ok(Some(index)),
-            None => Err(KernelError::Refused {
-                doing: format!("find link {name}"),
-                errno: Errno::ENODEV,
-                says: None,
-            }),
+            None => Err(KernelError::Refused { doing: format!("find link {name}"), errno: Errno::ENODEV, says: None }),
         }
     }
 
@@ -234,17 +233,20 @@ impl Run<'_> {
 
     fn refused(&mut self, at: usize, refusal: Refusal) {
         let op = &self.steps[at].0;
-        let gone = matches!(
-            refusal.errno,
-            Errno::ENOENT | Errno::ESRCH | Errno::ENODEV | Errno::EADDRNOTAVAIL | Errno::ENXIO
-        );
+        let gone =
+            matches!(refusal.errno, Errno::ENOENT | Errno::ESRCH | Errno::ENODEV | Errno::EADDRNOTAVAIL | Errno::ENXIO);
         match (op, refusal.errno) {
             (Op::Delete(..), _) if gone => {}
             // The old rule or address of a replacement is gone already.
             (Op::Replace { key: Key::Rule { .. } | Key::Address { .. }, .. }, _) if gone => {}
+            (Op::Create(key @ Key::Address { link, address, .. }, Object::Address(scope)), Errno::EEXIST) => {
+                if let Err(error) = self.address_taken(key, link, *address, *scope) {
+                    self.fail(at, error);
+                }
+            }
             (Op::Create(Key::Route { table, dst, metric, .. }, Object::Route(route)), Errno::EEXIST) => {
                 let place = route::Place { table: *table, dst: *dst, metric: *metric };
-                if let Err(error) = self.taken(op.key(), place, route) {
+                if let Err(error) = self.route_taken(op.key(), place, route) {
                     self.fail(at, error);
                 }
             }
@@ -252,11 +254,28 @@ impl Run<'_> {
         }
     }
 
+    /// The address is there: ours, which the mirror did not know, or another program's.
+    fn address_taken(&mut self, key: &Key, link: &LinkName, address: IpNet, scope: Scope) -> Result<(), KernelError> {
+        let index = self.index(link)?.unwrap_or(0);
+        let there = self.inside.netlink.dump("addresses", addr::list(Family::of_net(&address), index))?;
+        let ours = there.iter().any(|message| match message {
+            RouteNetlinkMessage::NewAddress(message) => addr::decode(message).is_some_and(|found| {
+                let ours = found.marked || self.inside.addresses_unmarked;
+                ours && found.address == address && found.scope == scope
+            }),
+            _ => false,
+        });
+        if ours {
+            return Ok(());
+        }
+        Err(KernelError::Conflict { what: key.to_string(), theirs: format!("see `ip address show dev {link}`") })
+    }
+
     /// Something is where a route should be made: our own, which the mirror did not know, or another program's.
-    fn taken(&mut self, key: &Key, place: route::Place, wanted: &Route) -> Result<(), KernelError> {
+    fn route_taken(&mut self, key: &Key, place: route::Place, wanted: &Route) -> Result<(), KernelError> {
         let ours = self.inside.netlink.dump("routes", route::list(Family::of_net(&place.dst), None))?;
         let ours = ours.iter().any(|message| match message {
-            netlink_packet_route::RouteNetlinkMessage::NewRoute(message) => {
+            RouteNetlinkMessage::NewRoute(message) => {
                 route::decode(message).is_some_and(|found| found.ours && found.place == place)
             }
             _ => false,

@@ -6,9 +6,7 @@
 use std::net::IpAddr;
 
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
-use netlink_packet_route::neighbour::{
-    NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
-};
+use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState};
 use netlink_packet_route::route::RouteProtocol;
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use tartan_model::Family;
@@ -42,7 +40,10 @@ pub(crate) fn delete(ifindex: u32, address: IpAddr) -> Request {
 
 /// Puts a forwarding entry in; a MAC has one.
 pub(crate) fn put_fdb(ifindex: u32, mac: Mac, fdb: Fdb) -> Request {
-    Request { message: RouteNetlinkMessage::NewNeighbour(forwarding(ifindex, mac, fdb)), flags: NLM_F_CREATE | NLM_F_REPLACE }
+    Request {
+        message: RouteNetlinkMessage::NewNeighbour(forwarding(ifindex, mac, fdb)),
+        flags: NLM_F_CREATE | NLM_F_REPLACE,
+    }
 }
 
 pub(crate) fn delete_fdb(ifindex: u32, mac: Mac, fdb: Fdb) -> Request {

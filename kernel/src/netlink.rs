@@ -6,9 +6,7 @@
 
 use std::io;
 
-use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
-};
+use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use nix::errno::Errno;
@@ -157,6 +155,8 @@ impl Netlink {
             for part in parts(&self.buffer).filter(|part| part.sequence == sequence) {
                 mixed |= part.flags & NLM_F_DUMP_INTR != 0;
                 match part.end() {
+                    // A kernel without the family has nothing of it.
+                    Some(Err(Refusal { errno: Errno::EAFNOSUPPORT, .. })) => return Ok(Vec::new()),
                     Some(Err(refusal)) => return Err(refusal.reading(what)),
                     Some(Ok(())) if mixed => return Err(KernelError::Interrupted(what)),
                     Some(Ok(())) => return Ok(answers),

@@ -65,7 +65,11 @@ struct Listener {
 
 impl Notifications {
     /// Listens in the network namespace of the calling thread. Everything after this is told.
-    pub(crate) fn start(ours: impl Into<Vec<u32>>, addresses_unmarked: bool, wake: Waker) -> Result<Notifications, KernelError> {
+    pub(crate) fn start(
+        ours: impl Into<Vec<u32>>,
+        addresses_unmarked: bool,
+        wake: Waker,
+    ) -> Result<Notifications, KernelError> {
         let failed = |error: io::Error| Refusal::of(&error).doing("listen to the kernel's notifications");
         let (stopped, stop) = io::pipe().map_err(failed)?;
         let mut listener = Listener {
@@ -201,7 +205,8 @@ impl Listener {
     fn address(&mut self, found: Option<addr::Found>, there: bool) {
         let Some(found) = found else { return (self.wake)(Wake::Overrun) };
         let name = self.names.get(&found.ifindex).cloned();
-        let ours = found.marked || (self.addresses_unmarked && name.as_ref().is_some_and(|name| link::is_ours(name.as_str())));
+        let ours =
+            found.marked || (self.addresses_unmarked && name.as_ref().is_some_and(|name| link::is_ours(name.as_str())));
         match name {
             None => {}
             Some(link) if ours || self.addresses_unmarked => {
@@ -279,5 +284,7 @@ fn is_about_our_table(part: &Part<'_>) -> bool {
 }
 
 fn is_about_rules(part: &Part<'_>) -> bool {
-    part.kind >> 8 == NFNL_SUBSYS_NFTABLES && CHAINS_AND_RULES.contains(&(part.kind & 0xff)) && !is_about_our_table(part)
+    part.kind >> 8 == NFNL_SUBSYS_NFTABLES
+        && CHAINS_AND_RULES.contains(&(part.kind & 0xff))
+        && !is_about_our_table(part)
 }

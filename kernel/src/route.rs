@@ -122,7 +122,9 @@ pub(crate) fn decode(message: &RouteMessage) -> Option<Found> {
             RouteAttribute::Via(RouteVia::Inet6(found)) => via = Some((*found).into()),
             RouteAttribute::PrefSource(found) => src = of_route(found),
             RouteAttribute::Metrics(metrics) => {
-                mtu = metrics.iter().find_map(|metric| if let RouteMetric::Mtu(mtu) = metric { Some(*mtu) } else { None });
+                mtu = metrics
+                    .iter()
+                    .find_map(|metric| if let RouteMetric::Mtu(mtu) = metric { Some(*mtu) } else { None });
             }
             _ => {}
         }

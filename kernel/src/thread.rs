@@ -73,14 +73,10 @@ impl Handle {
         self.inbox.put(|news| news.wanted = Some((generation, state)));
     }
 
-    /// Hands over a descriptor of a pod's namespace, for what is wanted after this.
+    /// Hands over a descriptor of a pod's namespace, for what is wanted next. It is closed once that is done; later the
+    /// namespace is found by its path.
     pub fn lend_netns(&self, ns: PodNetns, fd: OwnedFd) {
-        self.inbox.put(|news| news.lent.push((ns, Some(fd))));
-    }
-
-    /// Closes the descriptor that was handed over; the namespace is found by its path from now on.
-    pub fn give_back_netns(&self, ns: PodNetns) {
-        self.inbox.put(|news| news.lent.push((ns, None)));
+        self.inbox.put(|news| news.lent.push((ns, fd)));
     }
 
     /// Reads the inside of a pod again, and repairs it.

@@ -2,6 +2,8 @@
 //!
 //! What is planned and what is repaired rests on these; a fake that behaved otherwise would prove nothing.
 
+#![allow(clippy::unwrap_used, reason = "a test")]
+
 mod netns;
 mod place;
 #[path = "../../netstate/tests/states/mod.rs"]
@@ -148,8 +150,7 @@ fn link_key(link: &str) -> Key {
 }
 
 fn vxlan() -> (Key, Object) {
-    let params =
-        VxlanParams { vni: 1, port: 8472, local: "192.0.2.1".parse().unwrap(), learning: false, gbp: false };
+    let params = VxlanParams { vni: 1, port: 8472, local: "192.0.2.1".parse().unwrap(), learning: false, gbp: false };
     let link = Link { kind: LinkKind::Vxlan(params), mac: mac(1), mtu: 1400, group: 0, up: true };
     (link_key(VXLAN), Object::Link(link))
 }

@@ -3,6 +3,8 @@
 //! `Change::apply_to` is the slow, obvious twin of the kernel; netstate proves that it gives `b`, this proves that the
 //! kernel does.
 
+#![allow(clippy::unwrap_used, reason = "a test")]
+
 mod netns;
 mod place;
 #[path = "../../netstate/tests/states/mod.rs"]
@@ -11,9 +13,9 @@ mod states;
 use std::collections::BTreeSet;
 
 use netns::Netns;
+use place::Place;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
-use place::Place;
 use states::{Choice, state};
 use tartan_kernel::linux::Linux;
 use tartan_kernel::{Kernel, Scope};
@@ -31,8 +33,7 @@ fn read(kernel: &mut Linux, before: &State, wanted: &State) -> State {
             pods.entry(ns.clone()).or_default().insert(peer_name.clone());
         }
     }
-    let mut scopes =
-        vec![Scope::Links, Scope::Neighbours, Scope::Routes, Scope::Nft, Scope::Sysctls(sysctls)];
+    let mut scopes = vec![Scope::Links, Scope::Neighbours, Scope::Routes, Scope::Nft, Scope::Sysctls(sysctls)];
     scopes.extend(pods.into_iter().map(|(ns, ends)| Scope::Pod { ns, ends }));
     scopes.iter().flat_map(|scope| entries(&kernel.read(scope).unwrap())).collect()
 }
@@ -45,9 +46,7 @@ fn entries(state: &State) -> Vec<(Key, tartan_netstate::Entry)> {
 fn bare(state: &State) -> State {
     state
         .iter()
-        .map(|(key, entry)| {
-            (key.clone(), tartan_netstate::Entry { object: entry.object.clone(), owner: Owner::Read })
-        })
+        .map(|(key, entry)| (key.clone(), tartan_netstate::Entry { object: entry.object.clone(), owner: Owner::Read }))
         .collect()
 }
 

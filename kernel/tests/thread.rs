@@ -1,5 +1,7 @@
 //! The kernel thread on the real kernel: what is wanted comes, what others break is repaired, what is quiet stays so.
 
+#![allow(clippy::unwrap_used, reason = "a test")]
+
 mod netns;
 mod place;
 #[path = "../../netstate/tests/states/mod.rs"]
@@ -62,7 +64,8 @@ impl Node {
     fn repairs(&mut self, script: &str) {
         self.netns.sh(script);
         let wanted = self.wanted.clone();
-        let whole = |applied: &Applied| applied.repaired > 0 && applied.failures.is_empty() && same(&applied.mirror, &wanted);
+        let whole =
+            |applied: &Applied| applied.repaired > 0 && applied.failures.is_empty() && same(&applied.mirror, &wanted);
         self.wait(&format!("repair after `{script}`"), whole);
     }
 }

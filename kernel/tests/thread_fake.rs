@@ -1,5 +1,7 @@
 //! The kernel thread on the fake kernel: order, back-off, echoes, lost news, failures at every step.
 
+#![allow(clippy::unwrap_used, reason = "a test")]
+
 #[path = "../../netstate/tests/states/mod.rs"]
 mod states;
 
@@ -133,7 +135,9 @@ fn a_failing_object_stops_no_other_and_is_tried_again() {
     assert_eq!(tried.failures[0].owner, Owner::Pod("pod1".into()));
     assert_eq!(tried.pods_generation, 2, "it has been tried");
     assert!(is(&tried.mirror, &with_bulk(full(), 10)));
-    let tries = |node: &Node| node.fake.changes().iter().filter(|change| position(&[(*change).clone()], &key) == Some(0)).count();
+    let tries = |node: &Node| {
+        node.fake.changes().iter().filter(|change| position(&[(*change).clone()], &key) == Some(0)).count()
+    };
     assert!(tries(&node) < 10, "it is not tried at every turn");
     node.fake.fail(key.clone(), None);
     let whole = node.wait("the failing one", |applied| applied.failures.is_empty());
@@ -147,7 +151,9 @@ fn a_failing_link_holds_up_only_what_hangs_on_it() {
     node.fake.fail(link.clone(), Some(Errno::EOPNOTSUPP));
     node.handle.want(1, with_bulk(full(), 10));
     let tried = node.wait("the rest", |applied| applied.generation == 1);
-    assert!(tried.failures.iter().all(|failure| failure.key == link || failure.key.link() == Some(&device()) || matches!(failure.key, Key::Route { .. })));
+    assert!(tried.failures.iter().all(|failure| failure.key == link
+        || failure.key.link() == Some(&device())
+        || matches!(failure.key, Key::Route { .. })));
     node.fake.fail(link, None);
     let whole = node.wait("the link", |applied| applied.failures.is_empty());
     assert!(is(&whole.mirror, &with_bulk(full(), 10)));
@@ -184,14 +190,16 @@ fn what_others_do_is_undone() {
 
 /// Sysctls and what is inside pods change without a notification.
 fn told(key: &Key) -> bool {
-    *key.netns() == Netns::Host && !matches!(key, Key::Sysctl { .. } | Key::LinkSysctl { .. } | Key::UplinkSysctl { .. })
+    *key.netns() == Netns::Host
+        && !matches!(key, Key::Sysctl { .. } | Key::LinkSysctl { .. } | Key::UplinkSysctl { .. })
 }
 
 #[test]
 fn lost_notifications_cost_a_full_read() {
     let wanted = full();
     let node = Node::wanting(&wanted);
-    let silent: Vec<Key> = wanted.iter().map(|(key, _)| key.clone()).filter(|key| !matches!(key, Key::Link { .. })).collect();
+    let silent: Vec<Key> =
+        wanted.iter().map(|(key, _)| key.clone()).filter(|key| !matches!(key, Key::Link { .. })).collect();
     for key in silent.iter().step_by(5) {
         node.fake.remove_silently(key);
         node.fake.overrun();
@@ -236,7 +244,11 @@ fn what_is_as_wanted_already_is_left_alone() {
     let second = Node::on(fake);
     second.handle.want(1, full());
     let applied = second.wait("the same state", |applied| applied.generation == 1);
-    assert_eq!((applied.applied, second.fake.changes().len()), (0, changes), "an agent that comes back changes nothing");
+    assert_eq!(
+        (applied.applied, second.fake.changes().len()),
+        (0, changes),
+        "an agent that comes back changes nothing"
+    );
 }
 
 #[test]

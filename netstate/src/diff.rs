@@ -131,8 +131,7 @@ fn repeat_neighbours(mirror: &State, wanted: &State, make: &mut Vec<(Op, Owner)>
     if renamed.is_empty() {
         return;
     }
-    let lost: BTreeSet<Key> =
-        renamed.iter().flat_map(|(ns, link)| mirror.neighbours_on(ns, link)).cloned().collect();
+    let lost: BTreeSet<Key> = renamed.iter().flat_map(|(ns, link)| mirror.neighbours_on(ns, link)).cloned().collect();
     make.retain(|(op, _)| !lost.contains(op.key()));
     let again = lost.iter().filter_map(|key| wanted.get(key).map(|entry| (key, entry)));
     make.extend(again.map(|(key, entry)| (Op::Create(key.clone(), entry.object.clone()), entry.owner.clone())));

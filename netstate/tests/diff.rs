@@ -1,5 +1,7 @@
 //! Laws of the difference, on random pairs of states.
 
+#![allow(clippy::unwrap_used, reason = "a test")]
+
 mod states;
 
 use std::collections::BTreeSet;
@@ -146,8 +148,7 @@ fn a_device_goes_first_only_if_it_stands_in_the_way() {
 #[test]
 fn only_a_local_address_of_the_same_family_moves_in_place() {
     let local = |text: &str| {
-        let params =
-            VxlanParams { vni: 1, port: 8472, local: text.parse().unwrap(), learning: false, gbp: false };
+        let params = VxlanParams { vni: 1, port: 8472, local: text.parse().unwrap(), learning: false, gbp: false };
         Object::Link(Link { kind: LinkKind::Vxlan(params), mac: mac(1), mtu: 1450, group: 0, up: true })
     };
     let check = |before: &str, wanted: &str, is: &[&str]| {

@@ -24,8 +24,7 @@ pub(super) struct News {
     pub(super) wanted: Option<(u64, State)>,
     /// In the order in which the kernel told.
     pub(super) wakes: Vec<Wake>,
-    /// A descriptor to use, or none to close it.
-    pub(super) lent: Vec<(PodNetns, Option<OwnedFd>)>,
+    pub(super) lent: Vec<(PodNetns, OwnedFd)>,
     /// Pods to look into.
     pub(super) check: Vec<PodNetns>,
     pub(super) stop: bool,
@@ -71,8 +70,6 @@ impl Inbox {
 
 impl News {
     fn is_there(&self) -> bool {
-        self.stop
-            || self.wanted.is_some()
-            || !(self.wakes.is_empty() && self.lent.is_empty() && self.check.is_empty())
+        self.stop || self.wanted.is_some() || !(self.wakes.is_empty() && self.lent.is_empty() && self.check.is_empty())
     }
 }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tartan_model::Host;
-use tartan_netstate::{Change, Key, Netns, Object, Op, Owner, State, diff};
+use tartan_netstate::{Change, Key, Netns, Object, Op, Owner, PodNetns, State, diff};
 
 use super::Applied;
 use super::backoff::Backoff;
@@ -19,7 +19,7 @@ use super::dirty::{Dirty, scope_of, sysctls};
 use super::inbox::{Inbox, News};
 use super::mirror::{condemned, dying, forget_link, is_dying, share, take_applied, take_read};
 use crate::scope::is_sysctl;
-use crate::{Kernel, Scope, Wake};
+use crate::{Kernel, KernelError, Scope, Wake};
 
 /// How long a piece of work may take.
 const CHUNK: Duration = Duration::from_millis(5);
@@ -57,6 +57,8 @@ pub(super) struct Worker {
     backoff: Backoff,
     per_chunk: usize,
     pods_busy_at: Instant,
+    /// Descriptors we have, and the generation that was wanted before they came.
+    lent: Vec<(PodNetns, u64)>,
     dying_since: Option<Instant>,
 
     generation: u64,
@@ -89,6 +91,7 @@ impl Worker {
             backoff: Backoff::default(),
             per_chunk: 64,
             pods_busy_at: now,
+            lent: Vec::new(),
             dying_since: None,
             generation: 0,
             pods_generation: 0,
@@ -124,18 +127,20 @@ impl Worker {
     // === news ===
 
     fn hear(&mut self, news: News, now: Instant) {
+        let generation = self.wanted.as_ref().map_or(0, |(generation, _)| *generation);
         for (ns, fd) in news.lent {
-            match fd {
-                Some(fd) => self.kernel.lend(&ns, fd),
-                None => self.kernel.give_back(&ns),
-            }
+            self.kernel.lend(&ns, fd);
+            self.lent.push((ns, generation));
         }
         for wake in news.wakes {
             self.woken(wake);
         }
         for ns in news.check {
             let scopes = super::dirty::pods(&self.mirror);
-            scopes.into_iter().filter(|scope| matches!(scope, Scope::Pod { ns: of, .. } if *of == ns)).for_each(|scope| self.dirty.mark(scope));
+            scopes
+                .into_iter()
+                .filter(|scope| matches!(scope, Scope::Pod { ns: of, .. } if *of == ns))
+                .for_each(|scope| self.dirty.mark(scope));
         }
         if let Some((generation, state)) = news.wanted {
             self.want(generation, state, now);
@@ -182,9 +187,8 @@ impl Worker {
         }
         self.steps.retain(|(op, _)| !changed.contains(op.key()));
         // A value is known before it is changed; those of links that come only now are not there yet.
-        let unread = |key: &&Key| {
-            is_sysctl(key) && self.mirror.get(key).is_none() && !matches!(key, Key::LinkSysctl { .. })
-        };
+        let unread =
+            |key: &&Key| is_sysctl(key) && self.mirror.get(key).is_none() && !matches!(key, Key::LinkSysctl { .. });
         for scope in sysctls(changed.iter().filter(unread)) {
             self.dirty.mark(scope);
         }
@@ -198,7 +202,8 @@ impl Worker {
 
     /// Applies at once what a new want changes for pods, and in the nft table for all.
     fn pods_first(&mut self, before: &State, wanted: &State, changed: &BTreeSet<Key>, now: Instant) {
-        let is_pods = |state: &State, key: &Key| matches!(state.get(key), Some(entry) if matches!(entry.owner, Owner::Pod(_)));
+        let is_pods =
+            |state: &State, key: &Key| matches!(state.get(key), Some(entry) if matches!(entry.owner, Owner::Pod(_)));
         let (mut is, mut should) = (State::new(), State::new());
         for key in changed {
             if is_pods(before, key) || is_pods(wanted, key) || key.is_nft() {
@@ -278,8 +283,8 @@ impl Worker {
     fn read(&mut self, scope: &Scope, now: Instant) {
         match self.kernel.read(scope) {
             Ok(read) => self.dirty_was_read(scope, &read),
-            // The pod is gone, and what was in it.
-            Err(crate::KernelError::NetnsGone(_)) => self.dirty_was_read(scope, &State::new()),
+            // If it is gone, so is our link into it, which the kernel tells; if only its path is, it is as it was.
+            Err(KernelError::NetnsGone(_)) => self.dirty.read(scope),
             Err(error) => {
                 self.dirty.failed(scope, now);
                 let unknown = Some(error.to_string());
@@ -327,6 +332,7 @@ impl Worker {
         self.unsettled = false;
         self.news |= self.generation != generation;
         (self.generation, self.pods_generation) = (generation, generation);
+        self.give_back();
         false
     }
 
@@ -424,7 +430,11 @@ impl Worker {
     }
 
     fn remember_found(&mut self, op: &Op) {
-        if let Op::Replace { key: key @ (Key::Sysctl { ns: Netns::Host, .. } | Key::UplinkSysctl { .. }), old: Object::Sysctl(old), .. } = op
+        if let Op::Replace {
+            key: key @ (Key::Sysctl { ns: Netns::Host, .. } | Key::UplinkSysctl { .. }),
+            old: Object::Sysctl(old),
+            ..
+        } = op
         {
             self.found.entry(key.clone()).or_insert_with(|| old.to_string());
         }
@@ -449,6 +459,20 @@ impl Worker {
         self.apply(steps.map(|(key, object)| (Op::Delete(key, object), Owner::Read)).collect(), false);
         self.news = true;
         Some(now)
+    }
+
+    /// What was wanted with them is done. Kept longer, they would keep a namespace alive whose pod is gone.
+    fn give_back(&mut self) {
+        let failing = self.backoff.failures();
+        if failing.iter().any(|failure| matches!(failure.owner, Owner::Pod(_))) {
+            return;
+        }
+        let done = self.pods_generation;
+        let (keep, back) = std::mem::take(&mut self.lent).into_iter().partition(|(_, before)| *before >= done);
+        self.lent = keep;
+        for (ns, _) in back {
+            self.kernel.give_back(&ns);
+        }
     }
 
     fn say(&mut self) {

@@ -10,7 +10,7 @@ use crate::netns::Netns;
 
 /// The pods' namespaces of a test.
 pub struct Place {
-    _held: Vec<Netns>,
+    pub held: Vec<Netns>,
     pub pods: Vec<PodNetns>,
 }
 
@@ -19,7 +19,7 @@ impl Place {
     pub fn new() -> Place {
         let held: Vec<_> = (0..2).map(|_| Netns::new()).collect();
         let pods = held.iter().map(pod_netns).collect();
-        Place { _held: held, pods }
+        Place { held, pods }
     }
 }
 

@@ -6,9 +6,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use tartan_netstate::claims::POD_LINK_GROUP;
-use tartan_netstate::nft::{
-    Chain, ChainKind, ElementData, Fields, HookPoint, Nfproto, Selector, Set, Type, rule,
-};
+use tartan_netstate::nft::{Chain, ChainKind, ElementData, Fields, HookPoint, Nfproto, Selector, Set, Type, rule};
 use tartan_netstate::{
     Fdb, Key, Link, LinkKind, LinkName, Mac, Neigh, Netns, Object, Owner, PodNetns, Route, Rule, Scope, State,
     VxlanParams,
@@ -70,7 +68,7 @@ impl Maker<'_> {
 
     fn pod(&mut self, number: u8, pod: &PodNetns) {
         let (there, look) = (self.byte(), self.byte());
-        if there % 4 == 0 {
+        if there.is_multiple_of(4) {
             return;
         }
         let host = name(&format!("ttp{number:011x}"));
@@ -79,12 +77,13 @@ impl Maker<'_> {
         self.link(&host, LinkKind::Veth { peer: inside.clone(), peer_name: eth.clone() }, look);
         self.sysctl(&Netns::Host, &host, "ipv4/rp_filter", "1");
         self.sysctl(&Netns::Host, &host, "ipv6/accept_ra", "0");
-        let end = Link { kind: LinkKind::VethPeer, mac: mac(look % 5), mtu: 1400 + u32::from(look % 7), group: 0, up: true };
+        let end =
+            Link { kind: LinkKind::VethPeer, mac: mac(look % 5), mtu: 1400 + u32::from(look % 7), group: 0, up: true };
         self.put(Key::Link { ns: inside.clone(), link: eth.clone() }, Object::Link(end));
         self.sysctl(&inside, &eth, "ipv6/disable_ipv6", "0");
         for (v6, gateway) in [(false, "169.254.1.1"), (true, "fe80::1")] {
             let choice = self.byte();
-            if choice % 3 == 0 {
+            if choice.is_multiple_of(3) {
                 continue;
             }
             let address = host_net(v6, 1 + number * 8 + choice % 8);
@@ -94,14 +93,14 @@ impl Maker<'_> {
             self.address(&inside, &eth, address, Scope::Global);
             self.neigh(&inside, &eth, gateway, look % 3);
             self.route(&inside, gateway.into(), 1024, Route::on_link(eth.clone()));
-            let mtu = (choice % 2 == 0).then_some(1300 + u32::from(choice));
+            let mtu = choice.is_multiple_of(2).then_some(1300 + u32::from(choice));
             self.route(&inside, everything(v6), 1024, Route { mtu, ..Route::via(gateway, eth.clone()) });
         }
     }
 
     fn vxlan(&mut self, number: u8, local: IpAddr) {
         let (there, look) = (self.byte(), self.byte());
-        if there % 3 == 0 {
+        if there.is_multiple_of(3) {
             return;
         }
         let device = name(&format!("ttx{}", number + there % 2 * 4));
@@ -116,7 +115,7 @@ impl Maker<'_> {
         self.sysctl(&Netns::Host, &device, "ipv4/rp_filter", "2");
         for peer in 0..3 {
             let choice = self.byte();
-            if choice % 2 == 0 {
+            if choice.is_multiple_of(2) {
                 continue;
             }
             let fdb = Key::Fdb { link: device.clone(), mac: mac(10 + peer) };
@@ -136,7 +135,7 @@ impl Maker<'_> {
 
     fn nft(&mut self) {
         let (there, elements) = (self.byte(), self.byte());
-        if there % 3 == 0 {
+        if there.is_multiple_of(3) {
             return;
         }
         self.put(Key::NftTable, Object::NftTable);
@@ -179,7 +178,7 @@ impl Maker<'_> {
             let (rule, dead) = (self.byte(), self.byte());
             if rule % 2 == 1 {
                 let fwmark = (rule % 3 > 0).then_some((u32::from(rule % 3), 0xff));
-                let iif = (rule % 5 == 0).then(|| name("lo"));
+                let iif = rule.is_multiple_of(5).then(|| name("lo"));
                 let rule = Rule { fwmark, iif, table: 1000 + u32::from(rule % 2) };
                 self.put(Key::Rule { v6, priority: 5000 }, Object::Rule(rule));
             }
