@@ -213,6 +213,7 @@ impl Peer {
             mtu: 1450,
             accepts: vec![Endpoint { instance: instance.clone(), address: self.address(), mac: Some(mac) }],
             sends: vec![instance],
+            edition: 1 + u64::from(self.generation),
             heartbeat: 1,
         }
     }

@@ -8,7 +8,6 @@ use super::{
     program::{self, Program},
 };
 use crate::command::{self, Result};
-use std::process::Command;
 
 pub(super) const FIGURES: &[&str] = &["plan.full_5000", "plan.one_change", "plan.rss_5000", "plan.rss_5000_peak"];
 
@@ -32,6 +31,6 @@ pub(super) fn run(report: &mut Report) -> Result<()> {
 
 /// Full plans and plans after one change, in ms: one line each.
 fn plan() -> Result<Vec<Vec<f64>>> {
-    let said = command::capture(&mut Command::new(program::example("plan")))?;
+    let said = command::capture(&mut program::undisturbed("plan"))?;
     said.lines().map(program::numbers).collect()
 }

@@ -12,8 +12,7 @@ use crate::command::{self, Result};
 use std::{
     cell::RefCell,
     io::{BufRead, BufReader, Write},
-    path::PathBuf,
-    process::{Child, ChildStdin, ChildStdout, Stdio},
+    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
 };
 
 /// What ships is what is measured.
@@ -41,9 +40,11 @@ pub(super) fn build() -> Result<()> {
     command::run(cargo.args(crates))
 }
 
-/// Where a built example is.
-pub(super) fn example(name: &str) -> PathBuf {
-    command::target_dir().join(PROFILE).join("examples").join(name)
+/// A built example, to run as root and before everything else on this machine: noise only ever adds.
+pub(super) fn undisturbed(example: &str) -> Command {
+    let mut command = command::as_root("nice");
+    command.args(["-n", "-20"]).arg(command::target_dir().join(PROFILE).join("examples").join(example));
+    command
 }
 
 impl Program {
@@ -53,10 +54,8 @@ impl Program {
     /// The build fails, or the subject cannot be made: the program then has said why on standard error.
     pub(super) fn start(subject: &[&str]) -> Result<Self> {
         build()?;
-        // Above everything else that runs here: noise only ever adds.
-        let mut command = command::as_root("nice");
-        command.args(["-n", "-20"]).arg(example("bench")).args(subject);
-        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        let mut command = undisturbed("bench");
+        let mut child = command.args(subject).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
         let questions = child.stdin.take();
         let answers = BufReader::new(child.stdout.take().expect("piped two lines above"));
         let program = Self { child, ends: RefCell::new(Ends { questions, answers }) };
