@@ -80,9 +80,7 @@ impl Concerns {
     }
 
     fn mine(world: &World) -> impl Iterator<Item = &Arc<Block>> {
-        world.blocks.values().filter(|block| {
-            block.node == world.local || block.parts.iter().any(|part| holder_name(&part.holder) == Some(&world.local))
-        })
+        world.blocks.values().filter(|block| block.nodes().any(|name| *name == world.local))
     }
 }
 
@@ -225,11 +223,4 @@ fn gives_out(world: &World, block: &Block) -> bool {
 
 pub(crate) fn has_pods(world: &World, range: &IpNet) -> bool {
     world.attachments.values().any(|pod| pod.addresses.iter().any(|(_, address)| range.contains(address)))
-}
-
-fn holder_name(holder: &Holder) -> Option<&Arc<str>> {
-    match holder {
-        Holder::Aside | Holder::Offered => None,
-        Holder::Node { name, .. } | Holder::Leaving { name, .. } => Some(name),
-    }
 }

@@ -76,6 +76,15 @@ impl Holder {
 // === impl Block ===
 
 impl Block {
+    /// Names of all nodes that have some of it, the owner first.
+    pub fn nodes(&self) -> impl Iterator<Item = &Arc<str>> {
+        let holders = self.parts.iter().filter_map(|part| match &part.holder {
+            Holder::Aside | Holder::Offered => None,
+            Holder::Node { name, .. } | Holder::Leaving { name, .. } => Some(name),
+        });
+        std::iter::once(&self.node).chain(holders)
+    }
+
     /// The object name of the claim on a range: `10.244.1.0/26` is `10-244-1-0-26`, so that two claims on one range
     /// meet in the store.
     pub fn name_of(range: &IpNet) -> String {
