@@ -75,7 +75,7 @@ impl Cluster {
     pub(crate) fn new(pool: u8, block: u8) -> Cluster {
         let pool = Pool {
             name: "p".into(),
-            cidr: IpNet::new(IpAddr::from([10, 0, 0, 0]), pool).unwrap(),
+            cidr: IpNet::new(IpAddr::from([10, 0, 0, 0]), pool).expect("tests write good values"),
             block_size: block,
             nodes: Selector::all(),
             namespaces: Selector::all(),
@@ -96,7 +96,7 @@ impl Cluster {
                 name: (*name).into(),
                 uid: format!("uid-{name}").into(),
                 internal_ips: Vec::new(),
-                pod_cidrs: vec![format!("fd00:{i}::/64").parse().unwrap()],
+                pod_cidrs: vec![format!("fd00:{i}::/64").parse().expect("tests write good values")],
                 labels: BTreeMap::new(),
                 annotations: BTreeMap::new(),
             };
@@ -184,8 +184,8 @@ impl Cluster {
     /// Until nothing is late and nobody wants to write.
     pub(crate) fn settle(&mut self) {
         for _ in 0..60 {
-            let busy = (0..NAMES.len()).fold(false, |busy, node| self.settle_one(node) || busy);
-            if !busy {
+            let busy: Vec<bool> = (0..NAMES.len()).map(|node| self.settle_one(node)).collect();
+            if !busy.contains(&true) {
                 return;
             }
         }
@@ -313,7 +313,7 @@ impl Cluster {
     /// Whether the store says so, whatever the node believes.
     fn owns(&self, node: usize, address: IpAddr) -> bool {
         if Family::of(address) == Family::V6 {
-            return format!("fd00:{node}::/64").parse::<IpNet>().unwrap().contains(&address);
+            return format!("fd00:{node}::/64").parse::<IpNet>().expect("tests write good values").contains(&address);
         }
         let mut blocks = self.store.values().filter_map(|(object, _)| block(object));
         blocks.any(|block| block.cidr.contains(&address) && holder_of(block, address) == Some(NAMES[node]))

@@ -1,0 +1,295 @@
+//! What one node decides, as tables: which address, which refusal, which claim, which condition.
+
+mod node;
+
+use std::time::Duration;
+
+use node::{Setup, advert, block, given, node, pool, reservation};
+use tartan_ipam::{Claim, Memo, Request};
+use tartan_model::{Holder, Object, PerFamily};
+
+/// What a request comes to: the addresses, or the words of the refusal.
+fn answer(setup: &Setup, namespace: &str, asked: &str) -> String {
+    let addresses = PerFamily::first_of(asked.split_whitespace().map(|ip| ip.parse().unwrap()));
+    match tartan_ipam::allocate(&setup.world, &Request { namespace, addresses }, setup.now) {
+        Ok(addresses) => addresses.iter().map(|(_, ip)| ip.to_string()).collect::<Vec<_>>().join(" "),
+        Err(refused) => refused.to_string(),
+    }
+}
+
+fn check(setup: &Setup, namespace: &str, asked: &str, want: &str) {
+    assert_eq!(answer(setup, namespace, asked), want, "for '{asked}' in '{namespace}'");
+}
+
+/// The claims of a plan, each as one line.
+fn claims(setup: &Setup) -> Vec<String> {
+    tartan_ipam::plan(&mut Memo::default(), &setup.world, setup.now).claims.iter().map(line).collect()
+}
+
+fn line(claim: &Claim) -> String {
+    let expect = claim.expect.as_ref().map_or("new".to_owned(), |revision| format!("at {}", revision.0));
+    let Some(Object::Block(block)) = &claim.object else { return format!("{expect}: delete {}", claim.id.name) };
+    let parts: Vec<String> = block.parts.iter().map(|part| format!("{} {}", part.cidr, holder(&part.holder))).collect();
+    format!("{expect}: {} of {}/{} [{}]", block.cidr, block.node, block.node_uid, parts.join(", "))
+}
+
+fn holder(holder: &Holder) -> String {
+    match holder {
+        Holder::Aside => "aside".into(),
+        Holder::Offered => "offered".into(),
+        Holder::Node { name, .. } => format!("to {name}"),
+        Holder::Leaving { name, .. } => format!("from {name}"),
+    }
+}
+
+/// Reasons of a plan's conditions, with what they are about.
+fn conditions(setup: &Setup) -> Vec<String> {
+    let mut memo = Memo::default();
+    let conditions = &tartan_ipam::plan(&mut memo, &setup.world, setup.now).conditions;
+    assert!(conditions.iter().all(|condition| !condition.message.is_empty() && !condition.fix.is_empty()));
+    conditions.iter().map(|condition| format!("{} {}", condition.about, condition.reason)).collect()
+}
+
+fn blocks(setup: &Setup) -> String {
+    let mut memo = Memo::default();
+    let out = tartan_ipam::plan(&mut memo, &setup.world, setup.now);
+    let own = out.fabric_addresses.iter().map(|(_, ip)| ip.to_string()).collect::<Vec<_>>().join(" ");
+    let blocks = out.blocks.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+    format!("{blocks}; own {own}")
+}
+
+#[test]
+fn a_pod_cidr_is_a_block() {
+    let mut setup = Setup::new([node("n1", "10.1.0.0/29 fd01::/64")]);
+    assert_eq!(blocks(&setup), "10.1.0.0/29 fd01::/64; own 10.1.0.0 fd01::");
+    check(&setup, "a", "", "10.1.0.1 fd01::1");
+    setup.attach("p1", "10.1.0.1 fd01::1");
+    check(&setup, "a", "", "10.1.0.2 fd01::2");
+    setup.detach("p1");
+    check(&setup, "a", "", "10.1.0.2 fd01::2");
+    setup.put(reservation("r", "10.1.0.2/31 fd01::/126"));
+    check(&setup, "a", "", "10.1.0.4 fd01::4");
+    for host in 4..7 {
+        setup.attach(&format!("p{host}"), &format!("10.1.0.{host} fd01::{host}"));
+    }
+    check(
+        &setup,
+        "a",
+        "",
+        "ipv4: no address is free: podCIDR 10.1.0.0/29 (8 addresses: 3 used, 2 reserved, 1 resting after use); the next one has rested in 31 s; delete pods, or give the node a larger podCIDR or an IPPool",
+    );
+    assert_eq!(conditions(&setup), ["Node/n1 PodCidrExhausted"]);
+    setup.now += Duration::from_secs(30);
+    check(&setup, "a", "", "10.1.0.1 fd01::7");
+    assert_eq!(conditions(&setup), [""; 0]);
+    assert_eq!(claims(&setup), [""; 0]);
+}
+
+#[test]
+fn an_address_by_name_is_had_or_refused_with_the_cause() {
+    let mut setup = Setup::new([node("n1", "10.1.0.0/24"), node("n2", "10.2.0.0/24 fd02::/64")]);
+    setup.attach("web", "10.1.0.9");
+    setup.attach("gone", "10.1.0.10");
+    setup.detach("gone");
+    setup.put(reservation("printers", "10.1.0.64/28"));
+    setup.put(pool("other", "10.9.0.0/24", 26).nodes("nobody == 'here'"));
+    setup.put(block("10.9.0.0/26", "other", "n2"));
+    let here = "ask for an address of 10.1.0.0/24";
+    for (asked, want) in [
+        ("10.1.0.200", "10.1.0.200".to_owned()),
+        ("10.1.0.10", "10.1.0.10".to_owned()),
+        ("10.1.0.9", "the pod asks for 10.1.0.9: pod ns/web on this node has it; delete that pod first, or ask for another address".to_owned()),
+        ("10.1.0.70", "the pod asks for 10.1.0.70: IPReservation printers keeps 10.1.0.64/28; change the reservation, or ask for another address".to_owned()),
+        ("10.1.0.0", "the pod asks for 10.1.0.0: it is the node's own address, or the broadcast address of 10.1.0.0/24; ask for another one".to_owned()),
+        ("10.1.0.255", "the pod asks for 10.1.0.255: it is the node's own address, or the broadcast address of 10.1.0.0/24; ask for another one".to_owned()),
+        ("10.2.0.7", format!("the pod asks for 10.2.0.7: node n2 has 10.2.0.0/24; run the pod there, or {here}")),
+        ("10.9.0.7", format!("the pod asks for 10.9.0.7: node n2 has 10.9.0.0/26; run the pod there, or {here}")),
+        ("192.0.2.1", format!("the pod asks for 192.0.2.1: it is not in a range of this node; {here}")),
+        ("fd02::1", "ipv6: the pod asks for fd02::1, but this node gives no ipv6 addresses; take it out of the request, or give the node a podCIDR or an IPPool of that family".to_owned()),
+    ] {
+        check(&setup, "a", asked, &want);
+    }
+}
+
+#[test]
+fn pools_are_for_namespaces_and_nodes() {
+    let mut setup = Setup::new([node("n1", "10.1.0.0/24")]);
+    setup.put(pool("all", "10.8.0.0/24", 26));
+    setup.put(pool("blue", "10.9.0.0/24", 26).namespaces("projectcalico.org/name == 'blue'"));
+    assert_eq!(
+        answer(&setup, "a", ""),
+        "ipv4: this node is claiming its first block of IPPool all (10.8.0.0/24); the runtime will try again, and should get one within seconds"
+    );
+    assert_eq!(claims(&setup).len(), 2, "one of each pool: {:?}", claims(&setup));
+    setup.put(block("10.8.0.64/26", "all", "n1"));
+    setup.put(block("10.9.0.64/26", "blue", "n1"));
+    assert_eq!(blocks(&setup), "10.8.0.64/26 10.9.0.64/26; own 10.8.0.64");
+    check(&setup, "a", "", "10.8.0.65");
+    check(&setup, "blue", "", "10.9.0.64");
+    check(
+        &setup,
+        "a",
+        "10.9.0.70",
+        "the pod asks for 10.9.0.70: IPPool blue is not for this pod's namespace; change its namespaceSelector, or ask for another address",
+    );
+    setup.put(pool("all", "10.8.0.0/24", 26).disabled());
+    check(
+        &setup,
+        "a",
+        "",
+        "ipv4: no IPPool of this node is for pods of namespace 'a' (there are IPPool blue (10.9.0.0/24)); change the namespaceSelector of one, or create another",
+    );
+    tartan_ipam::any_left(&setup.world, setup.now).expect("a pod of namespace blue would get one");
+    setup.put(pool("blue", "10.9.0.0/24", 26).nodes("gpu == 'yes'"));
+    check(&setup, "a", "", "10.1.0.1");
+    check(
+        &setup,
+        "a",
+        "10.8.0.70",
+        "the pod asks for 10.8.0.70: 10.8.0.64/26 gives out no new addresses: its IPPool is disabled, gone or does not select this node any more; ask for an address of 10.1.0.0/24",
+    );
+}
+
+#[test]
+fn an_exhausted_pool_is_named() {
+    let mut setup = Setup::new([node("n1", ""), node("n2", "")]);
+    check(
+        &setup,
+        "a",
+        "",
+        "node n1 has no range for pods: its Node has no podCIDR and no enabled IPPool selects it; give the Node a podCIDR, or create an IPPool whose nodeSelector matches it",
+    );
+    assert_eq!(conditions(&setup), ["Node/n1 NoRange"]);
+    setup.put(pool("p", "10.8.0.0/29", 30));
+    setup.put(block("10.8.0.0/30", "p", "n1"));
+    for host in 1..4 {
+        setup.attach(&format!("p{host}"), &format!("10.8.0.{host}"));
+    }
+    assert_eq!(claims(&setup), ["new: 10.8.0.4/30 of n1/uid-n1 []"]);
+    let numbers =
+        "ipv4: no address is free: 10.8.0.0/30 of IPPool p (4 addresses: 3 used, 0 reserved, 0 resting after use)";
+    check(&setup, "a", "", &format!("{numbers}; another block is being claimed, the runtime will try again"));
+    setup.put(block("10.8.0.4/30", "p", "n2"));
+    check(
+        &setup,
+        "a",
+        "",
+        &format!(
+            "{numbers}; every block of the pool is claimed and no node has a part to spare: add an IPPool, or make room in this one by deleting pods or nodes"
+        ),
+    );
+    assert_eq!((claims(&setup), conditions(&setup)), (vec![], vec!["IPPool/p PoolExhausted".to_owned()]));
+    setup.put(given(block("10.8.0.4/30", "p", "n2"), "10.8.0.6/31", Holder::Offered));
+    assert_eq!(claims(&setup), ["at 5: 10.8.0.4/30 of n2/uid-n2 [10.8.0.6/31 to n1]"]);
+}
+
+#[test]
+fn a_node_made_anew_adopts_what_its_pods_use_and_nothing_else() {
+    let mut setup = Setup::new([node("n1", "").uid("new"), node("n2", "")]);
+    setup.put(pool("p", "10.8.0.0/24", 26));
+    setup.put(block("10.8.0.0/26", "p", "n1").uid("old"));
+    setup.put(block("10.8.0.64/26", "p", "n1").uid("old"));
+    assert_eq!(blocks(&setup), "; own ");
+    setup.attach("p1", "10.8.0.3");
+    assert_eq!(blocks(&setup), "10.8.0.0/26; own 10.8.0.0", "kept for its pod");
+    assert!(answer(&setup, "a", "").contains("this node is claiming its first block"), "but nothing new out of it");
+    let claims = claims(&setup);
+    assert!(claims.contains(&"at 3: 10.8.0.0/26 of n1/new []".to_owned()), "{claims:?}");
+    assert!(claims.contains(&"at 4: delete 10-8-0-64-26".to_owned()), "{claims:?}");
+    setup.put(block("10.8.0.0/26", "p", "n2"));
+    assert_eq!(blocks(&setup), "; own ", "lost while it was away");
+    assert_eq!(conditions(&setup), ["Pod/ns/p1 NotOurAddress"]);
+}
+
+#[test]
+fn blocks_of_a_node_that_is_gone_are_freed_or_inherited() {
+    let mut setup = Setup::new([node("n1", "")]);
+    setup.put(pool("p", "10.8.0.0/24", 26));
+    setup.put(block("10.8.0.0/26", "p", "n9"));
+    setup.put(given(
+        block("10.8.0.64/26", "p", "n9"),
+        "10.8.0.96/27",
+        Holder::Node { name: "n1".into(), uid: "uid-n1".into() },
+    ));
+    setup.put(advert("n9", ""));
+    let lease_and_cooldown = Duration::from_secs(40 + 30);
+    assert_eq!(claims(&setup), [""; 0], "its lease runs");
+    let wake_at = tartan_ipam::plan(&mut Memo::default(), &setup.world, setup.now).wake_at;
+    assert_eq!(wake_at, Some(setup.now + lease_and_cooldown));
+    setup.now += lease_and_cooldown;
+    let freed = ["at 3: delete 10-8-0-0-26", "at 4: 10.8.0.64/26 of n1/uid-n1 []"];
+    let claims_now = claims(&setup);
+    assert!(freed.iter().all(|claim| claims_now.contains(&(*claim).to_owned())), "{claims_now:?}");
+    setup.world.leases_rest = true;
+    assert!(!claims(&setup).iter().any(|claim| claim.contains("delete")), "signs of life may have been missed");
+}
+
+#[test]
+fn nothing_is_written_before_all_is_read_or_while_the_store_is_away() {
+    let mut setup = Setup::new([node("n1", "")]);
+    setup.put(pool("p", "10.8.0.0/24", 26));
+    assert_eq!(claims(&setup).len(), 1);
+    setup.world.store_away = Some("gone".into());
+    assert_eq!(claims(&setup), [""; 0]);
+    let unsynced = Setup::unsynced([node("n1", "")]);
+    assert_eq!(claims(&unsynced), [""; 0]);
+}
+
+#[test]
+fn overlaps_are_fenced_off() {
+    let mut setup = Setup::new([node("n1", "10.1.0.0/24"), node("n0", "10.1.0.0/25")]);
+    check(
+        &setup,
+        "a",
+        "",
+        "ipv4: podCIDR 10.1.0.0/24 of this node is used by node n0, too; give each node its own podCIDR and delete the pods of the node that had the wrong one",
+    );
+    assert_eq!(conditions(&setup), ["Node/n1 SamePodCidr"]);
+    setup.put(advert("n1", "10.1.0.0/24"));
+    check(&setup, "a", "", "10.1.0.1");
+
+    let mut setup = Setup::new([node("n1", ""), node("n2", "")]);
+    setup.put(pool("p1", "10.8.0.0/24", 26));
+    setup.put(pool("p2", "10.8.0.0/16", 24));
+    setup.put(block("10.8.0.0/26", "p1", "n1"));
+    assert_eq!(conditions(&setup), ["IPPool/p2 PoolsOverlap"]);
+    check(&setup, "a", "", "10.8.0.1");
+    setup.put(block("10.8.0.0/24", "p2", "n2"));
+    assert!(answer(&setup, "a", "").contains("no block of IPPool p1"), "{}", answer(&setup, "a", ""));
+    assert_eq!(conditions(&setup)[1], "IPBlock/10-8-0-0-26 BlocksOverlap");
+}
+
+#[test]
+fn claims_keep_clear_of_pod_cidrs_reservations_and_what_cannot_be_read() {
+    let mut setup = Setup::new([node("n1", ""), node("n2", "10.8.0.0/26").label("zone", "b")]);
+    setup.put(pool("p", "10.8.0.0/24", 26).nodes("!has(zone)"));
+    setup.put(reservation("r", "10.8.0.64/26"));
+    setup.invalid_block("10.8.0.128/26");
+    assert_eq!(claims(&setup), ["new: 10.8.0.192/26 of n1/uid-n1 []"]);
+    setup.put(block("10.8.0.192/26", "p", "n2"));
+    assert_eq!(claims(&setup), [""; 0]);
+    // Once the pool is for n2, too, and n2 has no pods left from before, its podCIDR is free.
+    setup.put(pool("p", "10.8.0.0/24", 26));
+    assert_eq!(claims(&setup), ["new: 10.8.0.0/26 of n1/uid-n1 []"]);
+    setup.put(advert("n2", "10.8.0.0/26"));
+    assert_eq!(claims(&setup), [""; 0]);
+}
+
+#[test]
+fn the_nodes_own_address_stays_what_peers_were_told() {
+    let mut setup = Setup::new([node("n1", "")]);
+    setup.put(pool("p", "10.8.0.0/24", 26));
+    setup.put(block("10.8.0.64/26", "p", "n1"));
+    assert_eq!(blocks(&setup), "10.8.0.64/26; own 10.8.0.64");
+    setup.put(block("10.8.0.0/26", "p", "n1"));
+    assert_eq!(blocks(&setup), "10.8.0.0/26 10.8.0.64/26; own 10.8.0.0");
+    setup.put(advert("n1", "10.8.0.64/26").own("10.8.0.64"));
+    assert_eq!(blocks(&setup), "10.8.0.0/26 10.8.0.64/26; own 10.8.0.64");
+    check(&setup, "a", "", "10.8.0.0");
+    assert_eq!(claims(&setup), ["at 4: 10.8.0.0/26 of n1/uid-n1 [10.8.0.0/26 aside]"], "the other one is spare");
+    setup.put(given(block("10.8.0.0/26", "p", "n1"), "10.8.0.0/26", Holder::Aside));
+    check(&setup, "a", "", "10.8.0.65");
+    assert_eq!(claims(&setup), ["at 6: delete 10-8-0-0-26"]);
+    setup.attach("late", "10.8.0.5");
+    assert_eq!(claims(&setup), ["at 6: 10.8.0.0/26 of n1/uid-n1 []"], "a pod had slipped in");
+}
