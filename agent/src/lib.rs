@@ -1,8 +1,10 @@
 //! The agent: wires the doors to the loop, in the order in which they must start.
 //!
-//!     store ──watch──►┐                      ┌──► kernel thread (mirror, diff, apply)
-//!     socket ──ask───►│ loop: World → Plan ──┼──► publisher (advert, claims → store)
-//!     kernel ─report─►┘                      └──► waiting CNI callers
+//! ```text
+//! store ──watch──►┐                      ┌──► kernel thread (mirror, diff, apply)
+//! socket ──ask───►│ loop: World → Plan ──┼──► publisher (advert, claims → store)
+//! kernel ─report─►┘                      └──► waiting CNI callers
+//! ```
 //!
 //! Invariant: nothing but the loop holds World; nothing in the loop waits for I/O. When the agent dies at any line, the
 //! kernel keeps what it has, the journal what was promised, and the next start goes on from both.
