@@ -195,12 +195,10 @@ impl Agent {
         let outcome = self.waiting.settle(&self.world, now);
         for id in outcome.answered {
             self.write(Record::Answered { id: id.clone() });
-            self.close_netns(&id);
             self.world.answered(&id);
         }
         for id in outcome.undone {
             self.write(Record::Del { id: id.clone() });
-            self.close_netns(&id);
             self.world.detach(&id, now);
         }
     }
@@ -209,13 +207,6 @@ impl Agent {
     fn write(&mut self, record: Record) {
         if let Err(error) = self.journal.append(record) {
             error!("journal: {error}");
-        }
-    }
-
-    /// The namespace of an ADD that is over is found by its path from now on.
-    fn close_netns(&self, id: &str) {
-        if let Some(attachment) = self.world.attachments.get(id) {
-            self.kernel.give_back_netns(attachment.netns.clone());
         }
     }
 }
