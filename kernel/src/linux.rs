@@ -13,7 +13,7 @@ use tartan_netstate::{Change, Key, LinkName, Netns, Object, Op, Owner, PodNetns,
 use crate::conntrack::{Flusher, effect};
 use crate::foreign::Foreign;
 use crate::namespace::Namespace;
-use crate::netns::{PodNetnses, inside};
+use crate::netns::PodNetnses;
 use crate::nft::Nft;
 use crate::notify::Notifications;
 use crate::{Failure, Kernel, KernelError, Scope, Waker, sysctl};
@@ -37,7 +37,7 @@ impl Linux {
             nft: Nft::open()?,
             foreign: Foreign::open()?,
             flusher: Flusher::start()?,
-            pods: PodNetnses::default(),
+            pods: PodNetnses::from_here()?,
             news: None,
         })
     }
@@ -54,8 +54,7 @@ impl Linux {
     }
 
     fn read_pod(&self, pod: &PodNetns, ends: &BTreeSet<LinkName>) -> Result<State, KernelError> {
-        let fd = self.pods.open(pod)?;
-        inside(pod, fd, || {
+        self.pods.inside(pod, || {
             let mut state = State::new();
             let mut namespace = Namespace::open(Netns::Pod(pod.clone()), self.host.addresses_unmarked)?;
             let links = namespace.links(ends)?;
@@ -77,21 +76,17 @@ impl Linux {
             }
         }
         for (pod, keys) in by_pod {
-            let fd = self.pods.open(pod)?;
-            inside(pod, fd, || keys.iter().try_for_each(|key| put_sysctl(key, &mut state)))?;
+            self.pods.inside(pod, || keys.iter().try_for_each(|key| put_sysctl(key, &mut state)))?;
         }
         Ok(state)
     }
 
     fn apply_in_pod(&self, pod: &PodNetns, steps: &[&(Op, Owner)]) -> Vec<Failure> {
-        let visit = || {
-            let fd = self.pods.open(pod)?;
-            inside(pod, fd, || {
-                let mut namespace = Namespace::open(Netns::Pod(pod.clone()), self.host.addresses_unmarked)?;
-                Ok(namespace.apply(steps, &self.pods))
-            })
-        };
-        visit().unwrap_or_else(|error| {
+        let visit = self.pods.inside(pod, || {
+            let mut namespace = Namespace::open(Netns::Pod(pod.clone()), self.host.addresses_unmarked)?;
+            Ok(namespace.apply(steps, &self.pods))
+        });
+        visit.unwrap_or_else(|error| {
             // What is to be deleted went with its namespace.
             let gone = |op: &Op| matches!((op, &error), (Op::Delete(..), KernelError::NetnsGone(_)));
             let failed = steps.iter().filter(|(op, _)| !gone(op));

@@ -8,6 +8,7 @@ use std::os::fd::AsFd;
 use ipnet::IpNet;
 use netlink_packet_route::RouteNetlinkMessage;
 use nix::errno::Errno;
+use nix::net::if_::if_nametoindex;
 use tartan_model::Family;
 use tartan_netstate::{Key, Link, LinkKind, LinkName, Netns, Object, Op, Owner, Route, Scope};
 
@@ -55,14 +56,6 @@ impl Namespace {
         };
         run.all();
         run.failures
-    }
-
-    /// Number of a link; none if there is no link of that name.
-    pub(crate) fn index(&mut self, name: &LinkName) -> Result<Option<u32>, KernelError> {
-        match self.netlink.get("a link", link::look_up(name))? {
-            Some(RouteNetlinkMessage::NewLink(found)) => Ok(Some(found.header.index)),
-            _ => Ok(None),
-        }
     }
 }
 
@@ -186,7 +179,7 @@ impl Run<'_> {
         needed: bool,
         requests: impl FnOnce(u32) -> Vec<Request>,
     ) -> Result<(), KernelError> {
-        match self.index(name)? {
+        match self.index(name) {
             Some(index) => self.send(at, requests(index)),
             None if needed => return Err(no_link(self.steps[at].0.key(), name)),
             None => {}
@@ -196,20 +189,21 @@ impl Run<'_> {
 
     fn output(&mut self, new: &Route) -> Result<Option<u32>, KernelError> {
         let Some(name) = &new.dev else { return Ok(None) };
-        match self.index(name)? {
+        match self.index(name) {
             Some(index) => Ok(Some(index)),
             None => Err(KernelError::Refused { doing: format!("find link {name}"), errno: Errno::ENODEV, says: None }),
         }
     }
 
-    fn index(&mut self, name: &LinkName) -> Result<Option<u32>, KernelError> {
+    /// Number of a link, in the namespace of the calling thread; none if there is no link of that name.
+    fn index(&mut self, name: &LinkName) -> Option<u32> {
         if let Some(known) = self.indexes.get(name) {
-            return Ok(*known);
+            return *known;
         }
         self.flush();
-        let found = self.inside.index(name)?;
+        let found = if_nametoindex(name.as_str()).ok();
         self.indexes.insert(name.clone(), found);
-        Ok(found)
+        found
     }
 
     fn send(&mut self, at: usize, requests: impl IntoIterator<Item = Request>) {
@@ -256,7 +250,7 @@ impl Run<'_> {
 
     /// The address is there: ours, which the mirror did not know, or another program's.
     fn address_taken(&mut self, key: &Key, link: &LinkName, address: IpNet, scope: Scope) -> Result<(), KernelError> {
-        let index = self.index(link)?.unwrap_or(0);
+        let index = self.index(link).unwrap_or(0);
         let there = self.inside.netlink.dump("addresses", addr::list(Family::of_net(&address), index))?;
         let ours = there.iter().any(|message| match message {
             RouteNetlinkMessage::NewAddress(message) => addr::decode(message).is_some_and(|found| {
