@@ -258,6 +258,9 @@ impl Inside {
                 }
                 let far = Link { kind: LinkKind::VethPeer, up: false, group: 0, ..new.clone() };
                 let far_key = Key::Link { ns: Netns::Pod(ns.clone()), link: peer_name.clone() };
+                if self.state.get(&far_key).is_some() {
+                    return Err(Missing::Nothing);
+                }
                 self.state.insert(far_key, Object::Link(far), Owner::Read);
             }
             (Some(old), kind) if !old.kind.can_become(kind) => return Err(Missing::Nothing),

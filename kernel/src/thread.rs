@@ -46,6 +46,8 @@ pub struct Applied {
     pub repaired: u64,
     /// The values that the node's own sysctls had before they were changed, since the start.
     pub found: BTreeMap<Key, String>,
+    /// The latest check of a pod that is done: it was read, and what was missing put back or tried.
+    pub checked: u64,
     /// Why a part of the kernel's state cannot be read. While it cannot, only pods' wants are carried out.
     pub unknown: Option<String>,
 }
@@ -79,9 +81,9 @@ impl Handle {
         self.inbox.put(|news| news.lent.push((ns, fd)));
     }
 
-    /// Reads the inside of a pod again, and repairs it.
-    pub fn check_pod(&self, ns: PodNetns) {
-        self.inbox.put(|news| news.check.push(ns));
+    /// Reads the inside of a pod again, and repairs it. Checks count up from 1; see [`Applied::checked`].
+    pub fn check_pod(&self, check: u64, ns: PodNetns) {
+        self.inbox.put(|news| news.check.push((check, ns)));
     }
 }
 

@@ -84,14 +84,14 @@ fn what_others_break_is_repaired() {
         "ip route del 10.1.0.2",
         "ip -6 route del fd00::2",
         "ip route del 10.2.0.0/24",
-        "ip neigh del 10.1.0.2 dev ttp00000000000",
-        "ip -6 neigh del fd00::2 dev ttp00000000000",
+        "ip neigh del 10.1.0.2 dev ttp00000000010",
+        "ip -6 neigh del fd00::2 dev ttp00000000010",
         "bridge fdb del 02:00:00:00:00:0a dev ttx4 self",
         "ip link del ttx4",
         "ip link set ttx4 down",
         "ip link set ttxbr down; ip link set ttxbr up",
-        "ip link del ttp00000000000",
-        "ip link set ttp00000000001 mtu 1300",
+        "ip link del ttp00000000010",
+        "ip link set ttp00000000011 mtu 1300",
         "ip addr del 10.1.0.201/32 dev lo",
         "ip -6 addr del fd00::c9/128 dev lo",
         "ip rule del priority 5000",
@@ -133,7 +133,7 @@ fn a_pod_is_looked_into_when_asked() {
         })
         .unwrap();
     node.netns.sh(&format!("nsenter --net={} ip addr flush dev eth0", pod.path));
-    node.handle.check_pod(pod);
+    node.handle.check_pod(1, pod);
     let wanted = node.wanted.clone();
     node.wait("the pod's addresses", |applied| applied.repaired > 0 && same(&applied.mirror, &wanted));
 }

@@ -53,11 +53,9 @@ pub fn diff(mirror: &State, wanted: &State, may_delete: impl Fn(&Key) -> bool) -
             DiffItem::Remove(..) => {}
         }
     }
-    let mut first = Vec::new();
-    remake_links(mirror, wanted, &mut make, &mut first);
+    let first = links_first(mirror, wanted, &mut make, &mut gone);
     repeat_neighbours(mirror, wanted, &mut make);
     remake_sets(wanted, &mut make, &mut gone);
-    clear_the_way(&make, &mut gone, &mut first);
     make.sort_by_key(|(op, _)| op.needs_a_route());
     let leaving = gone.iter().filter_map(|(key, _)| key.as_link()).collect();
     let along = hanging_on(mirror, &leaving);
@@ -66,31 +64,41 @@ pub fn diff(mirror: &State, wanted: &State, may_delete: impl Fn(&Key) -> bool) -
     Change { ops: first.into_iter().chain(make).chain(last).collect() }
 }
 
-/// A link whose fixed parameters changed is deleted and made again, and with it all that hung on it.
-fn remake_links(mirror: &State, wanted: &State, make: &mut Vec<(Op, Owner)>, first: &mut Vec<(Op, Owner)>) {
-    let remade: BTreeSet<(Netns, LinkName)> = make
-        .iter()
-        .filter_map(|(op, _)| match op {
-            Op::Replace { key: Key::Link { ns, link }, old: Object::Link(old), new: Object::Link(new) } => {
-                (!old.kind.can_become(&new.kind)).then(|| (ns.clone(), link.clone()))
-            }
-            _ => None,
-        })
-        .collect();
-    if remade.is_empty() {
-        return;
-    }
-    let lost = hanging_on(mirror, &remade);
-    make.retain(|(op, _)| !lost.contains(op.key()));
-    for (ns, link) in &remade {
-        let key = Key::Link { ns: ns.clone(), link: link.clone() };
-        if let (Some(old), Some(new)) = (mirror.get(&key), wanted.get(&key)) {
-            first.push((Op::Delete(key, old.object.clone()), new.owner.clone()));
+/// Links that go first: those whose fixed parameters changed, and those that stand in the way of new ones. Whatever
+/// hung on them and is still wanted, perhaps on another link of the same name, is made again.
+fn links_first(
+    mirror: &State,
+    wanted: &State,
+    make: &mut Vec<(Op, Owner)>,
+    gone: &mut Vec<(Key, Entry)>,
+) -> Vec<(Op, Owner)> {
+    let remade = make.iter().filter_map(|(op, _)| match op {
+        Op::Replace { key, old: Object::Link(old), new: Object::Link(new) } => {
+            (!old.kind.can_become(&new.kind)).then(|| key.clone())
         }
+        _ => None,
+    });
+    let coming: Vec<LinkKind> = make.iter().filter_map(|(op, _)| op.makes_link().cloned()).collect();
+    let in_the_way = gone.iter().filter(|(_, entry)| match &entry.object {
+        Object::Link(link) => coming.iter().any(|new| link.kind.excludes(new)),
+        _ => false,
+    });
+    let leaving: BTreeSet<Key> = remade.chain(in_the_way.map(|(key, _)| key.clone())).collect();
+    if leaving.is_empty() {
+        return Vec::new();
     }
+    gone.retain(|(key, _)| !leaving.contains(key));
+    let lost = hanging_on(mirror, &leaving.iter().filter_map(Key::as_link).collect());
+    make.retain(|(op, _)| !lost.contains(op.key()));
     let again = lost.iter().filter_map(|key| wanted.get(key).map(|entry| (key, entry)));
     make.extend(again.map(|(key, entry)| (Op::Create(key.clone(), entry.object.clone()), entry.owner.clone())));
     make.sort_by(|(a, _), (b, _)| a.key().cmp(b.key()));
+    let delete = |key: Key| {
+        let old = mirror.get(&key)?;
+        let owner = wanted.get(&key).unwrap_or(old).owner.clone();
+        Some((Op::Delete(key, old.object.clone()), owner))
+    };
+    leaving.into_iter().filter_map(delete).collect()
 }
 
 /// A set whose layout changed loses its elements, and goes only when no rule refers to it: its elements are put in
@@ -156,28 +164,6 @@ pub fn hanging_on(state: &State, links: &BTreeSet<(Netns, LinkName)>) -> BTreeSe
     keys
 }
 
-/// Two VXLAN devices with one port and underlay family share a socket, so they must differ in their identifier and
-/// agree on the group policy extension: the old one goes first if they do not.
-fn clear_the_way(make: &[(Op, Owner)], gone: &mut Vec<(Key, Entry)>, first: &mut Vec<(Op, Owner)>) {
-    let coming: Vec<LinkKind> = make
-        .iter()
-        .filter_map(|(op, _)| match op {
-            Op::Create(_, Object::Link(link)) => Some(link.kind.clone()),
-            _ => None,
-        })
-        .collect();
-    gone.retain(|(key, entry)| {
-        let in_the_way = match &entry.object {
-            Object::Link(link) => coming.iter().any(|new| link.kind.excludes(new)),
-            _ => false,
-        };
-        if in_the_way {
-            first.push((Op::Delete(key.clone(), entry.object.clone()), entry.owner.clone()));
-        }
-        !in_the_way
-    });
-}
-
 // === impl LinkKind ===
 
 impl LinkKind {
@@ -192,9 +178,15 @@ impl LinkKind {
         }
     }
 
-    /// Whether the two cannot be in one namespace at the same time.
+    /// Whether the two cannot be there at the same time.
+    ///
+    /// Two VXLAN devices with one port and underlay family share a socket, so they must differ in their identifier and
+    /// agree on the group policy extension. Two veth pairs cannot end under one name in one namespace.
     fn excludes(&self, other: &LinkKind) -> bool {
         match (self, other) {
+            (LinkKind::Veth { peer: one, peer_name: a }, LinkKind::Veth { peer: two, peer_name: b }) => {
+                one == two && a == b
+            }
             (LinkKind::Vxlan(one), LinkKind::Vxlan(two)) => {
                 let one_socket = one.port == two.port && one.local.is_ipv4() == two.local.is_ipv4();
                 one_socket && (one.vni == two.vni || one.gbp != two.gbp)
@@ -221,6 +213,14 @@ impl Op {
                 route.via.is_some() && !route.onlink
             }
             _ => false,
+        }
+    }
+
+    /// The kind of the link that comes by this step.
+    fn makes_link(&self) -> Option<&LinkKind> {
+        match self {
+            Op::Create(_, Object::Link(link)) => Some(&link.kind),
+            _ => None,
         }
     }
 

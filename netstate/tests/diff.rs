@@ -121,6 +121,23 @@ fn device(link: &str, object: Object) -> State {
     [(key, Entry { object, owner: Owner::Node })].into_iter().collect()
 }
 
+#[test]
+fn the_next_pod_in_a_namespace_comes_after_the_last_one_went() {
+    let pods = pretended_pods();
+    let before = state(&pods, &choice(0));
+    let wanted = state(&pods, &choice(1));
+    let steps = steps(&before, &wanted);
+    assert_eq!(&steps[..2], ["-link ttp00000000000 in host", "+link ttp00000000010 in host"]);
+    assert!(steps.contains(&"+link eth0 in /run/netns/1 (nsfs 4:1)".into()), "all of it is made again: {steps:#?}");
+}
+
+/// One pod, by one of two attachments.
+fn choice(look: u8) -> Choice {
+    let mut choice = [0; 32];
+    choice[..4].copy_from_slice(&[1, look, 1, 1]);
+    choice
+}
+
 /// The steps in words: `+` makes, `~` changes, `-` deletes.
 fn steps(before: &State, wanted: &State) -> Vec<String> {
     let step = |(op, _): &(Op, Owner)| match op {

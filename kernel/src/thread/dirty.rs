@@ -68,7 +68,8 @@ impl Dirty {
 pub(super) fn pods(mirror: &State) -> Vec<Scope> {
     let mut pods: BTreeMap<&PodNetns, BTreeSet<LinkName>> = BTreeMap::new();
     for (_, entry) in super::mirror::node_links(mirror) {
-        if let Object::Link(link) = &entry.object
+        if !super::mirror::is_dying(&entry.object)
+            && let Object::Link(link) = &entry.object
             && let LinkKind::Veth { peer: Netns::Pod(ns), peer_name } = &link.kind
         {
             pods.entry(ns).or_default().insert(peer_name.clone());

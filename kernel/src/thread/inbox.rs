@@ -25,8 +25,8 @@ pub(super) struct News {
     /// In the order in which the kernel told.
     pub(super) wakes: Vec<Wake>,
     pub(super) lent: Vec<(PodNetns, OwnedFd)>,
-    /// Pods to look into.
-    pub(super) check: Vec<PodNetns>,
+    /// Pods to look into, each with the number of the check.
+    pub(super) check: Vec<(u64, PodNetns)>,
     pub(super) stop: bool,
 }
 

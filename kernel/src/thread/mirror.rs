@@ -31,7 +31,15 @@ pub(super) fn take_read(mirror: &mut State, scope: &Scope, read: &State) {
 pub(super) fn take_applied(mirror: &mut State, steps: &[(Op, Owner)], failures: &[Failure]) {
     let failed: BTreeSet<&Key> = failures.iter().map(|failure| &failure.key).collect();
     let done = steps.iter().filter(|(op, _)| !failed.contains(op.key())).cloned().collect();
-    tartan_netstate::Change { ops: done }.apply_to(mirror);
+    let done = tartan_netstate::Change { ops: done };
+    done.apply_to(mirror);
+    for (op, _) in &done.ops {
+        if let Op::Replace { key, new, .. } = op
+            && is_dying(new)
+        {
+            forget_far_end(mirror, key, new);
+        }
+    }
 }
 
 /// Shares with `wanted` all that is equal; what differs in its object stays as it is.
@@ -46,6 +54,14 @@ pub(super) fn share(mirror: &mut State, wanted: &State) {
         }
     }
     *mirror = shared;
+}
+
+/// What is inside a pod on a condemned link is nobody's any more: the next link of that name begins with nothing.
+fn forget_far_end(mirror: &mut State, key: &Key, condemned: &Object) {
+    if let Some((ns, link)) = key.as_link() {
+        forget_link(mirror, &ns, &link);
+        mirror.insert(key.clone(), condemned.clone(), Owner::Read);
+    }
 }
 
 /// Takes out a link, with what goes when it goes.
@@ -70,6 +86,33 @@ pub(super) fn dying(mirror: &State) -> BTreeMap<Key, Object> {
 
 pub(super) fn is_dying(object: &Object) -> bool {
     matches!(object, Object::Link(link) if link.group == DYING_LINK_GROUP && !link.up)
+}
+
+/// Links whose far end has the name, in the same namespace, that a new link's far end is to have: they go first, whatever
+/// else was to be done with them.
+pub(super) fn out_of_the_way(mirror: &State, mut steps: Vec<(Op, Owner)>) -> Vec<(Op, Owner)> {
+    let far_end = |object: &Object| match object {
+        Object::Link(link) => match &link.kind {
+            LinkKind::Veth { peer, peer_name } => Some((peer.clone(), peer_name.clone())),
+            _ => None,
+        },
+        _ => None,
+    };
+    let new: BTreeSet<(Netns, LinkName)> = steps
+        .iter()
+        .filter_map(|(op, _)| if let Op::Create(_, object) = op { far_end(object) } else { None })
+        .collect();
+    if new.is_empty() {
+        return steps;
+    }
+    let stands = |object: &Object| far_end(object).is_some_and(|end| new.contains(&end));
+    let old = node_links(mirror).filter(|(_, entry)| stands(&entry.object));
+    let mut all: Vec<(Op, Owner)> =
+        old.map(|(key, entry)| (Op::Delete(key.clone(), entry.object.clone()), Owner::Read)).collect();
+    let gone: BTreeSet<Key> = all.iter().map(|(op, _)| op.key().clone()).collect();
+    steps.retain(|(op, _)| matches!(op, Op::Create(..)) || !gone.contains(op.key()));
+    all.append(&mut steps);
+    all
 }
 
 /// The same link, condemned.

@@ -17,7 +17,7 @@ use super::Applied;
 use super::backoff::Backoff;
 use super::dirty::{Dirty, scope_of, sysctls};
 use super::inbox::{Inbox, News};
-use super::mirror::{condemned, dying, forget_link, is_dying, share, take_applied, take_read};
+use super::mirror::{condemned, dying, forget_link, is_dying, out_of_the_way, share, take_applied, take_read};
 use crate::scope::is_sysctl;
 use crate::{Kernel, KernelError, Scope, Wake};
 
@@ -67,6 +67,9 @@ pub(super) struct Worker {
     repaired: u64,
     found: BTreeMap<Key, String>,
     unknown: Option<String>,
+    /// Checks of pods: the latest one asked for, and the latest one done.
+    checking: u64,
+    checked: u64,
     /// Something in the next report is news.
     news: bool,
 }
@@ -99,6 +102,8 @@ impl Worker {
             repaired: 0,
             found: BTreeMap::new(),
             unknown: None,
+            checking: 0,
+            checked: 0,
             news: false,
         }
     }
@@ -135,7 +140,9 @@ impl Worker {
         for wake in news.wakes {
             self.woken(wake);
         }
-        for ns in news.check {
+        for (check, ns) in news.check {
+            self.checking = check;
+            self.unsettled = true;
             let scopes = super::dirty::pods(&self.mirror);
             scopes
                 .into_iter()
@@ -330,8 +337,9 @@ impl Worker {
         }
         share(&mut self.mirror, &wanted);
         self.unsettled = false;
-        self.news |= self.generation != generation;
+        self.news |= self.generation != generation || self.checked != self.checking;
         (self.generation, self.pods_generation) = (generation, generation);
+        self.checked = self.checking;
         self.give_back();
         false
     }
@@ -385,7 +393,8 @@ impl Worker {
             self.repaired += (steps.len() - retries) as u64;
             self.news = true;
         }
-        let change = Change { ops: steps };
+        // A runtime may put its next pod into the namespace that the last one has just left.
+        let change = Change { ops: out_of_the_way(&self.mirror, steps) };
         let failures = self.kernel.apply(&change);
         take_applied(&mut self.mirror, &change.ops, &failures);
         let now = Instant::now();
@@ -489,6 +498,7 @@ impl Worker {
             applied: std::mem::take(&mut self.applied),
             repaired: std::mem::take(&mut self.repaired),
             found: self.found.clone(),
+            checked: self.checked,
             unknown: self.unknown.clone(),
         });
     }

@@ -71,7 +71,8 @@ impl Maker<'_> {
         if there.is_multiple_of(4) {
             return;
         }
-        let host = name(&format!("ttp{number:011x}"));
+        // Another attachment of the same interface in the same namespace has another name on the node.
+        let host = name(&format!("ttp{:011x}", number + look % 2 * 16));
         let eth = name(if there % 4 == 3 { "net1" } else { "eth0" });
         let inside = Netns::Pod(pod.clone());
         self.link(&host, LinkKind::Veth { peer: inside.clone(), peer_name: eth.clone() }, look);
