@@ -136,15 +136,15 @@ impl Census {
     /// Counts links, routes and nft objects of the machine's own namespace; namespaces; processes called tartan or
     /// living in a namespace of their own; files where Tartan and labs keep theirs. Other processes' labs do not count.
     pub fn take() -> Result<Self> {
+        let others = others()?;
         let objects = BTreeMap::from([
             ("links", names_in(Path::new("/sys/class/net")).collect()),
             ("routes", routes()?),
             ("nft objects", nft_objects()?),
             ("namespaces", names_in(Path::new(NETNS_DIR)).collect()),
-            ("processes", processes()),
+            ("processes", processes(&others)),
             ("files", files()),
         ]);
-        let others = others()?;
         let not_theirs = |object: &String| !others.iter().any(|lab| object.contains(lab));
         let objects = objects.into_iter().map(|(kind, names)| (kind, names.into_iter().filter(not_theirs).collect()));
         Ok(Self { objects: objects.collect() })
@@ -219,13 +219,18 @@ fn nft_objects() -> Result<BTreeSet<String>> {
     Ok(objects.iter().filter(|o| o.get("metainfo").is_none()).map(Value::to_string).collect())
 }
 
-fn processes() -> BTreeSet<String> {
+fn processes(others: &[String]) -> BTreeSet<String> {
     let own = i32::try_from(std::process::id()).unwrap_or_default();
     let machine = netns_of(own);
+    let theirs: BTreeSet<u64> = names_in(Path::new(NETNS_DIR))
+        .filter(|name| others.iter().any(|lab| name.contains(lab)))
+        .filter_map(|name| Some(fs::metadata(Path::new(NETNS_DIR).join(name)).ok()?.ino()))
+        .collect();
     let ours = |pid: &i32, command: &str| {
         let program = command.split(' ').next().unwrap_or_default();
         let called_tartan = Path::new(program).file_name().is_some_and(|n| n.to_string_lossy().starts_with("tartan"));
-        *pid != own && (called_tartan || netns_of(*pid).is_some_and(|netns| Some(netns) != machine))
+        let netns = netns_of(*pid).filter(|netns| Some(*netns) != machine);
+        *pid != own && (called_tartan || netns.is_some()) && !netns.is_some_and(|netns| theirs.contains(&netns))
     };
     let described = pids().filter_map(|pid| {
         let command = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
