@@ -4,7 +4,6 @@
 //! then rests for the cool-down. One live node, the same in all eyes, takes care of it; if two think they are the one,
 //! compare-and-set lets only one.
 
-use std::sync::Arc;
 use std::time::Instant;
 
 use tartan_model::{Block, Holder, Node, Part, World};
@@ -36,7 +35,7 @@ pub(crate) fn collect(world: &World, concerns: &Concerns, node: &Node, now: Inst
         let next = match rested {
             Some(rested) if rested > now => Some(rested),
             _ if carer.name == node.name => {
-                collected.claims.push(dissolve(world, block));
+                collected.claims.extend(dissolve(world, block, now));
                 None
             }
             // Should it die before it does its work, another one's turn comes.
@@ -64,19 +63,22 @@ fn carer<'a>(world: &'a World, local: &'a Node, block: &Block, now: Instant) -> 
     all.min_by_key(|(node, _)| pools::place(node, block.cidr)).unwrap_or((local, None))
 }
 
-/// Frees the block, or makes the first who has a part of it the owner of the whole.
-fn dissolve(world: &World, block: &Arc<Block>) -> Claim {
-    let heir = block.parts.iter().find_map(|part| match &part.holder {
-        Holder::Node { name, uid } | Holder::Leaving { name, uid } if held::is_there(world, name, uid) => {
-            Some((name.clone(), uid.clone()))
-        }
-        _ => None,
+/// Frees the block, or makes the first who has a part of it the owner of the whole; neither while somebody who has a
+/// part may only seem to be gone.
+pub(crate) fn dissolve(world: &World, block: &Block, now: Instant) -> Option<Claim> {
+    let holders = block.parts.iter().filter_map(|part| match &part.holder {
+        Holder::Aside | Holder::Offered => None,
+        Holder::Node { name, uid } | Holder::Leaving { name, uid } => Some((name, uid)),
     });
-    let Some((node, node_uid)) = heir else { return Claim::delete(world, block) };
+    let (there, gone): (Vec<_>, Vec<_>) = holders.partition(|(name, uid)| held::is_there(world, name, uid));
+    let Some((node, node_uid)) = there.first().map(|(name, uid)| ((*name).clone(), (*uid).clone())) else {
+        let all_over = gone.iter().all(|(name, uid)| over_at(world, name, uid).is_none_or(|over_at| over_at <= now));
+        return all_over.then(|| Claim::delete(world, block));
+    };
     let of_others = |part: &&Part| match &part.holder {
         Holder::Aside | Holder::Offered => false,
         Holder::Node { name, .. } | Holder::Leaving { name, .. } => *name != node,
     };
     let parts = block.parts.iter().filter(of_others).cloned().collect();
-    Claim::put(world, Block { cidr: block.cidr, pool: block.pool.clone(), node, node_uid, parts })
+    Some(Claim::put(world, Block { cidr: block.cidr, pool: block.pool.clone(), node, node_uid, parts }))
 }

@@ -219,14 +219,17 @@ impl<'a> Steps<'a> {
         match (&held.source, on_its_way) {
             (Source::PodCidr, _) => {}
             (Source::Block(_), true) => {
-                self.claims.entry(block.cidr).or_insert_with(|| Claim::delete(self.world, block));
+                if let Some(claim) = orphans::dissolve(self.world, block, self.now) {
+                    self.claims.entry(block.cidr).or_insert(claim);
+                }
             }
-            (Source::Block(_), false) if block.parts.is_empty() => {
-                let aside = Part { cidr: block.cidr, holder: Holder::Aside };
-                self.put(Block { parts: vec![aside], ..(**block).clone() });
+            // What nobody has taken yet comes back first.
+            (Source::Block(_), false) if self.not_taken(held) > 0 => drop(self.take_back(held)),
+            (Source::Block(_), false) => {
+                let rest = remainder(block.cidr, &block.parts);
+                let parts = block.parts.iter().cloned().chain(rest.into_iter().map(aside)).collect();
+                self.put(Block { parts, ..(**block).clone() });
             }
-            // What others have of it keeps it; what nobody has taken yet comes back first.
-            (Source::Block(_), false) => drop(self.take_back(held)),
             (Source::Part { .. }, true) => self.put(with_holder(block, &held.cidr, None)),
             (Source::Part { .. }, false) => {
                 let (name, uid) = (self.node.name.clone(), self.node.uid.clone());
@@ -241,7 +244,7 @@ impl<'a> Steps<'a> {
         let (Source::Block(_), Some(block)) = (&held.source, held.block(self.world)) else { return room };
         let under_way = |part: &&Part| matches!(part.holder, Holder::Aside | Holder::Offered);
         match block.parts.iter().find(under_way) {
-            Some(part) if part.cidr == block.cidr => {}
+            Some(_) if is_on_its_way(self.world, held) => {}
             Some(_) if !exhausted => drop(self.take_back(held)),
             Some(Part { cidr, holder: Holder::Aside }) => {
                 let idle = usage::is_idle(self.world, cidr, self.now);
@@ -251,7 +254,7 @@ impl<'a> Steps<'a> {
             None if exhausted && held.open && !self.claims.contains_key(&block.cidr) => {
                 if let Some(cidr) = spare_part(counted, room.saturating_sub(keep)) {
                     let mut parts = block.parts.clone();
-                    parts.push(Part { cidr, holder: Holder::Aside });
+                    parts.push(aside(cidr));
                     self.put(Block { parts, ..(**block).clone() });
                     return room - Span::of(&cidr).len();
                 }
@@ -261,19 +264,18 @@ impl<'a> Steps<'a> {
         room
     }
 
-    /// Whether the whole range could go: no pod is in it, and no other node has a part of it.
+    /// Whether the range could go: no pod is in it, nor the node's own address.
     fn can_go(&self, counted: &Counted) -> bool {
-        let held = &counted.held;
-        let is_others = |part: &Part| matches!(part.holder, Holder::Node { .. } | Holder::Leaving { .. });
-        let shared = matches!(held.source, Source::Block(_))
-            && held.block(self.world).is_some_and(|block| block.parts.iter().any(is_others));
-        held.open && !shared && counted.is_idle() && !self.has_own(held)
+        counted.held.open && counted.is_idle() && !self.has_own(&counted.held)
     }
 
     /// How much of a block of ours we have set aside or offer, and could have back.
     fn not_taken(&self, held: &Held) -> u128 {
         let (Source::Block(_), Some(block)) = (&held.source, held.block(self.world)) else { return 0 };
-        let ours = |part: &&Part| matches!(part.holder, Holder::Aside | Holder::Offered) && part.cidr != block.cidr;
+        if is_on_its_way(self.world, held) {
+            return 0;
+        }
+        let ours = |part: &&Part| matches!(part.holder, Holder::Aside | Holder::Offered);
         block.parts.iter().filter(ours).map(|part| Span::of(&part.cidr).len()).sum()
     }
 
@@ -295,14 +297,30 @@ fn is_of(held: &Held, pool: &Pool) -> bool {
     held.pool() == Some(&pool.name) && pool.cidr.contains(&held.cidr)
 }
 
-/// Whether this node has said that it lets go of the whole range.
+/// Whether this node has said that it lets go of all that it has of the range. What it only wants to offer is never all.
 fn is_on_its_way(world: &World, held: &Held) -> bool {
-    held.block(world).is_some_and(|block| {
-        block.parts.iter().filter(|part| part.cidr == held.cidr).any(|part| match held.source {
-            Source::Block(_) => part.holder == Holder::Aside,
-            _ => matches!(part.holder, Holder::Leaving { .. }),
-        })
-    })
+    let Some(block) = held.block(world) else { return false };
+    let is_aside = |part: &Part| part.holder == Holder::Aside;
+    match held.source {
+        Source::Block(_) => block.parts.iter().any(is_aside) && remainder(block.cidr, &block.parts).is_empty(),
+        _ => block.parts.iter().any(|part| part.cidr == held.cidr && matches!(part.holder, Holder::Leaving { .. })),
+    }
+}
+
+/// What no part holds, in aligned ranges.
+fn remainder(range: IpNet, parts: &[Part]) -> Vec<IpNet> {
+    if parts.iter().any(|part| part.cidr.contains(&range)) {
+        return Vec::new();
+    }
+    if !parts.iter().any(|part| range.contains(&part.cidr)) {
+        return vec![range];
+    }
+    let halves = range.subnets(range.prefix_len() + 1).expect("a range that holds a part is longer than one address");
+    halves.flat_map(|half| remainder(half, parts)).collect()
+}
+
+fn aside(cidr: IpNet) -> Part {
+    Part { cidr, holder: Holder::Aside }
 }
 
 /// The largest aligned part of at most that many addresses, none of which is taken.

@@ -10,15 +10,17 @@ fn any_op() -> impl Strategy<Value = Op> {
     let node = 0..2_usize;
     prop_oneof![
         6 => node.clone().prop_map(Op::Attach),
+        2 => node.clone().prop_map(Op::Fill),
         1 => (node.clone(), 0..64_u8).prop_map(|(node, host)| Op::AttachAs(node, host)),
         5 => (node.clone(), any::<prop::sample::Index>()).prop_map(|(node, which)| Op::Detach(node, which)),
-        1 => node.clone().prop_map(Op::DetachAll),
+        2 => node.clone().prop_map(Op::DetachAll),
         5 => (node.clone(), 1..6_usize).prop_map(|(node, events)| Op::Hear(node, events)),
         5 => node.clone().prop_map(Op::Plan),
         5 => node.clone().prop_map(Op::Write),
-        3 => (1..40_u64).prop_map(Op::Wait),
+        2 => (1..40_u64).prop_map(Op::Wait),
+        2 => Just(Op::Wait(31)),
         1 => (node.clone(), any::<bool>()).prop_map(|(node, lose_writes)| Op::Crash(node, lose_writes)),
-        2 => node.prop_map(Op::Settle),
+        4 => node.prop_map(Op::Settle),
         1 => any::<bool>().prop_map(Op::Enable),
     ]
 }

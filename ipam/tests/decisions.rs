@@ -10,7 +10,7 @@ use tartan_model::{Holder, Object, PerFamily};
 
 /// What a request comes to: the addresses, or the words of the refusal.
 fn answer(setup: &Setup, namespace: &str, asked: &str) -> String {
-    let addresses = PerFamily::first_of(asked.split_whitespace().map(|ip| ip.parse().unwrap()));
+    let addresses = PerFamily::first_of(asked.split_whitespace().map(|ip| ip.parse().expect("a table of addresses")));
     match tartan_ipam::allocate(&setup.world, &Request { namespace, addresses }, setup.now) {
         Ok(addresses) => addresses.iter().map(|(_, ip)| ip.to_string()).collect::<Vec<_>>().join(" "),
         Err(refused) => refused.to_string(),

@@ -22,6 +22,8 @@ const NAMES: [&str; 2] = ["n1", "n2"];
 pub(crate) enum Op {
     /// A pod comes to the node.
     Attach(usize),
+    /// Pods come to the node until it refuses one.
+    Fill(usize),
     /// A pod that asks for this address of the pool.
     AttachAs(usize, u8),
     Detach(usize, Index),
@@ -108,12 +110,17 @@ impl Cluster {
     }
 
     pub(crate) fn step(&mut self, op: &Op) {
+        let anything = Request { namespace: "ns", ..Request::default() };
         match op {
-            Op::Attach(node) => self.attach(*node, &Request { namespace: "ns", ..Request::default() }),
+            Op::Attach(node) => drop(self.attach(*node, &anything)),
+            Op::Fill(node) => {
+                // Bounded: while the pool is disabled pods have IPv6 alone, and of that there is no end.
+                let _count = (0..80).take_while(|_| self.attach(*node, &anything)).count();
+            }
             Op::AttachAs(node, host) => {
                 let address = IpAddr::from([10, 0, 0, *host]);
                 let addresses = PerFamily { v4: Some(address), v6: None };
-                self.attach(*node, &Request { namespace: "ns", addresses });
+                let _whether = self.attach(*node, &Request { namespace: "ns", addresses });
             }
             Op::Detach(node, which) => {
                 let ids: Vec<Arc<str>> = self.nodes[*node].world.attachments.keys().cloned().collect();
@@ -174,6 +181,14 @@ impl Cluster {
             let blocks = blocks.iter().filter(|block| *block.node == *name).count();
             assert!(blocks <= 1, "{name} keeps {blocks} blocks\n{self}");
         }
+        let own: Vec<IpAddr> = self.store.values().filter_map(|(object, _)| own_address(object)).collect();
+        if size(&self.pool.cidr) >> (32 - self.pool.block_size) >= NAMES.len() {
+            let parts = blocks.iter().flat_map(|block| &block.parts);
+            for part in parts.filter(|part| part.holder != Holder::Offered) {
+                let kept = own.iter().any(|own| part.cidr.contains(own));
+                assert!(kept, "{} is kept away from its owner without need\n{self}", part.cidr);
+            }
+        }
         let offered = blocks.iter().flat_map(|block| &block.parts).filter(|part| part.holder == Holder::Offered);
         let offered: usize = offered.map(|part| size(&part.cidr)).sum();
         let claimed: usize = blocks.iter().map(|block| size(&block.cidr)).sum();
@@ -207,9 +222,10 @@ impl Cluster {
         self.nodes[node].world.attachments.len()
     }
 
-    fn attach(&mut self, node: usize, request: &Request<'_>) {
+    /// Whether the pod got its addresses.
+    fn attach(&mut self, node: usize, request: &Request<'_>) -> bool {
         let now = self.now;
-        let Ok(addresses) = tartan_ipam::allocate(&self.nodes[node].world, request, now) else { return };
+        let Ok(addresses) = tartan_ipam::allocate(&self.nodes[node].world, request, now) else { return false };
         let own = tartan_ipam::plan(&mut Memo::default(), &self.nodes[node].world, now).fabric_addresses;
         for (family, address) in addresses.iter() {
             assert_ne!(own.get(family), Some(address), "a pod was given the node's own address");
@@ -220,6 +236,7 @@ impl Cluster {
         self.pods += 1;
         let id = format!("pod{}", self.pods);
         self.nodes[node].world.attach(pod(&id, addresses));
+        true
     }
 
     fn detach(&mut self, node: usize, id: &str) {
@@ -380,6 +397,13 @@ fn id(kind: Kind, name: &str) -> ObjectId {
 fn block(object: &Object) -> Option<&Block> {
     match object {
         Object::Block(block) => Some(block),
+        _ => None,
+    }
+}
+
+fn own_address(object: &Object) -> Option<IpAddr> {
+    match object {
+        Object::Advert(advert) => advert.fabric_addresses.v4,
         _ => None,
     }
 }
