@@ -25,6 +25,7 @@ mod outcome;
 mod ports;
 mod wanted;
 
+pub use check::check;
 pub use outcome::result;
 
 /// What a request comes to.
@@ -34,6 +35,8 @@ pub enum Decision {
     Attach(Attachment),
     /// These are to go; the caller waits until the kernel let go of them.
     Detach(Vec<Arc<str>>),
+    /// The kernel is to look into this pod; the caller waits for what [`check`] then says.
+    Check(PodNetns),
     /// Nothing changes.
     Answer(Value),
 }
@@ -44,7 +47,7 @@ pub fn decide(world: &World, request: &CniRequest, now: Instant) -> Result<Decis
         Command::Add => add(world, request, now).map(Decision::Attach),
         Command::Del => Ok(Decision::Detach(del(world, request))),
         Command::Gc => Ok(Decision::Detach(gc(world, request)?)),
-        Command::Check => check::check(world, request).map(|()| Decision::Answer(Value::Null)),
+        Command::Check => check::look(world, request).map(Decision::Check),
         Command::Status => status(world, now).map(|()| Decision::Answer(Value::Null)),
     }
 }

@@ -125,6 +125,7 @@ impl Agent {
         let programmed = Programmed {
             generation: applied.generation,
             pods_generation: applied.pods_generation,
+            checked: applied.checked,
             mirror: applied.mirror,
             failures,
             read: true,
@@ -154,6 +155,7 @@ impl Agent {
                 }
                 self.waiting.depart(reply, now);
             }
+            Ok(Decision::Check(netns)) => self.kernel.check_pod(self.waiting.check(request, reply, now), netns),
             Ok(Decision::Answer(value)) => reply.answer(value),
             Err(error) => reply.fail(error),
         }

@@ -1,7 +1,7 @@
 //! CNI callers that wait until the kernel holds what they asked for.
 //!
 //! An ADD is answered once a plan that holds it has been applied and nothing of its pod was refused; a DEL once a plan
-//! without it has. Nobody waits for ever, and who hung up is not waited for: its attachment is undone.
+//! without it has; a CHECK once the kernel has been looked at. Nobody waits for ever, and who hung up is not waited for: its attachment is undone.
 //!
 //! Invariant: of each ADD exactly one of `answered` and `undone` is said, unless it was deleted meanwhile.
 
@@ -10,8 +10,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tartan_api::cni::{CniError, CniRequest, code};
-use tartan_model::{Attachment, World};
-use tartan_netstate::Owner;
+use tartan_datapath::pod::host_link;
+use tartan_model::{Attachment, Failed, Programmed, World};
+use tartan_netstate::{Key, Netns, Owner};
 use tokio::sync::oneshot;
 
 use crate::attach;
@@ -31,6 +32,8 @@ pub struct Waiting {
     callers: Vec<Caller>,
     /// The last generation that was promised.
     generation: u64,
+    /// Checks asked for so far.
+    checks: u64,
     /// Somebody waits for a generation that may be applied already: nothing else would wake the loop.
     look: bool,
 }
@@ -38,14 +41,15 @@ pub struct Waiting {
 struct Caller {
     what: What,
     reply: CniReply,
-    /// The plan to wait for; none until there is one.
-    generation: Option<u64>,
+    /// The plan, or the check, to wait for; none until there is one.
+    number: Option<u64>,
     since: Instant,
 }
 
 enum What {
     Add { id: Arc<str>, request: Box<CniRequest> },
     Del,
+    Check { request: Box<CniRequest> },
 }
 
 /// What came of it.
@@ -91,12 +95,19 @@ impl CniReply {
 impl Waiting {
     /// An ADD waits for the next plan.
     pub fn arrive(&mut self, attachment: &Attachment, request: CniRequest, reply: CniReply, now: Instant) {
-        self.push(What::Add { id: attachment.id.clone(), request: Box::new(request) }, reply, now);
+        self.push(What::Add { id: attachment.id.clone(), request: Box::new(request) }, None, reply, now);
     }
 
     /// A DEL or a GC waits for the next plan.
     pub fn depart(&mut self, reply: CniReply, now: Instant) {
-        self.push(What::Del, reply, now);
+        self.push(What::Del, None, reply, now);
+    }
+
+    /// A CHECK waits until the kernel has been looked at. The number of the check.
+    pub fn check(&mut self, request: CniRequest, reply: CniReply, now: Instant) -> u64 {
+        self.checks += 1;
+        self.push(What::Check { request: Box::new(request) }, Some(self.checks), reply, now);
+        self.checks
     }
 
     /// The attachment is deleted: who still waits to see it added learns that.
@@ -110,12 +121,12 @@ impl Waiting {
 
     /// There is a plan for all that came so far: this generation; 0 while nothing can be planned.
     pub fn promise(&mut self, generation: u64) {
-        for caller in self.callers.iter_mut().filter(|caller| caller.generation.is_none()) {
+        for caller in self.callers.iter_mut().filter(|caller| caller.number.is_none()) {
             match caller.what {
                 // A plan without it is to come, and there is none with it.
-                What::Del if generation == 0 => caller.generation = Some(0),
+                What::Del if generation == 0 => caller.number = Some(0),
                 _ if generation == 0 => continue,
-                _ => caller.generation = Some(generation),
+                _ => caller.number = Some(generation),
             }
             self.look |= generation == self.generation;
         }
@@ -126,10 +137,11 @@ impl Waiting {
     pub fn settle(&mut self, world: &World, now: Instant) -> Outcome {
         self.look = false;
         let mut outcome = Outcome::default();
-        let applied = world.programmed.pods_generation;
-        let due = |caller: &mut Caller| caller.is_done(applied) || caller.reply.is_gone() || caller.deadline() <= now;
+        let programmed = &world.programmed;
+        let due =
+            |caller: &mut Caller| caller.is_done(programmed) || caller.reply.is_gone() || caller.deadline() <= now;
         for caller in self.callers.extract_if(.., due).collect::<Vec<_>>() {
-            let done = caller.is_done(applied);
+            let done = caller.is_done(programmed);
             match caller.what {
                 What::Add { id, request } => {
                     let verdict = if done { added(world, &id, &request) } else { Err(too_slow(world)) };
@@ -140,6 +152,10 @@ impl Waiting {
                     } else if !outcome.undone.contains(&id) {
                         outcome.undone.push(id);
                     }
+                }
+                What::Check { request } => {
+                    let verdict = if done { attach::check(world, &request) } else { Err(too_slow(world)) };
+                    caller.reply.say(verdict.map(|()| Value::Null));
                 }
                 What::Del => drop(caller.reply.say(if done { Ok(Value::Null) } else { Err(too_slow(world)) })),
             }
@@ -157,14 +173,18 @@ impl Waiting {
         Some(if self.look { first.since } else { first.deadline() })
     }
 
-    fn push(&mut self, what: What, reply: CniReply, now: Instant) {
-        self.callers.push(Caller { what, reply, generation: None, since: now });
+    fn push(&mut self, what: What, number: Option<u64>, reply: CniReply, now: Instant) {
+        self.callers.push(Caller { what, reply, number, since: now });
     }
 }
 
 impl Caller {
-    fn is_done(&self, applied: u64) -> bool {
-        self.generation.is_some_and(|generation| generation <= applied)
+    fn is_done(&self, programmed: &Programmed) -> bool {
+        let done = match self.what {
+            What::Check { .. } => programmed.checked,
+            What::Add { .. } | What::Del => programmed.pods_generation,
+        };
+        self.number.is_some_and(|number| number <= done)
     }
 
     fn deadline(&self) -> Instant {
@@ -175,13 +195,24 @@ impl Caller {
 /// The answer to an ADD whose plan has been applied, or tried.
 fn added(world: &World, id: &Arc<str>, request: &CniRequest) -> Answer {
     let owner = Owner::Pod(id.clone());
-    if let Some(failed) = world.programmed.failures.iter().find(|failed| failed.owner == owner) {
-        return Err(CniError::new(code::IO, format!("the kernel refused {}", failed.key), &*failed.error));
-    }
     let Some(attachment) = world.attachments.get(id) else {
         return Err(CniError::new(code::TRY_LATER, format!("{id} was deleted while it was being added"), ""));
     };
-    attach::result(world, attachment, request)
+    match world.programmed.failures.iter().find(|failed| failed.owner == owner) {
+        Some(failed) => Err(refused(attachment, failed)),
+        None => attach::result(world, attachment, request),
+    }
+}
+
+fn refused(attachment: &Attachment, failed: &Failed) -> CniError {
+    let is_pair = failed.key == Key::Link { ns: Netns::Host, link: host_link(&attachment.id) };
+    let Attachment { ifname, netns, .. } = attachment;
+    let hint = if is_pair {
+        format!("; its other end is {ifname} in {}: is there an interface of that name already?", netns.path)
+    } else {
+        String::new()
+    };
+    CniError::new(code::IO, format!("the kernel refused {}", failed.key), format!("{}{hint}", failed.error))
 }
 
 fn too_slow(world: &World) -> CniError {

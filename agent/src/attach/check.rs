@@ -1,6 +1,9 @@
 //! CHECK: is everything of an attachment where ADD left it?
 //!
-//! What ADD promised is compared with the record, and what the record wants with what the kernel was last read to hold.
+//! What ADD promised is compared with the record, and what the record wants with what the kernel holds when it has just
+//! been looked at: the kernel says nothing of what happens inside a pod. What was missing and could be put back by then
+//! is no error any more.
+//!
 //! A plugin later in the chain may change what is ours (MTU, MAC, sysctls) and add to it; that something is there is
 //! what counts.
 
@@ -8,18 +11,29 @@ use tartan_api::cni::{CniError, CniRequest, code};
 use tartan_datapath::nftables::{Nat, Nftables};
 use tartan_datapath::pod::{Mtu, Pods};
 use tartan_model::{Attachment, Family, World};
-use tartan_netstate::{Key, Owner};
+use tartan_netstate::{Key, Owner, PodNetns};
 
 use super::wanted::previous;
 
-pub(super) fn check(world: &World, request: &CniRequest) -> Result<(), CniError> {
+/// The pod to look into, unless it is plain without that what the answer is.
+pub(super) fn look(world: &World, request: &CniRequest) -> Result<PodNetns, CniError> {
     super::ready(world, code::TRY_LATER)?;
-    let id = Attachment::id_of(&request.container, &request.ifname);
-    let Some(attachment) = world.attachments.get(&id) else {
-        return Err(CniError::new(code::UNKNOWN_CONTAINER, format!("{id} is not attached"), "call ADD"));
-    };
+    let attachment = attachment(world, request)?;
+    as_promised(attachment, request)?;
+    Ok(attachment.netns.clone())
+}
+
+/// The answer, once the kernel has been looked at.
+pub fn check(world: &World, request: &CniRequest) -> Result<(), CniError> {
+    let attachment = attachment(world, request)?;
     as_promised(attachment, request)?;
     as_wanted(world, attachment)
+}
+
+fn attachment<'a>(world: &'a World, request: &CniRequest) -> Result<&'a Attachment, CniError> {
+    let id = Attachment::id_of(&request.container, &request.ifname);
+    let attached = world.attachments.get(&id).map(|attachment| &**attachment);
+    attached.ok_or_else(|| CniError::new(code::UNKNOWN_CONTAINER, format!("{id} is not attached"), "call ADD"))
 }
 
 fn as_promised(attachment: &Attachment, request: &CniRequest) -> Result<(), CniError> {

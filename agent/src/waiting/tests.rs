@@ -3,7 +3,7 @@
 use serde_json::json;
 use tartan_api::cni::{Command, NetConf, NetnsFile, PodName, Version};
 use tartan_model::{Failed, PerFamily};
-use tartan_netstate::{Key, LinkName, Mac, Netns, PodNetns};
+use tartan_netstate::{LinkName, Mac, PodNetns};
 use tokio::sync::oneshot::Receiver;
 use tokio::sync::oneshot::error::TryRecvError;
 
@@ -218,4 +218,18 @@ fn of_two_adds_of_one_attachment_one_is_enough_to_keep_it() {
     agent.applied(1, &[]);
     assert_eq!(agent.settle(), (ids(&["a/eth0"]), ids(&[])));
     assert_eq!(heard(&mut second), "ok");
+}
+
+#[test]
+fn a_check_waits_until_the_kernel_has_been_looked_at() {
+    let mut agent = Loop::new();
+    agent.applied(9, &[]);
+    let (reply, mut answer) = CniReply::channel();
+    let number = agent.waiting.check(request("a"), reply, agent.now);
+    agent.waiting.promise(9);
+    agent.settle();
+    assert_eq!(heard(&mut answer), "waits", "what was applied long ago is no answer");
+    agent.world.programmed.checked = number;
+    assert_eq!(agent.settle(), (ids(&[]), ids(&[])));
+    assert_eq!(heard(&mut answer), "3 a/eth0 is not attached");
 }

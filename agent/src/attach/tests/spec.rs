@@ -4,12 +4,17 @@ use tartan_model::Failed;
 use tartan_netstate::{Key, Netns, Owner};
 
 use super::*;
+use crate::attach;
 
 /// What a request comes to, in a word.
 fn verdict(world: &World, request: &CniRequest) -> String {
     match decide(world, request, Instant::now()) {
         Ok(Decision::Attach(attachment)) => format!("attach {}", attachment.id),
         Ok(Decision::Detach(ids)) => format!("detach {}", ids.join(" ")),
+        Ok(Decision::Check(netns)) => match attach::check(world, request) {
+            Ok(()) => format!("fine {}", netns.path),
+            Err(error) => format!("{} {}", error.code, error.msg),
+        },
         Ok(Decision::Answer(value)) => format!("answer {value}"),
         Err(error) => format!("{} {}", error.code, error.msg),
     }
@@ -132,7 +137,7 @@ fn previous(request: &mut CniRequest) -> &mut Value {
 
 #[test]
 fn check_is_fine_right_after_add() {
-    check_after(|_, _| {}, "answer null");
+    check_after(|_, _| {}, "fine /run/netns/a");
 }
 
 #[test]
@@ -144,7 +149,7 @@ fn check_tolerates_what_plugins_later_in_the_chain_do() {
         result["ips"].as_array_mut().unwrap().push(json!({"address": "198.51.100.7/24", "interface": 2}));
         result["routes"] = json!([]);
     };
-    check_after(later, "answer null");
+    check_after(later, "fine /run/netns/a");
 }
 
 #[test]
@@ -159,7 +164,7 @@ fn check_finds_every_object_that_is_missing() {
         let mut world = world.clone();
         world.programmed.mirror.remove(&key);
         let found = format!("103 pod shop/a: {key} is missing");
-        check(&world, &request, if ours { &found } else { "answer null" });
+        check(&world, &request, if ours { &found } else { "fine /run/netns/a" });
     }
     // Two links, and in each family: an address, two neighbours, three routes, a port and its hairpin.
     assert_eq!(missed, 2 + 2 * 8);
