@@ -17,12 +17,14 @@ pub mod journal;
 pub mod metrics;
 pub mod plan;
 pub mod publish;
+pub mod refused;
 pub mod run;
 pub mod socket;
 pub mod status;
 pub mod uninstall;
 pub mod waiting;
 
+use std::cell::Cell;
 use std::fs;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
@@ -32,19 +34,27 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use futures_core::Stream;
+use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use tartan_api::boot::Boot;
 use tartan_kernel::Kernel;
 use tartan_kernel::linux::Linux;
+use tartan_kernel::thread::Applied;
 use tartan_model::{Kind, StoreEvent, World};
 use tartan_store::{FileStore, Store};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tracing::{error, info, warn};
 
 use crate::journal::{Journal, Replayed};
 use crate::run::{Agent, Input};
 use crate::uninstall::Report;
+
+/// Told of by its end, however that comes, a panic included: the agent cannot do without it.
+struct Vital {
+    what: &'static str,
+    ended: mpsc::UnboundedSender<&'static str>,
+}
 
 /// Inputs that may wait before those who send them do.
 const INBOX: usize = 4096;
@@ -69,22 +79,29 @@ async fn start(boot: &Boot) -> Result<()> {
     replayed.warnings.iter().for_each(|warning| warn!("{warning}"));
 
     let (sender, inbox) = mpsc::channel(INBOX);
+    let (alive, mut ended) = mpsc::unbounded_channel();
     let mut kernel = Linux::open().context("opening the kernel's netlink sockets (this needs root)")?;
     let mut world = World::new(Arc::from(boot.node.as_str()), kernel.features());
     remember(&mut world, replayed);
-    let kernel = tartan_kernel::thread::spawn(Box::new(kernel), report(&boot.state_dir, sender.clone()))?;
+    let vital = Vital::new("the kernel thread", &alive);
+    let kernel = tartan_kernel::thread::spawn(Box::new(kernel), report(&boot.state_dir, sender.clone(), vital))?;
 
     let store = open_store(&boot.store)?;
-    tokio::spawn(listen(store.watch(&Kind::ALL), sender.clone()));
-    let publisher = publish::spawn(store.clone());
-    let (ready, _) = watch::channel(false);
+    let events = store.watch(&Kind::ALL);
+    tokio::spawn(Vital::new("the watch of the store", &alive).around(listen(events, sender.clone())));
+    let (publisher, publishing) = publish::publisher(store.clone());
+    tokio::spawn(Vital::new("the publisher", &alive).around(publishing));
     socket::serve(&boot.socket, &boot.state_dir, sender.clone(), store)?;
     if let Some(address) = boot.listen {
         http::serve(address, sender.clone()).await?;
     }
     tokio::spawn(stop_on_signal(sender));
     info!("agent of {} started, {} pods from the journal", boot.node, world.attachments.len());
-    Agent::new(world, journal, kernel, publisher, ready).run(inbox).await
+    tokio::select! {
+        biased;
+        result = Agent::new(world, journal, kernel, publisher).run(inbox) => result,
+        Some(what) = ended.recv() => bail!("{what} has ended, see above; start the agent again: no packet is lost meanwhile"),
+    }
 }
 
 /// What the journal says of this node's pods.
@@ -103,12 +120,14 @@ fn lock(state_dir: &Path) -> Result<Flock<fs::File>> {
         .mode(0o700)
         .create(state_dir)
         .with_context(|| format!("making stateDir {}", state_dir.display()))?;
-    let file = fs::File::create(state_dir.join("lock"))?;
+    let file = fs::File::create(state_dir.join("lock"))
+        .with_context(|| format!("making the lock file of stateDir {}", state_dir.display()))?;
     match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
         Ok(lock) => Ok(lock),
-        Err((_, errno)) => {
-            bail!("stateDir {} is in use by another agent ({errno}); stop it first", state_dir.display())
+        Err((_, Errno::EWOULDBLOCK)) => {
+            bail!("stateDir {} is in use by another agent; stop that one first", state_dir.display())
         }
+        Err((_, errno)) => bail!("locking stateDir {}: {errno}", state_dir.display()),
     }
 }
 
@@ -120,11 +139,16 @@ fn open_store(url: &str) -> Result<Arc<dyn Store>> {
 }
 
 /// What the kernel thread calls with every report: it notes what sysctls were, then tells the loop.
-fn report(state_dir: &Path, sender: mpsc::Sender<Input>) -> impl Fn(tartan_kernel::thread::Applied) + Send + use<> {
+fn report(state_dir: &Path, sender: mpsc::Sender<Input>, vital: Vital) -> impl Fn(Applied) + Send + use<> {
     let state_dir = state_dir.to_owned();
+    let noted = Cell::new(0);
     move |applied| {
-        if let Err(error) = found::note(&state_dir, &applied.found) {
-            error!("{error:#}");
+        let _alive = &vital;
+        if applied.found.len() > noted.get() {
+            match found::note(&state_dir, &applied.found) {
+                Ok(()) => noted.set(applied.found.len()),
+                Err(error) => error!("{error:#}; `tartan uninstall` could not give these values back"),
+            }
         }
         // The loop has ended: so will this thread.
         let _ended = sender.blocking_send(Input::Kernel(Box::new(applied)));
@@ -146,4 +170,23 @@ async fn stop_on_signal(sender: mpsc::Sender<Input>) {
     };
     tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
     let _ended = sender.send(Input::Stop).await;
+}
+
+// === impl Vital ===
+
+impl Vital {
+    fn new(what: &'static str, ended: &mpsc::UnboundedSender<&'static str>) -> Vital {
+        Vital { what, ended: ended.clone() }
+    }
+
+    async fn around(self, task: impl Future<Output = ()>) {
+        task.await;
+    }
+}
+
+impl Drop for Vital {
+    fn drop(&mut self) {
+        // Nobody listens any more once the agent itself ends.
+        let _ending = self.ended.send(self.what);
+    }
 }

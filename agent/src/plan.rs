@@ -12,6 +12,8 @@ use tartan_datapath::pod::Mtu;
 use tartan_model::{Advert, Condition, Kind, Node, Pool, World};
 use tartan_netstate::{Conflict, Layers, State};
 
+use crate::refused;
+
 /// Last inputs and outputs of every planner.
 #[derive(Default)]
 pub struct Planners {
@@ -54,6 +56,7 @@ impl Planners {
     /// The plan for this world.
     pub fn plan(&mut self, world: &World, now: Instant) -> Plan {
         let mut conditions: Vec<Condition> = said_by_the_store(world).cloned().collect();
+        conditions.extend(refused::conditions(world));
         if !is_whole(world) {
             return Plan { conditions, ..Plan::default() };
         }
@@ -81,7 +84,7 @@ impl Planners {
         conditions.extend(ipam.conditions.iter().cloned());
         conditions.extend(fabric.conditions.iter().cloned());
         conditions.extend(firewall.conditions.iter().cloned());
-        conditions.extend(self.layers.conflicts().chain(self.nat.conflicts()).map(conflict));
+        conditions.extend(self.layers.conflicts().chain(self.nat.conflicts()).map(|two| conflict(&world.local, two)));
         Plan {
             state: Some(self.layers.merged().clone()),
             advert: fabric.advert.clone(),
@@ -118,10 +121,10 @@ pub fn said_by_the_store(world: &World) -> impl Iterator<Item = &Condition> {
     invalid.chain(world.notices.values().flat_map(|notices| notices.iter()))
 }
 
-fn conflict(conflict: &Conflict) -> Condition {
+fn conflict(node: &str, conflict: &Conflict) -> Condition {
     let Conflict { key, kept, lost } = conflict;
     Condition {
-        about: "NodeNetwork".into(),
+        about: format!("NodeNetwork/{node}"),
         field: String::new(),
         reason: "TwoWantOne",
         message: format!("{kept} and {lost} both want {key}; {kept} has it"),

@@ -1,7 +1,8 @@
 //! The publisher: the executor that writes to the store what the plan wants there, latest wanted value wins.
 //!
 //! Invariant: one writer for each object. The NodeNetwork of this node is written by nobody else, so it is written
-//! without looking; claims on blocks are compare-and-set, and who loses learns it from the watch and plans again.
+//! without looking; claims on blocks are compare-and-set, and who loses learns it from the watch and plans again. What
+//! stays wanted is tried again, later and later, whatever became of it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +12,7 @@ use tartan_model::{Advert, Kind, Object, ObjectId};
 use tartan_store::{Expect, Store, WriteError};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 /// What the store should hold.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -20,88 +21,125 @@ pub struct Wanted {
     pub advert: Option<Advert>,
     /// Between two signs of life.
     pub beat: Duration,
-    /// Claims on blocks, each tried once for each time it is wanted anew.
+    /// Claims on blocks.
     pub claims: Vec<Claim>,
 }
 
-/// Longest wait between two tries of a write that the store did not take.
-const BACKOFF_MAX: Duration = Duration::from_secs(5);
+/// Waits between two tries of a write that the store did not take, or of a claim that is still wanted after it was
+/// tried: twice as long each time.
+const FIRST_WAIT: Duration = Duration::from_millis(50);
+const LONGEST_WAIT: Duration = Duration::from_secs(5);
 
-/// Starts the task; what is sent into the channel is wanted from then on.
-pub fn spawn(store: Arc<dyn Store>) -> watch::Sender<Wanted> {
+/// The task that writes; what is sent into the channel is wanted from then on. Ends when the channel is closed.
+pub fn publisher(store: Arc<dyn Store>) -> (watch::Sender<Wanted>, impl Future<Output = ()>) {
     let (sender, wanted) = watch::channel(Wanted::default());
-    tokio::spawn(Publisher { store, wanted, heartbeat: start_of_heartbeat(), said: None, tried: Vec::new() }.run());
-    sender
+    let publisher = Publisher { store, wanted, heartbeat: start_of_heartbeat(), said: None, tried: Vec::new() };
+    (sender, publisher.run())
 }
 
 struct Publisher {
     store: Arc<dyn Store>,
     wanted: watch::Receiver<Wanted>,
     heartbeat: u64,
-    /// The advert as it was last written, without its heartbeat.
-    said: Option<Advert>,
-    tried: Vec<Claim>,
+    /// The advert as it was last written, without its heartbeat, and when.
+    said: Option<(Advert, Instant)>,
+    /// Claims that are wanted and have been tried.
+    tried: Vec<Tried>,
+}
+
+struct Tried {
+    claim: Claim,
+    /// If it is still wanted then, what the watch brought did not change the plan: somebody undid the change meanwhile.
+    again: Instant,
+    wait: Duration,
 }
 
 impl Publisher {
     async fn run(mut self) {
-        let mut next_beat = Instant::now();
-        let mut backoff = Duration::ZERO;
+        let mut wait = None;
+        let mut complaint = String::new();
         loop {
             let wanted = self.wanted.borrow_and_update().clone();
-            let beat_due = Instant::now() >= next_beat;
-            let result = match self.say(&wanted, beat_due).await {
-                Ok(()) => self.claim(&wanted).await,
-                failed => failed,
-            };
-            if let Err(error) = result {
-                warn!("{error}; trying again");
-                backoff = (backoff * 2).clamp(Duration::from_millis(50), BACKOFF_MAX);
-            } else {
-                backoff = Duration::ZERO;
-                if beat_due && wanted.advert.is_some() {
-                    next_beat = Instant::now() + wanted.beat;
+            let said = self.say(&wanted).await;
+            let again = match said.and(self.claim(&wanted).await) {
+                Ok(()) => {
+                    wait = None;
+                    complaint.clear();
+                    self.next(&wanted)
                 }
-            }
-            let again = if backoff.is_zero() { next_beat } else { Instant::now() + backoff };
-            let idle = wanted.advert.is_none() && backoff.is_zero();
+                Err(error) => {
+                    // A store that stays away is complained of once.
+                    let message = error.to_string();
+                    if complaint != message {
+                        warn!("{message}; trying again");
+                        complaint = message;
+                    }
+                    Some(Instant::now() + *wait.insert(longer(wait)))
+                }
+            };
             tokio::select! {
                 changed = self.wanted.changed() => if changed.is_err() { return },
-                () = sleep_until(again), if !idle => {}
+                () = until(again) => {}
             }
         }
     }
 
-    async fn say(&mut self, wanted: &Wanted, beat_due: bool) -> Result<(), WriteError> {
+    /// When there is something to do though nothing new is wanted.
+    fn next(&self, wanted: &Wanted) -> Option<Instant> {
+        let beat = self.said.as_ref().map(|(_, at)| *at + wanted.beat);
+        self.tried.iter().map(|tried| tried.again).chain(beat).min()
+    }
+
+    async fn say(&mut self, wanted: &Wanted) -> Result<(), WriteError> {
         let Some(advert) = &wanted.advert else { return Ok(()) };
-        if self.said.as_ref() == Some(advert) && !beat_due {
+        if self.said.as_ref().is_some_and(|(said, at)| said == advert && Instant::now() < *at + wanted.beat) {
             return Ok(());
         }
         self.heartbeat += 1;
         let id = ObjectId { kind: Kind::NodeNetwork, name: advert.node.clone() };
         let object = Object::Advert(Advert { heartbeat: self.heartbeat, ..advert.clone() });
         self.store.put(id, object, Expect::Any).await?;
-        self.said = Some(advert.clone());
+        self.said = Some((advert.clone(), Instant::now()));
         Ok(())
     }
 
     async fn claim(&mut self, wanted: &Wanted) -> Result<(), WriteError> {
-        self.tried.retain(|claim| wanted.claims.contains(claim));
-        for claim in wanted.claims.iter().filter(|claim| !self.tried.contains(claim)).cloned().collect::<Vec<_>>() {
-            let expect = claim.expect.clone().map_or(Expect::Absent, Expect::At);
-            let result = match &claim.object {
-                Some(object) => self.store.put(claim.id.clone(), object.clone(), expect).await.map(drop),
-                None => self.store.delete(claim.id.clone(), expect).await,
-            };
-            match result {
+        self.tried.retain(|tried| wanted.claims.contains(&tried.claim));
+        for claim in &wanted.claims {
+            let before = self.tried.iter().position(|tried| tried.claim == *claim);
+            if before.is_some_and(|at| Instant::now() < self.tried[at].again) {
+                continue;
+            }
+            match write(&*self.store, claim).await {
                 Ok(()) => info!("wrote {}", claim.id),
                 Err(WriteError::Away(why)) => return Err(WriteError::Away(why)),
                 // The watch brings what is there instead, and the next plan wants something else.
-                Err(error) => info!("{error}"),
+                Err(error) if before.is_none() => info!("{error}"),
+                Err(error) => debug!("{error}"),
             }
-            self.tried.push(claim);
+            let wait = longer(before.map(|at| self.tried.remove(at).wait));
+            self.tried.push(Tried { claim: claim.clone(), again: Instant::now() + wait, wait });
         }
         Ok(())
+    }
+}
+
+async fn write(store: &dyn Store, claim: &Claim) -> Result<(), WriteError> {
+    let expect = claim.expect.clone().map_or(Expect::Absent, Expect::At);
+    match &claim.object {
+        Some(object) => store.put(claim.id.clone(), object.clone(), expect).await.map(drop),
+        None => store.delete(claim.id.clone(), expect).await,
+    }
+}
+
+fn longer(wait: Option<Duration>) -> Duration {
+    wait.map_or(FIRST_WAIT, |wait| (wait * 2).min(LONGEST_WAIT))
+}
+
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => sleep_until(at).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -3,16 +3,17 @@
 //! Everything that takes time is done by the three executors (kernel thread, publisher, waiting callers), each of which
 //! takes the latest wanted value and reports back through the inbox.
 
+use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tartan_api::cni::CniRequest;
 use tartan_kernel::thread::Applied;
-use tartan_model::{Failed, Programmed, StoreEvent, World};
+use tartan_model::{Condition, Failed, Programmed, StoreEvent, World};
 use tartan_netstate::State;
 use tokio::sync::{mpsc, oneshot, watch};
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use crate::attach::{self, Decision};
 use crate::journal::{Journal, Record};
@@ -45,8 +46,6 @@ pub struct Agent {
     journal: Journal,
     kernel: tartan_kernel::thread::Handle,
     publisher: watch::Sender<publish::Wanted>,
-    /// Told once, when the first full pass is done.
-    ready: watch::Sender<bool>,
     planners: Planners,
     waiting: Waiting,
     plan: Plan,
@@ -63,14 +62,12 @@ impl Agent {
         journal: Journal,
         kernel: tartan_kernel::thread::Handle,
         publisher: watch::Sender<publish::Wanted>,
-        ready: watch::Sender<bool>,
     ) -> Agent {
         Agent {
             world,
             journal,
             kernel,
             publisher,
-            ready,
             planners: Planners::default(),
             waiting: Waiting::default(),
             plan: Plan::default(),
@@ -104,7 +101,8 @@ impl Agent {
                 }
             }
             self.settle(now);
-            self.plan = self.planners.plan(&self.world, now);
+            let before = std::mem::replace(&mut self.plan, self.planners.plan(&self.world, now));
+            log(&before.conditions, &self.plan.conditions);
             self.want();
             self.waiting.promise(self.generation);
             self.counters.plan(now.elapsed());
@@ -122,12 +120,16 @@ impl Agent {
             })
             .collect();
         self.counters.applied(&applied);
+        if self.world.programmed.generation == 0 && applied.generation > 0 {
+            info!("ready: the first full pass is done");
+        }
         let programmed = Programmed {
             generation: applied.generation,
             pods_generation: applied.pods_generation,
             checked: applied.checked,
             mirror: applied.mirror,
             failures,
+            unknown: applied.unknown.map(Arc::from),
             read: true,
         };
         self.world.programmed(programmed, applied.host);
@@ -186,10 +188,6 @@ impl Agent {
             }
             differs
         });
-        if self.generation > 0 && self.world.programmed.generation >= 1 && !*self.ready.borrow() {
-            info!("ready: the first full pass is done");
-            self.ready.send_replace(true);
-        }
     }
 
     /// Answers CNI callers whose objects are in the kernel, and takes back what cannot be or is no longer wanted.
@@ -210,6 +208,20 @@ impl Agent {
         if let Err(error) = self.journal.append(record) {
             error!("journal: {error}");
         }
+    }
+}
+
+/// Each condition is logged when it comes, and when it has gone.
+fn log(before: &[Condition], now: &[Condition]) {
+    if before == now {
+        return;
+    }
+    let (before, now): (BTreeSet<_>, BTreeSet<_>) = (before.iter().collect(), now.iter().collect());
+    for Condition { about, field, reason, message, fix } in now.difference(&before) {
+        warn!(about, field, reason, fix, "{message}");
+    }
+    for Condition { about, field, reason, .. } in before.difference(&now) {
+        info!(about, field, reason, "no longer so");
     }
 }
 

@@ -70,6 +70,8 @@ pub struct Programmed {
     /// What the kernel holds of ours.
     pub mirror: State,
     pub failures: Arc<[Failed]>,
+    /// Why a part of what the kernel holds cannot be read; none while all can.
+    pub unknown: Option<Arc<str>>,
     /// The first full read is behind us.
     pub read: bool,
 }

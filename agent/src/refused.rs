@@ -1,0 +1,89 @@
+//! What the kernel refuses, as conditions: one pure function from an object's owner to what the condition is about.
+
+use tartan_model::{Condition, Failed, World};
+use tartan_netstate::Owner;
+
+/// A condition for each object that the kernel refuses now, and one if it cannot even be read.
+pub fn conditions(world: &World) -> impl Iterator<Item = Condition> {
+    let unknown = world.programmed.unknown.as_ref().map(|why| Condition {
+        about: format!("Node/{}", world.local),
+        field: String::new(),
+        reason: "KernelUnreadable",
+        message: format!("what the kernel holds cannot be read: {why}; until it can, only pods come and go"),
+        fix: "it is tried again by itself; if this stays, see the agent's log and the kernel's (dmesg)".into(),
+    });
+    unknown.into_iter().chain(world.programmed.failures.iter().map(|failed| condition(world, failed)))
+}
+
+fn condition(world: &World, failed: &Failed) -> Condition {
+    let Failed { key, owner, error } = failed;
+    let (about, field, fix) = blame(world, owner);
+    let message = format!("the kernel refuses {key}: {error}");
+    let fix = format!("it is tried again by itself; if this stays, {fix}");
+    Condition { about, field: field.into(), reason: "KernelRefused", message, fix }
+}
+
+/// On whose behalf: the object, its field, and where to look.
+fn blame(world: &World, owner: &Owner) -> (String, &'static str, &'static str) {
+    match owner {
+        Owner::Pod(id) => (pod(world, id), "", "delete the pod and let it be made anew"),
+        Owner::Peer(node) => {
+            (format!("Node/{node}"), "", "its pods cannot be reached from here: see the error's errno")
+        }
+        Owner::Fabric(_) => {
+            let fix = "load the kernel module that the fabric needs, or choose another fabric";
+            ("NetworkConfig/default".into(), "spec.fabric", fix)
+        }
+        Owner::Node | Owner::Read => (
+            format!("Node/{}", world.local),
+            "",
+            "look for what else manages this object, or for what the kernel lacks",
+        ),
+    }
+}
+
+fn pod(world: &World, id: &str) -> String {
+    match world.attachments.get(id) {
+        Some(pod) if !pod.pod_name.is_empty() => format!("Pod/{}/{}", pod.pod_namespace, pod.pod_name),
+        Some(pod) => format!("container {}", pod.container),
+        None => format!("container {id}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use tartan_model::{Features, Programmed};
+    use tartan_netstate::{Key, Netns};
+
+    use super::*;
+
+    #[test]
+    fn the_owner_says_what_it_is_about() {
+        let check = |owner: Owner, about: &str, field: &str| {
+            let mut world = World::new("n1".into(), Features::default());
+            let key = Key::Sysctl { ns: Netns::Host, name: "ipv4/ip_forward".into() };
+            let failures = Arc::from([Failed { key, owner, error: "write: EROFS".into() }]);
+            world.programmed(Programmed { failures, ..Programmed::default() }, Arc::default());
+            let said: Vec<Condition> = conditions(&world).collect();
+            assert_eq!(said.len(), 1);
+            assert_eq!((&*said[0].about, &*said[0].field), (about, field));
+            assert!(said[0].message.ends_with("ipv4/ip_forward in host: write: EROFS"), "{}", said[0].message);
+        };
+        check(Owner::Node, "Node/n1", "");
+        check(Owner::Peer("n2".into()), "Node/n2", "");
+        check(Owner::Fabric("vxlan-1".into()), "NetworkConfig/default", "spec.fabric");
+        check(Owner::Pod("c1/eth0".into()), "container c1/eth0", "");
+    }
+
+    #[test]
+    fn a_kernel_that_cannot_be_read_is_said_too() {
+        let mut world = World::new("n1".into(), Features::default());
+        let unknown = Some("links changed while it was read".into());
+        world.programmed(Programmed { unknown, ..Programmed::default() }, Arc::default());
+        let said: Vec<Condition> = conditions(&world).collect();
+        assert_eq!(said.len(), 1);
+        assert!(said[0].message.contains("links changed while it was read"), "{}", said[0].message);
+    }
+}
