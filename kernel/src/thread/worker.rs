@@ -25,14 +25,14 @@ use crate::{Kernel, KernelError, Scope, Wake};
 const CHUNK: Duration = Duration::from_millis(5);
 /// Everything is read again after this time, whatever the kernel told.
 const FULL_READ: Duration = Duration::from_secs(300);
+/// Firewalls in the legacy iptables tables tell nobody when they change.
+const LOOK: Duration = Duration::from_secs(10);
 /// Reading what is not ours takes at most one part in so many of this thread's time.
 const HOST_REST: u32 = 20;
 /// Condemned links are deleted once pods have been quiet for this long,
 const QUIET: Duration = Duration::from_millis(50);
-/// or after this time at the latest,
+/// or after this time at the latest. All of them: the kernel knows them by their group only.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// so many at once: the kernel changes no other link meanwhile.
-const BURIED_AT_ONCE: usize = 32;
 
 pub(super) struct Worker {
     kernel: Box<dyn Kernel>,
@@ -48,6 +48,7 @@ pub(super) struct Worker {
     /// Not before then: others change much, and reading all of it costs.
     host_read_at: Instant,
     full_read_at: Instant,
+    look_at: Instant,
 
     wanted: Option<(u64, State)>,
     /// The rest of the last difference.
@@ -88,6 +89,7 @@ impl Worker {
             host_is_dirty: true,
             host_read_at: now,
             full_read_at: now,
+            look_at: now + LOOK,
             wanted: None,
             steps: VecDeque::new(),
             unsettled: false,
@@ -125,7 +127,12 @@ impl Worker {
                 self.mark_all();
                 self.full_read_at = now + if subscribed { FULL_READ } else { FULL_READ / 30 };
             }
-            next = self.work(now);
+            if now >= self.look_at {
+                self.dirty.mark(Scope::Foreign);
+                self.host_is_dirty = true;
+                self.look_at = now + LOOK;
+            }
+            next = self.work(now).into_iter().chain([self.full_read_at, self.look_at]).min();
         }
     }
 
@@ -253,7 +260,7 @@ impl Worker {
         }
         let host_again = self.host_is_dirty.then_some(self.host_read_at);
         if !self.dirty.is_clean() {
-            return [self.dirty.due(), host_again, Some(self.full_read_at)].into_iter().flatten().min();
+            return [self.dirty.due(), host_again].into_iter().flatten().min();
         }
         if !self.read_once {
             // Rules of ours in others' firewalls must not go because those have not been read yet.
@@ -275,7 +282,7 @@ impl Worker {
         }
         let burial = self.bury(now);
         self.say();
-        [self.backoff.next(), burial, host_again, Some(self.full_read_at)].into_iter().flatten().min()
+        [self.backoff.next(), burial, host_again].into_iter().flatten().min()
     }
 
     fn first_read(&mut self) {
@@ -464,8 +471,7 @@ impl Worker {
         if now < due {
             return Some(due);
         }
-        let steps = links.into_iter().take(BURIED_AT_ONCE);
-        self.apply(steps.map(|(key, object)| (Op::Delete(key, object), Owner::Read)).collect(), false);
+        self.apply(links.into_iter().map(|(key, object)| (Op::Delete(key, object), Owner::Read)).collect(), false);
         self.news = true;
         Some(now)
     }
