@@ -3,79 +3,22 @@
 //! Each test is one event. Probes run before, through and after it; whatever is lost or reset fails the test, and the
 //! message carries the probes' own report and how to enter each namespace.
 
+mod common;
+
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use common::{PATIENCE, lab, load, status, wait_until_steady};
 use serde_json::{Map, Value, json};
-use tartan_lab::probe::{Load, Pair, Running, wait_for};
-use tartan_lab::{Endpoint, Lab, Node, Underlay};
+use tartan_lab::probe::wait_for;
+use tartan_lab::{Lab, Underlay};
 
 /// Probes answered before an event begins and after it has ended. Soak runs take more, see `long.rs`.
 const PROBES: u64 = 3_000;
-const PATIENCE: Duration = Duration::from_secs(60);
-
-fn lab(name: &str, fabric: &str) -> Result<Lab> {
-    let lab = Lab::builder(name).nodes(3).pods_per_node(1).fabric(fabric).up()?;
-    lab.wait_for_matrix(PATIENCE)?;
-    Ok(lab)
-}
-
-/// UDP small and MTU-sized, TCP busy and idle, between pods of different nodes, and from a node to a remote pod.
-fn load(lab: &Lab) -> Result<Running> {
-    let pods = lab.pod_endpoints();
-    let pairs: Vec<Pair> = pods.iter().zip(pods.iter().cycle().skip(1)).map(pair).collect();
-    let from_node = (lab.node("n1")?.endpoint(), lab.pod("b1")?.endpoint());
-    let load = Load::new()
-        .interval(Duration::from_millis(2))
-        .udp(pairs.clone())
-        .udp_mtu_sized([pairs[0].clone()])
-        .tcp_bulk([pairs[0].clone(), pairs[1].clone()])
-        .tcp_idle(pairs.iter().cloned().chain([from_node]))
-        .start()?;
-    load.wait_for_answers(PROBES, PATIENCE)?;
-    Ok(load)
-}
-
-fn pair((from, to): (&Endpoint, &Endpoint)) -> Pair {
-    (from.clone(), to.clone())
-}
 
 /// Runs `event` under load and asserts that nobody noticed.
 fn unnoticed(lab: &mut Lab, event: impl FnOnce(&mut Lab) -> Result<()>) -> Result<()> {
-    let load = load(lab)?;
-    event(lab).with_context(|| lab.troubleshooting())?;
-    load.wait_for_answers(PROBES, PATIENCE).with_context(|| lab.troubleshooting())?;
-    load.stop()?.check_nothing_lost().with_context(|| lab.troubleshooting())
-}
-
-fn status(node: &Node) -> Result<Value> {
-    let tartan = tartan_lab::Binaries::beside_this_program()?.tartan;
-    let socket = node.socket();
-    let text = node.output(&[
-        &tartan.display().to_string(),
-        "status",
-        "--socket",
-        &socket.display().to_string(),
-        "-o",
-        "json",
-    ])?;
-    serde_json::from_str(&text).with_context(|| format!("tartan status printed {text}"))
-}
-
-fn is_steady(lab: &Lab, fabric: &str) -> bool {
-    lab.nodes().iter().all(|node| {
-        status(node).is_ok_and(|status| {
-            let peers = status["peers"].as_array().cloned().unwrap_or_default();
-            let by_it = |peer: &Value| peer["fabric"].as_str().is_some_and(|by| by.starts_with(fabric));
-            status["phase"] == "steady" && status["fabric"] == fabric && peers.iter().all(by_it)
-        })
-    })
-}
-
-fn wait_until_steady(lab: &Lab, fabric: &str) -> Result<()> {
-    wait_for(PATIENCE, &format!("every node to be steady on {fabric}"), || is_steady(lab, fabric))
-        .map(drop)
-        .with_context(|| lab.troubleshooting())
+    common::unnoticed(lab, PROBES, event).map(drop)
 }
 
 #[test]
@@ -214,7 +157,7 @@ fn a_quiet_node_changes_nothing() -> Result<()> {
     let before = counts(&lab)?;
     // A lease of four seconds makes every node give signs of life each second: the same traffic, sooner.
     lab.set_config(&Map::from_iter([("leaseSeconds".into(), json!(4))]))?;
-    let load = load(&lab)?;
+    let load = load(&lab, PROBES)?;
     load.wait_for_answers(5 * PROBES, PATIENCE)?;
     load.stop()?.check_nothing_lost()?;
     ensure!(counts(&lab)? == before, "{before:?} became {:?}", counts(&lab)?);

@@ -1,0 +1,139 @@
+//! What the tests of whole nodes share: load that must not notice, the agent's own words, what a node holds.
+
+#![allow(dead_code, reason = "each test binary compiles all of it and uses its part")]
+#![allow(clippy::unwrap_used, reason = "a test's helpers are tests too")]
+
+use std::process::{Command, Output};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use tartan_lab::probe::{Load, LoadReport, Pair, Running, wait_for};
+use tartan_lab::{Binaries, Endpoint, Lab, Node};
+
+/// How long anything may take before a test gives it up.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Three nodes with a pod each, talking.
+pub(crate) fn lab(name: &str, fabric: &str) -> Result<Lab> {
+    let lab = Lab::builder(name).nodes(3).pods_per_node(1).fabric(fabric).up()?;
+    lab.wait_for_matrix(PATIENCE)?;
+    Ok(lab)
+}
+
+// --- load ---
+
+/// UDP small and MTU-sized, TCP busy and idle, between pods of different nodes, and from a node to a remote pod.
+pub(crate) fn load(lab: &Lab, probes: u64) -> Result<Running> {
+    let pods = lab.pod_endpoints();
+    let pairs: Vec<Pair> = pods.iter().zip(pods.iter().cycle().skip(1)).map(pair).collect();
+    let from_node = (lab.node("n1")?.endpoint(), lab.pod("b1")?.endpoint());
+    let load = Load::new()
+        .interval(Duration::from_millis(2))
+        .udp(pairs.clone())
+        .udp_mtu_sized([pairs[0].clone()])
+        .tcp_bulk([pairs[0].clone(), pairs[1].clone()])
+        .tcp_idle(pairs.iter().cloned().chain([from_node]))
+        .start()?;
+    load.wait_for_answers(probes, PATIENCE)?;
+    Ok(load)
+}
+
+fn pair((from, to): (&Endpoint, &Endpoint)) -> Pair {
+    (from.clone(), to.clone())
+}
+
+/// Runs `event` under load, `probes` answered before it and `probes` after, and asserts that nobody noticed.
+pub(crate) fn unnoticed(lab: &mut Lab, probes: u64, event: impl FnOnce(&mut Lab) -> Result<()>) -> Result<LoadReport> {
+    let load = load(lab, probes)?;
+    event(lab).with_context(|| lab.troubleshooting())?;
+    load.wait_for_answers(probes, PATIENCE).with_context(|| lab.troubleshooting())?;
+    let report = load.stop()?;
+    report.check_nothing_lost().with_context(|| lab.troubleshooting())?;
+    Ok(report)
+}
+
+// --- what the agent says ---
+
+/// Runs `tartan ARGS` on the node, as a person with a shell there would.
+pub(crate) fn tartan(node: &Node, args: &[&str]) -> Result<Output> {
+    let program = Binaries::beside_this_program()?.tartan;
+    let mut command = Command::new(program);
+    command.args(args).env("TARTAN_SOCKET", node.socket()).env("RUST_BACKTRACE", "0");
+    Ok(node.run(|| command.output())??)
+}
+
+/// What the agent says of itself.
+pub(crate) fn status(node: &Node) -> Result<Value> {
+    let output = tartan(node, &["status", "-o", "json"])?;
+    ensure!(output.status.success(), "tartan status: {}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).context("reading what tartan status printed")
+}
+
+/// The node's condition of that reason, if there is one.
+pub(crate) fn condition(node: &Node, reason: &str) -> Option<Value> {
+    let status = status(node).ok()?;
+    status["conditions"].as_array()?.iter().find(|condition| condition["reason"] == reason).cloned()
+}
+
+/// Waits for the condition of that reason.
+pub(crate) fn wait_for_condition(node: &Node, reason: &str) -> Result<Value> {
+    let mut found = None;
+    wait_for(PATIENCE, &format!("the condition {reason} on {}", node.name()), || {
+        found = condition(node, reason);
+        found.is_some()
+    })
+    .with_context(|| format!("{:#}\n{}", status(node).unwrap_or_default(), node.troubleshooting()))?;
+    found.context("it was found a moment ago")
+}
+
+/// Waits until every agent has programmed everything and uses `fabric` towards all its peers.
+pub(crate) fn wait_until_steady(lab: &Lab, fabric: &str) -> Result<()> {
+    wait_for(PATIENCE, &format!("every node to be steady on {fabric}"), || is_steady(lab, fabric))
+        .map(drop)
+        .with_context(|| lab.troubleshooting())
+}
+
+fn is_steady(lab: &Lab, fabric: &str) -> bool {
+    lab.nodes().iter().all(|node| {
+        status(node).is_ok_and(|status| {
+            let peers = status["peers"].as_array().cloned().unwrap_or_default();
+            let by_it = |peer: &Value| peer["fabric"].as_str().is_some_and(|by| by.starts_with(fabric));
+            status["phase"] == "steady" && status["fabric"] == fabric && peers.iter().all(by_it)
+        })
+    })
+}
+
+// --- what a node holds ---
+
+/// Links, addresses, routes, rules, neighbours, forwarding entries and nft rules of a node. Counters, lifetimes and what
+/// the kernel learns by itself are left out.
+pub(crate) fn census(node: &Node) -> Result<String> {
+    sh(
+        node,
+        "ip -o link | sed 's/qlen.*//'; ip -o addr | sed 's/valid_lft.*//'; ip route show table all; \
+         ip -6 route show table all | sed 's/expires [^ ]*//'; ip rule; ip -6 rule; ip neigh show nud permanent; \
+         ip -6 neigh show nud permanent; bridge fdb show; nft -s list ruleset",
+    )
+}
+
+/// The output of a shell's command line on the node.
+pub(crate) fn sh(node: &Node, line: &str) -> Result<String> {
+    node.output(&["sh", "-c", line])
+}
+
+/// Waits until the node holds exactly `before`, and says what differs if it never does.
+pub(crate) fn wait_until_holds(node: &Node, before: &str) -> Result<()> {
+    let mut after = String::new();
+    wait_for(PATIENCE, &format!("{} to be what it was before", node.name()), || {
+        after = census(node).unwrap_or_default();
+        after == before
+    })
+    .map(drop)
+    .with_context(|| {
+        let only = |here: &str, there: &str| -> String {
+            here.lines().filter(|line| !there.lines().any(|other| other == *line)).map(|l| format!("  {l}\n")).collect()
+        };
+        format!("came:\n{}went:\n{}{}", only(&after, before), only(before, &after), node.troubleshooting())
+    })
+}
