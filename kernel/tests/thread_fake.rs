@@ -14,7 +14,7 @@ use proptest::test_runner::{Config, TestRunner};
 use states::{Choice, mac, name, pretended_pods, state};
 use tartan_kernel::fake::Fake;
 use tartan_kernel::thread::{Applied, Handle, spawn};
-use tartan_netstate::{Change, Fdb, Key, LinkName, Neigh, Netns, Object, Op, Owner, Route, State, claims};
+use tartan_netstate::{Change, Entry, Fdb, Key, LinkName, Neigh, Netns, Object, Op, Owner, Route, State, claims};
 
 struct Node {
     handle: Handle,
@@ -307,6 +307,39 @@ fn an_object_may_vanish_between_read_and_apply() {
         node.handle.want(generation, next.clone());
         node.wait("the state", |applied| applied.generation == generation);
         node.becomes(&key.to_string(), &next);
+    }
+}
+
+#[test]
+fn the_next_pod_in_a_namespace_gets_all_of_its_own() {
+    let pods = pretended_pods();
+    let mut choice = [0; 32];
+    let mut attached = |look| {
+        choice[..4].copy_from_slice(&[1, look, 1, 1]);
+        let owned = |(key, entry): (&Key, &Entry)| {
+            (key.clone(), Entry { object: entry.object.clone(), owner: Owner::Pod(look.to_string().into()) })
+        };
+        state(&pods, &choice).iter().map(owned).collect::<State>()
+    };
+    let (last, next) = (attached(0), attached(1));
+    // At once, and after the last one was condemned; told by this agent, and found by the next one.
+    for between in [false, true] {
+        for restarted in [false, true] {
+            let mut node = Node::wanting(&last);
+            if restarted {
+                let Node { fake, handle, .. } = node;
+                drop(handle);
+                node = Node::on(fake);
+            }
+            if between {
+                node.handle.want(2, State::new());
+                node.wait("the end of the last pod", |applied| applied.pods_generation == 2);
+            }
+            node.handle.want(3, next.clone());
+            let there = node.wait("the next pod", |applied| applied.pods_generation == 3);
+            assert!(there.mirror.holds_all(&next), "between: {between}, restarted: {restarted}");
+            node.becomes("the next pod alone", &next);
+        }
     }
 }
 

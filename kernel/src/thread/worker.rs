@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tartan_model::Host;
-use tartan_netstate::{Change, Key, Netns, Object, Op, Owner, PodNetns, State, diff};
+use tartan_netstate::{Change, Key, Netns, Object, Op, Owner, PodNetns, State, diff, diff::hanging_on};
 
 use super::Applied;
 use super::backoff::Backoff;
@@ -219,7 +219,9 @@ impl Worker {
         let is_pods =
             |state: &State, key: &Key| matches!(state.get(key), Some(entry) if matches!(entry.owner, Owner::Pod(_)));
         let (mut is, mut should) = (State::new(), State::new());
-        for key in changed {
+        // What hangs on a link is lost with it, also where the next pod wants the same.
+        let links = changed.iter().filter_map(Key::as_link).collect();
+        for key in changed.union(&hanging_on(&self.mirror, &links)) {
             if is_pods(before, key) || is_pods(wanted, key) || key.is_nft() {
                 // A pod's link may be gone before the pod is; that its address departs still has its effect.
                 let departs = matches!(key, Key::Neigh { .. }) && wanted.get(key).is_none();
@@ -510,10 +512,12 @@ impl Worker {
     }
 }
 
-/// 0: the table and sysctls all pods stand on; 1: pods; 2: everything else.
+/// 0: what all pods stand on, and what stands in the way of others; 1: pods; 2: everything else.
 fn rank((op, owner): &(Op, Owner)) -> u8 {
-    match owner {
-        Owner::Pod(_) => 1,
+    match (op, owner) {
+        // Those that stand in nobody's way are condemned.
+        (Op::Delete(Key::Link { ns: Netns::Host, .. }, _), _) => 0,
+        (_, Owner::Pod(_)) => 1,
         _ if op.key().is_nft() || matches!(op.key(), Key::Sysctl { .. } | Key::UplinkSysctl { .. }) => 0,
         _ => 2,
     }
