@@ -293,3 +293,42 @@ fn the_nodes_own_address_stays_what_peers_were_told() {
     setup.attach("late", "10.8.0.5");
     assert_eq!(claims(&setup), ["at 6: 10.8.0.0/26 of n1/uid-n1 []"], "a pod had slipped in");
 }
+
+#[test]
+fn a_part_is_left_in_two_steps() {
+    let mut setup = Setup::new([node("n1", ""), node("n2", "")]);
+    setup.put(pool("p", "10.8.0.0/24", 26));
+    setup.put(block("10.8.0.64/26", "p", "n1"));
+    let ours = || Holder::Node { name: "n1".into(), uid: "uid-n1".into() };
+    let leaving = Holder::Leaving { name: "n1".into(), uid: "uid-n1".into() };
+    let part = |holder| given(block("10.8.0.0/26", "p", "n2"), "10.8.0.0/27", holder);
+    setup.put(advert("n1", "10.8.0.64/26").own("10.8.0.64"));
+    setup.put(part(ours()));
+    assert_eq!(blocks(&setup), "10.8.0.0/27 10.8.0.64/26; own 10.8.0.64");
+    check(&setup, "a", "", "10.8.0.0");
+    assert_eq!(claims(&setup), ["at 5: 10.8.0.0/26 of n2/uid-n2 [10.8.0.0/27 from n1]"]);
+    setup.put(part(leaving));
+    check(&setup, "a", "", "10.8.0.65");
+    assert_eq!(claims(&setup), ["at 6: 10.8.0.0/26 of n2/uid-n2 []"]);
+    setup.attach("late", "10.8.0.9");
+    assert_eq!(claims(&setup), ["at 6: 10.8.0.0/26 of n2/uid-n2 [10.8.0.0/27 to n1]"], "a pod had slipped in");
+}
+
+#[test]
+fn a_shared_block_is_handed_on_in_two_steps() {
+    let mut setup = Setup::new([node("n1", ""), node("n2", "")]);
+    setup.put(pool("p", "10.8.0.0/24", 26));
+    setup.put(block("10.8.0.64/26", "p", "n1"));
+    setup.put(advert("n1", "10.8.0.64/26").own("10.8.0.64"));
+    let theirs = Holder::Node { name: "n2".into(), uid: "uid-n2".into() };
+    let shared = || given(block("10.8.0.0/26", "p", "n1"), "10.8.0.16/28", theirs.clone());
+    setup.put(shared());
+    check(&setup, "a", "", "10.8.0.0");
+    assert_eq!(
+        claims(&setup),
+        ["at 5: 10.8.0.0/26 of n1/uid-n1 [10.8.0.16/28 to n2, 10.8.0.0/28 aside, 10.8.0.32/27 aside]"]
+    );
+    setup.put(given(given(shared(), "10.8.0.0/28", Holder::Aside), "10.8.0.32/27", Holder::Aside));
+    check(&setup, "a", "", "10.8.0.65");
+    assert_eq!(claims(&setup), ["at 6: 10.8.0.0/26 of n2/uid-n2 []"]);
+}
