@@ -25,6 +25,7 @@ mod read;
 mod route;
 mod rule;
 mod scope;
+mod strangers;
 mod sysctl;
 pub mod thread;
 

@@ -111,6 +111,24 @@ pub(crate) fn look_up(name: &LinkName) -> RouteNetlinkMessage {
     RouteNetlinkMessage::GetLink(message)
 }
 
+/// Asks for one link by its number.
+pub(crate) fn look_up_index(index: u32) -> RouteNetlinkMessage {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    message.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
+    RouteNetlinkMessage::GetLink(message)
+}
+
+/// Where the other end of a pair of ours is, and its name there.
+pub(crate) fn leads_to(answer: &RouteNetlinkMessage) -> Option<(Netns, LinkName)> {
+    let RouteNetlinkMessage::NewLink(message) = answer else { return None };
+    let alias = message.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::IfAlias(alias) => Some(alias.as_str()),
+        _ => None,
+    });
+    name(message).filter(|name| is_ours(name.as_str())).and(alias).and_then(parse_alias)
+}
+
 /// Asks for what no kernel makes.
 pub(crate) fn incomplete_vxlan() -> Request {
     let mut message = LinkMessage::default();

@@ -16,7 +16,7 @@ use crate::namespace::Namespace;
 use crate::netns::PodNetnses;
 use crate::nft::Nft;
 use crate::notify::Notifications;
-use crate::{Failure, Kernel, KernelError, Scope, Waker, sysctl};
+use crate::{Failure, Kernel, KernelError, Scope, Waker, strangers, sysctl};
 
 /// The kernel, seen from one network namespace. Stays on threads of that namespace.
 pub struct Linux {
@@ -81,10 +81,15 @@ impl Linux {
         Ok(state)
     }
 
-    fn apply_in_pod(&self, pod: &PodNetns, steps: &[&(Op, Owner)]) -> Vec<Failure> {
-        let visit = self.pods.inside(pod, || {
-            let mut namespace = Namespace::open(Netns::Pod(pod.clone()), self.host.addresses_unmarked)?;
-            Ok(namespace.apply(steps, &self.pods))
+    fn apply_in_pod(&mut self, pod: &PodNetns, steps: &[&(Op, Owner)]) -> Vec<Failure> {
+        let Linux { host, pods, .. } = self;
+        let visit = pods.inside(pod, || {
+            let mut namespace = Namespace::open(Netns::Pod(pod.clone()), host.addresses_unmarked)?;
+            let strangers = strangers::among(host, &mut namespace, pod, steps)?;
+            let (theirs, ours): (Vec<_>, Vec<_>) = steps.iter().partition(|step| strangers::is_about(step, &strangers));
+            let mut failures = namespace.apply(&ours, pods);
+            failures.extend(theirs.into_iter().filter_map(|step| strangers::refusal(step, &strangers)));
+            Ok(failures)
         });
         visit.unwrap_or_else(|error| {
             // What is to be deleted went with its namespace.

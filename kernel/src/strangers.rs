@@ -1,0 +1,76 @@
+//! Links in a pod that have the name of an end of ours and are somebody else's.
+//!
+//! Invariant: a step inside a pod is about the far end of a pair of ours, or it is not taken. That the pair was to be
+//! made a moment ago proves nothing: the kernel may have refused, because the name was taken.
+
+use std::collections::BTreeSet;
+
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::link::LinkAttribute;
+use tartan_netstate::{Key, LinkName, Netns, Object, Op, Owner, PodNetns};
+
+use crate::namespace::Namespace;
+use crate::{Failure, KernelError, link};
+
+/// The links that these steps are about and that are somebody else's. The calling thread is in the pod.
+pub(crate) fn among(
+    host: &mut Namespace,
+    inside: &mut Namespace,
+    pod: &PodNetns,
+    steps: &[&(Op, Owner)],
+) -> Result<BTreeSet<LinkName>, KernelError> {
+    let mut strangers = BTreeSet::new();
+    for name in steps.iter().filter_map(|(op, _)| link_of(op)).collect::<BTreeSet<_>>() {
+        let Some(RouteNetlinkMessage::NewLink(message)) = inside.netlink.get("a link", link::look_up(name))? else {
+            continue;
+        };
+        let far = message.attributes.iter().find_map(|attribute| match attribute {
+            LinkAttribute::Link(index) => Some(*index),
+            _ => None,
+        });
+        let leads_here = match far {
+            Some(index) => host
+                .netlink
+                .get("a link", link::look_up_index(index))?
+                .is_some_and(|far| link::leads_to(&far).is_some_and(|(ns, end)| is_same(&ns, pod) && end == *name)),
+            None => false,
+        };
+        if !leads_here {
+            strangers.insert(name.clone());
+        }
+    }
+    Ok(strangers)
+}
+
+/// What becomes of a step on a link that is somebody else's; none if the step is about no such link, or takes away
+/// what cannot be there.
+pub(crate) fn refusal((op, owner): &(Op, Owner), strangers: &BTreeSet<LinkName>) -> Option<Failure> {
+    let name = link_of(op).filter(|name| strangers.contains(*name))?;
+    let what = format!("{name} in {}", op.key().netns());
+    let theirs = "it is not the far end of a link of Tartan's".to_owned();
+    let error = KernelError::Conflict { what, theirs };
+    (!matches!(op, Op::Delete(..))).then(|| Failure { key: op.key().clone(), owner: owner.clone(), error })
+}
+
+/// Whether the step is not to be taken.
+pub(crate) fn is_about((op, _): &(Op, Owner), strangers: &BTreeSet<LinkName>) -> bool {
+    link_of(op).is_some_and(|name| strangers.contains(name))
+}
+
+fn link_of(op: &Op) -> Option<&LinkName> {
+    match (op.key(), op) {
+        (Key::Link { link, .. }, _) => Some(link),
+        (
+            Key::Route { .. },
+            Op::Create(_, Object::Route(route))
+            | Op::Delete(_, Object::Route(route))
+            | Op::Replace { new: Object::Route(route), .. },
+        ) => route.dev.as_ref(),
+        (key, _) => key.link(),
+    }
+}
+
+/// Whatever path it is known by.
+fn is_same(ns: &Netns, pod: &PodNetns) -> bool {
+    matches!(ns, Netns::Pod(found) if (found.dev, found.ino) == (pod.dev, pod.ino))
+}
