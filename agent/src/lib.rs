@@ -75,33 +75,49 @@ pub fn take_back(boot: &Boot) -> Result<Report> {
 async fn start(boot: &Boot) -> Result<()> {
     let _lock = lock(&boot.state_dir)?;
     let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").context("reading the kernel's boot id")?;
-    let (journal, replayed) = Journal::open(&boot.state_dir.join("journal"), boot_id.trim())?;
-    replayed.warnings.iter().for_each(|warning| warn!("{warning}"));
+    let kernel = Linux::open().context("opening the kernel's netlink sockets (this needs root)")?;
+    let store = open_store(&boot.store)?;
+    let (inbox, agent) = assemble(&boot.node, &boot.state_dir, boot_id.trim(), Box::new(kernel), store.clone())?;
+    socket::serve(&boot.socket, &boot.state_dir, inbox.clone(), store)?;
+    if let Some(address) = boot.listen {
+        http::serve(address, inbox.clone()).await?;
+    }
+    tokio::spawn(stop_on_signal(inbox));
+    agent.await
+}
 
+/// An agent on any kernel and any store: its inbox, and what to await while it runs. It ends when told to stop, or with
+/// an error if a part that it cannot do without has ended.
+pub fn assemble(
+    node: &str,
+    state_dir: &Path,
+    boot_id: &str,
+    mut kernel: Box<dyn Kernel>,
+    store: Arc<dyn Store>,
+) -> Result<(mpsc::Sender<Input>, impl Future<Output = Result<()>> + use<>)> {
+    let (journal, replayed) = Journal::open(&state_dir.join("journal"), boot_id)?;
+    replayed.warnings.iter().for_each(|warning| warn!("{warning}"));
     let (sender, inbox) = mpsc::channel(INBOX);
     let (alive, mut ended) = mpsc::unbounded_channel();
-    let mut kernel = Linux::open().context("opening the kernel's netlink sockets (this needs root)")?;
-    let mut world = World::new(Arc::from(boot.node.as_str()), kernel.features());
-    remember(&mut world, replayed);
-    let vital = Vital::new("the kernel thread", &alive);
-    let kernel = tartan_kernel::thread::spawn(Box::new(kernel), report(&boot.state_dir, sender.clone(), vital))?;
 
-    let store = open_store(&boot.store)?;
+    let mut world = World::new(Arc::from(node), kernel.features());
+    remember(&mut world, replayed);
+    info!("agent of {node} starts, {} pods from the journal", world.attachments.len());
+    let vital = Vital::new("the kernel thread", &alive);
+    let kernel = tartan_kernel::thread::spawn(kernel, report(state_dir, sender.clone(), vital))?;
     let events = store.watch(&Kind::ALL);
     tokio::spawn(Vital::new("the watch of the store", &alive).around(listen(events, sender.clone())));
-    let (publisher, publishing) = publish::publisher(store.clone());
+    let (publisher, publishing) = publish::publisher(store);
     tokio::spawn(Vital::new("the publisher", &alive).around(publishing));
-    socket::serve(&boot.socket, &boot.state_dir, sender.clone(), store)?;
-    if let Some(address) = boot.listen {
-        http::serve(address, sender.clone()).await?;
-    }
-    tokio::spawn(stop_on_signal(sender));
-    info!("agent of {} started, {} pods from the journal", boot.node, world.attachments.len());
-    tokio::select! {
-        biased;
-        result = Agent::new(world, journal, kernel, publisher).run(inbox) => result,
-        Some(what) = ended.recv() => bail!("{what} has ended, see above; start the agent again: no packet is lost meanwhile"),
-    }
+
+    let agent = Agent::new(world, journal, kernel, publisher).run(inbox);
+    Ok((sender, async move {
+        tokio::select! {
+            biased;
+            result = agent => result,
+            Some(what) = ended.recv() => bail!("{what} has ended, see above; start the agent again: what is in the kernel goes on"),
+        }
+    }))
 }
 
 /// What the journal says of this node's pods.
@@ -157,7 +173,7 @@ fn report(state_dir: &Path, sender: mpsc::Sender<Input>, vital: Vital) -> impl F
 
 async fn listen(mut events: Pin<Box<dyn Stream<Item = StoreEvent> + Send>>, sender: mpsc::Sender<Input>) {
     while let Some(event) = std::future::poll_fn(|context| events.as_mut().poll_next(context)).await {
-        if sender.send(Input::Store(event)).await.is_err() {
+        if sender.send(Input::Store(Box::new(event))).await.is_err() {
             return;
         }
     }

@@ -24,7 +24,7 @@ use crate::{publish, status};
 /// Everything that can happen to an agent.
 pub enum Input {
     /// The store says something.
-    Store(StoreEvent),
+    Store(Box<StoreEvent>),
     /// The kernel thread has come further, or has seen something change.
     Kernel(Box<Applied>),
     /// A container runtime wants something; for ADD and CHECK with the pod's namespace.
@@ -89,7 +89,7 @@ impl Agent {
             let now = Instant::now();
             for input in batch.drain(..) {
                 match input {
-                    Input::Store(event) => self.world.store(event, now),
+                    Input::Store(event) => self.world.store(*event, now),
                     Input::Kernel(applied) => self.applied(*applied),
                     Input::Cni(request, netns, reply) => self.cni(*request, netns, reply, now),
                     Input::Look(reply) => {

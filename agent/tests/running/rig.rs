@@ -1,0 +1,290 @@
+//! A whole agent on the fake kernel and the store in memory: loop, journal, kernel thread and publisher are the real ones.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tartan_agent::run::Input;
+use tartan_agent::status::Seen;
+use tartan_agent::waiting::{Answer, CniReply};
+use tartan_api::cni::{CniRequest, Command, NetnsFile, PodName, Version};
+use tartan_api::status::Status;
+use tartan_kernel::fake::Fake;
+use tartan_kernel::{Failure, Kernel, KernelError, Scope, Waker};
+use tartan_model::{
+    Advert, Config, DefaultRoute, Endpoint, Features, Host, HostLink, Kind, Node, Object, ObjectId, PerFamily, Pool,
+    Selector,
+};
+use tartan_netstate::{Change, Key, LinkName, Mac, Netns, PodNetns, State};
+use tartan_store::{Expect, MemoryStore, Store};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+
+/// Longer than anything here takes on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// What the world around the agent is; it outlives the agent.
+pub(crate) struct Rig {
+    pub(crate) kernel: Fake,
+    pub(crate) store: MemoryStore,
+    dir: PathBuf,
+}
+
+/// An agent of node n1 that runs. Dropped: killed, without a word to anybody.
+pub(crate) struct Running {
+    inbox: mpsc::Sender<Input>,
+    agent: Option<JoinHandle<anyhow::Result<()>>>,
+}
+
+/// A kernel whose first change is its last.
+pub(crate) struct Dying(pub(crate) Fake);
+
+// === impl Dying ===
+
+impl Kernel for Dying {
+    fn features(&mut self) -> Features {
+        self.0.features()
+    }
+
+    fn subscribe(&mut self, wake: Waker) -> Result<(), KernelError> {
+        self.0.subscribe(wake)
+    }
+
+    fn read(&mut self, scope: &Scope) -> Result<State, KernelError> {
+        self.0.read(scope)
+    }
+
+    fn host(&mut self) -> Result<Host, KernelError> {
+        self.0.host()
+    }
+
+    fn apply(&mut self, _: &Change) -> Vec<Failure> {
+        panic!("a bug, played by the test")
+    }
+
+    fn lend(&mut self, _: &PodNetns, _: OwnedFd) {}
+
+    fn give_back(&mut self, _: &PodNetns) {}
+}
+
+// === impl Rig ===
+
+impl Rig {
+    /// Node n1 with one uplink, alone in its cluster.
+    pub(crate) async fn new() -> Rig {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let dir = std::env::temp_dir().join(format!("tartan-running-{}-{number}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let rig = Rig { kernel: Fake::new(), store: MemoryStore::new(), dir };
+        rig.kernel.set_host(host());
+        rig.put_node("n1", "172.30.0.1", &["10.127.0.0/24", "fd00:10:127::/64"]).await;
+        rig
+    }
+
+    pub(crate) fn start(&self) -> Running {
+        self.start_on(Box::new(self.kernel.clone()))
+    }
+
+    pub(crate) fn start_on(&self, kernel: Box<dyn Kernel>) -> Running {
+        let store = Arc::new(self.store.clone());
+        let (inbox, agent) = tartan_agent::assemble("n1", &self.dir, "this boot", kernel, store).unwrap();
+        Running { inbox, agent: Some(tokio::spawn(agent)) }
+    }
+
+    /// Started, and ready.
+    pub(crate) async fn ready(&self) -> Running {
+        let running = self.start();
+        running.until("the agent is ready", |status| status.ready).await;
+        running
+    }
+
+    pub(crate) async fn put(&self, kind: Kind, name: &str, object: Object) {
+        self.store.put(ObjectId { kind, name: name.into() }, object, Expect::Any).await.unwrap();
+    }
+
+    pub(crate) async fn put_config(&self, config: Config) {
+        self.put(Kind::NetworkConfig, "default", Object::Config(config)).await;
+    }
+
+    pub(crate) async fn put_node(&self, name: &str, address: &str, ranges: &[&str]) {
+        let node = Node {
+            name: name.into(),
+            uid: format!("uid of {name}").into(),
+            internal_ips: vec![address.parse().unwrap()],
+            pod_cidrs: ranges.iter().map(|range| range.parse().unwrap()).collect(),
+            labels: BTreeMap::new(),
+            annotations: BTreeMap::new(),
+        };
+        self.put(Kind::Node, name, Object::Node(node)).await;
+    }
+
+    /// A node elsewhere that takes part: its Node, and what it tells.
+    pub(crate) async fn put_peer(&self, number: u16) {
+        let [high, low] = number.to_be_bytes();
+        let (name, address) = (format!("p{number}"), format!("172.29.{high}.{low}"));
+        let ranges = [format!("10.{}.{low}.0/24", 128 + u16::from(high)), format!("fd00:20:{number:x}::/64")];
+        self.put_node(&name, &address, &[&ranges[0], &ranges[1]]).await;
+        let instance: Arc<str> = "vxlan/ipv4/vni1/port8472".into();
+        let address: IpAddr = address.parse().unwrap();
+        let blocks: Vec<ipnet::IpNet> = ranges.iter().map(|range| range.parse().unwrap()).collect();
+        let mac = Some(Mac([2, 29, 0, 0, high, low]));
+        let advert = Advert {
+            node: name.as_str().into(),
+            node_uid: format!("uid of {name}").into(),
+            addresses: PerFamily { v4: Some(address), v6: None },
+            fabric_addresses: PerFamily { v4: Some(blocks[0].addr()), v6: Some(blocks[1].addr()) },
+            blocks,
+            mtu: 1450,
+            accepts: vec![Endpoint { instance: instance.clone(), address, mac }],
+            sends: vec![instance],
+            edition: 1,
+            heartbeat: 1,
+        };
+        self.put(Kind::NodeNetwork, &name, Object::Advert(advert)).await;
+    }
+
+    /// What the store holds of n1's own word.
+    pub(crate) fn advert(&self) -> Option<Advert> {
+        match self.store.get(&ObjectId { kind: Kind::NodeNetwork, name: "n1".into() })?.0 {
+            Object::Advert(advert) => Some(advert),
+            other => panic!("a NodeNetwork is {other:?}"),
+        }
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        let _best_effort = std::fs::remove_dir_all(&self.dir);
+    }
+}
+
+// === impl Running ===
+
+impl Running {
+    /// SIGTERM. What the agent ended with.
+    pub(crate) async fn stop(mut self) -> anyhow::Result<()> {
+        self.inbox.send(Input::Stop).await.unwrap();
+        self.agent.take().unwrap().await.unwrap()
+    }
+
+    /// Waits for the end that comes without being told.
+    pub(crate) async fn end(mut self) -> anyhow::Result<()> {
+        self.agent.take().unwrap().await.unwrap()
+    }
+
+    /// kill -9, and the process is gone.
+    pub(crate) async fn kill(mut self) {
+        let agent = self.agent.take().unwrap();
+        agent.abort();
+        assert!(agent.await.unwrap_err().is_cancelled());
+    }
+
+    pub(crate) async fn look(&self) -> Seen {
+        let (reply, seen) = oneshot::channel();
+        assert!(self.inbox.send(Input::Look(reply)).await.is_ok(), "the agent has ended");
+        seen.await.unwrap()
+    }
+
+    pub(crate) async fn status(&self) -> Status {
+        self.look().await.status
+    }
+
+    /// Looks until it is so.
+    pub(crate) async fn until(&self, what: &str, is_so: impl Fn(&Status) -> bool) -> Status {
+        let mut last = self.status().await;
+        let looking = async {
+            while !is_so(&last) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+                last = self.status().await;
+            }
+        };
+        let waited = tokio::time::timeout(PATIENCE, looking).await.is_ok();
+        assert!(waited, "waited in vain until {what}: {last:#?}");
+        last
+    }
+
+    /// A call of the runtime that is under way. The answer comes by the other end; dropped, the caller hung up.
+    pub(crate) async fn call(&self, command: Command, container: &str) -> oneshot::Receiver<Answer> {
+        let (reply, answer) = CniReply::channel();
+        let request = Box::new(request(command, container));
+        assert!(self.inbox.send(Input::Cni(request, None, reply)).await.is_ok(), "the agent has ended");
+        answer
+    }
+
+    /// A call of the runtime, and its answer.
+    pub(crate) async fn cni(&self, command: Command, container: &str) -> Answer {
+        let answer = self.call(command, container).await;
+        tokio::time::timeout(PATIENCE, answer).await.expect("an answer in time").expect("an answer")
+    }
+
+    /// An ADD that works. The addresses it gave.
+    pub(crate) async fn add(&self, container: &str) -> Vec<IpAddr> {
+        addresses(&self.cni(Command::Add, container).await.unwrap())
+    }
+
+    pub(crate) async fn hung_up(&self) {
+        assert!(self.inbox.send(Input::HungUp).await.is_ok(), "the agent has ended");
+    }
+}
+
+/// The addresses in an answer to an ADD.
+pub(crate) fn addresses(result: &Value) -> Vec<IpAddr> {
+    let address = |ip: &Value| ip["address"].as_str().unwrap().split('/').next().unwrap().parse().unwrap();
+    result["ips"].as_array().unwrap().iter().map(address).collect()
+}
+
+/// The host end of a pod's link.
+pub(crate) fn link(container: &str) -> Key {
+    Key::Link { ns: Netns::Host, link: link_name(container) }
+}
+
+pub(crate) fn link_name(container: &str) -> LinkName {
+    tartan_datapath::pod::host_link(&tartan_model::Attachment::id_of(container, "eth0"))
+}
+
+/// A pool for every node and pod.
+pub(crate) fn pool(cidr: &str, block_size: u8) -> Object {
+    Object::Pool(Pool {
+        name: "all".into(),
+        cidr: cidr.parse().unwrap(),
+        block_size,
+        nodes: Selector::all(),
+        namespaces: Selector::all(),
+        disabled: false,
+    })
+}
+
+fn request(command: Command, container: &str) -> CniRequest {
+    let ino = container.bytes().fold(7, |sum, byte| sum * 31 + u64::from(byte));
+    CniRequest {
+        command,
+        version: Version::NEWEST,
+        container: container.into(),
+        ifname: "eth0".into(),
+        netns: Some(NetnsFile { path: format!("/run/netns/{container}"), dev: 4, ino }),
+        pod: PodName { namespace: "shop".into(), name: container.into(), uid: String::new() },
+        netconf: serde_json::from_value(json!({"cniVersion": "1.1.0", "name": "tartan", "type": "tartan-cni"}))
+            .unwrap(),
+    }
+}
+
+fn host() -> Host {
+    let uplink = HostLink {
+        name: "eth0".into(),
+        kind: "veth".into(),
+        mtu: 1500,
+        up: true,
+        loopback: false,
+        addresses: vec!["172.30.0.1/24".parse().unwrap()],
+        accept_ra: 0,
+    };
+    let via = Some("172.30.0.254".parse().unwrap());
+    let default = DefaultRoute { v6: false, link: "eth0".into(), via, metric: 0 };
+    Host { links: vec![uplink], default_routes: vec![default], ..Host::default() }
+}
