@@ -65,19 +65,17 @@ fn call(request: CniRequest) -> Result<Value, CniError> {
     let socket = request.netconf.socket.clone().unwrap_or_else(|| "/run/tartan/tartan.sock".into());
     let state_dir = request.netconf.state_dir.clone().unwrap_or_else(|| "/var/lib/tartan".into());
     let id = spool::Id { container: request.container.clone(), ifname: request.ifname.clone() };
-    let request = Request::Cni(Box::new(request));
-    let ask = || agent::ask(Path::new(&socket), &request, file.as_ref(), Instant::now() + PATIENCE);
-    let answer = match ask() {
+    let undo = CniRequest { command: Command::Del, netns: None, ..request.clone() };
+    let [request, undo] = [request, undo].map(|request| Request::Cni(Box::new(request)));
+    let ask = |request, netns| agent::ask(Path::new(&socket), request, netns, Instant::now() + PATIENCE);
+    let answer = match ask(&request, file.as_ref()) {
         Err(failure) if command == Command::Del && failure.is_down() => {
-            let note = spool::leave(Path::new(&state_dir), &id).map_err(|error| not_noted(&state_dir, &error))?;
-            // The agent listens first and reads the notes then: one that came up between sees the note or this request.
-            match ask() {
-                Err(_) => return Ok(Value::Null),
-                answered => {
-                    note.take_back();
-                    answered
-                }
-            }
+            Ok(delete_later(Path::new(&state_dir), &id, || ask(&request, file.as_ref()))?)
+        }
+        // Perhaps only its answer was lost: the interface must not be in the way when the runtime tries again.
+        Err(failure @ Failure::Lost(_)) if command == Command::Add => {
+            delete_later(Path::new(&state_dir), &id, || ask(&undo, None))?;
+            Err(failure)
         }
         answer => answer,
     };
@@ -85,6 +83,23 @@ fn call(request: CniRequest) -> Result<Value, CniError> {
         Ok(Reply::Result(result)) => Ok(result),
         Ok(Reply::Error(error)) => Err(error),
         Err(failure) => Err(no_answer(command, &socket, &failure)),
+    }
+}
+
+/// DEL while there is no agent: a note for the next one.
+fn delete_later(
+    state_dir: &Path,
+    id: &spool::Id,
+    ask: impl FnOnce() -> Result<Reply, Failure>,
+) -> Result<Reply, CniError> {
+    let note = spool::leave(state_dir, id).map_err(|error| not_noted(&state_dir.display().to_string(), &error))?;
+    // The agent listens first and reads the notes then: one that came up between sees the note or this request.
+    match ask() {
+        Err(_) => Ok(Reply::Result(Value::Null)),
+        Ok(reply) => {
+            note.take_back();
+            Ok(reply)
+        }
     }
 }
 
