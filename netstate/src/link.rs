@@ -70,10 +70,11 @@ impl LinkName {
     /// Longest name the kernel takes, in bytes.
     pub const MAX: usize = 15;
 
-    /// Checks what the kernel would: 1 to 15 bytes, no `/`, no white space, not `.` or `..`.
+    /// Checks what the kernel would: 1 to 15 bytes, no `/`, `:` or white space, not `.` or `..`. Nor `%`: of that the
+    /// kernel would make a name of its own.
     pub fn new(name: &str) -> Option<LinkName> {
         let fits = (1..=Self::MAX).contains(&name.len());
-        let clean = !name.bytes().any(|b| b == b'/' || b.is_ascii_whitespace() || b == 0);
+        let clean = !name.bytes().any(|b| matches!(b, b'/' | b':' | b'%' | 0x0b | 0) || b.is_ascii_whitespace());
         (fits && clean && name != "." && name != "..").then(|| LinkName(name.into()))
     }
 
