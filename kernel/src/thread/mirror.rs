@@ -88,31 +88,35 @@ pub(super) fn is_dying(object: &Object) -> bool {
     matches!(object, Object::Link(link) if link.group == DYING_LINK_GROUP && !link.up)
 }
 
-/// Links whose far end has the name, in the same namespace, that a new link's far end is to have: they go first, whatever
-/// else was to be done with them.
-pub(super) fn out_of_the_way(mirror: &State, mut steps: Vec<(Op, Owner)>) -> Vec<(Op, Owner)> {
-    let far_end = |object: &Object| match object {
-        Object::Link(link) => match &link.kind {
-            LinkKind::Veth { peer, peer_name } => Some((peer.clone(), peer_name.clone())),
-            _ => None,
-        },
-        _ => None,
-    };
-    let new: BTreeSet<(Netns, LinkName)> = steps
+/// Deletes first what stands in the way of a new link: one whose far end has the same name in the same namespace. The
+/// kernel deletes all condemned links with it, so what was to be changed of those is to be made.
+pub(super) fn out_of_the_way(mirror: &State, steps: Vec<(Op, Owner)>) -> Vec<(Op, Owner)> {
+    let new_ends: BTreeSet<(&Netns, &LinkName)> = steps
         .iter()
         .filter_map(|(op, _)| if let Op::Create(_, object) = op { far_end(object) } else { None })
         .collect();
-    if new.is_empty() {
+    let stands = |object: &Object| far_end(object).is_some_and(|end| new_ends.contains(&end));
+    if new_ends.is_empty() || !node_links(mirror).any(|(_, entry)| stands(&entry.object)) {
         return steps;
     }
-    let stands = |object: &Object| far_end(object).is_some_and(|end| new.contains(&end));
-    let old = node_links(mirror).filter(|(_, entry)| stands(&entry.object));
-    let mut all: Vec<(Op, Owner)> =
-        old.map(|(key, entry)| (Op::Delete(key.clone(), entry.object.clone()), Owner::Read)).collect();
-    let gone: BTreeSet<Key> = all.iter().map(|(op, _)| op.key().clone()).collect();
-    steps.retain(|(op, _)| matches!(op, Op::Create(..)) || !gone.contains(op.key()));
-    all.append(&mut steps);
-    all
+    let going = node_links(mirror).filter(|(_, entry)| stands(&entry.object) || is_dying(&entry.object));
+    let going: BTreeMap<Key, Object> = going.map(|(key, entry)| (key.clone(), entry.object.clone())).collect();
+    let rest = steps.into_iter().filter_map(|(op, owner)| match op {
+        Op::Replace { key, new, .. } if going.contains_key(&key) => {
+            (!is_dying(&new)).then_some((Op::Create(key, new), owner))
+        }
+        Op::Delete(key, _) if going.contains_key(&key) => None,
+        op => Some((op, owner)),
+    });
+    let rest: Vec<_> = rest.collect();
+    going.into_iter().map(|(key, object)| (Op::Delete(key, object), Owner::Read)).chain(rest).collect()
+}
+
+/// Where the other end of a pod's link is.
+fn far_end(object: &Object) -> Option<(&Netns, &LinkName)> {
+    let Object::Link(link) = object else { return None };
+    let LinkKind::Veth { peer, peer_name } = &link.kind else { return None };
+    Some((peer, peer_name))
 }
 
 /// The same link, condemned.
