@@ -45,7 +45,9 @@ struct Plan<'a> {
 
 impl Cni {
     pub(crate) fn up(today: Option<PathBuf>) -> Result<Self> {
-        let lab = Lab::builder("cni").nodes(2).pods_per_node(0).fabric("vxlan").binaries(binaries()?).build()?;
+        // Hundreds of ADDs a minute would find every address of a /24 resting.
+        let builder = Lab::builder("cni").nodes(2).pods_per_node(0).fabric("vxlan").config("cooldownSeconds", json!(1));
+        let lab = builder.binaries(binaries()?).build()?;
         let node = lab.node("n1")?;
         node.start_agent()?;
         node.wait_ready()?;
