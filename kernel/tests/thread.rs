@@ -95,6 +95,10 @@ fn what_others_break_is_repaired() {
         "ip addr del 10.1.0.201/32 dev lo",
         "ip -6 addr del fd00::c9/128 dev lo",
         "ip rule del priority 5000",
+        "nft delete table inet tartan",
+        "nft flush chain inet tartan postrouting",
+        "nft delete element inet tartan pods '{ 10.1.0.1 }'",
+        "nft add element inet tartan pods '{ 10.1.0.99 }'",
         "ip -6 rule del priority 5000",
         "ip route del unreachable 10.2.31.0/24 metric 4294967294",
     ] {
