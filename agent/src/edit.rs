@@ -7,6 +7,9 @@ use tartan_model::{Condition, Config, Kind, ObjectId, Revision};
 use tartan_store::decode::{self, Document};
 use tartan_store::{Expect, Store};
 
+/// Names the document that `tartan set` makes.
+const SET: &str = "tartan set";
+
 /// Writes all documents of a text. The names of the objects written, or what is wrong, for people.
 pub async fn apply(store: &dyn Store, source: &str, text: &str) -> Result<Vec<String>, String> {
     write(store, check(source, text)?, &Expect::Any).await
@@ -26,7 +29,7 @@ pub async fn set(
     put_at(&mut document, &format!("spec.{key}"), value)?;
     let text = serde_yaml_ng::to_string(&document).map_err(|error| error.to_string())?;
     let expect = revision.map_or(Expect::Absent, |revision| Expect::At(revision.clone()));
-    write(store, check("tartan set", &text)?, &expect).await
+    write(store, check(SET, &text)?, &expect).await
 }
 
 fn check(source: &str, text: &str) -> Result<Vec<Document>, String> {
@@ -58,6 +61,8 @@ async fn write(store: &dyn Store, documents: Vec<Document>, expect: &Expect) -> 
 fn explain(condition: &Condition) -> String {
     let Condition { about, field, message, fix, .. } = condition;
     let field = if field.is_empty() { String::new() } else { format!(" {field}") };
+    // The line of a document that the user has not written says nothing.
+    let message = message.strip_prefix(SET).and_then(|rest| rest.split_once(": ")).map_or(&**message, |(_, said)| said);
     format!("{about}{field}: {message}\n  Fix: {fix}")
 }
 
@@ -99,5 +104,22 @@ mod tests {
         check("{}", "spec.vxlan.vni", "7", "spec: {vxlan: {vni: 7}}");
         check("spec: {fabric: vxlan, vxlan: {vni: 7}}", "spec.vxlan.vni", "null", "spec: {fabric: vxlan, vxlan: {}}");
         assert!(put_at(&mut Value::from("text"), "spec.a", Value::Null).is_err());
+    }
+    #[tokio::test]
+    async fn set_changes_what_was_seen_or_nothing() {
+        let store = tartan_store::MemoryStore::new();
+        let id = ObjectId { kind: Kind::NetworkConfig, name: "default".into() };
+        let seen = Config::default();
+        let refused = set(&store, (&seen, None), "fabric", "hostgw").await.unwrap_err();
+        let text = "nothing was written:\n\
+                    NetworkConfig/default spec.fabric: spec.fabric is `hostgw`: unknown\n  Fix: did you mean `host-gw`?";
+        assert_eq!(refused, text);
+        assert!(store.get(&id).is_none());
+
+        set(&store, (&seen, None), "fabric", "host-gw").await.unwrap();
+        let (_, revision) = store.get(&id).unwrap();
+        let late = set(&store, (&seen, None), "fabric", "vxlan").await.unwrap_err();
+        assert!(late.contains("changed by somebody else"), "{late}");
+        assert_eq!(store.get(&id).unwrap().1, revision);
     }
 }

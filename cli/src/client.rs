@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow};
 use clap::Args;
 use serde::de::DeserializeOwned;
+use tartan_api::cni::CniError;
 use tartan_api::socket::{self, Reply, Request};
 use tartan_api::status::Status;
 use tartan_lab::Facts;
@@ -82,7 +83,9 @@ fn ask<T: DeserializeOwned>(path: &Path, request: &Request) -> Result<T> {
     match socket::decode(&body)? {
         Reply::Result(value) => Ok(serde_json::from_value(value)
             .context("the agent answered something else than asked; is it of another version?")?),
-        Reply::Error(error) => Err(anyhow!("{error}")),
+        // The code is for container runtimes.
+        Reply::Error(CniError { msg, details, .. }) if details.is_empty() => Err(anyhow!(msg)),
+        Reply::Error(CniError { msg, details, .. }) => Err(anyhow!("{msg}: {details}")),
     }
 }
 
@@ -94,9 +97,9 @@ impl At {
         if Path::new(SOCKET).exists() {
             return Ok(SOCKET.into());
         }
-        let Ok(lab) = Facts::find(None) else {
-            bail!("there is no agent on this node ({SOCKET}) and no lab running; name a socket with --socket");
-        };
+        let lab = Facts::find(None).with_context(|| {
+            format!("there is no agent on this node ({SOCKET}), and no lab's; name a socket with --socket")
+        })?;
         let socket = lab.member(&self.node)?.socket.clone();
         socket.with_context(|| format!("{} is a pod; name a node with --node", self.node))
     }

@@ -10,6 +10,9 @@ use tartan_lab::{Facts, Lab, Signals, probe};
 
 use crate::output::say;
 
+/// How long the first matrix may take to become whole.
+const PATIENCE: Duration = Duration::from_secs(30);
+
 /// What can be done with a lab.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
@@ -65,8 +68,12 @@ fn up(scenario: Option<PathBuf>) -> Result<ExitCode> {
         None => Lab::builder("lab"),
     };
     let lab = builder.up()?;
-    say(format_args!("{}", lab.wait_for_matrix(Duration::from_secs(30))?))?;
-    say(format_args!("\nup; Ctrl-C ends it. In another terminal: tartan lab exec a1 -- curl b2"))?;
+    // What does not work is what a lab is there to look into.
+    match lab.wait_for_matrix(PATIENCE) {
+        Ok(matrix) => say(format_args!("{matrix}\n\nup; in another terminal: tartan lab exec a1 -- curl b2"))?,
+        Err(error) => say(format_args!("{error:#}\n\nup, but not every pod reaches every other one"))?,
+    }
+    say(format_args!("Ctrl-C ends it and removes everything"))?;
     signals.wait(false)?;
     Ok(ExitCode::SUCCESS)
 }

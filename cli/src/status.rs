@@ -25,7 +25,7 @@ fn write_all(text: &mut String, status: &Status) -> std::fmt::Result {
     for address in &status.addresses {
         writeln!(text, "Address   {} on {} (MTU {}): {}", address.address, address.link, address.mtu, address.why)?;
     }
-    writeln!(text, "Own       {}", list(&status.fabric_addresses))?;
+    writeln!(text, "Source    {}", list(&status.fabric_addresses))?;
     let blocks: Vec<String> =
         status.blocks.iter().map(|block| format!("{} ({} used)", block.cidr, block.used)).collect();
     writeln!(text, "Blocks    {}", list(&blocks))?;
@@ -47,11 +47,8 @@ fn write_all(text: &mut String, status: &Status) -> std::fmt::Result {
         let row = |pod: &tartan_api::status::Pod| vec![pod.pod.clone(), list(&pod.addresses), pod.link.clone()];
         writeln!(text, "\n{}", table(&["POD", "ADDRESSES", "LINK"], &status.pods.iter().map(row).collect::<Vec<_>>()))?;
     }
-    for failure in &kernel.failures {
-        writeln!(text, "\nRefused   {} (for {})\n          {}", failure.object, failure.owner, failure.error)?;
-    }
     for condition in &status.conditions {
-        writeln!(text, "\n{}: {} {}", condition.reason, condition.about, condition.field)?;
+        writeln!(text, "\n{}", format!("{}: {} {}", condition.reason, condition.about, condition.field).trim_end())?;
         writeln!(text, "  {}\n  Fix: {}", condition.message, condition.fix)?;
     }
     Ok(())
@@ -70,13 +67,64 @@ fn list(items: &[String]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tartan_api::tartan::Condition;
+
+    /// A node with a bit of everything, as the agent answers it.
+    const ANSWER: &str = r#"{
+        "node": "n1", "version": "0.1.0", "ready": false,
+        "fabric": "host-gw", "phase": "changing: n3 still to switch",
+        "receives": ["host-gw", "vxlan/ipv4/vni1/port8472"],
+        "addresses": [{"address": "172.30.0.1", "link": "eth0", "mtu": 1500, "why": "it is the Node's InternalIP"}],
+        "fabricAddresses": ["10.244.1.0", "fd00:10:244:1::"],
+        "podMtu": 1450,
+        "blocks": [{"cidr": "10.244.1.0/24", "used": 1}],
+        "pods": [{"pod": "shop/web", "addresses": ["10.244.1.7"], "link": "ttp9e3c6bb5d94"}],
+        "peers": [
+            {"node": "n2", "live": true, "fabric": "host-gw", "blocks": ["10.244.2.0/24"]},
+            {"node": "n3", "live": false, "fabric": "", "blocks": []}
+        ],
+        "kernel": {"objects": 80, "applied": 91, "repaired": 2, "failures": [
+            {"object": "link ttp9e3c6bb5d94 in host", "owner": "pod p/eth0", "error": "EBUSY"}
+        ]},
+        "conditions": [
+            {"about": "Pod/shop/web", "reason": "KernelRefused", "message": "the kernel refuses it", "fix": "wait"},
+            {"about": "Node/n3", "field": "spec.podCIDR", "reason": "SamePodCidr", "message": "two", "fix": "one"}
+        ]
+    }"#;
+
+    const TEXT: &str = "\
+Node      n1 (not all is programmed, see below), tartan 0.1.0
+Fabric    host-gw, changing: n3 still to switch
+Receives  host-gw, vxlan/ipv4/vni1/port8472
+Address   172.30.0.1 on eth0 (MTU 1500): it is the Node's InternalIP
+Source    10.244.1.0, fd00:10:244:1::
+Blocks    10.244.1.0/24 (1 used)
+Pods      1, MTU 1450
+Kernel    80 objects, 91 changes made, 2 of them repairs, 1 refused
+
+PEER  LIVE  BY       BLOCKS
+n2    yes   host-gw  10.244.2.0/24
+n3    no    -        none
+
+POD       ADDRESSES   LINK
+shop/web  10.244.1.7  ttp9e3c6bb5d94
+
+KernelRefused: Pod/shop/web
+  the kernel refuses it
+  Fix: wait
+
+SamePodCidr: Node/n3 spec.podCIDR
+  two
+  Fix: one
+";
 
     #[test]
-    fn what_is_wrong_comes_with_what_to_do() {
-        let condition = Condition { message: "it is broken".into(), fix: "mend it".into(), ..Condition::default() };
-        let text = text(&Status { node: "n1".into(), ready: true, conditions: vec![condition], ..Status::default() });
-        assert!(text.contains("Node      n1 (ready)"), "{text}");
-        assert!(text.contains("it is broken\n  Fix: mend it"), "{text}");
+    fn all_of_it_is_there_and_what_is_wrong_comes_with_what_to_do() {
+        assert_eq!(text(&serde_json::from_str(ANSWER).unwrap()), TEXT);
+    }
+
+    #[test]
+    fn what_it_waits_for_comes_first() {
+        let status = Status { node: "n1".into(), waiting_for: "the store's first list".into(), ..Status::default() };
+        assert!(text(&status).starts_with("Node      n1 (waiting for the store's first list)"), "{}", text(&status));
     }
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use tartan_lab::probe::{Load, LoadReport, Pair, wait_for};
+use tartan_lab::probe::{Load, LoadReport, Pair, pairs, wait_for};
 use tartan_lab::{Endpoint, Lab};
 
 use crate::client;
@@ -37,7 +37,7 @@ pub(super) fn act(lab: &mut Lab) -> Result<u64> {
 /// Six TCP streams around the pods, and a UDP probe a millisecond between every two pods.
 pub(super) fn load(lab: &Lab) -> Load {
     let pods = lab.pod_endpoints();
-    Load::new().udp(unordered_pairs(&pods)).tcp_bulk(around(&pods))
+    Load::new().udp(pairs(&pods)).tcp_bulk(around(&pods))
 }
 
 /// What the probes counted.
@@ -64,11 +64,6 @@ pub(super) fn is_steady(lab: &Lab, fabric: &str) -> bool {
             status.phase == "steady" && status.fabric == fabric && status.peers.iter().all(by_it)
         })
     })
-}
-
-fn unordered_pairs(pods: &[Endpoint]) -> Vec<Pair> {
-    let later = |index: usize| pods[index + 1..].iter().map(move |to| (pods[index].clone(), to.clone()));
-    (0..pods.len()).flat_map(later).collect()
 }
 
 fn around(pods: &[Endpoint]) -> Vec<Pair> {
