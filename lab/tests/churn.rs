@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use common::{PATIENCE, census, status, wait_until_holds};
+use common::{PATIENCE, census, let_pass, status, wait_until_holds};
 use serde_json::{Map, Value};
 use tartan_lab::probe::wait_for;
 use tartan_lab::{Answer, Attachment, Binaries, Lab, Netns, Network, Node, Verb};
@@ -101,12 +101,6 @@ fn attachment(container: String, netns: &Netns) -> Attachment {
 fn addresses(result: &Value) -> Vec<String> {
     let ips = result["ips"].as_array().map(Vec::as_slice).unwrap_or_default();
     ips.iter().filter_map(|ip| ip["address"].as_str()).map(str::to_owned).collect()
-}
-
-/// Lets a moment pass: the distance between a call and the blow, which is what the test varies.
-fn let_pass(time: Duration) -> Result<()> {
-    let start = Instant::now();
-    wait_for(PATIENCE, "a moment to pass", || start.elapsed() >= time).map(drop)
 }
 
 /// Pods of one worker, up to three at a time, each in a namespace that was used before.

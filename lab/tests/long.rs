@@ -1,0 +1,161 @@
+//! Continuity over long runs: what a user must never notice, many times, each under tens of thousands of probes.
+//!
+//! MTU-sized UDP that is never fragmented, idle TCP, bulk TCP and a node's own TCP to a remote pod run through every
+//! event, in both families. Lost 0, reset 0. The short versions are in `live.rs`.
+//! `TARTAN_REPEATS=2 cargo test -p tartan-lab --test long -- --ignored --nocapture` for a first look.
+
+mod common;
+
+use std::sync::Mutex;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use common::{PATIENCE, lab, let_pass, status, unnoticed, wait_until_steady};
+use tartan_lab::Lab;
+use tartan_lab::probe::wait_for;
+
+/// Answered before an event begins, and again after it has ended.
+const PROBES: u64 = 15_000;
+const REPEATS: u32 = 10;
+
+/// One event at a time: two under full load would measure each other.
+static ALONE: Mutex<()> = Mutex::new(());
+
+fn repeats() -> Result<u32> {
+    match std::env::var("TARTAN_REPEATS") {
+        Ok(number) => number.parse().with_context(|| format!("TARTAN_REPEATS={number} is no number")),
+        Err(_) => Ok(REPEATS),
+    }
+}
+
+/// Repeats `event` in one lab, each time under load, and prints what it cost.
+fn check(name: &str, mut event: impl FnMut(&mut Lab) -> Result<()>) -> Result<()> {
+    let _alone = ALONE.lock().unwrap_or_else(|failed_before| failed_before.into_inner());
+    let mut lab = lab(name, "vxlan")?;
+    for round in 1..=repeats()? {
+        let report = unnoticed(&mut lab, PROBES, &mut event).with_context(|| format!("{name}, round {round}"))?;
+        eprintln!("{name} {round}: {report}");
+    }
+    Ok(())
+}
+
+#[test]
+#[ignore = "minutes"]
+fn kill() -> Result<()> {
+    check("long-kill", |lab| {
+        let node = lab.node("n1")?;
+        node.kill_agent()?;
+        node.start_agent()?;
+        node.wait_ready().map(drop)
+    })
+}
+
+#[test]
+#[ignore = "minutes"]
+fn restart() -> Result<()> {
+    check("long-restart", |lab| lab.node("n2")?.restart_agent().map(drop))
+}
+
+#[test]
+#[ignore = "minutes"]
+fn upgrade() -> Result<()> {
+    let mut build = 0;
+    check("long-upgrade", |lab| {
+        // Another build, as far as the kernel and the state directory can tell: other file, other inode.
+        build += 1;
+        let copy = lab.facts().dir.join(format!("tartan-{build}"));
+        std::fs::copy(tartan_lab::Binaries::beside_this_program()?.tartan, &copy)?;
+        for node in lab.nodes() {
+            node.set_program(&copy);
+            node.restart_agent()?;
+        }
+        Ok(())
+    })
+}
+
+/// There and back, the nodes learning of it `skew` apart.
+fn change(name: &str, skew: Duration) -> Result<()> {
+    check(name, |lab| {
+        for fabric in ["host-gw", "vxlan"] {
+            learn_of(lab, fabric, skew)?;
+            wait_until_steady(lab, fabric)?;
+        }
+        Ok(())
+    })
+}
+
+/// A stopped agent is one that has not heard yet; its kernel goes on.
+fn learn_of(lab: &mut Lab, fabric: &str, skew: Duration) -> Result<()> {
+    if skew.is_zero() {
+        return lab.set_fabric(fabric);
+    }
+    lab.node("n2")?.pause_agent()?;
+    lab.node("n3")?.pause_agent()?;
+    lab.set_fabric(fabric)?;
+    for late in ["n2", "n3"] {
+        let_pass(skew)?;
+        lab.node(late)?.resume_agent()?;
+    }
+    Ok(())
+}
+
+#[test]
+#[ignore = "minutes"]
+fn change_that_all_learn_of_at_once() -> Result<()> {
+    change("long-change-0", Duration::ZERO)
+}
+
+#[test]
+#[ignore = "minutes"]
+fn change_that_nodes_learn_of_3_seconds_apart() -> Result<()> {
+    change("long-change-3", Duration::from_secs(3))
+}
+
+#[test]
+#[ignore = "minutes"]
+fn change_that_nodes_learn_of_10_seconds_apart() -> Result<()> {
+    change("long-change-10", Duration::from_secs(10))
+}
+
+#[test]
+#[ignore = "minutes"]
+fn change_with_an_agent_killed_in_its_midst() -> Result<()> {
+    check("long-change-kill", |lab| {
+        for fabric in ["host-gw", "vxlan"] {
+            // While n3 has not heard, the others hear by both ways and send by the old one: phase 2.
+            lab.node("n3")?.pause_agent()?;
+            lab.set_fabric(fabric)?;
+            let node = lab.node("n2")?;
+            let midst = || {
+                status(node).is_ok_and(|status| {
+                    status["fabric"] == fabric
+                        && status["phase"].as_str().is_some_and(|phase| phase.starts_with("changing"))
+                        && status["receives"].as_array().is_some_and(|receives| receives.len() > 1)
+                })
+            };
+            wait_for(PATIENCE, "n2 to be in the midst of it", midst)?;
+            node.kill_agent()?;
+            lab.node("n3")?.resume_agent()?;
+            let_pass(Duration::from_secs(5))?;
+            node.start_agent()?;
+            wait_until_steady(lab, fabric)?;
+        }
+        Ok(())
+    })
+}
+
+#[test]
+#[ignore = "minutes"]
+fn store_away_for_half_a_minute() -> Result<()> {
+    check("long-away", |lab| {
+        lab.store_away()?;
+        let_pass(Duration::from_secs(30))?;
+        lab.store_back()?;
+        // It is heard again.
+        for fabric in ["host-gw", "vxlan"] {
+            lab.set_fabric(fabric)?;
+            wait_until_steady(lab, fabric)?;
+        }
+        Ok(())
+    })
+}
