@@ -55,6 +55,7 @@ pub fn diff(mirror: &State, wanted: &State, may_delete: impl Fn(&Key) -> bool) -
     }
     let first = links_first(mirror, wanted, &mut make, &mut gone);
     repeat_neighbours(mirror, wanted, &mut make);
+    repeat_mtus(mirror, wanted, &mut make);
     remake_sets(wanted, &mut make, &mut gone);
     make.sort_by_key(|(op, _)| op.needs_a_route());
     let leaving = gone.iter().filter_map(|(key, _)| key.as_link()).collect();
@@ -146,6 +147,28 @@ fn repeat_neighbours(mirror: &State, wanted: &State, make: &mut Vec<(Op, Owner)>
     make.sort_by(|(a, _), (b, _)| a.key().cmp(b.key()));
 }
 
+/// When a link gets another MTU, the kernel changes that of IPv6 routes over it as it sees fit, and tells nobody.
+fn repeat_mtus(mirror: &State, wanted: &State, make: &mut Vec<(Op, Owner)>) {
+    let resized: BTreeSet<(Netns, LinkName)> =
+        make.iter().filter_map(|(op, _)| op.changes_mtu()).map(|(ns, link)| (ns.clone(), link.clone())).collect();
+    if resized.is_empty() {
+        return;
+    }
+    let has_mtu = |key: &Key, object: &Object| match (key, object) {
+        (Key::Route { dst, .. }, Object::Route(route)) => dst.addr().is_ipv6() && route.mtu.is_some(),
+        _ => false,
+    };
+    for key in mirror.routes_over(&resized) {
+        // What changes anyway is written anyway.
+        if let Some(Entry { object, owner }) = wanted.get(key).filter(|entry| mirror.holds(key, &entry.object))
+            && has_mtu(key, object)
+        {
+            make.push((Op::Replace { key: key.clone(), old: object.clone(), new: object.clone() }, owner.clone()));
+        }
+    }
+    make.sort_by(|(a, _), (b, _)| a.key().cmp(b.key()));
+}
+
 /// The links themselves, the far ends of veth pairs among them, and every entry of `state` that goes when they go.
 pub fn hanging_on(state: &State, links: &BTreeSet<(Netns, LinkName)>) -> BTreeSet<Key> {
     let mut all = links.clone();
@@ -157,11 +180,8 @@ pub fn hanging_on(state: &State, links: &BTreeSet<(Netns, LinkName)>) -> BTreeSe
             all.insert((peer.clone(), peer_name.clone()));
         }
     }
-    let mut keys = BTreeSet::new();
-    for (ns, link) in &all {
-        keys.extend(state.hanging_on(ns, link).cloned());
-    }
-    keys
+    let routes = state.routes_over(&all).into_iter();
+    all.iter().flat_map(|(ns, link)| state.directly_on(ns, link)).chain(routes).cloned().collect()
 }
 
 // === impl LinkKind ===
@@ -220,6 +240,16 @@ impl Op {
     fn makes_link(&self) -> Option<&LinkKind> {
         match self {
             Op::Create(_, Object::Link(link)) => Some(&link.kind),
+            _ => None,
+        }
+    }
+
+    /// The link that gets another MTU by this step.
+    fn changes_mtu(&self) -> Option<(&Netns, &LinkName)> {
+        match self {
+            Op::Replace { key: Key::Link { ns, link }, old: Object::Link(old), new: Object::Link(new) } => {
+                (old.mtu != new.mtu).then_some((ns, link))
+            }
             _ => None,
         }
     }

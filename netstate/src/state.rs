@@ -3,6 +3,7 @@
 //! Invariant: the variants of [`Key`] stand in dependency order. Ascending order is the order of creation, descending
 //! order the order of deletion. The map is persistent: a clone costs nothing and shares what it does not change.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 use std::ops::Bound;
@@ -205,8 +206,8 @@ impl State {
         }
     }
 
-    /// The keys of what vanishes with a link, the link itself among them.
-    pub(crate) fn hanging_on<'a>(&'a self, ns: &'a Netns, link: &'a LinkName) -> impl Iterator<Item = &'a Key> {
+    /// The keys of a link and of what is on it by its own key: everything but routes.
+    pub(crate) fn directly_on<'a>(&'a self, ns: &'a Netns, link: &'a LinkName) -> impl Iterator<Item = &'a Key> {
         let first = [
             Key::Link { ns: ns.clone(), link: link.clone() },
             Key::LinkSysctl { ns: ns.clone(), link: link.clone(), name: "".into() },
@@ -217,12 +218,23 @@ impl State {
         let on_it = move |key: &Key| {
             *key.netns() == *ns && (key.link() == Some(link) || key.as_link().is_some_and(|(_, name)| name == *link))
         };
-        let direct = first.into_iter().flat_map(move |from| self.keys_from(from).take_while(move |key| on_it(key)));
-        let routes = Key::Route { ns: ns.clone(), table: 0, dst: IpNet::default(), metric: 0 };
-        let routed = self.keys_from(routes).take_while(move |key| *key.netns() == *ns).filter(move |key| {
-            matches!(self.get(key), Some(Entry { object: Object::Route(route), .. }) if route.dev.as_ref() == Some(link))
-        });
-        direct.chain(routed)
+        first.into_iter().flat_map(move |from| self.keys_from(from).take_while(move |key| on_it(key)))
+    }
+
+    /// The keys of the routes over these links: one walk, however many links.
+    pub(crate) fn routes_over(&self, links: &BTreeSet<(Netns, LinkName)>) -> Vec<&Key> {
+        let namespaces: BTreeSet<&Netns> = links.iter().map(|(ns, _)| ns).collect();
+        let mut over = Vec::new();
+        for ns in namespaces {
+            let names: BTreeSet<&LinkName> = links.iter().filter(|(of, _)| of == ns).map(|(_, link)| link).collect();
+            let first = Key::Route { ns: ns.clone(), table: 0, dst: IpNet::default(), metric: 0 };
+            let routes = self.entries_from(&first).take_while(|(key, _)| key.netns() == ns);
+            over.extend(routes.filter_map(|(key, entry)| match &entry.object {
+                Object::Route(Route { dev: Some(dev), .. }) => names.contains(dev).then_some(key),
+                _ => None,
+            }));
+        }
+        over
     }
 
     /// Takes all elements of an nft set away.

@@ -131,6 +131,25 @@ fn the_next_pod_in_a_namespace_comes_after_the_last_one_went() {
     assert!(steps.contains(&"+link eth0 in /run/netns/1 (nsfs 4:1)".into()), "all of it is made again: {steps:#?}");
 }
 
+#[test]
+fn a_links_new_mtu_has_its_ipv6_routes_written_again() {
+    let with_mtu = |mtu: u32| {
+        let mut state = device("ttx0", vxlan(1, 8472, false));
+        let key = Key::Link { ns: Netns::Host, link: name("ttx0") };
+        if let Some(Entry { object: Object::Link(link), .. }) = state.get(&key).cloned() {
+            state.insert(key, Object::Link(Link { mtu, ..link }), Owner::Node);
+        }
+        for dst in ["10.0.0.0/24", "fd00::/64", "fd00:1::/64"] {
+            let route = Route { mtu: (dst != "fd00::/64").then_some(1400), ..Route::on_link(name("ttx0")) };
+            let key = Key::Route { ns: Netns::Host, table: 254, dst: dst.parse().unwrap(), metric: 1024 };
+            state.insert(key, Object::Route(route), Owner::Node);
+        }
+        state
+    };
+    let steps = steps(&with_mtu(1400), &with_mtu(1450));
+    assert_eq!(steps, ["~link ttx0 in host", "~route fd00:1::/64 table 254 metric 1024 in host"]);
+}
+
 /// One pod, by one of two attachments.
 fn choice(look: u8) -> Choice {
     let mut choice = [0; 32];

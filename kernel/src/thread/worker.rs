@@ -220,7 +220,8 @@ impl Worker {
             |state: &State, key: &Key| matches!(state.get(key), Some(entry) if matches!(entry.owner, Owner::Pod(_)));
         let (mut is, mut should) = (State::new(), State::new());
         // What hangs on a link is lost with it, also where the next pod wants the same.
-        let links = changed.iter().filter_map(Key::as_link).collect();
+        let there = changed.iter().filter(|key| self.mirror.get(key).is_some());
+        let links = there.filter_map(Key::as_link).collect();
         for key in changed.union(&hanging_on(&self.mirror, &links)) {
             if is_pods(before, key) || is_pods(wanted, key) || key.is_nft() {
                 // A pod's link may be gone before the pod is; that its address departs still has its effect.
