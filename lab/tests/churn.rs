@@ -31,7 +31,9 @@ struct Random(u64);
 
 impl Runtime {
     fn new(name: &str) -> Result<Self> {
-        let lab = Lab::builder(name).nodes(1).pods_per_node(0).fabric("vxlan").up()?;
+        // Addresses are wanted again at once: the rest they are due would hide one that is given out twice.
+        let builder = Lab::builder(name).nodes(1).pods_per_node(0).fabric("vxlan");
+        let lab = builder.config("cooldownSeconds", 0.into()).up()?;
         let network = Network::tartan(lab.node("n1")?, &Binaries::beside_this_program()?.cni)?;
         let before = census(lab.node("n1")?)?;
         Ok(Self { lab, network, before })
@@ -257,11 +259,19 @@ fn a_runtime_that_dies_in_the_middle_of_an_add_leaves_nothing() -> Result<()> {
     let runtime = Runtime::new("churn-client")?;
     let netns = runtime.netns("p")?;
     let mut random = Random(0x5851_f42d_4c95_7f2d);
+    let mut takes = Duration::MAX;
+    for round in 0..3 {
+        let whole = runtime.call(Verb::Add, &attachment(format!("whole{round}"), &netns))?;
+        whole.result()?;
+        takes = takes.min(whole.elapsed);
+        runtime.collect_garbage()?;
+    }
+    let takes = u64::try_from(takes.as_micros())?;
     let (mut undone, mut answered) = (0, 0);
     for round in 0..60 {
         let at = attachment(format!("p{round}"), &netns);
         let mut plugin = start_add(&runtime, &at)?;
-        let_pass(Duration::from_micros(random.below(12_000)))?;
+        let_pass(Duration::from_micros(random.below(takes)))?;
         plugin.kill()?;
         plugin.wait()?;
         let gone = || status(runtime.node()).is_ok_and(|status| status["pods"] == Value::Array(vec![]));
@@ -275,6 +285,6 @@ fn a_runtime_that_dies_in_the_middle_of_an_add_leaves_nothing() -> Result<()> {
             }
         }
     }
-    ensure!(undone > answered, "{undone} undone, {answered} had been answered");
+    ensure!(undone >= 10, "{undone} undone, {answered} had been answered: the blows came too late");
     runtime.check_nothing_left()
 }
