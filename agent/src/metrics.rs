@@ -1,5 +1,6 @@
 //! Prometheus metrics, in its text format, derived from World and the last plan at each scrape.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use tartan_api::status::Status;
@@ -31,23 +32,19 @@ pub fn render(status: &Status, counters: &Counters, conntrack: Option<&tartan_ke
         status
             .peers
             .iter()
-            .map(|peer| (format!("node=\"{}\",fabric=\"{}\"", peer.node, peer.fabric), f64::from(u8::from(peer.live)))),
+            .map(|peer| (labels(&[("node", &peer.node), ("fabric", &peer.fabric)]), f64::from(u8::from(peer.live)))),
     );
     text.many(
         "tartan_block_used_addresses",
         "gauge",
         "Addresses of the block that pods have",
-        status.blocks.iter().map(|block| (format!("cidr=\"{}\"", block.cidr), block.used as f64)),
+        status.blocks.iter().map(|block| (labels(&[("cidr", &block.cidr)]), block.used as f64)),
     );
-    text.many(
-        "tartan_condition",
-        "gauge",
-        "Conditions to act on, see tartan status",
-        status
-            .conditions
-            .iter()
-            .map(|condition| (format!("reason=\"{}\",about=\"{}\"", condition.reason, condition.about), 1.0)),
-    );
+    let mut conditions = BTreeMap::new();
+    for condition in &status.conditions {
+        *conditions.entry(labels(&[("reason", &condition.reason), ("about", &condition.about)])).or_insert(0.0) += 1.0;
+    }
+    text.many("tartan_condition", "gauge", "Conditions to act on, see tartan status", conditions);
     if let Some(stats) = conntrack {
         text.one("tartan_conntrack_entries", "gauge", "Connections the node tracks", stats.entries as f64);
         text.one("tartan_conntrack_max", "gauge", "Connections the node can track", stats.max as f64);
@@ -61,6 +58,13 @@ pub fn render(status: &Status, counters: &Counters, conntrack: Option<&tartan_ke
         );
     }
     text.0
+}
+
+/// Labels as the text format has them. What a user named may hold anything.
+fn labels(pairs: &[(&str, &str)]) -> String {
+    let escaped = |value: &str| value.replace('\\', r"\\").replace('"', r#"\""#).replace('\n', r"\n");
+    let pairs: Vec<String> = pairs.iter().map(|(name, value)| format!("{name}=\"{}\"", escaped(value))).collect();
+    pairs.join(",")
 }
 
 /// Metrics text under construction.
@@ -77,5 +81,43 @@ impl Text {
             let labels = if labels.is_empty() { labels } else { format!("{{{labels}}}") };
             let _infallible = writeln!(self.0, "{name}{labels} {value}");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tartan_api::status::Peer;
+    use tartan_api::tartan::Condition;
+
+    use super::*;
+
+    #[test]
+    fn every_series_is_there_once_and_any_name_can_be_read_back() {
+        let said = |about: &str| Condition { about: about.into(), reason: "BadSyntax".into(), ..Condition::default() };
+        let status = Status {
+            ready: true,
+            pod_mtu: 1450,
+            peers: vec![Peer { node: "n2".into(), live: true, fabric: "host-gw".into(), ..Peer::default() }],
+            conditions: vec![said("a \"b\"\\"), said("c"), said("c")],
+            ..Status::default()
+        };
+        let text = render(&status, &Counters::default(), None);
+        for line in [
+            "tartan_ready 1",
+            "tartan_pod_mtu_bytes 1450",
+            r#"tartan_peer_live{node="n2",fabric="host-gw"} 1"#,
+            r#"tartan_condition{reason="BadSyntax",about="a \"b\"\\"} 1"#,
+            r#"tartan_condition{reason="BadSyntax",about="c"} 2"#,
+        ] {
+            assert_eq!(text.lines().filter(|found| *found == line).count(), 1, "{line} in\n{text}");
+        }
+        let series: Vec<&str> = text
+            .lines()
+            .filter(|line| !line.starts_with('#'))
+            .filter_map(|line| line.rsplit_once(' '))
+            .map(|(name, _)| name)
+            .collect();
+        let once: std::collections::BTreeSet<&str> = series.iter().copied().collect();
+        assert_eq!(series.len(), once.len(), "{text}");
     }
 }

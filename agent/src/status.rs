@@ -118,11 +118,8 @@ fn addresses(fabric: &Out) -> Vec<api::Address> {
 }
 
 fn blocks(world: &World, fabric: &Out) -> Vec<api::BlockUse> {
-    let used = |cidr: &ipnet::IpNet| {
-        let inside =
-            world.attachments.values().flat_map(|pod| pod.addresses.iter().map(|(_, ip)| *ip).collect::<Vec<_>>());
-        inside.filter(|ip| cidr.contains(ip)).count() as u64
-    };
+    let addresses = || world.attachments.values().flat_map(|pod| pod.addresses.iter().map(|(_, address)| address));
+    let used = |cidr: &ipnet::IpNet| addresses().filter(|address| cidr.contains(*address)).count() as u64;
     fabric.node.blocks.iter().map(|cidr| api::BlockUse { cidr: cidr.to_string(), used: used(cidr) }).collect()
 }
 
