@@ -206,3 +206,19 @@ impl Drop for Vital {
         let _ending = self.ended.send(self.what);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_agent_a_state_directory() {
+        let dir = std::env::temp_dir().join(format!("tartan-lock-{}", std::process::id()));
+        let first = lock(&dir).unwrap();
+        let second = lock(&dir).unwrap_err().to_string();
+        assert!(second.ends_with("is in use by another agent; stop that one first"), "{second}");
+        drop(first);
+        lock(&dir).unwrap();
+        fs::remove_dir_all(&dir).unwrap();
+    }
+}

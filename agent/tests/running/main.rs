@@ -9,7 +9,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 use tartan_api::cni::{Command, code};
 use tartan_model::{Config, FabricMode, Kind, ObjectId};
-use tartan_netstate::State;
+use tartan_netstate::{Key, State};
 
 use rig::{Dying, Rig, addresses, link, pool};
 
@@ -248,4 +248,22 @@ async fn pods_come_while_thousands_of_nodes_are_listed_again() {
         .map(ToString::to_string)
         .collect();
     assert_eq!(lost, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn uninstall_takes_everything_back() {
+    let rig = Rig::new().await;
+    rig.put_peer(1).await;
+    let agent = rig.ready().await;
+    agent.add("a").await;
+    agent.until("the peer is reached", |status| status.peers.iter().any(|peer| !peer.fabric.is_empty())).await;
+    agent.stop().await.unwrap();
+    let report = tartan_agent::uninstall::uninstall(&mut rig.kernel.clone(), &rig.dir).unwrap();
+    assert_eq!(report.failures, Vec::<String>::new());
+    assert!(report.removed > 0);
+    let is_sysctl = |key: &Key| matches!(key, Key::Sysctl { .. } | Key::UplinkSysctl { .. });
+    let left: Vec<String> =
+        rig.kernel.state().iter().map(|(key, _)| key).filter(|key| !is_sysctl(key)).map(ToString::to_string).collect();
+    assert_eq!(left, Vec::<String>::new());
+    assert!(!rig.dir.exists(), "the agent's state is left");
 }

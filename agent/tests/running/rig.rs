@@ -32,7 +32,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 pub(crate) struct Rig {
     pub(crate) kernel: Fake,
     pub(crate) store: MemoryStore,
-    dir: PathBuf,
+    pub(crate) dir: PathBuf,
 }
 
 /// An agent of node n1 that runs. Dropped: killed, without a word to anybody.
