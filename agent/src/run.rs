@@ -77,7 +77,8 @@ impl Agent {
         }
     }
 
-    /// Runs until told to stop.
+    /// Runs until told to stop. The inbox, the later parameter, is dropped before `self`: the kernel thread, which `self`
+    /// waits for when it is dropped, may be waiting for room in it.
     pub async fn run(mut self, mut inbox: mpsc::Receiver<Input>) -> anyhow::Result<()> {
         let mut batch = Vec::with_capacity(BATCH);
         loop {
