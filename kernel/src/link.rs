@@ -11,7 +11,7 @@ use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{
     AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVeth, InfoVxlan, LinkAttribute, LinkExtentMask,
-    LinkFlags, LinkInfo, LinkMessage,
+    LinkFlags, LinkInfo, LinkMessage, State,
 };
 use tartan_netstate::claims::{DYING_LINK_GROUP, FABRIC_LINK_PREFIX, POD_LINK_PREFIX};
 use tartan_netstate::{Link, LinkKind, LinkName, Mac, Netns, PodNetns, VxlanParams};
@@ -190,6 +190,11 @@ pub(crate) fn name(message: &LinkMessage) -> Option<LinkName> {
         LinkAttribute::IfName(name) => LinkName::new(name),
         _ => None,
     })
+}
+
+/// Whether what is given to the link is sent.
+pub(crate) fn has_carrier(message: &LinkMessage) -> bool {
+    message.attributes.iter().any(|attribute| matches!(attribute, LinkAttribute::OperState(State::Up)))
 }
 
 /// A link as we know it; none for kinds we never make. `far` says that it is the far end of a pair.

@@ -4,11 +4,12 @@
 //! of the node's namespace and on each other; nothing in the node's namespace depends on them.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 
 use nix::errno::Errno;
 use tartan_model::{Features, Host};
-use tartan_netstate::{Change, Key, LinkName, Netns, Object, Op, Owner, PodNetns, State};
+use tartan_netstate::{Change, Key, LinkKind, LinkName, Netns, Object, Op, Owner, PodNetns, State};
 
 use crate::conntrack::{Flusher, effect};
 use crate::foreign::Foreign;
@@ -88,6 +89,8 @@ impl Linux {
             let strangers = strangers::among(host, &mut namespace, pod, steps)?;
             let (theirs, ours): (Vec<_>, Vec<_>) = steps.iter().partition(|step| strangers::is_about(step, &strangers));
             let mut failures = namespace.apply(&ours, pods);
+            new_links(&ours).for_each(|link| namespace.wait_for_carrier(link));
+            new_addresses(&ours).filter(IpAddr::is_ipv6).for_each(|address| namespace.wait_for_address(address));
             failures.extend(theirs.into_iter().filter_map(|step| strangers::refusal(step, &strangers)));
             Ok(failures)
         });
@@ -172,8 +175,14 @@ impl Kernel for Linux {
         }
         failures.extend(self.host.apply(&here[before..], &self.pods));
         failures.extend(self.foreign.apply(&openings));
-        for (pod, steps) in in_pods {
-            failures.extend(self.apply_in_pod(pod, &steps));
+        for (pod, steps) in &in_pods {
+            failures.extend(self.apply_in_pod(pod, steps));
+        }
+        // Both ends of a pair have their carrier when both are up.
+        for (link, pod) in new_pairs(&here) {
+            if in_pods.contains_key(pod) {
+                self.host.wait_for_carrier(link);
+            }
         }
         let failed: BTreeSet<Key> = failures.iter().map(|failure| failure.key.clone()).collect();
         let done = change.ops.iter().filter(|(op, _)| !failed.contains(op.key()));
@@ -188,6 +197,33 @@ impl Kernel for Linux {
     fn give_back(&mut self, ns: &PodNetns) {
         self.pods.give_back(ns);
     }
+}
+
+/// Links that come by these steps.
+fn new_links<'a>(steps: &[&'a (Op, Owner)]) -> impl Iterator<Item = &'a LinkName> {
+    steps.iter().filter_map(|(op, _)| match op {
+        Op::Create(Key::Link { link, .. }, _) => Some(link),
+        _ => None,
+    })
+}
+
+/// Addresses that come by these steps.
+fn new_addresses(steps: &[&(Op, Owner)]) -> impl Iterator<Item = IpAddr> {
+    steps.iter().filter_map(|(op, _)| match op {
+        Op::Create(Key::Address { address, .. }, _) => Some(address.addr()),
+        _ => None,
+    })
+}
+
+/// Pods' links that come by these steps, and where they lead.
+fn new_pairs<'a>(steps: &[&'a (Op, Owner)]) -> impl Iterator<Item = (&'a LinkName, &'a PodNetns)> {
+    steps.iter().filter_map(|(op, _)| match op {
+        Op::Create(Key::Link { link, .. }, Object::Link(made)) => match &made.kind {
+            LinkKind::Veth { peer: Netns::Pod(pod), .. } => Some((link, pod)),
+            _ => None,
+        },
+        _ => None,
+    })
 }
 
 fn put_sysctl(key: &Key, state: &mut State) -> Result<(), KernelError> {

@@ -3,7 +3,9 @@
 //! Invariant: steps keep their order, a failed step stops no other, and to find gone what is to be deleted is success.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use netlink_packet_route::RouteNetlinkMessage;
@@ -15,6 +17,9 @@ use tartan_netstate::{Key, Link, LinkKind, LinkName, Netns, Object, Op, Owner, R
 use crate::netlink::{Netlink, Refusal, Request};
 use crate::netns::PodNetnses;
 use crate::{Failure, KernelError, addr, link, neigh, route, rule, sysctl};
+
+/// For what the kernel does on its own time; mostly it takes much less than a millisecond.
+const PATIENCE: Duration = Duration::from_millis(20);
 
 /// A socket inside, and what was learned of links by it.
 pub(crate) struct Namespace {
@@ -56,6 +61,35 @@ impl Namespace {
         };
         run.all();
         run.failures
+    }
+}
+
+/// What the kernel does on its own time after it has said yes. Until then it drops packets, so the first ones of a pod.
+impl Namespace {
+    /// Waits until a link that came up sends what it is given: the kernel has to notice its carrier. To ask for the link
+    /// makes newer kernels (6.8) notice at once.
+    pub(crate) fn wait_for_carrier(&mut self, name: &LinkName) {
+        wait_until(|| match self.netlink.get("a link", link::look_up(name)) {
+            Ok(Some(RouteNetlinkMessage::NewLink(found))) => link::has_carrier(&found),
+            _ => true,
+        });
+    }
+
+    /// Waits until an IPv6 address that was added receives: even without duplicate address detection the kernel puts its
+    /// local route in by a worker.
+    pub(crate) fn wait_for_address(&mut self, address: IpAddr) {
+        wait_until(|| match self.netlink.get("a route", route::look_up(address)) {
+            Ok(Some(RouteNetlinkMessage::NewRoute(found))) => route::is_local(&found),
+            _ => false,
+        });
+    }
+}
+
+/// What does not come in time comes later: packets are late then, and nothing is wrong.
+fn wait_until(mut is: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !is() && Instant::now() < deadline {
+        std::thread::yield_now();
     }
 }
 

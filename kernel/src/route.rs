@@ -70,6 +70,20 @@ pub(crate) fn list_main(family: Family) -> RouteNetlinkMessage {
     RouteNetlinkMessage::GetRoute(message)
 }
 
+/// Asks where packets to an address go.
+pub(crate) fn look_up(address: IpAddr) -> RouteNetlinkMessage {
+    let mut message = RouteMessage::default();
+    message.header.address_family = address_family(Family::of(address));
+    message.header.destination_prefix_length = Family::of(address).bits();
+    message.attributes.push(RouteAttribute::Destination(route_address(address)));
+    RouteNetlinkMessage::GetRoute(message)
+}
+
+/// Whether the answer is: they stay here.
+pub(crate) fn is_local(message: &RouteMessage) -> bool {
+    message.header.kind == RouteType::Local
+}
+
 fn at(place: Place) -> RouteMessage {
     let mut message = RouteMessage::default();
     message.header.address_family = address_family(Family::of_net(&place.dst));
