@@ -140,7 +140,9 @@ impl Cni {
     fn wait_until_gone(&self, width: usize) -> Result<()> {
         let gone = |netns: &Netns| netns.run(|| if_nametoindex(IFNAME).is_err()).unwrap_or(false);
         let all_gone = || self.containers[..width].iter().all(gone);
-        wait_for(PATIENCE, "the interfaces of deleted containers to be gone", all_gone).map(drop)
+        wait_for(PATIENCE, "the interfaces of deleted containers to be gone", all_gone)?;
+        // A link is out of sight before the kernel is done with it, and until then holds the lock that a change needs.
+        self.containers[0].ip("link set lo up\n")
     }
 
     /// Of all plugins that ended, what they started included, and of our agent.
