@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use netns::node::{Lab, lab};
 use netns::traffic::{Over, refused, sees};
 use tartan_datapath::firewall::Firewall;
+use tartan_kernel::KernelError;
 use tartan_kernel::foreign::Foreign;
 use tartan_kernel::linux::Linux;
 use tartan_kernel::thread::{Applied, Handle, spawn};
@@ -34,11 +35,18 @@ struct Case {
 }
 
 fn blocks(lab: &Lab) -> Vec<ForwardBlock> {
-    lab.node.run(|| Foreign::open().unwrap().blocks().unwrap())
+    lab.node.run(|| settled(|foreign| foreign.blocks()))
 }
 
 fn openings(lab: &Lab) -> State {
-    lab.node.run(|| Foreign::open().unwrap().read().unwrap())
+    lab.node.run(|| settled(|foreign| foreign.read()))
+}
+
+/// Asks again where the answer was interrupted by a change: the agent under test changes things, too.
+fn settled<T>(read: impl Fn(&mut Foreign) -> Result<T, KernelError>) -> T {
+    let mut foreign = Foreign::open().unwrap();
+    let answers = std::iter::repeat_with(|| read(&mut foreign)).take(1_000);
+    answers.filter(|answer| !matches!(answer, Err(KernelError::Interrupted(_)))).map(Result::unwrap).next().unwrap()
 }
 
 fn key(block: &ForwardBlock) -> Key {
