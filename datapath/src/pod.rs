@@ -8,16 +8,16 @@
 //!
 //! Invariant: `plan(memo, world) == plan(empty, world)`; one pod's entries depend on its attachment and [`Mtu`] alone.
 
-use std::hash::{Hash, Hasher};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use siphasher::sip::SipHasher13;
 use tartan_model::{Attachment, Family, Memo, World};
 use tartan_netstate::claims::{
     MAIN_TABLE, POD_GATEWAY_V4, POD_GATEWAY_V6, POD_LINK_GROUP, POD_LINK_PREFIX, ROUTE_METRIC,
 };
-use tartan_netstate::{Key, Link, LinkKind, LinkName, Mac, Neigh, Netns, Object, Owner, Route, Scope, State};
+use tartan_netstate::{
+    Key, Link, LinkKind, LinkName, Mac, Neigh, Netns, Object, Owner, Route, Scope, State, stable_hash,
+};
 
 /// How large packets of pods may be, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -158,10 +158,4 @@ fn on_link(family: Family, link: LinkName) -> Route {
 /// Attachments come from requests whose interface name was checked.
 fn pod_link(attachment: &Attachment) -> LinkName {
     LinkName::new(&attachment.ifname).expect("checked when the attachment was decided")
-}
-
-fn stable_hash(text: &str) -> u64 {
-    let mut hasher = SipHasher13::new();
-    text.hash(&mut hasher);
-    hasher.finish()
 }

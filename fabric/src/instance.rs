@@ -4,13 +4,11 @@
 //! parameter is another instance, and the change from one to the other is a transition like any change of fabric.
 
 use std::fmt;
-use std::hash::{Hash, Hasher};
 use std::str::FromStr;
 
-use siphasher::sip::SipHasher13;
 use tartan_model::{FabricMode, Family};
 use tartan_netstate::claims::FABRIC_LINK_PREFIX;
-use tartan_netstate::{Link, LinkKind, LinkName, VxlanParams};
+use tartan_netstate::{Link, LinkKind, LinkName, VxlanParams, stable_hash};
 
 /// See the module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -58,7 +56,7 @@ impl Instance {
     /// Name of its device on every node, for instances that have one. It differs per instance, because during a
     /// transition two of them exist side by side.
     pub fn device(&self) -> LinkName {
-        LinkName::hashed(FABRIC_LINK_PREFIX, stable_hash(self))
+        LinkName::hashed(FABRIC_LINK_PREFIX, stable_hash(&self.to_string()))
     }
 }
 
@@ -88,13 +86,6 @@ impl FromStr for Instance {
             _ => Err(unknown()),
         }
     }
-}
-
-/// The same on every node, after every restart and in every build.
-pub(crate) fn stable_hash(value: &impl fmt::Display) -> u64 {
-    let mut hasher = SipHasher13::new();
-    value.to_string().hash(&mut hasher);
-    hasher.finish()
 }
 
 #[cfg(test)]

@@ -10,9 +10,10 @@ use std::sync::Arc;
 
 use tartan_model::{Condition, Endpoint, Family, Features};
 use tartan_netstate::claims::DEVICE_ADDRESS;
-use tartan_netstate::{Fdb, Key, Link, LinkKind, Mac, Neigh, Netns, Object, Owner, Scope, State, VxlanParams};
+use tartan_netstate::{
+    Fdb, Key, Link, LinkKind, Mac, Neigh, Netns, Object, Owner, Scope, State, VxlanParams, stable_hash,
+};
 
-use crate::instance::stable_hash;
 use crate::mtu::device_mtu;
 use crate::{Fabric, Hop, Instance, LocalNode, Peer};
 
@@ -116,5 +117,5 @@ fn link_local(mac: Mac) -> Ipv6Addr {
 
 /// The same after every restart, whatever else changes; different on every node and for every instance.
 fn vtep_mac(node: &LocalNode, at: &Instance) -> Mac {
-    Mac::stable(stable_hash(&format_args!("{} {at}", node.name)))
+    Mac::stable(stable_hash(&format!("{} {at}", node.name)))
 }

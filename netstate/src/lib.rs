@@ -18,7 +18,7 @@ pub mod state;
 
 pub use diff::{Change, Op, diff};
 pub use layers::Layers;
-pub use link::{Link, LinkKind, LinkName, Mac, VxlanParams};
+pub use link::{Link, LinkKind, LinkName, Mac, VxlanParams, stable_hash};
 pub use neigh::{Fdb, Neigh};
 pub use netns::{Netns, PodNetns};
 pub use route::{Route, RouteKind, Rule, Scope};

@@ -1,8 +1,11 @@
 //! Links: what we create and what we read back.
 
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::net::IpAddr;
 use std::sync::Arc;
+
+use siphasher::sip::SipHasher13;
 
 use crate::Netns;
 
@@ -62,6 +65,14 @@ pub struct VxlanParams {
     pub learning: bool,
     /// Carry the group policy extension.
     pub gbp: bool,
+}
+
+/// A hash of a text that is the same on every node, after every restart and in every build: what names and MACs of ours
+/// are made of.
+pub fn stable_hash(text: &str) -> u64 {
+    let mut hasher = SipHasher13::new();
+    text.hash(&mut hasher);
+    hasher.finish()
 }
 
 // === impl LinkName ===
