@@ -53,7 +53,7 @@ const PACKAGES: &[Package] = &[
     package("nftables",    "nft",                  &[Lane::Lab, Lane::Demo, Lane::Bench], "a second opinion on our tables; foreign firewalls"),
     package("iptables",    "iptables",             &[Lane::Lab, Lane::Bench],            "foreign firewalls as Docker writes them; stock plugins use it"),
     package("curl",        "curl",                 &[Lane::Demo],                        "to try while the demo stands"),
-    package("containernetworking-plugins", "/usr/lib/cni/ptp", &[Lane::Bench],           "the stock plugins we are compared with"),
+    package("containernetworking-plugins", "/usr/lib/cni/ptp", &[Lane::Lab, Lane::Bench], "the stock plugins we are chained and compared with"),
 ];
 
 /// Debian keeps these out of an ordinary user's PATH; what we run as root has them.
