@@ -49,7 +49,7 @@ fn full(world: &World, now: Instant) -> Result<Duration> {
 /// A peer's range moves to another address: its route, neighbour and forwarding entry change.
 fn one_change(world: &mut World, planners: &mut Planners, number: u16, now: Instant) -> Result<Duration> {
     let moved = Peer { number: number * 20, generation: 1 };
-    world.store(put(moved.object_id(), Object::Advert(moved.advert())), now);
+    world.store(put(moved.object_id(), Object::Advert(moved.advert().into())), now);
     let start = Instant::now();
     let (state, changes) = plan(world, planners, now)?;
     let took = start.elapsed();
@@ -74,7 +74,7 @@ fn settle(world: &mut World, planners: &mut Planners, now: Instant) -> Result<()
         let own = planners.plan(world, now).advert;
         if let Some(advert) = own {
             let id = ObjectId { kind: Kind::NodeNetwork, name: world.local.clone() };
-            world.store(put(id, Object::Advert(advert)), now);
+            world.store(put(id, Object::Advert(advert.into())), now);
         }
         let (state, changes) = plan(world, planners, now)?;
         hold(world, state);
@@ -99,12 +99,12 @@ fn world(now: Instant) -> World {
         world.store(StoreEvent::Init(kind), now);
     }
     let local = node("local", "172.30.0.1", &["10.127.0.0/24", "fd00:10:244:1::/64"]);
-    world.store(put(ObjectId { kind: Kind::Node, name: local.name.clone() }, Object::Node(local)), now);
+    world.store(put(ObjectId { kind: Kind::Node, name: local.name.clone() }, Object::Node(local.into())), now);
     for number in 1..=PEERS {
         let peer = Peer { number, generation: 0 };
         let id = ObjectId { kind: Kind::Node, name: peer.name() };
-        world.store(put(id, Object::Node(peer.node())), now);
-        world.store(put(peer.object_id(), Object::Advert(peer.advert())), now);
+        world.store(put(id, Object::Node(peer.node().into())), now);
+        world.store(put(peer.object_id(), Object::Advert(peer.advert().into())), now);
     }
     for kind in Kind::ALL {
         world.store(StoreEvent::Synced(kind), now);

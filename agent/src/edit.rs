@@ -24,7 +24,7 @@ pub async fn set(
 ) -> Result<Vec<String>, String> {
     let (config, revision) = seen;
     let id = ObjectId { kind: Kind::NetworkConfig, name: tartan_api::tartan::CONFIG_NAME.into() };
-    let mut document = decode::encode(&id, &tartan_model::Object::Config(config.clone()));
+    let mut document = decode::encode(&id, &tartan_model::Object::Config(config.clone().into()));
     let value: Value = serde_yaml_ng::from_str(value).map_err(|error| format!("'{value}' is not YAML: {error}"))?;
     put_at(&mut document, &format!("spec.{key}"), value)?;
     let text = serde_yaml_ng::to_string(&document).map_err(|error| error.to_string())?;

@@ -97,7 +97,7 @@ impl Publisher {
         }
         self.heartbeat += 1;
         let id = ObjectId { kind: Kind::NodeNetwork, name: advert.node.clone() };
-        let object = Object::Advert(Advert { heartbeat: self.heartbeat, ..advert.clone() });
+        let object = Object::Advert(Advert { heartbeat: self.heartbeat, ..advert.clone() }.into());
         self.store.put(id, object, Expect::Any).await?;
         self.said = Some((advert.clone(), Instant::now()));
         Ok(())

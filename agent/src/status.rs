@@ -97,7 +97,7 @@ pub fn waiting_for(world: &World) -> String {
 fn phase(fabric: &Out) -> String {
     let moving = |peer: &PeerState| peer.live && peer.is_moving();
     let to_move: Vec<&str> = fabric.peers.iter().filter(|(_, peer)| moving(peer)).map(|(name, _)| &**name).collect();
-    let targets: std::collections::BTreeSet<Instance> = fabric.peers.values().flat_map(PeerState::targets).collect();
+    let targets: std::collections::BTreeSet<Instance> = fabric.peers.values().flat_map(|peer| peer.targets()).collect();
     let spare = fabric.receives.difference(&targets);
     let spare: Vec<String> = spare.map(Instance::to_string).collect();
     match (to_move.is_empty(), fabric.peers.is_empty() || spare.is_empty()) {

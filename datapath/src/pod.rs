@@ -99,13 +99,13 @@ fn host_end(attachment: &Attachment, mtu: u32, add: &mut impl FnMut(Key, Object)
     let ns = Netns::Host;
     let link = host_link(&attachment.id);
     let made = Link {
-        kind: LinkKind::Veth { peer: Netns::Pod(attachment.netns.clone()), peer_name: pod_link(attachment) },
+        kind: LinkKind::Veth { peer: Netns::from(attachment.netns.clone()), peer_name: pod_link(attachment) },
         mac: host_mac(&attachment.id),
         mtu,
         group: POD_LINK_GROUP,
         up: true,
     };
-    add(Key::Link { ns: ns.clone(), link: link.clone() }, Object::Link(made));
+    add(Key::Link { ns: ns.clone(), link: link.clone() }, Object::Link(made.into()));
     for (name, value) in [("ipv4/rp_filter", "1"), ("ipv6/accept_ra", "0")] {
         add(Key::LinkSysctl { ns: ns.clone(), link: link.clone(), name: name.into() }, Object::Sysctl(value.into()));
     }
@@ -114,15 +114,15 @@ fn host_end(attachment: &Attachment, mtu: u32, add: &mut impl FnMut(Key, Object)
         add(neigh, Object::Neigh(Neigh { mac: attachment.mac }));
         let dst = Family::host_net(*address);
         let key = Key::Route { ns: ns.clone(), table: MAIN_TABLE, dst, metric: ROUTE_METRIC };
-        add(key, Object::Route(on_link(family, link.clone())));
+        add(key, Object::Route(on_link(family, link.clone()).into()));
     }
 }
 
 fn pod_end(attachment: &Attachment, mtu: Mtu, add: &mut impl FnMut(Key, Object)) {
-    let ns = Netns::Pod(attachment.netns.clone());
+    let ns = Netns::from(attachment.netns.clone());
     let link = pod_link(attachment);
     let made = Link { kind: LinkKind::VethPeer, mac: attachment.mac, mtu: mtu.link, group: 0, up: true };
-    add(Key::Link { ns: ns.clone(), link: link.clone() }, Object::Link(made));
+    add(Key::Link { ns: ns.clone(), link: link.clone() }, Object::Link(made.into()));
     for (family, address) in attachment.addresses.iter() {
         if family == Family::V6 {
             // Some runtimes switch IPv6 off in every container; accept_ra off, or a neighbour could reroute the pod.
@@ -138,15 +138,15 @@ fn pod_end(attachment: &Attachment, mtu: Mtu, add: &mut impl FnMut(Key, Object))
         add(neigh, Object::Neigh(Neigh { mac: host_mac(&attachment.id) }));
         let to_gateway =
             Key::Route { ns: ns.clone(), table: MAIN_TABLE, dst: Family::host_net(via), metric: ROUTE_METRIC };
-        add(to_gateway, Object::Route(on_link(family, link.clone())));
+        add(to_gateway, Object::Route(on_link(family, link.clone()).into()));
         let everything = Route { mtu: Some(mtu.route), ..Route::via(via, link.clone()) };
-        add(default_route(attachment, family), Object::Route(everything));
+        add(default_route(attachment, family), Object::Route(everything.into()));
     }
 }
 
 /// The route that all a pod sends takes.
 pub fn default_route(attachment: &Attachment, family: Family) -> Key {
-    let ns = Netns::Pod(attachment.netns.clone());
+    let ns = Netns::from(attachment.netns.clone());
     Key::Route { ns, table: MAIN_TABLE, dst: family.everything(), metric: ROUTE_METRIC }
 }
 

@@ -15,7 +15,7 @@ use tartan_netstate::Mac;
 
 use crate::Instance;
 
-/// A peer that has said something about itself, checked.
+/// A peer that has said something about itself, checked. There may be thousands, so lists take no more room than they need.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Member {
     pub(crate) node: Arc<Node>,
@@ -23,12 +23,12 @@ pub(crate) struct Member {
     /// Its lease has not run out.
     pub(crate) live: bool,
     /// What it accepts, as far as this version knows it.
-    pub(crate) accepts: Vec<(Instance, Endpoint)>,
-    pub(crate) sends: Vec<Instance>,
+    pub(crate) accepts: Box<[(Instance, Endpoint)]>,
+    pub(crate) sends: Box<[Instance]>,
     /// Ranges that are its own by the word of the cluster, not only by its own.
-    pub(crate) blocks: Vec<IpNet>,
+    pub(crate) blocks: Box<[IpNet]>,
     /// Ranges it says are its own and nobody else says so.
-    pub(crate) unproven: Vec<IpNet>,
+    pub(crate) unproven: Box<[IpNet]>,
 }
 
 /// Something only one node can have.
@@ -39,19 +39,23 @@ pub(crate) enum Claim {
     Mac(Mac),
 }
 
-/// Whether it is not live, and its name.
-type Claimant = (bool, Arc<str>);
+/// One of those who claim something: who is not live comes after who is, then by name.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Claimant {
+    claim: Claim,
+    not_live: bool,
+    name: Arc<str>,
+}
 
 /// See the module.
 #[derive(Default)]
 pub(crate) struct Census {
-    pub(crate) peers: BTreeMap<Arc<str>, Member>,
+    pub(crate) peers: BTreeMap<Arc<str>, Box<Member>>,
     sends: Counts,
     accepts: Counts,
     /// Peers that are not live, though their Node is there.
     pub(crate) not_live: BTreeSet<Arc<str>>,
-    /// Who claims it: who is not live comes after who is, then by name.
-    claims: BTreeMap<Claim, BTreeSet<Claimant>>,
+    claims: BTreeSet<Claimant>,
     expiry: BTreeSet<(Instant, Arc<str>)>,
     sends_changed: BTreeSet<(Instant, Arc<str>)>,
     seen: Seen,
@@ -113,7 +117,12 @@ impl Census {
 
     /// The first of those who claim it; it is theirs.
     pub(crate) fn holder(&self, claim: Claim) -> Option<&Arc<str>> {
-        self.claims.get(&claim)?.first().map(|(_, name)| name)
+        self.claimants(claim).next()
+    }
+
+    fn claimants(&self, claim: Claim) -> impl Iterator<Item = &Arc<str>> {
+        let from = self.claims.range(Claimant { claim, not_live: false, name: Arc::default() }..);
+        from.take_while(move |claimant| claimant.claim == claim).map(|claimant| &claimant.name)
     }
 
     /// When a live peer last changed what it sends on; nothing is torn down before the drain time after it.
@@ -148,7 +157,7 @@ impl Census {
             self.expiry.remove(&(before.heard.at + self.seen.lease, name.clone()));
         }
         self.expect_sign_of_life(world, name, &member);
-        self.peers.insert(name.clone(), member);
+        self.peers.insert(name.clone(), Box::new(member));
     }
 
     fn expect_sign_of_life(&mut self, world: &World, name: &Arc<str>, member: &Member) {
@@ -167,11 +176,10 @@ impl Census {
         }
         self.expect_sign_of_life(world, name, &member);
         for claim in member.claims() {
-            let rivals = self.claims.entry(claim).or_default();
-            changed.extend(rivals.iter().map(|(_, rival)| rival.clone()));
-            rivals.insert((!member.live, name.clone()));
+            changed.extend(self.claimants(claim).cloned());
+            self.claims.insert(Claimant { claim, not_live: !member.live, name: name.clone() });
         }
-        self.peers.insert(name.clone(), member);
+        self.peers.insert(name.clone(), Box::new(member));
     }
 
     fn count_out(&mut self, name: &Arc<str>, changed: &mut BTreeSet<Arc<str>>) {
@@ -185,13 +193,8 @@ impl Census {
             self.not_live.remove(name);
         }
         for claim in member.claims() {
-            if let Some(rivals) = self.claims.get_mut(&claim) {
-                rivals.remove(&(!member.live, name.clone()));
-                changed.extend(rivals.iter().map(|(_, rival)| rival.clone()));
-                if rivals.is_empty() {
-                    self.claims.remove(&claim);
-                }
-            }
+            self.claims.remove(&Claimant { claim, not_live: !member.live, name: name.clone() });
+            changed.extend(self.claimants(claim).cloned());
         }
     }
 }
@@ -207,7 +210,7 @@ fn member(world: &World, name: &Arc<str>, now: Instant) -> Option<Member> {
     let proven = |range: &&IpNet| {
         node.pod_cidrs.iter().any(|cidr| cidr.contains(*range)) || world.is_claimed(range, name, &node.uid)
     };
-    let (blocks, unproven) = advert.blocks.iter().partition(proven);
+    let (blocks, unproven): (Vec<IpNet>, Vec<IpNet>) = advert.blocks.iter().partition(proven);
     // With the store away nobody can give a sign of life: nobody is declared dead for it.
     let live = world.leases_rest || heard.at + world.config.lease > now;
     Some(Member {
@@ -216,8 +219,8 @@ fn member(world: &World, name: &Arc<str>, now: Instant) -> Option<Member> {
         live,
         accepts: advert.accepts.iter().filter_map(|end| Some((end.instance.parse().ok()?, end.clone()))).collect(),
         sends: advert.sends.iter().filter_map(|name| name.parse().ok()).collect(),
-        blocks,
-        unproven,
+        blocks: blocks.into(),
+        unproven: unproven.into(),
     })
 }
 

@@ -49,8 +49,8 @@ impl Fabric for HostGw {
         Ok(Hop { via: *theirs, dev: uplink.link.clone(), onlink: false })
     }
 
-    fn reach(&self, _: &Instance, _: &Peer<'_>, _: Family) -> State {
-        State::new()
+    fn reach(&self, _: &Instance, _: &Peer<'_>, _: Family) -> Vec<(Key, Object)> {
+        Vec::new()
     }
 }
 

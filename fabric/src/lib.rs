@@ -21,7 +21,7 @@ mod vxlan;
 use std::net::IpAddr;
 
 use tartan_model::{Condition, Endpoint, FabricMode, Family, Features, PerFamily};
-use tartan_netstate::{LinkName, State};
+use tartan_netstate::{Key, LinkName, Object, State};
 
 pub use address::{LocalNode, Uplink};
 pub use choose::Choice;
@@ -47,7 +47,7 @@ pub trait Fabric: Sync {
     fn hop(&self, node: &LocalNode, at: &Instance, to: &Peer<'_>, family: Family) -> Result<Hop, Condition>;
 
     /// What that next hop takes beside the route: neighbours and forwarding entries.
-    fn reach(&self, at: &Instance, to: &Peer<'_>, family: Family) -> State;
+    fn reach(&self, at: &Instance, to: &Peer<'_>, family: Family) -> Vec<(Key, Object)>;
 }
 
 /// A peer, as a fabric sees it.

@@ -34,7 +34,7 @@ pub(crate) fn state(world: &World, node: &LocalNode, receives: &BTreeSet<Instanc
     }
     for block in &node.blocks {
         let key = Key::Route { ns: Netns::Host, table: MAIN_TABLE, dst: *block, metric: UNREACHABLE_METRIC };
-        state.insert(key, Object::Route(Route::unreachable()), Owner::Node);
+        state.insert(key, Object::Route(Route::unreachable().into()), Owner::Node);
     }
     for at in receives {
         for (key, entry) in fabric_of(at.mode()).receive(node, at).iter() {

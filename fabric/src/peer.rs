@@ -7,7 +7,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use tartan_model::{Condition, Config, Endpoint, Family, PerFamily, World};
 use tartan_netstate::claims::{FABRIC_LINK_PREFIX, MAIN_TABLE, ROUTE_METRIC};
-use tartan_netstate::{Fdb, Key, Neigh, Netns, Object, Owner, Route, State};
+use tartan_netstate::{Fdb, Key, Neigh, Netns, Object, Owner, Part, Route};
 
 use crate::census::{Census, Member};
 use crate::choose::{Choice, Ground, choose, target};
@@ -25,7 +25,7 @@ pub struct PeerState {
     pub conditions: Vec<Condition>,
     /// The kernel uses what the peer no longer says it accepts: only the kernel knows where that leads.
     pub(crate) clings: bool,
-    pub(crate) part: State,
+    pub(crate) part: Part,
 }
 
 /// What the plan for every peer depends on.
@@ -60,6 +60,7 @@ pub(crate) fn plan(
         .filter(|(at, _)| heard(at))
         .map(|(at, endpoint)| (*at, to_peer(name, member, endpoint)))
         .collect();
+    let mut objects = Vec::new();
     for family in Family::ALL {
         let target = target(&common.config, node, &advert.addresses, family);
         let blocks: Vec<&IpNet> = state.blocks.iter().filter(|block| Family::of_net(block) == family).collect();
@@ -78,13 +79,14 @@ pub(crate) fn plan(
             let usable: Vec<Instance> = hears.iter().filter(leads).map(|(at, _)| *at).collect();
             choice = choose(&common.ground, member.live, &usable, target, current);
             if let Some((at, peer)) = hears.iter().find(|(at, _)| Some(*at) == choice.used) {
-                carry(&mut state.part, common, at, peer, family, &blocks);
+                objects.extend(carry(common, at, peer, family, &blocks));
             }
             state.leaving.extend(kernel.into_iter().filter(|at| Some(*at) != choice.used));
             state.conditions.extend(shortfall(common, name, member, &hears, family, &choice));
         }
         state.choices.set(family, choice);
     }
+    state.part = Part::of(&Owner::Peer(name.clone()), objects);
     if !member.live {
         state.conditions.clear();
     }
@@ -97,16 +99,12 @@ fn to_peer<'a>(name: &'a str, member: &Member, endpoint: &'a Endpoint) -> Peer<'
     Peer { name, addresses: advert.addresses, fabric_addresses: advert.fabric_addresses, endpoint }
 }
 
-/// Adds the routes to these ranges and what their next hop takes.
-fn carry(part: &mut State, common: &Common, at: &Instance, to: &Peer<'_>, family: Family, blocks: &[&IpNet]) {
+/// The routes to these ranges, and what their next hop takes.
+fn carry(common: &Common, at: &Instance, to: &Peer<'_>, family: Family, blocks: &[&IpNet]) -> Vec<(Key, Object)> {
     let fabric = fabric_of(at.mode());
-    let Ok(hop) = fabric.hop(&common.node, at, to, family) else { return };
-    for (key, entry) in fabric.reach(at, to, family).iter() {
-        part.insert(key.clone(), entry.object.clone(), entry.owner.clone());
-    }
-    for block in blocks {
-        part.insert(route_to(block), Object::Route(route(&common.node, family, &hop)), Owner::Peer(to.name.into()));
-    }
+    let Ok(hop) = fabric.hop(&common.node, at, to, family) else { return Vec::new() };
+    let routes = blocks.iter().map(|block| (route_to(block), Object::Route(route(&common.node, family, &hop).into())));
+    fabric.reach(at, to, family).into_iter().chain(routes).collect()
 }
 
 fn route_to(block: &IpNet) -> Key {

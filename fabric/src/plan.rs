@@ -10,7 +10,7 @@ use std::time::Instant;
 use ipnet::IpNet;
 use tartan_model::{Advert, Condition, Config, Host, Node, PerFamily, World};
 use tartan_netstate::claims::{MAIN_TABLE, ROUTE_METRIC};
-use tartan_netstate::{Key, Netns, State};
+use tartan_netstate::{Key, Netns, Part, State};
 
 use crate::advert::{self, Word};
 use crate::census::{Census, Claim, Counts};
@@ -45,7 +45,7 @@ pub struct Out {
     /// What to tell the peers; the heartbeat is the publisher's.
     pub advert: Option<Advert>,
     /// For `tartan status`.
-    pub peers: BTreeMap<Arc<str>, PeerState>,
+    pub peers: BTreeMap<Arc<str>, Box<PeerState>>,
     /// Instances this node receives on.
     pub receives: BTreeSet<Instance>,
     /// Look again then, if nothing happens before.
@@ -231,11 +231,17 @@ impl Memo {
     fn replan_peer(&mut self, world: &World, common: &Common, name: &Arc<str>) {
         self.count_out(name);
         let (census, receives) = (&self.census, &self.out.receives);
-        let after = census.peers.get(name).map(|member| peer::plan(world, common, census, receives, name, member));
+        let mut after = census.peers.get(name).map(|member| peer::plan(world, common, census, receives, name, member));
         let before = self.out.peers.remove(name);
-        let nothing = State::new();
-        let part = |peer: &Option<PeerState>| peer.as_ref().map_or(nothing.clone(), |peer| peer.part.clone());
-        self.out.state.replace(&part(&before), &part(&after));
+        // The state and the part share their entries, as long as a new part that says the same does not take its place.
+        if let (Some(before), Some(after)) = (&before, &mut after)
+            && before.part == after.part
+        {
+            after.part = before.part.clone();
+        }
+        let nothing = Part::default();
+        let (was, is) = (before.as_ref().map(|peer| &peer.part), after.as_ref().map(|peer| &peer.part));
+        self.out.state.replace_part(was.unwrap_or(&nothing), is.unwrap_or(&nothing));
         self.troubled.remove(name);
         self.clinging.remove(name);
         let Some(after) = after else { return };
@@ -249,7 +255,7 @@ impl Memo {
         if after.clings {
             self.clinging.insert(name.clone());
         }
-        self.out.peers.insert(name.clone(), after);
+        self.out.peers.insert(name.clone(), Box::new(after));
     }
 
     fn count_out(&mut self, name: &Arc<str>) {

@@ -45,7 +45,7 @@ impl Fabric for Vxlan {
             up: true,
         };
         let mut state = State::new();
-        state.insert(Key::Link { ns: Netns::Host, link: device.clone() }, Object::Link(link), owner.clone());
+        state.insert(Key::Link { ns: Netns::Host, link: device.clone() }, Object::Link(link.into()), owner.clone());
         // Loose, which takes an address on the device: while a fabric changes, a peer's packets come in here though our
         // own route to it leads elsewhere.
         let address = Family::host_net(DEVICE_ADDRESS.into());
@@ -88,16 +88,12 @@ impl Fabric for Vxlan {
         }
     }
 
-    fn reach(&self, at: &Instance, to: &Peer<'_>, family: Family) -> State {
-        let (Some(mac), Some(via)) = (to.endpoint.mac, gateway(to, family)) else { return State::new() };
+    fn reach(&self, at: &Instance, to: &Peer<'_>, family: Family) -> Vec<(Key, Object)> {
+        let (Some(mac), Some(via)) = (to.endpoint.mac, gateway(to, family)) else { return Vec::new() };
         let device = at.device();
-        let owner = Owner::Peer(to.name.into());
         let neigh = Key::Neigh { ns: Netns::Host, link: device.clone(), address: via };
         let fdb = Key::Fdb { link: device, mac };
-        let mut state = State::new();
-        state.insert(neigh, Object::Neigh(Neigh { mac }), owner.clone());
-        state.insert(fdb, Object::Fdb(Fdb { dst: to.endpoint.address }), owner);
-        state
+        vec![(neigh, Object::Neigh(Neigh { mac })), (fdb, Object::Fdb(Fdb { dst: to.endpoint.address }))]
     }
 }
 

@@ -104,7 +104,7 @@ impl Claim {
     pub(crate) fn put(world: &World, block: Block) -> Claim {
         let id = pools::id_of(&block.cidr);
         let expect = world.revisions.get(&id).cloned();
-        Claim { id, object: Some(Object::Block(block)), expect }
+        Claim { id, object: Some(Object::Block(block.into())), expect }
     }
 
     /// Deletes the block, if it is as the world has it.

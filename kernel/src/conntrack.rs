@@ -103,9 +103,9 @@ pub fn effect(op: &Op) -> Option<Effect> {
         Op::Delete(Key::Neigh { ns: Netns::Host, link, address }, _) if link.as_str().starts_with(POD_LINK_PREFIX) => {
             Some(Effect::FlushAddress(*address))
         }
-        Op::Create(Key::NftElement { set, key }, _) if set.starts_with("hostports") => match key.bytes.as_slice() {
+        Op::Create(Key::NftElement { set, key }, _) if set.starts_with("hostports") => match *key.bytes {
             [.., IPPROTO_UDP, 0, 0, 0, high, low, 0, 0] => {
-                Some(Effect::FlushUntranslated { v6: set.ends_with('6'), port: u16::from_be_bytes([*high, *low]) })
+                Some(Effect::FlushUntranslated { v6: set.ends_with('6'), port: u16::from_be_bytes([high, low]) })
             }
             _ => None,
         },

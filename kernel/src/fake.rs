@@ -145,7 +145,10 @@ impl Fake {
     pub fn remove_pod(&self, ns: &PodNetns) {
         let mut inside = self.lock();
         inside.gone_pods.insert(ns.clone());
-        let leads_there = |object: &Object| matches!(object, Object::Link(Link { kind: LinkKind::Veth { peer: Netns::Pod(pod), .. }, .. }) if pod == ns);
+        let leads_there = |object: &Object| match object {
+            Object::Link(link) => matches!(&link.kind, LinkKind::Veth { peer: Netns::Pod(pod), .. } if **pod == *ns),
+            _ => false,
+        };
         let links: Vec<Key> =
             inside.state.iter().filter(|(_, entry)| leads_there(&entry.object)).map(|(key, _)| key.clone()).collect();
         links.iter().for_each(|key| inside.remove(key));
@@ -209,7 +212,11 @@ impl Inside {
         if let Netns::Pod(ns) = op.key().netns()
             && self.gone_pods.contains(ns)
         {
-            return if matches!(op, Op::Delete(..)) { Ok(()) } else { Err(KernelError::NetnsGone(ns.clone())) };
+            return if matches!(op, Op::Delete(..)) {
+                Ok(())
+            } else {
+                Err(KernelError::NetnsGone(PodNetns::clone(ns)))
+            };
         }
         match op {
             Op::Delete(key, _) => self.remove(key),
@@ -254,14 +261,14 @@ impl Inside {
             (None, LinkKind::VethPeer) => return Err(Missing::Link),
             (None, LinkKind::Veth { peer: Netns::Pod(ns), peer_name }) => {
                 if self.gone_pods.contains(ns) {
-                    return Err(Missing::Pod(ns.clone()));
+                    return Err(Missing::Pod(PodNetns::clone(ns)));
                 }
                 let far = Link { kind: LinkKind::VethPeer, up: false, group: 0, ..new.clone() };
                 let far_key = Key::Link { ns: Netns::Pod(ns.clone()), link: peer_name.clone() };
                 if self.state.get(&far_key).is_some() {
                     return Err(Missing::Nothing);
                 }
-                self.state.insert(far_key, Object::Link(far), Owner::Read);
+                self.state.insert(far_key, Object::Link(far.into()), Owner::Read);
             }
             (Some(old), kind) if !old.kind.can_become(kind) => return Err(Missing::Nothing),
             _ => {}

@@ -252,7 +252,7 @@ fn vxlan_params(infos: &[InfoVxlan]) -> VxlanParams {
 fn alias(peer: &Netns, peer_name: &LinkName) -> String {
     match peer {
         Netns::Host => format!("{ALIAS}{peer_name}@host"),
-        Netns::Pod(PodNetns { dev, ino, path }) => format!("{ALIAS}{peer_name}@{dev}:{ino}:{path}"),
+        Netns::Pod(pod) => format!("{ALIAS}{peer_name}@{}:{}:{}", pod.dev, pod.ino, pod.path),
     }
 }
 
@@ -265,7 +265,7 @@ fn parse_alias(text: &str) -> Option<(Netns, LinkName)> {
     let mut parts = place.splitn(3, ':');
     let dev = parts.next()?.parse().ok()?;
     let ino = parts.next()?.parse().ok()?;
-    Some((Netns::Pod(PodNetns { dev, ino, path: parts.next()?.into() }), name))
+    Some((PodNetns { dev, ino, path: parts.next()?.into() }.into(), name))
 }
 
 #[cfg(test)]
@@ -274,7 +274,7 @@ mod tests {
 
     #[test]
     fn an_alias_reads_back_and_foreign_ones_do_not() {
-        let pod = |path: &str| Netns::Pod(PodNetns { dev: 4, ino: 4_026_532_000, path: path.into() });
+        let pod = |path: &str| Netns::from(PodNetns { dev: 4, ino: 4_026_532_000, path: path.into() });
         for peer in [Netns::Host, pod("/run/netns/cni-1"), pod("/proc/7/ns/net:with:colons@and at")] {
             let name = LinkName::new("et@h:0").unwrap_or_else(|| LinkName::new("eth0").unwrap());
             let name = if name.as_str().contains('@') { LinkName::new("eth0").unwrap() } else { name };

@@ -57,7 +57,7 @@ impl Linux {
     fn read_pod(&self, pod: &PodNetns, ends: &BTreeSet<LinkName>) -> Result<State, KernelError> {
         self.pods.inside(pod, || {
             let mut state = State::new();
-            let mut namespace = Namespace::open(Netns::Pod(pod.clone()), self.host.addresses_unmarked)?;
+            let mut namespace = Namespace::open(pod.clone().into(), self.host.addresses_unmarked)?;
             let links = namespace.links(ends)?;
             namespace.put_links(&links, &mut state);
             namespace.put_addresses(&links, None, &mut state)?;
@@ -85,7 +85,7 @@ impl Linux {
     fn apply_in_pod(&mut self, pod: &PodNetns, steps: &[&(Op, Owner)]) -> Vec<Failure> {
         let Linux { host, pods, .. } = self;
         let visit = pods.inside(pod, || {
-            let mut namespace = Namespace::open(Netns::Pod(pod.clone()), host.addresses_unmarked)?;
+            let mut namespace = Namespace::open(pod.clone().into(), host.addresses_unmarked)?;
             let strangers = strangers::among(host, &mut namespace, pod, steps)?;
             let (theirs, ours): (Vec<_>, Vec<_>) = steps.iter().partition(|step| strangers::is_about(step, &strangers));
             let mut failures = namespace.apply(&ours, pods);
@@ -219,7 +219,7 @@ fn new_addresses(steps: &[&(Op, Owner)]) -> impl Iterator<Item = IpAddr> {
 fn new_pairs<'a>(steps: &[&'a (Op, Owner)]) -> impl Iterator<Item = (&'a LinkName, &'a PodNetns)> {
     steps.iter().filter_map(|(op, _)| match op {
         Op::Create(Key::Link { link, .. }, Object::Link(made)) => match &made.kind {
-            LinkKind::Veth { peer: Netns::Pod(pod), .. } => Some((link, pod)),
+            LinkKind::Veth { peer: Netns::Pod(pod), .. } => Some((link, &**pod)),
             _ => None,
         },
         _ => None,

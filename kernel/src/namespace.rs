@@ -122,7 +122,7 @@ impl Run<'_> {
                 if let Some(Object::Sysctl(value)) = new { sysctl::write(key, value) } else { Ok(()) }
             }
             (Key::Link { link: name, .. }, old, Some(Object::Link(new))) => {
-                let old = if let Some(Object::Link(old)) = old { Some(old) } else { None };
+                let old = if let Some(Object::Link(old)) = old { Some(&**old) } else { None };
                 self.put_link(at, name, old, new)
             }
             (Key::Address { link, address, .. }, old, new) => self.on_link(at, link, new.is_some(), |index| {

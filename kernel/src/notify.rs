@@ -193,7 +193,7 @@ impl Listener {
             return;
         }
         if link::is_ours(name.as_str()) {
-            let object = link::decode(message, false).filter(|_| there).map(Object::Link);
+            let object = link::decode(message, false).filter(|_| there).map(|link| Object::Link(link.into()));
             (self.wake)(Wake::Now(Key::Link { ns: Netns::Host, link: name }, object));
         } else {
             // Our routes by way of it may be gone.
@@ -255,13 +255,13 @@ impl Listener {
             return (self.wake)(Wake::Now(key, None));
         }
         if found.ours {
-            (self.wake)(Wake::Now(key, there.then_some(Object::Route(found.route))));
+            (self.wake)(Wake::Now(key, there.then_some(Object::Route(found.route.into()))));
         }
     }
 
     fn rule(&mut self, found: Option<(bool, u32, tartan_netstate::Rule)>, there: bool) {
         if let Some((v6, priority, rule)) = found {
-            (self.wake)(Wake::Now(Key::Rule { v6, priority }, there.then_some(Object::Rule(rule))));
+            (self.wake)(Wake::Now(Key::Rule { v6, priority }, there.then_some(Object::Rule(rule.into()))));
         }
     }
 

@@ -44,7 +44,7 @@ impl Namespace {
     pub(crate) fn put_links(&self, links: &Links, state: &mut State) {
         for (name, link) in links.ours.values() {
             let key = Key::Link { ns: self.ns.clone(), link: name.clone() };
-            state.insert(key, Object::Link(link.clone()), Owner::Read);
+            state.insert(key, Object::Link(link.clone().into()), Owner::Read);
         }
     }
 
@@ -121,7 +121,7 @@ impl Namespace {
             for message in self.netlink.dump("rules", rule::list(family))? {
                 let RouteNetlinkMessage::NewRule(message) = message else { continue };
                 let Some((v6, priority, rule)) = rule::decode(&message) else { continue };
-                state.insert(Key::Rule { v6, priority }, Object::Rule(rule), Owner::Read);
+                state.insert(Key::Rule { v6, priority }, Object::Rule(rule.into()), Owner::Read);
             }
         }
         Ok(())
@@ -168,6 +168,6 @@ impl Links {
             route.dev = Some(self.names.get(&oif)?.clone());
         }
         let route::Place { table, dst, metric } = found.place;
-        Some((Key::Route { ns: ns.clone(), table, dst, metric }, Object::Route(route)))
+        Some((Key::Route { ns: ns.clone(), table, dst, metric }, Object::Route(route.into())))
     }
 }

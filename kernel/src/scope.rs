@@ -37,7 +37,7 @@ impl Scope {
             Scope::Foreign => matches!(key, Key::ForwardOpening { .. }),
             Scope::Sysctls(keys) => keys.contains(key),
             Scope::Link(name) => in_host && !is_sysctl(key) && is_on(key, object, name),
-            Scope::Pod { ns, .. } => matches!(key.netns(), Netns::Pod(of) if of == ns) && !is_sysctl(key),
+            Scope::Pod { ns, .. } => matches!(key.netns(), Netns::Pod(of) if **of == *ns) && !is_sysctl(key),
         }
     }
 }

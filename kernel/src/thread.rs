@@ -12,6 +12,7 @@ mod backoff;
 mod dirty;
 mod inbox;
 mod mirror;
+mod steps;
 mod worker;
 
 use std::collections::BTreeMap;

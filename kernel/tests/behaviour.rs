@@ -152,20 +152,20 @@ fn link_key(link: &str) -> Key {
 fn vxlan() -> (Key, Object) {
     let params = VxlanParams { vni: 1, port: 8472, local: "192.0.2.1".parse().unwrap(), learning: false, gbp: false };
     let link = Link { kind: LinkKind::Vxlan(params), mac: mac(1), mtu: 1400, group: 0, up: true };
-    (link_key(VXLAN), Object::Link(link))
+    (link_key(VXLAN), Object::Link(link.into()))
 }
 
 fn veth(pod: &PodNetns) -> (Key, Object) {
-    let kind = LinkKind::Veth { peer: Ns::Pod(pod.clone()), peer_name: name("eth0") };
+    let kind = LinkKind::Veth { peer: Ns::from(pod.clone()), peer_name: name("eth0") };
     let link = Link { kind, mac: mac(2), mtu: 1400, group: claims::POD_LINK_GROUP, up: true };
-    (link_key(POD), Object::Link(link))
+    (link_key(POD), Object::Link(link.into()))
 }
 
 fn route(dev: &str) -> (Key, Object) {
     let dst = "10.2.0.0/24".parse().unwrap();
     let key = Key::Route { ns: Ns::Host, table: claims::MAIN_TABLE, dst, metric: 1024 };
     let scope = tartan_netstate::Scope::Link;
-    (key, Object::Route(Route { scope, ..Route::on_link(name(dev)) }))
+    (key, Object::Route(Route { scope, ..Route::on_link(name(dev)) }.into()))
 }
 
 fn neigh(dev: &str) -> (Key, Object) {
@@ -275,7 +275,7 @@ fn a_route_of_ours_that_was_not_known_is_taken_over() {
         made(machine, [vxlan(), route(VXLAN)]);
         let (key, object) = route(VXLAN);
         let Object::Route(other) = object else { panic!("a route") };
-        let other = Object::Route(Route { scope: tartan_netstate::Scope::Global, ..other });
+        let other = Object::Route(Route { scope: tartan_netstate::Scope::Global, ..(*other).clone() }.into());
         made(machine, [(key.clone(), other.clone())]);
         assert!(machine.kernel().read(&Scope::Routes).unwrap().holds(&key, &other));
     });
@@ -307,7 +307,7 @@ fn another_mac_costs_a_link_its_neighbours() {
         made(machine, [vxlan(), neigh(VXLAN), fdb()]);
         let (key, old) = vxlan();
         let Object::Link(link) = old.clone() else { panic!("a link") };
-        let new = Object::Link(Link { mac: mac(7), ..link });
+        let new = Object::Link(Link { mac: mac(7), ..(*link).clone() }.into());
         let failures = machine.kernel().apply(&Change { ops: vec![(Op::Replace { key, old, new }, Owner::Node)] });
         assert_eq!(failures, []);
         assert_eq!(read(machine, Scope::Neighbours), keys([fdb()]));
@@ -320,7 +320,7 @@ fn a_pods_end_comes_and_goes_with_the_hosts() {
         let pod = machine.pod();
         let scope = Scope::Pod { ns: pod.clone(), ends: BTreeSet::from([name("eth0")]) };
         made(machine, [veth(&pod)]);
-        let end = Key::Link { ns: Ns::Pod(pod.clone()), link: name("eth0") };
+        let end = Key::Link { ns: Ns::from(pod.clone()), link: name("eth0") };
         assert_eq!(read(machine, scope.clone()), BTreeSet::from([end.to_string()]));
         assert_eq!(machine.kernel().apply(&delete(veth(&pod))), []);
         assert_eq!(read(machine, scope), BTreeSet::new());
@@ -338,7 +338,7 @@ fn a_pod_that_ended_takes_its_link_along_and_is_not_mistaken() {
         let scope = Scope::Pod { ns: pod.clone(), ends: BTreeSet::new() };
         assert_eq!(machine.kernel().read(&scope).unwrap_err(), gone);
         assert_eq!(only_error(machine.kernel().apply(&create([veth(&pod)]))), gone);
-        let inside = Key::Neigh { ns: Ns::Pod(pod), link: name("eth0"), address: "10.0.0.1".parse().unwrap() };
+        let inside = Key::Neigh { ns: Ns::from(pod), link: name("eth0"), address: "10.0.0.1".parse().unwrap() };
         assert_eq!(machine.kernel().apply(&delete((inside, neigh(POD).1))), []);
     });
 }

@@ -34,7 +34,7 @@ fn read(kernel: &mut Linux, before: &State, wanted: &State) -> State {
         }
     }
     let mut scopes = vec![Scope::Links, Scope::Neighbours, Scope::Routes, Scope::Nft, Scope::Sysctls(sysctls)];
-    scopes.extend(pods.into_iter().map(|(ns, ends)| Scope::Pod { ns, ends }));
+    scopes.extend(pods.into_iter().map(|(ns, ends)| Scope::Pod { ns: (*ns).clone(), ends }));
     scopes.iter().flat_map(|scope| entries(&kernel.read(scope).unwrap())).collect()
 }
 

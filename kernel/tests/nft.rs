@@ -22,7 +22,7 @@ fn sample() -> State {
     use Selector::{Daddr, Dport, L4proto, Saddr};
     let mut state = State::new();
     let mut put = |key, object| state.insert(key, object, Owner::Node);
-    let mut set = |name: &str, set| put(Key::NftSet { set: name.into() }, Object::NftSet(set));
+    let mut set = |name: &str, set: Set| put(Key::NftSet { set: name.into() }, Object::NftSet(set.into()));
     set("nets4", Set::intervals(Type::Ipv4Addr));
     set("nets6", Set::intervals(Type::Ipv6Addr));
     set("pairs4", Set::exact(&[Type::Ipv4Addr, Type::Ipv4Addr]));
@@ -31,7 +31,8 @@ fn sample() -> State {
         "ports6",
         Set::map(&[Type::Ipv6Addr, Type::InetProto, Type::InetService], &[Type::Ipv6Addr, Type::InetService]),
     );
-    let mut chain = |name: &str, chain| put(Key::NftChain { chain: name.into() }, Object::NftChain(chain));
+    let mut chain =
+        |name: &str, chain: Chain| put(Key::NftChain { chain: name.into() }, Object::NftChain(chain.into()));
     chain(
         "ports",
         Chain::regular(vec![
@@ -211,12 +212,12 @@ fn what_others_do_to_our_table_is_seen_and_repaired() {
 fn a_bad_object_does_not_stop_the_others() {
     let netns = Netns::new();
     let bad_jump = Chain::regular(vec![rule("").jump("nowhere")]);
-    let too_long = ElementKey { bytes: vec![1; 9], end: None };
+    let too_long = ElementKey { bytes: [1; 9].into(), end: None };
     let overlapping = ElementKey::prefix("10.0.0.0/8".parse().unwrap());
     let mut wanted = sample();
     let bad = [
-        (chain("aaa"), Object::NftChain(bad_jump.clone())),
-        (chain("zzz"), Object::NftChain(bad_jump)),
+        (chain("aaa"), Object::NftChain(bad_jump.clone().into())),
+        (chain("zzz"), Object::NftChain(bad_jump.into())),
         (Key::NftElement { set: "pairs4".into(), key: too_long }, Object::NftElement(ElementData::default())),
         (Key::NftElement { set: "nets4".into(), key: overlapping }, Object::NftElement(ElementData::default())),
         (Key::NftElement { set: "nowhere".into(), key: key4([1; 4]) }, Object::NftElement(ElementData::default())),
@@ -246,8 +247,8 @@ fn a_set_can_be_redefined_under_its_name() {
     let using = |set: Set, key: ElementKey| {
         let other = Chain::regular(vec![rule("uses it").within(Nfproto::Ipv4, &[Selector::Saddr], "s").accept()]);
         table_with([
-            (Key::NftSet { set: "s".into() }, Object::NftSet(set)),
-            (chain("c"), Object::NftChain(other)),
+            (Key::NftSet { set: "s".into() }, Object::NftSet(set.into())),
+            (chain("c"), Object::NftChain(other.into())),
             (Key::NftElement { set: "s".into(), key }, Object::NftElement(ElementData::default())),
         ])
     };
@@ -272,7 +273,7 @@ fn twenty_thousand_elements_in_one_transaction() {
         let key = Fields::new().addr(Ipv4Addr::from(0x0a00_0000 + n).into()).key();
         (Key::NftElement { set: set.clone(), key }, Object::NftElement(ElementData::default()))
     });
-    let object = Object::NftSet(Set::exact(&[Type::Ipv4Addr]));
+    let object = Object::NftSet(Set::exact(&[Type::Ipv4Addr]).into());
     let wanted = table_with(elements.chain([(Key::NftSet { set: set.clone() }, object)]));
     let generation = netns.run(|| Nft::open().unwrap().generation().unwrap());
     assert_eq!(make(&netns, &State::new(), &wanted), []);
@@ -297,7 +298,7 @@ fn a_read_never_mixes_two_generations() {
             let key = Fields::new().addr(Ipv4Addr::from(n << 16 | i).into()).key();
             (Key::NftElement { set: "s".into(), key }, Object::NftElement(ElementData::default()))
         });
-        let set = (Key::NftSet { set: "s".into() }, Object::NftSet(Set::exact(&[Type::Ipv4Addr])));
+        let set = (Key::NftSet { set: "s".into() }, Object::NftSet(Set::exact(&[Type::Ipv4Addr]).into()));
         table_with(elements.chain([set]))
     };
     let states: Vec<State> = (1..=40).map(numbered).collect();
@@ -336,7 +337,7 @@ fn random_state(bits: u64) -> State {
         let mut rules = vec![rule("first").saddr("10.9.0.0/16".parse().unwrap()).drop()];
         if yes() {
             let set = if intervals { Set::intervals(Type::Ipv4Addr) } else { Set::exact(&[Type::Ipv4Addr]) };
-            put(Key::NftSet { set: name.into() }, Object::NftSet(set));
+            put(Key::NftSet { set: name.into() }, Object::NftSet(set.into()));
             for third in 0..4 {
                 let prefix = if yes() { 24 } else { 25 };
                 let net = format!("10.0.{third}.0/{prefix}").parse().unwrap();
@@ -352,7 +353,7 @@ fn random_state(bits: u64) -> State {
         }
         let priority = if yes() { 10 } else { 20 };
         let base = Chain::base(ChainKind::Filter, HookPoint::Forward, priority, rules.clone());
-        put(chain(name), Object::NftChain(if yes() { base } else { Chain::regular(rules) }));
+        put(chain(name), Object::NftChain(if yes() { base } else { Chain::regular(rules) }.into()));
     }
     state
 }
@@ -394,7 +395,7 @@ proptest::proptest! {
                 let key = Key::NftElement { set: "s".into(), key: ElementKey::prefix(range.into()) };
                 (key, Object::NftElement(ElementData::default()))
             });
-            let set = (Key::NftSet { set: "s".into() }, Object::NftSet(Set::intervals(Type::Ipv4Addr)));
+            let set = (Key::NftSet { set: "s".into() }, Object::NftSet(Set::intervals(Type::Ipv4Addr).into()));
             let wanted = table_with(elements.chain([set]));
             proptest::prop_assert_eq!(make(&netns, &before, &wanted), []);
             before = read(&netns);

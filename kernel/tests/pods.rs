@@ -25,13 +25,13 @@ fn create(objects: impl IntoIterator<Item = (Key, Object)>) -> Change {
 }
 
 fn veth(pod: &PodNetns) -> (Key, Object) {
-    let kind = LinkKind::Veth { peer: Ns::Pod(pod.clone()), peer_name: name("eth0") };
+    let kind = LinkKind::Veth { peer: Ns::from(pod.clone()), peer_name: name("eth0") };
     let link = Link { kind, mac: mac(2), mtu: 1400, group: claims::POD_LINK_GROUP, up: true };
-    (Key::Link { ns: Ns::Host, link: name("ttp0") }, Object::Link(link))
+    (Key::Link { ns: Ns::Host, link: name("ttp0") }, Object::Link(link.into()))
 }
 
 fn inside(pod: &PodNetns) -> (Key, Object) {
-    let key = Key::Address { ns: Ns::Pod(pod.clone()), link: name("eth0"), address: "10.0.0.2/32".parse().unwrap() };
+    let key = Key::Address { ns: Ns::from(pod.clone()), link: name("eth0"), address: "10.0.0.2/32".parse().unwrap() };
     (key, Object::Address(Scope::Global))
 }
 
@@ -97,7 +97,7 @@ fn pods_talk_as_soon_as_their_objects_are_there() {
         kernel
     });
     let addresses = |pod: usize| {
-        let ns = Ns::Pod(place.pods[pod].clone());
+        let ns = Ns::from(place.pods[pod].clone());
         let own = |key: &Key| match key {
             Key::Address { ns: of, address, .. } if *of == ns => Some(address.addr()),
             _ => None,

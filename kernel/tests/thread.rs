@@ -137,7 +137,7 @@ fn a_pod_is_looked_into_when_asked() {
         })
         .unwrap();
     node.netns.sh(&format!("nsenter --net={} ip addr flush dev eth0", pod.path));
-    node.handle.check_pod(1, pod);
+    node.handle.check_pod(1, (*pod).clone());
     let wanted = node.wanted.clone();
     node.wait("the pod's addresses", |applied| applied.repaired > 0 && same(&applied.mirror, &wanted));
 }

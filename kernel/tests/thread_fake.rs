@@ -88,7 +88,7 @@ fn with_bulk(mut wanted: State, peers: u32) -> State {
 fn pod_route(number: u8) -> (Key, Object) {
     let dst = format!("10.3.0.{number}/32").parse().unwrap();
     let key = Key::Route { ns: Netns::Host, table: claims::MAIN_TABLE, dst, metric: 1024 };
-    (key, Object::Route(Route::unreachable()))
+    (key, Object::Route(Route::unreachable().into()))
 }
 
 /// Routes stand for pods: what counts is the owner.
@@ -264,7 +264,7 @@ fn links_are_condemned_at_once_and_deleted_together_later() {
                 group: claims::POD_LINK_GROUP,
                 up: true,
             };
-            wanted.insert(key, Object::Link(link), Owner::Pod(format!("pod{number}").into()));
+            wanted.insert(key, Object::Link(link.into()), Owner::Pod(format!("pod{number}").into()));
         }
         wanted
     };

@@ -27,15 +27,15 @@ pub struct ObjectId {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Revision(pub Arc<str>);
 
-/// An object of any kind.
+/// An object of any kind. Shared: a store may keep it beside World.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Object {
-    Node(Node),
-    Config(Config),
-    Advert(Advert),
-    Pool(Pool),
-    Reservation(Reservation),
-    Block(Block),
+    Node(Arc<Node>),
+    Config(Arc<Config>),
+    Advert(Arc<Advert>),
+    Pool(Arc<Pool>),
+    Reservation(Arc<Reservation>),
+    Block(Arc<Block>),
 }
 
 /// What a store says. Each list or relist of a kind is `Init`, `Put`s, `Synced`: what was not put between is gone.
@@ -50,7 +50,7 @@ pub enum StoreEvent {
     /// The list of the kind is complete.
     Synced(Kind),
     /// There is an object that cannot be read; what was known of it stays.
-    Invalid(ObjectId, Condition),
+    Invalid(ObjectId, Box<Condition>),
     /// What else there is to say about a source of objects, e.g. a file whose objects cannot be told: takes the place
     /// of what was said of it before.
     Notice(Arc<str>, Vec<Condition>),

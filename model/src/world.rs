@@ -140,7 +140,7 @@ impl World {
             }
             StoreEvent::Invalid(id, condition) => {
                 self.listed(&id);
-                self.invalid.insert(id, Arc::new(condition));
+                self.invalid.insert(id, condition.into());
             }
             StoreEvent::Notice(source, said) if said.is_empty() => drop(self.notices.remove(&source)),
             StoreEvent::Notice(source, said) => drop(self.notices.insert(source, said.into())),
@@ -222,14 +222,14 @@ impl World {
     fn put(&mut self, id: ObjectId, object: Object, at: Instant) {
         match object {
             Object::Node(node) => put(&mut self.nodes, id.name, node),
-            Object::Config(config) if *self.config != config => self.config = Arc::new(config),
+            Object::Config(config) if self.config != config => self.config = config,
             Object::Config(_) => {}
             Object::Advert(advert) => {
                 let before = self.adverts.get(&id.name);
-                if before.is_none_or(|heard| *heard.advert != advert) {
+                if before.is_none_or(|heard| heard.advert != advert) {
                     let same_sends = before.filter(|heard| heard.advert.sends == advert.sends);
                     let sends_changed = same_sends.map_or(at, |heard| heard.sends_changed);
-                    self.adverts.insert(id.name, Heard { advert: Arc::new(advert), at, sends_changed });
+                    self.adverts.insert(id.name, Heard { advert, at, sends_changed });
                     self.hear_own();
                 }
             }
@@ -300,8 +300,8 @@ impl World {
 }
 
 /// Inserts unless the very same is there, so that an unchanged object stays shared and planners see no change.
-fn put<K: Ord + Clone, V: PartialEq>(map: &mut OrdMap<K, Arc<V>>, key: K, value: V) {
-    if map.get(&key).is_none_or(|there| **there != value) {
-        map.insert(key, Arc::new(value));
+fn put<K: Ord + Clone, V: PartialEq>(map: &mut OrdMap<K, Arc<V>>, key: K, value: Arc<V>) {
+    if map.get(&key).is_none_or(|there| **there != *value) {
+        map.insert(key, value);
     }
 }

@@ -19,49 +19,60 @@ fn id(kind: Kind, name: &str) -> ObjectId {
 fn object(kind: Kind, name: &str, seed: u8) -> Object {
     let name: Arc<str> = name.into();
     match kind {
-        Kind::Node => Object::Node(Node {
-            name,
-            uid: "u".into(),
-            internal_ips: vec![IpAddr::from([192, 0, 2, seed])],
-            pod_cidrs: Vec::new(),
-            labels: Default::default(),
-            annotations: Default::default(),
-        }),
+        Kind::Node => Object::Node(
+            Node {
+                name,
+                uid: "u".into(),
+                internal_ips: vec![IpAddr::from([192, 0, 2, seed])],
+                pod_cidrs: Vec::new(),
+                labels: Default::default(),
+                annotations: Default::default(),
+            }
+            .into(),
+        ),
         Kind::NetworkConfig => {
             let fabric = if seed == 1 { FabricMode::HostGw } else { FabricMode::Vxlan };
-            Object::Config(Config { fabric, ..Config::default() })
+            Object::Config(Config { fabric, ..Config::default() }.into())
         }
-        Kind::NodeNetwork => Object::Advert(Advert {
-            node: name,
-            node_uid: "u".into(),
-            addresses: PerFamily::default(),
-            fabric_addresses: PerFamily::default(),
-            blocks: Vec::new(),
-            mtu: 1450,
-            accepts: Vec::new(),
-            sends: Vec::new(),
-            edition: 0,
-            heartbeat: u64::from(seed),
-        }),
-        Kind::IpPool => Object::Pool(Pool {
-            name,
-            cidr: format!("10.{seed}.0.0/16").parse().expect("a range"),
-            block_size: 26,
-            nodes: Selector::all(),
-            namespaces: Selector::all(),
-            disabled: false,
-        }),
-        Kind::IpReservation => Object::Reservation(Reservation {
-            name,
-            cidrs: vec![format!("10.{seed}.0.0/16").parse().expect("a range")],
-        }),
-        Kind::IpBlock => Object::Block(Block {
-            cidr: cidr_of(&name).parse().expect("a range"),
-            pool: "p".into(),
-            node: format!("n{seed}").into(),
-            node_uid: "u".into(),
-            parts: Vec::new(),
-        }),
+        Kind::NodeNetwork => Object::Advert(
+            Advert {
+                node: name,
+                node_uid: "u".into(),
+                addresses: PerFamily::default(),
+                fabric_addresses: PerFamily::default(),
+                blocks: Vec::new(),
+                mtu: 1450,
+                accepts: Vec::new(),
+                sends: Vec::new(),
+                edition: 0,
+                heartbeat: u64::from(seed),
+            }
+            .into(),
+        ),
+        Kind::IpPool => Object::Pool(
+            Pool {
+                name,
+                cidr: format!("10.{seed}.0.0/16").parse().expect("a range"),
+                block_size: 26,
+                nodes: Selector::all(),
+                namespaces: Selector::all(),
+                disabled: false,
+            }
+            .into(),
+        ),
+        Kind::IpReservation => Object::Reservation(
+            Reservation { name, cidrs: vec![format!("10.{seed}.0.0/16").parse().expect("a range")] }.into(),
+        ),
+        Kind::IpBlock => Object::Block(
+            Block {
+                cidr: cidr_of(&name).parse().expect("a range"),
+                pool: "p".into(),
+                node: format!("n{seed}").into(),
+                node_uid: "u".into(),
+                parts: Vec::new(),
+            }
+            .into(),
+        ),
     }
 }
 
@@ -81,7 +92,7 @@ fn condition(about: String) -> Condition {
 }
 
 fn invalid(kind: Kind, name: &str) -> StoreEvent {
-    Invalid(id(kind, name), condition(id(kind, name).to_string()))
+    Invalid(id(kind, name), condition(id(kind, name).to_string()).into())
 }
 
 fn delete(kind: Kind, name: &str) -> StoreEvent {

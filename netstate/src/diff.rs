@@ -49,7 +49,7 @@ pub fn diff(mirror: &State, wanted: &State, may_delete: impl Fn(&Key) -> bool) -
                 new.owner.clone(),
             )),
             DiffItem::Update { .. } => {}
-            DiffItem::Remove(key, entry) if may_delete(key) => gone.push((key.clone(), entry.clone())),
+            DiffItem::Remove(key, entry) if may_delete(key) => gone.push((key.clone(), Entry::clone(entry))),
             DiffItem::Remove(..) => {}
         }
     }
@@ -57,12 +57,16 @@ pub fn diff(mirror: &State, wanted: &State, may_delete: impl Fn(&Key) -> bool) -
     repeat_neighbours(mirror, wanted, &mut make);
     repeat_mtus(mirror, wanted, &mut make);
     remake_sets(wanted, &mut make, &mut gone);
-    make.sort_by_key(|(op, _)| op.needs_a_route());
+    // To sort takes a second list, and there may be tens of thousands of steps.
+    if !make.is_sorted_by_key(|(op, _)| op.needs_a_route()) {
+        make.sort_by_key(|(op, _)| op.needs_a_route());
+    }
     let leaving = gone.iter().filter_map(|(key, _)| key.as_link()).collect();
     let along = hanging_on(mirror, &leaving);
     gone.retain(|(key, _)| *key.netns() == Netns::Host || !along.contains(key));
-    let last = gone.into_iter().rev().map(|(key, entry)| (Op::Delete(key, entry.object), entry.owner));
-    Change { ops: first.into_iter().chain(make).chain(last).collect() }
+    let mut ops = if first.is_empty() { make } else { first.into_iter().chain(make).collect() };
+    ops.extend(gone.into_iter().rev().map(|(key, entry)| (Op::Delete(key, entry.object), entry.owner)));
+    Change { ops }
 }
 
 /// Links that go first: those whose fixed parameters changed, and those that stand in the way of new ones. Whatever
@@ -158,7 +162,7 @@ fn repeat_mtus(mirror: &State, wanted: &State, make: &mut Vec<(Op, Owner)>) {
         (Key::Route { dst, .. }, Object::Route(route)) => dst.addr().is_ipv6() && route.mtu.is_some(),
         _ => false,
     };
-    for key in mirror.routes_over(&resized) {
+    for key in resized.iter().flat_map(|(ns, link)| mirror.routes_over(ns, link)) {
         // What changes anyway is written anyway.
         if let Some(Entry { object, owner }) = wanted.get(key).filter(|entry| mirror.holds(key, &entry.object))
             && has_mtu(key, object)
@@ -180,8 +184,7 @@ pub fn hanging_on(state: &State, links: &BTreeSet<(Netns, LinkName)>) -> BTreeSe
             all.insert((peer.clone(), peer_name.clone()));
         }
     }
-    let routes = state.routes_over(&all).into_iter();
-    all.iter().flat_map(|(ns, link)| state.directly_on(ns, link)).chain(routes).cloned().collect()
+    all.iter().flat_map(|(ns, link)| state.on_link(ns, link)).cloned().collect()
 }
 
 // === impl LinkKind ===
@@ -254,6 +257,29 @@ impl Op {
         }
     }
 
+    /// The state after this step, with what a deleted link takes with it.
+    pub fn apply_to(&self, state: &mut State, owner: &Owner) {
+        match self {
+            Op::Replace { key: Key::NftSet { set }, new, .. } => {
+                state.remove_elements(set);
+                state.insert(Key::NftSet { set: set.clone() }, new.clone(), owner.clone());
+            }
+            Op::Create(key, object) | Op::Replace { key, new: object, .. } => {
+                if let Some((ns, link)) = self.changes_mac() {
+                    let lost: Vec<Key> = state.neighbours_on(ns, link).cloned().collect();
+                    lost.iter().for_each(|key| drop(state.remove(key)));
+                }
+                state.insert(key.clone(), object.clone(), owner.clone());
+            }
+            Op::Delete(Key::Link { ns, link }, _) => {
+                for key in hanging_on(state, &BTreeSet::from([(ns.clone(), link.clone())])) {
+                    state.remove(&key);
+                }
+            }
+            Op::Delete(key, _) => drop(state.remove(key)),
+        }
+    }
+
     /// The link that gets another MAC by this step.
     fn changes_mac(&self) -> Option<(&Netns, &LinkName)> {
         match self {
@@ -273,30 +299,8 @@ impl Change {
         self.ops.is_empty()
     }
 
-    /// The state after the change, step by step, with what a deleted link takes with it.
+    /// The state after the change, step by step.
     pub fn apply_to(&self, state: &mut State) {
-        for (op, owner) in &self.ops {
-            match op {
-                Op::Replace { key: Key::NftSet { set }, new, .. } => {
-                    state.remove_elements(set);
-                    state.insert(Key::NftSet { set: set.clone() }, new.clone(), owner.clone());
-                }
-                Op::Create(key, object) | Op::Replace { key, new: object, .. } => {
-                    if let Some((ns, link)) = op.changes_mac() {
-                        let lost: Vec<Key> = state.neighbours_on(ns, link).cloned().collect();
-                        lost.iter().for_each(|key| drop(state.remove(key)));
-                    }
-                    state.insert(key.clone(), object.clone(), owner.clone());
-                }
-                Op::Delete(Key::Link { ns, link }, _) => {
-                    for key in hanging_on(state, &BTreeSet::from([(ns.clone(), link.clone())])) {
-                        state.remove(&key);
-                    }
-                }
-                Op::Delete(key, _) => {
-                    state.remove(key);
-                }
-            }
-        }
+        self.ops.iter().for_each(|(op, owner)| op.apply_to(state, owner));
     }
 }

@@ -1,7 +1,8 @@
 //! The plans of several planners as one state.
 //!
 //! Invariant: a key that several parts want belongs to the first of them, whatever came last; the others are told.
-//! Only keys in which a part differs from its last version are visited.
+//! Only keys in which a part differs from its last version are visited. What they make together shares its structure
+//! with the largest part, or it would cost as much memory again.
 
 use std::collections::BTreeMap;
 
@@ -12,12 +13,18 @@ use crate::{Conflict, Key, State};
 pub struct Layers<const N: usize> {
     parts: [State; N],
     merged: State,
+    /// Keys that were settled since `merged` last shared all it can.
+    settled: usize,
     conflicts: BTreeMap<Key, Vec<Conflict>>,
 }
 
+/// What may differ in structure from the largest part: one key in so many.
+const SHARED: usize = 2;
+
 impl<const N: usize> Default for Layers<N> {
     fn default() -> Self {
-        Layers { parts: std::array::from_fn(|_| State::new()), merged: State::new(), conflicts: BTreeMap::new() }
+        let parts = std::array::from_fn(|_| State::new());
+        Layers { parts, merged: State::new(), settled: 0, conflicts: BTreeMap::new() }
     }
 }
 
@@ -25,9 +32,20 @@ impl<const N: usize> Layers<N> {
     /// Puts a new version of a part in place of the last one.
     pub fn set(&mut self, index: usize, part: &State) {
         let before = std::mem::replace(&mut self.parts[index], part.clone());
-        for key in before.differing_keys(part) {
-            self.settle(key);
+        let changed: Vec<Key> = before.differing_keys(part).cloned().collect();
+        self.settled += changed.len();
+        if self.settled > self.merged.len() / SHARED {
+            self.start_from_largest();
         }
+        changed.iter().for_each(|key| self.settle(key));
+    }
+
+    fn start_from_largest(&mut self) {
+        self.settled = 0;
+        let mut parts: Vec<State> = self.parts.to_vec();
+        parts.sort_by_key(State::len);
+        self.merged = parts.pop().unwrap_or_default();
+        parts.iter().flat_map(State::iter).for_each(|(key, _)| self.settle(key));
     }
 
     /// All parts together.
@@ -41,7 +59,7 @@ impl<const N: usize> Layers<N> {
     }
 
     fn settle(&mut self, key: &Key) {
-        let mut wanted = self.parts.iter().filter_map(|part| part.get(key));
+        let mut wanted = self.parts.iter().filter_map(|part| part.get_shared(key));
         let Some(first) = wanted.next() else {
             self.merged.remove(key);
             self.conflicts.remove(key);
@@ -51,8 +69,8 @@ impl<const N: usize> Layers<N> {
             .filter(|other| other.object != first.object)
             .map(|other| Conflict { key: key.clone(), kept: first.owner.clone(), lost: other.owner.clone() })
             .collect();
-        if self.merged.get(key) != Some(first) {
-            self.merged.insert(key.clone(), first.object.clone(), first.owner.clone());
+        if self.merged.get_shared(key) != Some(first) {
+            self.merged.share(key.clone(), first.clone());
         }
         if lost.is_empty() {
             self.conflicts.remove(key);
@@ -85,5 +103,23 @@ mod tests {
         assert_eq!(layers.conflicts().count(), 0);
         layers.set(1, &state(&[]));
         assert!(layers.merged().is_empty());
+    }
+
+    #[test]
+    fn together_they_are_what_merging_them_in_order_gives() {
+        let mut layers = Layers::<3>::default();
+        let mut parts = [state(&[]), state(&[]), state(&[])];
+        // Parts that shrink, grow and meet, so that each is the largest in turn.
+        for step in 0..60_usize {
+            let (index, size) = (step * 7 % 3, step * 5 % 13);
+            let names: Vec<String> = (0..size).map(|name| (name * (index + 1)).to_string()).collect();
+            let value = (step / 4).to_string();
+            parts[index] = state(&names.iter().map(|name| (name.as_str(), value.as_str())).collect::<Vec<_>>());
+            layers.set(index, &parts[index]);
+            let (mut merged, mut conflicts) = (State::new(), Vec::new());
+            parts.iter().for_each(|part| merged.merge(part, &mut conflicts));
+            assert_eq!(*layers.merged(), merged, "step {step}");
+            assert_eq!(layers.conflicts().count(), conflicts.len(), "step {step}");
+        }
     }
 }

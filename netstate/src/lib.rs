@@ -13,6 +13,7 @@ pub mod link;
 pub mod neigh;
 pub mod netns;
 pub mod nft;
+pub mod part;
 pub mod route;
 pub mod state;
 
@@ -21,5 +22,6 @@ pub use layers::Layers;
 pub use link::{Link, LinkKind, LinkName, Mac, VxlanParams, stable_hash};
 pub use neigh::{Fdb, Neigh};
 pub use netns::{Netns, PodNetns};
+pub use part::Part;
 pub use route::{Route, RouteKind, Rule, Scope};
 pub use state::{Conflict, Entry, Key, Object, Owner, State};

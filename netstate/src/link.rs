@@ -3,16 +3,15 @@
 use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::net::IpAddr;
-use std::sync::Arc;
 
 use siphasher::sip::SipHasher13;
 
 use crate::Netns;
 
-/// An interface name (at most 15 bytes, the kernel's IFNAMSIZ).
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
-#[serde(transparent)]
-pub struct LinkName(Arc<str>);
+/// An interface name (at most 15 bytes, the kernel's IFNAMSIZ), filled up with zeros: there is one in most keys.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub struct LinkName([u8; LinkName::MAX]);
 
 /// An Ethernet address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -86,23 +85,53 @@ impl LinkName {
     pub fn new(name: &str) -> Option<LinkName> {
         let fits = (1..=Self::MAX).contains(&name.len());
         let clean = !name.bytes().any(|b| matches!(b, b'/' | b':' | b'%' | 0x0b | 0) || b.is_ascii_whitespace());
-        (fits && clean && name != "." && name != "..").then(|| LinkName(name.into()))
+        (fits && clean && name != "." && name != "..").then(|| LinkName::filled(name))
     }
 
     /// `prefix` and as many hex digits of `hash` as fit into eleven: the name of a link that we make.
     pub fn hashed(prefix: &str, hash: u64) -> LinkName {
-        LinkName(format!("{prefix}{:011x}", hash >> 20).into())
+        LinkName::filled(&format!("{prefix}{:011x}", hash >> 20))
+    }
+
+    /// The first of all names in order; no link has it.
+    pub(crate) const FIRST: LinkName = LinkName([0; LinkName::MAX]);
+
+    fn filled(name: &str) -> LinkName {
+        let mut bytes = [0; LinkName::MAX];
+        bytes[..name.len()].copy_from_slice(name.as_bytes());
+        LinkName(bytes)
     }
 
     /// The name.
     pub fn as_str(&self) -> &str {
-        &self.0
+        let end = self.0.iter().position(|byte| *byte == 0).unwrap_or(LinkName::MAX);
+        std::str::from_utf8(&self.0[..end]).expect("made of a whole str, which holds no zero")
     }
 }
 
 impl fmt::Display for LinkName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(self.as_str())
+    }
+}
+
+impl fmt::Debug for LinkName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self.as_str(), f)
+    }
+}
+
+impl From<LinkName> for String {
+    fn from(name: LinkName) -> String {
+        name.as_str().to_owned()
+    }
+}
+
+impl TryFrom<String> for LinkName {
+    type Error = String;
+
+    fn try_from(name: String) -> Result<LinkName, String> {
+        LinkName::new(&name).ok_or_else(|| format!("'{name}' is not a name that the kernel gives an interface"))
     }
 }
 

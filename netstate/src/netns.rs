@@ -8,8 +8,8 @@ use std::sync::Arc;
 pub enum Netns {
     /// The node's own namespace, where the agent runs.
     Host,
-    /// A pod's namespace.
-    Pod(PodNetns),
+    /// A pod's namespace. Shared: every key inside the pod names it.
+    Pod(Arc<PodNetns>),
 }
 
 /// A pod's network namespace as the runtime handed it over.
@@ -24,6 +24,12 @@ pub struct PodNetns {
     pub ino: u64,
     /// Where the runtime mounted it, e.g. `/run/netns/cni-…`.
     pub path: Arc<str>,
+}
+
+impl From<PodNetns> for Netns {
+    fn from(pod: PodNetns) -> Netns {
+        Netns::Pod(Arc::new(pod))
+    }
 }
 
 impl fmt::Display for Netns {

@@ -1,16 +1,16 @@
 //! `State`: one ordered map from key to object.
 //!
 //! Invariant: the variants of [`Key`] stand in dependency order. Ascending order is the order of creation, descending
-//! order the order of deletion. The map is persistent: a clone costs nothing and shares what it does not change.
+//! order the order of deletion. The map is persistent: a clone costs nothing and shares what it does not change. Entries
+//! are shared between states too: a node of a large cluster has tens of thousands, in several states at once.
 
-use std::collections::BTreeSet;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 use std::ops::Bound;
 use std::sync::Arc;
 
-use imbl::OrdMap;
 use imbl::ordmap::DiffItem;
+use imbl::{OrdMap, OrdSet};
 use ipnet::IpNet;
 
 use crate::{Fdb, Link, LinkName, Mac, Neigh, Netns, Route, Rule, Scope, nft};
@@ -51,7 +51,7 @@ pub enum Key {
     ForwardOpening { family: Arc<str>, table: Arc<str>, chain: Arc<str> },
 }
 
-/// What a key stands for.
+/// What a key stands for. What is large is shared: steps of a change hold objects by the ten thousand.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Object {
     /// The sysctl's text, without the line end.
@@ -59,23 +59,23 @@ pub enum Object {
     /// Our table: that it is there is all there is to it.
     NftTable,
     /// See [`nft::Set`].
-    NftSet(nft::Set),
+    NftSet(Arc<nft::Set>),
     /// See [`nft::Chain`].
-    NftChain(nft::Chain),
+    NftChain(Arc<nft::Chain>),
     /// The element's data; empty in a set.
     NftElement(nft::ElementData),
     /// See [`Link`].
-    Link(Link),
+    Link(Arc<Link>),
     /// An address's scope.
     Address(Scope),
     /// See [`Rule`].
-    Rule(Rule),
+    Rule(Arc<Rule>),
     /// See [`Neigh`].
     Neigh(Neigh),
     /// See [`Fdb`].
     Fdb(Fdb),
     /// See [`Route`].
-    Route(Route),
+    Route(Arc<Route>),
     /// How many of our rules are in that chain as we put them: wanted are all, [`crate::claims::FORWARD_OPENING_RULES`].
     ForwardOpening { intact: usize },
 }
@@ -116,9 +116,11 @@ pub struct Conflict {
 }
 
 /// Wanted or actual kernel objects.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub struct State {
-    entries: OrdMap<Key, Entry>,
+    entries: OrdMap<Key, Arc<Entry>>,
+    /// The routes over each link, which their keys do not tell; derived from `entries`.
+    routes_over: OrdSet<(LinkName, Key)>,
 }
 
 // === impl State ===
@@ -131,16 +133,36 @@ impl State {
 
     /// Puts an object under a key, whatever was there.
     pub fn insert(&mut self, key: Key, object: Object, owner: Owner) {
-        self.entries.insert(key, Entry { object, owner });
+        self.share(key, Arc::new(Entry { object, owner }));
+    }
+
+    /// Puts an entry of another state under a key, whatever was there.
+    pub fn share(&mut self, key: Key, entry: Arc<Entry>) {
+        let dev = entry.object.output_link().cloned();
+        let before = self.entries.insert(key.clone(), entry);
+        let left = before.as_ref().and_then(|before| before.object.output_link());
+        if left != dev.as_ref() {
+            left.and_then(|left| self.routes_over.remove(&(left.clone(), key.clone())));
+            dev.map(|dev| self.routes_over.insert((dev, key)));
+        }
     }
 
     /// Takes an object away, if it is there.
-    pub fn remove(&mut self, key: &Key) -> Option<Entry> {
-        self.entries.remove(key)
+    pub fn remove(&mut self, key: &Key) -> Option<Arc<Entry>> {
+        let entry = self.entries.remove(key)?;
+        if let Some(dev) = entry.object.output_link() {
+            self.routes_over.remove(&(dev.clone(), key.clone()));
+        }
+        Some(entry)
     }
 
     /// The entry under a key.
     pub fn get(&self, key: &Key) -> Option<&Entry> {
+        self.entries.get(key).map(|entry| &**entry)
+    }
+
+    /// The entry under a key, to be shared with another state.
+    pub fn get_shared(&self, key: &Key) -> Option<&Arc<Entry>> {
         self.entries.get(key)
     }
 
@@ -156,12 +178,17 @@ impl State {
 
     /// Entries in key order.
     pub fn iter(&self) -> impl DoubleEndedIterator<Item = (&Key, &Entry)> {
+        self.iter_shared().map(|(key, entry)| (key, &**entry))
+    }
+
+    /// Entries in key order, to be shared with another state.
+    pub fn iter_shared(&self) -> impl DoubleEndedIterator<Item = (&Key, &Arc<Entry>)> {
         self.entries.iter()
     }
 
     /// Entries from `first` on, in key order.
     pub fn entries_from<'a>(&'a self, first: &Key) -> impl Iterator<Item = (&'a Key, &'a Entry)> + use<'a> {
-        self.entries.range::<_, Key>((Bound::Included(first), Bound::Unbounded))
+        self.entries.range::<_, Key>((Bound::Included(first), Bound::Unbounded)).map(|(key, entry)| (key, &**entry))
     }
 
     /// Number of entries.
@@ -177,10 +204,10 @@ impl State {
     /// Takes `before` out and puts `after` in, leaving alone what is the same in both.
     pub fn replace(&mut self, before: &State, after: &State) {
         for key in before.differing_keys(after) {
-            match after.get(key) {
-                Some(entry) => self.entries.insert(key.clone(), entry.clone()),
-                None => self.entries.remove(key),
-            };
+            match after.get_shared(key) {
+                Some(entry) => self.share(key.clone(), entry.clone()),
+                None => drop(self.remove(key)),
+            }
         }
     }
 
@@ -193,11 +220,9 @@ impl State {
 
     /// Adds all of `part`. A key that is taken by a different object stays with who came first, and is reported.
     pub fn merge(&mut self, part: &State, conflicts: &mut Vec<Conflict>) {
-        for (key, entry) in part.iter() {
+        for (key, entry) in part.iter_shared() {
             match self.entries.get(key) {
-                None => {
-                    self.entries.insert(key.clone(), entry.clone());
-                }
+                None => self.share(key.clone(), entry.clone()),
                 Some(first) if first.object == entry.object => {}
                 Some(first) => {
                     conflicts.push(Conflict { key: key.clone(), kept: first.owner.clone(), lost: entry.owner.clone() })
@@ -221,25 +246,39 @@ impl State {
         first.into_iter().flat_map(move |from| self.keys_from(from).take_while(move |key| on_it(key)))
     }
 
-    /// The keys of the routes over these links: one walk, however many links.
-    pub(crate) fn routes_over(&self, links: &BTreeSet<(Netns, LinkName)>) -> Vec<&Key> {
-        let namespaces: BTreeSet<&Netns> = links.iter().map(|(ns, _)| ns).collect();
-        let mut over = Vec::new();
-        for ns in namespaces {
-            let names: BTreeSet<&LinkName> = links.iter().filter(|(of, _)| of == ns).map(|(_, link)| link).collect();
-            let first = Key::Route { ns: ns.clone(), table: 0, dst: IpNet::default(), metric: 0 };
-            let routes = self.entries_from(&first).take_while(|(key, _)| key.netns() == ns);
-            over.extend(routes.filter_map(|(key, entry)| match &entry.object {
-                Object::Route(Route { dev: Some(dev), .. }) => names.contains(dev).then_some(key),
-                _ => None,
-            }));
-        }
-        over
+    /// The keys of the routes over a link.
+    pub(crate) fn routes_over<'a>(&'a self, ns: &'a Netns, link: &'a LinkName) -> impl Iterator<Item = &'a Key> {
+        let first = Key::Route { ns: ns.clone(), table: 0, dst: IpNet::default(), metric: 0 };
+        let over = self.routes_over.range((link.clone(), first)..);
+        over.take_while(move |(dev, key)| dev == link && key.netns() == ns).map(|(_, key)| key)
+    }
+
+    /// The keys of a link, and of all that goes when it goes.
+    pub fn on_link<'a>(&'a self, ns: &'a Netns, link: &'a LinkName) -> impl Iterator<Item = &'a Key> {
+        self.directly_on(ns, link).chain(self.routes_over(ns, link))
+    }
+
+    /// The keys of all that is in a pod's namespace.
+    pub fn in_netns<'a>(&'a self, ns: &'a Netns) -> impl Iterator<Item = &'a Key> {
+        let (name, link) = (|| Arc::<str>::from(""), LinkName::FIRST);
+        let first = [
+            Key::Sysctl { ns: ns.clone(), name: name() },
+            Key::Link { ns: ns.clone(), link: link.clone() },
+            Key::LinkSysctl { ns: ns.clone(), link: link.clone(), name: name() },
+            Key::Address { ns: ns.clone(), link: link.clone(), address: IpNet::default() },
+            Key::Neigh { ns: ns.clone(), link, address: Ipv4Addr::UNSPECIFIED.into() },
+            Key::Route { ns: ns.clone(), table: 0, dst: IpNet::default(), metric: 0 },
+        ];
+        first.into_iter().flat_map(move |from| {
+            let kind = std::mem::discriminant(&from);
+            let within = move |key: &&Key| std::mem::discriminant(*key) == kind && key.netns() == ns;
+            self.keys_from(from).take_while(within)
+        })
     }
 
     /// Takes all elements of an nft set away.
     pub(crate) fn remove_elements(&mut self, of: &str) {
-        let first = Key::NftElement { set: of.into(), key: nft::ElementKey { bytes: Vec::new(), end: None } };
+        let first = Key::NftElement { set: of.into(), key: nft::ElementKey { bytes: Box::default(), end: None } };
         let is_element = |key: &&Key| matches!(key, Key::NftElement { set, .. } if **set == *of);
         let keys: Vec<Key> = self.keys_from(first).take_while(is_element).cloned().collect();
         keys.iter().for_each(|key| {
@@ -259,14 +298,36 @@ impl State {
     }
 
     /// The map itself, for comparing two states without walking what they share.
-    pub(crate) fn map(&self) -> &OrdMap<Key, Entry> {
+    pub(crate) fn map(&self) -> &OrdMap<Key, Arc<Entry>> {
         &self.entries
     }
 }
 
 impl FromIterator<(Key, Entry)> for State {
     fn from_iter<I: IntoIterator<Item = (Key, Entry)>>(entries: I) -> State {
-        State { entries: entries.into_iter().collect() }
+        let mut state = State::new();
+        entries.into_iter().for_each(|(key, entry)| state.share(key, Arc::new(entry)));
+        state
+    }
+}
+
+impl PartialEq for State {
+    fn eq(&self, other: &State) -> bool {
+        self.entries == other.entries
+    }
+}
+
+impl Eq for State {}
+
+// === impl Object ===
+
+impl Object {
+    /// The link that a route leads to.
+    fn output_link(&self) -> Option<&LinkName> {
+        match self {
+            Object::Route(route) => route.dev.as_ref(),
+            _ => None,
+        }
     }
 }
 

@@ -69,7 +69,7 @@ proptest! {
             if let Op::Create(key, object) | Op::Replace { key, new: object, .. } = &change.ops[at].0
                 && let Some(link) = needs(key, object)
             {
-                let comes_with_its_pair = matches!(object, Object::Link(Link { kind: LinkKind::VethPeer, .. }));
+                let comes_with_its_pair = matches!(object, Object::Link(link) if link.kind == LinkKind::VethPeer);
                 prop_assert!(comes_with_its_pair || now.get(&link).is_some(), "{key} before {link}");
             }
             one(&change, at).apply_to(&mut now);
@@ -102,7 +102,7 @@ proptest! {
             {
                 let leads_there = |(other, entry): (&Key, &Entry)| matches!(
                     (other, &entry.object),
-                    (Key::Route { ns, dst, .. }, Object::Route(Route { via: None, .. })) if ns == key.netns() && dst.contains(&via)
+                    (Key::Route { ns, dst, .. }, Object::Route(route)) if route.via.is_none() && ns == key.netns() && dst.contains(&via)
                 );
                 prop_assert!(now.iter().any(leads_there), "{key} by way of {via}");
             }
@@ -113,7 +113,7 @@ proptest! {
 
 fn vxlan(vni: u32, port: u16, gbp: bool) -> Object {
     let params = VxlanParams { vni, port, local: "192.0.2.1".parse().unwrap(), learning: false, gbp };
-    Object::Link(Link { kind: LinkKind::Vxlan(params), mac: mac(1), mtu: 1450, group: 0, up: true })
+    Object::Link(Link { kind: LinkKind::Vxlan(params), mac: mac(1), mtu: 1450, group: 0, up: true }.into())
 }
 
 fn device(link: &str, object: Object) -> State {
@@ -137,12 +137,12 @@ fn a_links_new_mtu_has_its_ipv6_routes_written_again() {
         let mut state = device("ttx0", vxlan(1, 8472, false));
         let key = Key::Link { ns: Netns::Host, link: name("ttx0") };
         if let Some(Entry { object: Object::Link(link), .. }) = state.get(&key).cloned() {
-            state.insert(key, Object::Link(Link { mtu, ..link }), Owner::Node);
+            state.insert(key, Object::Link(Link { mtu, ..(*link).clone() }.into()), Owner::Node);
         }
         for dst in ["10.0.0.0/24", "fd00::/64", "fd00:1::/64"] {
             let route = Route { mtu: (dst != "fd00::/64").then_some(1400), ..Route::on_link(name("ttx0")) };
             let key = Key::Route { ns: Netns::Host, table: 254, dst: dst.parse().unwrap(), metric: 1024 };
-            state.insert(key, Object::Route(route), Owner::Node);
+            state.insert(key, Object::Route(route.into()), Owner::Node);
         }
         state
     };
@@ -185,7 +185,7 @@ fn a_device_goes_first_only_if_it_stands_in_the_way() {
 fn only_a_local_address_of_the_same_family_moves_in_place() {
     let local = |text: &str| {
         let params = VxlanParams { vni: 1, port: 8472, local: text.parse().unwrap(), learning: false, gbp: false };
-        Object::Link(Link { kind: LinkKind::Vxlan(params), mac: mac(1), mtu: 1450, group: 0, up: true })
+        Object::Link(Link { kind: LinkKind::Vxlan(params), mac: mac(1), mtu: 1450, group: 0, up: true }.into())
     };
     let check = |before: &str, wanted: &str, is: &[&str]| {
         assert_eq!(steps(&device("ttx0", local(before)), &device("ttx0", local(wanted))), is);

@@ -54,7 +54,7 @@ pub(crate) fn pool(name: &str, seed: u8) -> (ObjectId, Object) {
         namespaces: Selector::all(),
         disabled: false,
     };
-    (ObjectId { kind: Kind::IpPool, name: name.into() }, Object::Pool(pool))
+    (ObjectId { kind: Kind::IpPool, name: name.into() }, Object::Pool(pool.into()))
 }
 
 /// What is said of a document that was spoiled.
@@ -72,7 +72,7 @@ fn node(name: &str) -> (ObjectId, Object) {
         labels: BTreeMap::new(),
         annotations: BTreeMap::new(),
     };
-    (ObjectId { kind: Kind::Node, name: name.into() }, Object::Node(node))
+    (ObjectId { kind: Kind::Node, name: name.into() }, Object::Node(node.into()))
 }
 
 fn advert(name: &str, heartbeat: u64) -> (ObjectId, Object) {
@@ -88,7 +88,7 @@ fn advert(name: &str, heartbeat: u64) -> (ObjectId, Object) {
         edition: 0,
         heartbeat,
     };
-    (ObjectId { kind: Kind::NodeNetwork, name: name.into() }, Object::Advert(advert))
+    (ObjectId { kind: Kind::NodeNetwork, name: name.into() }, Object::Advert(advert.into()))
 }
 
 /// A watch, and the world it leads to.
@@ -209,7 +209,7 @@ async fn one_of_many_wins(rig: &dyn Rig) {
     }
     assert_eq!(won.len(), 1, "exactly one claim must win");
     let watching = Watching::synced(&*rig.store(), &[Kind::IpPool]).await;
-    assert_eq!(Object::Pool((*watching.world.pools["claimed"]).clone()), won[0]);
+    assert_eq!(Object::Pool((*watching.world.pools["claimed"]).clone().into()), won[0]);
 }
 
 async fn nothing_is_lost_between_writers(rig: &dyn Rig) {

@@ -134,20 +134,22 @@ fn document(origin: &str, text: &str, part: split::Part, last: bool) -> Result<D
     }
     let id = ObjectId { kind, name: name.into() };
     check_version(kind, &header)
-        .and_then(|()| decode(kind, body))
+        .and_then(|()| decode(&id, body))
         .map(|object| Document { id: id.clone(), object, range: part.range.clone() })
         .map_err(|fault| refused(Some(id), last && !text.ends_with('\n'), fault))
 }
 
 /// All kinds on one screen.
-fn decode(kind: Kind, body: &str) -> Result<Object, Fault> {
+fn decode(ObjectId { kind, name }: &ObjectId, body: &str) -> Result<Object, Fault> {
     match kind {
-        Kind::Node => node::decode(&fault::typed(body)?).map(Object::Node),
-        Kind::NetworkConfig => config::decode(body).map(Object::Config),
-        Kind::NodeNetwork => node::decode_advert(&fault::typed(body)?).map(Object::Advert),
-        Kind::IpPool => pool::decode(&fault::typed(body)?).map(Object::Pool),
-        Kind::IpReservation => pool::decode_reservation(&fault::typed(body)?).map(Object::Reservation),
-        Kind::IpBlock => pool::decode_block(&fault::typed(body)?).map(Object::Block),
+        Kind::Node => node::decode(name, &fault::typed(body)?).map(|read| Object::Node(read.into())),
+        Kind::NetworkConfig => config::decode(body).map(|read| Object::Config(read.into())),
+        Kind::NodeNetwork => node::decode_advert(name, &fault::typed(body)?).map(|read| Object::Advert(read.into())),
+        Kind::IpPool => pool::decode(&fault::typed(body)?).map(|read| Object::Pool(read.into())),
+        Kind::IpReservation => {
+            pool::decode_reservation(&fault::typed(body)?).map(|read| Object::Reservation(read.into()))
+        }
+        Kind::IpBlock => pool::decode_block(&fault::typed(body)?).map(|read| Object::Block(read.into())),
     }
 }
 

@@ -206,7 +206,7 @@ impl Held {
     fn event(&self, id: &ObjectId) -> StoreEvent {
         match &self.spoiled {
             None => StoreEvent::Put(id.clone(), self.object.clone(), self.revision.clone()),
-            Some(condition) => StoreEvent::Invalid(id.clone(), condition.clone()),
+            Some(condition) => StoreEvent::Invalid(id.clone(), condition.clone().into()),
         }
     }
 }

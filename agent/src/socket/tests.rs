@@ -284,6 +284,6 @@ async fn documents_are_written_to_the_store() {
     let apply = Request::Apply { source: "a.yaml".into(), documents: documents.into() };
     assert_eq!(ask(&served, &apply).await, Reply::Result(json!(["NetworkConfig/default"])));
     let id = ObjectId { kind: Kind::NetworkConfig, name: "default".into() };
-    let again = served.store.put(id.clone(), Object::Config(Config::default()), Expect::Absent).await;
+    let again = served.store.put(id.clone(), Object::Config(Config::default().into()), Expect::Absent).await;
     assert!(again.is_err(), "it is there");
 }

@@ -109,7 +109,7 @@ impl Rig {
     }
 
     pub(crate) async fn put_config(&self, config: Config) {
-        self.put(Kind::NetworkConfig, "default", Object::Config(config)).await;
+        self.put(Kind::NetworkConfig, "default", Object::Config(config.into())).await;
     }
 
     pub(crate) async fn put_node(&self, name: &str, address: &str, ranges: &[&str]) {
@@ -121,7 +121,7 @@ impl Rig {
             labels: BTreeMap::new(),
             annotations: BTreeMap::new(),
         };
-        self.put(Kind::Node, name, Object::Node(node)).await;
+        self.put(Kind::Node, name, Object::Node(node.into())).await;
     }
 
     /// A node elsewhere that takes part: its Node, and what it tells.
@@ -146,13 +146,13 @@ impl Rig {
             edition: 1,
             heartbeat: 1,
         };
-        self.put(Kind::NodeNetwork, &name, Object::Advert(advert)).await;
+        self.put(Kind::NodeNetwork, &name, Object::Advert(advert.into())).await;
     }
 
     /// What the store holds of n1's own word.
     pub(crate) fn advert(&self) -> Option<Advert> {
         match self.store.get(&ObjectId { kind: Kind::NodeNetwork, name: "n1".into() })?.0 {
-            Object::Advert(advert) => Some(advert),
+            Object::Advert(advert) => Some((*advert).clone()),
             other => panic!("a NodeNetwork is {other:?}"),
         }
     }
@@ -250,14 +250,17 @@ pub(crate) fn link_name(container: &str) -> LinkName {
 
 /// A pool for every node and pod.
 pub(crate) fn pool(cidr: &str, block_size: u8) -> Object {
-    Object::Pool(Pool {
-        name: "all".into(),
-        cidr: cidr.parse().unwrap(),
-        block_size,
-        nodes: Selector::all(),
-        namespaces: Selector::all(),
-        disabled: false,
-    })
+    Object::Pool(
+        Pool {
+            name: "all".into(),
+            cidr: cidr.parse().unwrap(),
+            block_size,
+            nodes: Selector::all(),
+            namespaces: Selector::all(),
+            disabled: false,
+        }
+        .into(),
+    )
 }
 
 fn request(command: Command, container: &str) -> CniRequest {

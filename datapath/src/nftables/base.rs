@@ -25,11 +25,11 @@ pub(super) fn plan(nat: &Nat) -> State {
     state.insert(Key::NftTable, Object::NftTable, Owner::Node);
     for family in Family::ALL {
         for (name, set) in hostport::sets(family).into_iter().chain(masquerade::sets(family)) {
-            state.insert(Key::NftSet { set: name.into() }, Object::NftSet(set), Owner::Node);
+            state.insert(Key::NftSet { set: name.into() }, Object::NftSet(set.into()), Owner::Node);
         }
     }
     for (name, chain) in chains(nat) {
-        state.insert(Key::NftChain { chain: name.into() }, Object::NftChain(chain), Owner::Node);
+        state.insert(Key::NftChain { chain: name.into() }, Object::NftChain(chain.into()), Owner::Node);
     }
     state
 }

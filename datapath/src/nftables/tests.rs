@@ -134,7 +134,7 @@ fn without_masquerade_nothing_masquerades() {
         let mut planner = Nftables::default();
         let chain = planner.plan(&world(&[]), nat).get(&Key::NftChain { chain: "nat_postrouting".into() }).cloned();
         match chain.map(|entry| entry.object) {
-            Some(Object::NftChain(chain)) => chain.rules,
+            Some(Object::NftChain(chain)) => chain.rules.clone(),
             other => panic!("{other:?}"),
         }
     };

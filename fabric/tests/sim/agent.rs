@@ -230,7 +230,7 @@ impl Agent {
             format!("\n    heard of {name}: accepts {accepts:?} sends {sends:?} edition {edition}")
         });
         let peers = self.out.peers.iter().map(|(name, peer)| {
-            let tartan_fabric::PeerState { choices, leaving, live, conditions, .. } = peer;
+            let tartan_fabric::PeerState { choices, leaving, live, conditions, .. } = &**peer;
             format!("\n    {name}: live {live} {choices:?} leaving {leaving:?} {conditions:?}")
         });
         format!(

@@ -84,7 +84,7 @@ impl Machine {
     pub(crate) fn devices(&self) -> impl Iterator<Item = (&LinkName, &Link)> {
         self.kernel.iter().filter_map(|(key, entry)| match (key, &entry.object) {
             (Key::Link { link, .. }, Object::Link(device)) if matches!(device.kind, LinkKind::Vxlan(_)) => {
-                Some((link, device))
+                Some((link, &**device))
             }
             _ => None,
         })
@@ -138,7 +138,7 @@ pub(crate) fn check_mtu(a: &Machine) {
 pub(crate) fn pod_link() -> (Key, impl Fn(u32) -> Object) {
     let link = |mtu| Link { kind: LinkKind::VethPeer, mac: Mac([2, 0, 0, 0, 0, 1]), mtu, group: 0, up: true };
     let key = Key::Link { ns: Netns::Host, link: LinkName::new("ttp0").unwrap() };
-    (key, move |mtu| Object::Link(link(mtu)))
+    (key, move |mtu| Object::Link(link(mtu).into()))
 }
 
 /// Sends a packet of a family from a pod of `a` to a pod of `b`, by what their kernels hold. Returns what

@@ -41,11 +41,11 @@ impl Store {
         match write {
             Write::Config(config) => {
                 self.config = config.clone();
-                put(Kind::NetworkConfig, "default".into(), Object::Config(config))
+                put(Kind::NetworkConfig, "default".into(), Object::Config(config.into()))
             }
             Write::Node(node) => {
                 self.nodes.insert(node.name.clone(), node.clone());
-                put(Kind::Node, node.name.clone(), Object::Node(node))
+                put(Kind::Node, node.name.clone(), Object::Node(node.into()))
             }
             Write::NodeGone(name) => {
                 self.nodes.remove(&name);
@@ -53,17 +53,19 @@ impl Store {
             }
             Write::Advert(advert) => {
                 self.adverts.insert(advert.node.clone(), advert.clone());
-                put(Kind::NodeNetwork, advert.node.clone(), Object::Advert(advert))
+                put(Kind::NodeNetwork, advert.node.clone(), Object::Advert(advert.into()))
             }
         }
     }
 
     fn list(&self, kind: Kind) -> Vec<StoreEvent> {
         let objects: Vec<StoreEvent> = match kind {
-            Kind::NetworkConfig => vec![put(kind, "default".into(), Object::Config(self.config.clone()))],
-            Kind::Node => self.nodes.iter().map(|(name, n)| put(kind, name.clone(), Object::Node(n.clone()))).collect(),
+            Kind::NetworkConfig => vec![put(kind, "default".into(), Object::Config(self.config.clone().into()))],
+            Kind::Node => {
+                self.nodes.iter().map(|(name, n)| put(kind, name.clone(), Object::Node(n.clone().into()))).collect()
+            }
             Kind::NodeNetwork => {
-                self.adverts.iter().map(|(name, a)| put(kind, name.clone(), Object::Advert(a.clone()))).collect()
+                self.adverts.iter().map(|(name, a)| put(kind, name.clone(), Object::Advert(a.clone().into()))).collect()
             }
             _ => Vec::new(),
         };

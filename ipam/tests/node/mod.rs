@@ -67,7 +67,7 @@ impl Setup {
             message: "garbage".into(),
             fix: "mend it".into(),
         };
-        self.world.store(StoreEvent::Invalid(id, condition), self.now);
+        self.world.store(StoreEvent::Invalid(id, condition.into()), self.now);
     }
 
     pub(crate) fn attach(&mut self, name: &str, addresses: &str) {
@@ -95,8 +95,8 @@ impl Setup {
 impl Put {
     pub(crate) fn uid(mut self, to: &str) -> Put {
         match &mut self.0 {
-            Object::Node(node) => node.uid = to.into(),
-            Object::Block(block) => block.node_uid = to.into(),
+            Object::Node(node) => Arc::make_mut(node).uid = to.into(),
+            Object::Block(block) => Arc::make_mut(block).node_uid = to.into(),
             _ => panic!("it has no uid"),
         }
         self
@@ -104,7 +104,7 @@ impl Put {
 
     pub(crate) fn label(mut self, key: &str, value: &str) -> Put {
         let Object::Node(node) = &mut self.0 else { panic!("only nodes have labels here") };
-        node.labels.insert(key.into(), value.into());
+        Arc::make_mut(node).labels.insert(key.into(), value.into());
         self
     }
 
@@ -122,62 +122,70 @@ impl Put {
 
     pub(crate) fn own(mut self, addresses: &str) -> Put {
         let Object::Advert(advert) = &mut self.0 else { panic!("only adverts have it") };
-        advert.fabric_addresses = first_of(addresses);
+        Arc::make_mut(advert).fabric_addresses = first_of(addresses);
         self
     }
 
     fn of_pool(mut self, change: impl FnOnce(&mut Pool)) -> Put {
         let Object::Pool(pool) = &mut self.0 else { panic!("this is no pool") };
-        change(pool);
+        change(Arc::make_mut(pool));
         self
     }
 }
 
 pub(crate) fn node(name: &str, pod_cidrs: &str) -> Put {
-    Put(Object::Node(Node {
-        name: name.into(),
-        uid: uid_of(name),
-        internal_ips: Vec::new(),
-        pod_cidrs: nets(pod_cidrs),
-        labels: Default::default(),
-        annotations: Default::default(),
-    }))
+    Put(Object::Node(
+        Node {
+            name: name.into(),
+            uid: uid_of(name),
+            internal_ips: Vec::new(),
+            pod_cidrs: nets(pod_cidrs),
+            labels: Default::default(),
+            annotations: Default::default(),
+        }
+        .into(),
+    ))
 }
 
 pub(crate) fn pool(name: &str, cidr: &str, block_size: u8) -> Put {
     let (nodes, namespaces) = (Selector::all(), Selector::all());
-    Put(Object::Pool(Pool { name: name.into(), cidr: net(cidr), block_size, nodes, namespaces, disabled: false }))
+    Put(Object::Pool(
+        Pool { name: name.into(), cidr: net(cidr), block_size, nodes, namespaces, disabled: false }.into(),
+    ))
 }
 
 pub(crate) fn reservation(name: &str, cidrs: &str) -> Put {
-    Put(Object::Reservation(Reservation { name: name.into(), cidrs: nets(cidrs) }))
+    Put(Object::Reservation(Reservation { name: name.into(), cidrs: nets(cidrs) }.into()))
 }
 
 pub(crate) fn block(cidr: &str, pool: &str, node: &str) -> Put {
     let (pool, node_uid) = (pool.into(), uid_of(node));
-    Put(Object::Block(Block { cidr: net(cidr), pool, node: node.into(), node_uid, parts: Vec::new() }))
+    Put(Object::Block(Block { cidr: net(cidr), pool, node: node.into(), node_uid, parts: Vec::new() }.into()))
 }
 
 /// The block with one part.
 pub(crate) fn given(mut block: Put, cidr: &str, holder: Holder) -> Put {
     let Object::Block(given) = &mut block.0 else { panic!("only blocks have parts") };
-    given.parts.push(Part { cidr: net(cidr), holder });
+    Arc::make_mut(given).parts.push(Part { cidr: net(cidr), holder });
     block
 }
 
 pub(crate) fn advert(node: &str, blocks: &str) -> Put {
-    Put(Object::Advert(Advert {
-        node: node.into(),
-        node_uid: uid_of(node),
-        addresses: PerFamily::default(),
-        fabric_addresses: PerFamily::default(),
-        blocks: nets(blocks),
-        mtu: 1500,
-        accepts: Vec::new(),
-        sends: Vec::new(),
-        edition: 0,
-        heartbeat: 0,
-    }))
+    Put(Object::Advert(
+        Advert {
+            node: node.into(),
+            node_uid: uid_of(node),
+            addresses: PerFamily::default(),
+            fabric_addresses: PerFamily::default(),
+            blocks: nets(blocks),
+            mtu: 1500,
+            accepts: Vec::new(),
+            sends: Vec::new(),
+            edition: 0,
+            heartbeat: 0,
+        }
+        .into(),
+    ))
 }
 
 fn net(text: &str) -> IpNet {

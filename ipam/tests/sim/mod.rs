@@ -102,9 +102,9 @@ impl Cluster {
                 labels: BTreeMap::new(),
                 annotations: BTreeMap::new(),
             };
-            cluster.write(id(Kind::Node, name), Some(Object::Node(node)));
+            cluster.write(id(Kind::Node, name), Some(Object::Node(node.into())));
         }
-        cluster.write(id(Kind::IpPool, "p"), Some(Object::Pool(pool)));
+        cluster.write(id(Kind::IpPool, "p"), Some(Object::Pool(pool.into())));
         cluster.nodes = (0..NAMES.len()).map(|node| cluster.start(node)).collect();
         cluster
     }
@@ -146,7 +146,7 @@ impl Cluster {
             Op::Settle(node) => drop(self.settle_one(*node)),
             Op::Enable(enabled) => {
                 let pool = Pool { disabled: !enabled, ..self.pool.clone() };
-                self.write(id(Kind::IpPool, "p"), Some(Object::Pool(pool)));
+                self.write(id(Kind::IpPool, "p"), Some(Object::Pool(pool.into())));
             }
         }
     }
@@ -288,7 +288,9 @@ impl Cluster {
             return;
         }
         match self.nodes[node].under_way.remove(0) {
-            Write::Advert(advert) => self.write(id(Kind::NodeNetwork, NAMES[node]), Some(Object::Advert(advert))),
+            Write::Advert(advert) => {
+                self.write(id(Kind::NodeNetwork, NAMES[node]), Some(Object::Advert(advert.into())))
+            }
             Write::Claim(claim) => {
                 let there = self.store.get(&claim.id).map(|(_, revision)| revision);
                 if there == claim.expect.as_ref() {

@@ -257,7 +257,7 @@ mod tests {
 
     fn chain(name: &str) -> (Op, Owner) {
         let chain = Chain::regular(vec![rule("").accept(), rule("").drop()]);
-        (Op::Create(Key::NftChain { chain: name.into() }, Object::NftChain(chain)), Owner::Node)
+        (Op::Create(Key::NftChain { chain: name.into() }, Object::NftChain(chain.into())), Owner::Node)
     }
 
     fn element(port: u16) -> (Op, Owner) {

@@ -99,7 +99,7 @@ pub(super) fn elements(replies: &[Reply], interval: bool) -> Option<Vec<(Element
     // Where two intervals touch, the end of the first comes before the start of the second.
     found.sort_by(|(a, a_end, _), (b, b_end, _)| a.cmp(b).then(b_end.cmp(a_end)));
     let once = found.windows(2).all(|pair| (&pair[0].0, pair[0].1) != (&pair[1].0, pair[1].1));
-    let exact = |(bytes, _, data)| (ElementKey { bytes, end: None }, data);
+    let exact = |(bytes, _, data): (Vec<u8>, _, _)| (ElementKey { bytes: bytes.into(), end: None }, data);
     once.then(|| if interval { pair(found) } else { found.into_iter().map(exact).collect() })
 }
 
@@ -107,13 +107,13 @@ fn pair(sorted: Vec<(Vec<u8>, bool, ElementData)>) -> Vec<(ElementKey, ElementDa
     let mut intervals = Vec::new();
     let mut open: Option<(Vec<u8>, ElementData)> = None;
     for (bytes, is_end, data) in sorted {
-        let end = if is_end { bytes.clone() } else { Vec::new() };
+        let end = if is_end { bytes.as_slice().into() } else { Box::default() };
         if let Some((start, data)) = open.take() {
-            intervals.push((ElementKey { bytes: start, end: Some(end) }, data));
+            intervals.push((ElementKey { bytes: start.into(), end: Some(end) }, data));
         }
         open = (!is_end).then_some((bytes, data));
     }
-    intervals.extend(open.map(|(start, data)| (ElementKey { bytes: start, end: Some(Vec::new()) }, data)));
+    intervals.extend(open.map(|(start, data)| (ElementKey { bytes: start.into(), end: Some(Box::default()) }, data)));
     intervals
 }
 

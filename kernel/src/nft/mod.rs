@@ -90,13 +90,13 @@ impl Nft {
             }
         }
         for (chain, object) in chains {
-            put(Key::NftChain { chain }, Object::NftChain(object));
+            put(Key::NftChain { chain }, Object::NftChain(object.into()));
         }
         for (set, object) in self.dump(encode::GETSET, |_| {}, "read nft sets")?.iter().filter_map(decode::set) {
             for (key, data) in self.elements(&set, &object)? {
                 put(Key::NftElement { set: set.clone(), key }, Object::NftElement(data));
             }
-            put(Key::NftSet { set }, Object::NftSet(object));
+            put(Key::NftSet { set }, Object::NftSet(object.into()));
         }
         Ok(state)
     }

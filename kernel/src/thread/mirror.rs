@@ -6,34 +6,47 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use tartan_netstate::claims::{DYING_LINK_GROUP, POD_LINK_PREFIX};
-use tartan_netstate::{Entry, Key, LinkKind, LinkName, Netns, Object, Op, Owner, State};
+use tartan_netstate::{Entry, Key, Link, LinkKind, LinkName, Netns, Object, Op, Owner, State};
 
 use crate::{Failure, Scope};
 
 /// Puts what was read in place of what the scope covers.
 pub(super) fn take_read(mirror: &mut State, scope: &Scope, read: &State) {
-    let covered = mirror.iter().filter(|(key, entry)| scope.covers(key, &entry.object)).map(|(key, _)| key);
-    let lost: Vec<Key> = covered.filter(|key| read.get(key).is_none()).cloned().collect();
-    for key in lost {
+    for key in lost(mirror, scope, read) {
         match key.as_link() {
             Some((ns, link)) => forget_link(mirror, &ns, &link),
             None => drop(mirror.remove(&key)),
         }
     }
-    for (key, entry) in read.iter() {
+    for (key, entry) in read.iter_shared() {
         if !mirror.holds(key, &entry.object) {
-            mirror.insert(key.clone(), entry.object.clone(), Owner::Read);
+            mirror.share(key.clone(), entry.clone());
         }
     }
 }
 
-/// Takes in what was carried out of these steps.
-pub(super) fn take_applied(mirror: &mut State, steps: &[(Op, Owner)], failures: &[Failure]) {
+/// What the scope covers and the kernel no longer has. One link or pod is not looked for among all there are.
+fn lost(mirror: &State, scope: &Scope, read: &State) -> Vec<Key> {
+    let is_lost = |key: &&Key| {
+        let covered = mirror.get(key).is_some_and(|entry| scope.covers(key, &entry.object));
+        covered && read.get(key).is_none()
+    };
+    match scope {
+        Scope::Link(link) => mirror.on_link(&Netns::Host, link).filter(is_lost).cloned().collect(),
+        Scope::Pod { ns, .. } => mirror.in_netns(&ns.clone().into()).filter(is_lost).cloned().collect(),
+        Scope::Sysctls(keys) => keys.iter().filter(is_lost).cloned().collect(),
+        _ => mirror.iter().map(|(key, _)| key).filter(is_lost).cloned().collect(),
+    }
+}
+
+/// Takes in what was carried out of these steps. Entries are shared with `wanted` where it says the same.
+pub(super) fn take_applied(mirror: &mut State, steps: &[(Op, Owner)], failures: &[Failure], wanted: &State) {
     let failed: BTreeSet<&Key> = failures.iter().map(|failure| &failure.key).collect();
-    let done = steps.iter().filter(|(op, _)| !failed.contains(op.key())).cloned().collect();
-    let done = tartan_netstate::Change { ops: done };
-    done.apply_to(mirror);
-    for (op, _) in &done.ops {
+    for (op, owner) in steps.iter().filter(|(op, _)| !failed.contains(op.key())) {
+        match (op, wanted.get_shared(op.key())) {
+            (Op::Create(key, made), Some(entry)) if entry.object == *made => mirror.share(key.clone(), entry.clone()),
+            _ => op.apply_to(mirror, owner),
+        }
         if let Op::Replace { key, new, .. } = op
             && is_dying(new)
         {
@@ -47,9 +60,9 @@ pub(super) fn share(mirror: &mut State, wanted: &State) {
     let mut shared = wanted.clone();
     let differing: Vec<Key> = wanted.differing_keys(mirror).cloned().collect();
     for key in &differing {
-        match (mirror.get(key), wanted.get(key)) {
+        match (mirror.get_shared(key), wanted.get(key)) {
             (Some(is), Some(should)) if is.object == should.object => {}
-            (Some(is), _) => shared.insert(key.clone(), is.object.clone(), is.owner.clone()),
+            (Some(is), _) => shared.share(key.clone(), is.clone()),
             (None, _) => drop(shared.remove(key)),
         }
     }
@@ -119,15 +132,12 @@ fn far_end(object: &Object) -> Option<(&Netns, &LinkName)> {
     Some((peer, peer_name))
 }
 
-/// The same link, condemned.
-pub(super) fn condemned(object: &Object) -> Option<Object> {
-    match object {
-        Object::Link(link) if !matches!(link.kind, LinkKind::VethPeer) => {
-            let mut link = link.clone();
-            link.group = DYING_LINK_GROUP;
-            link.up = false;
-            Some(Object::Link(link))
-        }
-        _ => None,
-    }
+/// Makes the deletion of a link of the node its condemnation. False where that leaves nothing to do.
+pub(super) fn condemn(op: &mut Op) -> bool {
+    let Op::Delete(key @ Key::Link { ns: Netns::Host, .. }, old) = op else { return true };
+    let Object::Link(link) = &*old else { return true };
+    let new = Link { group: DYING_LINK_GROUP, up: false, ..(**link).clone() };
+    let is_news = !is_dying(old);
+    *op = Op::Replace { key: key.clone(), old: old.clone(), new: Object::Link(new.into()) };
+    is_news
 }

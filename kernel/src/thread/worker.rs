@@ -6,7 +6,7 @@
 //! Invariant: nothing is changed before the first full read, and nothing is diffed against a part of the mirror that
 //! may be wrong, except what a new want changes for pods: creation is exclusive, and what fails is read again.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -17,7 +17,8 @@ use super::Applied;
 use super::backoff::Backoff;
 use super::dirty::{Dirty, scope_of, sysctls};
 use super::inbox::{Inbox, News};
-use super::mirror::{condemned, dying, forget_link, is_dying, out_of_the_way, share, take_applied, take_read};
+use super::mirror::{condemn, dying, forget_link, is_dying, out_of_the_way, share, take_applied, take_read};
+use super::steps::Steps;
 use crate::scope::is_sysctl;
 use crate::{Kernel, KernelError, Scope, Wake};
 
@@ -52,7 +53,7 @@ pub(super) struct Worker {
 
     wanted: Option<(u64, State)>,
     /// The rest of the last difference.
-    steps: VecDeque<(Op, Owner)>,
+    steps: Steps,
     /// Mirror and wanted state may differ.
     unsettled: bool,
     backoff: Backoff,
@@ -91,7 +92,7 @@ impl Worker {
             full_read_at: now,
             look_at: now + LOOK,
             wanted: None,
-            steps: VecDeque::new(),
+            steps: Steps::default(),
             unsettled: false,
             backoff: Backoff::default(),
             per_chunk: 64,
@@ -199,7 +200,7 @@ impl Worker {
         for key in &changed {
             self.backoff.forget(key);
         }
-        self.steps.retain(|(op, _)| !changed.contains(op.key()));
+        self.steps.retain(|op| !changed.contains(op.key()));
         // A value is known before it is changed; those of links that come only now are not there yet.
         let unread =
             |key: &&Key| is_sysctl(key) && self.mirror.get(key).is_none() && !matches!(key, Key::LinkSysctl { .. });
@@ -238,7 +239,7 @@ impl Worker {
         let steps = self.in_order(diff(&is, &should, |_| true));
         if !steps.is_empty() {
             self.pods_busy_at = now;
-            self.apply(steps.into(), false);
+            self.apply(steps, false);
         }
     }
 
@@ -316,7 +317,7 @@ impl Worker {
         self.dirty.read(scope);
         self.news |= self.unknown.take().is_some();
         take_read(&mut self.mirror, scope, read);
-        self.steps.clear();
+        self.steps = Steps::default();
         self.unsettled = true;
     }
 
@@ -340,8 +341,8 @@ impl Worker {
         let all = diff(&self.mirror, &wanted, |_| true);
         let pending: BTreeSet<&Key> = all.ops.iter().map(|(op, _)| op.key()).collect();
         self.news |= self.backoff.retain(|key| pending.contains(key));
-        let steps = self.in_order(all);
-        self.steps = steps.into_iter().filter(|(op, _)| !self.backoff.holds(op.key(), now)).collect();
+        self.steps = Steps::new(self.in_order(all));
+        self.steps.retain(|op| !self.backoff.holds(op.key(), now));
         if !self.steps.is_empty() {
             return true;
         }
@@ -356,29 +357,24 @@ impl Worker {
 
     /// What pods need before bulk, and before both what all of them stand on. Links are condemned, not deleted, unless
     /// they stand in the way of another.
-    fn in_order(&mut self, change: Change) -> VecDeque<(Op, Owner)> {
-        let last_made = change.ops.iter().rposition(|(op, _)| !matches!(op, Op::Delete(..)));
-        let mut steps = Vec::with_capacity(change.ops.len());
-        for (at, (op, owner)) in change.ops.into_iter().enumerate() {
-            match &op {
-                Op::Delete(Key::Link { ns: Netns::Host, .. }, old) if last_made.is_none_or(|last| at > last) => {
-                    if !is_dying(old)
-                        && let Some(new) = condemned(old)
-                    {
-                        steps.push((Op::Replace { key: op.key().clone(), old: old.clone(), new }, owner));
-                    }
-                }
-                _ => steps.push((op, owner)),
-            }
+    fn in_order(&mut self, change: Change) -> Vec<(Op, Owner)> {
+        let mut steps = change.ops;
+        let made = steps.iter().rposition(|(op, _)| !matches!(op, Op::Delete(..))).map_or(0, |last| last + 1);
+        let mut at = 0;
+        steps.retain_mut(|(op, _)| {
+            at += 1;
+            at <= made || condemn(op)
+        });
+        // To sort takes a second list, and there may be tens of thousands of steps.
+        if !steps.is_sorted_by_key(rank) {
+            steps.sort_by_key(rank);
         }
-        steps.sort_by_key(rank);
-        steps.into()
+        steps
     }
 
     fn next_chunk(&mut self) {
         let shared = self.steps.iter().take_while(|step| rank(step) == 0).count();
-        let count = shared.max(self.per_chunk).min(self.steps.len());
-        let chunk: Vec<_> = self.steps.drain(..count).collect();
+        let chunk = self.steps.take(shared.max(self.per_chunk));
         let repairs = self.wanted.as_ref().is_some_and(|(generation, _)| *generation == self.generation);
         let began = Instant::now();
         self.apply(chunk, repairs);
@@ -387,7 +383,7 @@ impl Worker {
             took if took < CHUNK / 2 => self.per_chunk = (self.per_chunk * 2).min(2048),
             _ => {}
         }
-        let pods_left = self.steps.front().is_some_and(|step| rank(step) < 2);
+        let pods_left = self.steps.iter().next().is_some_and(|step| rank(step) < 2);
         if let (Some((generation, _)), false) = (&self.wanted, pods_left) {
             self.pods_are_done(*generation);
         }
@@ -406,7 +402,8 @@ impl Worker {
         // A runtime may put its next pod into the namespace that the last one has just left.
         let change = Change { ops: out_of_the_way(&self.mirror, steps) };
         let failures = self.kernel.apply(&change);
-        take_applied(&mut self.mirror, &change.ops, &failures);
+        let wanted = self.wanted.as_ref().map(|(_, wanted)| wanted);
+        take_applied(&mut self.mirror, &change.ops, &failures, wanted.unwrap_or(&State::new()));
         let now = Instant::now();
         for (op, _) in &change.ops {
             self.after(op, now);
@@ -423,8 +420,8 @@ impl Worker {
             Netns::Host => scope_of(key),
             Netns::Pod(ns) => {
                 let scopes = super::dirty::pods(&self.mirror).into_iter();
-                let mut of_pod = scopes.filter(|scope| matches!(scope, Scope::Pod { ns: of, .. } if of == ns));
-                of_pod.next().unwrap_or_else(|| Scope::Pod { ns: ns.clone(), ends: BTreeSet::new() })
+                let mut of_pod = scopes.filter(|scope| matches!(scope, Scope::Pod { ns: of, .. } if *of == **ns));
+                of_pod.next().unwrap_or_else(|| Scope::Pod { ns: PodNetns::clone(ns), ends: BTreeSet::new() })
             }
         }
     }

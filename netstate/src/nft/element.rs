@@ -11,10 +11,10 @@ use ipnet::IpNet;
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ElementKey {
     /// The key, or the start of an interval.
-    pub bytes: Vec<u8>,
+    pub bytes: Box<[u8]>,
     /// The first key after an interval; empty if it has no end, i.e. reaches up to the last possible key.
     /// None in a set that has no intervals.
-    pub end: Option<Vec<u8>>,
+    pub end: Option<Box<[u8]>>,
 }
 
 /// An element's data; empty in a set.
@@ -56,7 +56,7 @@ impl Fields {
 
     /// As the key of an exact set or map.
     pub fn key(self) -> ElementKey {
-        ElementKey { bytes: self.finish(), end: None }
+        ElementKey { bytes: self.finish().into(), end: None }
     }
 
     /// As the data of a map.
@@ -89,10 +89,10 @@ impl ElementKey {
         for byte in end.iter_mut().rev() {
             *byte = byte.wrapping_add(1);
             if *byte != 0 {
-                return ElementKey { bytes: first, end: Some(end) };
+                return ElementKey { bytes: first.into(), end: Some(end.into()) };
             }
         }
-        ElementKey { bytes: first, end: Some(Vec::new()) }
+        ElementKey { bytes: first.into(), end: Some(Box::default()) }
     }
 }
 
@@ -124,7 +124,7 @@ mod tests {
 
     #[test]
     fn fields_pad_concatenations_only() {
-        let check = |fields: Fields, wanted: &[u8]| assert_eq!(fields.key().bytes, wanted);
+        let check = |fields: Fields, wanted: &[u8]| assert_eq!(*fields.key().bytes, *wanted);
         check(Fields::new().port(80), &[0, 80]);
         check(Fields::new().proto(6).port(80), &[6, 0, 0, 0, 0, 80, 0, 0]);
         check(Fields::new().addr([10, 0, 0, 1].into()).port(443), &[10, 0, 0, 1, 1, 187, 0, 0]);

@@ -37,7 +37,7 @@ impl Maker<'_> {
     fn link(&mut self, name: &LinkName, kind: LinkKind, look: u8) {
         let group = if matches!(kind, LinkKind::Veth { .. }) { POD_LINK_GROUP } else { 0 };
         let link = Link { kind, mac: mac(look % 3), mtu: 1400 + u32::from(look % 4), group, up: true };
-        self.put(Key::Link { ns: Netns::Host, link: name.clone() }, Object::Link(link));
+        self.put(Key::Link { ns: Netns::Host, link: name.clone() }, Object::Link(link.into()));
     }
 
     fn sysctl(&mut self, ns: &Netns, link: &LinkName, name: &str, value: &str) {
@@ -63,7 +63,7 @@ impl Maker<'_> {
             Scope::Global
         };
         let key = Key::Route { ns: ns.clone(), table: 254, dst, metric };
-        self.put(key, Object::Route(Route { scope, ..route }));
+        self.put(key, Object::Route(Route { scope, ..route }.into()));
     }
 
     fn pod(&mut self, number: u8, pod: &PodNetns) {
@@ -74,13 +74,13 @@ impl Maker<'_> {
         // Another attachment of the same interface in the same namespace has another name on the node.
         let host = name(&format!("ttp{:011x}", number + look % 2 * 16));
         let eth = name(if there % 4 == 3 { "net1" } else { "eth0" });
-        let inside = Netns::Pod(pod.clone());
+        let inside = Netns::from(pod.clone());
         self.link(&host, LinkKind::Veth { peer: inside.clone(), peer_name: eth.clone() }, look);
         self.sysctl(&Netns::Host, &host, "ipv4/rp_filter", "1");
         self.sysctl(&Netns::Host, &host, "ipv6/accept_ra", "0");
         let end =
             Link { kind: LinkKind::VethPeer, mac: mac(look % 5), mtu: 1400 + u32::from(look % 7), group: 0, up: true };
-        self.put(Key::Link { ns: inside.clone(), link: eth.clone() }, Object::Link(end));
+        self.put(Key::Link { ns: inside.clone(), link: eth.clone() }, Object::Link(end.into()));
         self.sysctl(&inside, &eth, "ipv6/disable_ipv6", "0");
         for (v6, gateway) in [(false, "169.254.1.1"), (true, "fe80::1")] {
             let choice = self.byte();
@@ -141,7 +141,7 @@ impl Maker<'_> {
         }
         self.put(Key::NftTable, Object::NftTable);
         let set = if there % 5 == 4 { Type::Ipv6Addr } else { Type::Ipv4Addr };
-        self.put(Key::NftSet { set: "pods".into() }, Object::NftSet(Set::exact(&[set])));
+        self.put(Key::NftSet { set: "pods".into() }, Object::NftSet(Set::exact(&[set]).into()));
         for number in (0..8).filter(|bit| elements & (1 << bit) != 0) {
             let key = Fields::new().addr(host_net(there % 5 == 4, 1 + number).addr()).key();
             self.put(Key::NftElement { set: "pods".into(), key }, Object::NftElement(ElementData::default()));
@@ -152,7 +152,7 @@ impl Maker<'_> {
             rules.push(rule("in").counter().returns());
         }
         let chain = Chain::base(ChainKind::Nat, HookPoint::Postrouting, 100 + i32::from(there % 2), rules);
-        self.put(Key::NftChain { chain: "postrouting".into() }, Object::NftChain(chain));
+        self.put(Key::NftChain { chain: "postrouting".into() }, Object::NftChain(chain.into()));
     }
 
     fn rest(&mut self) {
@@ -181,7 +181,7 @@ impl Maker<'_> {
                 let fwmark = (rule % 3 > 0).then_some((u32::from(rule % 3), 0xff));
                 let iif = rule.is_multiple_of(5).then(|| name("lo"));
                 let rule = Rule { fwmark, iif, table: 1000 + u32::from(rule % 2) };
-                self.put(Key::Rule { v6, priority: 5000 }, Object::Rule(rule));
+                self.put(Key::Rule { v6, priority: 5000 }, Object::Rule(rule.into()));
             }
             if dead % 2 == 1 {
                 self.route(&Netns::Host, block(v6, 30 + dead % 2), 4_294_967_294, Route::unreachable());

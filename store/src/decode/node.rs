@@ -12,7 +12,7 @@ use super::fields;
 
 const INTERNAL_IP: &str = "InternalIP";
 
-pub(super) fn decode(document: &kinds::Node) -> Result<Node, Fault> {
+pub(super) fn decode(name: &Arc<str>, document: &kinds::Node) -> Result<Node, Fault> {
     let kinds::Node { metadata, spec, status, .. } = document;
     let internal_ips = status
         .addresses
@@ -27,10 +27,10 @@ pub(super) fn decode(document: &kinds::Node) -> Result<Node, Fault> {
         (several, _) => fields::cidrs("spec.podCIDRs", several)?,
     };
     Ok(Node {
-        name: metadata.name.as_str().into(),
+        name: name.clone(),
         uid: metadata.uid.as_str().into(),
-        internal_ips,
-        pod_cidrs,
+        internal_ips: exactly(internal_ips),
+        pod_cidrs: exactly(pod_cidrs),
         labels: metadata.labels.clone(),
         annotations: metadata.annotations.clone(),
     })
@@ -56,16 +56,16 @@ pub(super) fn encode(node: &Node) -> kinds::Node {
     }
 }
 
-pub(super) fn decode_advert(document: &tartan::NodeNetwork) -> Result<Advert, Fault> {
+pub(super) fn decode_advert(name: &Arc<str>, document: &tartan::NodeNetwork) -> Result<Advert, Fault> {
     let spec = &document.spec;
     Ok(Advert {
-        node: document.metadata.name.as_str().into(),
+        node: name.clone(),
         node_uid: spec.node_uid.as_str().into(),
         addresses: one_per_family("spec.addresses", &spec.addresses)?,
         fabric_addresses: one_per_family("spec.fabricAddresses", &spec.fabric_addresses)?,
-        blocks: fields::cidrs("spec.blocks", &spec.blocks)?,
+        blocks: exactly(fields::cidrs("spec.blocks", &spec.blocks)?),
         mtu: spec.mtu,
-        accepts: spec.accepts.iter().enumerate().map(endpoint).collect::<Result<_, Fault>>()?,
+        accepts: exactly(spec.accepts.iter().enumerate().map(endpoint).collect::<Result<_, Fault>>()?),
         sends: spec.sends.iter().map(|name| name.as_str().into()).collect(),
         edition: spec.edition,
         heartbeat: spec.heartbeat,
@@ -91,6 +91,12 @@ pub(super) fn encode_advert(advert: &Advert) -> tartan::NodeNetwork {
         },
         status: NodeNetworkStatus::default(),
     }
+}
+
+/// Without room to grow: there may be thousands of nodes.
+fn exactly<T>(mut list: Vec<T>) -> Vec<T> {
+    list.shrink_to_fit();
+    list
 }
 
 fn one_per_family(field: &str, texts: &[String]) -> Result<PerFamily<IpAddr>, Fault> {

@@ -30,7 +30,7 @@ fn decoded(text: &str) -> Object {
 
 fn check_config(rest: &str, want: Config) {
     let text = config_document(rest);
-    assert_eq!(decoded(&text), Object::Config(want), "{text}");
+    assert_eq!(decoded(&text), Object::Config(want.into()), "{text}");
     fuzz_decode(text.as_bytes());
 }
 
@@ -173,8 +173,8 @@ fn our_own_come_back_as_they_were() {
         .into(),
     };
     for (kind, name, object) in [
-        (Kind::NodeNetwork, "n1".to_owned(), Object::Advert(advert)),
-        (Kind::IpBlock, Block::name_of(&cidr), Object::Block(block)),
+        (Kind::NodeNetwork, "n1".to_owned(), Object::Advert(advert.into())),
+        (Kind::IpBlock, Block::name_of(&cidr), Object::Block(block.into())),
     ] {
         let id = ObjectId { kind, name: name.into() };
         let text = serde_yaml_ng::to_string(&encode(&id, &object)).unwrap();

@@ -23,33 +23,35 @@ pub(super) enum Reading {
 pub(super) struct View {
     kinds: Vec<Kind>,
     files: BTreeMap<Arc<str>, File>,
-    /// The files that hold an object; the first one counts.
-    holders: BTreeMap<ObjectId, BTreeSet<Arc<str>>>,
-    told: BTreeMap<ObjectId, Told>,
+    /// Which object is in which file; of an object's files the first one counts.
+    holders: BTreeSet<(ObjectId, Arc<str>)>,
     told_notices: BTreeMap<Arc<str>, Vec<Condition>>,
     /// A list has begun and is not complete.
     listing: bool,
 }
 
-/// What one file holds.
-#[derive(Default)]
+/// What one file holds: mostly one object, and there may be thousands of files.
 struct File {
-    objects: BTreeMap<ObjectId, Held>,
+    /// In order.
+    objects: Box<[(ObjectId, Held)]>,
     /// What is wrong with it beside its objects.
     said: Vec<Condition>,
     /// It may hold objects of which nothing is known.
     blind: bool,
 }
 
-enum Held {
-    Good(Object, Revision),
-    Bad(Condition),
+/// A file while it is taken in.
+#[derive(Default)]
+struct Draft {
+    objects: BTreeMap<ObjectId, Held>,
+    said: Vec<Condition>,
+    blind: bool,
 }
 
-#[derive(PartialEq)]
-enum Told {
-    Good(Revision),
-    Bad(Condition),
+#[derive(Clone)]
+enum Held {
+    Good(Object, Revision),
+    Bad(Box<Condition>),
 }
 
 // === impl View ===
@@ -59,8 +61,7 @@ impl View {
         View {
             kinds: kinds.to_vec(),
             files: BTreeMap::new(),
-            holders: BTreeMap::new(),
-            told: BTreeMap::new(),
+            holders: BTreeSet::new(),
             told_notices: BTreeMap::new(),
             listing: false,
         }
@@ -71,20 +72,20 @@ impl View {
         self.holders.is_empty()
     }
 
-    /// Takes a reading of the whole directory: everything is told anew.
-    pub(super) fn list(&mut self, readings: BTreeMap<Arc<str>, Reading>) -> Vec<StoreEvent> {
-        let vanished: Vec<Arc<str>> = self.files.keys().filter(|name| !readings.contains_key(*name)).cloned().collect();
+    /// Reads the whole directory, which has these files: everything is told anew.
+    pub(super) fn list(&mut self, names: &BTreeSet<Arc<str>>, read: impl Fn(&str) -> Reading) -> Vec<StoreEvent> {
+        let vanished: Vec<Arc<str>> = self.files.keys().filter(|name| !names.contains(*name)).cloned().collect();
         for name in vanished {
             self.absorb(&name, Reading::Gone);
         }
-        for (name, reading) in readings {
-            self.absorb(&name, reading);
+        for name in names {
+            self.absorb(name, read(name));
         }
-        self.told.clear();
         self.listing = true;
         let mut events: Vec<StoreEvent> = self.kinds.iter().map(|kind| StoreEvent::Init(*kind)).collect();
-        let ids: Vec<ObjectId> = self.holders.keys().cloned().collect();
-        events.extend(ids.iter().filter_map(|id| self.tell(id)));
+        let ids = self.holders.iter().map(|(id, _)| id);
+        let mut last = None;
+        events.extend(ids.filter(|id| last.replace(*id) != Some(*id)).filter_map(|id| Some(self.held(id)?.told(id))));
         let files: BTreeSet<Arc<str>> = self.files.keys().chain(self.told_notices.keys()).cloned().collect();
         events.extend(files.iter().filter_map(|file| self.tell_notice(file)));
         self.finish_list(&mut events);
@@ -94,44 +95,40 @@ impl View {
     /// Takes a reading of one file.
     pub(super) fn read(&mut self, name: &Arc<str>, reading: Reading) -> Vec<StoreEvent> {
         let touched = self.absorb(name, reading);
-        let mut events: Vec<StoreEvent> = touched.iter().filter_map(|id| self.tell(id)).collect();
-        let holders = touched.iter().filter_map(|id| self.holders.get(id)).flatten();
+        let mut events: Vec<StoreEvent> = touched.iter().filter_map(|(id, before)| self.news(id, before)).collect();
+        let holders = touched.keys().flat_map(|id| self.holders_of(id));
         let files: BTreeSet<Arc<str>> = holders.chain([name]).cloned().collect();
         events.extend(files.iter().filter_map(|file| self.tell_notice(file)));
         self.finish_list(&mut events);
         events
     }
 
-    /// Puts a reading in place of the file's earlier one; returns the objects of either.
-    fn absorb(&mut self, name: &Arc<str>, reading: Reading) -> BTreeSet<ObjectId> {
-        let before = self.files.remove(name);
-        let mut touched: BTreeSet<ObjectId> = before.iter().flat_map(|file| file.objects.keys()).cloned().collect();
-        for id in &touched {
-            forget(&mut self.holders, id, name);
+    /// Puts a reading in place of the file's earlier one; returns the objects of either, and what each was before.
+    fn absorb(&mut self, name: &Arc<str>, reading: Reading) -> BTreeMap<ObjectId, Option<Held>> {
+        let before = self.files.get(name);
+        let file = File::of(name, reading, before, &self.kinds);
+        let objects = before.into_iter().chain(&file).flat_map(File::ids);
+        let touched = objects.map(|id| (id.clone(), self.held(id).cloned())).collect();
+        for id in before.into_iter().flat_map(File::ids) {
+            self.holders.remove(&(id.clone(), name.clone()));
         }
-        if let Some(file) = File::of(name, reading, before, &self.kinds) {
-            for id in file.objects.keys() {
-                self.holders.entry(id.clone()).or_default().insert(name.clone());
-                touched.insert(id.clone());
+        match file {
+            Some(file) => {
+                self.holders.extend(file.ids().map(|id| (id.clone(), name.clone())));
+                self.files.insert(name.clone(), file);
             }
-            self.files.insert(name.clone(), file);
+            None => drop(self.files.remove(name)),
         }
         touched
     }
 
-    fn tell(&mut self, id: &ObjectId) -> Option<StoreEvent> {
-        let Some(held) = self.held(id) else {
-            return self.told.remove(id).map(|_| StoreEvent::Delete(id.clone()));
-        };
-        let (told, event) = match held {
-            Held::Good(object, revision) => {
-                (Told::Good(revision.clone()), StoreEvent::Put(id.clone(), object.clone(), revision.clone()))
-            }
-            Held::Bad(condition) => (Told::Bad(condition.clone()), StoreEvent::Invalid(id.clone(), condition.clone())),
-        };
-        let known = self.told.get(id) == Some(&told);
-        self.told.insert(id.clone(), told);
-        (!known).then_some(event)
+    /// What to tell of an object that was `before`; none if it is the same.
+    fn news(&self, id: &ObjectId, before: &Option<Held>) -> Option<StoreEvent> {
+        match (before, self.held(id)) {
+            (Some(_), None) => Some(StoreEvent::Delete(id.clone())),
+            (Some(before), Some(held)) if before.is_as(held) => None,
+            (_, held) => held.map(|held| held.told(id)),
+        }
     }
 
     fn tell_notice(&mut self, file: &Arc<str>) -> Option<StoreEvent> {
@@ -145,16 +142,20 @@ impl View {
 
     fn notices(&self, name: &Arc<str>) -> Vec<Condition> {
         let Some(file) = self.files.get(name) else { return Vec::new() };
-        let second = file.objects.keys().filter_map(|id| {
-            let first = self.holders.get(id)?.first()?;
+        let second = file.ids().filter_map(|id| {
+            let first = self.holders_of(id).next()?;
             (first != name).then(|| duplicate(id, first, name))
         });
         file.said.iter().cloned().chain(second).collect()
     }
 
     fn held(&self, id: &ObjectId) -> Option<&Held> {
-        let first = self.holders.get(id)?.first()?;
-        self.files.get(first)?.objects.get(id)
+        self.files.get(self.holders_of(id).next()?)?.get(id)
+    }
+
+    fn holders_of(&self, of: &ObjectId) -> impl Iterator<Item = &Arc<str>> {
+        let from = self.holders.range((of.clone(), Arc::default())..);
+        from.take_while(move |(id, _)| id == of).map(|(_, file)| file)
     }
 
     fn finish_list(&mut self, events: &mut Vec<StoreEvent>) {
@@ -165,29 +166,29 @@ impl View {
     }
 }
 
-fn forget(holders: &mut BTreeMap<ObjectId, BTreeSet<Arc<str>>>, id: &ObjectId, name: &Arc<str>) {
-    if let Some(files) = holders.get_mut(id) {
-        files.remove(name);
-        if files.is_empty() {
-            holders.remove(id);
-        }
-    }
-}
-
 // === impl File ===
 
 impl File {
+    fn ids(&self) -> impl Iterator<Item = &ObjectId> {
+        self.objects.iter().map(|(id, _)| id)
+    }
+
+    fn get(&self, id: &ObjectId) -> Option<&Held> {
+        let at = self.objects.binary_search_by(|(there, _)| there.cmp(id)).ok()?;
+        Some(&self.objects[at].1)
+    }
+
     /// What a file holds after a reading; none when it is gone.
-    fn of(name: &str, reading: Reading, before: Option<File>, kinds: &[Kind]) -> Option<File> {
+    fn of(name: &str, reading: Reading, before: Option<&File>, kinds: &[Kind]) -> Option<File> {
         let text = match reading {
             Reading::Gone => return None,
             Reading::Failed(error) => Err(unreadable(name, &error)),
             Reading::Bytes(bytes) if bytes.is_empty() => Err(empty(name)),
             Reading::Bytes(bytes) => String::from_utf8(bytes).map_err(|error| not_utf8(name, error.as_bytes())),
         };
-        let mut file = File::default();
+        let mut file = Draft::default();
         let unsure = match text {
-            Ok(text) => file.take(name, &text, kinds).or_else(|| file.cut_off(name, &text, before.as_ref())),
+            Ok(text) => file.take(name, &text, kinds).or_else(|| file.cut_off(name, &text, before)),
             Err(condition) => {
                 file.said.push(condition.clone());
                 Some(condition)
@@ -196,9 +197,39 @@ impl File {
         if let Some(condition) = unsure {
             file.keep(before, &condition);
         }
-        Some(file)
+        let Draft { mut objects, said, blind } = file;
+        // What has not changed stays the same object: whoever was told of it holds it too.
+        for (id, held) in before.iter().flat_map(|before| &before.objects) {
+            if let Some(now) = objects.get_mut(id).filter(|now| now.is_as(held)) {
+                *now = held.clone();
+            }
+        }
+        Some(File { objects: objects.into_iter().collect(), said, blind })
+    }
+}
+
+// === impl Held ===
+
+impl Held {
+    fn told(&self, id: &ObjectId) -> StoreEvent {
+        match self {
+            Held::Good(object, revision) => StoreEvent::Put(id.clone(), object.clone(), revision.clone()),
+            Held::Bad(condition) => StoreEvent::Invalid(id.clone(), condition.clone()),
+        }
     }
 
+    fn is_as(&self, other: &Held) -> bool {
+        match (self, other) {
+            (Held::Good(_, one), Held::Good(_, other)) => one == other,
+            (Held::Bad(one), Held::Bad(other)) => one == other,
+            _ => false,
+        }
+    }
+}
+
+// === impl Draft ===
+
+impl Draft {
     /// Takes every document; returns what is said of the first that leaves unsure what the file should hold.
     fn take(&mut self, name: &str, text: &str, kinds: &[Kind]) -> Option<Condition> {
         let mut unsure = None;
@@ -216,7 +247,7 @@ impl File {
                         self.said.push(refused.condition);
                         continue;
                     };
-                    (id, Held::Bad(refused.condition))
+                    (id, Held::Bad(refused.condition.into()))
                 }
             };
             if !kinds.contains(&id.kind) {
@@ -232,7 +263,7 @@ impl File {
 
     /// Says so if a file that held more before now ends in the middle of a line: its writer may not be done.
     fn cut_off(&mut self, name: &str, text: &str, before: Option<&File>) -> Option<Condition> {
-        let less = before?.objects.keys().any(|id| !self.objects.contains_key(id));
+        let less = before?.ids().any(|id| !self.objects.contains_key(id));
         (less && !text.ends_with('\n')).then(|| {
             let message = format!("{name}: ends without a newline, as if cut off; what it held before stays");
             let fix = "end it with a newline if it is whole";
@@ -243,15 +274,15 @@ impl File {
     }
 
     /// Keeps what the file held before and does not show now.
-    fn keep(&mut self, before: Option<File>, condition: &Condition) {
+    fn keep(&mut self, before: Option<&File>, condition: &Condition) {
         let Some(before) = before else {
             self.blind = true;
             return;
         };
         self.blind = before.blind;
-        for id in before.objects.into_keys() {
+        for id in before.ids() {
             let about = Condition { about: id.to_string(), ..condition.clone() };
-            self.objects.entry(id).or_insert(Held::Bad(about));
+            self.objects.entry(id.clone()).or_insert(Held::Bad(about.into()));
         }
     }
 }

@@ -4,7 +4,7 @@
 //! puts the directory itself in doubt (moved, unmounted, events lost) ends the session, and the next one lists again.
 //! While the directory cannot be listed, watches on the way to it and a growing pause say when to try again.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -135,15 +135,11 @@ impl Watcher {
         if let Err(error) = &session.dir {
             return Err(io::Error::new(error.kind(), error.to_string()));
         }
-        let mut readings = BTreeMap::new();
-        for name in write::names(&self.dir)? {
-            let reading = read(&self.dir.join(&*name));
-            readings.insert(name, reading);
-        }
-        if readings.is_empty() && !self.view.is_empty() && !self.dir.join(write::LOCK).exists() {
+        let names = write::names(&self.dir)?;
+        if names.is_empty() && !self.view.is_empty() && !self.dir.join(write::LOCK).exists() {
             return Err(io::Error::other("it is another directory, with nothing in it; is it not mounted?"));
         }
-        Ok(self.view.list(readings))
+        Ok(self.view.list(&names, |name| read(&self.dir.join(name))))
     }
 
     /// Tells every change until the directory itself is in doubt.

@@ -2,6 +2,7 @@
 //!
 //! Invariant: whoever holds the lock sees every finished write, and a file is only ever replaced by rename.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Write as _};
 use std::ops::Range;
@@ -37,14 +38,13 @@ struct Found {
 }
 
 /// Names of the files that are read, in order.
-pub(super) fn names(dir: &Path) -> io::Result<Vec<Arc<str>>> {
-    let mut names = Vec::new();
+pub(super) fn names(dir: &Path) -> io::Result<BTreeSet<Arc<str>>> {
+    let mut names = BTreeSet::new();
     for entry in fs::read_dir(dir)? {
         if let Some(name) = entry?.file_name().to_str().filter(|name| is_document(name)) {
-            names.push(name.into());
+            names.insert(name.into());
         }
     }
-    names.sort();
     Ok(names)
 }
 

@@ -1,0 +1,81 @@
+//! A part of a state, for what is kept in thousands: what one planner wants for one peer, say.
+//!
+//! Invariant: in key order, each key once. It takes the room of its entries and no more, where a [`State`] of a few
+//! entries takes kilobytes.
+
+use std::sync::Arc;
+
+use crate::{Entry, Key, Object, Owner, State};
+
+/// See the module.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Part(Arc<[(Key, Arc<Entry>)]>);
+
+impl Part {
+    /// These objects, all of one owner. Of two under one key the first stays.
+    pub fn of(owner: &Owner, objects: Vec<(Key, Object)>) -> Part {
+        let entry = |object| Arc::new(Entry { object, owner: owner.clone() });
+        let mut entries: Vec<_> = objects.into_iter().map(|(key, object)| (key, entry(object))).collect();
+        entries.sort_by(|(a, _), (b, _)| a.cmp(b));
+        entries.dedup_by(|(later, _), (first, _)| later == first);
+        Part(entries.into())
+    }
+
+    /// Whether there is nothing.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    fn has(&self, key: &Key) -> bool {
+        self.0.binary_search_by(|(there, _)| there.cmp(key)).is_ok()
+    }
+}
+
+impl State {
+    /// Takes `before` out and puts `after` in, leaving alone what is the same in both.
+    pub fn replace_part(&mut self, before: &Part, after: &Part) {
+        before.0.iter().filter(|(key, _)| !after.has(key)).for_each(|(key, _)| drop(self.remove(key)));
+        for (key, entry) in after.0.iter() {
+            if self.get_shared(key) != Some(entry) {
+                self.share(key.clone(), entry.clone());
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Netns;
+
+    fn objects(entries: &[(&str, &str)]) -> Vec<(Key, Object)> {
+        let key = |name: &str| Key::Sysctl { ns: Netns::Host, name: name.into() };
+        entries.iter().map(|(name, value)| (key(name), Object::Sysctl((*value).into()))).collect()
+    }
+
+    #[test]
+    fn a_state_is_the_sum_of_its_parts_after_every_replacement() {
+        let part = |entries: &[(&str, &str)]| Part::of(&Owner::Node, objects(entries));
+        let check = |before: &[(&str, &str)], after: &[(&str, &str)]| {
+            let rest = part(&[("rest", "0")]);
+            let mut state = State::new();
+            state.replace_part(&Part::default(), &rest);
+            state.replace_part(&Part::default(), &part(before));
+            state.replace_part(&part(before), &part(after));
+            let wanted = objects(after).into_iter().chain(objects(&[("rest", "0")]));
+            let wanted: State = wanted.map(|(key, object)| (key, Entry { object, owner: Owner::Node })).collect();
+            assert_eq!(state, wanted, "{before:?} to {after:?}");
+        };
+        check(&[], &[("a", "1"), ("b", "1")]);
+        check(&[("a", "1"), ("b", "1")], &[]);
+        check(&[("b", "1"), ("a", "1")], &[("c", "1"), ("b", "2")]);
+    }
+
+    #[test]
+    fn of_two_objects_under_one_key_the_first_stays() {
+        assert_eq!(
+            Part::of(&Owner::Node, objects(&[("b", "1"), ("a", "1"), ("b", "2")])),
+            Part::of(&Owner::Node, objects(&[("a", "1"), ("b", "1")]))
+        );
+    }
+}
