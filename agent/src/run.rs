@@ -18,6 +18,7 @@ use tracing::{error, info, warn};
 use crate::attach::{self, Decision};
 use crate::journal::{Journal, Record};
 use crate::plan::{Plan, Planners};
+use crate::snapshot::keeper::Keeper;
 use crate::waiting::{CniReply, Waiting};
 use crate::{publish, status};
 
@@ -27,6 +28,8 @@ pub enum Input {
     Store(Box<StoreEvent>),
     /// The kernel thread has come further, or has seen something change.
     Kernel(Box<Applied>),
+    /// The snapshot with this number is on the disk.
+    Saved(u64),
     /// A container runtime wants something; for ADD and CHECK with the pod's namespace.
     Cni(Box<CniRequest>, Option<OwnedFd>, CniReply),
     /// A user, or a scrape, wants to see how things stand.
@@ -46,6 +49,7 @@ pub struct Agent {
     journal: Journal,
     kernel: tartan_kernel::thread::Handle,
     publisher: watch::Sender<publish::Wanted>,
+    snapshot: Keeper,
     planners: Planners,
     waiting: Waiting,
     plan: Plan,
@@ -62,12 +66,14 @@ impl Agent {
         journal: Journal,
         kernel: tartan_kernel::thread::Handle,
         publisher: watch::Sender<publish::Wanted>,
+        snapshot: Keeper,
     ) -> Agent {
         Agent {
             world,
             journal,
             kernel,
             publisher,
+            snapshot,
             planners: Planners::default(),
             waiting: Waiting::default(),
             plan: Plan::default(),
@@ -78,7 +84,7 @@ impl Agent {
     }
 
     /// Runs until told to stop. The inbox, the later parameter, is dropped before `self`: the kernel thread, which `self`
-    /// waits for when it is dropped, may be waiting for room in it.
+    /// waits for when it is dropped, may be waiting for room in it, and so may that of the snapshot.
     pub async fn run(mut self, mut inbox: mpsc::Receiver<Input>) -> anyhow::Result<()> {
         let mut batch = Vec::with_capacity(BATCH);
         loop {
@@ -92,6 +98,7 @@ impl Agent {
                 match input {
                     Input::Store(event) => self.world.store(*event, now),
                     Input::Kernel(applied) => self.applied(*applied),
+                    Input::Saved(number) => self.snapshot.saved(number),
                     Input::Cni(request, netns, reply) => self.cni(*request, netns, reply, now),
                     Input::Look(reply) => {
                         // Who asked and went away again is owed nothing.
@@ -174,6 +181,13 @@ impl Agent {
             self.kernel.want(self.generation, state.clone());
             self.world.asked = self.generation;
         }
+        self.snapshot.want(&self.world, &self.plan.gives);
+        if self.snapshot.permits(&self.plan.gives) {
+            self.publish();
+        }
+    }
+
+    fn publish(&mut self) {
         if let Some(advert) = &self.plan.advert {
             self.world.say(advert);
         }

@@ -312,3 +312,28 @@ fn a_sign_of_life_counts_from_when_it_was_heard_first() {
     world.store(put(Kind::NodeNetwork, "a", 2), later);
     assert_eq!(heard(&world), later);
 }
+
+#[test]
+fn what_is_recalled_is_known_and_goes_only_when_a_list_does_not_name_it() {
+    for kind in [Kind::Node, Kind::IpPool, Kind::IpReservation, Kind::IpBlock, Kind::NodeNetwork] {
+        let (a, b) = names(kind);
+        let recalled = [a, b].map(|name| match put(kind, name, 1) {
+            StoreEvent::Put(id, object, _) => (id, object),
+            other => panic!("{other:?}"),
+        });
+        let mut world = World::new("n1".into(), Features::default());
+        assert!(!world.is_known());
+        world.recall(recalled.to_vec(), Instant::now());
+        assert!(world.is_known() && !world.is_whole() && !world.is_synced(kind));
+        assert!(world.leases_rest && world.revisions.is_empty());
+        let both = known(&world, kind);
+        assert_eq!(both.split(' ').count(), 2, "{kind}");
+        world.store(Away("nobody at home".into()), Instant::now());
+        world.store(Init(kind), Instant::now());
+        world.store(put(kind, a, 1), Instant::now());
+        assert_eq!(known(&world, kind), both, "{kind}: the list is not complete");
+        world.store(Synced(kind), Instant::now());
+        assert_eq!(known(&world, kind).split(' ').count(), 1, "{kind}");
+        assert!(world.is_synced(kind));
+    }
+}

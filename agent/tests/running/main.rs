@@ -2,13 +2,14 @@
 
 #![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
+mod memory;
 mod rig;
 
 use std::time::Duration;
 
 use nix::errno::Errno;
 use tartan_api::cni::{Command, code};
-use tartan_model::{Config, FabricMode, Kind, ObjectId};
+use tartan_model::{Config, FabricMode, Kind, ObjectId, World};
 use tartan_netstate::{Key, State};
 
 use rig::{Dying, Rig, addresses, link, pool};
@@ -184,6 +185,9 @@ async fn a_quiet_agent_neither_plans_nor_writes() {
     let agent = rig.ready().await;
     agent.add("a").await;
     agent.until("all is done", |status| status.phase == "steady").await;
+    let edition = rig.advert().unwrap().edition;
+    let own_word = |world: &World| world.adverts.get("n1").is_some_and(|heard| heard.advert.edition == edition);
+    rig.snapshot("its last word", own_word).await;
     tokio::time::sleep(A_WHILE * 3).await;
     let (before, changes, writes) = (agent.look().await, rig.kernel.changes().len(), rig.store.writes());
     tokio::time::sleep(Duration::from_secs(1)).await;

@@ -43,19 +43,26 @@ impl Setup {
         setup
     }
 
+    /// What an earlier life knew.
+    pub(crate) fn recalled(objects: impl IntoIterator<Item = Put>) -> Setup {
+        let mut setup = Setup::unsynced([]);
+        let objects = objects.into_iter().map(|Put(object)| (id_of(&object), object)).collect();
+        setup.world.recall(objects, setup.now);
+        setup
+    }
+
+    /// The store holds just these.
+    pub(crate) fn list(&mut self, objects: impl IntoIterator<Item = Put>) {
+        Kind::ALL.into_iter().for_each(|kind| self.world.store(StoreEvent::Init(kind), self.now));
+        objects.into_iter().for_each(|object| self.put(object));
+        Kind::ALL.into_iter().for_each(|kind| self.world.store(StoreEvent::Synced(kind), self.now));
+    }
+
     /// Revisions count up from 2 on.
     pub(crate) fn put(&mut self, Put(object): Put) {
         self.puts += 1;
-        let (kind, name) = match &object {
-            Object::Node(node) => (Kind::Node, node.name.clone()),
-            Object::Pool(pool) => (Kind::IpPool, pool.name.clone()),
-            Object::Reservation(reservation) => (Kind::IpReservation, reservation.name.clone()),
-            Object::Block(block) => (Kind::IpBlock, Block::name_of(&block.cidr).into()),
-            Object::Advert(advert) => (Kind::NodeNetwork, advert.node.clone()),
-            Object::Config(_) => (Kind::NetworkConfig, "default".into()),
-        };
         let revision = Revision(self.puts.to_string().into());
-        self.world.store(StoreEvent::Put(ObjectId { kind, name }, object, revision), self.now);
+        self.world.store(StoreEvent::Put(id_of(&object), object, revision), self.now);
     }
 
     pub(crate) fn invalid_block(&mut self, range: &str) {
@@ -88,6 +95,18 @@ impl Setup {
     pub(crate) fn detach(&mut self, name: &str) {
         self.world.detach(name, self.now);
     }
+}
+
+fn id_of(object: &Object) -> ObjectId {
+    let (kind, name) = match object {
+        Object::Node(node) => (Kind::Node, node.name.clone()),
+        Object::Pool(pool) => (Kind::IpPool, pool.name.clone()),
+        Object::Reservation(reservation) => (Kind::IpReservation, reservation.name.clone()),
+        Object::Block(block) => (Kind::IpBlock, Block::name_of(&block.cidr).into()),
+        Object::Advert(advert) => (Kind::NodeNetwork, advert.node.clone()),
+        Object::Config(_) => (Kind::NetworkConfig, "default".into()),
+    };
+    ObjectId { kind, name }
 }
 
 // === impl Put ===
