@@ -26,7 +26,6 @@ pub mod status;
 pub mod uninstall;
 pub mod waiting;
 
-use std::cell::Cell;
 use std::fs;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
@@ -49,6 +48,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tracing::{error, info, warn};
 
+use crate::found::Noting;
 use crate::journal::{Journal, Replayed};
 use crate::run::{Agent, Input};
 use crate::uninstall::Report;
@@ -109,7 +109,8 @@ pub fn assemble(
     let fence = recall(&mut world, &snapshot);
     info!("agent of {node} starts, {} pods from the journal", world.attachments.len());
     let vital = Vital::new("the kernel thread", &alive);
-    let kernel = tartan_kernel::thread::spawn(kernel, report(state_dir, sender.clone(), vital))?;
+    let kernel = Box::new(Noting::new(kernel, state_dir));
+    let kernel = tartan_kernel::thread::spawn(kernel, report(sender.clone(), vital))?;
     let events = store.watch(&Kind::ALL);
     tokio::spawn(Vital::new("the watch of the store", &alive).around(listen(events, sender.clone())));
     let (publisher, publishing) = publish::publisher(store);
@@ -184,18 +185,10 @@ fn open_store(url: &str) -> Result<Arc<dyn Store>> {
     }
 }
 
-/// What the kernel thread calls with every report: it notes what sysctls were, then tells the loop.
-fn report(state_dir: &Path, sender: mpsc::Sender<Input>, vital: Vital) -> impl Fn(Applied) + Send + use<> {
-    let state_dir = state_dir.to_owned();
-    let noted = Cell::new(0);
+/// What the kernel thread calls with every report.
+fn report(sender: mpsc::Sender<Input>, vital: Vital) -> impl Fn(Applied) + Send + use<> {
     move |applied| {
         let _alive = &vital;
-        if applied.found.len() > noted.get() {
-            match found::note(&state_dir, &applied.found) {
-                Ok(()) => noted.set(applied.found.len()),
-                Err(error) => error!("{error:#}; `tartan uninstall` could not give these values back"),
-            }
-        }
         // The loop has ended: so will this thread.
         let _ended = sender.blocking_send(Input::Kernel(Box::new(applied)));
     }
