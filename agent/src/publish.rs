@@ -2,7 +2,8 @@
 //!
 //! Invariant: one writer for each object. The NodeNetwork of this node is written by nobody else, so it is written
 //! without looking; claims on blocks are compare-and-set, and who loses learns it from the watch and plans again. What
-//! stays wanted is tried again, later and later, whatever became of it.
+//! stays wanted is tried again, later and later, whatever became of it; a write without an answer is given up, and holds
+//! up nothing else for longer than that takes.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +12,7 @@ use tartan_ipam::Claim;
 use tartan_model::{Advert, Kind, Object, ObjectId};
 use tartan_store::{Expect, Store, WriteError};
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{debug, info, warn};
 
 /// What the store should hold.
@@ -29,6 +30,8 @@ pub struct Wanted {
 /// tried: twice as long each time.
 const FIRST_WAIT: Duration = Duration::from_millis(50);
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
+/// How long a store may take for one write. A late one does no harm: see [`Store::put`].
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The task that writes; what is sent into the channel is wanted from then on. Ends when the channel is closed.
 pub fn publisher(store: Arc<dyn Store>) -> (watch::Sender<Wanted>, impl Future<Output = ()>) {
@@ -98,7 +101,7 @@ impl Publisher {
         self.heartbeat += 1;
         let id = ObjectId { kind: Kind::NodeNetwork, name: advert.node.clone() };
         let object = Object::Advert(Advert { heartbeat: self.heartbeat, ..advert.clone() });
-        self.store.put(id, object, Expect::Any).await?;
+        in_time(self.store.put(id, object, Expect::Any)).await?;
         self.said = Some((advert.clone(), Instant::now()));
         Ok(())
     }
@@ -127,9 +130,14 @@ impl Publisher {
 async fn write(store: &dyn Store, claim: &Claim) -> Result<(), WriteError> {
     let expect = claim.expect.clone().map_or(Expect::Absent, Expect::At);
     match &claim.object {
-        Some(object) => store.put(claim.id.clone(), object.clone(), expect).await.map(drop),
-        None => store.delete(claim.id.clone(), expect).await,
+        Some(object) => in_time(store.put(claim.id.clone(), object.clone(), expect)).await.map(drop),
+        None => in_time(store.delete(claim.id.clone(), expect)).await,
     }
+}
+
+async fn in_time<T>(write: impl Future<Output = Result<T, WriteError>>) -> Result<T, WriteError> {
+    let late = |_| Err(WriteError::Away(format!("a write got no answer within {} seconds", PATIENCE.as_secs())));
+    timeout(PATIENCE, write).await.unwrap_or_else(late)
 }
 
 fn longer(wait: Option<Duration>) -> Duration {
@@ -147,4 +155,87 @@ async fn until(at: Option<Instant>) {
 fn start_of_heartbeat() -> u64 {
     let since_epoch = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     since_epoch.map_or(0, |time| time.as_millis() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::sync::Mutex;
+
+    use tartan_model::{Block, PerFamily, Revision, StoreEvent};
+    use tartan_store::{BoxFuture, BoxStream, MemoryStore};
+
+    use super::*;
+
+    /// A store that never answers writes to these kinds.
+    struct Hanging {
+        store: MemoryStore,
+        kinds: Mutex<BTreeSet<Kind>>,
+    }
+
+    impl Hanging {
+        fn hangs(&self, id: &ObjectId) -> bool {
+            self.kinds.lock().unwrap().contains(&id.kind)
+        }
+    }
+
+    impl Store for Hanging {
+        fn watch(&self, kinds: &[Kind]) -> BoxStream<'static, StoreEvent> {
+            self.store.watch(kinds)
+        }
+
+        fn put(&self, id: ObjectId, object: Object, expect: Expect) -> BoxFuture<'_, Result<Revision, WriteError>> {
+            if self.hangs(&id) { Box::pin(std::future::pending()) } else { self.store.put(id, object, expect) }
+        }
+
+        fn delete(&self, id: ObjectId, expect: Expect) -> BoxFuture<'_, Result<(), WriteError>> {
+            if self.hangs(&id) { Box::pin(std::future::pending()) } else { self.store.delete(id, expect) }
+        }
+    }
+
+    fn wanted() -> Wanted {
+        let advert = Advert {
+            node: "n1".into(),
+            node_uid: "u1".into(),
+            addresses: PerFamily::default(),
+            fabric_addresses: PerFamily::default(),
+            blocks: Vec::new(),
+            mtu: 1450,
+            accepts: Vec::new(),
+            sends: Vec::new(),
+            edition: 1,
+            heartbeat: 0,
+        };
+        let block = Block {
+            cidr: "10.0.0.0/26".parse().unwrap(),
+            pool: "p".into(),
+            node: "n1".into(),
+            node_uid: "u1".into(),
+            parts: Vec::new(),
+        };
+        let id = ObjectId { kind: Kind::IpBlock, name: "10-0-0-0-26".into() };
+        let claim = Claim { id, object: Some(Object::Block(block)), expect: None };
+        Wanted { advert: Some(advert), beat: Duration::from_secs(3600), claims: vec![claim] }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_write_that_hangs_is_given_up_tried_again_and_holds_up_no_other() {
+        let word = ObjectId { kind: Kind::NodeNetwork, name: "n1".into() };
+        let claim = ObjectId { kind: Kind::IpBlock, name: "10-0-0-0-26".into() };
+        for (hangs, goes_on) in [(&word, &claim), (&claim, &word)] {
+            let store = MemoryStore::new();
+            let hanging = Arc::new(Hanging { store: store.clone(), kinds: Mutex::new(BTreeSet::from([hangs.kind])) });
+            let (sender, publishing) = publisher(hanging.clone());
+            let publishing = tokio::spawn(publishing);
+            sender.send(wanted()).unwrap();
+            tokio::time::sleep(PATIENCE + FIRST_WAIT).await;
+            assert!(store.get(goes_on).is_some(), "{goes_on} waits for {hangs}");
+            assert!(store.get(hangs).is_none());
+            hanging.kinds.lock().unwrap().clear();
+            tokio::time::sleep(PATIENCE + LONGEST_WAIT).await;
+            assert!(store.get(hangs).is_some(), "{hangs} was not tried again");
+            drop(sender);
+            publishing.await.unwrap();
+        }
+    }
 }
