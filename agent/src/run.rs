@@ -34,6 +34,8 @@ pub enum Input {
     Cni(Box<CniRequest>, Option<OwnedFd>, CniReply),
     /// A user, or a scrape, wants to see how things stand.
     Look(oneshot::Sender<status::Seen>),
+    /// A kubelet wants to know whether the loop turns, and what keeps the node from being ready.
+    WaitingFor(oneshot::Sender<String>),
     /// A caller hung up.
     HungUp,
     /// End; the kernel keeps what it has.
@@ -104,6 +106,7 @@ impl Agent {
                         // Who asked and went away again is owed nothing.
                         let _gone = reply.send(status::look(&self.world, &self.planners, &self.plan, &self.counters));
                     }
+                    Input::WaitingFor(reply) => drop(reply.send(status::waiting_for(&self.world))),
                     Input::HungUp => {}
                     Input::Stop => return Ok(()),
                 }
