@@ -54,6 +54,8 @@ pub enum StoreEvent {
     /// What else there is to say about a source of objects, e.g. a file whose objects cannot be told: takes the place
     /// of what was said of it before.
     Notice(Arc<str>, Vec<Condition>),
+    /// All this at one moment: nobody acts on a part of it.
+    Moment(Vec<StoreEvent>),
     /// The store cannot be reached; what is known stays. A relist follows when it is back.
     Away(String),
 }

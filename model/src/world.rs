@@ -180,6 +180,7 @@ impl World {
             }
             StoreEvent::Notice(source, said) if said.is_empty() => drop(self.notices.remove(&source)),
             StoreEvent::Notice(source, said) => drop(self.notices.insert(source, said.into())),
+            StoreEvent::Moment(events) => events.into_iter().for_each(|event| self.store(event, at)),
             StoreEvent::Away(why) => {
                 self.store_away = Some(why.into());
                 self.leases_rest = true;

@@ -80,11 +80,18 @@ impl View {
         for (name, reading) in readings {
             self.absorb(&name, reading);
         }
-        self.told.clear();
+        let before = std::mem::take(&mut self.told);
         self.listing = true;
         let mut events: Vec<StoreEvent> = self.kinds.iter().map(|kind| StoreEvent::Init(*kind)).collect();
         let ids: Vec<ObjectId> = self.holders.keys().cloned().collect();
-        events.extend(ids.iter().filter_map(|id| self.tell(id)));
+        let told = ids.iter().filter_map(|id| self.tell(id).map(|event| (id, event))).collect::<Vec<_>>();
+        // Who is told for the first time acts on nothing before the end. Others must not see half of what is new.
+        let is_old = |id: &ObjectId| before.is_empty() || before.get(id) == self.told.get(id);
+        let (old, new): (Vec<_>, Vec<_>) = told.into_iter().partition(|(id, _)| is_old(id));
+        events.extend(old.into_iter().map(|(_, event)| event));
+        if !new.is_empty() {
+            events.push(StoreEvent::Moment(new.into_iter().map(|(_, event)| event).collect()));
+        }
         let files: BTreeSet<Arc<str>> = self.files.keys().chain(self.told_notices.keys()).cloned().collect();
         events.extend(files.iter().filter_map(|file| self.tell_notice(file)));
         self.finish_list(&mut events);
