@@ -10,6 +10,7 @@
 //! kernel keeps what it has, the journal what was promised, and the next start goes on from both.
 
 pub mod attach;
+pub mod conditions;
 pub mod edit;
 pub mod found;
 pub mod http;

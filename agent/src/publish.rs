@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tartan_ipam::Claim;
-use tartan_model::{Advert, Kind, Object, ObjectId};
+use tartan_model::{Advert, Kind, NodeCondition, NodeNetwork, Object, ObjectId};
 use tartan_store::{Expect, Store, WriteError};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
@@ -20,6 +20,8 @@ use tracing::{debug, info, warn};
 pub struct Wanted {
     /// This node's word to its peers; none: nothing to say yet.
     pub advert: Option<Advert>,
+    /// What it says of itself.
+    pub conditions: Vec<NodeCondition>,
     /// Between two signs of life.
     pub beat: Duration,
     /// Claims on blocks.
@@ -30,6 +32,8 @@ pub struct Wanted {
 /// tried: twice as long each time.
 const FIRST_WAIT: Duration = Duration::from_millis(50);
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
+/// Between two writes for conditions alone, which may come and go quickly.
+const CONDITIONS_REST: Duration = Duration::from_secs(1);
 /// How long a store may take for one write. A late one does no harm: see [`Store::put`].
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -44,8 +48,8 @@ struct Publisher {
     store: Arc<dyn Store>,
     wanted: watch::Receiver<Wanted>,
     heartbeat: u64,
-    /// The advert as it was last written, without its heartbeat, and when.
-    said: Option<(Advert, Instant)>,
+    /// What was last written, without the heartbeat, and when.
+    said: Option<(NodeNetwork, Instant)>,
     /// Claims that are wanted and have been tried.
     tried: Vec<Tried>,
 }
@@ -89,20 +93,29 @@ impl Publisher {
 
     /// When there is something to do though nothing new is wanted.
     fn next(&self, wanted: &Wanted) -> Option<Instant> {
-        let beat = self.said.as_ref().map(|(_, at)| *at + wanted.beat);
-        self.tried.iter().map(|tried| tried.again).chain(beat).min()
+        self.tried.iter().map(|tried| tried.again).chain(self.due(wanted)).min()
+    }
+
+    /// When this node's own object is to be written; none: at once.
+    fn due(&self, wanted: &Wanted) -> Option<Instant> {
+        let (said, at) = self.said.as_ref()?;
+        let same_word = wanted.advert.as_ref().is_none_or(|advert| *advert == said.advert);
+        let rest = if said.conditions == wanted.conditions { wanted.beat } else { CONDITIONS_REST.min(wanted.beat) };
+        same_word.then(|| *at + rest)
     }
 
     async fn say(&mut self, wanted: &Wanted) -> Result<(), WriteError> {
         let Some(advert) = &wanted.advert else { return Ok(()) };
-        if self.said.as_ref().is_some_and(|(said, at)| said == advert && Instant::now() < *at + wanted.beat) {
+        if self.due(wanted).is_some_and(|due| Instant::now() < due) {
             return Ok(());
         }
         self.heartbeat += 1;
         let id = ObjectId { kind: Kind::NodeNetwork, name: advert.node.clone() };
-        let object = Object::Advert(Advert { heartbeat: self.heartbeat, ..advert.clone() });
+        let network = NodeNetwork { advert: advert.clone(), conditions: wanted.conditions.clone() };
+        let beating = Advert { heartbeat: self.heartbeat, ..advert.clone() };
+        let object = Object::NodeNetwork(NodeNetwork { advert: beating, ..network.clone() });
         in_time(self.store.put(id, object, Expect::Any)).await?;
-        self.said = Some((advert.clone(), Instant::now()));
+        self.said = Some((network, Instant::now()));
         Ok(())
     }
 
@@ -215,7 +228,7 @@ mod tests {
         };
         let id = ObjectId { kind: Kind::IpBlock, name: "10-0-0-0-26".into() };
         let claim = Claim { id, object: Some(Object::Block(block)), expect: None };
-        Wanted { advert: Some(advert), beat: Duration::from_secs(3600), claims: vec![claim] }
+        Wanted { advert: Some(advert), conditions: Vec::new(), beat: Duration::from_secs(3600), claims: vec![claim] }
     }
 
     #[tokio::test(start_paused = true)]

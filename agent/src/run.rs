@@ -6,11 +6,11 @@
 use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use tartan_api::cni::CniRequest;
 use tartan_kernel::thread::Applied;
-use tartan_model::{Condition, Failed, Programmed, StoreEvent, World};
+use tartan_model::{Condition, Failed, NodeCondition, Programmed, StoreEvent, World};
 use tartan_netstate::State;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{error, info, warn};
@@ -20,7 +20,7 @@ use crate::journal::{Journal, Record};
 use crate::plan::{Plan, Planners};
 use crate::snapshot::keeper::Keeper;
 use crate::waiting::{CniReply, Waiting};
-use crate::{publish, status};
+use crate::{conditions, publish, status};
 
 /// Everything that can happen to an agent.
 pub enum Input {
@@ -59,6 +59,8 @@ pub struct Agent {
     generation: u64,
     given: State,
     counters: status::Counters,
+    /// What this node says of itself.
+    conditions: Vec<NodeCondition>,
 }
 
 impl Agent {
@@ -82,6 +84,7 @@ impl Agent {
             generation: 0,
             given: State::new(),
             counters: status::Counters::default(),
+            conditions: Vec::new(),
         }
     }
 
@@ -194,8 +197,15 @@ impl Agent {
         if let Some(advert) = &self.plan.advert {
             self.world.say(advert);
         }
+        let before = if self.conditions.is_empty() { &self.world.conditions } else { &self.conditions };
+        // Before the first full pass it is not known whether what an earlier life said still holds.
+        self.conditions = match status::waiting_for(&self.world).is_empty() {
+            true => conditions::of_node(before, &self.plan.conditions, SystemTime::now()),
+            false => before.clone(),
+        };
         let wanted = publish::Wanted {
             advert: self.plan.advert.clone(),
+            conditions: self.conditions.clone(),
             beat: (self.world.config.lease / 4).max(Duration::from_millis(100)),
             claims: self.plan.claims.clone(),
         };

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::{Advert, Block, Condition, Config, Node, Pool, Reservation};
+use crate::{Advert, Block, Condition, Config, Node, NodeNetwork, Pool, Reservation};
 
 /// The kinds Tartan reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -32,7 +32,7 @@ pub struct Revision(pub Arc<str>);
 pub enum Object {
     Node(Node),
     Config(Config),
-    Advert(Advert),
+    NodeNetwork(NodeNetwork),
     Pool(Pool),
     Reservation(Reservation),
     Block(Block),
@@ -58,6 +58,14 @@ pub enum StoreEvent {
     Moment(Vec<StoreEvent>),
     /// The store cannot be reached; what is known stays. A relist follows when it is back.
     Away(String),
+}
+
+// === impl Object ===
+
+impl From<Advert> for Object {
+    fn from(advert: Advert) -> Object {
+        Object::NodeNetwork(NodeNetwork { advert, conditions: Vec::new() })
+    }
 }
 
 // === impl Kind ===

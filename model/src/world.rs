@@ -14,7 +14,10 @@ use ipnet::IpNet;
 use tartan_netstate::{Key, Owner, State};
 
 use crate::object::{Kind, Object, ObjectId, Revision, StoreEvent};
-use crate::{Advert, Attachment, Block, Condition, Config, Features, Heard, Host, Node, Pool, Reservation, Said};
+use crate::{
+    Advert, Attachment, Block, Condition, Config, Features, Heard, Host, Node, NodeCondition, NodeNetwork, Pool,
+    Reservation, Said,
+};
 
 /// What a node knows.
 #[derive(Clone, Debug, Default)]
@@ -42,6 +45,8 @@ pub struct World {
     pub asked: u64,
     /// What the publisher was given last; none before the first word of this life.
     pub said: Option<Said>,
+    /// What the store holds of this node's own conditions.
+    pub conditions: Vec<NodeCondition>,
     /// Objects that cannot be read, with why.
     pub invalid: OrdMap<ObjectId, Arc<Condition>>,
     /// What the store says of its sources, e.g. files, by source.
@@ -264,7 +269,10 @@ impl World {
             Object::Node(node) => put(&mut self.nodes, id.name, node),
             Object::Config(config) if *self.config != config => self.config = Arc::new(config),
             Object::Config(_) => {}
-            Object::Advert(advert) => {
+            Object::NodeNetwork(NodeNetwork { advert, conditions }) => {
+                if id.name == self.local {
+                    self.conditions = conditions;
+                }
                 let before = self.adverts.get(&id.name);
                 if before.is_none_or(|heard| *heard.advert != advert) {
                     let same_sends = before.filter(|heard| heard.advert.sends == advert.sends);

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tartan_model::{
-    Advert, Block, Condition, Config, FabricMode, Features, Kind, Node, Object, ObjectId, PerFamily, Pool, Reservation,
-    Revision, Selector, StoreEvent, World,
+    Advert, Block, Condition, Config, FabricMode, Features, Kind, Node, NodeCondition, Object, ObjectId, PerFamily,
+    Pool, Reservation, Revision, Selector, StoreEvent, World,
 };
 
 use StoreEvent::{Away, Init, Invalid, Synced};
@@ -31,7 +31,7 @@ fn object(kind: Kind, name: &str, seed: u8) -> Object {
             let fabric = if seed == 1 { FabricMode::HostGw } else { FabricMode::Vxlan };
             Object::Config(Config { fabric, ..Config::default() })
         }
-        Kind::NodeNetwork => Object::Advert(Advert {
+        Kind::NodeNetwork => Object::from(Advert {
             node: name,
             node_uid: "u".into(),
             addresses: PerFamily::default(),
@@ -297,6 +297,26 @@ fn what_did_not_change_stays_shared() {
             && before.reservations.ptr_eq(&world.reservations)
             && before.blocks.ptr_eq(&world.blocks);
         assert!(same, "{kind}: planners would see a change");
+    }
+}
+
+#[test]
+fn what_a_node_says_of_itself_changes_nothing_for_its_peers() {
+    let well = object(Kind::NodeNetwork, "n1", 1);
+    let Object::NodeNetwork(mut network) = well.clone() else { panic!("it is a NodeNetwork") };
+    let [kind, status, reason, message, since] = ["Ready", "False", "R", "m", "t"].map(str::to_owned);
+    network.conditions.push(NodeCondition { kind, status, reason, message, since });
+    let ill = Object::NodeNetwork(network.clone());
+    for (local, own) in [("n1", network.conditions), ("n2", Vec::new())] {
+        let mut world = World::new(local.into(), Features::default());
+        let put = |object: &Object, revision: &str| {
+            StoreEvent::Put(id(Kind::NodeNetwork, "n1"), object.clone(), Revision(revision.into()))
+        };
+        world.store(put(&well, "1"), Instant::now());
+        let before = world.adverts.clone();
+        world.store(put(&ill, "2"), Instant::now());
+        assert!(before.ptr_eq(&world.adverts), "planners would see a change");
+        assert_eq!(world.conditions, own, "seen by {local}");
     }
 }
 

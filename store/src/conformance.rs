@@ -89,7 +89,7 @@ fn advert(name: &str, heartbeat: u64) -> (ObjectId, Object) {
         edition: 0,
         heartbeat,
     };
-    (ObjectId { kind: Kind::NodeNetwork, name: name.into() }, Object::Advert(advert))
+    (ObjectId { kind: Kind::NodeNetwork, name: name.into() }, Object::from(advert))
 }
 
 /// A watch, and the world it leads to.

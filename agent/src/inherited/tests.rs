@@ -1,3 +1,5 @@
+//! What comes of what an agent found and what it wants, as tables.
+
 #![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
 use std::sync::Arc;

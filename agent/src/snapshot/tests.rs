@@ -1,3 +1,5 @@
+//! The snapshot: written and read, cut, damaged, and of other formats.
+
 #![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
 use std::collections::BTreeMap;

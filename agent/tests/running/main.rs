@@ -210,6 +210,39 @@ async fn an_advert_that_somebody_deletes_is_written_again() {
 }
 
 #[tokio::test]
+async fn what_is_wrong_is_said_in_the_nodes_own_object_and_is_no_new_word() {
+    let rig = Rig::new().await;
+    let agent = rig.ready().await;
+    agent.add("a").await;
+    let said = |kind: &str, status: &str| {
+        let conditions = rig.network().map(|network| network.conditions).unwrap_or_default();
+        conditions.into_iter().find(|it| it.kind == kind && it.status == status)
+    };
+    agent.until("it says that it is well", |status| status.phase == "steady" && said("Ready", "True").is_some()).await;
+    let edition = rig.advert().unwrap().edition;
+    rig.kernel.fail(link("a"), Some(Errno::EBUSY));
+    rig.kernel.remove(&link("a"));
+    agent.until("it says what is wrong", |_| said("KernelRefused", "True").is_some()).await;
+    let refused = said("KernelRefused", "True").unwrap();
+    assert!(refused.message.starts_with("Pod/shop/a: the kernel refuses"), "{refused:?}");
+    assert_eq!(said("Ready", "False").unwrap().reason, "KernelRefused");
+    assert_eq!(rig.advert().unwrap().edition, edition, "peers would take it for a new word");
+
+    let since = said("Ready", "False").unwrap().since;
+    agent.kill().await;
+    let beat = rig.advert().unwrap().heartbeat;
+    let agent = rig.start();
+    agent.until("it has tried again", |status| !status.kernel.failures.is_empty()).await;
+    agent.until("it has written again", |_| rig.advert().unwrap().heartbeat > beat).await;
+    assert_eq!(said("Ready", "False").unwrap().since, since, "another life has not made it so");
+    rig.kernel.fail(link("a"), None);
+    agent
+        .until("it is well again", |_| said("Ready", "True").is_some() && said("KernelRefused", "True").is_none())
+        .await;
+    assert_eq!(rig.advert().unwrap().edition, edition);
+}
+
+#[tokio::test]
 async fn a_claim_that_met_another_writer_is_tried_again() {
     let rig = Rig::new().await;
     rig.put_node("n1", "172.30.0.1", &[]).await;

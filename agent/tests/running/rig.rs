@@ -17,8 +17,8 @@ use tartan_api::status::Status;
 use tartan_kernel::fake::Fake;
 use tartan_kernel::{Failure, Kernel, KernelError, Scope, Waker};
 use tartan_model::{
-    Advert, Config, DefaultRoute, Endpoint, Features, Host, HostLink, Kind, Node, Object, ObjectId, PerFamily, Pool,
-    Selector, World,
+    Advert, Config, DefaultRoute, Endpoint, Features, Host, HostLink, Kind, Node, NodeNetwork, Object, ObjectId,
+    PerFamily, Pool, Selector, World,
 };
 use tartan_netstate::{Change, Key, LinkName, Mac, Netns, PodNetns, State};
 use tartan_store::{Expect, MemoryStore, Store};
@@ -172,15 +172,20 @@ impl Rig {
             edition: 1,
             heartbeat: 1,
         };
-        self.put(Kind::NodeNetwork, &name, Object::Advert(advert)).await;
+        self.put(Kind::NodeNetwork, &name, Object::from(advert)).await;
+    }
+
+    /// What the store holds of n1's own object.
+    pub(crate) fn network(&self) -> Option<NodeNetwork> {
+        match self.store.get(&ObjectId { kind: Kind::NodeNetwork, name: "n1".into() })?.0 {
+            Object::NodeNetwork(network) => Some(network),
+            other => panic!("a NodeNetwork is {other:?}"),
+        }
     }
 
     /// What the store holds of n1's own word.
     pub(crate) fn advert(&self) -> Option<Advert> {
-        match self.store.get(&ObjectId { kind: Kind::NodeNetwork, name: "n1".into() })?.0 {
-            Object::Advert(advert) => Some(advert),
-            other => panic!("a NodeNetwork is {other:?}"),
-        }
+        self.network().map(|network| network.advert)
     }
 }
 

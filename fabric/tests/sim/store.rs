@@ -53,7 +53,7 @@ impl Store {
             }
             Write::Advert(advert) => {
                 self.adverts.insert(advert.node.clone(), advert.clone());
-                put(Kind::NodeNetwork, advert.node.clone(), Object::Advert(advert))
+                put(Kind::NodeNetwork, advert.node.clone(), Object::from(advert))
             }
         }
     }
@@ -63,7 +63,7 @@ impl Store {
             Kind::NetworkConfig => vec![put(kind, "default".into(), Object::Config(self.config.clone()))],
             Kind::Node => self.nodes.iter().map(|(name, n)| put(kind, name.clone(), Object::Node(n.clone()))).collect(),
             Kind::NodeNetwork => {
-                self.adverts.iter().map(|(name, a)| put(kind, name.clone(), Object::Advert(a.clone()))).collect()
+                self.adverts.iter().map(|(name, a)| put(kind, name.clone(), Object::from(a.clone()))).collect()
             }
             _ => Vec::new(),
         };

@@ -6,8 +6,8 @@ use std::time::Instant;
 
 use ipnet::IpNet;
 use tartan_model::{
-    Advert, Attachment, Block, Condition, Features, Holder, Kind, Node, Object, ObjectId, Part, PerFamily, Pool,
-    Reservation, Revision, Selector, StoreEvent, World,
+    Advert, Attachment, Block, Condition, Features, Holder, Kind, Node, NodeNetwork, Object, ObjectId, Part, PerFamily,
+    Pool, Reservation, Revision, Selector, StoreEvent, World,
 };
 use tartan_netstate::{Mac, PodNetns};
 
@@ -103,7 +103,7 @@ fn id_of(object: &Object) -> ObjectId {
         Object::Pool(pool) => (Kind::IpPool, pool.name.clone()),
         Object::Reservation(reservation) => (Kind::IpReservation, reservation.name.clone()),
         Object::Block(block) => (Kind::IpBlock, Block::name_of(&block.cidr).into()),
-        Object::Advert(advert) => (Kind::NodeNetwork, advert.node.clone()),
+        Object::NodeNetwork(network) => (Kind::NodeNetwork, network.advert.node.clone()),
         Object::Config(_) => (Kind::NetworkConfig, "default".into()),
     };
     ObjectId { kind, name }
@@ -140,7 +140,7 @@ impl Put {
     }
 
     pub(crate) fn own(mut self, addresses: &str) -> Put {
-        let Object::Advert(advert) = &mut self.0 else { panic!("only adverts have it") };
+        let Object::NodeNetwork(NodeNetwork { advert, .. }) = &mut self.0 else { panic!("only adverts have it") };
         advert.fabric_addresses = first_of(addresses);
         self
     }
@@ -185,7 +185,7 @@ pub(crate) fn given(mut block: Put, cidr: &str, holder: Holder) -> Put {
 }
 
 pub(crate) fn advert(node: &str, blocks: &str) -> Put {
-    Put(Object::Advert(Advert {
+    Put(Object::from(Advert {
         node: node.into(),
         node_uid: uid_of(node),
         addresses: PerFamily::default(),

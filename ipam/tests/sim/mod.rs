@@ -341,7 +341,7 @@ impl Cluster {
             return;
         }
         match self.nodes[node].under_way.remove(0) {
-            Write::Advert(advert) => self.write(id(Kind::NodeNetwork, NAMES[node]), Some(Object::Advert(advert))),
+            Write::Advert(advert) => self.write(id(Kind::NodeNetwork, NAMES[node]), Some(Object::from(advert))),
             Write::Claim(claim) => {
                 let there = self.store.get(&claim.id).map(|(_, revision)| revision);
                 if there == claim.expect.as_ref() {
@@ -411,7 +411,7 @@ impl Disk {
         let nodes = world.nodes.values().map(|it| (id(Kind::Node, &it.name), Object::Node((**it).clone())));
         let pools = world.pools.values().map(|it| (id(Kind::IpPool, &it.name), Object::Pool((**it).clone())));
         let adverts =
-            world.adverts.iter().map(|(name, it)| (id(Kind::NodeNetwork, name), Object::Advert((*it.advert).clone())));
+            world.adverts.iter().map(|(name, it)| (id(Kind::NodeNetwork, name), Object::from((*it.advert).clone())));
         let blocks = world
             .blocks
             .values()
@@ -494,7 +494,7 @@ fn block(object: &Object) -> Option<&Block> {
 
 fn own_address(object: &Object) -> Option<IpAddr> {
     match object {
-        Object::Advert(advert) => advert.fabric_addresses.v4,
+        Object::NodeNetwork(network) => network.advert.fabric_addresses.v4,
         _ => None,
     }
 }
