@@ -13,7 +13,7 @@ use tartan_ipam::Fence;
 use tartan_model::World;
 use tracing::{error, info};
 
-/// Between two writes at least,
+/// Between two looks at what came at least,
 const REST: Duration = Duration::from_secs(1);
 /// and so many times as long as the last one took.
 const RESTS: u32 = 20;
@@ -149,8 +149,8 @@ impl Writer {
                 if !std::mem::take(&mut self.complaint).is_empty() {
                     info!("{}: written again", self.path.display());
                 }
-                not_before = Instant::now() + (began.elapsed() * RESTS).max(REST);
             }
+            not_before = Instant::now() + (began.elapsed() * RESTS).max(REST);
             self.there = Some(world);
             if waited_for {
                 (self.saved)(number);
