@@ -191,7 +191,13 @@ impl Rig {
 
 impl Drop for Rig {
     fn drop(&mut self) {
-        let _best_effort = std::fs::remove_dir_all(&self.dir);
+        // An agent that is not stopped yet may put a file there meanwhile, but not many.
+        for _ in 0..10 {
+            match std::fs::remove_dir_all(&self.dir) {
+                Err(error) if error.kind() == std::io::ErrorKind::DirectoryNotEmpty => {}
+                _ => return,
+            }
+        }
     }
 }
 
