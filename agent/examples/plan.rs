@@ -49,7 +49,7 @@ fn full(world: &World, now: Instant) -> Result<Duration> {
 /// A peer's range moves to another address: its route, neighbour and forwarding entry change.
 fn one_change(world: &mut World, planners: &mut Planners, number: u16, now: Instant) -> Result<Duration> {
     let moved = Peer { number: number * 20, generation: 1 };
-    world.store(put(moved.object_id(), Object::Advert(moved.advert().into())), now);
+    world.store(put(moved.object_id(), Object::from(moved.advert())), now);
     let start = Instant::now();
     let (state, changes) = plan(world, planners, now)?;
     let took = start.elapsed();
@@ -74,7 +74,7 @@ fn settle(world: &mut World, planners: &mut Planners, now: Instant) -> Result<()
         let own = planners.plan(world, now).advert;
         if let Some(advert) = own {
             let id = ObjectId { kind: Kind::NodeNetwork, name: world.local.clone() };
-            world.store(put(id, Object::Advert(advert.into())), now);
+            world.store(put(id, Object::from(advert)), now);
         }
         let (state, changes) = plan(world, planners, now)?;
         hold(world, state);
@@ -104,7 +104,7 @@ fn world(now: Instant) -> World {
         let peer = Peer { number, generation: 0 };
         let id = ObjectId { kind: Kind::Node, name: peer.name() };
         world.store(put(id, Object::Node(peer.node().into())), now);
-        world.store(put(peer.object_id(), Object::Advert(peer.advert().into())), now);
+        world.store(put(peer.object_id(), Object::from(peer.advert())), now);
     }
     for kind in Kind::ALL {
         world.store(StoreEvent::Synced(kind), now);

@@ -1,6 +1,6 @@
 //! What becomes of a CNI request: pure, from World and the request to a record, a removal or an answer.
 //!
-//! Invariants: nothing is decided before World is whole; an answered attachment is never changed by an ADD; a DEL of
+//! Invariants: nothing is decided before World is known; an answered attachment is never changed by an ADD; a DEL of
 //! what is not there is a success.
 //!
 //! ADD with a prevResult (we are not the first of the chain) adds our interface to it. ADD of an attachment that was
@@ -16,7 +16,7 @@ use tartan_model::{Attachment, World};
 use tartan_netstate::{LinkName, PodNetns};
 
 use crate::journal::{JournalError, Record};
-use crate::plan::is_whole;
+use crate::plan::is_known;
 use crate::status::waiting_for;
 
 mod addresses;
@@ -134,7 +134,7 @@ fn status(world: &World, now: Instant) -> Result<(), CniError> {
 }
 
 fn ready(world: &World, code: u32) -> Result<(), CniError> {
-    if is_whole(world) {
+    if is_known(world) {
         return Ok(());
     }
     let msg = format!("the agent is not ready: it waits for {}", waiting_for(world));

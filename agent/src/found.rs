@@ -1,17 +1,27 @@
 //! What the node's sysctls were before Tartan changed them, kept on disk for `tartan uninstall`.
 //!
-//! Invariant: a value once noted is never overwritten: what a second agent finds is what the first one set.
+//! Invariants: a value is on the disk before it is changed, and one that cannot be put there is not changed; a value once
+//! noted is never overwritten: what a second agent finds is what the first one set.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
-use std::path::Path;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
-use tartan_netstate::{Key, LinkName, Netns};
+use tartan_kernel::{Failure, Kernel, KernelError, Scope, Waker};
+use tartan_model::{Features, Host};
+use tartan_netstate::{Change, Key, LinkName, Netns, Object, Op, Owner, PodNetns, State};
 
 const FILE: &str = "sysctls.json";
+
+/// A kernel whose own sysctls are noted before they are changed for the first time.
+pub struct Noting {
+    kernel: Box<dyn Kernel>,
+    state_dir: PathBuf,
+}
 
 /// One sysctl as it is on disk.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,8 +33,73 @@ struct Noted {
     value: String,
 }
 
+// === impl Noting ===
+
+impl Noting {
+    /// Notes in this directory.
+    pub fn new(kernel: Box<dyn Kernel>, state_dir: &Path) -> Noting {
+        Noting { kernel, state_dir: state_dir.to_owned() }
+    }
+}
+
+impl Kernel for Noting {
+    fn features(&mut self) -> Features {
+        self.kernel.features()
+    }
+
+    fn subscribe(&mut self, wake: Waker) -> Result<(), KernelError> {
+        self.kernel.subscribe(wake)
+    }
+
+    fn read(&mut self, scope: &Scope) -> Result<State, KernelError> {
+        self.kernel.read(scope)
+    }
+
+    fn host(&mut self) -> Result<Host, KernelError> {
+        self.kernel.host()
+    }
+
+    fn apply(&mut self, change: &Change) -> Vec<Failure> {
+        let found: BTreeMap<Key, String> = change.ops.iter().filter_map(|(op, _)| first_value(op)).collect();
+        let Err(error) = note(&self.state_dir, &found) else { return self.kernel.apply(change) };
+        let (held_back, rest): (Vec<_>, Vec<_>) =
+            change.ops.iter().cloned().partition(|(op, _)| first_value(op).is_some());
+        let failure = |(op, owner): (Op, Owner)| Failure {
+            key: op.key().clone(),
+            owner,
+            error: KernelError::NotNoted(format!("{error:#}")),
+        };
+        let mut failures: Vec<Failure> = held_back.into_iter().map(failure).collect();
+        failures.extend(self.kernel.apply(&Change { ops: rest }));
+        failures
+    }
+
+    fn lend(&mut self, ns: &PodNetns, fd: OwnedFd) {
+        self.kernel.lend(ns, fd);
+    }
+
+    fn give_back(&mut self, ns: &PodNetns) {
+        self.kernel.give_back(ns);
+    }
+}
+
+/// What a step finds, if it changes a sysctl that was there before us.
+fn first_value(op: &Op) -> Option<(Key, String)> {
+    match op {
+        Op::Replace {
+            key: key @ (Key::Sysctl { ns: Netns::Host, .. } | Key::UplinkSysctl { .. }),
+            old: Object::Sysctl(old),
+            ..
+        } => Some((key.clone(), old.to_string())),
+        _ => None,
+    }
+}
+
 /// Adds what is not noted yet.
-pub fn note(state_dir: &Path, found: &BTreeMap<Key, String>) -> Result<()> {
+fn note(state_dir: &Path, found: &BTreeMap<Key, String>) -> Result<()> {
+    if found.is_empty() {
+        return Ok(());
+    }
     let mut all = load(state_dir)?;
     let known = all.len();
     for (key, value) in found {
@@ -87,5 +162,74 @@ mod tests {
         note(&dir, &BTreeMap::from([(forward.clone(), "1".into()), (uplink.clone(), "1".into())])).unwrap();
         assert_eq!(load(&dir).unwrap(), BTreeMap::from([(forward, "0".into()), (uplink, "1".into())]));
         fs::remove_dir_all(&dir).unwrap();
+    }
+
+    fn forward(old: &str, new: &str) -> Change {
+        let key = Key::Sysctl { ns: Netns::Host, name: "ipv4/ip_forward".into() };
+        let [old, new] = [old, new].map(|value| Object::Sysctl(value.into()));
+        Change { ops: vec![(Op::Replace { key, old, new }, Owner::Node)] }
+    }
+
+    /// A kernel that is killed at the first change, of which it is not known how far it came.
+    struct Killed(Box<dyn Fn() + Send>);
+
+    impl Kernel for Killed {
+        fn features(&mut self) -> Features {
+            Features::default()
+        }
+
+        fn subscribe(&mut self, _: Waker) -> Result<(), KernelError> {
+            Ok(())
+        }
+
+        fn read(&mut self, _: &Scope) -> Result<State, KernelError> {
+            Ok(State::new())
+        }
+
+        fn host(&mut self) -> Result<Host, KernelError> {
+            Ok(Host::default())
+        }
+
+        fn apply(&mut self, _: &Change) -> Vec<Failure> {
+            (self.0)();
+            panic!("killed")
+        }
+
+        fn lend(&mut self, _: &PodNetns, _: OwnedFd) {}
+
+        fn give_back(&mut self, _: &PodNetns) {}
+    }
+
+    #[test]
+    fn a_value_is_on_the_disk_before_the_kernel_is_asked_to_change_it() {
+        let dir = std::env::temp_dir().join(format!("tartan-noting-{}", std::process::id()));
+        fs::create_dir(&dir).unwrap();
+        let noted = dir.clone();
+        let on_disk = move || assert_eq!(load(&noted).unwrap().into_values().collect::<Vec<_>>(), ["0"]);
+        let mut kernel = Noting::new(Box::new(Killed(Box::new(on_disk))), &dir);
+        let killed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| kernel.apply(&forward("0", "1"))));
+        assert_eq!(killed.unwrap_err().downcast_ref(), Some(&"killed"));
+        // The next life finds what the first one may have set.
+        let mut fake = tartan_kernel::fake::Fake::new();
+        assert!(Noting::new(Box::new(fake.clone()), &dir).apply(&forward("1", "1")).is_empty());
+        assert_eq!(load(&dir).unwrap().into_values().collect::<Vec<_>>(), ["0"]);
+        let report = crate::uninstall::uninstall(&mut fake, &dir).unwrap();
+        assert_eq!((report.restored, report.failures), (1, Vec::new()));
+        let (key, _) = first_value(&forward("0", "1").ops[0].0).unwrap();
+        assert!(fake.state().holds(&key, &Object::Sysctl("0".into())));
+    }
+
+    #[test]
+    fn what_cannot_be_noted_is_not_changed_and_holds_nothing_else_up() {
+        let dir = std::env::temp_dir().join(format!("tartan-unnoted-{}", std::process::id()));
+        let fake = tartan_kernel::fake::Fake::new();
+        let mut change = forward("0", "1");
+        change.ops.push((Op::Create(Key::NftTable, Object::NftTable), Owner::Node));
+        // There is no such directory.
+        let failures = Noting::new(Box::new(fake.clone()), &dir).apply(&change);
+        assert_eq!(failures.len(), 1);
+        let said = failures[0].error.to_string();
+        assert!(said.starts_with("its value from before could not be put on record"), "{said}");
+        assert!(fake.state().get(&Key::NftTable).is_some() && fake.state().len() == 1);
     }
 }

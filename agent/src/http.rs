@@ -1,6 +1,6 @@
 //! `/metrics`, `/healthz` and `/readyz`, for Prometheus and the kubelet.
 //!
-//! `/healthz` asks the loop: an answer means that it turns. `/readyz` is 200 once the first full pass is done.
+//! `/healthz` asks the loop, for next to nothing: an answer means that it turns. `/readyz` is 200 once the first full pass is done.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -20,7 +20,6 @@ use tracing::debug;
 
 use crate::metrics;
 use crate::run::Input;
-use crate::status::Seen;
 
 /// How long the loop may take to answer before it counts as stuck.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -60,25 +59,25 @@ async fn answer(request: Request<Incoming>, inbox: mpsc::Sender<Input>) -> Resul
     if !matches!(path, "/metrics" | "/healthz" | "/readyz") {
         return Ok(text(StatusCode::NOT_FOUND, "there is /metrics, /healthz and /readyz\n".into()));
     }
-    let Some(seen) = look(&inbox).await else {
-        return Ok(text(StatusCode::SERVICE_UNAVAILABLE, "the agent's loop does not answer\n".into()));
-    };
-    Ok(match path {
-        "/metrics" => {
+    let answer = if path == "/metrics" {
+        ask(&inbox, Input::Look).await.map(|seen| {
             let conntrack = Conntrack::open().and_then(|mut conntrack| conntrack.stats()).ok();
             text(StatusCode::OK, metrics::render(&seen.status, &seen.counters, conntrack.as_ref()))
-        }
-        "/readyz" if !seen.status.waiting_for.is_empty() => {
-            text(StatusCode::SERVICE_UNAVAILABLE, format!("waiting for {}\n", seen.status.waiting_for))
-        }
-        _ => text(StatusCode::OK, "ok\n".into()),
-    })
+        })
+    } else {
+        ask(&inbox, Input::WaitingFor).await.map(|what| match path {
+            "/readyz" if !what.is_empty() => text(StatusCode::SERVICE_UNAVAILABLE, format!("waiting for {what}\n")),
+            _ => text(StatusCode::OK, "ok\n".into()),
+        })
+    };
+    let stuck = || text(StatusCode::SERVICE_UNAVAILABLE, "the agent's loop does not answer\n".into());
+    Ok(answer.unwrap_or_else(stuck))
 }
 
-async fn look(inbox: &mpsc::Sender<Input>) -> Option<Seen> {
+async fn ask<T>(inbox: &mpsc::Sender<Input>, question: impl FnOnce(oneshot::Sender<T>) -> Input) -> Option<T> {
     let (reply, answer) = oneshot::channel();
     timeout(PATIENCE, async {
-        inbox.send(Input::Look(reply)).await.ok()?;
+        inbox.send(question(reply)).await.ok()?;
         answer.await.ok()
     })
     .await

@@ -10,21 +10,23 @@
 //! kernel keeps what it has, the journal what was promised, and the next start goes on from both.
 
 pub mod attach;
+pub mod conditions;
 pub mod edit;
 pub mod found;
 pub mod http;
+mod inherited;
 pub mod journal;
 pub mod metrics;
 pub mod plan;
 pub mod publish;
 pub mod refused;
 pub mod run;
+pub mod snapshot;
 pub mod socket;
 pub mod status;
 pub mod uninstall;
 pub mod waiting;
 
-use std::cell::Cell;
 use std::fs;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
@@ -37,6 +39,7 @@ use futures_core::Stream;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use tartan_api::boot::Boot;
+use tartan_ipam::Fence;
 use tartan_kernel::Kernel;
 use tartan_kernel::linux::Linux;
 use tartan_kernel::thread::Applied;
@@ -46,6 +49,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tracing::{error, info, warn};
 
+use crate::found::Noting;
 use crate::journal::{Journal, Replayed};
 use crate::run::{Agent, Input};
 use crate::uninstall::Report;
@@ -102,15 +106,26 @@ pub fn assemble(
 
     let mut world = World::new(Arc::from(node), kernel.features());
     remember(&mut world, replayed);
+    let snapshot = state_dir.join(snapshot::FILE);
+    let fence = recall(&mut world, &snapshot);
     info!("agent of {node} starts, {} pods from the journal", world.attachments.len());
     let vital = Vital::new("the kernel thread", &alive);
-    let kernel = tartan_kernel::thread::spawn(kernel, report(state_dir, sender.clone(), vital))?;
+    let kernel = Box::new(Noting::new(kernel, state_dir));
+    let kernel = tartan_kernel::thread::spawn(kernel, report(sender.clone(), vital))?;
     let events = store.watch(&Kind::ALL);
     tokio::spawn(Vital::new("the watch of the store", &alive).around(listen(events, sender.clone())));
     let (publisher, publishing) = publish::publisher(store);
     tokio::spawn(Vital::new("the publisher", &alive).around(publishing));
 
-    let agent = Agent::new(world, journal, kernel, publisher).run(inbox);
+    let saved = sender.clone();
+    let vital = Vital::new("the thread of the snapshot", &alive);
+    let keeper = snapshot::keeper::spawn(&snapshot, fence, move |number| {
+        let _alive = &vital;
+        // The loop has ended: so will this thread.
+        let _ended = saved.blocking_send(Input::Saved(number));
+    })?;
+
+    let agent = Agent::new(world, journal, kernel, publisher, keeper).run(inbox);
     Ok((sender, async move {
         tokio::select! {
             biased;
@@ -126,6 +141,23 @@ fn remember(world: &mut World, replayed: Replayed) {
     let now = Instant::now();
     for (address, since) in replayed.released {
         world.released.insert(address, now.checked_sub(since).unwrap_or(now));
+    }
+}
+
+/// What the snapshot says of the cluster; and what addresses it gives out.
+fn recall(world: &mut World, snapshot: &Path) -> Fence {
+    let now = Instant::now();
+    match snapshot::load(snapshot, &world.local) {
+        Ok(None) => Fence::of(Vec::new()),
+        Ok(Some(objects)) => {
+            info!("{}: {} objects are known from before", snapshot.display(), objects.len());
+            world.recall(objects, now);
+            Fence::of(tartan_ipam::plan(&mut tartan_ipam::Memo::default(), world, now).gives.clone())
+        }
+        Err(refused) => {
+            warn!("{refused}");
+            Fence::unknown()
+        }
     }
 }
 
@@ -154,18 +186,10 @@ fn open_store(url: &str) -> Result<Arc<dyn Store>> {
     }
 }
 
-/// What the kernel thread calls with every report: it notes what sysctls were, then tells the loop.
-fn report(state_dir: &Path, sender: mpsc::Sender<Input>, vital: Vital) -> impl Fn(Applied) + Send + use<> {
-    let state_dir = state_dir.to_owned();
-    let noted = Cell::new(0);
+/// What the kernel thread calls with every report.
+fn report(sender: mpsc::Sender<Input>, vital: Vital) -> impl Fn(Applied) + Send + use<> {
     move |applied| {
         let _alive = &vital;
-        if applied.found.len() > noted.get() {
-            match found::note(&state_dir, &applied.found) {
-                Ok(()) => noted.set(applied.found.len()),
-                Err(error) => error!("{error:#}; `tartan uninstall` could not give these values back"),
-            }
-        }
         // The loop has ended: so will this thread.
         let _ended = sender.blocking_send(Input::Kernel(Box::new(applied)));
     }

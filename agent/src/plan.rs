@@ -9,9 +9,10 @@ use imbl::OrdMap;
 use ipnet::IpNet;
 use tartan_datapath::nftables::Nat;
 use tartan_datapath::pod::Mtu;
-use tartan_model::{Advert, Attachment, Condition, Kind, Node, Pool, World};
+use tartan_model::{Advert, Attachment, Condition, Node, Pool, World};
 use tartan_netstate::{Conflict, Layers, State};
 
+use crate::inherited::Inherited;
 use crate::refused;
 
 /// Last inputs and outputs of every planner.
@@ -25,6 +26,7 @@ pub struct Planners {
     nat: tartan_datapath::nftables::Nftables,
     firewall: tartan_datapath::firewall::Firewall,
     layers: Layers<4>,
+    inherited: Inherited,
 }
 
 /// The ranges all pods of the cluster have their addresses from, found again when a Node or a pool differs.
@@ -46,11 +48,13 @@ struct MtuInForce {
 /// What is wanted of the three executors, and what is wrong.
 #[derive(Clone, Debug, Default)]
 pub struct Plan {
-    /// For the kernel thread; none before World is whole: the kernel keeps what it has.
+    /// For the kernel thread; none before World is known: the kernel keeps what it has.
     pub state: Option<State>,
-    /// For the publisher.
+    /// For the publisher; nothing before World is whole.
     pub advert: Option<Advert>,
     pub claims: Vec<tartan_ipam::Claim>,
+    /// Ranges that addresses may be given out of now.
+    pub gives: Vec<IpNet>,
     pub conditions: Vec<Condition>,
     /// Look again then, if nothing happens before.
     pub wake_at: Option<Instant>,
@@ -66,7 +70,7 @@ impl Planners {
     pub fn plan(&mut self, world: &World, now: Instant) -> Plan {
         let mut conditions: Vec<Condition> = said_by_the_store(world).cloned().collect();
         conditions.extend(refused::conditions(world));
-        if !is_whole(world) {
+        if !is_known(world) {
             return Plan { conditions, ..Plan::default() };
         }
         let ipam = tartan_ipam::plan(&mut self.ipam, world, now);
@@ -87,17 +91,19 @@ impl Planners {
         };
         self.layers.set(0, &fabric.state);
         self.layers.set(1, pods);
-        self.layers.set(2, self.nat.plan(world, &nat));
+        self.layers.set(2, &self.inherited.beside(world, self.nat.plan(world, &nat)));
         let firewall = self.firewall.plan(world);
         self.layers.set(3, &firewall.state);
         conditions.extend(ipam.conditions.iter().cloned());
         conditions.extend(fabric.conditions.iter().cloned());
         conditions.extend(firewall.conditions.iter().cloned());
         conditions.extend(self.layers.conflicts().chain(self.nat.conflicts()).map(|two| conflict(&world.local, two)));
+        conditions.extend((!world.is_whole()).then(|| from_memory(world)));
         Plan {
-            state: Some(self.layers.merged().clone()),
-            advert: fabric.advert.clone(),
+            state: Some(self.inherited.kept(world, self.layers.merged()).clone()),
+            advert: fabric.advert.clone().filter(|_| world.is_whole()),
             claims: ipam.claims.clone(),
+            gives: ipam.gives.clone(),
             conditions,
             wake_at: [ipam.wake_at, fabric.wake_at].into_iter().flatten().min(),
         }
@@ -133,9 +139,22 @@ impl MtuInForce {
     }
 }
 
-/// Whether everything a plan depends on has been read once: before, an absence proves nothing.
-pub fn is_whole(world: &World) -> bool {
-    world.programmed.read && Kind::ALL.into_iter().all(|kind| world.is_synced(kind))
+/// Whether everything a plan depends on is known: read, or recalled from an earlier life.
+pub fn is_known(world: &World) -> bool {
+    world.programmed.read && world.is_known()
+}
+
+/// The store has not been read yet, and this node goes on with what it knew.
+fn from_memory(world: &World) -> Condition {
+    let why = crate::status::unread(world);
+    Condition {
+        about: format!("NodeNetwork/{}", world.local),
+        field: String::new(),
+        reason: "StoreUnread",
+        message: format!("{} goes on with what it knew before it started: it waits for {why}", world.local),
+        fix: "bring the store back; until then nothing of ours is taken out of the kernel but what pods leave behind"
+            .into(),
+    }
 }
 
 /// What the store cannot read, or has to say of its files.

@@ -2,16 +2,17 @@
 //!
 //! Invariant: one writer for each object. The NodeNetwork of this node is written by nobody else, so it is written
 //! without looking; claims on blocks are compare-and-set, and who loses learns it from the watch and plans again. What
-//! stays wanted is tried again, later and later, whatever became of it.
+//! stays wanted is tried again, later and later, whatever became of it; a write without an answer is given up, and holds
+//! up nothing else for longer than that takes.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tartan_ipam::Claim;
-use tartan_model::{Advert, Kind, Object, ObjectId};
+use tartan_model::{Advert, Kind, NodeCondition, NodeNetwork, Object, ObjectId};
 use tartan_store::{Expect, Store, WriteError};
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{debug, info, warn};
 
 /// What the store should hold.
@@ -19,6 +20,8 @@ use tracing::{debug, info, warn};
 pub struct Wanted {
     /// This node's word to its peers; none: nothing to say yet.
     pub advert: Option<Advert>,
+    /// What it says of itself.
+    pub conditions: Vec<NodeCondition>,
     /// Between two signs of life.
     pub beat: Duration,
     /// Claims on blocks.
@@ -29,6 +32,10 @@ pub struct Wanted {
 /// tried: twice as long each time.
 const FIRST_WAIT: Duration = Duration::from_millis(50);
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
+/// Between two writes for conditions alone, which may come and go quickly.
+const CONDITIONS_REST: Duration = Duration::from_secs(1);
+/// How long a store may take for one write. A late one does no harm: see [`Store::put`].
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The task that writes; what is sent into the channel is wanted from then on. Ends when the channel is closed.
 pub fn publisher(store: Arc<dyn Store>) -> (watch::Sender<Wanted>, impl Future<Output = ()>) {
@@ -41,8 +48,8 @@ struct Publisher {
     store: Arc<dyn Store>,
     wanted: watch::Receiver<Wanted>,
     heartbeat: u64,
-    /// The advert as it was last written, without its heartbeat, and when.
-    said: Option<(Advert, Instant)>,
+    /// What was last written, without the heartbeat, and when.
+    said: Option<(NodeNetwork, Instant)>,
     /// Claims that are wanted and have been tried.
     tried: Vec<Tried>,
 }
@@ -86,20 +93,29 @@ impl Publisher {
 
     /// When there is something to do though nothing new is wanted.
     fn next(&self, wanted: &Wanted) -> Option<Instant> {
-        let beat = self.said.as_ref().map(|(_, at)| *at + wanted.beat);
-        self.tried.iter().map(|tried| tried.again).chain(beat).min()
+        self.tried.iter().map(|tried| tried.again).chain(self.due(wanted)).min()
+    }
+
+    /// When this node's own object is to be written; none: at once.
+    fn due(&self, wanted: &Wanted) -> Option<Instant> {
+        let (said, at) = self.said.as_ref()?;
+        let same_word = wanted.advert.as_ref().is_none_or(|advert| *advert == *said.advert);
+        let rest = if said.conditions == wanted.conditions { wanted.beat } else { CONDITIONS_REST.min(wanted.beat) };
+        same_word.then(|| *at + rest)
     }
 
     async fn say(&mut self, wanted: &Wanted) -> Result<(), WriteError> {
         let Some(advert) = &wanted.advert else { return Ok(()) };
-        if self.said.as_ref().is_some_and(|(said, at)| said == advert && Instant::now() < *at + wanted.beat) {
+        if self.due(wanted).is_some_and(|due| Instant::now() < due) {
             return Ok(());
         }
         self.heartbeat += 1;
         let id = ObjectId { kind: Kind::NodeNetwork, name: advert.node.clone() };
-        let object = Object::Advert(Advert { heartbeat: self.heartbeat, ..advert.clone() }.into());
-        self.store.put(id, object, Expect::Any).await?;
-        self.said = Some((advert.clone(), Instant::now()));
+        let network = NodeNetwork { advert: advert.clone().into(), conditions: wanted.conditions.clone() };
+        let beating = Advert { heartbeat: self.heartbeat, ..advert.clone() };
+        let object = Object::NodeNetwork(NodeNetwork { advert: beating.into(), ..network.clone() });
+        in_time(self.store.put(id, object, Expect::Any)).await?;
+        self.said = Some((network, Instant::now()));
         Ok(())
     }
 
@@ -127,9 +143,14 @@ impl Publisher {
 async fn write(store: &dyn Store, claim: &Claim) -> Result<(), WriteError> {
     let expect = claim.expect.clone().map_or(Expect::Absent, Expect::At);
     match &claim.object {
-        Some(object) => store.put(claim.id.clone(), object.clone(), expect).await.map(drop),
-        None => store.delete(claim.id.clone(), expect).await,
+        Some(object) => in_time(store.put(claim.id.clone(), object.clone(), expect)).await.map(drop),
+        None => in_time(store.delete(claim.id.clone(), expect)).await,
     }
+}
+
+async fn in_time<T>(write: impl Future<Output = Result<T, WriteError>>) -> Result<T, WriteError> {
+    let late = |_| Err(WriteError::Away(format!("a write got no answer within {} seconds", PATIENCE.as_secs())));
+    timeout(PATIENCE, write).await.unwrap_or_else(late)
 }
 
 fn longer(wait: Option<Duration>) -> Duration {
@@ -147,4 +168,87 @@ async fn until(at: Option<Instant>) {
 fn start_of_heartbeat() -> u64 {
     let since_epoch = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     since_epoch.map_or(0, |time| time.as_millis() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::sync::Mutex;
+
+    use tartan_model::{Block, PerFamily, Revision, StoreEvent};
+    use tartan_store::{BoxFuture, BoxStream, MemoryStore};
+
+    use super::*;
+
+    /// A store that never answers writes to these kinds.
+    struct Hanging {
+        store: MemoryStore,
+        kinds: Mutex<BTreeSet<Kind>>,
+    }
+
+    impl Hanging {
+        fn hangs(&self, id: &ObjectId) -> bool {
+            self.kinds.lock().unwrap().contains(&id.kind)
+        }
+    }
+
+    impl Store for Hanging {
+        fn watch(&self, kinds: &[Kind]) -> BoxStream<'static, StoreEvent> {
+            self.store.watch(kinds)
+        }
+
+        fn put(&self, id: ObjectId, object: Object, expect: Expect) -> BoxFuture<'_, Result<Revision, WriteError>> {
+            if self.hangs(&id) { Box::pin(std::future::pending()) } else { self.store.put(id, object, expect) }
+        }
+
+        fn delete(&self, id: ObjectId, expect: Expect) -> BoxFuture<'_, Result<(), WriteError>> {
+            if self.hangs(&id) { Box::pin(std::future::pending()) } else { self.store.delete(id, expect) }
+        }
+    }
+
+    fn wanted() -> Wanted {
+        let advert = Advert {
+            node: "n1".into(),
+            node_uid: "u1".into(),
+            addresses: PerFamily::default(),
+            fabric_addresses: PerFamily::default(),
+            blocks: Vec::new(),
+            mtu: 1450,
+            accepts: Vec::new(),
+            sends: Vec::new(),
+            edition: 1,
+            heartbeat: 0,
+        };
+        let block = Block {
+            cidr: "10.0.0.0/26".parse().unwrap(),
+            pool: "p".into(),
+            node: "n1".into(),
+            node_uid: "u1".into(),
+            parts: Vec::new(),
+        };
+        let id = ObjectId { kind: Kind::IpBlock, name: "10-0-0-0-26".into() };
+        let claim = Claim { id, object: Some(Object::Block(block.into())), expect: None };
+        Wanted { advert: Some(advert), conditions: Vec::new(), beat: Duration::from_secs(3600), claims: vec![claim] }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_write_that_hangs_is_given_up_tried_again_and_holds_up_no_other() {
+        let word = ObjectId { kind: Kind::NodeNetwork, name: "n1".into() };
+        let claim = ObjectId { kind: Kind::IpBlock, name: "10-0-0-0-26".into() };
+        for (hangs, goes_on) in [(&word, &claim), (&claim, &word)] {
+            let store = MemoryStore::new();
+            let hanging = Arc::new(Hanging { store: store.clone(), kinds: Mutex::new(BTreeSet::from([hangs.kind])) });
+            let (sender, publishing) = publisher(hanging.clone());
+            let publishing = tokio::spawn(publishing);
+            sender.send(wanted()).unwrap();
+            tokio::time::sleep(PATIENCE + FIRST_WAIT).await;
+            assert!(store.get(goes_on).is_some(), "{goes_on} waits for {hangs}");
+            assert!(store.get(hangs).is_none());
+            hanging.kinds.lock().unwrap().clear();
+            tokio::time::sleep(PATIENCE + LONGEST_WAIT).await;
+            assert!(store.get(hangs).is_some(), "{hangs} was not tried again");
+            drop(sender);
+            publishing.await.unwrap();
+        }
+    }
 }

@@ -6,11 +6,11 @@
 use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use tartan_api::cni::CniRequest;
 use tartan_kernel::thread::Applied;
-use tartan_model::{Condition, Failed, Programmed, StoreEvent, World};
+use tartan_model::{Condition, Failed, NodeCondition, Programmed, StoreEvent, World};
 use tartan_netstate::State;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{error, info, warn};
@@ -18,8 +18,9 @@ use tracing::{error, info, warn};
 use crate::attach::{self, Decision};
 use crate::journal::{Journal, Record};
 use crate::plan::{Plan, Planners};
+use crate::snapshot::keeper::Keeper;
 use crate::waiting::{CniReply, Waiting};
-use crate::{publish, status};
+use crate::{conditions, publish, status};
 
 /// Everything that can happen to an agent.
 pub enum Input {
@@ -27,10 +28,14 @@ pub enum Input {
     Store(Box<StoreEvent>),
     /// The kernel thread has come further, or has seen something change.
     Kernel(Box<Applied>),
+    /// The snapshot with this number is on the disk.
+    Saved(u64),
     /// A container runtime wants something; for ADD and CHECK with the pod's namespace.
     Cni(Box<CniRequest>, Option<OwnedFd>, CniReply),
     /// A user, or a scrape, wants to see how things stand.
     Look(oneshot::Sender<status::Seen>),
+    /// A kubelet wants to know whether the loop turns, and what keeps the node from being ready.
+    WaitingFor(oneshot::Sender<String>),
     /// A caller hung up.
     HungUp,
     /// End; the kernel keeps what it has.
@@ -46,6 +51,7 @@ pub struct Agent {
     journal: Journal,
     kernel: tartan_kernel::thread::Handle,
     publisher: watch::Sender<publish::Wanted>,
+    snapshot: Keeper,
     planners: Planners,
     waiting: Waiting,
     plan: Plan,
@@ -53,6 +59,8 @@ pub struct Agent {
     generation: u64,
     given: State,
     counters: status::Counters,
+    /// What this node says of itself.
+    conditions: Vec<NodeCondition>,
 }
 
 impl Agent {
@@ -62,23 +70,26 @@ impl Agent {
         journal: Journal,
         kernel: tartan_kernel::thread::Handle,
         publisher: watch::Sender<publish::Wanted>,
+        snapshot: Keeper,
     ) -> Agent {
         Agent {
             world,
             journal,
             kernel,
             publisher,
+            snapshot,
             planners: Planners::default(),
             waiting: Waiting::default(),
             plan: Plan::default(),
             generation: 0,
             given: State::new(),
             counters: status::Counters::default(),
+            conditions: Vec::new(),
         }
     }
 
     /// Runs until told to stop. The inbox, the later parameter, is dropped before `self`: the kernel thread, which `self`
-    /// waits for when it is dropped, may be waiting for room in it.
+    /// waits for when it is dropped, may be waiting for room in it, and so may that of the snapshot.
     pub async fn run(mut self, mut inbox: mpsc::Receiver<Input>) -> anyhow::Result<()> {
         let mut batch = Vec::with_capacity(BATCH);
         loop {
@@ -92,11 +103,13 @@ impl Agent {
                 match input {
                     Input::Store(event) => self.world.store(*event, now),
                     Input::Kernel(applied) => self.applied(*applied),
+                    Input::Saved(number) => self.snapshot.saved(number),
                     Input::Cni(request, netns, reply) => self.cni(*request, netns, reply, now),
                     Input::Look(reply) => {
                         // Who asked and went away again is owed nothing.
                         let _gone = reply.send(status::look(&self.world, &self.planners, &self.plan, &self.counters));
                     }
+                    Input::WaitingFor(reply) => drop(reply.send(status::waiting_for(&self.world))),
                     Input::HungUp => {}
                     Input::Stop => return Ok(()),
                 }
@@ -174,11 +187,25 @@ impl Agent {
             self.kernel.want(self.generation, state.clone());
             self.world.asked = self.generation;
         }
+        self.snapshot.want(&self.world, &self.plan.gives);
+        if self.snapshot.permits(&self.plan.gives) {
+            self.publish();
+        }
+    }
+
+    fn publish(&mut self) {
         if let Some(advert) = &self.plan.advert {
             self.world.say(advert);
         }
+        let before = if self.conditions.is_empty() { &self.world.conditions } else { &self.conditions };
+        // Before the first full pass it is not known whether what an earlier life said still holds.
+        self.conditions = match status::waiting_for(&self.world).is_empty() {
+            true => conditions::of_node(before, &self.plan.conditions, SystemTime::now()),
+            false => before.clone(),
+        };
         let wanted = publish::Wanted {
             advert: self.plan.advert.clone(),
+            conditions: self.conditions.clone(),
             beat: (self.world.config.lease / 4).max(Duration::from_millis(100)),
             claims: self.plan.claims.clone(),
         };

@@ -9,7 +9,7 @@ use tartan_fabric::{Instance, Out, PeerState};
 use tartan_kernel::thread::Applied;
 use tartan_model::{Condition, Config, Kind, ObjectId, Revision, World};
 
-use crate::plan::{Plan, Planners, is_whole, said_by_the_store};
+use crate::plan::{Plan, Planners, is_known, said_by_the_store};
 
 /// What has happened since the start.
 #[derive(Clone, Debug, Default)]
@@ -84,14 +84,19 @@ pub fn waiting_for(world: &World) -> String {
     if !world.programmed.read {
         return "the first full read of the kernel".into();
     }
-    if !is_whole(world) {
-        return match (&world.store_away, said_by_the_store(world).next()) {
-            (Some(why), _) => format!("the store: {why}"),
-            (None, Some(unread)) => format!("all of the store to be read: {}: {}", unread.about, unread.message),
-            (None, None) => "the store's first list".into(),
-        };
+    if !is_known(world) {
+        return unread(world);
     }
     if world.programmed.generation == 0 { "the first full pass".into() } else { String::new() }
+}
+
+/// What of the store has not been read yet.
+pub fn unread(world: &World) -> String {
+    match (&world.store_away, said_by_the_store(world).next()) {
+        (Some(why), _) => format!("the store: {why}"),
+        (None, Some(unread)) => format!("all of the store to be read: {}: {}", unread.about, unread.message),
+        (None, None) => "the store's first list".into(),
+    }
 }
 
 fn phase(fabric: &Out) -> String {

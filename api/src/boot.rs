@@ -12,7 +12,7 @@ pub struct Boot {
     pub node: String,
     /// Where shared state lives: `file:/path/to/directory`.
     pub store: String,
-    /// What must survive a restart: journal, values of sysctls before us.
+    /// What must survive a restart: journal, snapshot, values of sysctls before us.
     #[serde(default = "state_dir")]
     pub state_dir: PathBuf,
     /// The agent's Unix socket.

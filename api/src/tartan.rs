@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::kinds::{Empty, Envelope};
+use crate::kinds::{self, Empty, Envelope};
 
 /// `apiVersion` of our kinds.
 pub const API_VERSION: &str = "tartan.dev/v1alpha1";
@@ -120,7 +120,7 @@ pub struct Endpoint {
 #[serde(rename_all = "camelCase", default)]
 pub struct NodeNetworkStatus {
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub conditions: Vec<Condition>,
+    pub conditions: Vec<kinds::Condition>,
 }
 
 /// Something a user should know or do.

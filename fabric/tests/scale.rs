@@ -78,7 +78,7 @@ fn world(now: Instant) -> (World, Owned) {
 
 fn say(world: &mut World, advert: Advert, now: Instant) {
     let id = ObjectId { kind: Kind::NodeNetwork, name: advert.node.clone() };
-    world.store(StoreEvent::Put(id, Object::Advert(advert.into()), Revision("".into())), now);
+    world.store(StoreEvent::Put(id, Object::from(advert), Revision("".into())), now);
 }
 
 /// The middle one of many runs.

@@ -22,10 +22,10 @@ use std::time::Instant;
 use ipnet::IpNet;
 use tartan_model::{Block, Condition, Kind, Object, ObjectId, PerFamily, Revision, World};
 
-use crate::held::{self, Concerns};
+use crate::held::{self, Concerns, Held};
 use crate::steps::{Counted, Steps};
 use crate::supply::Supply;
-use crate::{orphans, pools, say, usage};
+use crate::{orphans, pools, range, say, usage};
 
 /// What has been looked up in all blocks and all nodes.
 #[derive(Debug, Default)]
@@ -40,6 +40,8 @@ pub struct Memo {
 pub struct Out {
     /// Ranges whose pods are here, sorted.
     pub blocks: Vec<IpNet>,
+    /// What of them new addresses may be given out of, as few ranges as can be.
+    pub gives: Vec<IpNet>,
     /// The node's own address in each family, in one of the blocks; no pod gets it.
     pub fabric_addresses: PerFamily<IpAddr>,
     /// What is wrong.
@@ -84,6 +86,7 @@ pub fn plan<'a>(memo: &'a mut Memo, world: &World, now: Instant) -> &'a Out {
     }
     memo.out = Out {
         blocks: counted.iter().map(|counted| counted.held.cidr).collect(),
+        gives: gives(counted.iter().map(|counted| &counted.held)),
         fabric_addresses: own,
         conditions,
         claims,
@@ -95,6 +98,11 @@ pub fn plan<'a>(memo: &'a mut Memo, world: &World, now: Instant) -> &'a Out {
 fn is_whole(world: &World) -> bool {
     let kinds = [Kind::Node, Kind::NodeNetwork, Kind::IpPool, Kind::IpReservation, Kind::IpBlock];
     world.store_away.is_none() && kinds.into_iter().all(|kind| world.is_synced(kind))
+}
+
+fn gives<'a>(held: impl Iterator<Item = &'a Held>) -> Vec<IpNet> {
+    let open = held.filter(|held| held.open);
+    IpNet::aggregate(&open.flat_map(|held| range::remainder(held.cidr, &held.without)).collect())
 }
 
 // === impl Claim ===

@@ -13,6 +13,7 @@
 
 pub mod alloc;
 pub mod blocks;
+pub mod fence;
 mod held;
 mod orphans;
 mod pools;
@@ -25,4 +26,5 @@ mod usage;
 
 pub use alloc::{Request, allocate, any_left};
 pub use blocks::{Claim, Memo, Out, plan};
+pub use fence::Fence;
 pub use refused::{Exhausted, NotThatOne, Ranges, Refused};

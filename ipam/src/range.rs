@@ -45,6 +45,18 @@ pub(crate) fn size(family: Family, prefix: u8) -> u128 {
     1_u128.checked_shl(u32::from(family.bits() - prefix)).unwrap_or(u128::MAX)
 }
 
+/// What is left of a range without parts of it, in aligned ranges.
+pub(crate) fn remainder(range: IpNet, without: &[IpNet]) -> Vec<IpNet> {
+    if without.iter().any(|part| part.contains(&range)) {
+        return Vec::new();
+    }
+    if !without.iter().any(|part| range.contains(part)) {
+        return vec![range];
+    }
+    let halves = range.subnets(range.prefix_len() + 1).expect("a range that holds a part is longer than one address");
+    halves.flat_map(|half| remainder(half, without)).collect()
+}
+
 // === impl Span ===
 
 impl Span {

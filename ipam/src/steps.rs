@@ -309,14 +309,7 @@ fn is_on_its_way(world: &World, held: &Held) -> bool {
 
 /// What no part holds, in aligned ranges.
 fn remainder(range: IpNet, parts: &[Part]) -> Vec<IpNet> {
-    if parts.iter().any(|part| part.cidr.contains(&range)) {
-        return Vec::new();
-    }
-    if !parts.iter().any(|part| range.contains(&part.cidr)) {
-        return vec![range];
-    }
-    let halves = range.subnets(range.prefix_len() + 1).expect("a range that holds a part is longer than one address");
-    halves.flat_map(|half| remainder(half, parts)).collect()
+    range::remainder(range, &parts.iter().map(|part| part.cidr).collect::<Vec<_>>())
 }
 
 fn aside(cidr: IpNet) -> Part {

@@ -20,6 +20,9 @@ fn any_op() -> impl Strategy<Value = Op> {
         2 => (1..40_u64).prop_map(Op::Wait),
         2 => Just(Op::Wait(31)),
         1 => (node.clone(), any::<bool>()).prop_map(|(node, lose_writes)| Op::Crash(node, lose_writes)),
+        2 => (node.clone(), any::<bool>()).prop_map(|(node, lose_writes)| Op::Reboot(node, lose_writes)),
+        3 => node.clone().prop_map(Op::Save),
+        3 => node.clone().prop_map(Op::Saved),
         4 => node.prop_map(Op::Settle),
         1 => any::<bool>().prop_map(Op::Enable),
     ]

@@ -332,3 +332,19 @@ fn a_shared_block_is_handed_on_in_two_steps() {
     check(&setup, "a", "", "10.8.0.65");
     assert_eq!(claims(&setup), ["at 6: 10.8.0.0/26 of n2/uid-n2 []"]);
 }
+
+#[test]
+fn a_node_that_lost_its_block_while_it_could_not_see_gives_nothing_more_out_of_it() {
+    let block = |node: &str| block("10.0.0.0/30", "p", node);
+    let mut setup = Setup::recalled([node("n1", ""), pool("p", "10.0.0.0/28", 30), block("n1")]);
+    let first = |setup: &Setup| tartan_ipam::allocate(&setup.world, &Request::default(), setup.now).map(|it| it.v4);
+    assert!(tartan_ipam::plan(&mut Memo::default(), &setup.world, setup.now).claims.is_empty());
+    assert_eq!(first(&setup).unwrap(), Some("10.0.0.1".parse().unwrap()), "what it knew is its own");
+    setup.attach("a", "10.0.0.1");
+    // The Node was made anew, and the block is another node's.
+    setup.list([node("n1", "").uid("another"), node("n2", ""), pool("p", "10.0.0.0/28", 30), block("n2")]);
+    assert!(first(&setup).is_err(), "{:?}", first(&setup));
+    let out = tartan_ipam::plan(&mut Memo::default(), &setup.world, setup.now).clone();
+    assert!(out.gives.is_empty() && out.blocks.is_empty(), "{out:?}");
+    assert!(out.conditions.iter().any(|it| it.about.contains("ns/a")), "{:?}", out.conditions);
+}

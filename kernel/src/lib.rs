@@ -103,4 +103,7 @@ pub enum KernelError {
     /// A dump was interrupted or mixed two generations: the answer is unknown, ask again.
     #[error("{0} changed while it was read")]
     Interrupted(&'static str),
+    /// What the node's own value was could not be put on record, and was left as it is.
+    #[error("its value from before could not be put on record, so it is not changed: {0}")]
+    NotNoted(String),
 }

@@ -15,14 +15,13 @@ mod mirror;
 mod steps;
 mod worker;
 
-use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use tartan_model::Host;
-use tartan_netstate::{Key, PodNetns, State};
+use tartan_netstate::{PodNetns, State};
 
 use crate::{Failure, Kernel};
 use inbox::Inbox;
@@ -45,8 +44,6 @@ pub struct Applied {
     pub applied: u64,
     /// Of those, the ones no new wanted state asked for: somebody else changed what is ours.
     pub repaired: u64,
-    /// The values that the node's own sysctls had before they were changed, since the start.
-    pub found: BTreeMap<Key, String>,
     /// The latest check of a pod that is done: it was read, and what was missing put back or tried.
     pub checked: u64,
     /// Why a part of the kernel's state cannot be read. While it cannot, only pods' wants are carried out.

@@ -344,16 +344,17 @@ fn the_next_pod_in_a_namespace_gets_all_of_its_own() {
 }
 
 #[test]
-fn the_values_found_are_told() {
+fn a_sysctl_is_changed_from_the_value_found() {
     let fake = Fake::new();
     let key = Key::Sysctl { ns: Netns::Host, name: "ipv4/ip_forward".into() };
     fake.put(key.clone(), Object::Sysctl("0".into()));
-    let node = Node::on(fake);
+    let node = Node::on(fake.clone());
     let mut wanted = State::new();
     wanted.insert(key.clone(), Object::Sysctl("1".into()), Owner::Node);
     node.handle.want(1, wanted);
-    let applied = node.wait("the state", |applied| applied.generation == 1);
-    assert_eq!(applied.found.get(&key).map(String::as_str), Some("0"));
+    node.wait("the state", |applied| applied.generation == 1);
+    let [old, new] = ["0", "1"].map(|value| Object::Sysctl(value.into()));
+    assert_eq!(fake.changes()[0].ops, [(Op::Replace { key, old, new }, Owner::Node)]);
 }
 
 /// What may happen to a node.

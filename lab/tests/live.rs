@@ -8,10 +8,10 @@ mod common;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use common::{PATIENCE, lab, load, status, wait_until_steady};
+use common::{PATIENCE, census, condition, lab, load, sh, status, wait_until_holds, wait_until_steady};
 use serde_json::{Map, Value, json};
 use tartan_lab::probe::wait_for;
-use tartan_lab::{Lab, Underlay};
+use tartan_lab::{Lab, Node, Underlay};
 
 /// Probes answered before an event begins and after it has ended. Soak runs take more, see `long.rs`.
 const PROBES: u64 = 3_000;
@@ -118,6 +118,48 @@ fn the_store_can_go_away_and_come_back() -> Result<()> {
     })?;
     lab.set_fabric("host-gw")?;
     wait_until_steady(&lab, "host-gw")
+}
+
+#[test]
+fn an_agent_that_starts_without_its_store_repairs_serves_and_takes_nothing_away() -> Result<()> {
+    let mut lab = lab("memory", "vxlan")?;
+    wait_until_steady(&lab, "vxlan")?;
+    let node = lab.node("n1")?;
+    let knows_all = || {
+        let text = std::fs::read_to_string(node.state_dir().join("snapshot.json")).unwrap_or_default();
+        text.lines().filter(|line| line.contains("NodeNetwork") && line.contains("\"sends\":[\"vxlan/")).count() == 3
+    };
+    wait_for(PATIENCE, "the snapshot to hold what all nodes say", knows_all)?;
+    let unread = |node: &Node| condition(node, "StoreUnread").is_some();
+    // What an agent told the kernel after its last snapshot.
+    let unknown = "10.244.77.0/24 via 172.30.0.2 dev eth0 proto 84 metric 1024";
+    lab.store_away()?;
+    node.kill_agent()?;
+    sh(node, &format!("ip route add {unknown}"))?;
+    let before = census(node)?;
+    let wiped = "ip link del $(ip -o link show type vxlan | cut -d: -f2); nft delete table inet tartan; \
+                 ip route flush proto 84; ip -6 route flush proto 84";
+    for damage in ["true", wiped] {
+        if damage == wiped {
+            node.kill_agent()?;
+            sh(node, &format!("{wiped}; ip route add {unknown}"))?;
+        }
+        node.start_agent()?;
+        node.wait_ready()?;
+        wait_until_holds(node, &before).with_context(|| damage)?;
+        lab.wait_for_matrix(PATIENCE)?;
+        ensure!(unread(node), "{:#}", status(node)?);
+    }
+    lab.add_pod("n1", "late")?;
+    lab.wait_for_matrix(PATIENCE)?;
+    let node = lab.node("n1")?;
+    ensure!(sh(node, "ip route")?.contains("10.244.77.0/24"), "{}", sh(node, "ip route")?);
+    lab.store_back()?;
+    let caught_up = || !unread(node) && sh(node, "ip route").is_ok_and(|routes| !routes.contains("10.244.77.0/24"));
+    wait_for(PATIENCE, "n1 to go by the store again", caught_up).with_context(|| lab.troubleshooting())?;
+    wait_until_steady(&lab, "vxlan")?;
+    lab.remove_pod("late")?;
+    lab.matrix()?.check()
 }
 
 #[test]

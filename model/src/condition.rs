@@ -1,5 +1,20 @@
 //! Conditions: what a user should know, beside every value that could not be made as asked.
 
+/// What a node says of itself in its NodeNetwork, in the shape that Kubernetes has for it. One a type; `Ready` is always
+/// there, any other type is there as long as there is such a problem.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeCondition {
+    /// `type`: `Ready`, or the reason of a [`Condition`].
+    pub kind: String,
+    /// `True`, `False` or `Unknown`.
+    pub status: String,
+    /// One word.
+    pub reason: String,
+    pub message: String,
+    /// `lastTransitionTime`: since when it has this status, as RFC 3339 has it.
+    pub since: String,
+}
+
 /// Something that is not as it should be, with what to do about it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Condition {

@@ -16,12 +16,12 @@ pub mod selector;
 pub mod world;
 
 pub use cidr::{Family, PerFamily};
-pub use condition::Condition;
+pub use condition::{Condition, NodeCondition};
 pub use config::{AddressChoice, Config, FabricMode, HostFirewall, VxlanConfig};
 pub use features::Features;
 pub use host::{DefaultRoute, ForwardBlock, Host, HostLink};
 pub use memo::Memo;
-pub use node::{Advert, Endpoint, Heard, Node, Said};
+pub use node::{Advert, Endpoint, Heard, Node, NodeNetwork, Said};
 pub use object::{Kind, Object, ObjectId, Revision, StoreEvent};
 pub use pod::{Attachment, PortMapping, Protocol};
 pub use pool::{Block, Holder, Part, Pool, Reservation};

@@ -8,7 +8,7 @@ use std::time::Instant;
 use ipnet::IpNet;
 use tartan_netstate::Mac;
 
-use crate::PerFamily;
+use crate::{NodeCondition, PerFamily};
 
 /// A node as the cluster knows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,6 +43,15 @@ pub struct Advert {
     pub edition: u64,
     /// Changes with every sign of life.
     pub heartbeat: u64,
+}
+
+/// All that a node writes about itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeNetwork {
+    /// For its peers.
+    pub advert: Arc<Advert>,
+    /// For people and tools; peers ignore them.
+    pub conditions: Vec<NodeCondition>,
 }
 
 /// An instance of a fabric on which a node receives.

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::{Advert, Block, Condition, Config, Node, Pool, Reservation};
+use crate::{Advert, Block, Condition, Config, Node, NodeNetwork, Pool, Reservation};
 
 /// The kinds Tartan reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -32,7 +32,7 @@ pub struct Revision(pub Arc<str>);
 pub enum Object {
     Node(Arc<Node>),
     Config(Arc<Config>),
-    Advert(Arc<Advert>),
+    NodeNetwork(NodeNetwork),
     Pool(Arc<Pool>),
     Reservation(Arc<Reservation>),
     Block(Arc<Block>),
@@ -54,8 +54,18 @@ pub enum StoreEvent {
     /// What else there is to say about a source of objects, e.g. a file whose objects cannot be told: takes the place
     /// of what was said of it before.
     Notice(Arc<str>, Vec<Condition>),
+    /// All this at one moment: nobody acts on a part of it.
+    Moment(Vec<StoreEvent>),
     /// The store cannot be reached; what is known stays. A relist follows when it is back.
     Away(String),
+}
+
+// === impl Object ===
+
+impl From<Advert> for Object {
+    fn from(advert: Advert) -> Object {
+        Object::NodeNetwork(NodeNetwork { advert: advert.into(), conditions: Vec::new() })
+    }
 }
 
 // === impl Kind ===

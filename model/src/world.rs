@@ -1,7 +1,8 @@
 //! World: everything a node knows, as one value. Planners read it; only the loop changes it.
 //!
 //! Invariants: a clone is a snapshot and costs nothing; a list removes what it did not name only when it is complete;
-//! what cannot be read leaves what was known of it in place. No clock is read here: times are part of the events.
+//! what cannot be read leaves what was known of it in place; what is recalled from an earlier life is known, and proves
+//! no absence. No clock is read here: times are part of the events.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -13,7 +14,10 @@ use ipnet::IpNet;
 use tartan_netstate::{Key, Owner, State};
 
 use crate::object::{Kind, Object, ObjectId, Revision, StoreEvent};
-use crate::{Advert, Attachment, Block, Condition, Config, Features, Heard, Host, Node, Pool, Reservation, Said};
+use crate::{
+    Advert, Attachment, Block, Condition, Config, Features, Heard, Host, Node, NodeCondition, NodeNetwork, Pool,
+    Reservation, Said,
+};
 
 /// What a node knows.
 #[derive(Clone, Debug, Default)]
@@ -41,6 +45,8 @@ pub struct World {
     pub asked: u64,
     /// What the publisher was given last; none before the first word of this life.
     pub said: Option<Said>,
+    /// What the store holds of this node's own conditions.
+    pub conditions: Vec<NodeCondition>,
     /// Objects that cannot be read, with why.
     pub invalid: OrdMap<ObjectId, Arc<Condition>>,
     /// What the store says of its sources, e.g. files, by source.
@@ -51,6 +57,10 @@ pub struct World {
     pub leases_rest: bool,
     /// Revisions of the objects this node writes.
     pub revisions: OrdMap<ObjectId, Revision>,
+    /// What the kernel held of ours before this life changed anything; forgotten once World is whole.
+    pub inherited: State,
+    /// Everything has been recalled from an earlier life.
+    recalled: bool,
     /// Kinds of which a list has been complete.
     complete: BTreeSet<Kind>,
     synced: BTreeSet<Kind>,
@@ -103,6 +113,37 @@ impl World {
         self.synced.contains(&kind)
     }
 
+    /// Whether all kinds are synced: an absence proves something.
+    pub fn is_whole(&self) -> bool {
+        Kind::ALL.into_iter().all(|kind| self.is_synced(kind))
+    }
+
+    /// Whether everything is known, from the store or from an earlier life: enough to add and to keep.
+    pub fn is_known(&self) -> bool {
+        self.recalled || self.is_whole()
+    }
+
+    /// Takes what an earlier life knew last. Nothing of it counts as synced, and nobody's lease runs out before the store
+    /// has been heard.
+    pub fn recall(&mut self, objects: Vec<(ObjectId, Object)>, at: Instant) {
+        objects.into_iter().for_each(|(id, object)| self.put(id, object, at));
+        (self.recalled, self.leases_rest) = (true, true);
+    }
+
+    /// What a snapshot is made of: the objects, and nothing of this node's pods and kernel.
+    pub fn of_the_cluster(&self) -> World {
+        World {
+            local: self.local.clone(),
+            config: self.config.clone(),
+            nodes: self.nodes.clone(),
+            adverts: self.adverts.clone(),
+            pools: self.pools.clone(),
+            reservations: self.reservations.clone(),
+            blocks: self.blocks.clone(),
+            ..World::default()
+        }
+    }
+
     /// Whether this node, with this UID, has claimed just this range, as a block or as a part of somebody's block.
     pub fn is_claimed(&self, range: &IpNet, node: &str, uid: &str) -> bool {
         let mut covering = (0..=range.prefix_len()).filter_map(|prefix| {
@@ -144,6 +185,7 @@ impl World {
             }
             StoreEvent::Notice(source, said) if said.is_empty() => drop(self.notices.remove(&source)),
             StoreEvent::Notice(source, said) => drop(self.notices.insert(source, said.into())),
+            StoreEvent::Moment(events) => events.into_iter().for_each(|event| self.store(event, at)),
             StoreEvent::Away(why) => {
                 self.store_away = Some(why.into());
                 self.leases_rest = true;
@@ -153,6 +195,9 @@ impl World {
 
     /// Takes what the kernel thread reports.
     pub fn programmed(&mut self, programmed: Programmed, host: Arc<Host>) {
+        if !self.programmed.read && !self.is_whole() {
+            self.inherited = programmed.mirror.clone();
+        }
         self.programmed = programmed;
         if *self.host != *host {
             self.host = host;
@@ -224,7 +269,10 @@ impl World {
             Object::Node(node) => put(&mut self.nodes, id.name, node),
             Object::Config(config) if self.config != config => self.config = config,
             Object::Config(_) => {}
-            Object::Advert(advert) => {
+            Object::NodeNetwork(NodeNetwork { advert, conditions }) => {
+                if id.name == self.local {
+                    self.conditions = conditions;
+                }
                 let before = self.adverts.get(&id.name);
                 if before.is_none_or(|heard| heard.advert != advert) {
                     let same_sends = before.filter(|heard| heard.advert.sends == advert.sends);
@@ -264,8 +312,8 @@ impl World {
     /// an object with a typo were not there. Later ones need not wait, because what was known before stays.
     fn settle(&mut self, kind: Kind) {
         let unread = self.invalid.keys().any(|id| id.kind == kind && !self.revisions.contains_key(id));
-        if self.complete.contains(&kind) && !unread {
-            self.synced.insert(kind);
+        if self.complete.contains(&kind) && !unread && self.synced.insert(kind) && self.is_whole() {
+            self.inherited = State::new();
         }
     }
 

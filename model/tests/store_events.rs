@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tartan_model::{
-    Advert, Block, Condition, Config, FabricMode, Features, Kind, Node, Object, ObjectId, PerFamily, Pool, Reservation,
-    Revision, Selector, StoreEvent, World,
+    Advert, Block, Condition, Config, FabricMode, Features, Kind, Node, NodeCondition, Object, ObjectId, PerFamily,
+    Pool, Reservation, Revision, Selector, StoreEvent, World,
 };
 
 use StoreEvent::{Away, Init, Invalid, Synced};
@@ -34,21 +34,18 @@ fn object(kind: Kind, name: &str, seed: u8) -> Object {
             let fabric = if seed == 1 { FabricMode::HostGw } else { FabricMode::Vxlan };
             Object::Config(Config { fabric, ..Config::default() }.into())
         }
-        Kind::NodeNetwork => Object::Advert(
-            Advert {
-                node: name,
-                node_uid: "u".into(),
-                addresses: PerFamily::default(),
-                fabric_addresses: PerFamily::default(),
-                blocks: Vec::new(),
-                mtu: 1450,
-                accepts: Vec::new(),
-                sends: Vec::new(),
-                edition: 0,
-                heartbeat: u64::from(seed),
-            }
-            .into(),
-        ),
+        Kind::NodeNetwork => Object::from(Advert {
+            node: name,
+            node_uid: "u".into(),
+            addresses: PerFamily::default(),
+            fabric_addresses: PerFamily::default(),
+            blocks: Vec::new(),
+            mtu: 1450,
+            accepts: Vec::new(),
+            sends: Vec::new(),
+            edition: 0,
+            heartbeat: u64::from(seed),
+        }),
         Kind::IpPool => Object::Pool(
             Pool {
                 name,
@@ -92,7 +89,7 @@ fn condition(about: String) -> Condition {
 }
 
 fn invalid(kind: Kind, name: &str) -> StoreEvent {
-    Invalid(id(kind, name), condition(id(kind, name).to_string()).into())
+    Invalid(id(kind, name), condition(id(kind, name).to_string()))
 }
 
 fn delete(kind: Kind, name: &str) -> StoreEvent {
@@ -312,6 +309,26 @@ fn what_did_not_change_stays_shared() {
 }
 
 #[test]
+fn what_a_node_says_of_itself_changes_nothing_for_its_peers() {
+    let well = object(Kind::NodeNetwork, "n1", 1);
+    let Object::NodeNetwork(mut network) = well.clone() else { panic!("it is a NodeNetwork") };
+    let [kind, status, reason, message, since] = ["Ready", "False", "R", "m", "t"].map(str::to_owned);
+    network.conditions.push(NodeCondition { kind, status, reason, message, since });
+    let ill = Object::NodeNetwork(network.clone());
+    for (local, own) in [("n1", network.conditions), ("n2", Vec::new())] {
+        let mut world = World::new(local.into(), Features::default());
+        let put = |object: &Object, revision: &str| {
+            StoreEvent::Put(id(Kind::NodeNetwork, "n1"), object.clone(), Revision(revision.into()))
+        };
+        world.store(put(&well, "1"), Instant::now());
+        let before = world.adverts.clone();
+        world.store(put(&ill, "2"), Instant::now());
+        assert!(before.ptr_eq(&world.adverts), "planners would see a change");
+        assert_eq!(world.conditions, own, "seen by {local}");
+    }
+}
+
+#[test]
 fn a_sign_of_life_counts_from_when_it_was_heard_first() {
     let mut world = World::new("n1".into(), Features::default());
     let start = Instant::now();
@@ -322,4 +339,29 @@ fn a_sign_of_life_counts_from_when_it_was_heard_first() {
     assert_eq!(heard(&world), start, "the same words again are no sign of life");
     world.store(put(Kind::NodeNetwork, "a", 2), later);
     assert_eq!(heard(&world), later);
+}
+
+#[test]
+fn what_is_recalled_is_known_and_goes_only_when_a_list_does_not_name_it() {
+    for kind in [Kind::Node, Kind::IpPool, Kind::IpReservation, Kind::IpBlock, Kind::NodeNetwork] {
+        let (a, b) = names(kind);
+        let recalled = [a, b].map(|name| match put(kind, name, 1) {
+            StoreEvent::Put(id, object, _) => (id, object),
+            other => panic!("{other:?}"),
+        });
+        let mut world = World::new("n1".into(), Features::default());
+        assert!(!world.is_known());
+        world.recall(recalled.to_vec(), Instant::now());
+        assert!(world.is_known() && !world.is_whole() && !world.is_synced(kind));
+        assert!(world.leases_rest && world.revisions.is_empty());
+        let both = known(&world, kind);
+        assert_eq!(both.split(' ').count(), 2, "{kind}");
+        world.store(Away("nobody at home".into()), Instant::now());
+        world.store(Init(kind), Instant::now());
+        world.store(put(kind, a, 1), Instant::now());
+        assert_eq!(known(&world, kind), both, "{kind}: the list is not complete");
+        world.store(Synced(kind), Instant::now());
+        assert_eq!(known(&world, kind).split(' ').count(), 1, "{kind}");
+        assert!(world.is_synced(kind));
+    }
 }

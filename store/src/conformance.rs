@@ -41,6 +41,7 @@ pub(crate) async fn conformance<R: Rig>(make: impl Fn() -> R) {
     what_cannot_be_read_stays(&make()).await;
     away_keeps_and_a_relist_removes(&make()).await;
     a_late_watcher_misses_nothing(&make()).await;
+    of_two_that_heard_themselves_one_has_heard_the_other(&make()).await;
     the_store_refuses_what_nobody_could_read(&make()).await;
 }
 
@@ -88,7 +89,7 @@ fn advert(name: &str, heartbeat: u64) -> (ObjectId, Object) {
         edition: 0,
         heartbeat,
     };
-    (ObjectId { kind: Kind::NodeNetwork, name: name.into() }, Object::Advert(advert.into()))
+    (ObjectId { kind: Kind::NodeNetwork, name: name.into() }, Object::from(advert))
 }
 
 /// A watch, and the world it leads to.
@@ -351,6 +352,58 @@ async fn a_late_watcher_misses_nothing(rig: &dyn Rig) {
             .until("everything", |world| world.is_synced(Kind::IpPool) && world.pools.keys().map(|n| &**n).eq(&wanted))
             .await;
     }
+}
+
+/// What a change of fabric stands on, see `tartan_fabric`: writes have one order, the same in all eyes. Each node writes
+/// its word, and when it hears it back notes what it has heard of the other's.
+async fn of_two_that_heard_themselves_one_has_heard_the_other(rig: &dyn Rig) {
+    const WORDS: u64 = 240;
+    let names = ["a", "b"];
+    for name in names {
+        let (id, word) = advert(name, 0);
+        rig.store().put(id, word, Expect::Absent).await.unwrap();
+    }
+    // Others in the way of who reads: the more there is, the longer a list takes.
+    for other in 0..40 {
+        let (id, object) = pool(&format!("aa{other}"), other);
+        rig.store().put(id, object, Expect::Absent).await.unwrap();
+    }
+    let node = |own: &'static str, other: &'static str| {
+        let store = rig.store();
+        tokio::spawn(async move {
+            let mut heard = Vec::new();
+            let mut watching = Watching::synced(&*store, &[Kind::NodeNetwork, Kind::IpPool]).await;
+            for word in 1..=WORDS {
+                let (id, object) = advert(own, word);
+                let write = store.put(id, object, Expect::Any);
+                if word % 2 == 0 {
+                    // Its watch begins while words are written, and what it hears first is a list.
+                    let mut late = Watching::of(&*store, &[Kind::NodeNetwork, Kind::IpPool]);
+                    write.await.unwrap();
+                    let synced = |world: &World| world.is_synced(Kind::NodeNetwork) && said_by(world, own) >= word;
+                    late.until("its own word", synced).await;
+                    watching = late;
+                } else {
+                    write.await.unwrap();
+                    watching.until("its own word", |world| said_by(world, own) >= word).await;
+                }
+                heard.push(said_by(&watching.world, other));
+            }
+            heard
+        })
+    };
+    let (a, b) = (node("a", "b"), node("b", "a"));
+    let (a, b) = (a.await.unwrap(), b.await.unwrap());
+    for (word_of_a, heard_by_a) in (1..).zip(&a) {
+        for (word_of_b, heard_by_b) in (1..).zip(&b) {
+            let deaf = *heard_by_a < word_of_b && *heard_by_b < word_of_a;
+            assert!(!deaf, "a heard its {word_of_a} with b's {heard_by_a}, b its {word_of_b} with a's {heard_by_b}");
+        }
+    }
+}
+
+fn said_by(world: &World, node: &str) -> u64 {
+    world.adverts.get(node).map_or(0, |heard| heard.advert.heartbeat)
 }
 
 async fn the_store_refuses_what_nobody_could_read(rig: &dyn Rig) {

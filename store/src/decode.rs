@@ -82,7 +82,7 @@ pub fn encode(id: &ObjectId, object: &Object) -> serde_yaml_ng::Value {
     let document = match object {
         Object::Node(node) => serde_yaml_ng::to_value(node::encode(node)),
         Object::Config(config) => serde_yaml_ng::to_value(config::encode(&id.name, config)),
-        Object::Advert(advert) => serde_yaml_ng::to_value(node::encode_advert(advert)),
+        Object::NodeNetwork(network) => serde_yaml_ng::to_value(node::encode_network(network)),
         Object::Pool(pool) => serde_yaml_ng::to_value(pool::encode(pool)),
         Object::Reservation(reservation) => serde_yaml_ng::to_value(pool::encode_reservation(reservation)),
         Object::Block(block) => serde_yaml_ng::to_value(pool::encode_block(block)),
@@ -144,7 +144,7 @@ fn decode(ObjectId { kind, name }: &ObjectId, body: &str) -> Result<Object, Faul
     match kind {
         Kind::Node => node::decode(name, &fault::typed(body)?).map(|read| Object::Node(read.into())),
         Kind::NetworkConfig => config::decode(body).map(|read| Object::Config(read.into())),
-        Kind::NodeNetwork => node::decode_advert(name, &fault::typed(body)?).map(|read| Object::Advert(read.into())),
+        Kind::NodeNetwork => node::decode_network(name, &fault::typed(body)?).map(Object::NodeNetwork),
         Kind::IpPool => pool::decode(&fault::typed(body)?).map(|read| Object::Pool(read.into())),
         Kind::IpReservation => {
             pool::decode_reservation(&fault::typed(body)?).map(|read| Object::Reservation(read.into()))

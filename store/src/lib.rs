@@ -1,7 +1,9 @@
 //! Where shared state lives: one trait, and one file for each store that implements it.
 //!
 //! Invariant: a watch never ends and never forgets. It reconnects inside; each list or relist is `Init`, `Put`s,
-//! `Synced`; what cannot be read is reported and removes nothing.
+//! `Synced`; what cannot be read is reported and removes nothing. All writes have one order, the same for every watcher:
+//! who is told of one has been told of all before it, or is at the same [`StoreEvent::Moment`]. The change of a fabric
+//! stands on that: of two nodes that have each heard their own word, one has heard the other's.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -28,7 +30,8 @@ pub type BoxStream<'a, T> = Pin<Box<dyn Stream<Item = T> + Send + 'a>>;
 pub trait Store: Send + Sync {
     /// Everything of these kinds, now and from now on.
     fn watch(&self, kinds: &[Kind]) -> BoxStream<'static, StoreEvent>;
-    /// Writes an object if what is there is as expected.
+    /// Writes an object if what is there is as expected. If the future is dropped, the write may still happen, but then
+    /// before every write that begins later.
     fn put(&self, id: ObjectId, object: Object, expect: Expect) -> BoxFuture<'_, Result<Revision, WriteError>>;
     /// Deletes an object if what is there is as expected. That it is gone already is success unless `At` was expected.
     fn delete(&self, id: ObjectId, expect: Expect) -> BoxFuture<'_, Result<(), WriteError>>;

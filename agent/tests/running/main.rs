@@ -2,13 +2,14 @@
 
 #![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
+mod memory;
 mod rig;
 
 use std::time::Duration;
 
 use nix::errno::Errno;
 use tartan_api::cni::{Command, code};
-use tartan_model::{Config, FabricMode, Kind, ObjectId};
+use tartan_model::{Config, FabricMode, Kind, ObjectId, World};
 use tartan_netstate::{Key, State};
 
 use rig::{Dying, Rig, addresses, link, pool};
@@ -184,6 +185,9 @@ async fn a_quiet_agent_neither_plans_nor_writes() {
     let agent = rig.ready().await;
     agent.add("a").await;
     agent.until("all is done", |status| status.phase == "steady").await;
+    let edition = rig.advert().unwrap().edition;
+    let own_word = |world: &World| world.adverts.get("n1").is_some_and(|heard| heard.advert.edition == edition);
+    rig.snapshot("its last word", own_word).await;
     tokio::time::sleep(A_WHILE * 3).await;
     let (before, changes, writes) = (agent.look().await, rig.kernel.changes().len(), rig.store.writes());
     tokio::time::sleep(Duration::from_secs(1)).await;
@@ -203,6 +207,39 @@ async fn an_advert_that_somebody_deletes_is_written_again() {
     agent.until("it is told again", |_| rig.advert().is_some()).await;
     let beat = rig.advert().unwrap().heartbeat;
     agent.until("it beats", |_| rig.advert().unwrap().heartbeat > beat).await;
+}
+
+#[tokio::test]
+async fn what_is_wrong_is_said_in_the_nodes_own_object_and_is_no_new_word() {
+    let rig = Rig::new().await;
+    let agent = rig.ready().await;
+    agent.add("a").await;
+    let said = |kind: &str, status: &str| {
+        let conditions = rig.network().map(|network| network.conditions).unwrap_or_default();
+        conditions.into_iter().find(|it| it.kind == kind && it.status == status)
+    };
+    agent.until("it says that it is well", |status| status.phase == "steady" && said("Ready", "True").is_some()).await;
+    let edition = rig.advert().unwrap().edition;
+    rig.kernel.fail(link("a"), Some(Errno::EBUSY));
+    rig.kernel.remove(&link("a"));
+    agent.until("it says what is wrong", |_| said("KernelRefused", "True").is_some()).await;
+    let refused = said("KernelRefused", "True").unwrap();
+    assert!(refused.message.starts_with("Pod/shop/a: the kernel refuses"), "{refused:?}");
+    assert_eq!(said("Ready", "False").unwrap().reason, "KernelRefused");
+    assert_eq!(rig.advert().unwrap().edition, edition, "peers would take it for a new word");
+
+    let since = said("Ready", "False").unwrap().since;
+    agent.kill().await;
+    let beat = rig.advert().unwrap().heartbeat;
+    let agent = rig.start();
+    agent.until("it has tried again", |status| !status.kernel.failures.is_empty()).await;
+    agent.until("it has written again", |_| rig.advert().unwrap().heartbeat > beat).await;
+    assert_eq!(said("Ready", "False").unwrap().since, since, "another life has not made it so");
+    rig.kernel.fail(link("a"), None);
+    agent
+        .until("it is well again", |_| said("Ready", "True").is_some() && said("KernelRefused", "True").is_none())
+        .await;
+    assert_eq!(rig.advert().unwrap().edition, edition);
 }
 
 #[tokio::test]

@@ -17,8 +17,8 @@ use tartan_api::status::Status;
 use tartan_kernel::fake::Fake;
 use tartan_kernel::{Failure, Kernel, KernelError, Scope, Waker};
 use tartan_model::{
-    Advert, Config, DefaultRoute, Endpoint, Features, Host, HostLink, Kind, Node, Object, ObjectId, PerFamily, Pool,
-    Selector,
+    Advert, Config, DefaultRoute, Endpoint, Features, Host, HostLink, Kind, Node, NodeNetwork, Object, ObjectId,
+    PerFamily, Pool, Selector, World,
 };
 use tartan_netstate::{Change, Key, LinkName, Mac, Netns, PodNetns, State};
 use tartan_store::{Expect, MemoryStore, Store};
@@ -33,6 +33,7 @@ pub(crate) struct Rig {
     pub(crate) kernel: Fake,
     pub(crate) store: MemoryStore,
     pub(crate) dir: PathBuf,
+    boot: String,
 }
 
 /// An agent of node n1 that runs. Dropped: killed, without a word to anybody.
@@ -81,7 +82,8 @@ impl Rig {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let dir = std::env::temp_dir().join(format!("tartan-running-{}-{number}", std::process::id()));
         std::fs::create_dir_all(&dir).unwrap();
-        let rig = Rig { kernel: Fake::new(), store: MemoryStore::new(), dir };
+        let boot = "this boot".to_owned();
+        let rig = Rig { kernel: Fake::new(), store: MemoryStore::new(), dir, boot };
         rig.kernel.set_host(host());
         rig.put_node("n1", "172.30.0.1", &["10.127.0.0/24", "fd00:10:127::/64"]).await;
         rig
@@ -93,7 +95,7 @@ impl Rig {
 
     pub(crate) fn start_on(&self, kernel: Box<dyn Kernel>) -> Running {
         let store = Arc::new(self.store.clone());
-        let (inbox, agent) = tartan_agent::assemble("n1", &self.dir, "this boot", kernel, store).unwrap();
+        let (inbox, agent) = tartan_agent::assemble("n1", &self.dir, &self.boot, kernel, store).unwrap();
         Running { inbox, agent: Some(tokio::spawn(agent)) }
     }
 
@@ -102,6 +104,30 @@ impl Rig {
         let running = self.start();
         running.until("the agent is ready", |status| status.ready).await;
         running
+    }
+
+    /// The machine boots: nothing is in the kernel, and no pod from before runs any more.
+    pub(crate) fn reboot(&mut self) {
+        self.kernel = Fake::new();
+        self.kernel.set_host(host());
+        self.boot.push_str(", then another");
+    }
+
+    /// Waits until the snapshot on the disk says so.
+    pub(crate) async fn snapshot(&self, what: &str, says: impl Fn(&World) -> bool) {
+        let is_so = || {
+            let objects = tartan_agent::snapshot::load(&self.dir.join(tartan_agent::snapshot::FILE), "n1").ok()??;
+            let mut world = World::new("n1".into(), Features::default());
+            world.recall(objects, std::time::Instant::now());
+            says(&world).then_some(())
+        };
+        let looking = async {
+            while is_so().is_none() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let waited = tokio::time::timeout(PATIENCE, looking).await.is_ok();
+        assert!(waited, "waited in vain until the snapshot holds {what}");
     }
 
     pub(crate) async fn put(&self, kind: Kind, name: &str, object: Object) {
@@ -146,21 +172,32 @@ impl Rig {
             edition: 1,
             heartbeat: 1,
         };
-        self.put(Kind::NodeNetwork, &name, Object::Advert(advert.into())).await;
+        self.put(Kind::NodeNetwork, &name, Object::from(advert)).await;
+    }
+
+    /// What the store holds of n1's own object.
+    pub(crate) fn network(&self) -> Option<NodeNetwork> {
+        match self.store.get(&ObjectId { kind: Kind::NodeNetwork, name: "n1".into() })?.0 {
+            Object::NodeNetwork(network) => Some(network),
+            other => panic!("a NodeNetwork is {other:?}"),
+        }
     }
 
     /// What the store holds of n1's own word.
     pub(crate) fn advert(&self) -> Option<Advert> {
-        match self.store.get(&ObjectId { kind: Kind::NodeNetwork, name: "n1".into() })?.0 {
-            Object::Advert(advert) => Some((*advert).clone()),
-            other => panic!("a NodeNetwork is {other:?}"),
-        }
+        self.network().map(|network| network.advert)
     }
 }
 
 impl Drop for Rig {
     fn drop(&mut self) {
-        let _best_effort = std::fs::remove_dir_all(&self.dir);
+        // An agent that is not stopped yet may put a file there meanwhile, but not many.
+        for _ in 0..10 {
+            match std::fs::remove_dir_all(&self.dir) {
+                Err(error) if error.kind() == std::io::ErrorKind::DirectoryNotEmpty => {}
+                _ => return,
+            }
+        }
     }
 }
 

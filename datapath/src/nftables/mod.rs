@@ -76,6 +76,11 @@ impl Nftables {
     }
 }
 
+/// Whether the elements of a set or map are pods'.
+pub fn is_of_pods(set: &str) -> bool {
+    Family::ALL.into_iter().flat_map(hostport::sets).any(|(name, _)| name == set)
+}
+
 fn nfproto(family: Family) -> Nfproto {
     match family {
         Family::V4 => Nfproto::Ipv4,

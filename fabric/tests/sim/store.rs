@@ -53,7 +53,7 @@ impl Store {
             }
             Write::Advert(advert) => {
                 self.adverts.insert(advert.node.clone(), advert.clone());
-                put(Kind::NodeNetwork, advert.node.clone(), Object::Advert(advert.into()))
+                put(Kind::NodeNetwork, advert.node.clone(), Object::from(advert))
             }
         }
     }
@@ -65,7 +65,7 @@ impl Store {
                 self.nodes.iter().map(|(name, n)| put(kind, name.clone(), Object::Node(n.clone().into()))).collect()
             }
             Kind::NodeNetwork => {
-                self.adverts.iter().map(|(name, a)| put(kind, name.clone(), Object::Advert(a.clone().into()))).collect()
+                self.adverts.iter().map(|(name, a)| put(kind, name.clone(), Object::from(a.clone()))).collect()
             }
             _ => Vec::new(),
         };

@@ -6,8 +6,8 @@ use std::time::Instant;
 
 use ipnet::IpNet;
 use tartan_model::{
-    Advert, Attachment, Block, Condition, Features, Holder, Kind, Node, Object, ObjectId, Part, PerFamily, Pool,
-    Reservation, Revision, Selector, StoreEvent, World,
+    Advert, Attachment, Block, Condition, Features, Holder, Kind, Node, NodeNetwork, Object, ObjectId, Part, PerFamily,
+    Pool, Reservation, Revision, Selector, StoreEvent, World,
 };
 use tartan_netstate::{Mac, PodNetns};
 
@@ -43,19 +43,26 @@ impl Setup {
         setup
     }
 
+    /// What an earlier life knew.
+    pub(crate) fn recalled(objects: impl IntoIterator<Item = Put>) -> Setup {
+        let mut setup = Setup::unsynced([]);
+        let objects = objects.into_iter().map(|Put(object)| (id_of(&object), object)).collect();
+        setup.world.recall(objects, setup.now);
+        setup
+    }
+
+    /// The store holds just these.
+    pub(crate) fn list(&mut self, objects: impl IntoIterator<Item = Put>) {
+        Kind::ALL.into_iter().for_each(|kind| self.world.store(StoreEvent::Init(kind), self.now));
+        objects.into_iter().for_each(|object| self.put(object));
+        Kind::ALL.into_iter().for_each(|kind| self.world.store(StoreEvent::Synced(kind), self.now));
+    }
+
     /// Revisions count up from 2 on.
     pub(crate) fn put(&mut self, Put(object): Put) {
         self.puts += 1;
-        let (kind, name) = match &object {
-            Object::Node(node) => (Kind::Node, node.name.clone()),
-            Object::Pool(pool) => (Kind::IpPool, pool.name.clone()),
-            Object::Reservation(reservation) => (Kind::IpReservation, reservation.name.clone()),
-            Object::Block(block) => (Kind::IpBlock, Block::name_of(&block.cidr).into()),
-            Object::Advert(advert) => (Kind::NodeNetwork, advert.node.clone()),
-            Object::Config(_) => (Kind::NetworkConfig, "default".into()),
-        };
         let revision = Revision(self.puts.to_string().into());
-        self.world.store(StoreEvent::Put(ObjectId { kind, name }, object, revision), self.now);
+        self.world.store(StoreEvent::Put(id_of(&object), object, revision), self.now);
     }
 
     pub(crate) fn invalid_block(&mut self, range: &str) {
@@ -90,6 +97,18 @@ impl Setup {
     }
 }
 
+fn id_of(object: &Object) -> ObjectId {
+    let (kind, name) = match object {
+        Object::Node(node) => (Kind::Node, node.name.clone()),
+        Object::Pool(pool) => (Kind::IpPool, pool.name.clone()),
+        Object::Reservation(reservation) => (Kind::IpReservation, reservation.name.clone()),
+        Object::Block(block) => (Kind::IpBlock, Block::name_of(&block.cidr).into()),
+        Object::NodeNetwork(network) => (Kind::NodeNetwork, network.advert.node.clone()),
+        Object::Config(_) => (Kind::NetworkConfig, "default".into()),
+    };
+    ObjectId { kind, name }
+}
+
 // === impl Put ===
 
 impl Put {
@@ -121,7 +140,7 @@ impl Put {
     }
 
     pub(crate) fn own(mut self, addresses: &str) -> Put {
-        let Object::Advert(advert) = &mut self.0 else { panic!("only adverts have it") };
+        let Object::NodeNetwork(NodeNetwork { advert, .. }) = &mut self.0 else { panic!("only adverts have it") };
         Arc::make_mut(advert).fabric_addresses = first_of(addresses);
         self
     }
@@ -171,21 +190,18 @@ pub(crate) fn given(mut block: Put, cidr: &str, holder: Holder) -> Put {
 }
 
 pub(crate) fn advert(node: &str, blocks: &str) -> Put {
-    Put(Object::Advert(
-        Advert {
-            node: node.into(),
-            node_uid: uid_of(node),
-            addresses: PerFamily::default(),
-            fabric_addresses: PerFamily::default(),
-            blocks: nets(blocks),
-            mtu: 1500,
-            accepts: Vec::new(),
-            sends: Vec::new(),
-            edition: 0,
-            heartbeat: 0,
-        }
-        .into(),
-    ))
+    Put(Object::from(Advert {
+        node: node.into(),
+        node_uid: uid_of(node),
+        addresses: PerFamily::default(),
+        fabric_addresses: PerFamily::default(),
+        blocks: nets(blocks),
+        mtu: 1500,
+        accepts: Vec::new(),
+        sends: Vec::new(),
+        edition: 0,
+        heartbeat: 0,
+    }))
 }
 
 fn net(text: &str) -> IpNet {

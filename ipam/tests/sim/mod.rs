@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use proptest::sample::Index;
-use tartan_ipam::{Claim, Memo, Out, Request};
+use tartan_ipam::{Claim, Fence, Memo, Out, Request};
 use tartan_model::{
     Advert, Attachment, Block, Family, Features, Holder, Kind, Node, Object, ObjectId, PerFamily, Pool, Revision,
     Selector, StoreEvent, World,
@@ -38,6 +38,12 @@ pub(crate) enum Op {
     Wait(u64),
     /// The agent is killed and starts again from its journal; what it was writing is lost, or is not.
     Crash(usize, bool),
+    /// The same while the node cannot reach the store: it goes on from its snapshot until it hears.
+    Reboot(usize, bool),
+    /// The snapshot that the node wants to be on its disk gets there,
+    Save(usize),
+    /// and the node learns of it.
+    Saved(usize),
     /// Nothing of the node is late.
     Settle(usize),
     /// The pool is enabled or disabled.
@@ -63,6 +69,21 @@ struct Member {
     /// How much of the log it has heard.
     heard: usize,
     under_way: Vec<Write>,
+    disk: Disk,
+    fence: Fence,
+    /// It has not read the store in this life.
+    away: bool,
+}
+
+/// A node's snapshots.
+#[derive(Clone, Default)]
+struct Disk {
+    there: Vec<(ObjectId, Object)>,
+    /// On its way there, with its number.
+    next: Option<(u64, Vec<(ObjectId, Object)>)>,
+    /// The last one that got there, of which the node has not learnt.
+    saved: Option<u64>,
+    numbers: u64,
 }
 
 enum Write {
@@ -105,7 +126,7 @@ impl Cluster {
             cluster.write(id(Kind::Node, name), Some(Object::Node(node.into())));
         }
         cluster.write(id(Kind::IpPool, "p"), Some(Object::Pool(pool.into())));
-        cluster.nodes = (0..NAMES.len()).map(|node| cluster.start(node)).collect();
+        cluster.nodes = (0..NAMES.len()).map(|node| cluster.start(node, true)).collect();
         cluster
     }
 
@@ -136,13 +157,10 @@ impl Cluster {
             Op::Plan(node) => self.plan(*node),
             Op::Write(node) => self.carry_out(*node),
             Op::Wait(secs) => self.now += Duration::from_secs(*secs),
-            Op::Crash(node, lose_writes) => {
-                let restarted = self.start(*node);
-                let under_way = std::mem::replace(&mut self.nodes[*node], restarted).under_way;
-                if !lose_writes {
-                    self.nodes[*node].under_way = under_way;
-                }
-            }
+            Op::Crash(node, lose_writes) => self.restart(*node, *lose_writes, true),
+            Op::Reboot(node, lose_writes) => self.restart(*node, *lose_writes, false),
+            Op::Save(node) => self.nodes[*node].disk.save(),
+            Op::Saved(node) => self.nodes[*node].learn(),
             Op::Settle(node) => drop(self.settle_one(*node)),
             Op::Enable(enabled) => {
                 let pool = Pool { disabled: !enabled, ..self.pool.clone() };
@@ -246,24 +264,51 @@ impl Cluster {
         world.detach(id, now);
     }
 
-    /// A new life of an agent: the journal, and a list of what the store has now.
-    fn start(&self, node: usize) -> Member {
+    fn restart(&mut self, node: usize, lose_writes: bool, reaches_the_store: bool) {
+        let restarted = self.start(node, reaches_the_store);
+        let under_way = std::mem::replace(&mut self.nodes[node], restarted).under_way;
+        if !lose_writes {
+            self.nodes[node].under_way = under_way;
+        }
+    }
+
+    /// A new life of an agent: the journal, its snapshot, and, if it reaches the store, a list of what that has now.
+    fn start(&self, node: usize, reaches_the_store: bool) -> Member {
         let mut world = World::new(NAMES[node].into(), Features { ipv6: true, ..Features::default() });
+        let mut disk = Disk::default();
         if let Some(before) = self.nodes.get(node) {
             before.world.attachments.values().for_each(|pod| world.attach((**pod).clone()));
             world.released = before.world.released.clone();
+            disk = Disk { next: None, saved: None, ..before.disk.clone() };
+            world.recall(disk.there.clone(), self.now);
         }
+        let gives = tartan_ipam::plan(&mut Memo::default(), &world, self.now).gives.clone();
+        let (memo, under_way, fence) = (Memo::default(), Vec::new(), Fence::of(gives));
+        let mut member = Member { world, memo, heard: 0, under_way, disk, fence, away: true };
+        if reaches_the_store {
+            self.list(&mut member);
+        }
+        member
+    }
+
+    fn list(&self, member: &mut Member) {
         for kind in Kind::ALL {
-            world.store(StoreEvent::Init(kind), self.now);
+            member.world.store(StoreEvent::Init(kind), self.now);
             for (id, (object, revision)) in self.store.iter().filter(|(id, _)| id.kind == kind) {
-                world.store(StoreEvent::Put(id.clone(), object.clone(), revision.clone()), self.now);
+                member.world.store(StoreEvent::Put(id.clone(), object.clone(), revision.clone()), self.now);
             }
-            world.store(StoreEvent::Synced(kind), self.now);
+            member.world.store(StoreEvent::Synced(kind), self.now);
         }
-        Member { world, memo: Memo::default(), heard: self.log.len(), under_way: Vec::new() }
+        (member.heard, member.away) = (self.log.len(), false);
     }
 
     fn hear(&mut self, node: usize, events: usize) {
+        if self.nodes[node].away {
+            let mut member = self.nodes.remove(node);
+            self.list(&mut member);
+            self.nodes.insert(node, member);
+            return;
+        }
         let member = &mut self.nodes[node];
         let until = member.heard.saturating_add(events).min(self.log.len());
         for event in &self.log[member.heard..until] {
@@ -277,6 +322,14 @@ impl Cluster {
         let member = &mut self.nodes[node];
         let out: Out = tartan_ipam::plan(&mut member.memo, &member.world, now).clone();
         assert_eq!(out, *tartan_ipam::plan(&mut Memo::default(), &member.world, now), "the memo makes a difference");
+        if !member.world.is_whole() {
+            return;
+        }
+        member.disk.want(&member.world);
+        member.fence.handed(member.disk.numbers, &out.gives);
+        if !member.fence.permits(&out.gives) {
+            return;
+        }
         let advert = advert(NAMES[node], &out);
         let said = member.world.adverts.get(NAMES[node]).map(|heard| &*heard.advert);
         member.under_way.extend((said != Some(&advert)).then_some(Write::Advert(advert)));
@@ -288,9 +341,7 @@ impl Cluster {
             return;
         }
         match self.nodes[node].under_way.remove(0) {
-            Write::Advert(advert) => {
-                self.write(id(Kind::NodeNetwork, NAMES[node]), Some(Object::Advert(advert.into())))
-            }
+            Write::Advert(advert) => self.write(id(Kind::NodeNetwork, NAMES[node]), Some(Object::from(advert))),
             Write::Claim(claim) => {
                 let there = self.store.get(&claim.id).map(|(_, revision)| revision);
                 if there == claim.expect.as_ref() {
@@ -308,6 +359,9 @@ impl Cluster {
             self.carry_out(node);
         }
         self.hear(node, usize::MAX);
+        self.plan(node);
+        self.nodes[node].disk.save();
+        self.nodes[node].learn();
         self.plan(node);
         while !self.nodes[node].under_way.is_empty() {
             self.carry_out(node);
@@ -339,6 +393,39 @@ impl Cluster {
     }
 }
 
+// === impl Member ===
+
+impl Member {
+    fn learn(&mut self) {
+        if let Some(number) = self.disk.saved.take() {
+            self.fence.saved(number);
+        }
+    }
+}
+
+// === impl Disk ===
+
+impl Disk {
+    fn want(&mut self, world: &World) {
+        self.numbers += 1;
+        let nodes = world.nodes.values().map(|it| (id(Kind::Node, &it.name), Object::Node((**it).clone().into())));
+        let pools = world.pools.values().map(|it| (id(Kind::IpPool, &it.name), Object::Pool((**it).clone().into())));
+        let adverts =
+            world.adverts.iter().map(|(name, it)| (id(Kind::NodeNetwork, name), Object::from((*it.advert).clone())));
+        let blocks = world
+            .blocks
+            .values()
+            .map(|it| (id(Kind::IpBlock, &Block::name_of(&it.cidr)), Object::Block((**it).clone().into())));
+        self.next = Some((self.numbers, nodes.chain(pools).chain(adverts).chain(blocks).collect()));
+    }
+
+    fn save(&mut self) {
+        if let Some((number, objects)) = self.next.take() {
+            (self.there, self.saved) = (objects, Some(number));
+        }
+    }
+}
+
 impl fmt::Display for Cluster {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (object, revision) in self.store.values() {
@@ -349,6 +436,8 @@ impl fmt::Display for Cluster {
         for (name, member) in NAMES.iter().zip(&self.nodes) {
             let addresses: Vec<_> = member.world.attachments.values().map(|pod| pod.addresses.v4).collect();
             writeln!(f, "{name}: pods {addresses:?}, late by {}", self.log.len() - member.heard)?;
+            let on_disk = member.disk.there.iter().filter_map(|(_, object)| block(object));
+            writeln!(f, "  disk: {:?}", on_disk.map(|block| (block.cidr, &block.parts)).collect::<Vec<_>>())?;
         }
         Ok(())
     }
@@ -405,7 +494,7 @@ fn block(object: &Object) -> Option<&Block> {
 
 fn own_address(object: &Object) -> Option<IpAddr> {
     match object {
-        Object::Advert(advert) => advert.fabric_addresses.v4,
+        Object::NodeNetwork(network) => network.advert.fabric_addresses.v4,
         _ => None,
     }
 }

@@ -6,7 +6,7 @@
 //! Invariant: nothing is changed before the first full read, and nothing is diffed against a part of the mirror that
 //! may be wrong, except what a new want changes for pods: creation is exclusive, and what fails is read again.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -67,7 +67,6 @@ pub(super) struct Worker {
     pods_generation: u64,
     applied: u64,
     repaired: u64,
-    found: BTreeMap<Key, String>,
     unknown: Option<String>,
     /// Checks of pods: the latest one asked for, and the latest one done.
     checking: u64,
@@ -103,7 +102,6 @@ impl Worker {
             pods_generation: 0,
             applied: 0,
             repaired: 0,
-            found: BTreeMap::new(),
             unknown: None,
             checking: 0,
             checked: 0,
@@ -390,9 +388,6 @@ impl Worker {
     }
 
     fn apply(&mut self, steps: Vec<(Op, Owner)>, repairs: bool) {
-        for (op, _) in &steps {
-            self.remember_found(op);
-        }
         self.applied += steps.len() as u64;
         if repairs {
             let retries = steps.iter().filter(|(op, _)| self.backoff.knows(op.key())).count();
@@ -445,17 +440,6 @@ impl Worker {
         }
     }
 
-    fn remember_found(&mut self, op: &Op) {
-        if let Op::Replace {
-            key: key @ (Key::Sysctl { ns: Netns::Host, .. } | Key::UplinkSysctl { .. }),
-            old: Object::Sysctl(old),
-            ..
-        } = op
-        {
-            self.found.entry(key.clone()).or_insert_with(|| old.to_string());
-        }
-    }
-
     /// Deletes condemned links when it disturbs nobody. Says when to look again.
     fn bury(&mut self, now: Instant) -> Option<Instant> {
         let wanted = self.wanted.as_ref().map(|(_, wanted)| wanted);
@@ -503,7 +487,6 @@ impl Worker {
             host: self.host.clone(),
             applied: std::mem::take(&mut self.applied),
             repaired: std::mem::take(&mut self.repaired),
-            found: self.found.clone(),
             checked: self.checked,
             unknown: self.unknown.clone(),
         });

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tartan_api::kinds::{self, NodeSpec, NodeStatus, ObjectMeta};
 use tartan_api::tartan::{self, NodeNetworkSpec, NodeNetworkStatus};
-use tartan_model::{Advert, Endpoint, Family, Node, PerFamily};
+use tartan_model::{Advert, Endpoint, Family, Node, NodeCondition, NodeNetwork, PerFamily};
 
 use super::fault::Fault;
 use super::fields;
@@ -56,7 +56,19 @@ pub(super) fn encode(node: &Node) -> kinds::Node {
     }
 }
 
-pub(super) fn decode_advert(name: &Arc<str>, document: &tartan::NodeNetwork) -> Result<Advert, Fault> {
+pub(super) fn decode_network(name: &Arc<str>, document: &tartan::NodeNetwork) -> Result<NodeNetwork, Fault> {
+    let condition = |it: &kinds::Condition| NodeCondition {
+        kind: it.kind.clone(),
+        status: it.status.clone(),
+        reason: it.reason.clone(),
+        message: it.message.clone(),
+        since: it.last_transition_time.clone(),
+    };
+    let conditions = document.status.conditions.iter().map(condition).collect();
+    Ok(NodeNetwork { advert: decode_advert(name, document)?.into(), conditions })
+}
+
+fn decode_advert(name: &Arc<str>, document: &tartan::NodeNetwork) -> Result<Advert, Fault> {
     let spec = &document.spec;
     Ok(Advert {
         node: name.clone(),
@@ -72,7 +84,19 @@ pub(super) fn decode_advert(name: &Arc<str>, document: &tartan::NodeNetwork) -> 
     })
 }
 
-pub(super) fn encode_advert(advert: &Advert) -> tartan::NodeNetwork {
+pub(super) fn encode_network(network: &NodeNetwork) -> tartan::NodeNetwork {
+    let condition = |it: &NodeCondition| kinds::Condition {
+        kind: it.kind.clone(),
+        status: it.status.clone(),
+        reason: it.reason.clone(),
+        message: it.message.clone(),
+        last_transition_time: it.since.clone(),
+    };
+    let conditions = network.conditions.iter().map(condition).collect();
+    tartan::NodeNetwork { status: NodeNetworkStatus { conditions }, ..encode_advert(&network.advert) }
+}
+
+fn encode_advert(advert: &Advert) -> tartan::NodeNetwork {
     let texts = |addresses: &PerFamily<IpAddr>| addresses.iter().map(|(_, ip)| ip.to_string()).collect();
     tartan::NodeNetwork {
         api_version: tartan::API_VERSION.to_owned(),

@@ -5,7 +5,8 @@ use std::time::Duration;
 use ipnet::IpNet;
 use proptest::prelude::*;
 use tartan_model::{
-    AddressChoice, Block, Config, FabricMode, Family, Holder, HostFirewall, Part, PerFamily, VxlanConfig,
+    AddressChoice, Block, Config, FabricMode, Family, Holder, HostFirewall, NodeCondition, NodeNetwork, Part,
+    PerFamily, VxlanConfig,
 };
 
 use super::*;
@@ -157,6 +158,10 @@ fn our_own_come_back_as_they_were() {
         edition: 3,
         heartbeat: u64::MAX,
     };
+    let [kind, status, reason, message, since] =
+        ["Ready", "False", "PeerOffLink", "see: \"it\"", "2026-01-01T00:00:00Z"].map(str::to_owned);
+    let conditions = vec![NodeCondition { kind, status, reason, message, since }];
+    let network = NodeNetwork { advert: advert.clone(), conditions };
     let cidr: IpNet = "10.244.0.0/26".parse().unwrap();
     let block = Block {
         cidr,
@@ -173,7 +178,8 @@ fn our_own_come_back_as_they_were() {
         .into(),
     };
     for (kind, name, object) in [
-        (Kind::NodeNetwork, "n1".to_owned(), Object::Advert(advert.into())),
+        (Kind::NodeNetwork, "n1".to_owned(), Object::from(advert)),
+        (Kind::NodeNetwork, "n1".to_owned(), Object::NodeNetwork(network)),
         (Kind::IpBlock, Block::name_of(&cidr), Object::Block(block.into())),
     ] {
         let id = ObjectId { kind, name: name.into() };

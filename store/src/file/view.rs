@@ -30,6 +30,17 @@ pub(super) struct View {
     listing: bool,
 }
 
+/// A read of the whole directory that is under way.
+#[derive(Default)]
+pub(super) struct Listing {
+    /// Nothing has been told before.
+    first: bool,
+    /// Files that are there.
+    names: BTreeSet<Arc<str>>,
+    /// What was told of the objects in them.
+    before: BTreeMap<ObjectId, Option<Held>>,
+}
+
 /// What one file holds: mostly one object, and there may be thousands of files.
 struct File {
     /// In order.
@@ -72,20 +83,40 @@ impl View {
         self.holders.is_empty()
     }
 
-    /// Reads the whole directory, which has these files: everything is told anew.
-    pub(super) fn list(&mut self, names: &BTreeSet<Arc<str>>, read: impl Fn(&str) -> Reading) -> Vec<StoreEvent> {
-        let vanished: Vec<Arc<str>> = self.files.keys().filter(|name| !names.contains(*name)).cloned().collect();
-        for name in vanished {
-            self.absorb(&name, Reading::Gone);
+    /// Begins to read the whole directory: everything will be told anew.
+    pub(super) fn begin_list(&self) -> Listing {
+        Listing { first: self.files.is_empty(), ..Listing::default() }
+    }
+
+    /// Takes a reading of one of its files, perhaps once more.
+    pub(super) fn take(&mut self, listing: &mut Listing, name: Arc<str>, reading: Reading) {
+        if matches!(reading, Reading::Gone) {
+            listing.names.remove(&name);
+            return;
         }
-        for name in names {
-            self.absorb(name, read(name));
+        let touched = self.absorb(&name, reading);
+        listing.names.insert(name);
+        listing.remember(touched);
+    }
+
+    /// Tells what there is, now that all has been read.
+    pub(super) fn end_list(&mut self, mut listing: Listing) -> Vec<StoreEvent> {
+        let is_gone = |name: &&Arc<str>| !listing.names.contains(*name);
+        for name in self.files.keys().filter(is_gone).cloned().collect::<Vec<_>>() {
+            let touched = self.absorb(&name, Reading::Gone);
+            listing.remember(touched);
         }
         self.listing = true;
         let mut events: Vec<StoreEvent> = self.kinds.iter().map(|kind| StoreEvent::Init(*kind)).collect();
-        let ids = self.holders.iter().map(|(id, _)| id);
+        // Who is told for the first time acts on nothing before the end. Others must not see half of what is new.
+        let mut moment = Vec::new();
         let mut last = None;
-        events.extend(ids.filter(|id| last.replace(*id) != Some(*id)).filter_map(|id| Some(self.held(id)?.told(id))));
+        for id in self.holders.iter().map(|(id, _)| id).filter(|id| last.replace(*id) != Some(*id)) {
+            let Some(held) = self.held(id) else { continue };
+            let is_old = listing.before.get(id).is_none_or(|before| before.as_ref().is_some_and(|it| it.is_as(held)));
+            if is_old { &mut events } else { &mut moment }.push(held.told(id));
+        }
+        events.extend((!moment.is_empty()).then_some(StoreEvent::Moment(moment)));
         let files: BTreeSet<Arc<str>> = self.files.keys().chain(self.told_notices.keys()).cloned().collect();
         events.extend(files.iter().filter_map(|file| self.tell_notice(file)));
         self.finish_list(&mut events);
@@ -162,6 +193,23 @@ impl View {
         if self.listing && !self.files.values().any(|file| file.blind) {
             self.listing = false;
             events.extend(self.kinds.iter().map(|kind| StoreEvent::Synced(*kind)));
+        }
+    }
+}
+
+// === impl Listing ===
+
+impl Listing {
+    /// Whether there is no file.
+    pub(super) fn is_empty(&self) -> bool {
+        self.names.is_empty()
+    }
+
+    fn remember(&mut self, touched: BTreeMap<ObjectId, Option<Held>>) {
+        if !self.first {
+            for (id, before) in touched {
+                self.before.entry(id).or_insert(before);
+            }
         }
     }
 }

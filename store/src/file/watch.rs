@@ -2,6 +2,11 @@
 //!
 //! One session: new inotify instance, watches, then the first read (so nothing between is missed), then changes. What
 //! puts the directory itself in doubt (moved, unmounted, events lost) ends the session, and the next one lists again.
+//!
+//! A read takes time, and files are read in the order of their names, not of their writes: so after each read inotify is
+//! asked again, and what was written meanwhile is read again, until nothing was. The kernel has told of a rename before it
+//! lets the next one in the directory begin, so what has been read then is the directory at one moment, and is told as
+//! one.
 //! While the directory cannot be listed, watches on the way to it and a growing pause say when to try again.
 
 use std::collections::BTreeSet;
@@ -120,39 +125,46 @@ impl Watcher {
             Ok(session) => session,
             Err(error) => return self.rest(None, &error, pause),
         };
-        match self.list(&session) {
-            Ok(events) => {
+        match self.list(&mut session) {
+            Ok((events, in_doubt)) => {
                 *pause = FIRST_PAUSE;
                 self.away = None;
                 self.send(events)?;
-                self.follow(&mut session)
+                if in_doubt { Ok(()) } else { self.follow(&mut session) }
             }
             Err(error) => self.rest(Some(&mut session), &error, pause),
         }
     }
 
-    fn list(&mut self, session: &Session) -> io::Result<Vec<StoreEvent>> {
+    /// Everything, and whether the directory is in doubt already.
+    fn list(&mut self, session: &mut Session) -> io::Result<(Vec<StoreEvent>, bool)> {
         if let Err(error) = &session.dir {
             return Err(io::Error::new(error.kind(), error.to_string()));
         }
-        let names = write::names(&self.dir)?;
-        if names.is_empty() && !self.view.is_empty() && !self.dir.join(write::LOCK).exists() {
+        let mut listing = self.view.begin_list();
+        for name in write::names(&self.dir)? {
+            let reading = read(&self.dir.join(&*name));
+            self.view.take(&mut listing, name, reading);
+        }
+        let in_doubt = session.until_still(&self.dir, |name, reading| self.view.take(&mut listing, name, reading));
+        if listing.is_empty() && !self.view.is_empty() && !self.dir.join(write::LOCK).exists() {
             return Err(io::Error::other("it is another directory, with nothing in it; is it not mounted?"));
         }
-        Ok(self.view.list(&names, |name| read(&self.dir.join(name))))
+        Ok((self.view.end_list(listing), in_doubt))
     }
 
     /// Tells every change until the directory itself is in doubt.
     fn follow(&mut self, session: &mut Session) -> Result<(), Stopped> {
         loop {
             self.wait(Some(&session.inotify), PollTimeout::NONE)?;
-            let changes = session.changes(&self.dir);
-            for name in changes.files {
-                let reading = read(&self.dir.join(&*name));
-                let events = self.view.read(&name, reading);
-                self.send(events)?;
+            let mut events = Vec::new();
+            let in_doubt =
+                session.until_still(&self.dir, |name, reading| events.extend(self.view.read(&name, reading)));
+            if events.len() > 1 {
+                events = vec![StoreEvent::Moment(events)];
             }
-            if changes.in_doubt {
+            self.send(events)?;
+            if in_doubt {
                 return Ok(());
             }
         }
@@ -209,6 +221,21 @@ impl Session {
         // It may have come before its parent was watched.
         let dir = first.or_else(|_| dir_watch());
         Ok(Session { inotify, dir })
+    }
+
+    /// Reads what has changed until nothing does. Whether the directory itself is in doubt.
+    fn until_still(&mut self, dir: &Path, mut take: impl FnMut(Arc<str>, Reading)) -> bool {
+        loop {
+            let changes = self.changes(dir);
+            let still = changes.files.is_empty();
+            for name in changes.files {
+                let reading = read(&dir.join(&*name));
+                take(name, reading);
+            }
+            if still || changes.in_doubt {
+                return changes.in_doubt;
+            }
+        }
     }
 
     /// Takes everything inotify has.

@@ -78,9 +78,9 @@ fn play(world: &mut World, events: Vec<StoreEvent>) {
 }
 
 fn list(view: &mut View, files: &BTreeMap<u8, Content>) -> Vec<StoreEvent> {
-    let there: BTreeMap<Arc<str>, &Content> = files.iter().map(|(file, content)| (name(*file), content)).collect();
-    let names = there.iter().filter(|(_, content)| !matches!(content, Content::Gone)).map(|(name, _)| name.clone());
-    view.list(&names.collect(), |name| there[name].reading())
+    let mut listing = view.begin_list();
+    files.iter().for_each(|(file, content)| view.take(&mut listing, name(*file), content.reading()));
+    view.end_list(listing)
 }
 
 fn fresh(files: &BTreeMap<u8, Content>) -> World {
