@@ -1,6 +1,9 @@
-//! What the kernel refuses, as conditions: one pure function from an object's owner to what the condition is about.
+//! What the kernel refuses, and what cannot be looked at, as conditions: one pure function from an object's owner to what
+//! the condition is about.
 
-use tartan_model::{Condition, Failed, World};
+use std::sync::Arc;
+
+use tartan_model::{Attachment, Condition, Failed, World};
 use tartan_netstate::Owner;
 
 /// A condition for each object that the kernel refuses now, and one if it cannot even be read.
@@ -12,7 +15,23 @@ pub fn conditions(world: &World) -> impl Iterator<Item = Condition> {
         message: format!("what the kernel holds cannot be read: {why}; until it can, only pods come and go"),
         fix: "it is tried again by itself; if this stays, see the agent's log and the kernel's (dmesg)".into(),
     });
-    unknown.into_iter().chain(world.programmed.failures.iter().map(|failed| condition(world, failed)))
+    let failures = world.programmed.failures.iter().map(|failed| condition(world, failed));
+    unknown.into_iter().chain(failures).chain(hidden(world))
+}
+
+/// A condition for each pod whose inside this agent cannot find.
+fn hidden(world: &World) -> impl Iterator<Item = Condition> {
+    let is_hidden = |pod: &&Arc<Attachment>| world.programmed.hidden.contains(&pod.netns);
+    world.attachments.values().filter(is_hidden).map(|attachment| Condition {
+        about: pod(world, &attachment.id),
+        field: String::new(),
+        reason: "PodHidden",
+        message: format!(
+            "the agent finds no network namespace at {}: the pod goes on as it is, but what is changed inside it is not put back, and it is not told of a new MTU",
+            attachment.netns.path
+        ),
+        fix: "let the agent see what the runtime mounts there (in a container: a hostPath volume with mountPropagation HostToContainer)".into(),
+    })
 }
 
 fn condition(world: &World, failed: &Failed) -> Condition {
@@ -52,7 +71,7 @@ fn pod(world: &World, id: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
+    use std::time::Instant;
 
     use tartan_model::{Features, Programmed};
     use tartan_netstate::{Key, Netns};
@@ -65,7 +84,8 @@ mod tests {
             let mut world = World::new("n1".into(), Features::default());
             let key = Key::Sysctl { ns: Netns::Host, name: "ipv4/ip_forward".into() };
             let failures = Arc::from([Failed { key, owner, error: "write: EROFS".into() }]);
-            world.programmed(Programmed { failures, ..Programmed::default() }, Arc::default());
+            let programmed = Programmed { failures, ..Programmed::default() };
+            world.programmed(programmed, Arc::default(), Instant::now());
             let said: Vec<Condition> = conditions(&world).collect();
             assert_eq!(said.len(), 1);
             assert_eq!((&*said[0].about, &*said[0].field), (about, field));
@@ -81,7 +101,7 @@ mod tests {
     fn a_kernel_that_cannot_be_read_is_said_too() {
         let mut world = World::new("n1".into(), Features::default());
         let unknown = Some("links changed while it was read".into());
-        world.programmed(Programmed { unknown, ..Programmed::default() }, Arc::default());
+        world.programmed(Programmed { unknown, ..Programmed::default() }, Arc::default(), Instant::now());
         let said: Vec<Condition> = conditions(&world).collect();
         assert_eq!(said.len(), 1);
         assert!(said[0].message.contains("links changed while it was read"), "{}", said[0].message);

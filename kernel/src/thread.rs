@@ -14,7 +14,7 @@ mod inbox;
 mod mirror;
 mod worker;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -38,6 +38,8 @@ pub struct Applied {
     pub mirror: State,
     /// What the kernel refuses, each with its last error. Tried again without being asked.
     pub failures: Vec<Failure>,
+    /// Pods' namespaces that cannot be found, though links of ours lead there. Nothing is tried in them.
+    pub hidden: BTreeSet<PodNetns>,
     /// What is there and not ours.
     pub host: Arc<Host>,
     /// Steps tried since the last report.
