@@ -37,7 +37,11 @@ fn hidden(world: &World) -> impl Iterator<Item = Condition> {
 fn condition(world: &World, failed: &Failed) -> Condition {
     let Failed { key, owner, error } = failed;
     let (about, field, fix) = blame(world, owner);
-    let message = format!("the kernel refuses {key}: {error}");
+    // Most errors begin with what was tried, the object included.
+    let message = match error.contains(&key.to_string()) {
+        true => format!("the kernel refuses to {error}"),
+        false => format!("the kernel refuses {key}: {error}"),
+    };
     let fix = format!("it is tried again by itself; if this stays, {fix}");
     Condition { about, field: field.into(), reason: "KernelRefused", message, fix }
 }
@@ -47,7 +51,8 @@ fn blame(world: &World, owner: &Owner) -> (String, &'static str, &'static str) {
     match owner {
         Owner::Pod(id) => (pod(world, id), "", "delete the pod and let it be made anew"),
         Owner::Peer(node) => {
-            (format!("Node/{node}"), "", "its pods cannot be reached from here: see the error's errno")
+            let fix = "look at this node's own addresses and routes (`ip address`, `ip route get` to that node): its pods cannot be reached from here";
+            (format!("Node/{node}"), "", fix)
         }
         Owner::Fabric(_) => {
             let fix = "load the kernel module that the fabric needs, or choose another fabric";
@@ -95,6 +100,17 @@ mod tests {
         check(Owner::Peer("n2".into()), "Node/n2", "");
         check(Owner::Fabric("vxlan-1".into()), "NetworkConfig/default", "spec.fabric");
         check(Owner::Pod("c1/eth0".into()), "container c1/eth0", "");
+    }
+
+    #[test]
+    fn the_object_is_named_once() {
+        let mut world = World::new("n1".into(), Features::default());
+        let key = Key::Sysctl { ns: Netns::Host, name: "ipv4/ip_forward".into() };
+        let (error, name) = (format!("add {key}: EROFS").into(), key.to_string());
+        let failures = Arc::from([Failed { key, owner: Owner::Peer("n2".into()), error }]);
+        world.programmed(Programmed { failures, ..Programmed::default() }, Arc::default(), Instant::now());
+        let said: Vec<Condition> = conditions(&world).collect();
+        assert_eq!(said[0].message, format!("the kernel refuses to add {name}: EROFS"));
     }
 
     #[test]
