@@ -151,4 +151,4 @@ fn who(attachment: &Attachment) -> String {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -1,6 +1,9 @@
-//! What the kernel refuses, as conditions: one pure function from an object's owner to what the condition is about.
+//! What the kernel refuses, and what cannot be looked at, as conditions: one pure function from an object's owner to what
+//! the condition is about.
 
-use tartan_model::{Condition, Failed, World};
+use std::sync::Arc;
+
+use tartan_model::{Attachment, Condition, Failed, World};
 use tartan_netstate::Owner;
 
 /// A condition for each object that the kernel refuses now, and one if it cannot even be read.
@@ -12,13 +15,33 @@ pub fn conditions(world: &World) -> impl Iterator<Item = Condition> {
         message: format!("what the kernel holds cannot be read: {why}; until it can, only pods come and go"),
         fix: "it is tried again by itself; if this stays, see the agent's log and the kernel's (dmesg)".into(),
     });
-    unknown.into_iter().chain(world.programmed.failures.iter().map(|failed| condition(world, failed)))
+    let failures = world.programmed.failures.iter().map(|failed| condition(world, failed));
+    unknown.into_iter().chain(failures).chain(hidden(world))
+}
+
+/// A condition for each pod whose inside this agent cannot find.
+fn hidden(world: &World) -> impl Iterator<Item = Condition> {
+    let is_hidden = |pod: &&Arc<Attachment>| world.programmed.hidden.contains(&pod.netns);
+    world.attachments.values().filter(is_hidden).map(|attachment| Condition {
+        about: pod(world, &attachment.id),
+        field: String::new(),
+        reason: "PodHidden",
+        message: format!(
+            "the agent finds no network namespace at {}: the pod goes on as it is, but what is changed inside it is not put back, and it is not told of a new MTU",
+            attachment.netns.path
+        ),
+        fix: "let the agent see what the runtime mounts there (in a container: a hostPath volume with mountPropagation HostToContainer)".into(),
+    })
 }
 
 fn condition(world: &World, failed: &Failed) -> Condition {
     let Failed { key, owner, error } = failed;
     let (about, field, fix) = blame(world, owner);
-    let message = format!("the kernel refuses {key}: {error}");
+    // Most errors begin with what was tried, the object included.
+    let message = match error.contains(&key.to_string()) {
+        true => format!("the kernel refuses to {error}"),
+        false => format!("the kernel refuses {key}: {error}"),
+    };
     let fix = format!("it is tried again by itself; if this stays, {fix}");
     Condition { about, field: field.into(), reason: "KernelRefused", message, fix }
 }
@@ -28,7 +51,8 @@ fn blame(world: &World, owner: &Owner) -> (String, &'static str, &'static str) {
     match owner {
         Owner::Pod(id) => (pod(world, id), "", "delete the pod and let it be made anew"),
         Owner::Peer(node) => {
-            (format!("Node/{node}"), "", "its pods cannot be reached from here: see the error's errno")
+            let fix = "look at this node's own addresses and routes (`ip address`, `ip route get` to that node): its pods cannot be reached from here";
+            (format!("Node/{node}"), "", fix)
         }
         Owner::Fabric(_) => {
             let fix = "load the kernel module that the fabric needs, or choose another fabric";
@@ -52,7 +76,7 @@ fn pod(world: &World, id: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
+    use std::time::Instant;
 
     use tartan_model::{Features, Programmed};
     use tartan_netstate::{Key, Netns};
@@ -65,7 +89,8 @@ mod tests {
             let mut world = World::new("n1".into(), Features::default());
             let key = Key::Sysctl { ns: Netns::Host, name: "ipv4/ip_forward".into() };
             let failures = Arc::from([Failed { key, owner, error: "write: EROFS".into() }]);
-            world.programmed(Programmed { failures, ..Programmed::default() }, Arc::default());
+            let programmed = Programmed { failures, ..Programmed::default() };
+            world.programmed(programmed, Arc::default(), Instant::now());
             let said: Vec<Condition> = conditions(&world).collect();
             assert_eq!(said.len(), 1);
             assert_eq!((&*said[0].about, &*said[0].field), (about, field));
@@ -78,10 +103,21 @@ mod tests {
     }
 
     #[test]
+    fn the_object_is_named_once() {
+        let mut world = World::new("n1".into(), Features::default());
+        let key = Key::Sysctl { ns: Netns::Host, name: "ipv4/ip_forward".into() };
+        let (error, name) = (format!("add {key}: EROFS").into(), key.to_string());
+        let failures = Arc::from([Failed { key, owner: Owner::Peer("n2".into()), error }]);
+        world.programmed(Programmed { failures, ..Programmed::default() }, Arc::default(), Instant::now());
+        let said: Vec<Condition> = conditions(&world).collect();
+        assert_eq!(said[0].message, format!("the kernel refuses to add {name}: EROFS"));
+    }
+
+    #[test]
     fn a_kernel_that_cannot_be_read_is_said_too() {
         let mut world = World::new("n1".into(), Features::default());
         let unknown = Some("links changed while it was read".into());
-        world.programmed(Programmed { unknown, ..Programmed::default() }, Arc::default());
+        world.programmed(Programmed { unknown, ..Programmed::default() }, Arc::default(), Instant::now());
         let said: Vec<Condition> = conditions(&world).collect();
         assert_eq!(said.len(), 1);
         assert!(said[0].message.contains("links changed while it was read"), "{}", said[0].message);

@@ -102,7 +102,7 @@ impl Agent {
             for input in batch.drain(..) {
                 match input {
                     Input::Store(event) => self.world.store(*event, now),
-                    Input::Kernel(applied) => self.applied(*applied),
+                    Input::Kernel(applied) => self.applied(*applied, now),
                     Input::Saved(number) => self.snapshot.saved(number),
                     Input::Cni(request, netns, reply) => self.cni(*request, netns, reply, now),
                     Input::Look(reply) => {
@@ -123,7 +123,7 @@ impl Agent {
         }
     }
 
-    fn applied(&mut self, applied: Applied) {
+    fn applied(&mut self, applied: Applied, now: Instant) {
         let failures: Arc<[Failed]> = applied
             .failures
             .iter()
@@ -143,10 +143,11 @@ impl Agent {
             checked: applied.checked,
             mirror: applied.mirror,
             failures,
+            hidden: applied.hidden,
             unknown: applied.unknown.map(Arc::from),
             read: true,
         };
-        self.world.programmed(programmed, applied.host);
+        self.world.programmed(programmed, applied.host, now);
     }
 
     fn cni(&mut self, request: CniRequest, netns: Option<OwnedFd>, reply: CniReply, now: Instant) {
@@ -171,7 +172,13 @@ impl Agent {
                 }
                 self.waiting.depart(reply, now);
             }
-            Ok(Decision::Check(netns)) => self.kernel.check_pod(self.waiting.check(request, reply, now), netns),
+            Ok(Decision::Check(of)) => {
+                // Where the agent cannot find the pod by its path, the runtime shows it.
+                if let Some(netns) = netns {
+                    self.kernel.lend_netns(of.clone(), netns);
+                }
+                self.kernel.check_pod(self.waiting.check(request, reply, now), of);
+            }
             Ok(Decision::Answer(value)) => reply.answer(value),
             Err(error) => reply.fail(error),
         }

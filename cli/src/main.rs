@@ -16,7 +16,7 @@ use output::Format;
 
 /// One Kubernetes network
 #[derive(Debug, Parser)]
-#[command(version, disable_help_subcommand = true)]
+#[command(name = "tartan", version, disable_help_subcommand = true)]
 enum Tartan {
     /// Run the agent of this node
     Agent {

@@ -204,35 +204,4 @@ fn pod_name(args: &str) -> Result<PodName, CniError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    /// Text that is nearly a configuration, so that the checks behind the parser are reached, too.
-    fn nearly_a_netconf() -> impl Strategy<Value = String> {
-        let value = r#"(7|-1|1e999|null|\[\]|\{\}|"1\.1\.0"|"tartan"|"/"|\[\{"hostPort":80,"containerPort":1\}\])"#;
-        let key = r#""(cniVersion|name|socket|stateDir|runtimeConfig|prevResult|dns|cni\.dev/valid-attachments)""#;
-        proptest::string::string_regex(&format!("\\{{({key}:{value},){{0,6}}\"name\":{value}\\}}?")).unwrap()
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(512))]
-
-        /// The fuzz entry point of the plugin: whatever comes is a request or an error, and a request is safe to name
-        /// a file after.
-        #[test]
-        fn no_input_panics_or_escapes_a_directory(
-            values in proptest::collection::vec("([a-zA-Z0-9_./@%: -]|\\PC){0,20}", 5),
-            stdin in prop_oneof![nearly_a_netconf(), "\\PC{0,40}", Just(r#"{"cniVersion":"1.1.0","name":"t"}"#.to_owned())],
-            command in prop_oneof![Just(Command::Add), Just(Command::Del), Just(Command::Check), Just(Command::Gc)],
-        ) {
-            let names = ["CNI_CONTAINERID", "CNI_IFNAME", "CNI_NETNS", "CNI_ARGS", "CNI_PATH"];
-            let var = |name: &str| names.iter().position(|known| *known == name).map(|at| values[at].clone());
-            if let Ok(Asked::Agent(request)) = asked(Verb::Agent(command), &var, stdin.as_bytes()) {
-                prop_assert!(!request.container.contains(['/', '@']) && request.container != "..");
-                prop_assert!(!request.ifname.contains('/') && request.ifname.len() <= IFNAME_MAX);
-            }
-        }
-    }
-}
+mod fuzz;

@@ -6,14 +6,19 @@
 //! What a pod may send is the MTU of its routes. Its link takes whatever the underlay carries, always: a veth drops what
 //! is larger than its own MTU without a word, and while nodes change theirs one after the other, peers still send it.
 //!
-//! Invariant: `plan(memo, world) == plan(empty, world)`; one pod's entries depend on its attachment and [`Mtu`] alone.
+//! A pod may have several interfaces. All of them have a way out; which one is taken by what is bound to none is the
+//! metric's affair, and `eth0`, the one Kubernetes knows of, has the lowest.
+//!
+//! Invariant: `plan(memo, world) == plan(empty, world)`; one pod's entries depend on its attachment, [`Mtu`] and whether
+//! the kernel has IPv6, and on no other pod.
 
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use tartan_model::{Attachment, Family, Memo, World};
 use tartan_netstate::claims::{
-    MAIN_TABLE, POD_GATEWAY_V4, POD_GATEWAY_V6, POD_LINK_GROUP, POD_LINK_PREFIX, ROUTE_METRIC,
+    FIRST_INTERFACE, FURTHER_METRICS, MAIN_TABLE, POD_GATEWAY_V4, POD_GATEWAY_V6, POD_LINK_GROUP, POD_LINK_PREFIX,
+    ROUTE_METRIC,
 };
 use tartan_netstate::{
     Key, Link, LinkKind, LinkName, Mac, Neigh, Netns, Object, Owner, Route, Scope, State, stable_hash,
@@ -28,10 +33,18 @@ pub struct Mtu {
     pub route: u32,
 }
 
+/// What all pods of a node have in common.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Common {
+    mtu: Mtu,
+    /// The kernel has it. Where it has not, it knows neither the addresses nor the sysctls of it.
+    ipv6: bool,
+}
+
 /// Entries of each pod, and all of them together.
 #[derive(Default)]
 pub struct Pods {
-    memo: Memo<Arc<str>, Arc<Attachment>, Mtu, State>,
+    memo: Memo<Arc<str>, Arc<Attachment>, Common, State>,
     state: State,
 }
 
@@ -42,8 +55,8 @@ impl Pods {
         let nothing = State::new();
         self.memo.update(
             &world.attachments,
-            mtu,
-            |mtu, _, attachment| pod(attachment, *mtu),
+            Common { mtu, ipv6: world.features.ipv6 },
+            |common, _, attachment| pod(attachment, *common),
             |_, before, after| state.replace(before.unwrap_or(&nothing), after.unwrap_or(&nothing)),
         );
         &self.state
@@ -86,30 +99,36 @@ pub fn mtu_in_force(world: &World) -> Option<u32> {
     world.attachments.values().filter_map(routes).max()
 }
 
-fn pod(attachment: &Attachment, mtu: Mtu) -> State {
+fn pod(attachment: &Attachment, common: Common) -> State {
     let owner = Owner::Pod(attachment.id.clone());
     let mut state = State::new();
     let mut add = |key: Key, object: Object| state.insert(key, object, owner.clone());
-    host_end(attachment, mtu.link, &mut add);
-    pod_end(attachment, mtu, &mut add);
+    host_end(attachment, common, &mut add);
+    pod_end(attachment, common, &mut add);
     state
 }
 
-fn host_end(attachment: &Attachment, mtu: u32, add: &mut impl FnMut(Key, Object)) {
+/// The pod's addresses, as far as the kernel can have them.
+fn addresses(attachment: &Attachment, common: Common) -> impl Iterator<Item = (Family, &IpAddr)> {
+    attachment.addresses.iter().filter(move |(family, _)| common.ipv6 || *family == Family::V4)
+}
+
+fn host_end(attachment: &Attachment, common: Common, add: &mut impl FnMut(Key, Object)) {
     let ns = Netns::Host;
     let link = host_link(&attachment.id);
     let made = Link {
         kind: LinkKind::Veth { peer: Netns::from(attachment.netns.clone()), peer_name: pod_link(attachment) },
         mac: host_mac(&attachment.id),
-        mtu,
+        mtu: common.mtu.link,
         group: POD_LINK_GROUP,
         up: true,
     };
     add(Key::Link { ns: ns.clone(), link: link.clone() }, Object::Link(made.into()));
-    for (name, value) in [("ipv4/rp_filter", "1"), ("ipv6/accept_ra", "0")] {
+    let ipv6 = common.ipv6.then_some(("ipv6/accept_ra", "0"));
+    for (name, value) in [("ipv4/rp_filter", "1")].into_iter().chain(ipv6) {
         add(Key::LinkSysctl { ns: ns.clone(), link: link.clone(), name: name.into() }, Object::Sysctl(value.into()));
     }
-    for (family, address) in attachment.addresses.iter() {
+    for (family, address) in addresses(attachment, common) {
         let neigh = Key::Neigh { ns: ns.clone(), link: link.clone(), address: *address };
         add(neigh, Object::Neigh(Neigh { mac: attachment.mac }));
         let dst = Family::host_net(*address);
@@ -118,12 +137,17 @@ fn host_end(attachment: &Attachment, mtu: u32, add: &mut impl FnMut(Key, Object)
     }
 }
 
-fn pod_end(attachment: &Attachment, mtu: Mtu, add: &mut impl FnMut(Key, Object)) {
+fn pod_end(attachment: &Attachment, common: Common, add: &mut impl FnMut(Key, Object)) {
     let ns = Netns::from(attachment.netns.clone());
     let link = pod_link(attachment);
-    let made = Link { kind: LinkKind::VethPeer, mac: attachment.mac, mtu: mtu.link, group: 0, up: true };
+    let made = Link { kind: LinkKind::VethPeer, mac: attachment.mac, mtu: common.mtu.link, group: 0, up: true };
     add(Key::Link { ns: ns.clone(), link: link.clone() }, Object::Link(made.into()));
-    for (family, address) in attachment.addresses.iter() {
+    if *attachment.ifname != *FIRST_INTERFACE {
+        // Loose: by its routes, the way back is the first interface's.
+        let key = Key::LinkSysctl { ns: ns.clone(), link: link.clone(), name: "ipv4/rp_filter".into() };
+        add(key, Object::Sysctl("2".into()));
+    }
+    for (family, address) in addresses(attachment, common) {
         if family == Family::V6 {
             // Some runtimes switch IPv6 off in every container; accept_ra off, or a neighbour could reroute the pod.
             for (name, value) in [("ipv6/disable_ipv6", "0"), ("ipv6/accept_ra", "0")] {
@@ -136,18 +160,26 @@ fn pod_end(attachment: &Attachment, mtu: Mtu, add: &mut impl FnMut(Key, Object))
         let via = gateway(family);
         let neigh = Key::Neigh { ns: ns.clone(), link: link.clone(), address: via };
         add(neigh, Object::Neigh(Neigh { mac: host_mac(&attachment.id) }));
-        let to_gateway =
-            Key::Route { ns: ns.clone(), table: MAIN_TABLE, dst: Family::host_net(via), metric: ROUTE_METRIC };
+        let (dst, metric) = (Family::host_net(via), metric(&attachment.ifname));
+        let to_gateway = Key::Route { ns: ns.clone(), table: MAIN_TABLE, dst, metric };
         add(to_gateway, Object::Route(on_link(family, link.clone()).into()));
-        let everything = Route { mtu: Some(mtu.route), ..Route::via(via, link.clone()) };
+        let everything = Route { mtu: Some(common.mtu.route), ..Route::via(via, link.clone()) };
         add(default_route(attachment, family), Object::Route(everything.into()));
     }
 }
 
-/// The route that all a pod sends takes.
+/// The route that all a pod sends takes, or all that is sent from this interface.
 pub fn default_route(attachment: &Attachment, family: Family) -> Key {
     let ns = Netns::from(attachment.netns.clone());
-    Key::Route { ns, table: MAIN_TABLE, dst: family.everything(), metric: ROUTE_METRIC }
+    Key::Route { ns, table: MAIN_TABLE, dst: family.everything(), metric: metric(&attachment.ifname) }
+}
+
+/// Metric of the routes by an interface. By its name alone, so that none changes when another comes or goes.
+pub fn metric(ifname: &str) -> u32 {
+    let further = || {
+        FURTHER_METRICS.start + (stable_hash(ifname) % u64::from(FURTHER_METRICS.end - FURTHER_METRICS.start)) as u32
+    };
+    if ifname == FIRST_INTERFACE { ROUTE_METRIC } else { further() }
 }
 
 fn on_link(family: Family, link: LinkName) -> Route {
@@ -159,3 +191,6 @@ fn on_link(family: Family, link: LinkName) -> Route {
 fn pod_link(attachment: &Attachment) -> LinkName {
     LinkName::new(&attachment.ifname).expect("checked when the attachment was decided")
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,9 +3,12 @@
 //! Order: what the Node's annotations say, else what NetworkConfig says, else the Node's InternalIP, else the link of
 //! the default route with the lowest metric. An address on a link that other software made for itself (docker, a VPN,
 //! a dummy) is refused unless it was asked for by name.
+//!
+//! Invariant: an address that is taken off and put on again within [`tartan_model::host::BRIEFLY`] changes nothing.
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use ipnet::IpNet;
 use tartan_model::{AddressChoice, Condition, Family, HostLink, Node, PerFamily, World};
@@ -66,8 +69,36 @@ impl Uplink {
     }
 }
 
-/// The uplink of each family that has one, and what is wrong where one is missing.
-pub fn choose(world: &World) -> (PerFamily<Uplink>, Vec<Condition>) {
+/// What was chosen.
+#[derive(Clone, Debug, Default)]
+pub struct Chosen {
+    /// Of each family that has one.
+    pub uplinks: PerFamily<Uplink>,
+    /// What is wrong where one is missing.
+    pub conditions: Vec<Condition>,
+    /// Until then the choice counts on something that is missing, and comes back or not.
+    pub until: Option<Instant>,
+}
+
+/// The uplink of each family. What has been missing for a moment only counts as there: all that stands on the node's
+/// address would have to be made again.
+pub fn choose(world: &World, now: Instant) -> Chosen {
+    let (uplinks, conditions, until) = match world.host.with_missed(&world.missed, now) {
+        Some((host, until)) => {
+            let mut before = world.clone();
+            before.host = Arc::new(host);
+            let (uplinks, conditions) = choose_of(&before);
+            (uplinks, conditions, Some(until))
+        }
+        None => {
+            let (uplinks, conditions) = choose_of(world);
+            (uplinks, conditions, None)
+        }
+    };
+    Chosen { uplinks, conditions, until }
+}
+
+fn choose_of(world: &World) -> (PerFamily<Uplink>, Vec<Condition>) {
     let mut uplinks = PerFamily { v4: None, v6: None };
     let mut conditions = Vec::new();
     let node = world.local_node();

@@ -37,9 +37,20 @@ pub(crate) fn state(world: &World, node: &LocalNode, receives: &BTreeSet<Instanc
         state.insert(key, Object::Route(Route::unreachable().into()), Owner::Node);
     }
     for at in receives {
-        for (key, entry) in fabric_of(at.mode()).receive(node, at).iter() {
+        for (key, entry) in receive(world, node, at).iter() {
             state.insert(key.clone(), entry.object.clone(), entry.owner.clone());
         }
+    }
+    state
+}
+
+/// All it takes to hear an instance on this kernel.
+fn receive(world: &World, node: &LocalNode, at: &Instance) -> State {
+    let mut state = fabric_of(at.mode()).receive(node, at);
+    if !world.features.ipv6 {
+        let is_ipv6 = |key: &Key| matches!(key, Key::LinkSysctl { name, .. } if name.starts_with("ipv6/"));
+        let without: Vec<Key> = state.iter().map(|(key, _)| key).filter(|key| is_ipv6(key)).cloned().collect();
+        without.iter().for_each(|key| drop(state.remove(key)));
     }
     state
 }
@@ -54,7 +65,7 @@ pub(crate) fn is_possible(world: &World, node: &LocalNode, at: &Instance) -> boo
 /// undo it, and no pod sends packets too large for it.
 pub(crate) fn is_in_kernel(world: &World, node: &LocalNode, owned: &Owned, at: &Instance) -> bool {
     let fits = carried(node, at).is_some_and(|mtu| owned.mtu_in_force.unwrap_or(0) <= mtu);
-    let held = || world.programmed.mirror.holds_all(&fabric_of(at.mode()).receive(node, at));
+    let held = || world.programmed.mirror.holds_all(&receive(world, node, at));
     world.kernel_is_settled() && fits && held()
 }
 

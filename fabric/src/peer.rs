@@ -61,7 +61,7 @@ pub(crate) fn plan(
         .map(|(at, endpoint)| (*at, to_peer(name, member, endpoint)))
         .collect();
     let mut objects = Vec::new();
-    for family in Family::ALL {
+    for family in Family::ALL.into_iter().filter(|family| world.features.ipv6 || *family == Family::V4) {
         let target = target(&common.config, node, &advert.addresses, family);
         let blocks: Vec<&IpNet> = state.blocks.iter().filter(|block| Family::of_net(block) == family).collect();
         let mut choice = Choice { target, ..Choice::default() };

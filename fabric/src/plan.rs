@@ -12,12 +12,13 @@ use tartan_model::{Advert, Condition, Config, Host, Node, PerFamily, World};
 use tartan_netstate::claims::{MAIN_TABLE, ROUTE_METRIC};
 use tartan_netstate::{Key, Netns, Part, State};
 
+use crate::address::{self, Chosen};
 use crate::advert::{self, Word};
 use crate::census::{Census, Claim, Counts};
 use crate::choose::{Ground, own_targets};
 use crate::mtu::{pod_mtu, underlay_mtu};
 use crate::peer::{self, Common, PeerState};
-use crate::{Instance, LocalNode, Uplink, address, own};
+use crate::{Instance, LocalNode, own};
 
 /// What other planners and the kernel say about this node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -76,12 +77,12 @@ struct AddressMemo {
     config: Arc<Config>,
     host: Arc<Host>,
     node: Option<Arc<Node>>,
-    chosen: (PerFamily<Uplink>, Vec<Condition>),
+    chosen: Chosen,
 }
 
 /// Everything that fabrics want of this node's kernel, and what to tell the peers.
 pub fn plan<'a>(memo: &'a mut Memo, world: &World, owned: &Owned, now: Instant) -> &'a Out {
-    let (uplinks, mut conditions) = memo.address(world).clone();
+    let Chosen { uplinks, mut conditions, until } = memo.address(world, now).clone();
     let node = LocalNode {
         name: world.local.clone(),
         uid: world.local_node().map(|node| node.uid.clone()).unwrap_or_default(),
@@ -123,7 +124,7 @@ pub fn plan<'a>(memo: &'a mut Memo, world: &World, owned: &Owned, now: Instant) 
     out.advert = world.local_node().is_some().then_some(advert);
     (out.underlay_mtu, out.pod_mtu) = (underlay_mtu(node), pod_mtu);
     (out.conditions, out.node) = (conditions, common.node);
-    out.wake_at = [memo.census.next_expiry(), drained_at].into_iter().flatten().min();
+    out.wake_at = [memo.census.next_expiry(), drained_at, until].into_iter().flatten().min();
     &memo.out
 }
 
@@ -149,7 +150,7 @@ impl Memo {
         &self.out
     }
 
-    fn address(&mut self, world: &World) -> &(PerFamily<Uplink>, Vec<Condition>) {
+    fn address(&mut self, world: &World, now: Instant) -> &Chosen {
         let node = world.local_node();
         let same_node = |before: &Option<Arc<Node>>| match (before, node) {
             (Some(before), Some(node)) => Arc::ptr_eq(before, node),
@@ -159,12 +160,13 @@ impl Memo {
             Arc::ptr_eq(&before.config, &world.config)
                 && Arc::ptr_eq(&before.host, &world.host)
                 && same_node(&before.node)
+                && before.chosen.until.is_none_or(|until| now < until)
         };
         let memo = self.address.take().filter(same).unwrap_or_else(|| AddressMemo {
             config: world.config.clone(),
             host: world.host.clone(),
             node: node.cloned(),
-            chosen: address::choose(world),
+            chosen: address::choose(world, now),
         });
         &self.address.insert(memo).chosen
     }

@@ -4,11 +4,14 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 use tartan_fabric::address::{
-    ANNOTATION_CAN_REACH, ANNOTATION_CIDRS, ANNOTATION_INTERFACE, ANNOTATION_INTERFACE_REGEX, ANNOTATION_PUBLIC, choose,
+    ANNOTATION_CAN_REACH, ANNOTATION_CIDRS, ANNOTATION_INTERFACE, ANNOTATION_INTERFACE_REGEX, ANNOTATION_PUBLIC,
+    Chosen, choose,
 };
-use tartan_model::{AddressChoice, Config, DefaultRoute, Features, Host, HostLink, Node, World};
+use tartan_model::host::BRIEFLY;
+use tartan_model::{AddressChoice, Config, DefaultRoute, Features, Host, HostLink, Node, PerFamily, Programmed, World};
 
 /// The links of a busy node. eth0 and wlan0 lead out, wlan0 at a worse metric; eth1 is a second network.
 fn host() -> Host {
@@ -56,7 +59,7 @@ fn world(choice: AddressChoice, internal: &[&str], annotations: &[(&str, &str)],
 
 /// What is chosen, as `address@link why`, one a family, and the reasons and messages of conditions.
 fn check(world: &World, want: &[&str], complaints: &[&str]) {
-    let (uplinks, conditions) = choose(world);
+    let Chosen { uplinks, conditions, .. } = choose(world, Instant::now());
     let got: Vec<String> =
         uplinks.iter().map(|(_, uplink)| format!("{}@{} {}", uplink.advertised(), uplink.link, uplink.why)).collect();
     let matches = |got: &[String], want: &[&str]| {
@@ -161,4 +164,39 @@ fn as_annotated() {
     check(&with(&[(ANNOTATION_PUBLIC, "198.18.0.1, 2001:db8:1::1")]), &["198.18.0.1@wlan0"], &[]);
     let public = "BadAnnotation: 'everywhere' cannot be read; peers are told the node's own address instead";
     check(&with(&[(ANNOTATION_PUBLIC, "everywhere")]), &["192.168.7.3@wlan0"], &[public]);
+}
+
+/// As a network manager does it: everything off, then back on.
+#[test]
+fn an_address_that_is_missing_for_a_moment_stays_chosen() {
+    let before = world(AddressChoice::Auto, &["192.0.2.10"], &[], host());
+    let now = Instant::now();
+    let mut flushed = host();
+    flushed.links.iter_mut().filter(|link| *link.name == *"eth0").for_each(|link| link.addresses.clear());
+    flushed.default_routes.clear();
+    let mut during = before.clone();
+    during.programmed(Programmed::default(), Arc::new(flushed.clone()), now);
+    let chosen = |world: &World, at| choose(world, at).uplinks;
+    assert_eq!(chosen(&during, now), chosen(&before, now));
+    assert_eq!(choose(&during, now).until, Some(now + BRIEFLY));
+    assert_eq!(chosen(&during, now + BRIEFLY), PerFamily { v4: None, v6: None }, "it did not come back");
+    let mut after = during.clone();
+    after.programmed(Programmed::default(), Arc::new(host()), now + BRIEFLY / 2);
+    assert_eq!(chosen(&after, now + BRIEFLY / 2), chosen(&before, now));
+    assert_eq!(choose(&after, now + BRIEFLY / 2).until, None, "nothing is waited for");
+    // A link that went down, or that has another address now, is no longer what it was.
+    let mut down = flushed.clone();
+    down.links.iter_mut().for_each(|link| link.up = false);
+    let mut moved = flushed;
+    moved
+        .links
+        .iter_mut()
+        .filter(|link| *link.name == *"eth0")
+        .for_each(|link| link.addresses = vec!["192.0.2.77/24".parse().unwrap()]);
+    for (host, address) in [(down, None), (moved, Some("192.0.2.77"))] {
+        let mut changed = before.clone();
+        changed.programmed(Programmed::default(), Arc::new(host), now);
+        let found = chosen(&changed, now).v4.map(|uplink| uplink.address.to_string());
+        assert_eq!(found.as_deref(), address);
+    }
 }

@@ -138,6 +138,8 @@ pub(crate) fn held(world: &World, concerns: &Concerns) -> Vec<Held> {
     let pod_cidrs = Family::ALL.into_iter().filter_map(|family| pod_cidr(world, concerns, family));
     let mut held: Vec<Held> =
         pod_cidrs.chain(concerns.mine.values().flat_map(|block| of_block(world, block))).collect();
+    // Nothing of it can be in the kernel: not the node's own address, and no dead end for the rest.
+    held.retain(|held| world.features.ipv6 || held.family() == Family::V4);
     held.sort_by_key(|held| held.cidr);
     held
 }

@@ -45,6 +45,8 @@ struct Inside {
     vanishing: Vec<Key>,
     paused: bool,
     waiting: bool,
+    /// Booted with `ipv6.disable=1`.
+    without_ipv6: bool,
 }
 
 /// What others, or bad luck, do. All of it at once visible to the next call.
@@ -52,6 +54,14 @@ impl Fake {
     /// An empty kernel.
     pub fn new() -> Fake {
         Fake::default()
+    }
+
+    /// An empty kernel that was booted with `ipv6.disable=1`. No test of this repository can boot one: this much of it is
+    /// from its documentation.
+    pub fn without_ipv6() -> Fake {
+        let fake = Fake::default();
+        fake.lock().without_ipv6 = true;
+        fake
     }
 
     /// What is there of ours.
@@ -154,6 +164,12 @@ impl Fake {
         links.iter().for_each(|key| inside.remove(key));
     }
 
+    /// The pod's namespace cannot be found any more, or can again; it is as it was.
+    pub fn hide_pod(&self, ns: &PodNetns, hide: bool) {
+        let gone = &mut self.lock().gone_pods;
+        let _changed = if hide { gone.insert(ns.clone()) } else { gone.remove(ns) };
+    }
+
     /// From now on changes wait until [`Fake::resume`].
     pub fn pause(&self) {
         self.lock().paused = true;
@@ -205,6 +221,9 @@ impl Inside {
             if left == 0 {
                 return Err(refused(Errno::ENOMEM));
             }
+        }
+        if self.without_ipv6 && is_ipv6(op.key()) {
+            return Err(refused(Errno::EAFNOSUPPORT));
         }
         if let Some(errno) = self.failing.get(op.key()) {
             return Err(refused(*errno));
@@ -292,6 +311,20 @@ enum Missing {
     Nothing,
 }
 
+/// Whether only a kernel with IPv6 has such a thing.
+fn is_ipv6(key: &Key) -> bool {
+    match key {
+        Key::Sysctl { name, .. } | Key::UplinkSysctl { name, .. } | Key::LinkSysctl { name, .. } => {
+            name.starts_with("ipv6/")
+        }
+        Key::Address { address, .. } => address.addr().is_ipv6(),
+        Key::Neigh { address, .. } => address.is_ipv6(),
+        Key::Route { dst, .. } => dst.addr().is_ipv6(),
+        Key::Rule { v6, .. } => *v6,
+        _ => false,
+    }
+}
+
 fn key_link(key: &Key) -> &str {
     match key {
         Key::Link { link, .. } => link.as_str(),
@@ -301,7 +334,7 @@ fn key_link(key: &Key) -> &str {
 
 impl Kernel for Fake {
     fn features(&mut self) -> Features {
-        Features { ipv6: true, vxlan: true, nft: true }
+        Features { ipv6: !self.lock().without_ipv6, vxlan: true, nft: true }
     }
 
     fn subscribe(&mut self, wake: Waker) -> Result<(), KernelError> {

@@ -85,7 +85,7 @@ fn default_routes(netlink: &mut Netlink, links: &BTreeMap<u32, HostLink>) -> Res
             };
             if let Some(link) = found.oif.and_then(|oif| links.get(&oif)) {
                 routes.push(DefaultRoute {
-                    v6: family == Family::V6,
+                    v6: Family::of_net(&found.place.dst) == Family::V6,
                     link: link.name.clone(),
                     via: found.route.via,
                     metric: found.place.metric,

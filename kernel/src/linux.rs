@@ -111,7 +111,7 @@ impl Linux {
 impl Kernel for Linux {
     fn features(&mut self) -> Features {
         Features {
-            ipv6: std::path::Path::new("/proc/sys/net/ipv6").exists(),
+            ipv6: std::path::Path::new("/proc/sys/net/ipv6/conf").exists(),
             vxlan: self.host.has_vxlan(),
             nft: self.nft.generation().is_ok(),
         }

@@ -15,6 +15,7 @@ mod mirror;
 mod steps;
 mod worker;
 
+use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -38,6 +39,8 @@ pub struct Applied {
     pub mirror: State,
     /// What the kernel refuses, each with its last error. Tried again without being asked.
     pub failures: Vec<Failure>,
+    /// Pods' namespaces that cannot be found, though links of ours lead there. Nothing is tried in them.
+    pub hidden: BTreeSet<PodNetns>,
     /// What is there and not ours.
     pub host: Arc<Host>,
     /// Steps tried since the last report.

@@ -61,7 +61,8 @@ pub fn down(lab: &Facts) -> Result<()> {
     let holder = Pid::from_raw(i32::try_from(lab.pid)?);
     for signal in [Signal::SIGTERM, Signal::SIGKILL] {
         if alive() && lab.pid != std::process::id() {
-            kill(holder, signal).with_context(|| format!("ending the holder of lab {}, pid {}", lab.name, lab.pid))?;
+            kill(holder, signal)
+                .with_context(|| format!("ending the holder of lab {}, pid {} (needs root)", lab.name, lab.pid))?;
             if wait_for(PATIENCE, "the end of the lab's holder", || !alive()).is_ok() {
                 break;
             }

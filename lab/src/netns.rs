@@ -217,7 +217,7 @@ impl Place {
         }
         // A process inherits the mask of the thread that starts it, and the holder of a lab may block signals.
         SigSet::empty().thread_set_mask().context("clearing the signal mask")?;
-        setns(file, CloneFlags::CLONE_NEWNET).with_context(|| format!("joining {}", self.netns.name))
+        setns(file, CloneFlags::CLONE_NEWNET).with_context(|| format!("joining {} (needs root)", self.netns.name))
     }
 }
 

@@ -229,5 +229,9 @@ fn without_an_agent_every_command_says_what_to_look_at() -> Result<()> {
     }
     let bad = said(node, &["status", "-o", "xml"])?;
     ensure!(!bad.success && bad.stderr.contains("'xml' is no output format; there is text, json and yaml"), "{bad:?}");
+    let typo = said(node, &["stauts"])?;
+    ensure!(!typo.success && typo.stderr.contains("a similar subcommand exists: 'status'"), "{typo:?}");
+    let version = said(node, &["--version"])?;
+    ensure!(version.success && version.stdout.starts_with("tartan 0."), "{version:?}");
     Ok(())
 }

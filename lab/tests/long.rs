@@ -6,13 +6,15 @@
 
 mod common;
 
+use std::path::Path;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use common::{PATIENCE, lab, let_pass, status, unnoticed, wait_until_steady};
-use tartan_lab::Lab;
+use serde_json::Value;
 use tartan_lab::probe::wait_for;
+use tartan_lab::{Binaries, Lab};
 
 /// Answered before an event begins, and again after it has ended.
 const PROBES: u64 = 15_000;
@@ -59,18 +61,37 @@ fn restart() -> Result<()> {
 #[test]
 #[ignore = "minutes"]
 fn upgrade() -> Result<()> {
-    let mut build = 0;
+    // The same sources by other compiler settings: no byte of the program is where it was. There is no release yet whose
+    // formats could differ.
+    let dev = Binaries::beside_this_program()?.tartan;
+    let target = dev.parent().and_then(Path::parent).context("a target directory")?;
+    let demo = target.join("demo/tartan");
+    ensure!(demo.exists(), "{} is missing: run `cargo build --profile demo -p tartan-cli`", demo.display());
+    let mut builds = [demo, dev].into_iter().cycle();
     check("long-upgrade", |lab| {
-        // Another build, as far as the kernel and the state directory can tell: other file, other inode.
-        build += 1;
-        let copy = lab.facts().dir.join(format!("tartan-{build}"));
-        std::fs::copy(tartan_lab::Binaries::beside_this_program()?.tartan, &copy)?;
+        let next = builds.next().context("the two take turns for ever")?;
         for node in lab.nodes() {
-            node.set_program(&copy);
+            node.set_program(&next);
             node.restart_agent()?;
         }
         Ok(())
     })
+}
+
+/// Sixty seconds of traffic, signs of life and timers: no change is even tried.
+#[test]
+#[ignore = "a minute"]
+fn a_quiet_node_tries_nothing_for_a_minute() -> Result<()> {
+    let _alone = ALONE.lock().unwrap_or_else(|failed_before| failed_before.into_inner());
+    let mut lab = lab("long-quiet", "vxlan")?;
+    wait_until_steady(&lab, "vxlan")?;
+    let counts = |lab: &Lab| -> Result<Vec<Value>> {
+        lab.nodes().iter().map(|node| Ok(status(node)?["kernel"]["applied"].clone())).collect()
+    };
+    let before = counts(&lab)?;
+    unnoticed(&mut lab, PROBES, |_| let_pass(Duration::from_secs(60)))?;
+    ensure!(counts(&lab)? == before, "{before:?} became {:?}", counts(&lab)?);
+    Ok(())
 }
 
 /// There and back, the nodes learning of it `skew` apart.

@@ -2,10 +2,10 @@
 
 mod common;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use common::{PATIENCE, census, lab, sh, status, wait_until_holds};
+use common::{PATIENCE, census, lab, load, sh, status, wait_until_holds};
 use serde_json::{Map, Value, json};
 use tartan_lab::probe::wait_for;
 use tartan_lab::{Lab, Node, Underlay};
@@ -103,6 +103,38 @@ fn addresses_flushed_and_set_again_by_a_network_manager_cost_nothing_for_long() 
         })
         .with_context(|| format!("{:#?}\nbecame\n{after:#?}", ours(&before)))?;
     }
+    Ok(())
+}
+
+/// What a reload of systemd-networkd does: all addresses off, and on again a moment later. Nothing is lost but what the
+/// missing address itself costs, and what stands on the address is not made again.
+#[test]
+fn a_reload_of_the_uplinks_addresses_leaves_the_device_alone() -> Result<()> {
+    let lab = lab("briefly", "vxlan")?;
+    let node = lab.node("n1")?;
+    let device = || sh(node, "ip -o link show type vxlan | cut -d: -f1,2");
+    let (before, load) = (device()?, load(&lab, 2000)?);
+    for family in ["-4", "-6"] {
+        for _ in 0..3 {
+            let began = Instant::now();
+            sh(node, &format!("ip {family} addr flush dev eth0 scope global; ip {family} route flush dev eth0"))?;
+            let seen = || {
+                sh(node, &format!("ip {family} -o addr show dev eth0 scope global")).is_ok_and(|text| text.is_empty())
+            };
+            wait_for(SOON, "the address to be gone", seen)?;
+            let again = "ip addr replace 172.30.0.1/24 dev eth0; ip addr replace fd30::1/64 dev eth0 nodad";
+            sh(node, &default_routes(again))?;
+            let missing = began.elapsed();
+            load.wait_for_answers(500, PATIENCE)?;
+            eprintln!("address {family} missing for {missing:?}");
+            ensure!(device()? == before, "{before} became {}", device()?);
+        }
+    }
+    let report = load.stop()?;
+    eprintln!("{report}");
+    ensure!(report.tcp.resets == 0 && report.tcp.broken.is_empty(), "{report}");
+    ensure!(report.udp.longest_gap < Duration::from_secs(1), "{report}");
+    ensure!(status(node)?["conditions"] == json!([]), "{:#}", status(node)?);
     Ok(())
 }
 

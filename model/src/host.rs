@@ -5,8 +5,16 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use imbl::OrdMap;
 use ipnet::IpNet;
+
+use crate::Family;
+
+/// How long an address or a default route that went may still come back: a network manager that reads its configuration
+/// again takes them off and puts them on within a second or two.
+pub const BRIEFLY: Duration = Duration::from_secs(10);
 
 /// Links, addresses, default routes and firewalls of others, each list sorted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -36,8 +44,16 @@ pub struct HostLink {
     pub accept_ra: u8,
 }
 
+/// Something that may be missing for a moment.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Part {
+    /// An address of the link of that name.
+    Address(Arc<str>, IpNet),
+    DefaultRoute(DefaultRoute),
+}
+
 /// Where packets to nowhere in particular leave.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct DefaultRoute {
     pub v6: bool,
     pub link: Arc<str>,
@@ -58,4 +74,112 @@ pub struct ForwardBlock {
     pub place: Arc<str>,
     /// Rules of ours in front of it let pod traffic pass.
     pub opened: bool,
+}
+
+// === impl Host ===
+
+impl Host {
+    /// With what is missing at `now` and may come back, and until when that may be; none where nothing is.
+    pub fn with_missed(&self, missed: &OrdMap<Part, Instant>, now: Instant) -> Option<(Host, Instant)> {
+        let mut until = None;
+        let mut host = self.clone();
+        for (part, since) in missed.iter().filter(|(_, since)| **since + BRIEFLY > now) {
+            match part {
+                Part::Address(name, address) => {
+                    let link = host.links.iter_mut().find(|link| link.name == *name);
+                    link.into_iter().for_each(|link| link.addresses.push(*address));
+                }
+                Part::DefaultRoute(route) => host.default_routes.push(route.clone()),
+            }
+            until = until.min(Some(*since + BRIEFLY)).or(Some(*since + BRIEFLY));
+        }
+        host.links.iter_mut().for_each(|link| link.addresses.sort());
+        host.default_routes.sort_by(|a, b| (a.metric, a).cmp(&(b.metric, b)));
+        until.map(|until| (host, until))
+    }
+
+    /// What is missing once this host is `next`: what went, now or before, while its link stayed up and nothing took its
+    /// place. With each part, since when.
+    pub(crate) fn missed(&self, before: &OrdMap<Part, Instant>, next: &Host, now: Instant) -> OrdMap<Part, Instant> {
+        let went = self.parts().map(|part| (part, now));
+        let mut missed = OrdMap::new();
+        // What went before comes last: the earlier time stands.
+        for (part, since) in went.chain(before.iter().map(|(part, since)| (part.clone(), *since))) {
+            if since + BRIEFLY > now && next.misses(&part) {
+                missed.insert(part, since);
+            }
+        }
+        missed
+    }
+
+    fn parts(&self) -> impl Iterator<Item = Part> {
+        let of_link = |link: &HostLink| {
+            let name = link.name.clone();
+            link.addresses.clone().into_iter().map(move |address| Part::Address(name.clone(), address))
+        };
+        self.links.iter().flat_map(of_link).chain(self.default_routes.iter().cloned().map(Part::DefaultRoute))
+    }
+
+    fn misses(&self, part: &Part) -> bool {
+        let up = |name: &str| self.links.iter().find(|link| *link.name == *name && link.up);
+        match part {
+            Part::Address(name, address) => {
+                let family = Family::of_net(address);
+                up(name).is_some_and(|link| !link.addresses.iter().any(|other| Family::of_net(other) == family))
+            }
+            Part::DefaultRoute(route) => {
+                up(&route.link).is_some() && !self.default_routes.iter().any(|other| other.v6 == route.v6)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn host(up: bool, addresses: &[&str], ways_out: &[(bool, &str)]) -> Host {
+        let link = HostLink {
+            name: "eth0".into(),
+            kind: "".into(),
+            mtu: 1500,
+            up,
+            loopback: false,
+            addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(),
+            accept_ra: 0,
+        };
+        let out = |(v6, link): &(bool, &str)| DefaultRoute { v6: *v6, link: (*link).into(), via: None, metric: 0 };
+        Host { links: vec![link], default_routes: ways_out.iter().map(out).collect(), ..Host::default() }
+    }
+
+    /// What is found of `was` right after it became `is`, and after the time in which it may come back.
+    fn check(was: &Host, is: &Host, found: Option<&Host>) {
+        let now = Instant::now();
+        let missed = was.missed(&OrdMap::new(), is, now);
+        let seen = is.with_missed(&missed, now);
+        assert_eq!(seen.as_ref().map(|(host, _)| host), found, "{missed:?}");
+        assert!(seen.is_none_or(|(_, until)| until == now + BRIEFLY));
+        assert_eq!(is.with_missed(&missed, now + BRIEFLY), None, "it does not come back");
+        // Seen again, nothing is younger than it was; back, nothing is missed.
+        let later = now + BRIEFLY / 2;
+        assert_eq!(is.missed(&missed, is, later), missed);
+        assert!(is.missed(&missed, was, later).is_empty() || !was.links[0].up);
+    }
+
+    #[test]
+    fn what_went_for_a_moment_is_still_known() {
+        let whole = host(true, &["192.0.2.1/24", "2001:db8::1/64"], &[(false, "eth0"), (true, "eth0")]);
+        check(&whole, &host(true, &[], &[]), Some(&whole));
+        check(&whole, &host(true, &["2001:db8::1/64"], &[(true, "eth0")]), Some(&whole));
+        check(&whole, &host(true, &["192.0.2.1/24", "2001:db8::1/64"], &[]), Some(&whole));
+        check(&whole, &whole, None);
+    }
+
+    #[test]
+    fn what_is_gone_or_has_a_successor_is_not() {
+        let whole = host(true, &["192.0.2.1/24"], &[(false, "eth0")]);
+        check(&whole, &host(false, &[], &[]), None);
+        check(&whole, &host(true, &["192.0.2.2/24"], &[(false, "wlan0")]), None);
+        check(&whole, &Host::default(), None);
+    }
 }

@@ -11,8 +11,9 @@ use std::time::Instant;
 
 use imbl::OrdMap;
 use ipnet::IpNet;
-use tartan_netstate::{Key, Owner, State};
+use tartan_netstate::{Key, Owner, PodNetns, State};
 
+use crate::host::Part;
 use crate::object::{Kind, Object, ObjectId, Revision, StoreEvent};
 use crate::{
     Advert, Attachment, Block, Condition, Config, Features, Heard, Host, Node, NodeCondition, NodeNetwork, Pool,
@@ -39,6 +40,8 @@ pub struct World {
     pub released: OrdMap<IpAddr, Instant>,
     /// Links and addresses of the node that are not ours.
     pub host: Arc<Host>,
+    /// What went from it a moment ago, and when.
+    pub missed: OrdMap<Part, Instant>,
     /// What the kernel was last read or acknowledged to hold, and what it refused.
     pub programmed: Programmed,
     /// Generation of the state that the kernel thread was given last; see [`Programmed::generation`].
@@ -80,6 +83,8 @@ pub struct Programmed {
     /// What the kernel holds of ours.
     pub mirror: State,
     pub failures: Arc<[Failed]>,
+    /// Pods' namespaces that this agent cannot find, though its links lead there.
+    pub hidden: BTreeSet<PodNetns>,
     /// Why a part of what the kernel holds cannot be read; none while all can.
     pub unknown: Option<Arc<str>>,
     /// The first full read is behind us.
@@ -194,12 +199,13 @@ impl World {
     }
 
     /// Takes what the kernel thread reports.
-    pub fn programmed(&mut self, programmed: Programmed, host: Arc<Host>) {
+    pub fn programmed(&mut self, programmed: Programmed, host: Arc<Host>, now: Instant) {
         if !self.programmed.read && !self.is_whole() {
             self.inherited = programmed.mirror.clone();
         }
         self.programmed = programmed;
         if *self.host != *host {
+            self.missed = self.host.missed(&self.missed, &host, now);
             self.host = host;
         }
     }

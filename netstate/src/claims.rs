@@ -45,6 +45,10 @@ pub const FOREIGN_RULE_COMMENT: &str = "tartan: forward pod traffic (remove with
 pub const MAIN_TABLE: u32 = 254;
 /// Metric of routes to remote blocks and local pods: what the kernel itself uses for unset IPv6 metrics.
 pub const ROUTE_METRIC: u32 = 1024;
+/// Name of the interface whose routes a pod takes unless it says otherwise: runtimes of Kubernetes call no other so.
+pub const FIRST_INTERFACE: &str = "eth0";
+/// Metrics of routes inside a pod by its further interfaces, each with its own.
+pub const FURTHER_METRICS: std::ops::Range<u32> = 65_536..131_072;
 /// Metric of the `unreachable` route that stops dead addresses of an owned block; after every real route.
 pub const UNREACHABLE_METRIC: u32 = 4_294_967_294;
 

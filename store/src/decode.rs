@@ -97,17 +97,6 @@ pub fn revision(id: &ObjectId, object: &Object) -> Revision {
     Revision(format!("{hash:032x}").into())
 }
 
-/// Entry point for tests with random bytes: decodes them, and checks the law on whatever came out.
-pub fn fuzz_decode(bytes: &[u8]) {
-    let text = String::from_utf8_lossy(bytes);
-    for document in documents("fuzz", &text).into_iter().flatten() {
-        let written = serde_yaml_ng::to_string(&encode(&document.id, &document.object)).expect("documents are plain");
-        let again = documents("fuzz", &written);
-        let same = matches!(again.as_slice(), [Ok(d)] if d.id == document.id && d.object == document.object);
-        assert!(same, "{document:?} was written as\n{written}\nand read as {again:?}");
-    }
-}
-
 /// Whether a text can name an object: letters in lower case, digits, `-` and `.`, as in Kubernetes.
 pub(crate) fn is_name(name: &str) -> bool {
     let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();

@@ -17,7 +17,10 @@ use std::process::ExitCode;
 
 /// What a person can type, and what it does: the help text, and what the docs are checked against.
 pub(crate) const COMMANDS: &[(&str, &str)] = &[
-    ("test [GROUP…] [--without FEATURE…]", "prove everything this machine can prove; or only the named groups"),
+    (
+        "test [GROUP…] [--also GROUP…] [--without FEATURE…]",
+        "prove everything this machine can prove; or only the named groups",
+    ),
     ("tidy", "check what compilers do not: crate edges, lengths, docs"),
     ("demo [--yes]", "three nodes on this machine, shown, broken and repaired; `--yes` asks nothing"),
     ("bench [GROUP…]", "measure against yardsticks in the same run; prints `figure NAME VALUE UNIT`"),

@@ -52,7 +52,7 @@ const PACKAGES: &[Package] = &[
     package("iproute2",    "ip",                   &[Lane::Lab, Lane::Demo, Lane::Bench], "a second opinion on links and routes; yardsticks"),
     package("nftables",    "nft",                  &[Lane::Lab, Lane::Demo, Lane::Bench], "a second opinion on our tables; foreign firewalls"),
     package("iptables",    "iptables",             &[Lane::Lab, Lane::Bench],            "foreign firewalls as Docker writes them; stock plugins use it"),
-    package("curl",        "curl",                 &[Lane::Demo],                        "to try while the demo stands"),
+    package("curl",        "curl",                 &[Lane::Lab, Lane::Demo],             "to ask pods by hand"),
     package("containernetworking-plugins", "/usr/lib/cni/ptp", &[Lane::Lab, Lane::Bench], "the stock plugins we are chained and compared with"),
 ];
 
@@ -125,7 +125,7 @@ mod tests {
         };
         check(&[Lane::Build], &[], &["gcc", "libc6-dev"]);
         check(&[Lane::Build], &["cc", "/usr/include/stdio.h"], &[]);
-        check(&[Lane::Build, Lane::Lab], &["cc", "/usr/include/stdio.h", "ip"], &["nftables", "iptables"]);
+        check(&[Lane::Build, Lane::Lab], &["cc", "/usr/include/stdio.h", "ip"], &["nftables", "iptables", "curl"]);
         check(&[Lane::Demo], &["ip", "nft"], &["curl"]);
     }
 

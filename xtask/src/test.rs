@@ -58,7 +58,8 @@ pub(crate) const GROUPS: &[Group] = &[
     group("unit",   When::Always, false, "pure code, examples in docs",                    &["cargo test --workspace --lib --bins", "cargo test --workspace --doc"]),
     group("kernel", When::Always, true,  "the kernel crate on real kernel objects",        &["cargo test -p tartan-kernel --test *"]),
     group("lab",    When::Always, true,  "whole nodes in network namespaces",              &["cargo build -p tartan-cli -p tartan-cni", "cargo test -p tartan-lab --test *"]),
-    group("long",   When::Named,  true,  "the ignored tests: long random runs, many repeats", &["cargo build -p tartan-cli -p tartan-cni", "cargo test -p tartan-lab --test * -- --ignored"]),
+    group("fuzz",   When::Named,  false, "inputs made from the stored ones, for a while", &["cargo test -p tartan-store -p tartan-agent -p tartan-cni --lib --bins -- --ignored --nocapture fuzz"]),
+    group("long",   When::Named,  true,  "the ignored tests: long random runs, many repeats", &["cargo build -p tartan-cli -p tartan-cni", "cargo build --profile demo -p tartan-cli", "cargo test -p tartan-lab --test * -- --ignored"]),
 ];
 
 /// What the `test result:` lines of a group add up to.
@@ -84,7 +85,7 @@ struct Request<'a> {
     without: Vec<&'a str>,
 }
 
-/// Runs the groups named in `args` (none: all that are not long), each to its end, and prints the summary.
+/// Runs the groups named in `args` (none: all that are not long, and those of `--also`), each to its end, and prints the summary.
 ///
 /// # Errors
 /// An unknown group, a package that cannot be installed, or any group that failed, by name.
@@ -105,12 +106,13 @@ pub(crate) fn run(args: &[&str]) -> Result<()> {
 }
 
 fn parse<'a>(args: &[&'a str]) -> Result<Request<'a>> {
-    let mut groups = Vec::new();
-    let mut without = Vec::new();
+    let (mut groups, mut also, mut without) = (Vec::new(), Vec::new(), Vec::new());
     let mut args = args.iter();
     while let Some(arg) = args.next() {
         if *arg == "--without" {
             without.push(*args.next().ok_or("--without wants the name of a kernel feature, as in `--without vxlan`")?);
+        } else if *arg == "--also" {
+            also.push(find(args.next().ok_or("--also wants the name of a group, as in `--also fuzz`")?)?);
         } else {
             groups.push(find(arg)?);
         }
@@ -118,6 +120,7 @@ fn parse<'a>(args: &[&'a str]) -> Result<Request<'a>> {
     if groups.is_empty() {
         groups = GROUPS.iter().filter(|group| group.always()).collect();
     }
+    groups.extend(also);
     Ok(Request { groups, without })
 }
 
@@ -258,7 +261,14 @@ mod tests {
         assert_eq!(request.groups.iter().map(|group| group.name).collect::<Vec<_>>(), ["unit", "lab"]);
         assert_eq!(request.without, ["vxlan"]);
         assert!(parse(&[]).expect("all").groups.iter().all(|group| group.name != "long"));
-        for (args, part) in [(&["unti"][..], "there are: tidy"), (&["--without"], "name of a kernel feature")] {
+        let also = parse(&["--also", "fuzz"]).expect("exists");
+        assert_eq!(also.groups.len(), GROUPS.iter().filter(|group| group.always()).count() + 1);
+        assert_eq!(also.groups.last().map(|group| group.name), Some("fuzz"));
+        for (args, part) in [
+            (&["unti"][..], "there are: tidy"),
+            (&["--without"], "name of a kernel feature"),
+            (&["--also", "fuz"], "is not a group"),
+        ] {
             let error = parse(args).err().expect("refused").to_string();
             assert!(error.contains(part), "{part:?} is not in {error}");
         }

@@ -67,7 +67,7 @@ fn as_wanted(world: &World, attachment: &Attachment) -> Result<(), CniError> {
     if let Some(failed) = world.programmed.failures.iter().find(|failed| failed.owner == owner) {
         return Err(differs(attachment, format!("the kernel refused {}: {}", failed.key, failed.error)));
     }
-    match wanted(attachment).into_iter().find(|key| world.programmed.mirror.get(key).is_none()) {
+    match wanted(world, attachment).into_iter().find(|key| world.programmed.mirror.get(key).is_none()) {
         Some(key) => Err(differs(attachment, format!("{key} is missing"))),
         None => Ok(()),
     }
@@ -75,8 +75,8 @@ fn as_wanted(world: &World, attachment: &Attachment) -> Result<(), CniError> {
 
 /// What is the pod's own, of all that is planned for a node with only this pod; no key depends on MTU or ranges.
 /// Without sysctls: those are others' to change.
-fn wanted(attachment: &Attachment) -> Vec<Key> {
-    let mut alone = World::default();
+fn wanted(world: &World, attachment: &Attachment) -> Vec<Key> {
+    let mut alone = World::new(world.local.clone(), world.features.clone());
     alone.attach(attachment.clone());
     let (mut pods, mut nftables) = (Pods::default(), Nftables::default());
     let all = pods.plan(&alone, Mtu::default()).iter().chain(nftables.plan(&alone, &Nat::default()).iter());

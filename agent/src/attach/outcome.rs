@@ -2,8 +2,9 @@
 
 use serde_json::Value;
 use tartan_api::cni::{CniError, CniRequest, Dns, Interface, Ip, Route};
-use tartan_datapath::pod::{default_route, gateway, host_link, host_mac};
+use tartan_datapath::pod::{default_route, gateway, host_link, host_mac, metric};
 use tartan_model::{Attachment, Family, World};
+use tartan_netstate::claims::FIRST_INTERFACE;
 use tartan_netstate::{Key, Netns, Object};
 
 use super::wanted::previous;
@@ -41,6 +42,9 @@ pub fn result(world: &World, attachment: &Attachment, request: &CniRequest) -> R
         let mut route = Route { dst: family.everything().to_string(), gw: Some(gateway), ..Route::default() };
         if let Some(Object::Route(made)) = mirror.get(&default_route(attachment, family)).map(|entry| &entry.object) {
             route.others.extend(made.mtu.map(|mtu| ("mtu".to_owned(), mtu.into())));
+        }
+        if *attachment.ifname != *FIRST_INTERFACE {
+            route.others.insert("priority".into(), metric(&attachment.ifname).into());
         }
         success.routes.push(route);
     }

@@ -81,7 +81,7 @@ fn add_with(world: &World, container: &str, keys: &Value) -> Result<Attachment, 
 }
 
 /// Adds, as the loop does once the kernel has everything.
-fn attached(world: &mut World, container: &str, keys: &Value) -> Attachment {
+pub(crate) fn attached(world: &mut World, container: &str, keys: &Value) -> Attachment {
     let attachment = Attachment { answered: true, ..add_with(world, container, keys).unwrap() };
     world.attach(attachment.clone());
     let (mut pods, mut nftables) = (Pods::default(), Nftables::default());

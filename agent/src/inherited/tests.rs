@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use tartan_model::{Features, Host, Programmed};
 use tartan_netstate::claims::{MAIN_TABLE, ROUTE_METRIC};
@@ -45,7 +46,11 @@ fn state(entries: &[(Key, Object)], owner: Owner) -> State {
 fn check(found: &[(Key, Object)], wanted: &[(Key, Object)], kept: &[(Key, Object)]) {
     let mut world = World::new("n1".into(), Features::default());
     let mirror = state(found, Owner::Read);
-    world.programmed(Programmed { mirror, read: true, ..Programmed::default() }, Arc::new(Host::default()));
+    world.programmed(
+        Programmed { mirror, read: true, ..Programmed::default() },
+        Arc::new(Host::default()),
+        Instant::now(),
+    );
     let objects = |state: &State| -> Vec<(Key, Object)> {
         state.iter().map(|(key, entry)| (key.clone(), entry.object.clone())).collect()
     };
@@ -53,7 +58,7 @@ fn check(found: &[(Key, Object)], wanted: &[(Key, Object)], kept: &[(Key, Object
     let once = objects(inherited.kept(&world, &state(wanted, Owner::Node)));
     assert_eq!(once, objects(&state(kept, Owner::Read)), "found {found:?}, wanted {wanted:?}");
     // What others take away from the kernel later is put back: it is no less wanted.
-    world.programmed(Programmed { read: true, ..Programmed::default() }, Arc::new(Host::default()));
+    world.programmed(Programmed { read: true, ..Programmed::default() }, Arc::new(Host::default()), Instant::now());
     assert_eq!(objects(inherited.kept(&world, &state(wanted, Owner::Node))), once);
 }
 

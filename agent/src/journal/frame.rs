@@ -64,10 +64,14 @@ pub(super) fn header<'a>(bytes: &'a [u8], path: &Path) -> Result<Header<'a>, Jou
 }
 
 pub(super) fn encode(body: &Body) -> Vec<u8> {
-    let json = serde_json::to_vec(body).expect("strings and numbers always become JSON");
+    around(&serde_json::to_vec(body).expect("strings and numbers always become JSON"))
+}
+
+/// The record with that body.
+pub(super) fn around(json: &[u8]) -> Vec<u8> {
     let length = u32::try_from(json.len()).expect("an attachment is smaller than the frame it came in").to_be_bytes();
-    let check = checksum(&[&length, &json]).to_be_bytes();
-    [&length[..], &check, &json].concat()
+    let check = checksum(&[&length, json]).to_be_bytes();
+    [&length[..], &check, json].concat()
 }
 
 /// The first record and how many bytes it takes; none where it is torn or damaged.

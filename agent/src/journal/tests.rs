@@ -9,6 +9,8 @@ use tartan_netstate::{Mac, PodNetns};
 
 use super::*;
 
+mod fuzz;
+
 const BOOT: &str = "3c5c2a54-9b0e-4b7e-8a63-0d6f0ba1f4f1";
 
 /// A directory of this test's own, gone with it.

@@ -17,6 +17,7 @@ use tokio::io::AsyncReadExt;
 use super::*;
 
 mod bad;
+mod fuzz;
 
 /// A socket that is served, and the inputs it makes for the loop. Its directory goes with it.
 struct Served {

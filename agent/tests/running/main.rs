@@ -5,14 +5,16 @@
 mod memory;
 mod rig;
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use nix::errno::Errno;
 use tartan_api::cni::{Command, code};
+use tartan_kernel::fake::Fake;
 use tartan_model::{Config, FabricMode, Kind, ObjectId, World};
 use tartan_netstate::{Key, State};
 
-use rig::{Dying, Rig, addresses, link, pool};
+use rig::{Dying, Rig, addresses, link, netns, pool};
 
 /// Long enough for anything that should not happen.
 const A_WHILE: Duration = Duration::from_millis(100);
@@ -49,6 +51,28 @@ async fn a_del_is_answered_when_nothing_of_the_pod_is_reachable_and_its_addresse
     assert!(agent.status().await.pods.is_empty());
     let next = agent.add("b").await;
     assert!(given.iter().all(|ip| !next.contains(ip)), "{next:?} were given to another pod at once");
+}
+
+#[tokio::test]
+async fn without_ipv6_in_the_kernel_pods_are_ipv4_only_and_nothing_fails() {
+    let rig = Rig::on(Fake::without_ipv6()).await;
+    rig.put_peer(1).await;
+    rig.put_config(Config { fabric: FabricMode::Vxlan, ..Config::default() }).await;
+    let agent = rig.ready().await;
+    let given = agent.add("a").await;
+    assert!(matches!(given.as_slice(), [IpAddr::V4(_)]), "{given:?}");
+    agent.until("the peer is reached", |status| status.peers.iter().any(|peer| !peer.fabric.is_empty())).await;
+    let status = agent.until("everything is in the kernel", |status| status.kernel.failures.is_empty()).await;
+    let reasons: Vec<&str> = status.conditions.iter().map(|condition| &*condition.reason).collect();
+    assert_eq!(reasons, ["NoIpv6"], "{status:#?}");
+    let refused = rig
+        .kernel
+        .changes()
+        .iter()
+        .flat_map(|change| change.ops.clone())
+        .find(|(op, _)| op.key().to_string().contains("ipv6"));
+    assert_eq!(refused, None, "nothing of IPv6 was tried");
+    agent.cni(Command::Del, "a").await.unwrap();
 }
 
 #[tokio::test]
@@ -141,6 +165,38 @@ async fn an_agent_that_starts_again_changes_nothing_and_remembers_its_pods() {
     assert!(next.iter().all(|ip| !given.contains(ip)), "{next:?} had been given out before");
 }
 
+/// As after a restart of an agent in a container that does not see the runtime's mounts.
+#[tokio::test]
+async fn a_pod_whose_namespace_cannot_be_found_goes_on_and_is_said() {
+    let rig = Rig::new().await;
+    let agent = rig.ready().await;
+    agent.add("a").await;
+    agent.add("b").await;
+    let before = rig.kernel.state();
+    agent.kill().await;
+    rig.kernel.hide_pod(&netns("a"), true);
+    let changes = rig.kernel.changes().len();
+
+    let agent = rig.ready().await;
+    let said = |status: &tartan_api::status::Status| {
+        status.conditions.iter().map(|said| (said.reason.clone(), said.about.clone())).collect::<Vec<_>>()
+    };
+    let only = vec![("PodHidden".to_owned(), "Pod/shop/a".to_owned())];
+    let status = agent.until("it is said", |status| said(status) == only).await;
+    assert!(status.kernel.failures.is_empty() && status.ready, "{status:#?}");
+    tokio::time::sleep(A_WHILE).await;
+    assert_eq!(rig.kernel.changes().len(), changes, "nothing is tried that cannot work");
+    assert_eq!(before.differing_keys(&rig.kernel.state()).count(), 0);
+
+    // Its end on the node is repaired, and others come and go.
+    rig.kernel.remove(&rig::neighbour(&before, "a"));
+    agent.add("c").await;
+    agent.until("the repair", |_| before.iter().all(|(key, _)| rig.kernel.state().get(key).is_some())).await;
+    agent.cni(Command::Del, "a").await.unwrap();
+    agent.until("nothing more to say", |status| status.conditions.is_empty()).await;
+    agent.until("the link is gone", |_| rig.kernel.state().get(&link("a")).is_none()).await;
+}
+
 #[tokio::test]
 async fn told_to_stop_an_agent_leaves_the_kernel_as_it_is() {
     let rig = Rig::new().await;
@@ -174,7 +230,9 @@ async fn a_fabric_is_changed_by_its_document() {
     rig.put_config(Config { fabric: FabricMode::HostGw, ..Config::default() }).await;
     let status = agent.until("host-gw is there", |status| status.fabric == "host-gw").await;
     assert!(status.conditions.is_empty(), "{:?}", status.conditions);
-    let to = |advert: &tartan_model::Advert| advert.accepts.iter().any(|end| end.instance.starts_with("host-gw"));
+    let to = |advert: &std::sync::Arc<tartan_model::Advert>| {
+        advert.accepts.iter().any(|end| end.instance.starts_with("host-gw"))
+    };
     agent.until("it is told", |_| rig.advert().as_ref().is_some_and(to)).await;
 }
 

@@ -90,16 +90,16 @@ async fn what_is_taken_away_is_put_back_and_what_it_does_not_understand_stays() 
         state.iter().filter(to_peers).map(|(key, entry)| (key.clone(), entry.object.clone())).collect();
     assert!(routes.len() >= 4, "{routes:?}");
     let by_eth0 = Route::via("172.30.0.77".parse().unwrap(), tartan_netstate::LinkName::new("eth0").unwrap());
-    rig.kernel.put(routes[0].0.clone(), Kernel::Route(by_eth0.clone()));
+    rig.kernel.put(routes[0].0.clone(), Kernel::Route(by_eth0.clone().into()));
     let unknown = match routes[0].0.clone() {
         Key::Route { ns, table, metric, .. } => Key::Route { ns, table, dst: "10.200.0.0/24".parse().unwrap(), metric },
         other => panic!("{other}"),
     };
-    rig.kernel.put(unknown.clone(), Kernel::Route(by_eth0.clone()));
+    rig.kernel.put(unknown.clone(), Kernel::Route(by_eth0.clone().into()));
     rig.kernel.remove(&routes[1].0);
     let agent = rig.ready().await;
     agent.until("what is missing is back", |_| rig.kernel.state().holds(&routes[1].0, &routes[1].1)).await;
-    let kept = |key: &Key| rig.kernel.state().holds(key, &Kernel::Route(by_eth0.clone()));
+    let kept = |key: &Key| rig.kernel.state().holds(key, &Kernel::Route(by_eth0.clone().into()));
     assert!(kept(&routes[0].0) && kept(&unknown), "something was changed that the snapshot may be too old for");
     rig.kernel.remove(&unknown);
     agent.until("it is put back all the same", |_| kept(&unknown)).await;
@@ -159,15 +159,19 @@ async fn a_block_is_let_go_of_only_when_the_snapshot_gives_nothing_out_of_it() {
     let claimed = || rig.store.get(&ObjectId { kind: Kind::IpBlock, name: name.as_str().into() }).is_some();
     // A second pool, which the node's own address can move to.
     let Object::Pool(all) = pool("10.128.0.0/24", 26) else { panic!("it is a pool") };
-    let second = Pool { name: "second".into(), cidr: "10.129.0.0/24".parse().unwrap(), ..all.clone() };
-    rig.put(Kind::IpPool, "second", Object::Pool(Pool { nodes: "has(absent)".parse().unwrap(), ..second.clone() }))
-        .await;
+    let second = Pool { name: "second".into(), cidr: "10.129.0.0/24".parse().unwrap(), ..(*all).clone() };
+    rig.put(
+        Kind::IpPool,
+        "second",
+        Object::Pool(Pool { nodes: "has(absent)".parse().unwrap(), ..second.clone() }.into()),
+    )
+    .await;
     rig.snapshot("block and pools", |world| world.blocks.len() == 1 && world.pools.len() == 2).await;
     // The disk can no longer be written: a directory is in the way.
     let beside = rig.dir.join("snapshot.json.next");
     std::fs::create_dir(&beside).unwrap();
-    rig.put(Kind::IpPool, "second", Object::Pool(second)).await;
-    rig.put(Kind::IpPool, "all", Object::Pool(Pool { disabled: true, ..all })).await;
+    rig.put(Kind::IpPool, "second", Object::Pool(second.into())).await;
+    rig.put(Kind::IpPool, "all", Object::Pool(Pool { disabled: true, ..(*all).clone() }.into())).await;
     tokio::time::sleep(crate::A_WHILE * 3).await;
     assert!(claimed(), "it is gone while the disk says that it is ours");
     std::fs::remove_dir(&beside).unwrap();

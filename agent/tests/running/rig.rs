@@ -78,12 +78,16 @@ impl Kernel for Dying {
 impl Rig {
     /// Node n1 with one uplink, alone in its cluster.
     pub(crate) async fn new() -> Rig {
+        Rig::on(Fake::new()).await
+    }
+
+    pub(crate) async fn on(kernel: Fake) -> Rig {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let dir = std::env::temp_dir().join(format!("tartan-running-{}-{number}", std::process::id()));
         std::fs::create_dir_all(&dir).unwrap();
         let boot = "this boot".to_owned();
-        let rig = Rig { kernel: Fake::new(), store: MemoryStore::new(), dir, boot };
+        let rig = Rig { kernel, store: MemoryStore::new(), dir, boot };
         rig.kernel.set_host(host());
         rig.put_node("n1", "172.30.0.1", &["10.127.0.0/24", "fd00:10:127::/64"]).await;
         rig
@@ -184,7 +188,7 @@ impl Rig {
     }
 
     /// What the store holds of n1's own word.
-    pub(crate) fn advert(&self) -> Option<Advert> {
+    pub(crate) fn advert(&self) -> Option<Arc<Advert>> {
         self.network().map(|network| network.advert)
     }
 }
@@ -300,14 +304,26 @@ pub(crate) fn pool(cidr: &str, block_size: u8) -> Object {
     )
 }
 
-fn request(command: Command, container: &str) -> CniRequest {
+/// The namespace of a container.
+pub(crate) fn netns(container: &str) -> PodNetns {
     let ino = container.bytes().fold(7, |sum, byte| sum * 31 + u64::from(byte));
+    PodNetns { dev: 4, ino, path: format!("/run/netns/{container}").into() }
+}
+
+/// A neighbour entry on the host end of a pod's link.
+pub(crate) fn neighbour(state: &State, container: &str) -> Key {
+    let is_it = |key: &&Key| matches!(key, Key::Neigh { ns: Netns::Host, link, .. } if *link == link_name(container));
+    state.iter().map(|(key, _)| key).find(is_it).unwrap().clone()
+}
+
+fn request(command: Command, container: &str) -> CniRequest {
+    let PodNetns { dev, ino, path } = netns(container);
     CniRequest {
         command,
         version: Version::NEWEST,
         container: container.into(),
         ifname: "eth0".into(),
-        netns: Some(NetnsFile { path: format!("/run/netns/{container}"), dev: 4, ino }),
+        netns: Some(NetnsFile { path: path.to_string(), dev, ino }),
         pod: PodName { namespace: "shop".into(), name: container.into(), uid: String::new() },
         netconf: serde_json::from_value(json!({"cniVersion": "1.1.0", "name": "tartan", "type": "tartan-cni"}))
             .unwrap(),

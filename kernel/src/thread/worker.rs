@@ -61,6 +61,8 @@ pub(super) struct Worker {
     pods_busy_at: Instant,
     /// Descriptors we have, and the generation that was wanted before they came.
     lent: Vec<(PodNetns, u64)>,
+    /// Pods whose inside could not be found when it was read last.
+    hidden: BTreeSet<PodNetns>,
     dying_since: Option<Instant>,
 
     generation: u64,
@@ -97,6 +99,7 @@ impl Worker {
             per_chunk: 64,
             pods_busy_at: now,
             lent: Vec::new(),
+            hidden: BTreeSet::new(),
             dying_since: None,
             generation: 0,
             pods_generation: 0,
@@ -141,6 +144,7 @@ impl Worker {
         let generation = self.wanted.as_ref().map_or(0, |(generation, _)| *generation);
         for (ns, fd) in news.lent {
             self.kernel.lend(&ns, fd);
+            self.news |= self.hidden.remove(&ns);
             self.lent.push((ns, generation));
         }
         for wake in news.wakes {
@@ -300,7 +304,11 @@ impl Worker {
         match self.kernel.read(scope) {
             Ok(read) => self.dirty_was_read(scope, &read),
             // If it is gone, so is our link into it, which the kernel tells; if only its path is, it is as it was.
-            Err(KernelError::NetnsGone(_)) => self.dirty.read(scope),
+            Err(KernelError::NetnsGone(ns)) => {
+                self.dirty.read(scope);
+                self.news |= self.hidden.insert(ns);
+                self.unsettled = true;
+            }
             Err(error) => {
                 self.dirty.failed(scope, now);
                 let unknown = Some(error.to_string());
@@ -314,6 +322,9 @@ impl Worker {
     fn dirty_was_read(&mut self, scope: &Scope, read: &State) {
         self.dirty.read(scope);
         self.news |= self.unknown.take().is_some();
+        if let Scope::Pod { ns, .. } = scope {
+            self.news |= self.hidden.remove(ns);
+        }
         take_read(&mut self.mirror, scope, read);
         self.steps = Steps::default();
         self.unsettled = true;
@@ -336,7 +347,9 @@ impl Worker {
     /// Finds out what is to be done. Nothing: mirror and wanted state are equal, but for what fails and what is dying.
     fn plan(&mut self, now: Instant) -> bool {
         let Some((generation, wanted)) = self.wanted.clone() else { return false };
-        let all = diff(&self.mirror, &wanted, |_| true);
+        let mut all = diff(&self.mirror, &wanted, |_| true);
+        self.look_for_hidden();
+        all.ops.retain(|(op, _)| !matches!(op.key().netns(), Netns::Pod(ns) if self.hidden.contains(ns)));
         let pending: BTreeSet<&Key> = all.ops.iter().map(|(op, _)| op.key()).collect();
         self.news |= self.backoff.retain(|key| pending.contains(key));
         self.steps = Steps::new(self.in_order(all));
@@ -351,6 +364,19 @@ impl Worker {
         self.checked = self.checking;
         self.give_back();
         false
+    }
+
+    /// A pod into which no link leads any more is not hidden, but gone.
+    fn look_for_hidden(&mut self) {
+        if self.hidden.is_empty() {
+            return;
+        }
+        let known = super::dirty::pods(&self.mirror);
+        let leads_there =
+            |ns: &PodNetns| known.iter().any(|scope| matches!(scope, Scope::Pod { ns: of, .. } if of == ns));
+        let before = self.hidden.len();
+        self.hidden.retain(leads_there);
+        self.news |= self.hidden.len() != before;
     }
 
     /// What pods need before bulk, and before both what all of them stand on. Links are condemned, not deleted, unless
@@ -484,6 +510,7 @@ impl Worker {
             pods_generation: self.pods_generation,
             mirror: self.mirror.clone(),
             failures: self.backoff.failures(),
+            hidden: self.hidden.clone(),
             host: self.host.clone(),
             applied: std::mem::take(&mut self.applied),
             repaired: std::mem::take(&mut self.repaired),

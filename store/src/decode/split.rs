@@ -17,9 +17,10 @@ pub(super) struct Part {
 
 /// The documents of a text that hold anything.
 pub(super) fn parts(text: &str) -> impl Iterator<Item = Part> {
-    let mut found = vec![Part { range: 0..0, line: 1 }];
-    let mut at = 0;
-    for (index, line) in text.split_inclusive('\n').enumerate() {
+    // A byte order mark is no part of the first document, which the parser would take for two.
+    let mut at = text.len() - text.trim_start_matches('\u{feff}').len();
+    let mut found = vec![Part { range: at..at, line: 1 }];
+    for (index, line) in text[at..].split_inclusive('\n').enumerate() {
         if is_separator(line) {
             found.push(Part { range: at + 3..at + line.len(), line: index + 1 });
         } else if let Some(last) = found.last_mut() {

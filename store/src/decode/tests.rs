@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use ipnet::IpNet;
-use proptest::prelude::*;
 use tartan_model::{
     AddressChoice, Block, Config, FabricMode, Family, Holder, HostFirewall, NodeCondition, NodeNetwork, Part,
     PerFamily, VxlanConfig,
@@ -12,6 +11,7 @@ use tartan_model::{
 use super::*;
 
 mod bad;
+mod fuzz;
 
 /// The head of a document, as the tables have it.
 fn document(api_version: &str, kind: &str, name: &str, rest: &str) -> String {
@@ -32,7 +32,7 @@ fn decoded(text: &str) -> Object {
 fn check_config(rest: &str, want: Config) {
     let text = config_document(rest);
     assert_eq!(decoded(&text), Object::Config(want.into()), "{text}");
-    fuzz_decode(text.as_bytes());
+    fuzz::check(text.as_bytes());
 }
 
 /// What a document says, by how it is written back: one line a leaf, in order.
@@ -45,7 +45,7 @@ fn check(text: &str, want: &str) {
     for part in ["spec", "status"] {
         assert_eq!(written.get(part).unwrap_or(&"".into()), want.get(part).unwrap_or(&"".into()), "{part} of\n{text}");
     }
-    fuzz_decode(text.as_bytes());
+    fuzz::check(text.as_bytes());
 }
 
 #[test]
@@ -232,50 +232,6 @@ fn aliases_do_not_explode() {
     let level = |i: usize| format!("  l{}: &l{} [{}]\n", i + 1, i + 1, vec![format!("*l{i}"); 10].join(", "));
     let text = format!("{head}  l0: &l0 [lol]\n{}", (0..9).map(level).collect::<String>());
     let start = std::time::Instant::now();
-    fuzz_decode(text.as_bytes());
+    fuzz::check(text.as_bytes());
     assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
-}
-
-/// Good documents, cut, joined and mutilated.
-fn mutilated() -> impl Strategy<Value = Vec<u8>> {
-    let corpus: Vec<String> = vec![
-        config_document(
-            "spec:\n  fabric: vxlan\n  vxlan: {vni: 7, port: 4789}\n  nodeAddress: {interfaceRegex: eth.*}",
-        ),
-        config_document("spec: {underlayMTU: 9000, leaseSeconds: 20, nonMasqueradeCIDRs: [10.0.0.0/8]}"),
-        document("projectcalico.org/v3", "IPPool", "p", "spec:\n  cidr: 10.1.0.0/16\n  nodeSelector: a in {'b'}"),
-        document("projectcalico.org/v3", "IPReservation", "r", "spec: {reservedCIDRs: [10.1.0.1]}"),
-        document("v1", "Node", "n", "status:\n  addresses:\n  - {type: InternalIP, address: 192.0.2.1}"),
-        document("tartan.dev/v1alpha1", "IPBlock", "10-1-0-0-26", "spec: {cidr: 10.1.0.0/26, node: n, parts: []}"),
-        document("tartan.dev/v1alpha1", "NodeNetwork", "n", "spec: {accepts: [{instance: a, address: 192.0.2.1}]}"),
-        "a: &a [*a, *a]\nb: *c\n".to_owned(),
-        "--- !!binary |\n  R0lGODdh\n".to_owned(),
-        "{\"kind\": \"Node\", \"metadata\": [".to_owned(),
-    ];
-    let pieces = prop::collection::vec(prop::sample::select(corpus), 1..3);
-    let cuts = prop::collection::vec((any::<prop::sample::Index>(), 0..6usize, any::<Vec<u8>>()), 0..4);
-    (pieces, cuts).prop_map(|(pieces, cuts)| {
-        let mut bytes = pieces.join("---\n").into_bytes();
-        for (at, len, instead) in cuts {
-            let at = at.index(bytes.len().max(1));
-            let end = (at + len).min(bytes.len());
-            bytes.splice(at.min(end)..end, instead.into_iter().take(4));
-        }
-        bytes
-    })
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(512))]
-
-    #[test]
-    fn no_bytes_break_the_decoder(bytes in mutilated()) {
-        fuzz_decode(&bytes);
-    }
-
-    #[test]
-    fn no_prefix_breaks_the_decoder(end in 0..400usize) {
-        let text = config_document("spec:\n  fabric: vxlan\n  vxlan: {vni: 7, port: 4789}\n  nodeAddress: {cidrs: ['10.0.0.0/8']}");
-        fuzz_decode(&text.as_bytes()[..end.min(text.len())]);
-    }
 }

@@ -34,6 +34,7 @@ pub(crate) const CRATES: &[Crate] = &[
     krate("cli",      "program",     3000, &["api", "model", "agent", "lab"]),
     krate("cni",      "program",     1500, &["api"]),
     krate("lab",      "development", 6000, &["api"]),
+    krate("fuzz",     "development", 600, &[]),
     krate("xtask",    "development", 3000, &[]),
 ];
 

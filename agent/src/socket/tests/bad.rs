@@ -59,25 +59,3 @@ async fn bytes_that_are_no_request_are_refused() {
     let all = all.join("====\n");
     assert!(all == TABLE, "bad.txt should be\n{all}");
 }
-
-mod random {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(512))]
-
-        /// The fuzz entry point of the protocol: whatever comes is a request or an error.
-        #[test]
-        fn no_bytes_panic(header: [u8; 4], body in proptest::collection::vec(any::<u8>(), 0..256)) {
-            let _either = body_length(header);
-            let _either = decode::<Request>(&body);
-        }
-
-        #[test]
-        fn no_text_like_a_request_panics(body in r#"\{"ask":"(cni|set|apply|status)"(,"(command|version|netconf|netns|key|pod)":(\{\}|\[\]|7|"ADD"|null|-1|1e999)){0,5}\}"#) {
-            let _either = decode::<Request>(body.as_bytes());
-        }
-    }
-}
