@@ -21,7 +21,7 @@ use tartan_netstate::claims::{
     ROUTE_METRIC,
 };
 use tartan_netstate::{
-    Key, Link, LinkKind, LinkName, Mac, Neigh, Netns, Object, Owner, Route, Scope, State, stable_hash,
+    Key, Link, LinkKind, LinkName, Mac, Neigh, Netns, Object, Owner, Part, Route, Scope, State, stable_hash,
 };
 
 /// How large packets of pods may be, in bytes.
@@ -44,7 +44,7 @@ struct Common {
 /// Entries of each pod, and all of them together.
 #[derive(Default)]
 pub struct Pods {
-    memo: Memo<Arc<str>, Arc<Attachment>, Common, State>,
+    memo: Memo<Arc<str>, Arc<Attachment>, Common, Part>,
     state: State,
 }
 
@@ -52,12 +52,12 @@ impl Pods {
     /// What this node's pods want of the kernel.
     pub fn plan(&mut self, world: &World, mtu: Mtu) -> &State {
         let state = &mut self.state;
-        let nothing = State::new();
+        let nothing = Part::default();
         self.memo.update(
             &world.attachments,
             Common { mtu, ipv6: world.features.ipv6 },
             |common, _, attachment| pod(attachment, *common),
-            |_, before, after| state.replace(before.unwrap_or(&nothing), after.unwrap_or(&nothing)),
+            |_, before, after| state.replace_part(before.unwrap_or(&nothing), after.unwrap_or(&nothing)),
         );
         &self.state
     }
@@ -99,13 +99,12 @@ pub fn mtu_in_force(world: &World) -> Option<u32> {
     world.attachments.values().filter_map(routes).max()
 }
 
-fn pod(attachment: &Attachment, common: Common) -> State {
-    let owner = Owner::Pod(attachment.id.clone());
-    let mut state = State::new();
-    let mut add = |key: Key, object: Object| state.insert(key, object, owner.clone());
+fn pod(attachment: &Attachment, common: Common) -> Part {
+    let mut objects = Vec::new();
+    let mut add = |key: Key, object: Object| objects.push((key, object));
     host_end(attachment, common, &mut add);
     pod_end(attachment, common, &mut add);
-    state
+    Part::of(&Owner::Pod(attachment.id.clone()), objects)
 }
 
 /// The pod's addresses, as far as the kernel can have them.

@@ -89,7 +89,7 @@ fn condition(about: String) -> Condition {
 }
 
 fn invalid(kind: Kind, name: &str) -> StoreEvent {
-    Invalid(id(kind, name), condition(id(kind, name).to_string()))
+    Invalid(id(kind, name), condition(id(kind, name).to_string()).into())
 }
 
 fn delete(kind: Kind, name: &str) -> StoreEvent {
