@@ -91,7 +91,9 @@ pub(crate) fn choose(
     // What works goes on working where the configured one cannot: off-link, not supported, not yet there.
     let best = target.filter(ready).or(current).or_else(|| usable.iter().copied().find(ready));
     let free = |at: &Instance| !live || ground.announced.contains(at) || current == Some(*at);
-    Choice { target, used: best.filter(free).or(current), announce: best }
+    // Somebody may have deleted the route by hand: what both ends hold to meanwhile takes its place, not nothing.
+    let agreed = || usable.iter().copied().find(|at| ready(at) && free(at));
+    Choice { target, used: best.filter(free).or(current).or_else(agreed), announce: best }
 }
 
 fn vxlan(config: &Config, possible: impl Fn(&Family) -> bool) -> Option<Instance> {

@@ -109,15 +109,17 @@ fn happen(cluster: &mut Cluster, shapes: &[Shape], event: &Event, fresh: &mut u1
             }
         }
         Event::Readdress(node) if there(cluster, *node) => readdress(cluster, *node, shapes, fresh),
-        Event::DeleteDevices(node) if there(cluster, *node) => {
-            cluster.break_promises(&name(*node));
-            let machine = cluster.machines.get_mut(&name(*node)).unwrap();
-            machine.kernel = State::new();
-            if let Some(agent) = cluster.agents.get_mut(&name(*node)) {
-                agent.disturbed();
-            }
-        }
+        Event::DeleteDevices(node) if there(cluster, *node) => delete_devices(cluster, *node),
         _ => {}
+    }
+}
+
+fn delete_devices(cluster: &mut Cluster, node: u8) {
+    cluster.break_promises(&name(node));
+    let machine = cluster.machines.get_mut(&name(node)).unwrap();
+    machine.kernel = State::new();
+    if let Some(agent) = cluster.agents.get_mut(&name(node)) {
+        agent.disturbed();
     }
 }
 
@@ -327,6 +329,13 @@ fn the_dead_block_nobody() {
             cluster.power_off("n2");
         }
     });
+}
+
+#[test]
+fn what_is_deleted_by_hand_in_the_middle_stays_repaired() {
+    for skew in [0, 3_000, 10_000] {
+        check_there_and_back(skew, |cluster| delete_devices(cluster, 1));
+    }
 }
 
 #[test]

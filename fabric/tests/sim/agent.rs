@@ -28,6 +28,8 @@ pub(crate) struct Agent {
     given: State,
     waiting: Option<(u64, u64, State)>,
     at_work: Option<(u64, VecDeque<(Op, Owner)>)>,
+    /// Somebody else changed the kernel, and that is not repaired yet.
+    pub disturbed: bool,
     reports: VecDeque<(u64, Programmed)>,
     // The publisher: the latest wanted advert, and the one that is on its way.
     wanted: Option<Advert>,
@@ -63,6 +65,7 @@ impl Agent {
             given: State::new(),
             waiting: None,
             at_work: None,
+            disturbed: false,
             reports: VecDeque::new(),
             wanted: None,
             on_its_way: None,
@@ -147,6 +150,7 @@ impl Agent {
     /// Somebody else changed the kernel: what it was at is void, and the latest wanted state is wanted again.
     pub(crate) fn disturbed(&mut self) {
         self.at_work = None;
+        self.disturbed = true;
         if self.generation > 0 && self.waiting.is_none() {
             self.waiting = Some((0, self.generation, self.given.clone()));
         }
@@ -175,6 +179,7 @@ impl Agent {
         }
         if ops.is_empty() {
             self.at_work = None;
+            self.disturbed = false;
         }
         true
     }

@@ -256,6 +256,8 @@ impl Cluster {
             && says(&receiver.world, a, true)
             && says(&receiver.world, b, false)
             && receiver.world.kernel_is_settled()
+            && !sender.disturbed
+            && !receiver.disturbed
             && sender.is_whole()
             && receiver.is_whole()
     }
