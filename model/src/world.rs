@@ -13,7 +13,10 @@ use ipnet::IpNet;
 use tartan_netstate::{Key, Owner, State};
 
 use crate::object::{Kind, Object, ObjectId, Revision, StoreEvent};
-use crate::{Advert, Attachment, Block, Condition, Config, Features, Heard, Host, Node, Pool, Reservation, Said};
+use crate::{
+    Advert, Attachment, Block, Condition, Config, Features, Heard, Host, Namespace, Node, Pod, PolicyText, Pool,
+    Reservation, Said,
+};
 
 /// What a node knows.
 #[derive(Clone, Debug, Default)]
@@ -29,6 +32,11 @@ pub struct World {
     pub reservations: OrdMap<Arc<str>, Arc<Reservation>>,
     /// Every node's claims, by range.
     pub blocks: OrdMap<IpNet, Arc<Block>>,
+    pub namespaces: OrdMap<Arc<str>, Arc<Namespace>>,
+    /// Every node's pods, by `NAMESPACE/NAME`.
+    pub pods: OrdMap<Arc<str>, Arc<Pod>>,
+    /// Policies of every kind.
+    pub policies: OrdMap<ObjectId, Arc<PolicyText>>,
     /// This node's pods, by id.
     pub attachments: OrdMap<Arc<str>, Arc<Attachment>>,
     /// When an address of this node was last given back.
@@ -236,6 +244,9 @@ impl World {
             Object::Pool(pool) => put(&mut self.pools, id.name, pool),
             Object::Reservation(reservation) => put(&mut self.reservations, id.name, reservation),
             Object::Block(block) => put(&mut self.blocks, block.cidr, block),
+            Object::Namespace(namespace) => put(&mut self.namespaces, id.name, namespace),
+            Object::Pod(pod) => put(&mut self.pods, id.name, pod),
+            Object::Policy(policy) => put(&mut self.policies, id, policy),
         }
     }
 
@@ -257,6 +268,12 @@ impl World {
                     self.blocks.remove(&range);
                 }
             }
+            Kind::Namespace => drop(self.namespaces.remove(&id.name)),
+            Kind::Pod => drop(self.pods.remove(&id.name)),
+            Kind::NetworkPolicy
+            | Kind::ClusterNetworkPolicy
+            | Kind::AdminNetworkPolicy
+            | Kind::BaselineAdminNetworkPolicy => drop(self.policies.remove(id)),
         }
     }
 
@@ -294,6 +311,14 @@ impl World {
             Kind::IpPool => self.pools.keys().cloned().collect(),
             Kind::IpReservation => self.reservations.keys().cloned().collect(),
             Kind::IpBlock => self.blocks.keys().map(|range| Block::name_of(range).into()).collect(),
+            Kind::Namespace => self.namespaces.keys().cloned().collect(),
+            Kind::Pod => self.pods.keys().cloned().collect(),
+            Kind::NetworkPolicy
+            | Kind::ClusterNetworkPolicy
+            | Kind::AdminNetworkPolicy
+            | Kind::BaselineAdminNetworkPolicy => {
+                self.policies.keys().filter(|id| id.kind == kind).map(|id| id.name.clone()).collect()
+            }
         };
         known.into_iter().chain(invalid).collect()
     }

@@ -26,7 +26,7 @@ pub type BoxStream<'a, T> = Pin<Box<dyn Stream<Item = T> + Send + 'a>>;
 
 /// Where shared state lives.
 pub trait Store: Send + Sync {
-    /// Everything of these kinds, now and from now on.
+    /// Everything of these kinds, now and from now on. A kind that the store does not know is listed, and empty.
     fn watch(&self, kinds: &[Kind]) -> BoxStream<'static, StoreEvent>;
     /// Writes an object if what is there is as expected.
     fn put(&self, id: ObjectId, object: Object, expect: Expect) -> BoxFuture<'_, Result<Revision, WriteError>>;

@@ -53,6 +53,7 @@ impl Setup {
             Object::Block(block) => (Kind::IpBlock, Block::name_of(&block.cidr).into()),
             Object::Advert(advert) => (Kind::NodeNetwork, advert.node.clone()),
             Object::Config(_) => (Kind::NetworkConfig, "default".into()),
+            Object::Namespace(_) | Object::Pod(_) | Object::Policy(_) => panic!("allocation reads none of these"),
         };
         let revision = Revision(self.puts.to_string().into());
         self.world.store(StoreEvent::Put(ObjectId { kind, name }, object, revision), self.now);
@@ -138,6 +139,7 @@ pub(crate) fn node(name: &str, pod_cidrs: &str) -> Put {
         name: name.into(),
         uid: uid_of(name),
         internal_ips: Vec::new(),
+        external_ips: Vec::new(),
         pod_cidrs: nets(pod_cidrs),
         labels: Default::default(),
         annotations: Default::default(),
