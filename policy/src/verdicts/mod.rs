@@ -241,3 +241,6 @@ impl Ask {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
