@@ -164,7 +164,7 @@ fn decode(kind: Kind, body: &str) -> Result<Object, Fault> {
         Kind::NetworkPolicy
         | Kind::ClusterNetworkPolicy
         | Kind::AdminNetworkPolicy
-        | Kind::BaselineAdminNetworkPolicy => policy::decode(body).map(Object::Policy),
+        | Kind::BaselineAdminNetworkPolicy => policy::decode(kind, body).map(Object::Policy),
     }
 }
 

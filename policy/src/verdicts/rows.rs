@@ -102,7 +102,7 @@ impl Compiled {
 
     /// Takes in identities that came or went.
     pub(super) fn update(&mut self, changed: &BTreeSet<u32>, identities: &Identities, selections: &Selections) {
-        for number in changed {
+        for number in &self.touched(changed, selections) {
             let mut rows = BTreeMap::new();
             if let Some(identity) = identities.live().get(number) {
                 let matched = self.matched(*number, selections);
@@ -116,6 +116,33 @@ impl Compiled {
             }
             rows.into_iter().for_each(|(place, outcome)| self.put(place, outcome));
         }
+    }
+
+    /// Those of the identities that have rows of their own, or may have.
+    fn touched(&self, changed: &BTreeSet<u32>, selections: &Selections) -> BTreeSet<u32> {
+        if self.treats_anyone_by_name() {
+            return changed.clone();
+        }
+        let mut touched = BTreeSet::new();
+        for selection in self.selections().map(|id| selections.get(id)) {
+            if selection.len() < changed.len() {
+                touched.extend(selection.members().map(|(number, _)| number).filter(|number| changed.contains(number)));
+            } else {
+                touched.extend(changed.iter().copied().filter(|number| selection.holds(*number) != Holds::No));
+            }
+        }
+        if self.rows.words.len() < changed.len() {
+            touched.extend(self.rows.words.keys().map(|(number, _)| *number).filter(|number| changed.contains(number)));
+        } else {
+            let has_rows = |number: &u32| self.rows.words.range((*number, 0)..=(*number, Class::MAX)).next().is_some();
+            touched.extend(changed.iter().copied().filter(has_rows));
+        }
+        touched
+    }
+
+    /// Lines about anyone may treat ends unlike by the names of their ports.
+    fn treats_anyone_by_name(&self) -> bool {
+        self.course.lines.iter().any(|line| line.remote.is_none() && matches!(line.packets, Packets::ByName(_)))
     }
 
     /// Whether ports that are asked for by name now mean others.
@@ -177,8 +204,7 @@ impl Compiled {
         }
         let mut rows: BTreeMap<(u32, Class), Outcome> =
             self.any.iter().enumerate().map(|(class, outcome)| ((ANY, class_number(class)), outcome.clone())).collect();
-        // Lines about anyone may treat ends unlike by the names of their ports.
-        if self.course.lines.iter().any(|line| line.remote.is_none() && matches!(line.packets, Packets::ByName(_))) {
+        if self.treats_anyone_by_name() {
             for number in identities.live().keys() {
                 matched.entry(*number).or_default();
             }

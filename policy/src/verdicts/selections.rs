@@ -24,12 +24,58 @@ pub(super) type SelectionId = u64;
 #[derive(Default)]
 pub(super) struct Selections {
     ids: BTreeMap<Arc<Peers>, SelectionId>,
-    all: BTreeMap<SelectionId, (Arc<Peers>, Selection)>,
+    all: BTreeMap<SelectionId, Entry>,
     next: SelectionId,
     live: OrdMap<u32, Arc<Identity>>,
-    /// Identities of known pods by namespace, where that is mentioned, and all others.
+    index: ByNamespace,
+}
+
+struct Entry {
+    peers: Arc<Peers>,
+    /// The namespaces of which the peers may match known pods, where these are few.
+    namespaces: Option<BTreeSet<Arc<str>>>,
+    selection: Selection,
+}
+
+/// Identities by the namespace of known pods, where that is mentioned; all others beside.
+#[derive(Default)]
+struct ByNamespace {
     pods: BTreeMap<Arc<str>, BTreeSet<u32>>,
     others: BTreeSet<u32>,
+}
+
+// === impl ByNamespace ===
+
+impl ByNamespace {
+    fn insert(&mut self, number: u32, identity: &Identity) {
+        match namespace(identity) {
+            Some(namespace) => self.pods.entry(namespace.clone()).or_default().insert(number),
+            None => self.others.insert(number),
+        };
+    }
+
+    fn remove(&mut self, number: u32, identity: &Identity) {
+        let Some(namespace) = namespace(identity) else {
+            self.others.remove(&number);
+            return;
+        };
+        if let Some(pods) = self.pods.get_mut(namespace) {
+            pods.remove(&number);
+            if pods.is_empty() {
+                self.pods.remove(namespace);
+            }
+        }
+    }
+
+    /// Those that peers of these namespaces may match.
+    fn of<'a>(&'a self, namespaces: &'a BTreeSet<Arc<str>>) -> impl Iterator<Item = u32> + 'a {
+        namespaces.iter().filter_map(|name| self.pods.get(name)).flatten().chain(&self.others).copied()
+    }
+}
+
+fn namespace(identity: &Identity) -> Option<&Arc<str>> {
+    let workload = identity.traits.workload.as_ref()?;
+    Some(&workload.namespace).filter(|namespace| !namespace.is_empty())
 }
 
 // === impl Selection ===
@@ -37,6 +83,10 @@ pub(super) struct Selections {
 impl Selection {
     pub(super) fn holds(&self, identity: u32) -> Holds {
         self.members.get(&identity).copied().unwrap_or(Holds::No)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.members.len()
     }
 
     pub(super) fn members(&self) -> impl Iterator<Item = (u32, Holds)> {
@@ -53,15 +103,16 @@ impl Selections {
             return *id;
         }
         let (peers, id) = (Arc::new(peers.clone()), self.next);
-        let selection = self.select(&peers);
+        let namespaces = peers.only_namespaces();
+        let selection = self.select(&peers, namespaces.as_ref());
         self.ids.insert(peers.clone(), id);
-        self.all.insert(id, (peers, selection));
+        self.all.insert(id, Entry { peers, namespaces, selection });
         self.next += 1;
         id
     }
 
     pub(super) fn get(&self, id: SelectionId) -> &Selection {
-        &self.all.get(&id).expect("what a set mentions is retained").1
+        &self.all.get(&id).expect("what a set mentions is retained").selection
     }
 
     /// Drops what nobody mentions any more.
@@ -72,54 +123,37 @@ impl Selections {
 
     /// Takes in which identities there are; `changed` came or went.
     pub(super) fn update(&mut self, live: &OrdMap<u32, Arc<Identity>>, changed: &BTreeSet<u32>) {
+        let mut touched = ByNamespace::default();
         for number in changed {
-            if let Some(before) = self.live.get(number).cloned() {
-                self.index(*number, &before, false);
+            if let Some(before) = self.live.get(number) {
+                touched.insert(*number, before);
+                self.index.remove(*number, before);
             }
             if let Some(after) = live.get(number) {
-                self.index(*number, after, true);
-            }
-        }
-        for (peers, selection) in self.all.values_mut() {
-            for number in changed {
-                match live.get(number).map_or(Holds::No, |identity| peers.hold_identity(identity)) {
-                    Holds::No => selection.members.remove(number),
-                    holds => selection.members.insert(*number, holds),
-                };
+                touched.insert(*number, after);
+                self.index.insert(*number, after);
             }
         }
         self.live = live.clone();
-    }
-
-    fn index(&mut self, number: u32, identity: &Identity, add: bool) {
-        let workload = identity.traits.workload.as_ref();
-        let namespace = workload.map(|workload| &workload.namespace).filter(|namespace| !namespace.is_empty());
-        let place = match namespace {
-            Some(namespace) => self.pods.entry(namespace.clone()).or_default(),
-            None => &mut self.others,
-        };
-        let _ = if add { place.insert(number) } else { place.remove(&number) };
-        if let Some(namespace) = namespace.filter(|namespace| self.pods[&**namespace].is_empty()) {
-            self.pods.remove(namespace);
+        for Entry { peers, namespaces, selection } in self.all.values_mut() {
+            let mut take = |number: u32| match live.get(&number).map_or(Holds::No, |it| peers.hold_identity(it)) {
+                Holds::No => drop(selection.members.remove(&number)),
+                holds => drop(selection.members.insert(number, holds)),
+            };
+            match namespaces {
+                Some(namespaces) => touched.of(namespaces).for_each(take),
+                None => changed.iter().for_each(|number| take(*number)),
+            }
         }
     }
 
-    fn select(&self, peers: &Peers) -> Selection {
-        let mut selection = Selection::default();
-        let mut take = |number: u32| {
-            let holds = peers.hold_identity(&self.live[&number]);
-            if holds != Holds::No {
-                selection.members.insert(number, holds);
-            }
+    fn select(&self, peers: &Peers, namespaces: Option<&BTreeSet<Arc<str>>>) -> Selection {
+        let holds = |number: u32| (number, peers.hold_identity(&self.live[&number]));
+        let all: Vec<(u32, Holds)> = match namespaces {
+            Some(namespaces) => self.index.of(namespaces).map(holds).collect(),
+            None => self.live.keys().copied().map(holds).collect(),
         };
-        match peers.only_namespaces() {
-            Some(namespaces) => {
-                let pods = namespaces.iter().filter_map(|name| self.pods.get(name)).flatten();
-                pods.chain(&self.others).for_each(|number| take(*number));
-            }
-            None => self.live.keys().for_each(|number| take(*number)),
-        }
-        selection
+        Selection { members: all.into_iter().filter(|(_, holds)| *holds != Holds::No).collect() }
     }
 }
 

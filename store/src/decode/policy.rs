@@ -1,7 +1,7 @@
 //! Policy objects of every kind, kept as they were written: their dialects say what they mean and what is wrong.
 //!
-//! Invariant: whatever the body holds, the object is taken. Were it refused, its last version would go on, or none, and
-//! what it denies might be open.
+//! Invariant: whatever `spec` holds, the object is taken. Were it refused, its last version would go on, or none, and what
+//! it denies might be open. Only where nothing at all can be known of it that is better than any guess.
 
 use serde_yaml_ng::{Mapping, Value};
 use tartan_model::{Kind, ObjectId, PolicyText};
@@ -11,9 +11,19 @@ use super::fault::{self, Fault};
 /// Keys that say what the object is, and those that others write.
 const NOT_KEPT: [&str; 4] = ["apiVersion", "kind", "metadata", "status"];
 
-pub(super) fn decode(body: &str) -> Result<PolicyText, Fault> {
+pub(super) fn decode(kind: Kind, body: &str) -> Result<PolicyText, Fault> {
     // By way of YAML's own values, which know that a key can be there twice.
     let mut document: Mapping = fault::typed(body)?;
+    match document.get("spec") {
+        Some(Value::Mapping(_)) => {}
+        // It isolates every pod of its namespace.
+        None | Some(Value::Null) if kind == Kind::NetworkPolicy => {}
+        None | Some(Value::Null) => return Err(Fault::missing("spec", "say whom the policy is for, and its rules")),
+        Some(_) => {
+            let wrong = "spec is not a block of keys and values";
+            return Err(Fault::new("spec", "BadType", wrong, "write `key: value` lines under it"));
+        }
+    }
     for key in NOT_KEPT {
         document.shift_remove(key);
     }
