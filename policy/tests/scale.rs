@@ -4,6 +4,7 @@
 //! `cargo test --release -p tartan-policy --test scale -- --ignored --nocapture`
 
 #![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
+#![allow(clippy::print_stdout, reason = "what is measured is printed")]
 
 use std::net::IpAddr;
 use std::sync::Arc;

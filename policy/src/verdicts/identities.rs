@@ -13,7 +13,7 @@ use std::sync::Arc;
 use imbl::OrdMap;
 use imbl::ordmap::DiffItem;
 use ipnet::IpNet;
-use tartan_model::{Block, Family, Heard, Labels, Namespace, Node, Pod, Pool, World};
+use tartan_model::{Attachment, Block, Family, Heard, Labels, Namespace, Node, Pod, Pool, World};
 
 use super::mentions::{Mentions, Ranges};
 use super::numbers::Numbers;
@@ -41,6 +41,8 @@ pub(super) struct Identities {
     uses: BTreeMap<u32, usize>,
     /// Who says that an address is theirs.
     claims: BTreeSet<(IpAddr, Claimant)>,
+    /// Pods of this node, by the addresses that they were given here: nobody else's word counts against that.
+    attached: BTreeMap<IpAddr, Arc<str>>,
     addresses: OrdMap<IpAddr, u32>,
     ranges: OrdMap<IpNet, u32>,
     /// Ranges that only pods have addresses of.
@@ -67,6 +69,7 @@ struct Seen {
     adverts: OrdMap<Arc<str>, Heard>,
     pools: OrdMap<Arc<str>, Arc<Pool>>,
     blocks: OrdMap<IpNet, Arc<Block>>,
+    attachments: OrdMap<Arc<str>, Arc<Attachment>>,
 }
 
 /// What is on the way: addresses and ranges whose identity may differ now.
@@ -74,6 +77,8 @@ struct Seen {
 struct Dirty {
     addresses: BTreeSet<IpAddr>,
     ranges: BTreeSet<IpNet>,
+    /// Pods of this node: theirs are also the addresses that they were given here.
+    local: BTreeSet<Arc<str>>,
 }
 
 /// The number of an identity of which nothing is known but its entity.
@@ -130,8 +135,13 @@ fn node_addresses(
 // === impl Dirty ===
 
 impl Dirty {
-    fn pods<'a>(&mut self, pods: impl IntoIterator<Item = &'a Arc<Pod>>) {
-        self.addresses.extend(pods.into_iter().flat_map(|pod| pod_addresses(pod)));
+    fn pods<'a>(&mut self, world: &World, pods: impl IntoIterator<Item = (&'a Arc<str>, &'a Arc<Pod>)>) {
+        for (key, pod) in pods {
+            self.addresses.extend(pod_addresses(pod));
+            if pod.node == world.local {
+                self.local.insert(key.clone());
+            }
+        }
     }
 }
 
@@ -144,6 +154,7 @@ impl Identities {
             live: OrdMap::new(),
             uses: BTreeMap::new(),
             claims: BTreeSet::new(),
+            attached: BTreeMap::new(),
             addresses: OrdMap::new(),
             ranges: OrdMap::new(),
             pools: BTreeSet::new(),
@@ -182,6 +193,7 @@ impl Identities {
         self.changed_pods(world, &mut dirty);
         self.changed_nodes(world, &mut dirty);
         changed_mentions(world, mentions, &mut dirty);
+        self.changed_attachments(world, &mut dirty);
         for range in mentions.ranges.changed().iter().chain(&dirty.ranges.clone()) {
             self.inside(range, &mut dirty);
         }
@@ -214,6 +226,7 @@ impl Identities {
             adverts: world.adverts.clone(),
             pools: world.pools.clone(),
             blocks: world.blocks.clone(),
+            attachments: world.attachments.clone(),
         };
         std::mem::take(&mut self.changed)
     }
@@ -232,13 +245,35 @@ impl Identities {
             for address in after.into_iter().flat_map(|pod| pod_addresses(pod)) {
                 self.claims.insert((address, Claimant::Pod(key.clone())));
             }
-            dirty.pods(before.into_iter().chain(after));
+            dirty.pods(world, before.into_iter().chain(after).map(|pod| (key, pod)));
         }
         let namespaces = std::mem::take(&mut self.seen.namespaces);
         for item in namespaces.diff(&world.namespaces) {
             let (DiffItem::Add(name, _) | DiffItem::Update { new: (name, _), .. } | DiffItem::Remove(name, _)) = item;
-            dirty.pods(pods_of(world, name));
+            dirty.pods(world, pods_of(world, name));
         }
+    }
+
+    fn changed_attachments(&mut self, world: &World, dirty: &mut Dirty) {
+        let seen = std::mem::take(&mut self.seen.attachments);
+        for item in seen.diff(&world.attachments) {
+            let (before, after) = match item {
+                DiffItem::Add(_, after) => (None, Some(after)),
+                DiffItem::Update { old: (_, before), new: (_, after) } => (Some(before), Some(after)),
+                DiffItem::Remove(_, before) => (Some(before), None),
+            };
+            for (_, address) in before.into_iter().flat_map(|it| it.addresses.iter()) {
+                self.attached.remove(address);
+                dirty.addresses.insert(*address);
+            }
+            for (_, address) in after.into_iter().flat_map(|it| it.addresses.iter()) {
+                let key = after.map(|it| format!("{}/{}", it.pod_namespace, it.pod_name)).unwrap_or_default();
+                self.attached.insert(*address, key.into());
+                dirty.addresses.insert(*address);
+            }
+        }
+        let of_these = self.attached.iter().filter(|(_, key)| dirty.local.contains(*key));
+        dirty.addresses.extend(of_these.map(|(address, _)| *address));
     }
 
     fn changed_nodes(&mut self, world: &World, dirty: &mut Dirty) {
@@ -306,11 +341,17 @@ impl Identities {
     /// None where nobody known has the address.
     fn identity_of(&self, world: &World, mentions: &Mentions, address: IpAddr) -> Option<Identity> {
         let mut claims = self.claims.range((address, Claimant::Node("".into()))..).take_while(|(of, _)| *of == address);
-        let (_, first) = claims.next()?;
-        let traits = match (first, claims.next()) {
+        let pod = |key: &str| match mentioned_workload(world, mentions, key) {
+            Some(workload) => Traits { workload: Some(workload), ..Traits::of(Entity::Pod) },
+            None => Traits::of(Entity::UnknownPod),
+        };
+        let traits = match (self.attached.get(&address), claims.next(), claims.next()) {
+            (Some(key), ..) => pod(key),
+            (None, None, _) => return None,
             // One of them is late: it is not known whose it is.
-            (_, Some(_)) => Traits::of(Entity::UnknownPod),
-            (Claimant::Node(name), None) => {
+            (None, Some(_), Some(_)) => Traits::of(Entity::UnknownPod),
+            (None, Some((_, Claimant::Pod(key))), None) => pod(key),
+            (None, Some((_, Claimant::Node(name))), None) => {
                 let entity = if *name == world.local { Entity::Host } else { Entity::RemoteNode };
                 let labels = world.nodes.get(name).map(|node| {
                     let known = node.labels.iter().map(|(key, value)| (key.as_str(), value.as_str()));
@@ -318,10 +359,6 @@ impl Identities {
                 });
                 Traits { node_labels: labels.unwrap_or_default(), ..Traits::of(entity) }
             }
-            (Claimant::Pod(key), None) => match mentioned_workload(world, mentions, key) {
-                Some(workload) => Traits { workload: Some(workload), ..Traits::of(Entity::Pod) },
-                None => Traits::of(Entity::UnknownPod),
-            },
         };
         Some(Identity { traits, range: mentions.ranges.smallest_around(&IpNet::from(address)) })
     }
@@ -380,7 +417,7 @@ impl Identities {
 
 /// A workload as far as any rule looks at it.
 fn mentioned_workload(world: &World, mentions: &Mentions, key: &str) -> Option<Workload> {
-    let pod = world.pods.get(key)?;
+    let pod = world.pods.get(key).filter(|pod| is_workload(pod))?;
     let (name, _) = key.split_once('/')?;
     let namespace = world.namespaces.get(name)?;
     let if_mentioned = |is: bool, name: &Arc<str>| if is { name.clone() } else { Arc::default() };
@@ -397,21 +434,24 @@ fn mentioned_workload(world: &World, mentions: &Mentions, key: &str) -> Option<W
 /// Whose traits may differ because rules look at something more or less.
 fn changed_mentions(world: &World, mentions: &Mentions, dirty: &mut Dirty) {
     for name in mentions.namespaces.changed() {
-        dirty.pods(pods_of(world, name));
+        dirty.pods(world, pods_of(world, name));
     }
     let labels = mentions.namespace_labels.changed();
     if !labels.is_empty() {
         let affected = world.namespaces.iter().filter(|(_, it)| it.labels.iter().any(|(key, _)| labels.contains(key)));
-        affected.for_each(|(name, _)| dirty.pods(pods_of(world, name)));
+        affected.for_each(|(name, _)| dirty.pods(world, pods_of(world, name)));
     }
     let (labels, accounts) = (mentions.labels.changed(), mentions.service_accounts.changed());
     let names = mentions.port_names.changed();
     if !(labels.is_empty() && accounts.is_empty() && names.is_empty()) {
-        dirty.pods(world.pods.values().filter(|pod| {
-            pod.labels.iter().any(|(key, _)| labels.contains(key))
-                || accounts.contains(&pod.service_account)
-                || pod.ports.iter().any(|port| names.contains(&port.name))
-        }));
+        dirty.pods(
+            world,
+            world.pods.iter().filter(|(_, pod)| {
+                pod.labels.iter().any(|(key, _)| labels.contains(key))
+                    || accounts.contains(&pod.service_account)
+                    || pod.ports.iter().any(|port| names.contains(&port.name))
+            }),
+        );
     }
     let labels = mentions.node_labels.changed();
     if !labels.is_empty() {
@@ -422,8 +462,8 @@ fn changed_mentions(world: &World, mentions: &Mentions, dirty: &mut Dirty) {
 }
 
 /// The pods of a namespace.
-fn pods_of<'a>(world: &'a World, namespace: &str) -> impl Iterator<Item = &'a Arc<Pod>> {
+fn pods_of<'a>(world: &'a World, namespace: &str) -> impl Iterator<Item = (&'a Arc<str>, &'a Arc<Pod>)> {
     // `0` is what comes after `/`.
     let (first, last): (Arc<str>, Arc<str>) = (format!("{namespace}/").into(), format!("{namespace}0").into());
-    world.pods.range(first..last).map(|(_, pod)| pod)
+    world.pods.range(first..last)
 }

@@ -264,6 +264,78 @@ fn replace(memo: &mut Memo, before: Option<(Rank, Arc<Policy>)>, after: Option<(
     exchange(&mut out.program, mentions, rules, before.as_slice(), after.as_slice());
 }
 
+fn attach(world: &mut World, pod: &str, address: &str) {
+    let (namespace, name) = pod.split_once('/').unwrap();
+    let addresses = tartan_model::PerFamily::first_of([address.parse().unwrap()]);
+    world.attach(tartan_model::Attachment {
+        id: format!("{pod}/eth0").into(),
+        container: pod.into(),
+        ifname: "eth0".into(),
+        netns: tartan_netstate::PodNetns { dev: 1, ino: 1, path: "/run/netns/x".into() },
+        pod_namespace: namespace.into(),
+        pod_name: name.into(),
+        addresses,
+        mac: tartan_netstate::Mac([2, 0, 0, 0, 0, 1]),
+        ports: Vec::new(),
+        answered: true,
+    });
+}
+
+/// What the tables make of an address, planned step by step and anew.
+fn who(memo: &mut Memo, world: &World, address: &str) -> (Entity, Option<String>) {
+    let look = |tables: &Tables| {
+        let identity = tables.identities[&tables.identity(address.parse().unwrap())].clone();
+        let app = identity.traits.workload.as_ref().and_then(|it| it.labels.to_map().get("app").cloned());
+        (identity.traits.entity, app)
+    };
+    let found = look(&plan(memo, world).tables);
+    let Memo { out, .. } = memo;
+    let mut anew = Memo::default();
+    exchange(
+        &mut anew.out.program,
+        &mut anew.mentions,
+        &mut anew.rules,
+        &[],
+        &out.program.iter().map(|(r, p)| (r.clone(), p.clone())).collect::<Vec<_>>(),
+    );
+    assert_eq!(found, look(&plan(&mut anew, world).tables), "{address}, planned anew");
+    found
+}
+
+#[test]
+fn addresses_given_here_are_whose_they_were_given_to() {
+    let mut world = world();
+    let mut memo = Memo::default();
+    // A rule that looks at `app`.
+    let peers =
+        Peers::OneOf(vec![Peer(vec![Term::that(Is::Endpoint(Endpoints::new(Namespaces::Any, Selector::has("app"))))])]);
+    let rule = Rule { action: Action::Allow, remote: peers, local: Vec::new(), l4: L4::Any, path: "r".into() };
+    let rules = Rules { isolates: None, rules: vec![rule] };
+    let subject = Endpoints::new(Namespaces::Any, Selector::all());
+    let policy = Policy { subject, ingress: Some(rules), egress: None, mode: Mode::Enforced };
+    let tier = Tier { order: Order::FIRST, name: "t".into(), default_action: DefaultAction::Deny };
+    let source = ObjectId { kind: Kind::NetworkPolicy, name: "x/y".into() };
+    replace(&mut memo, None, Some((Rank { tier, order: Order::FIRST, source, part: 0 }, Arc::new(policy))));
+    let pod_named = |app: &str| (Entity::Pod, Some(app.to_owned()));
+
+    assert_eq!(who(&mut memo, &world, "10.0.0.9"), (Entity::UnknownPod, None));
+    attach(&mut world, "a/new", "10.0.0.9");
+    assert_eq!(who(&mut memo, &world, "10.0.0.9"), (Entity::UnknownPod, None), "its labels are not known yet");
+    let mut labelled = Pod::clone(&pod("n1", 9, &[("app", "new")], "sa", &[]));
+    labelled.addresses = Box::default();
+    world.pods.insert("a/new".into(), Arc::new(labelled.clone()));
+    assert_eq!(who(&mut memo, &world, "10.0.0.9"), pod_named("new"), "before its status tells the address");
+    world.pods.insert("b/old".into(), pod("n2", 9, &[("app", "old")], "sa", &[]));
+    assert_eq!(who(&mut memo, &world, "10.0.0.9"), pod_named("new"), "whoever had it before");
+    labelled.labels = labels(&[("app", "newer")]);
+    world.pods.insert("a/new".into(), Arc::new(labelled));
+    assert_eq!(who(&mut memo, &world, "10.0.0.9"), pod_named("newer"));
+    world.detach("a/new/eth0", std::time::Instant::now());
+    assert_eq!(who(&mut memo, &world, "10.0.0.9"), pod_named("old"));
+    world.pods.insert("b/other".into(), pod("n2", 9, &[("app", "old")], "sa", &[]));
+    assert_eq!(who(&mut memo, &world, "10.0.0.9"), (Entity::UnknownPod, None), "two say that it is theirs");
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(cases()) })]
 

@@ -155,12 +155,11 @@ fn agree(want: &Decision, got: Option<&walk::Decision>) -> Result<(), String> {
     Err(format!("the tables say {got:?}, the oracle {want:?}"))
 }
 
-/// Every flow of a history that once went wrong; `Flow` is public for `policy trace`, too.
 #[test]
-fn a_flow_to_nowhere_is_not_judged() {
+fn what_no_pod_takes_part_in_is_not_judged() {
     let nobody: IpAddr = "203.0.113.1".parse().expect("an address");
-    let flow =
-        Flow { source: nobody, destination: nobody, transport: Transport::Other, translated: None, masqueraded: None };
-    let judgement = tartan_policy::oracle::Cluster::default().judge(&flow);
+    let (transport, translated, masqueraded) = (Transport::Other, None, None);
+    let flow = Flow { source: nobody, destination: nobody, transport, translated, masqueraded };
+    let judgement = Cluster::default().judge(&flow);
     assert!(judgement.allowed() && judgement.egress.is_none() && judgement.ingress.is_none());
 }
