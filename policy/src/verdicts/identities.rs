@@ -203,19 +203,15 @@ impl Identities {
         for address in dirty.addresses {
             let identity = self.identity_of(world, mentions, address);
             let number = identity.map(|identity| self.begin(identity));
-            let before = match number {
-                Some(number) => self.addresses.insert(address, number),
-                None => self.addresses.remove(&address),
-            };
+            let before = self.addresses.get(&address).copied();
+            replace(&mut self.addresses, address, before, number);
             before.into_iter().for_each(|number| self.end(number));
         }
         for range in dirty.ranges {
             let identity = self.identity_around(mentions, &range);
             let number = identity.map(|identity| self.begin(identity));
-            let before = match number {
-                Some(number) => self.ranges.insert(range, number),
-                None => self.ranges.remove(&range),
-            };
+            let before = self.ranges.get(&range).copied();
+            replace(&mut self.ranges, range, before, number);
             before.into_iter().for_each(|number| self.end(number));
         }
         self.seen = Seen {
@@ -412,6 +408,15 @@ impl Identities {
                 self.named.remove(name);
             }
         }
+    }
+}
+
+/// What stays is not touched: whoever compares the maps must not find a difference.
+fn replace<K: Ord + Clone>(map: &mut OrdMap<K, u32>, key: K, before: Option<u32>, after: Option<u32>) {
+    match after {
+        Some(number) if before != after => drop(map.insert(key, number)),
+        None if before.is_some() => drop(map.remove(&key)),
+        _ => {}
     }
 }
 

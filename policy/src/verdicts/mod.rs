@@ -143,7 +143,8 @@ impl Memo {
             exchange(&mut out.program, mentions, rules, &before.policies, &after.policies);
             match after.said.is_empty() {
                 false => drop(out.said.insert(id.clone(), after.said.as_slice().into())),
-                true => drop(out.said.remove(id)),
+                true if out.said.contains_key(id) => drop(out.said.remove(id)),
+                true => {}
             }
         });
     }

@@ -111,8 +111,7 @@ impl Compiled {
             let places = (*number, 0)..=(*number, Class::MAX);
             let before: Vec<(u32, Class)> = self.rows.words.range(places).map(|(place, _)| *place).collect();
             for place in before.into_iter().filter(|place| !rows.contains_key(place)) {
-                self.rows.words.remove(&place);
-                self.rows.residual.remove(&place);
+                self.remove(&place);
             }
             rows.into_iter().for_each(|(place, outcome)| self.put(place, outcome));
         }
@@ -214,10 +213,7 @@ impl Compiled {
         }
         let gone: Vec<(u32, Class)> =
             self.rows.words.keys().filter(|place| !rows.contains_key(place)).copied().collect();
-        for place in gone {
-            self.rows.words.remove(&place);
-            self.rows.residual.remove(&place);
-        }
+        gone.iter().for_each(|place| self.remove(place));
         rows.into_iter().for_each(|(place, outcome)| self.put(place, outcome));
     }
 
@@ -242,12 +238,24 @@ impl Compiled {
         }
     }
 
+    fn remove(&mut self, place: &(u32, Class)) {
+        self.rows.words.remove(place);
+        self.remove_residual(place);
+    }
+
+    /// Taking away what is not there would make another map of it.
+    fn remove_residual(&mut self, place: &(u32, Class)) {
+        if self.rows.residual.contains_key(place) {
+            self.rows.residual.remove(place);
+        }
+    }
+
     fn put(&mut self, place: (u32, Class), outcome: Outcome) {
         if self.rows.words.get(&place) != Some(&outcome.word) {
             self.rows.words.insert(place, outcome.word);
         }
         if outcome.residual.is_empty() {
-            self.rows.residual.remove(&place);
+            self.remove_residual(&place);
         } else if self.rows.residual.get(&place).is_none_or(|there| **there != *outcome.residual) {
             self.rows.residual.insert(place, outcome.residual.into());
         }

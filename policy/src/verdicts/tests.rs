@@ -302,20 +302,64 @@ fn who(memo: &mut Memo, world: &World, address: &str) -> (Entity, Option<String>
     found
 }
 
+/// Pods with these labels let those with the others in; returns the policy's place.
+fn lets_in(memo: &mut Memo, subject: &str, others: Selector) -> Rank {
+    let others = Term::that(Is::Endpoint(Endpoints::new(Namespaces::Any, others)));
+    let remote = Peers::OneOf(vec![Peer(vec![others])]);
+    let rule = Rule { action: Action::Allow, remote, local: Vec::new(), l4: L4::Any, path: "r".into() };
+    let rules = Rules { isolates: Some("s".into()), rules: vec![rule] };
+    let subject_labels = Endpoints::new(Namespaces::Any, Selector::parse(subject).unwrap());
+    let policy = Policy { subject: subject_labels, ingress: Some(rules), egress: None, mode: Mode::Enforced };
+    let tier = Tier { order: Order::FIRST, name: "t".into(), default_action: DefaultAction::Deny };
+    let source = ObjectId { kind: Kind::NetworkPolicy, name: format!("x/{subject}").into() };
+    let rank = Rank { tier, order: Order::FIRST, source, part: 0 };
+    let before = memo.out.program.get(&rank).map(|there| (rank.clone(), there.clone()));
+    replace(memo, before, Some((rank.clone(), Arc::new(policy))));
+    rank
+}
+
+/// Not only equal: the very same values, so that whoever compares them sees at once that nothing is to be done.
+#[test]
+fn what_a_change_cannot_reach_is_not_touched() {
+    let mut world = world();
+    let mut memo = Memo::default();
+    lets_in(&mut memo, "app == 'x'", Selector::is_in("app", ["y"]));
+    let other = lets_in(&mut memo, "app == 'y'", Selector::is_in("app", ["x"]));
+    let before = plan(&mut memo, &world).tables.clone();
+    let set = |tables: &Tables, pod: &str| tables.sets[&tables.subjects[pod]].clone();
+    let same = |after: &Tables, pod: &str| Arc::ptr_eq(&set(&before, pod), &set(after, pod));
+
+    let quiet = plan(&mut memo, &world).tables.clone();
+    assert!(quiet.addresses.ptr_eq(&before.addresses) && same(&quiet, "a/p") && same(&quiet, "a/q"));
+
+    lets_in(&mut memo, "app == 'y'", Selector::is_in("app", ["x", "z"]));
+    let after = plan(&mut memo, &world).tables.clone();
+    assert!(after.addresses.ptr_eq(&before.addresses) && same(&after, "a/p"), "the policy is for another pod");
+    assert_eq!(after.subjects, before.subjects, "its own pod keeps its set");
+
+    // `tier` is looked at by nobody.
+    world.pods.insert("b/p".into(), pod("n2", 3, &[("app", "x"), ("tier", "z")], "sa", &[]));
+    let after = plan(&mut memo, &world).tables.clone();
+    assert!(after.addresses.ptr_eq(&before.addresses) && same(&after, "a/p"), "no rule can see the difference");
+
+    // It becomes what another pod is already.
+    world.pods.insert("b/p".into(), pod("n2", 3, &[("app", "y")], "sa", &[]));
+    let after = plan(&mut memo, &world).tables.clone();
+    assert_eq!(after.addresses.diff(&before.addresses).count(), 2, "its two addresses");
+    assert!(same(&after, "a/p"), "rows are by identity, and both were there");
+
+    let gone = memo.out.program.get(&other).map(|there| (other.clone(), there.clone()));
+    replace(&mut memo, gone, None);
+    let after = plan(&mut memo, &world).tables.clone();
+    assert!(same(&after, "a/p"));
+    assert_eq!(after.subjects, before.subjects, "the set moves with its only pod");
+}
+
 #[test]
 fn addresses_given_here_are_whose_they_were_given_to() {
     let mut world = world();
     let mut memo = Memo::default();
-    // A rule that looks at `app`.
-    let peers =
-        Peers::OneOf(vec![Peer(vec![Term::that(Is::Endpoint(Endpoints::new(Namespaces::Any, Selector::has("app"))))])]);
-    let rule = Rule { action: Action::Allow, remote: peers, local: Vec::new(), l4: L4::Any, path: "r".into() };
-    let rules = Rules { isolates: None, rules: vec![rule] };
-    let subject = Endpoints::new(Namespaces::Any, Selector::all());
-    let policy = Policy { subject, ingress: Some(rules), egress: None, mode: Mode::Enforced };
-    let tier = Tier { order: Order::FIRST, name: "t".into(), default_action: DefaultAction::Deny };
-    let source = ObjectId { kind: Kind::NetworkPolicy, name: "x/y".into() };
-    replace(&mut memo, None, Some((Rank { tier, order: Order::FIRST, source, part: 0 }, Arc::new(policy))));
+    lets_in(&mut memo, "all()", Selector::has("app"));
     let pod_named = |app: &str| (Entity::Pod, Some(app.to_owned()));
 
     assert_eq!(who(&mut memo, &world, "10.0.0.9"), (Entity::UnknownPod, None));

@@ -41,7 +41,7 @@ pub(crate) fn same(one: &Tables, other: &Tables) -> Result<(), String> {
     Ok(())
 }
 
-/// Whether what is there in both has the same number.
+/// Whether what is there in both has the same number: as it does when time goes on, and when an agent starts anew.
 pub(crate) fn numbers_stay(before: &Tables, after: &Tables) -> Result<(), String> {
     let now: BTreeMap<&Identity, u32> = after.identities.iter().map(|(number, it)| (&**it, *number)).collect();
     for (number, identity) in &before.identities {

@@ -80,6 +80,7 @@ fn check(history: &History) -> Result<u64, String> {
             let fresh = &verdicts::plan(&mut anew, &world).tables;
             canon::same(&tables, fresh).map_err(|why| format!("step {step} on {node}: planned anew, {why}"))?;
             canon::numbers_stay(before, &tables).map_err(|why| format!("step {step} on {node}: {why}"))?;
+            canon::numbers_stay(&tables, fresh).map_err(|why| format!("step {step} on {node}: anew, {why}"))?;
             *before = tables;
         }
         compared += compare(&state, &state.cluster, &before).map_err(|why| format!("step {step}: {why}"))?;
