@@ -127,7 +127,7 @@ impl Default for Memo {
 
 impl Memo {
     /// Notes what the kernel's maps hold, after each read and each acknowledged change: numbers of what is gone are free
-    /// once no map holds them.
+    /// once no map holds them, and rest until this is called.
     pub fn held(&mut self, held: &Held) {
         self.identities.held(&held.identities);
         self.sets.held(&held.sets);
