@@ -138,6 +138,7 @@ fn node(name: &str, address: &str, ranges: &[&str]) -> Node {
         name: name.into(),
         uid: format!("uid of {name}").into(),
         internal_ips: vec![address.parse().expect("an address")],
+        external_ips: Vec::new(),
         pod_cidrs: ranges.iter().map(|range| range.parse().expect("a prefix")).collect(),
         labels: Default::default(),
         annotations: Default::default(),

@@ -70,6 +70,7 @@ impl Planners {
     pub fn plan(&mut self, world: &World, now: Instant) -> Plan {
         let mut conditions: Vec<Condition> = said_by_the_store(world).cloned().collect();
         conditions.extend(refused::conditions(world));
+        conditions.extend(not_enforced(world));
         if !is_known(world) {
             return Plan { conditions, ..Plan::default() };
         }
@@ -161,6 +162,21 @@ fn from_memory(world: &World) -> Condition {
 pub fn said_by_the_store(world: &World) -> impl Iterator<Item = &Condition> {
     let invalid = world.invalid.values().map(|condition| &**condition);
     invalid.chain(world.notices.values().flat_map(|notices| notices.iter()))
+}
+
+/// Nothing enforces policies yet; that must not go without a word.
+fn not_enforced(world: &World) -> Option<Condition> {
+    let first = world.policies.keys().next()?;
+    Some(Condition {
+        about: first.to_string(),
+        field: String::new(),
+        reason: "PolicyNotEnforced",
+        message: format!(
+            "policies in the store: {}; this version enforces none, and pods are as open as without them",
+            world.policies.len()
+        ),
+        fix: "let something else enforce them, or keep what they protect out of this cluster".into(),
+    })
 }
 
 fn conflict(node: &str, conflict: &Conflict) -> Condition {

@@ -6,6 +6,7 @@
 pub mod boot;
 pub mod cni;
 pub mod kinds;
+pub mod policy;
 pub mod socket;
 pub mod status;
 pub mod tartan;

@@ -40,6 +40,7 @@ fn node(says: &Says) -> Node {
         name: says.name.into(),
         uid: format!("{}-uid", says.name).into(),
         internal_ips: says.underlay.iter().map(|ip| ip.parse().unwrap()).collect(),
+        external_ips: Vec::new(),
         pod_cidrs: says.blocks.iter().map(|block| block.parse().unwrap()).collect(),
         labels: BTreeMap::new(),
         annotations: BTreeMap::new(),

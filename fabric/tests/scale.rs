@@ -27,6 +27,7 @@ fn node(i: u32) -> Node {
         name: name(i),
         uid: format!("uid-{i}").into(),
         internal_ips: vec![format!("10.200.{high}.{low}").parse().unwrap()],
+        external_ips: Vec::new(),
         pod_cidrs: vec![
             format!("10.{}.{low}.0/24", 100 + u32::from(high)).parse().unwrap(),
             format!("fd00:{i:x}::/64").parse().unwrap(),

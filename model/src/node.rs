@@ -17,6 +17,8 @@ pub struct Node {
     pub uid: Arc<str>,
     /// In the order given; at most one per family is used.
     pub internal_ips: Vec<IpAddr>,
+    /// Its other addresses: to policy they are the node, too.
+    pub external_ips: Vec<IpAddr>,
     pub pod_cidrs: Vec<IpNet>,
     pub labels: BTreeMap<String, String>,
     pub annotations: BTreeMap<String, String>,

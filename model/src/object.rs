@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::{Advert, Block, Condition, Config, Node, NodeNetwork, Pool, Reservation};
+use crate::{Advert, Block, Condition, Config, Namespace, Node, NodeNetwork, Pod, PolicyText, Pool, Reservation};
 
 /// The kinds Tartan reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -14,12 +14,19 @@ pub enum Kind {
     IpPool,
     IpReservation,
     IpBlock,
+    Namespace,
+    Pod,
+    NetworkPolicy,
+    ClusterNetworkPolicy,
+    AdminNetworkPolicy,
+    BaselineAdminNetworkPolicy,
 }
 
 /// What names an object in a store.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ObjectId {
     pub kind: Kind,
+    /// `NAMESPACE/NAME` where the kind [is namespaced](Kind::is_namespaced).
     pub name: Arc<str>,
 }
 
@@ -36,6 +43,9 @@ pub enum Object {
     Pool(Arc<Pool>),
     Reservation(Arc<Reservation>),
     Block(Arc<Block>),
+    Namespace(Arc<Namespace>),
+    Pod(Arc<Pod>),
+    Policy(Arc<PolicyText>),
 }
 
 /// What a store says. Each list or relist of a kind is `Init`, `Put`s, `Synced`: what was not put between is gone.
@@ -72,8 +82,20 @@ impl From<Advert> for Object {
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Kind; 6] =
-        [Kind::Node, Kind::NetworkConfig, Kind::NodeNetwork, Kind::IpPool, Kind::IpReservation, Kind::IpBlock];
+    pub const ALL: [Kind; 12] = [
+        Kind::Node,
+        Kind::NetworkConfig,
+        Kind::NodeNetwork,
+        Kind::IpPool,
+        Kind::IpReservation,
+        Kind::IpBlock,
+        Kind::Namespace,
+        Kind::Pod,
+        Kind::NetworkPolicy,
+        Kind::ClusterNetworkPolicy,
+        Kind::AdminNetworkPolicy,
+        Kind::BaselineAdminNetworkPolicy,
+    ];
 
     /// `kind` as documents have it.
     pub fn as_str(self) -> &'static str {
@@ -84,7 +106,18 @@ impl Kind {
             Kind::IpPool => "IPPool",
             Kind::IpReservation => "IPReservation",
             Kind::IpBlock => "IPBlock",
+            Kind::Namespace => "Namespace",
+            Kind::Pod => "Pod",
+            Kind::NetworkPolicy => "NetworkPolicy",
+            Kind::ClusterNetworkPolicy => "ClusterNetworkPolicy",
+            Kind::AdminNetworkPolicy => "AdminNetworkPolicy",
+            Kind::BaselineAdminNetworkPolicy => "BaselineAdminNetworkPolicy",
         }
+    }
+
+    /// Whether its objects are in namespaces.
+    pub fn is_namespaced(self) -> bool {
+        matches!(self, Kind::Pod | Kind::NetworkPolicy)
     }
 }
 

@@ -1,4 +1,4 @@
-//! Label selectors in Calico's language, as IPPool uses them: `all()`, `has(key)`, `zone == "a" && !has(gpu)`.
+//! Label selectors, which can say all that Calico's language can and so all that Kubernetes' own can: `all()`, `has(key)`, `zone == "a" && !has(gpu)`.
 //!
 //! Grammar (blanks and tabs allowed between tokens; `!` binds to what follows it directly; no escapes in texts):
 //!
@@ -12,16 +12,17 @@
 //! Invariant: `Selector::parse(s.to_string()) == s`. As in Calico, `!=` and `not in` hold where the label is absent, and
 //! an operator's word is one only after a label, so that a label may be named `in` or `contains`.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
 
+use crate::Labelled;
 use crate::selector::parse::Parser;
 
 mod parse;
 
 /// A selector that has been parsed.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Selector {
     expr: Expr,
 }
@@ -36,7 +37,7 @@ pub struct SelectorError {
     pub found: String,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 enum Expr {
     All,
     Has(String),
@@ -46,7 +47,7 @@ enum Expr {
     Or(Vec<Expr>),
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 enum Test {
     Equal(String),
     NotEqual(String),
@@ -70,9 +71,40 @@ impl Selector {
         Ok(Selector { expr: Parser::new(text).selector()? })
     }
 
+    /// Matches where each of these does; all of them none is [`Selector::all`].
+    pub fn all_of(parts: impl IntoIterator<Item = Selector>) -> Selector {
+        let mut parts: Vec<Expr> = parts.into_iter().map(|part| part.expr).collect();
+        Selector { expr: if parts.len() == 1 { parts.swap_remove(0) } else { Expr::and(parts) } }
+    }
+
+    /// Matches where the label is there.
+    pub fn has(label: &str) -> Selector {
+        Selector { expr: Expr::Has(label.to_owned()) }
+    }
+
+    /// Matches where this one does not.
+    pub fn negated(self) -> Selector {
+        Selector { expr: Expr::Not(Box::new(self.expr)) }
+    }
+
+    /// Matches where the label has one of these values.
+    pub fn is_in<'a>(label: &str, values: impl IntoIterator<Item = &'a str>) -> Selector {
+        Selector { expr: Expr::Label(label.to_owned(), Test::In(values.into_iter().map(str::to_owned).collect())) }
+    }
+
+    /// Matches where the label is absent or has another value.
+    pub fn is_not_in<'a>(label: &str, values: impl IntoIterator<Item = &'a str>) -> Selector {
+        Selector { expr: Expr::Label(label.to_owned(), Test::NotIn(values.into_iter().map(str::to_owned).collect())) }
+    }
+
     /// Whether something with these labels is meant.
-    pub fn matches(&self, labels: &BTreeMap<String, String>) -> bool {
+    pub fn matches(&self, labels: &impl Labelled) -> bool {
         self.expr.matches(labels)
+    }
+
+    /// Tells every label it looks at; some more than once.
+    pub fn each_label<'a>(&'a self, tell: &mut impl FnMut(&'a str)) {
+        self.expr.each_label(tell);
     }
 }
 
@@ -93,11 +125,24 @@ impl fmt::Display for Selector {
 // === impl Expr ===
 
 impl Expr {
-    fn matches(&self, labels: &BTreeMap<String, String>) -> bool {
+    fn and(parts: Vec<Expr>) -> Expr {
+        if parts.is_empty() { Expr::All } else { Expr::And(parts) }
+    }
+
+    fn each_label<'a>(&'a self, tell: &mut impl FnMut(&'a str)) {
+        match self {
+            Expr::All => {}
+            Expr::Has(label) | Expr::Label(label, _) => tell(label),
+            Expr::Not(inner) => inner.each_label(tell),
+            Expr::And(parts) | Expr::Or(parts) => parts.iter().for_each(|part| part.each_label(tell)),
+        }
+    }
+
+    fn matches(&self, labels: &impl Labelled) -> bool {
         match self {
             Expr::All => true,
-            Expr::Has(label) => labels.contains_key(label),
-            Expr::Label(label, test) => test.holds(labels.get(label).map(String::as_str)),
+            Expr::Has(label) => labels.label(label).is_some(),
+            Expr::Label(label, test) => test.holds(labels.label(label)),
             Expr::Not(inner) => !inner.matches(labels),
             Expr::And(parts) => parts.iter().all(|part| part.matches(labels)),
             Expr::Or(parts) => parts.iter().any(|part| part.matches(labels)),

@@ -16,8 +16,8 @@ use tartan_netstate::{Key, Owner, PodNetns, State};
 use crate::host::Part;
 use crate::object::{Kind, Object, ObjectId, Revision, StoreEvent};
 use crate::{
-    Advert, Attachment, Block, Condition, Config, Features, Heard, Host, Node, NodeCondition, NodeNetwork, Pool,
-    Reservation, Said,
+    Advert, Attachment, Block, Condition, Config, Features, Heard, Host, Namespace, Node, NodeCondition, NodeNetwork,
+    Pod, PolicyText, Pool, Reservation, Said,
 };
 
 /// What a node knows.
@@ -34,6 +34,11 @@ pub struct World {
     pub reservations: OrdMap<Arc<str>, Arc<Reservation>>,
     /// Every node's claims, by range.
     pub blocks: OrdMap<IpNet, Arc<Block>>,
+    pub namespaces: OrdMap<Arc<str>, Arc<Namespace>>,
+    /// Every node's pods, by `NAMESPACE/NAME`.
+    pub pods: OrdMap<Arc<str>, Arc<Pod>>,
+    /// Policies of every kind.
+    pub policies: OrdMap<ObjectId, Arc<PolicyText>>,
     /// This node's pods, by id.
     pub attachments: OrdMap<Arc<str>, Arc<Attachment>>,
     /// When an address of this node was last given back.
@@ -290,6 +295,9 @@ impl World {
             Object::Pool(pool) => put(&mut self.pools, id.name, pool),
             Object::Reservation(reservation) => put(&mut self.reservations, id.name, reservation),
             Object::Block(block) => put(&mut self.blocks, block.cidr, block),
+            Object::Namespace(namespace) => put(&mut self.namespaces, id.name, namespace),
+            Object::Pod(pod) => put(&mut self.pods, id.name, pod),
+            Object::Policy(policy) => put(&mut self.policies, id, policy),
         }
     }
 
@@ -311,6 +319,12 @@ impl World {
                     self.blocks.remove(&range);
                 }
             }
+            Kind::Namespace => drop(self.namespaces.remove(&id.name)),
+            Kind::Pod => drop(self.pods.remove(&id.name)),
+            Kind::NetworkPolicy
+            | Kind::ClusterNetworkPolicy
+            | Kind::AdminNetworkPolicy
+            | Kind::BaselineAdminNetworkPolicy => drop(self.policies.remove(id)),
         }
     }
 
@@ -348,6 +362,14 @@ impl World {
             Kind::IpPool => self.pools.keys().cloned().collect(),
             Kind::IpReservation => self.reservations.keys().cloned().collect(),
             Kind::IpBlock => self.blocks.keys().map(|range| Block::name_of(range).into()).collect(),
+            Kind::Namespace => self.namespaces.keys().cloned().collect(),
+            Kind::Pod => self.pods.keys().cloned().collect(),
+            Kind::NetworkPolicy
+            | Kind::ClusterNetworkPolicy
+            | Kind::AdminNetworkPolicy
+            | Kind::BaselineAdminNetworkPolicy => {
+                self.policies.keys().filter(|id| id.kind == kind).map(|id| id.name.clone()).collect()
+            }
         };
         known.into_iter().chain(invalid).collect()
     }

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tartan_model::{
-    Advert, Block, Condition, Config, FabricMode, Features, Kind, Node, NodeCondition, Object, ObjectId, PerFamily,
-    Pool, Reservation, Revision, Selector, StoreEvent, World,
+    Advert, Block, Condition, Config, FabricMode, Features, Kind, Labels, Namespace, Node, NodeCondition, Object,
+    ObjectId, PerFamily, Pod, PolicyText, Pool, Reservation, Revision, Selector, StoreEvent, World,
 };
 
 use StoreEvent::{Away, Init, Invalid, Synced};
@@ -24,6 +24,7 @@ fn object(kind: Kind, name: &str, seed: u8) -> Object {
                 name,
                 uid: "u".into(),
                 internal_ips: vec![IpAddr::from([192, 0, 2, seed])],
+                external_ips: Vec::new(),
                 pod_cidrs: Vec::new(),
                 labels: Default::default(),
                 annotations: Default::default(),
@@ -70,7 +71,32 @@ fn object(kind: Kind, name: &str, seed: u8) -> Object {
             }
             .into(),
         ),
+        Kind::Namespace => Object::Namespace(Namespace { name, labels: seeded(seed) }.into()),
+        Kind::Pod => Object::Pod(
+            Pod {
+                node: "n1".into(),
+                labels: seeded(seed),
+                service_account: "default".into(),
+                addresses: Box::default(),
+                ports: Box::default(),
+                host_network: false,
+                finished: false,
+            }
+            .into(),
+        ),
+        Kind::NetworkPolicy
+        | Kind::ClusterNetworkPolicy
+        | Kind::AdminNetworkPolicy
+        | Kind::BaselineAdminNetworkPolicy => Object::Policy(PolicyText { json: seed.to_string().into() }.into()),
     }
+}
+
+fn seeded(seed: u8) -> Labels {
+    [("seed", seed.to_string().as_str())].into_iter().collect()
+}
+
+fn seed_of(labels: &Labels) -> &str {
+    labels.iter().next().map_or("", |(_, seed)| seed)
 }
 
 /// The range a claim of this name is on: `10-1-0-0-26` is on `10.1.0.0/26`.
@@ -114,6 +140,17 @@ fn known(world: &World, kind: Kind) -> String {
         }
         Kind::IpBlock => {
             world.blocks.iter().map(|(cidr, block)| format!("{}={}", Block::name_of(cidr), &block.node[1..])).collect()
+        }
+        Kind::Namespace => {
+            world.namespaces.iter().map(|(name, namespace)| format!("{name}={}", seed_of(&namespace.labels))).collect()
+        }
+        Kind::Pod => world.pods.iter().map(|(name, pod)| format!("{name}={}", seed_of(&pod.labels))).collect(),
+        Kind::NetworkPolicy
+        | Kind::ClusterNetworkPolicy
+        | Kind::AdminNetworkPolicy
+        | Kind::BaselineAdminNetworkPolicy => {
+            let of_kind = world.policies.iter().filter(|(id, _)| id.kind == kind);
+            of_kind.map(|(id, policy)| format!("{}={}", id.name, policy.json)).collect()
         }
     };
     names.join(" ")

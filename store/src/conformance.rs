@@ -69,6 +69,7 @@ fn node(name: &str) -> (ObjectId, Object) {
         name: name.into(),
         uid: "u1".into(),
         internal_ips: vec!["192.0.2.1".parse().unwrap()],
+        external_ips: Vec::new(),
         pod_cidrs: Vec::new(),
         labels: BTreeMap::new(),
         annotations: BTreeMap::new(),

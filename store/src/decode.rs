@@ -1,13 +1,13 @@
 //! The one place that turns YAML and JSON documents into objects of the model, and back.
 //!
 //! Invariants: never panics, whatever the bytes; a document is taken whole or refused with object, field, line, value,
-//! cause and fix; `decode(encode(object)) == object`. Kinds of others (Node, IPPool, IPReservation) may hold keys we do
-//! not know; our NetworkConfig may not, because a typo must not pass for a default.
+//! cause and fix; `decode(encode(object)) == object`. Kinds of others (Node, Pod, IPPool …) may hold keys we do not know;
+//! our NetworkConfig may not, because a typo must not pass for a default. Policies are taken as they are.
 
 use std::ops::Range;
 
 use serde::Deserialize;
-use tartan_api::{kinds, tartan};
+use tartan_api::{kinds, policy as policies, tartan};
 use tartan_model::{Condition, Kind, Object, ObjectId, Revision};
 
 use self::fault::Fault;
@@ -17,8 +17,10 @@ mod fault;
 mod fields;
 mod locate;
 mod node;
+mod policy;
 mod pool;
 mod split;
+mod workload;
 
 /// A document of a text, which was read without fault.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,14 +45,23 @@ pub struct Refused {
 }
 
 /// The kinds and the `apiVersion` each is read from.
-const KINDS: [(Kind, &str); 6] = [
+const KINDS: [(Kind, &str); 12] = [
     (Kind::Node, "v1"),
     (Kind::NetworkConfig, tartan::API_VERSION),
     (Kind::NodeNetwork, tartan::API_VERSION),
     (Kind::IpPool, kinds::CALICO_API_VERSION),
     (Kind::IpReservation, kinds::CALICO_API_VERSION),
     (Kind::IpBlock, tartan::API_VERSION),
+    (Kind::Namespace, "v1"),
+    (Kind::Pod, "v1"),
+    (Kind::NetworkPolicy, policies::NETWORKING_API_VERSION),
+    (Kind::ClusterNetworkPolicy, policies::CLUSTER_API_VERSION),
+    (Kind::AdminNetworkPolicy, policies::ADMIN_API_VERSION),
+    (Kind::BaselineAdminNetworkPolicy, policies::ADMIN_API_VERSION),
 ];
+
+/// Where an object of a namespaced kind is that does not say.
+const DEFAULT_NAMESPACE: &str = "default";
 
 /// The part of a document that says what it is.
 #[derive(Default, Deserialize)]
@@ -65,6 +76,7 @@ struct Header {
 #[serde(default)]
 struct Name {
     name: String,
+    namespace: String,
 }
 
 /// Every document of a text, in its order; empty ones are left out. `origin` names the text in conditions.
@@ -86,6 +98,9 @@ pub fn encode(id: &ObjectId, object: &Object) -> serde_yaml_ng::Value {
         Object::Pool(pool) => serde_yaml_ng::to_value(pool::encode(pool)),
         Object::Reservation(reservation) => serde_yaml_ng::to_value(pool::encode_reservation(reservation)),
         Object::Block(block) => serde_yaml_ng::to_value(pool::encode_block(block)),
+        Object::Namespace(namespace) => serde_yaml_ng::to_value(workload::encode_namespace(namespace)),
+        Object::Pod(pod) => serde_yaml_ng::to_value(workload::encode_pod(&id.name, pod)),
+        Object::Policy(policy) => Ok(policy::encode(id, version(id.kind), policy)),
     };
     document.expect("the types of api are maps with text keys, lists and scalars")
 }
@@ -117,11 +132,7 @@ fn document(origin: &str, text: &str, part: split::Part, last: bool) -> Result<D
         refused(id.clone(), last || id.is_none(), fault)
     })?;
     let kind = kind_of(&header).map_err(|(fault, unsure)| refused(None, unsure, fault))?;
-    let name = header.metadata.name.as_str();
-    if !is_name(name) {
-        return Err(refused(None, true, Fault::name(name)));
-    }
-    let id = ObjectId { kind, name: name.into() };
+    let id = id_of(kind, &header.metadata).map_err(|fault| refused(None, true, fault))?;
     check_version(kind, &header)
         .and_then(|()| decode(&id, body))
         .map(|object| Document { id: id.clone(), object, range: part.range.clone() })
@@ -139,7 +150,28 @@ fn decode(ObjectId { kind, name }: &ObjectId, body: &str) -> Result<Object, Faul
             pool::decode_reservation(&fault::typed(body)?).map(|read| Object::Reservation(read.into()))
         }
         Kind::IpBlock => pool::decode_block(&fault::typed(body)?).map(|read| Object::Block(read.into())),
+        Kind::Namespace => workload::decode_namespace(&fault::typed(body)?).map(|read| Object::Namespace(read.into())),
+        Kind::Pod => workload::decode_pod(&fault::typed(body)?).map(|read| Object::Pod(read.into())),
+        Kind::NetworkPolicy
+        | Kind::ClusterNetworkPolicy
+        | Kind::AdminNetworkPolicy
+        | Kind::BaselineAdminNetworkPolicy => policy::decode(*kind, body).map(|read| Object::Policy(read.into())),
     }
+}
+
+fn id_of(kind: Kind, metadata: &Name) -> Result<ObjectId, Fault> {
+    let Name { name, namespace } = metadata;
+    if !is_name(name) {
+        return Err(Fault::name(name));
+    }
+    if !kind.is_namespaced() {
+        return Ok(ObjectId { kind, name: name.as_str().into() });
+    }
+    let namespace = if namespace.is_empty() { DEFAULT_NAMESPACE } else { namespace };
+    if !is_name(namespace) || namespace.contains('.') {
+        return Err(Fault::namespace(namespace));
+    }
+    Ok(ObjectId { kind, name: format!("{namespace}/{name}").into() })
 }
 
 /// The kind, or why not and whether one of ours may have been meant.
@@ -162,8 +194,13 @@ fn kind_of(header: &Header) -> Result<Kind, (Fault, bool)> {
     })
 }
 
-fn check_version(kind: Kind, header: &Header) -> Result<(), Fault> {
+fn version(kind: Kind) -> &'static str {
     let (_, version) = KINDS.into_iter().find(|(of, _)| *of == kind).expect("the table has every kind");
+    version
+}
+
+fn check_version(kind: Kind, header: &Header) -> Result<(), Fault> {
+    let version = version(kind);
     if header.api_version == version {
         return Ok(());
     }

@@ -28,7 +28,7 @@ pub type BoxStream<'a, T> = Pin<Box<dyn Stream<Item = T> + Send + 'a>>;
 
 /// Where shared state lives.
 pub trait Store: Send + Sync {
-    /// Everything of these kinds, now and from now on.
+    /// Everything of these kinds, now and from now on. A kind that the store does not know is listed, and empty.
     fn watch(&self, kinds: &[Kind]) -> BoxStream<'static, StoreEvent>;
     /// Writes an object if what is there is as expected. If the future is dropped, the write may still happen, but then
     /// before every write that begins later.

@@ -8,6 +8,7 @@ mod bench;
 mod command;
 mod demo;
 mod r#gen;
+mod mutants;
 mod packages;
 mod test;
 mod tidy;
@@ -24,6 +25,7 @@ pub(crate) const COMMANDS: &[(&str, &str)] = &[
     ("tidy", "check what compilers do not: crate edges, lengths, docs"),
     ("demo [--yes]", "three nodes on this machine, shown, broken and repaired; `--yes` asks nothing"),
     ("bench [GROUP…]", "measure against yardsticks in the same run; prints `figure NAME VALUE UNIT`"),
+    ("mutants", "break the policy compiler in known points, one by one, and see that its tests notice"),
     ("gen", "write the generated tables of the docs again"),
 ];
 
@@ -46,6 +48,7 @@ fn run(args: &[&str]) -> Result<()> {
         ["demo"] => demo::run(&[]),
         ["demo", "--yes"] => demo::run(&["--yes"]),
         ["bench", groups @ ..] => bench::run(groups),
+        ["mutants"] => mutants::run(),
         ["gen"] => r#gen::run(),
         [] | ["help" | "--help" | "-h"] => {
             print!("{}", help());

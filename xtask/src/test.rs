@@ -55,11 +55,12 @@ pub(crate) const GROUPS: &[Group] = &[
     group("tidy",   When::Always, false, "what compilers do not check: crate edges, lengths, docs", &["xtask tidy"]),
     group("fmt",    When::Always, false, "formatting",                                     &["cargo fmt --all --check"]),
     group("clippy", When::Always, false, "lints, all targets",                             &["cargo clippy --workspace --all-targets --quiet -- -D warnings"]),
-    group("unit",   When::Always, false, "pure code, examples in docs",                    &["cargo test --workspace --lib --bins", "cargo test --workspace --doc"]),
+    group("unit",   When::Always, false, "pure code, examples in docs",                    &["cargo test --workspace --exclude tartan-kernel --exclude tartan-lab --lib --bins --tests", "cargo test -p tartan-kernel -p tartan-lab --lib", "cargo test --workspace --doc"]),
     group("kernel", When::Always, true,  "the kernel crate on real kernel objects",        &["cargo test -p tartan-kernel --test *"]),
     group("lab",    When::Always, true,  "whole nodes in network namespaces",              &["cargo build -p tartan-cli -p tartan-cni", "cargo test -p tartan-lab --test *"]),
     group("fuzz",   When::Named,  false, "inputs made from the stored ones, for a while", &["cargo test -p tartan-store -p tartan-agent -p tartan-cni --lib --bins -- --ignored --nocapture fuzz"]),
-    group("long",   When::Named,  true,  "the ignored tests: long random runs, many repeats", &["cargo build -p tartan-cli -p tartan-cni", "cargo build --profile demo -p tartan-cli", "cargo test -p tartan-lab --test * -- --ignored"]),
+    group("mutants", When::Named, false, "that tests notice known mistakes, made on purpose in a copy", &["xtask mutants"]),
+    group("long",   When::Named,  true,  "the ignored tests: long random runs, many repeats", &["cargo build -p tartan-cli -p tartan-cni", "cargo build --profile demo -p tartan-cli", "cargo test -p tartan-lab --test * -- --ignored", "cargo test -p tartan-policy --test * -- --ignored"]),
 ];
 
 /// What the `test result:` lines of a group add up to.

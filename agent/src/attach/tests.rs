@@ -25,6 +25,7 @@ pub(crate) fn whole(now: Instant) -> World {
         name: "n1".into(),
         uid: "uid-1".into(),
         internal_ips: vec!["192.0.2.1".parse().unwrap()],
+        external_ips: Vec::new(),
         pod_cidrs: Vec::new(),
         labels: BTreeMap::new(),
         annotations: BTreeMap::new(),

@@ -41,6 +41,7 @@ fn world() -> World {
         name: "n1".into(),
         uid: "u1".into(),
         internal_ips: vec!["192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap()],
+        external_ips: Vec::new(),
         pod_cidrs: vec!["10.1.0.0/24".parse().unwrap()],
         labels: BTreeMap::from([("zone".to_owned(), "a \"quoted\" one\n".to_owned())]),
         annotations: BTreeMap::new(),

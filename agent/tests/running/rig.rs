@@ -147,6 +147,7 @@ impl Rig {
             name: name.into(),
             uid: format!("uid of {name}").into(),
             internal_ips: vec![address.parse().unwrap()],
+            external_ips: Vec::new(),
             pod_cidrs: ranges.iter().map(|range| range.parse().unwrap()).collect(),
             labels: BTreeMap::new(),
             annotations: BTreeMap::new(),

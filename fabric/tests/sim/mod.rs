@@ -82,6 +82,7 @@ impl Cluster {
             name: name.clone(),
             uid: format!("{name}-uid").into(),
             internal_ips: machine.internal_ips(),
+            external_ips: Vec::new(),
             pod_cidrs: machine.blocks.iter().map(|(_, block)| *block).collect(),
             labels: BTreeMap::new(),
             annotations: BTreeMap::new(),

@@ -105,6 +105,7 @@ fn id_of(object: &Object) -> ObjectId {
         Object::Block(block) => (Kind::IpBlock, Block::name_of(&block.cidr).into()),
         Object::NodeNetwork(network) => (Kind::NodeNetwork, network.advert.node.clone()),
         Object::Config(_) => (Kind::NetworkConfig, "default".into()),
+        Object::Namespace(_) | Object::Pod(_) | Object::Policy(_) => panic!("allocation reads none of these"),
     };
     ObjectId { kind, name }
 }
@@ -158,6 +159,7 @@ pub(crate) fn node(name: &str, pod_cidrs: &str) -> Put {
             name: name.into(),
             uid: uid_of(name),
             internal_ips: Vec::new(),
+            external_ips: Vec::new(),
             pod_cidrs: nets(pod_cidrs),
             labels: Default::default(),
             annotations: Default::default(),

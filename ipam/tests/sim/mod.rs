@@ -119,6 +119,7 @@ impl Cluster {
                 name: (*name).into(),
                 uid: format!("uid-{name}").into(),
                 internal_ips: Vec::new(),
+                external_ips: Vec::new(),
                 pod_cidrs: vec![format!("fd00:{i}::/64").parse().expect("tests write good values")],
                 labels: BTreeMap::new(),
                 annotations: BTreeMap::new(),

@@ -74,6 +74,13 @@ impl Fault {
         }
     }
 
+    /// A namespace that is none.
+    pub(super) fn namespace(namespace: &str) -> Fault {
+        let rule =
+            "a namespace is 1 to 253 letters in lower case, digits and `-`, and begins and ends with a letter or digit";
+        Fault::value("metadata.namespace", namespace, rule, "write the namespace's name")
+    }
+
     /// As users see it: with the text's name, the line, and the object if it is known.
     pub(super) fn condition(self, origin: &str, id: Option<&ObjectId>, body: &str, first_line: usize) -> Condition {
         let line = first_line - 1 + self.line.unwrap_or_else(|| locate::line(body, &self.field));

@@ -11,16 +11,16 @@ use super::fault::Fault;
 use super::fields;
 
 const INTERNAL_IP: &str = "InternalIP";
+const EXTERNAL_IP: &str = "ExternalIP";
 
 pub(super) fn decode(name: &Arc<str>, document: &kinds::Node) -> Result<Node, Fault> {
     let kinds::Node { metadata, spec, status, .. } = document;
-    let internal_ips = status
-        .addresses
-        .iter()
-        .enumerate()
-        .filter(|(_, address)| address.kind == INTERNAL_IP)
-        .map(|(i, address)| fields::address(&format!("status.addresses[{i}].address"), &address.address))
-        .collect::<Result<Vec<IpAddr>, Fault>>()?;
+    let of_kind = |kind: &str| {
+        let addresses = status.addresses.iter().enumerate().filter(|(_, address)| address.kind == kind);
+        addresses
+            .map(|(i, address)| fields::address(&format!("status.addresses[{i}].address"), &address.address))
+            .collect::<Result<Vec<IpAddr>, Fault>>()
+    };
     let pod_cidrs = match (spec.pod_cidrs.as_slice(), spec.pod_cidr.as_str()) {
         ([], "") => Vec::new(),
         ([], one) => vec![fields::cidr("spec.podCIDR", one)?],
@@ -29,7 +29,8 @@ pub(super) fn decode(name: &Arc<str>, document: &kinds::Node) -> Result<Node, Fa
     Ok(Node {
         name: name.clone(),
         uid: metadata.uid.as_str().into(),
-        internal_ips: exactly(internal_ips),
+        internal_ips: exactly(of_kind(INTERNAL_IP)?),
+        external_ips: exactly(of_kind(EXTERNAL_IP)?),
         pod_cidrs: exactly(pod_cidrs),
         labels: metadata.labels.clone(),
         annotations: metadata.annotations.clone(),
@@ -37,7 +38,9 @@ pub(super) fn decode(name: &Arc<str>, document: &kinds::Node) -> Result<Node, Fa
 }
 
 pub(super) fn encode(node: &Node) -> kinds::Node {
-    let address = |ip: &IpAddr| kinds::NodeAddress { kind: INTERNAL_IP.to_owned(), address: ip.to_string() };
+    let address = |(kind, ip): (&str, &IpAddr)| kinds::NodeAddress { kind: kind.to_owned(), address: ip.to_string() };
+    let internal = node.internal_ips.iter().map(|ip| (INTERNAL_IP, ip));
+    let external = node.external_ips.iter().map(|ip| (EXTERNAL_IP, ip));
     kinds::Node {
         api_version: "v1".to_owned(),
         kind: "Node".to_owned(),
@@ -52,7 +55,7 @@ pub(super) fn encode(node: &Node) -> kinds::Node {
             pod_cidr: node.pod_cidrs.first().map(ToString::to_string).unwrap_or_default(),
             pod_cidrs: node.pod_cidrs.iter().map(ToString::to_string).collect(),
         },
-        status: NodeStatus { addresses: node.internal_ips.iter().map(address).collect() },
+        status: NodeStatus { addresses: internal.chain(external).map(address).collect() },
     }
 }
 

@@ -37,10 +37,11 @@ pub(super) fn salvage(body: &str) -> Option<ObjectId> {
     let mut lines = body.lines();
     let kind = value(lines.clone().find(|line| line.starts_with("kind:"))?)?;
     lines.find(|line| line.trim_end() == "metadata:")?;
-    let name =
-        value(lines.take_while(|line| line.starts_with(' ')).find(|line| line.trim_start().starts_with("name:"))?)?;
+    let metadata: Vec<&str> = lines.take_while(|line| line.starts_with(' ')).collect();
+    let field = |key: &str| value(metadata.iter().find(|line| line.trim_start().starts_with(key))?);
     let kind = Kind::ALL.into_iter().find(|known| known.as_str() == kind)?;
-    super::is_name(&name).then(|| ObjectId { kind, name: name.into() })
+    let metadata = super::Name { name: field("name:")?, namespace: field("namespace:").unwrap_or_default() };
+    super::id_of(kind, &metadata).ok()
 }
 
 fn is_separator(line: &str) -> bool {

@@ -134,10 +134,90 @@ fn documents_of_others_are_taken_as_they_are() {
             "{spec: {podCIDR: 10.1.0.0/24, podCIDRs: [10.1.0.0/24, 'fd01::/64']},
               status: {addresses: [{type: InternalIP, address: 192.0.2.1}]}}",
         ),
+        (
+            node(
+                "status: {addresses: [{type: ExternalIP, address: 203.0.113.1}, {type: InternalIP, address: 192.0.2.1}]}",
+            ),
+            "{spec: {}, status: {addresses: [{type: InternalIP, address: 192.0.2.1}, {type: ExternalIP, address: 203.0.113.1}]}}",
+        ),
+        (document("v1", "Namespace", "ns", "spec: {finalizers: [kubernetes]}"), "spec: {}"),
+        (document("v1", "Pod", "p", "spec: {containers: [{name: a, image: b}]}"), "spec: {}"),
+        (
+            document(
+                "v1",
+                "Pod",
+                "p",
+                "spec:
+  nodeName: n1
+  serviceAccountName: sa
+  hostNetwork: true
+  initContainers:
+  - {ports: [{name: once, containerPort: 1}]}
+  - {restartPolicy: Always, ports: [{name: side, containerPort: 2, protocol: SCTP}, {name: web, containerPort: 3}]}
+  containers:
+  - {ports: [{name: web, containerPort: 80}, {containerPort: 81}]}
+  - {ports: [{name: web, containerPort: 80, protocol: UDP}, {name: web, containerPort: 82, protocol: TCP}]}
+status: {phase: Failed, podIP: 10.0.0.1, podIPs: [{ip: 10.0.0.1}, {ip: 'fd00::1'}]}",
+            ),
+            "{spec: {nodeName: n1, serviceAccountName: sa, hostNetwork: true, containers: [{ports: [
+                {name: web, containerPort: 80, protocol: TCP}, {name: web, containerPort: 80, protocol: UDP},
+                {name: side, containerPort: 2, protocol: SCTP}]}]},
+              status: {phase: Succeeded, podIP: 10.0.0.1, podIPs: [{ip: 10.0.0.1}, {ip: 'fd00::1'}]}}",
+        ),
+        (
+            document("v1", "Pod", "p", "status: {phase: Running, podIP: 'fd00::1'}"),
+            "{spec: {}, status: {podIP: 'fd00::1', podIPs: [{ip: 'fd00::1'}]}}",
+        ),
         ("{\"apiVersion\": \"v1\", \"kind\": \"Node\", \"metadata\": {\"name\": \"n1\"}}".to_owned(), "spec: {}"),
     ] {
         check(&text, want);
     }
+}
+
+/// Whatever a policy says: what is wrong in it is its dialect's to diagnose.
+#[test]
+fn policies_are_taken_as_they_are() {
+    let kept = |text: &str| match decoded(text) {
+        Object::Policy(policy) => policy.json.to_string(),
+        other => panic!("{text}\n{other:?}"),
+    };
+    let check = |kind: &str, version: &str, rest: &str, want: &str| {
+        let text = document(version, kind, "p", rest);
+        fuzz::check(text.as_bytes());
+        assert_eq!(kept(&text), want, "{text}");
+    };
+    check("NetworkPolicy", "networking.k8s.io/v1", "", "{}");
+    check("NetworkPolicy", "networking.k8s.io/v1", "spec:", r#"{"spec":null}"#);
+    for (kind, version) in [
+        ("NetworkPolicy", "networking.k8s.io/v1"),
+        ("ClusterNetworkPolicy", "policy.networking.k8s.io/v1alpha2"),
+        ("AdminNetworkPolicy", "policy.networking.k8s.io/v1alpha1"),
+        ("BaselineAdminNetworkPolicy", "policy.networking.k8s.io/v1alpha1"),
+    ] {
+        check(kind, version, "spec: {}", r#"{"spec":{}}"#);
+        check(
+            kind,
+            version,
+            "sepc: 1\nspec: {b: [1, -2, 0.1, 1.7976931348623157e308, 'no', yes], a: {}}\nstatus: {c: d}",
+            r#"{"sepc":1,"spec":{"a":{},"b":[1,-2,0.1,1.7976931348623157e+308,"no","yes"]}}"#,
+        );
+    }
+}
+
+#[test]
+fn objects_of_namespaces_have_theirs_in_their_name() {
+    for (kind, version) in [("NetworkPolicy", "networking.k8s.io/v1"), ("Pod", "v1")] {
+        for (metadata, want) in [("name: a.b", "default/a.b"), ("name: a, namespace: x", "x/a")] {
+            let text = format!("apiVersion: {version}\nkind: {kind}\nmetadata: {{{metadata}}}\n");
+            let found = documents("test.yaml", &text);
+            let id = found[0].as_ref().map(|document| document.id.to_string());
+            assert_eq!(id, Ok(format!("{kind}/{want}")), "{text}");
+            fuzz::check(text.as_bytes());
+        }
+    }
+    let namespace = document("v1", "Namespace", "x", "");
+    let Object::Namespace(namespace) = decoded(&namespace) else { panic!("{namespace}") };
+    assert_eq!(namespace.labels.iter().collect::<Vec<_>>(), [("kubernetes.io/metadata.name", "x")]);
 }
 
 #[test]

@@ -190,7 +190,8 @@ fn places(id: &ObjectId, name: &Arc<str>, text: &str, own: bool) -> Vec<Found> {
         range,
         known,
     };
-    if !own && !text.contains(&*id.name) {
+    let name_alone = id.name.rsplit('/').next().expect("a split has a last part");
+    if !own && !text.contains(name_alone) {
         return Vec::new();
     }
     let mut places = Vec::new();
@@ -216,9 +217,13 @@ fn says(text: &str, id: &ObjectId, object: &Object) -> bool {
     matches!(decode::documents("", text).as_slice(), [Ok(document)] if document.id == *id && document.object == *object)
 }
 
-/// The file the store keeps an object in.
+/// The file the store keeps an object in. A namespace holds no dot, so that two objects never share one.
 fn own_name(id: &ObjectId) -> String {
-    format!("{}.{}.yaml", id.kind.as_str().to_lowercase(), id.name)
+    format!(
+        "{}.{}.yaml",
+        id.kind.as_str().to_lowercase(),
+        id.name.replacen('/', ".", usize::from(id.kind.is_namespaced()))
+    )
 }
 
 /// Whether the name is one the store gives to the file of an object: such a file is looked into for that object only.

@@ -27,6 +27,7 @@ pub(crate) const CRATES: &[Crate] = &[
     krate("model",    "values",      3000, &["api", "netstate"]),
     krate("ipam",     "planner",     2500, &["model", "netstate"]),
     krate("fabric",   "planner",     4000, &["model", "netstate"]),
+    krate("policy",   "planner",     6000, &["api", "model"]),
     krate("datapath", "planner",     2500, &["model", "netstate"]),
     krate("kernel",   "door",        8000, &["model", "netstate"]),
     krate("store",    "door",        4000, &["api", "model", "netstate"]),

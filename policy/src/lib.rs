@@ -1,0 +1,16 @@
+//! Planner: policy objects to rules to verdict tables, and the oracle they must agree with.
+//!
+//! ```text
+//! objects ──dialect──► ir ──verdicts──► tables ──► a datapath
+//!    │                  └──walk──┐         │
+//!    └──oracle───────────────────┴── must agree on every packet
+//! ```
+//!
+//! Invariants: pure and total; `plan(memo, world) == plan(empty, world)`; what is not understood denies.
+
+pub mod dialect;
+pub mod ir;
+pub mod oracle;
+pub mod traits;
+pub mod verdicts;
+pub mod walk;

@@ -1,0 +1,474 @@
+//! Identities: what of an address policy looks at, interned, and the number of each address and range.
+//!
+//! An identity is an end's traits, cut down to what any rule mentions, and the smallest mentioned range around its
+//! address: by these two every rule treats all its addresses alike. Addresses of known pods and nodes are listed one by
+//! one; any other is in the smallest listed range around it, and is outside the cluster or an unknown pod's.
+//!
+//! Invariant: the maps are a function of World and of what is mentioned, whatever came before.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use imbl::OrdMap;
+use imbl::ordmap::DiffItem;
+use ipnet::IpNet;
+use tartan_model::{Attachment, Block, Family, Heard, Labels, Namespace, Node, Pod, Pool, World};
+
+use super::mentions::{Mentions, Ranges};
+use super::numbers::Numbers;
+use crate::ir::Entity;
+use crate::traits::{Traits, Workload, protocol_number};
+
+/// Stands for every identity that has no row of its own.
+pub const ANY: u32 = 0;
+/// Numbers below are reserved: what has no traits but its entity has the same number on every node.
+const FIRST_FREE: u32 = 16;
+
+/// What of an end policy looks at.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Identity {
+    pub traits: Traits,
+    /// The smallest mentioned range around its addresses.
+    pub range: Option<IpNet>,
+}
+
+/// See the module.
+pub(super) struct Identities {
+    numbers: Numbers<Identity>,
+    /// Identities of addresses and ranges that are there.
+    live: OrdMap<u32, Arc<Identity>>,
+    uses: BTreeMap<u32, usize>,
+    /// Who says that an address is theirs.
+    claims: BTreeSet<(IpAddr, Claimant)>,
+    /// Pods of this node, by the addresses that they were given here: nobody else's word counts against that.
+    attached: BTreeMap<IpAddr, Arc<str>>,
+    addresses: OrdMap<IpAddr, u32>,
+    ranges: OrdMap<IpNet, u32>,
+    /// Ranges that only pods have addresses of.
+    pools: BTreeSet<IpNet>,
+    around: Ranges,
+    /// By name, the ports that live identities call so, and how many of them do.
+    named: BTreeMap<Arc<str>, BTreeMap<(u8, u16), usize>>,
+    changed: BTreeSet<u32>,
+    seen: Seen,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Claimant {
+    Node(Arc<str>),
+    Pod(Arc<str>),
+}
+
+#[derive(Default)]
+struct Seen {
+    local: Arc<str>,
+    pods: OrdMap<Arc<str>, Arc<Pod>>,
+    namespaces: OrdMap<Arc<str>, Arc<Namespace>>,
+    nodes: OrdMap<Arc<str>, Arc<Node>>,
+    adverts: OrdMap<Arc<str>, Heard>,
+    pools: OrdMap<Arc<str>, Arc<Pool>>,
+    blocks: OrdMap<IpNet, Arc<Block>>,
+    attachments: OrdMap<Arc<str>, Arc<Attachment>>,
+}
+
+/// What is on the way: addresses and ranges whose identity may differ now.
+#[derive(Default)]
+struct Dirty {
+    addresses: BTreeSet<IpAddr>,
+    ranges: BTreeSet<IpNet>,
+    /// Pods of this node: theirs are also the addresses that they were given here.
+    local: BTreeSet<Arc<str>>,
+}
+
+/// The number of an identity of which nothing is known but its entity.
+pub fn reserved(entity: Entity) -> Option<u32> {
+    match entity {
+        Entity::Pod => None,
+        Entity::Host => Some(1),
+        Entity::RemoteNode => Some(2),
+        Entity::World => Some(3),
+        Entity::ApiServer => Some(4),
+        Entity::Health => Some(5),
+        Entity::UnknownPod => Some(6),
+    }
+}
+
+/// A pod as policy sees it; none where its namespace is not known.
+pub(super) fn workload(world: &World, key: &str, pod: &Pod) -> Option<Workload> {
+    let (namespace, _) = key.split_once('/')?;
+    let namespace = world.namespaces.get(namespace)?;
+    Some(Workload {
+        namespace: namespace.name.clone(),
+        namespace_labels: namespace.labels.clone(),
+        labels: pod.labels.clone(),
+        service_account: pod.service_account.clone(),
+        ports: pod.ports.iter().map(|port| (port.name.clone(), protocol_number(port.protocol), port.port)).collect(),
+    })
+}
+
+/// Whether policy sees the pod as one: the node's own are the node, and one that has ended has no address any more.
+pub(super) fn is_workload(pod: &Pod) -> bool {
+    !pod.host_network && !pod.finished
+}
+
+fn pod_addresses(pod: &Pod) -> impl Iterator<Item = IpAddr> {
+    pod.addresses.iter().copied().filter(|_| is_workload(pod))
+}
+
+/// All addresses that mean the node.
+fn node_addresses(
+    name: &str,
+    nodes: &OrdMap<Arc<str>, Arc<Node>>,
+    adverts: &OrdMap<Arc<str>, Heard>,
+) -> BTreeSet<IpAddr> {
+    let node = nodes.get(name);
+    let listed = node.into_iter().flat_map(|node| node.internal_ips.iter().chain(&node.external_ips)).copied();
+    // Without its Node, an advert is what a node that is gone said last.
+    let advert = adverts.get(name).filter(|_| node.is_some());
+    let told = advert.into_iter().flat_map(|heard| {
+        heard.advert.addresses.iter().chain(heard.advert.fabric_addresses.iter()).map(|(_, address)| *address)
+    });
+    listed.chain(told).collect()
+}
+
+// === impl Dirty ===
+
+impl Dirty {
+    fn pods<'a>(&mut self, world: &World, pods: impl IntoIterator<Item = (&'a Arc<str>, &'a Arc<Pod>)>) {
+        for (key, pod) in pods {
+            self.addresses.extend(pod_addresses(pod));
+            if pod.node == world.local {
+                self.local.insert(key.clone());
+            }
+        }
+    }
+}
+
+// === impl Identities ===
+
+impl Identities {
+    pub(super) fn new() -> Identities {
+        Identities {
+            numbers: Numbers::new(FIRST_FREE, u32::MAX),
+            live: OrdMap::new(),
+            uses: BTreeMap::new(),
+            claims: BTreeSet::new(),
+            attached: BTreeMap::new(),
+            addresses: OrdMap::new(),
+            ranges: OrdMap::new(),
+            pools: BTreeSet::new(),
+            around: Ranges::default(),
+            named: BTreeMap::new(),
+            changed: BTreeSet::new(),
+            seen: Seen::default(),
+        }
+    }
+
+    pub(super) fn held(&mut self, held: &BTreeSet<u32>) {
+        self.numbers.held(held);
+    }
+
+    pub(super) fn live(&self) -> &OrdMap<u32, Arc<Identity>> {
+        &self.live
+    }
+
+    pub(super) fn addresses(&self) -> &OrdMap<IpAddr, u32> {
+        &self.addresses
+    }
+
+    pub(super) fn ranges(&self) -> &OrdMap<IpNet, u32> {
+        &self.ranges
+    }
+
+    /// The ports that any end calls so.
+    pub(super) fn ports_named(&self, name: &str) -> impl Iterator<Item = (u8, u16)> {
+        self.named.get(name).into_iter().flatten().map(|(port, _)| *port)
+    }
+
+    /// Brings everything up to date; returns the identities that came or went.
+    pub(super) fn update(&mut self, world: &World, mentions: &Mentions) -> BTreeSet<u32> {
+        let mut dirty = Dirty::default();
+        self.changed_pools(world, &mut dirty);
+        self.changed_pods(world, &mut dirty);
+        self.changed_nodes(world, &mut dirty);
+        changed_mentions(world, mentions, &mut dirty);
+        self.changed_attachments(world, &mut dirty);
+        for range in mentions.ranges.changed().iter().chain(&dirty.ranges.clone()) {
+            self.inside(range, &mut dirty);
+        }
+        if self.ranges.is_empty() {
+            dirty.ranges.extend(Family::ALL.map(Family::everything));
+        }
+        for address in dirty.addresses {
+            let identity = self.identity_of(world, mentions, address);
+            let number = identity.map(|identity| self.begin(identity));
+            let before = self.addresses.get(&address).copied();
+            replace(&mut self.addresses, address, before, number);
+            before.into_iter().for_each(|number| self.end(number));
+        }
+        for range in dirty.ranges {
+            let identity = self.identity_around(mentions, &range);
+            let number = identity.map(|identity| self.begin(identity));
+            let before = self.ranges.get(&range).copied();
+            replace(&mut self.ranges, range, before, number);
+            before.into_iter().for_each(|number| self.end(number));
+        }
+        self.seen = Seen {
+            local: world.local.clone(),
+            pods: world.pods.clone(),
+            namespaces: world.namespaces.clone(),
+            nodes: world.nodes.clone(),
+            adverts: world.adverts.clone(),
+            pools: world.pools.clone(),
+            blocks: world.blocks.clone(),
+            attachments: world.attachments.clone(),
+        };
+        std::mem::take(&mut self.changed)
+    }
+
+    fn changed_pods(&mut self, world: &World, dirty: &mut Dirty) {
+        let seen = std::mem::take(&mut self.seen.pods);
+        for item in seen.diff(&world.pods) {
+            let (key, before, after) = match item {
+                DiffItem::Add(key, after) => (key, None, Some(after)),
+                DiffItem::Update { old: (_, before), new: (key, after) } => (key, Some(before), Some(after)),
+                DiffItem::Remove(key, before) => (key, Some(before), None),
+            };
+            for address in before.into_iter().flat_map(|pod| pod_addresses(pod)) {
+                self.claims.remove(&(address, Claimant::Pod(key.clone())));
+            }
+            for address in after.into_iter().flat_map(|pod| pod_addresses(pod)) {
+                self.claims.insert((address, Claimant::Pod(key.clone())));
+            }
+            dirty.pods(world, before.into_iter().chain(after).map(|pod| (key, pod)));
+        }
+        let namespaces = std::mem::take(&mut self.seen.namespaces);
+        for item in namespaces.diff(&world.namespaces) {
+            let (DiffItem::Add(name, _) | DiffItem::Update { new: (name, _), .. } | DiffItem::Remove(name, _)) = item;
+            dirty.pods(world, pods_of(world, name));
+        }
+    }
+
+    fn changed_attachments(&mut self, world: &World, dirty: &mut Dirty) {
+        let seen = std::mem::take(&mut self.seen.attachments);
+        for item in seen.diff(&world.attachments) {
+            let (before, after) = match item {
+                DiffItem::Add(_, after) => (None, Some(after)),
+                DiffItem::Update { old: (_, before), new: (_, after) } => (Some(before), Some(after)),
+                DiffItem::Remove(_, before) => (Some(before), None),
+            };
+            for (_, address) in before.into_iter().flat_map(|it| it.addresses.iter()) {
+                self.attached.remove(address);
+                dirty.addresses.insert(*address);
+            }
+            for (_, address) in after.into_iter().flat_map(|it| it.addresses.iter()) {
+                let key = after.map(|it| format!("{}/{}", it.pod_namespace, it.pod_name)).unwrap_or_default();
+                self.attached.insert(*address, key.into());
+                dirty.addresses.insert(*address);
+            }
+        }
+        let of_these = self.attached.iter().filter(|(_, key)| dirty.local.contains(*key));
+        dirty.addresses.extend(of_these.map(|(address, _)| *address));
+    }
+
+    fn changed_nodes(&mut self, world: &World, dirty: &mut Dirty) {
+        let (nodes, adverts) = (std::mem::take(&mut self.seen.nodes), std::mem::take(&mut self.seen.adverts));
+        let mut names = BTreeSet::new();
+        for item in nodes.diff(&world.nodes) {
+            let (DiffItem::Add(name, _) | DiffItem::Update { new: (name, _), .. } | DiffItem::Remove(name, _)) = item;
+            names.insert(name);
+        }
+        for item in adverts.diff(&world.adverts) {
+            let (DiffItem::Add(name, _) | DiffItem::Update { new: (name, _), .. } | DiffItem::Remove(name, _)) = item;
+            names.insert(name);
+        }
+        if self.seen.local != world.local {
+            names.extend([&self.seen.local, &world.local]);
+        }
+        for name in names {
+            let before = node_addresses(name, &nodes, &adverts);
+            let after = node_addresses(name, &world.nodes, &world.adverts);
+            for address in before.difference(&after) {
+                self.claims.remove(&(*address, Claimant::Node(name.clone())));
+            }
+            for address in after.difference(&before) {
+                self.claims.insert((*address, Claimant::Node(name.clone())));
+            }
+            let relabelled = nodes.get(name).map(|node| &node.labels) != world.nodes.get(name).map(|node| &node.labels);
+            if relabelled || self.seen.local != world.local {
+                dirty.addresses.extend(before.union(&after));
+            } else {
+                dirty.addresses.extend(before.symmetric_difference(&after));
+            }
+        }
+    }
+
+    fn changed_pools(&mut self, world: &World, dirty: &mut Dirty) {
+        let same_nodes = self.seen.nodes.ptr_eq(&world.nodes);
+        let same = same_nodes && self.seen.pools.ptr_eq(&world.pools) && self.seen.blocks.ptr_eq(&world.blocks);
+        if same {
+            return;
+        }
+        let ranges = world.pools.values().map(|pool| pool.cidr);
+        let mut pools: BTreeSet<IpNet> =
+            ranges.chain(world.nodes.values().flat_map(|node| node.pod_cidrs.clone())).collect();
+        // A claim outlives its pool; all others are inside theirs.
+        pools.extend(
+            world.blocks.iter().filter(|(_, block)| !world.pools.contains_key(&block.pool)).map(|(range, _)| *range),
+        );
+        for range in self.pools.symmetric_difference(&pools) {
+            self.around.count(range, pools.contains(range));
+            dirty.ranges.insert(*range);
+        }
+        self.pools = pools;
+    }
+
+    /// Everything listed that is inside a range that came or went.
+    fn inside(&self, range: &IpNet, dirty: &mut Dirty) {
+        dirty.ranges.insert(*range);
+        dirty.addresses.extend(self.addresses.range(range.network()..=range.broadcast()).map(|(address, _)| *address));
+        let whole = |address: IpAddr, length: u8| IpNet::new(address, length).expect("a length of its family");
+        let first = whole(range.network(), range.prefix_len());
+        let last = whole(range.broadcast(), range.max_prefix_len());
+        dirty.ranges.extend(self.ranges.range(first..=last).map(|(range, _)| *range));
+    }
+
+    /// None where nobody known has the address.
+    fn identity_of(&self, world: &World, mentions: &Mentions, address: IpAddr) -> Option<Identity> {
+        let mut claims = self.claims.range((address, Claimant::Node("".into()))..).take_while(|(of, _)| *of == address);
+        let pod = |key: &str| match mentioned_workload(world, mentions, key) {
+            Some(workload) => Traits { workload: Some(workload), ..Traits::of(Entity::Pod) },
+            None => Traits::of(Entity::UnknownPod),
+        };
+        let traits = match (self.attached.get(&address), claims.next(), claims.next()) {
+            (Some(key), ..) => pod(key),
+            (None, None, _) => return None,
+            // One of them is late: it is not known whose it is.
+            (None, Some(_), Some(_)) => Traits::of(Entity::UnknownPod),
+            (None, Some((_, Claimant::Pod(key))), None) => pod(key),
+            (None, Some((_, Claimant::Node(name))), None) => {
+                let entity = if *name == world.local { Entity::Host } else { Entity::RemoteNode };
+                let labels = world.nodes.get(name).map(|node| {
+                    let known = node.labels.iter().map(|(key, value)| (key.as_str(), value.as_str()));
+                    known.filter(|(key, _)| mentions.node_labels.contains(*key)).collect::<Labels>()
+                });
+                Traits { node_labels: labels.unwrap_or_default(), ..Traits::of(entity) }
+            }
+        };
+        Some(Identity { traits, range: mentions.ranges.smallest_around(&IpNet::from(address)) })
+    }
+
+    /// Of addresses that are in no smaller range; none where the range need not be listed.
+    fn identity_around(&self, mentions: &Mentions, range: &IpNet) -> Option<Identity> {
+        if range.prefix_len() > 0 && !self.pools.contains(range) && !mentions.ranges.contains(range) {
+            return None;
+        }
+        let in_pool = self.around.smallest_around(range).is_some();
+        let entity = if in_pool { Entity::UnknownPod } else { Entity::World };
+        Some(Identity { traits: Traits::of(entity), range: mentions.ranges.smallest_around(range) })
+    }
+
+    fn begin(&mut self, identity: Identity) -> u32 {
+        let plain = identity.range.is_none() && identity.traits == Traits::of(identity.traits.entity);
+        let number = reserved(identity.traits.entity).filter(|_| plain);
+        let number = number.unwrap_or_else(|| self.numbers.take(identity.clone()));
+        let uses = self.uses.entry(number).or_insert(0);
+        *uses += 1;
+        if *uses == 1 {
+            self.count_ports(&identity, true);
+            self.live.insert(number, Arc::new(identity));
+            self.changed.insert(number);
+        }
+        number
+    }
+
+    fn end(&mut self, number: u32) {
+        let uses = self.uses.get_mut(&number).expect("what ends has begun");
+        *uses -= 1;
+        if *uses == 0 {
+            self.uses.remove(&number);
+            if let Some(identity) = self.live.remove(&number) {
+                self.count_ports(&identity, false);
+            }
+            self.numbers.give_back(number);
+            self.changed.insert(number);
+        }
+    }
+
+    fn count_ports(&mut self, identity: &Identity, add: bool) {
+        for (name, protocol, port) in identity.traits.workload.iter().flat_map(|workload| &workload.ports) {
+            let ports = self.named.entry(name.clone()).or_default();
+            let count = ports.entry((*protocol, *port)).or_insert(0);
+            *count = if add { *count + 1 } else { *count - 1 };
+            if *count == 0 {
+                ports.remove(&(*protocol, *port));
+            }
+            if ports.is_empty() {
+                self.named.remove(name);
+            }
+        }
+    }
+}
+
+/// What stays is not touched: whoever compares the maps must not find a difference.
+fn replace<K: Ord + Clone>(map: &mut OrdMap<K, u32>, key: K, before: Option<u32>, after: Option<u32>) {
+    match after {
+        Some(number) if before != after => drop(map.insert(key, number)),
+        None if before.is_some() => drop(map.remove(&key)),
+        _ => {}
+    }
+}
+
+/// A workload as far as any rule looks at it.
+fn mentioned_workload(world: &World, mentions: &Mentions, key: &str) -> Option<Workload> {
+    let pod = world.pods.get(key).filter(|pod| is_workload(pod))?;
+    let (name, _) = key.split_once('/')?;
+    let namespace = world.namespaces.get(name)?;
+    let if_mentioned = |is: bool, name: &Arc<str>| if is { name.clone() } else { Arc::default() };
+    let ports = pod.ports.iter().filter(|port| mentions.port_names.contains(&port.name));
+    Some(Workload {
+        namespace: if_mentioned(mentions.namespaces.contains(&namespace.name), &namespace.name),
+        namespace_labels: namespace.labels.only(|label| mentions.namespace_labels.contains(label)),
+        labels: pod.labels.only(|label| mentions.labels.contains(label)),
+        service_account: if_mentioned(mentions.service_accounts.contains(&pod.service_account), &pod.service_account),
+        ports: ports.map(|port| (port.name.clone(), protocol_number(port.protocol), port.port)).collect(),
+    })
+}
+
+/// Whose traits may differ because rules look at something more or less.
+fn changed_mentions(world: &World, mentions: &Mentions, dirty: &mut Dirty) {
+    for name in mentions.namespaces.changed() {
+        dirty.pods(world, pods_of(world, name));
+    }
+    let labels = mentions.namespace_labels.changed();
+    if !labels.is_empty() {
+        let affected = world.namespaces.iter().filter(|(_, it)| it.labels.iter().any(|(key, _)| labels.contains(key)));
+        affected.for_each(|(name, _)| dirty.pods(world, pods_of(world, name)));
+    }
+    let (labels, accounts) = (mentions.labels.changed(), mentions.service_accounts.changed());
+    let names = mentions.port_names.changed();
+    if !(labels.is_empty() && accounts.is_empty() && names.is_empty()) {
+        dirty.pods(
+            world,
+            world.pods.iter().filter(|(_, pod)| {
+                pod.labels.iter().any(|(key, _)| labels.contains(key))
+                    || accounts.contains(&pod.service_account)
+                    || pod.ports.iter().any(|port| names.contains(&port.name))
+            }),
+        );
+    }
+    let labels = mentions.node_labels.changed();
+    if !labels.is_empty() {
+        let affected =
+            world.nodes.iter().filter(|(_, node)| node.labels.keys().any(|key| labels.contains(key.as_str())));
+        affected.for_each(|(name, _)| dirty.addresses.extend(node_addresses(name, &world.nodes, &world.adverts)));
+    }
+}
+
+/// The pods of a namespace.
+fn pods_of<'a>(world: &'a World, namespace: &str) -> impl Iterator<Item = (&'a Arc<str>, &'a Arc<Pod>)> {
+    // `0` is what comes after `/`.
+    let (first, last): (Arc<str>, Arc<str>) = (format!("{namespace}/").into(), format!("{namespace}0").into());
+    world.pods.range(first..last)
+}

@@ -1,0 +1,177 @@
+//! What rules look at in other ends: only that may tell identities apart.
+//!
+//! Invariant: the counts are the sums over the policies that were added and not removed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use tartan_model::Selector;
+
+use crate::ir::{Direction, Is, Mode, Namespaces, Policy, Rule, Term};
+
+/// See the module.
+#[derive(Default)]
+pub(super) struct Mentions {
+    pub(super) labels: Counts<Arc<str>>,
+    pub(super) namespaces: Counts<Arc<str>>,
+    pub(super) namespace_labels: Counts<Arc<str>>,
+    pub(super) service_accounts: Counts<Arc<str>>,
+    pub(super) node_labels: Counts<Arc<str>>,
+    pub(super) port_names: Counts<Arc<str>>,
+    pub(super) ranges: Ranges,
+}
+
+/// How often each is mentioned, and which came or went since that was last asked.
+pub(super) struct Counts<K> {
+    counts: BTreeMap<K, usize>,
+    changed: BTreeSet<K>,
+}
+
+/// Ranges that are mentioned.
+#[derive(Default)]
+pub(super) struct Ranges {
+    counts: Counts<IpNet>,
+    /// How many ranges there are of each family and prefix length.
+    lengths: BTreeMap<(bool, u8), usize>,
+}
+
+impl<K> Default for Counts<K> {
+    fn default() -> Self {
+        Counts { counts: BTreeMap::new(), changed: BTreeSet::new() }
+    }
+}
+
+impl<K: Ord + Clone> Counts<K> {
+    pub(super) fn contains<Q: Ord + ?Sized>(&self, key: &Q) -> bool
+    where
+        K: std::borrow::Borrow<Q>,
+    {
+        self.counts.contains_key(key)
+    }
+
+    pub(super) fn changed(&self) -> &BTreeSet<K> {
+        &self.changed
+    }
+
+    /// Whether it is the first.
+    fn add(&mut self, key: &K) -> bool {
+        let count = self.counts.entry(key.clone()).or_insert(0);
+        *count += 1;
+        let first = *count == 1;
+        if first {
+            self.changed.insert(key.clone());
+        }
+        first
+    }
+
+    /// Whether it was the last.
+    fn remove(&mut self, key: &K) -> bool {
+        let Some(count) = self.counts.get_mut(key) else { return false };
+        *count -= 1;
+        let last = *count == 0;
+        if last {
+            self.counts.remove(key);
+            self.changed.insert(key.clone());
+        }
+        last
+    }
+
+    fn count(&mut self, key: &K, add: bool) {
+        let _ = if add { self.add(key) } else { self.remove(key) };
+    }
+}
+
+// === impl Ranges ===
+
+impl Ranges {
+    pub(super) fn contains(&self, range: &IpNet) -> bool {
+        self.counts.contains(range)
+    }
+
+    pub(super) fn changed(&self) -> &BTreeSet<IpNet> {
+        self.counts.changed()
+    }
+
+    /// The smallest of them that holds all of a range.
+    pub(super) fn smallest_around(&self, range: &IpNet) -> Option<IpNet> {
+        let family = matches!(range, IpNet::V6(_));
+        let lengths = self.lengths.range((family, 0)..=(family, range.prefix_len())).rev();
+        lengths
+            .map(|((_, length), _)| IpNet::new(range.addr(), *length).expect("no longer than the range's").trunc())
+            .find(|around| self.contains(around))
+    }
+
+    pub(super) fn count(&mut self, range: &IpNet, add: bool) {
+        let key = (matches!(range, IpNet::V6(_)), range.prefix_len());
+        if add && self.counts.add(range) {
+            *self.lengths.entry(key).or_insert(0) += 1;
+        }
+        if !add && self.counts.remove(range) {
+            let count = self.lengths.entry(key).or_insert(1);
+            *count -= 1;
+            if *count == 0 {
+                self.lengths.remove(&key);
+            }
+        }
+    }
+}
+
+// === impl Mentions ===
+
+impl Mentions {
+    /// Counts a policy in, or out again.
+    pub(super) fn count(&mut self, policy: &Policy, add: bool) {
+        if policy.mode == Mode::Staged {
+            return;
+        }
+        for direction in Direction::ALL {
+            for rule in policy.rules(direction).iter().flat_map(|rules| &rules.rules) {
+                self.count_rule(rule, direction, add);
+            }
+        }
+    }
+
+    /// Forgets what changed so far.
+    pub(super) fn settle(&mut self) {
+        let names = [
+            &mut self.labels,
+            &mut self.namespaces,
+            &mut self.namespace_labels,
+            &mut self.service_accounts,
+            &mut self.node_labels,
+            &mut self.port_names,
+        ];
+        names.into_iter().for_each(|counts| counts.changed.clear());
+        self.ranges.counts.changed.clear();
+    }
+
+    fn count_rule(&mut self, rule: &Rule, direction: Direction, add: bool) {
+        rule.remote_terms().for_each(|term| self.count_term(term, add));
+        // Destination ports are named by whom a packet goes to.
+        if direction == Direction::Egress {
+            rule.port_names().for_each(|name| self.port_names.count(name, add));
+        }
+    }
+
+    fn count_term(&mut self, term: &Term, add: bool) {
+        match &term.is {
+            Is::Endpoint(endpoints) => {
+                count_labels(&mut self.labels, &endpoints.labels, add);
+                match &endpoints.namespaces {
+                    Namespaces::Any => {}
+                    Namespaces::Named(name) => self.namespaces.count(name, add),
+                    Namespaces::Labelled(selector) => count_labels(&mut self.namespace_labels, selector, add),
+                }
+                endpoints.service_accounts.iter().flatten().for_each(|name| self.service_accounts.count(name, add));
+            }
+            Is::In(nets) => nets.ranges().for_each(|range| self.ranges.count(range, add)),
+            Is::Node(selector) => count_labels(&mut self.node_labels, selector, add),
+            Is::Entity(_) => {}
+        }
+    }
+}
+
+fn count_labels(counts: &mut Counts<Arc<str>>, selector: &Selector, add: bool) {
+    selector.each_label(&mut |label| counts.count(&label.into(), add));
+}

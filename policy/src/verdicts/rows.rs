@@ -1,0 +1,297 @@
+//! The rows of one policy set in one direction: compiled once, then kept up to date identity by identity.
+//!
+//! Invariant: an identity has rows of its own exactly where it is treated unlike [`ANY`], so that a lookup is exact: the
+//! row of the identity, else that of `ANY`. A row of its own is final; it contains what `ANY` says.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use imbl::OrdMap;
+
+use super::classes::{Class, Classes};
+use super::flatten::{Ask, Course, Line, Outcome, Packets, Residual, Word, by_source};
+use super::identities::{ANY, Identities, Identity};
+use super::numbers::Numbers;
+use super::selections::{SelectionId, Selections};
+use crate::ir::{
+    DefaultAction, Direction, Entity, Is, L4, L4Match, Mode, Peers, Port, Program, Rank, Rule, RuleRef, Rules, Scope,
+    Term,
+};
+use crate::traits::{Holds, Traits, Workload};
+use crate::walk::Verdict;
+
+/// What a datapath looks up.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Rows {
+    pub classes: Arc<Classes>,
+    /// By identity, or [`ANY`], and class. `ANY` has every class.
+    pub words: OrdMap<(u32, Class), Word>,
+    /// What is asked of the packet itself before the word of the same row counts, in order.
+    pub residual: OrdMap<(u32, Class), Arc<[Residual]>>,
+}
+
+/// Rows, and what they were made of.
+#[derive(Default)]
+pub(super) struct Compiled {
+    course: Course,
+    /// Names that other ends give to ports, and the ports they mean to any of them.
+    names: BTreeSet<Arc<str>>,
+    named: BTreeSet<(u8, u16)>,
+    any: Vec<Outcome>,
+    rows: Rows,
+}
+
+/// What rows are compiled from.
+pub(super) struct Sources<'a> {
+    pub(super) program: &'a Program,
+    pub(super) rules: &'a Numbers<RuleRef>,
+    pub(super) identities: &'a Identities,
+    pub(super) selections: &'a mut Selections,
+}
+
+/// For whom.
+pub(super) struct Subject<'a> {
+    pub(super) policies: &'a [Rank],
+    /// What it calls its ports, and all else that rules look at in it.
+    pub(super) workload: &'a Workload,
+}
+
+// === impl Compiled ===
+
+impl Compiled {
+    pub(super) fn rows(&self) -> &Rows {
+        &self.rows
+    }
+
+    pub(super) fn selections(&self) -> impl Iterator<Item = SelectionId> {
+        self.course.lines.iter().filter_map(|line| line.remote)
+    }
+
+    /// Everything anew; of the rows, only those that differ are touched.
+    pub(super) fn compile(&mut self, subject: &Subject<'_>, direction: Direction, sources: &mut Sources<'_>) {
+        let tiers = tiers(subject.policies, direction, sources.program);
+        let rules = || tiers.iter().flatten().flat_map(|(_, rules)| &rules.rules);
+        let matches: Vec<&L4Match> = rules().flat_map(|rule| each_match(&rule.l4)).collect();
+        self.names.clear();
+        let to = Traits { workload: Some(subject.workload.clone()), ..Traits::of(Entity::Pod) };
+        let to = match direction {
+            Direction::Ingress => {
+                let ports = matches.iter().flat_map(|each| each.destination.all()).filter_map(|port| match port {
+                    Port::Named(name) => Some(name),
+                    Port::Range(..) => None,
+                });
+                let of =
+                    |name: &Arc<str>| subject.workload.ports.iter().filter(|(has, ..)| has == name).collect::<Vec<_>>();
+                self.named = ports.flat_map(of).map(|(_, protocol, port)| (*protocol, *port)).collect();
+                Some(to)
+            }
+            Direction::Egress => {
+                self.names = rules().flat_map(Rule::port_names).cloned().collect();
+                self.named = self.named_now(sources.identities);
+                None
+            }
+        };
+        let classes = Classes::of(&matches, &self.named);
+        self.course = Course::default();
+        for policies in &tiers {
+            self.add_tier(policies, subject, to.as_ref(), &classes, sources);
+        }
+        self.rows.classes = Arc::new(classes);
+        self.fill(sources.identities, sources.selections);
+    }
+
+    /// Takes in identities that came or went.
+    pub(super) fn update(&mut self, changed: &BTreeSet<u32>, identities: &Identities, selections: &Selections) {
+        for number in &self.touched(changed, selections) {
+            let mut rows = BTreeMap::new();
+            if let Some(identity) = identities.live().get(number) {
+                let matched = self.matched(*number, selections);
+                self.column(*number, identity, &matched, &mut rows);
+            }
+            let places = (*number, 0)..=(*number, Class::MAX);
+            let before: Vec<(u32, Class)> = self.rows.words.range(places).map(|(place, _)| *place).collect();
+            for place in before.into_iter().filter(|place| !rows.contains_key(place)) {
+                self.remove(&place);
+            }
+            rows.into_iter().for_each(|(place, outcome)| self.put(place, outcome));
+        }
+    }
+
+    /// Those of the identities that have rows of their own, or may have.
+    fn touched(&self, changed: &BTreeSet<u32>, selections: &Selections) -> BTreeSet<u32> {
+        if self.treats_anyone_by_name() {
+            return changed.clone();
+        }
+        let mut touched = BTreeSet::new();
+        for selection in self.selections().map(|id| selections.get(id)) {
+            if selection.len() < changed.len() {
+                touched.extend(selection.members().map(|(number, _)| number).filter(|number| changed.contains(number)));
+            } else {
+                touched.extend(changed.iter().copied().filter(|number| selection.holds(*number) != Holds::No));
+            }
+        }
+        if self.rows.words.len() < changed.len() {
+            touched.extend(self.rows.words.keys().map(|(number, _)| *number).filter(|number| changed.contains(number)));
+        } else {
+            let has_rows = |number: &u32| self.rows.words.range((*number, 0)..=(*number, Class::MAX)).next().is_some();
+            touched.extend(changed.iter().copied().filter(has_rows));
+        }
+        touched
+    }
+
+    /// Lines about anyone may treat ends unlike by the names of their ports.
+    fn treats_anyone_by_name(&self) -> bool {
+        self.course.lines.iter().any(|line| line.remote.is_none() && matches!(line.packets, Packets::ByName(_)))
+    }
+
+    /// Whether ports that are asked for by name now mean others.
+    pub(super) fn is_renamed(&self, identities: &Identities) -> bool {
+        !self.names.is_empty() && self.named_now(identities) != self.named
+    }
+
+    fn named_now(&self, identities: &Identities) -> BTreeSet<(u8, u16)> {
+        self.names.iter().flat_map(|name| identities.ports_named(name)).collect()
+    }
+
+    fn add_tier(
+        &mut self,
+        policies: &[(&Rank, &Rules)],
+        subject: &Subject<'_>,
+        to: Option<&Traits>,
+        classes: &Classes,
+        sources: &mut Sources<'_>,
+    ) {
+        let number = |rank: &Rank, path: &Arc<str>| {
+            let rule = RuleRef { source: rank.source.clone(), path: path.clone() };
+            sources.rules.get(&rule).expect("every rule of the program has a number")
+        };
+        let tier = self.course.ends.len();
+        let isolating = policies.iter().find_map(|(rank, rules)| {
+            let path = rules.isolates.as_ref().filter(|_| rank.tier.default_action == DefaultAction::Deny)?;
+            let audited = sources.program[*rank].mode == Mode::Audit;
+            let verdict = if audited { Verdict::Audit } else { Verdict::Deny };
+            Some(Word::new(verdict, number(rank, path)))
+        });
+        self.course.ends.push(isolating);
+        for (rank, rules) in policies {
+            let mode = sources.program[*rank].mode;
+            for rule in &rules.rules {
+                let Some(local) = local_asks(&rule.local, subject.workload) else { continue };
+                let remote = match &rule.remote {
+                    Peers::Any => None,
+                    peers => Some(sources.selections.of(peers)),
+                };
+                for (matches, asks) in by_source(&rule.l4) {
+                    let packets = matches.map_or(Packets::All, |matches| Packets::of(&matches, classes, to));
+                    let asks = local.iter().cloned().chain(asks).collect();
+                    let (action, rule) = (rule.action, number(rank, &rule.path));
+                    self.course.lines.push(Line { action, mode, tier, remote, packets, asks, rule });
+                }
+            }
+        }
+    }
+
+    /// All rows, for the lines as they are.
+    fn fill(&mut self, identities: &Identities, selections: &Selections) {
+        let nobody = Traits::of(Entity::World);
+        self.any = self.course.flatten(&self.rows.classes, &[], &nobody);
+        let mut matched: BTreeMap<u32, Vec<(usize, Holds)>> = BTreeMap::new();
+        for (at, line) in self.course.lines.iter().enumerate() {
+            for (number, holds) in line.remote.into_iter().flat_map(|id| selections.get(id).members()) {
+                matched.entry(number).or_default().push((at, holds));
+            }
+        }
+        let mut rows: BTreeMap<(u32, Class), Outcome> =
+            self.any.iter().enumerate().map(|(class, outcome)| ((ANY, class_number(class)), outcome.clone())).collect();
+        if self.treats_anyone_by_name() {
+            for number in identities.live().keys() {
+                matched.entry(*number).or_default();
+            }
+        }
+        for (number, lines) in &matched {
+            self.column(*number, &identities.live()[number], lines, &mut rows);
+        }
+        let gone: Vec<(u32, Class)> =
+            self.rows.words.keys().filter(|place| !rows.contains_key(place)).copied().collect();
+        gone.iter().for_each(|place| self.remove(place));
+        rows.into_iter().for_each(|(place, outcome)| self.put(place, outcome));
+    }
+
+    fn matched(&self, number: u32, selections: &Selections) -> Vec<(usize, Holds)> {
+        let lines = self.course.lines.iter().enumerate();
+        let holds = lines.filter_map(|(at, line)| Some((at, selections.get(line.remote?).holds(number))));
+        holds.filter(|(_, holds)| *holds != Holds::No).collect()
+    }
+
+    /// The rows that an identity must have of its own.
+    fn column(
+        &self,
+        number: u32,
+        identity: &Identity,
+        matched: &[(usize, Holds)],
+        rows: &mut BTreeMap<(u32, Class), Outcome>,
+    ) {
+        let outcomes = self.course.flatten(&self.rows.classes, matched, &identity.traits);
+        for (class, outcome) in outcomes.into_iter().enumerate().filter(|(class, outcome)| *outcome != self.any[*class])
+        {
+            rows.insert((number, class_number(class)), outcome);
+        }
+    }
+
+    fn remove(&mut self, place: &(u32, Class)) {
+        self.rows.words.remove(place);
+        self.remove_residual(place);
+    }
+
+    /// Taking away what is not there would make another map of it.
+    fn remove_residual(&mut self, place: &(u32, Class)) {
+        if self.rows.residual.contains_key(place) {
+            self.rows.residual.remove(place);
+        }
+    }
+
+    fn put(&mut self, place: (u32, Class), outcome: Outcome) {
+        if self.rows.words.get(&place) != Some(&outcome.word) {
+            self.rows.words.insert(place, outcome.word);
+        }
+        if outcome.residual.is_empty() {
+            self.remove_residual(&place);
+        } else if self.rows.residual.get(&place).is_none_or(|there| **there != *outcome.residual) {
+            self.rows.residual.insert(place, outcome.residual.into());
+        }
+    }
+}
+
+/// The policies that speak of a direction, by tier.
+fn tiers<'a>(policies: &'a [Rank], direction: Direction, program: &'a Program) -> Vec<Vec<(&'a Rank, &'a Rules)>> {
+    let speaking = policies.iter().filter_map(|rank| Some((rank, program.get(rank)?.rules(direction)?)));
+    let speaking: Vec<(&Rank, &Rules)> = speaking.collect();
+    speaking.chunk_by(|(one, _), (other, _)| one.tier == other.tier).map(<[_]>::to_vec).collect()
+}
+
+fn each_match(l4: &L4) -> &[L4Match] {
+    match l4 {
+        L4::Any => &[],
+        L4::OneOf(all) => all,
+    }
+}
+
+/// What is left to ask of the subject's end; none where the rule is not for it.
+fn local_asks(terms: &[Term], subject: &Workload) -> Option<Vec<Ask>> {
+    let subject = Traits { workload: Some(subject.clone()), ..Traits::of(Entity::Pod) };
+    let mut asks = Vec::new();
+    for term in terms {
+        match &term.is {
+            Is::In(nets) if nets.scope == Scope::Anyone => {
+                asks.push(Ask::Local { nets: Arc::new(nets.clone()), negated: term.negated });
+            }
+            _ if term.holds(&subject, None) == Holds::Yes => {}
+            _ => return None,
+        }
+    }
+    Some(asks)
+}
+
+fn class_number(class: usize) -> Class {
+    Class::try_from(class).expect("classes are numbered so")
+}

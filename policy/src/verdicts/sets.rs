@@ -1,0 +1,300 @@
+//! Policy sets: which policies are for which pods of this node, and the rows that pods with the same ones share.
+//!
+//! Invariants: two pods share a set exactly if the same policies select them and these see no difference between them. A
+//! set keeps its number while its pods move together, so that a new policy changes rows and not every place.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use imbl::OrdMap;
+use imbl::ordmap::DiffItem;
+use tartan_model::{Pod, World};
+
+use super::identities::{Identities, is_workload, workload};
+use super::numbers::Numbers;
+use super::rows::{Compiled, Rows, Sources, Subject};
+use super::selections::Selections;
+use crate::ir::{Direction, Is, Mode, Policy, Program, Rank, RuleRef};
+use crate::traits::Workload;
+
+/// The rows of a policy set.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Set {
+    pub ingress: Rows,
+    pub egress: Rows,
+}
+
+/// What makes a set.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Key {
+    policies: Vec<Rank>,
+    /// As far as these policies look at their subjects' own end.
+    workload: Workload,
+}
+
+/// See the module.
+#[derive(Default)]
+pub(super) struct Sets {
+    /// Pods of this node, with the policies that select them.
+    pods: BTreeMap<Arc<str>, Local>,
+    numbers: Option<Numbers<(Arc<str>, u32)>>,
+    by_key: BTreeMap<Key, u32>,
+    all: BTreeMap<u32, State>,
+    subjects: OrdMap<Arc<str>, u32>,
+    sets: OrdMap<u32, Arc<Set>>,
+    seen: Seen,
+}
+
+struct Local {
+    workload: Workload,
+    policies: BTreeSet<Rank>,
+}
+
+struct State {
+    key: Key,
+    pods: BTreeSet<Arc<str>>,
+    ingress: Compiled,
+    egress: Compiled,
+}
+
+#[derive(Default)]
+struct Seen {
+    local: Arc<str>,
+    world: World,
+    program: Program,
+}
+
+/// Ranks whose policy is another now, or none.
+type Changed<'a> = Vec<(&'a Rank, Option<&'a Arc<Policy>>)>;
+
+// === impl Sets ===
+
+impl Sets {
+    pub(super) fn subjects(&self) -> &OrdMap<Arc<str>, u32> {
+        &self.subjects
+    }
+
+    pub(super) fn sets(&self) -> &OrdMap<u32, Arc<Set>> {
+        &self.sets
+    }
+
+    pub(super) fn held(&mut self, held: &BTreeSet<u32>) {
+        self.numbers().held(held);
+    }
+
+    fn numbers(&mut self) -> &mut Numbers<(Arc<str>, u32)> {
+        self.numbers.get_or_insert_with(|| Numbers::new(1, u32::MAX))
+    }
+
+    /// Brings everything up to date. `identities` are those of now, of which `changed` came or went since last time.
+    pub(super) fn update(
+        &mut self,
+        world: &World,
+        program: &Program,
+        rules: &Numbers<RuleRef>,
+        identities: &Identities,
+        selections: &mut Selections,
+        changed: &BTreeSet<u32>,
+    ) {
+        let before = std::mem::take(&mut self.seen.program);
+        let policies = changed_policies(&before, program);
+        let mut moving = self.changed_pods(world, program);
+        self.reselect(&policies, &mut moving);
+        let mut anew = self.assign(&moving, program);
+        let touched: BTreeSet<&Rank> = policies.iter().map(|(rank, _)| *rank).collect();
+        anew.extend(
+            self.all
+                .iter()
+                .filter(|(_, set)| set.key.policies.iter().any(|rank| touched.contains(rank)))
+                .map(|(number, _)| *number),
+        );
+        for (number, set) in &mut self.all {
+            let subject = Subject { policies: &set.key.policies, workload: &set.key.workload };
+            for (direction, compiled) in [(Direction::Ingress, &mut set.ingress), (Direction::Egress, &mut set.egress)]
+            {
+                if anew.contains(number) || compiled.is_renamed(identities) {
+                    let mut sources = Sources { program, rules, identities, selections };
+                    compiled.compile(&subject, direction, &mut sources);
+                } else {
+                    compiled.update(changed, identities, selections);
+                }
+            }
+            let rows = (set.ingress.rows(), set.egress.rows());
+            if self.sets.get(number).is_none_or(|there| !same(&there.ingress, rows.0) || !same(&there.egress, rows.1)) {
+                let set = Set { ingress: rows.0.clone(), egress: rows.1.clone() };
+                self.sets.insert(*number, Arc::new(set));
+            }
+        }
+        if !anew.is_empty() {
+            let each = |set: &'_ State| set.ingress.selections().chain(set.egress.selections()).collect::<Vec<_>>();
+            selections.retain(&self.all.values().flat_map(each).collect());
+        }
+        self.seen = Seen { local: world.local.clone(), world: world.clone(), program: program.clone() };
+    }
+
+    /// Pods of this node that are new, gone or not as they were.
+    fn changed_pods(&mut self, world: &World, program: &Program) -> BTreeSet<Arc<str>> {
+        let mut keys: BTreeSet<Arc<str>> = BTreeSet::new();
+        let is_local = |pod: &Pod| pod.node == world.local || pod.node == self.seen.local;
+        for item in self.seen.world.pods.diff(&world.pods) {
+            match item {
+                DiffItem::Add(key, pod) | DiffItem::Remove(key, pod) if is_local(pod) => drop(keys.insert(key.clone())),
+                DiffItem::Update { old: (_, before), new: (key, after) } if is_local(before) || is_local(after) => {
+                    keys.insert(key.clone());
+                }
+                _ => {}
+            }
+        }
+        for item in self.seen.world.namespaces.diff(&world.namespaces) {
+            let (DiffItem::Add(name, _) | DiffItem::Update { new: (name, _), .. } | DiffItem::Remove(name, _)) = item;
+            let start = format!("{name}/");
+            let pods =
+                world.pods.range(Arc::<str>::from(start.as_str())..).take_while(|(key, _)| key.starts_with(&start));
+            keys.extend(pods.filter(|(_, pod)| is_local(pod)).map(|(key, _)| key.clone()));
+        }
+        if self.seen.local != world.local {
+            keys.extend(self.pods.keys().cloned());
+            keys.extend(world.pods.iter().filter(|(_, pod)| is_local(pod)).map(|(key, _)| key.clone()));
+        }
+        for key in &keys {
+            let pod = world.pods.get(key).filter(|pod| pod.node == world.local && is_workload(pod));
+            // Without its namespace it is not known which policies are for it: it has no set, and so no connections.
+            match pod.and_then(|pod| workload(world, key, pod)) {
+                Some(workload) => {
+                    let selecting = program.iter().filter(|(_, policy)| selects(policy, &workload));
+                    let policies = selecting.map(|(rank, _)| rank.clone()).collect();
+                    self.pods.insert(key.clone(), Local { workload, policies });
+                }
+                None => drop(self.pods.remove(key)),
+            }
+        }
+        keys
+    }
+
+    /// Which pods are selected by policies that are not as they were.
+    fn reselect(&mut self, policies: &Changed<'_>, moving: &mut BTreeSet<Arc<str>>) {
+        for (rank, policy) in policies {
+            for (key, pod) in &mut self.pods {
+                let is = policy.is_some_and(|policy| selects(policy, &pod.workload));
+                let was = if is { !pod.policies.insert((*rank).clone()) } else { pod.policies.remove(*rank) };
+                // One that goes on selecting it may look at other parts of it than before.
+                if was || is {
+                    moving.insert(key.clone());
+                }
+            }
+        }
+    }
+
+    /// Gives each of these pods its set; returns the sets that have to be compiled.
+    fn assign(&mut self, moving: &BTreeSet<Arc<str>>, program: &Program) -> BTreeSet<u32> {
+        let mut by_key: BTreeMap<Key, (BTreeSet<Arc<str>>, BTreeSet<u32>)> = BTreeMap::new();
+        for pod in moving {
+            let before = self.subjects.get(pod).copied();
+            let key = self.pods.get(pod).map(|local| key(local, program));
+            if let (Some(number), Some(key)) = (before, &key)
+                && self.all[&number].key == *key
+            {
+                continue;
+            }
+            if let Some(number) = before {
+                self.subjects.remove(pod);
+                self.all.get_mut(&number).expect("a subject's set is there").pods.remove(pod);
+            }
+            if let Some(key) = key {
+                let (pods, left) = by_key.entry(key).or_default();
+                pods.insert(pod.clone());
+                left.extend(before);
+            }
+        }
+        let mut anew = BTreeSet::new();
+        for (key, (pods, left)) in by_key {
+            let number = self.by_key.get(&key).copied().unwrap_or_else(|| {
+                let moved_together =
+                    left.into_iter().find(|number| self.all[number].pods.is_empty() && !anew.contains(number));
+                let number =
+                    moved_together.unwrap_or_else(|| self.new_number(pods.first().expect("a pod has the key")));
+                self.rekey(number, key);
+                anew.insert(number);
+                number
+            });
+            let set = self.all.get_mut(&number).expect("made just now, or there");
+            set.pods.extend(pods.iter().cloned());
+            self.subjects.extend(pods.into_iter().map(|pod| (pod, number)));
+        }
+        self.drop_empty();
+        anew
+    }
+
+    /// Named for a pod, so that an agent that starts anew numbers it alike.
+    fn new_number(&mut self, pod: &Arc<str>) -> u32 {
+        let numbers = self.numbers();
+        let turn = (0..).find(|turn| numbers.get(&(pod.clone(), *turn)).is_none()).expect("there are few sets");
+        numbers.take((pod.clone(), turn))
+    }
+
+    fn rekey(&mut self, number: u32, key: Key) {
+        self.by_key.insert(key.clone(), number);
+        match self.all.get_mut(&number) {
+            Some(set) => {
+                let before = std::mem::replace(&mut set.key, key);
+                self.by_key.remove(&before);
+            }
+            None => {
+                let (ingress, egress) = (Compiled::default(), Compiled::default());
+                self.all.insert(number, State { key, pods: BTreeSet::new(), ingress, egress });
+            }
+        }
+    }
+
+    fn drop_empty(&mut self) {
+        let empty: Vec<u32> =
+            self.all.iter().filter(|(_, set)| set.pods.is_empty()).map(|(number, _)| *number).collect();
+        for number in empty {
+            let set = self.all.remove(&number).expect("listed just now");
+            self.by_key.remove(&set.key);
+            self.sets.remove(&number);
+            self.numbers().give_back(number);
+        }
+    }
+}
+
+fn selects(policy: &Policy, workload: &Workload) -> bool {
+    policy.mode != Mode::Staged && policy.subject.select_workload(workload)
+}
+
+fn changed_policies<'a>(before: &'a Program, after: &'a Program) -> Changed<'a> {
+    let item = |item| match item {
+        DiffItem::Add(rank, policy) | DiffItem::Update { new: (rank, policy), .. } => (rank, Some(policy)),
+        DiffItem::Remove(rank, _) => (rank, None),
+    };
+    before.diff(after).map(item).collect()
+}
+
+/// Pods that differ in nothing that these policies look at have the same.
+fn key(local: &Local, program: &Program) -> Key {
+    let policies: Vec<Rank> = local.policies.iter().cloned().collect();
+    let all = || policies.iter().filter_map(|rank| program.get(rank));
+    let mut names = BTreeSet::new();
+    for rule in all().filter_map(|policy| policy.ingress.as_ref()).flat_map(|rules| &rules.rules) {
+        names.extend(rule.port_names());
+    }
+    let ports = local.workload.ports.iter().filter(|(name, ..)| names.contains(name)).cloned().collect();
+    let looks_at_labels = all().flat_map(|policy| policy.all_rules()).flat_map(|rule| &rule.local);
+    let workload = if looks_at_labels.into_iter().any(|term| !matches!(term.is, Is::In(_))) {
+        Workload { ports, ..local.workload.clone() }
+    } else {
+        Workload {
+            namespace: Arc::default(),
+            namespace_labels: Default::default(),
+            labels: Default::default(),
+            service_account: Arc::default(),
+            ports,
+        }
+    };
+    Key { policies, workload }
+}
+
+/// Whether nothing in them was touched.
+fn same(one: &Rows, other: &Rows) -> bool {
+    Arc::ptr_eq(&one.classes, &other.classes) && one.words.ptr_eq(&other.words) && one.residual.ptr_eq(&other.residual)
+}

@@ -1,0 +1,126 @@
+//! `cargo xtask mutants`: breaks the policy compiler in one known point after the other, in a copy, and sees that its
+//! tests notice.
+//!
+//! Invariant: the checkout is not touched. A row whose text is not found any more is an error: mend the row.
+
+use crate::command::{self, Result};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Instant,
+};
+
+/// A way to get it wrong.
+struct Mutant {
+    /// What would be wrong then.
+    point: &'static str,
+    /// In `policy/src`.
+    file: &'static str,
+    from: &'static str,
+    to: &'static str,
+}
+
+const fn mutant(point: &'static str, file: &'static str, from: &'static str, to: &'static str) -> Mutant {
+    Mutant { point, file, from, to }
+}
+
+#[rustfmt::skip]
+const MUTANTS: &[Mutant] = &[
+    mutant("egress rules without policyTypes do not isolate", "dialect/k8s.rs", "Ok(if has_egress {", "Ok(if false && has_egress {"),
+    mutant("a rule without peers is about nobody", "dialect/k8s.rs", "let remote = if peers.is_empty() {", "let remote = if false {"),
+    mutant("a port without protocol is not TCP", "dialect/k8s.rs", ".unwrap_or(protocol::TCP)", ".unwrap_or(protocol::UDP)"),
+    mutant("endPort is not in the range", "dialect/k8s.rs", "Some(Port::Range(low, high))", "Some(Port::Range(low, high.max(1) - 1))"),
+    mutant("a NetworkPolicy does not isolate", "dialect/k8s.rs", "isolates: Some(\"spec.podSelector\".into())", "isolates: None"),
+    mutant("Pass accepts", "dialect/cluster.rs", "(\"Pass\", Action::Pass)];\nconst ALLOW", "(\"Pass\", Action::Allow)];\nconst ALLOW"),
+    mutant("Baseline comes with Admin", "dialect/cluster.rs", "(\"Baseline\", baseline_tier)", "(\"Baseline\", admin_tier)"),
+    mutant("an unknown pod is never denied by labels", "traits.rs", "None if end.entity == Entity::UnknownPod => Holds::Maybe", "None if false => Holds::Maybe"),
+    mutant("an unknown pod is let in by labels", "traits.rs", "None if end.entity == Entity::UnknownPod => Holds::Maybe", "None if end.entity == Entity::UnknownPod => Holds::Yes"),
+    mutant("except is ignored", "ir.rs", "&& !block.except.iter().any(|except| except.contains(range))", ""),
+    mutant("pods of the host network are pods", "verdicts/identities.rs", "!pod.host_network && !pod.finished", "!pod.finished"),
+    mutant("a pod that has ended keeps its address", "verdicts/identities.rs", "!pod.host_network && !pod.finished", "!pod.host_network"),
+    mutant("of two that claim an address, one has it", "verdicts/identities.rs", "(None, Some(_), Some(_)) => Traits::of(Entity::UnknownPod),", "(None, Some(_), Some(_)) => Traits::of(Entity::World),"),
+    mutant("a namespace's new labels are not seen", "verdicts/identities.rs", "dirty.pods(world, pods_of(world, name));\n        }\n    }\n\n    fn changed_attachments", "let _ = name;\n        }\n    }\n\n    fn changed_attachments"),
+    mutant("a new range does not reach known addresses", "verdicts/identities.rs", "dirty.addresses.extend(self.addresses.range(", "let _ = (self.addresses.range("),
+    mutant("others' new names of ports are not seen", "verdicts/rows.rs", "!self.names.is_empty() && self.named_now(identities) != self.named", "false"),
+    mutant("what may match matches", "verdicts/flatten.rs", "Holds::Maybe => matched.unless_passed(there),", "Holds::Maybe => matched,"),
+    mutant("Pass goes on in its tier", "verdicts/flatten.rs", "Action::Pass => next.map_or_else(|| there.clone(), |next| next[class].clone()),", "Action::Pass => there.clone(),"),
+    mutant("pods with other ports share rows", "verdicts/sets.rs", "filter(|(name, ..)| names.contains(name)).cloned().collect();", "filter(|_| false).cloned().collect();"),
+    mutant("identities that come are in no selection", "verdicts/selections.rs", "holds => drop(selection.members.insert(number, holds)),", "_ => {}"),
+];
+
+/// The comparisons with the oracle and with the rules asked one by one; not the tables of documents, which would notice
+/// anything that dialects do.
+const TEST: &[&str] = &[
+    "test",
+    "--quiet",
+    "-p",
+    "tartan-policy",
+    "--lib",
+    "--test",
+    "agree",
+    "--",
+    "--skip",
+    "misread",
+    "--skip",
+    "dialect",
+];
+/// Histories that are played against each mutant.
+const CASES: &str = "300";
+
+/// Tries every row.
+///
+/// # Errors
+/// The tests fail as they are, a row's text is not found, or the tests notice nothing.
+pub(crate) fn run() -> Result<()> {
+    let copy = copy()?;
+    if !passes(&copy)? {
+        return Err("the tests fail as the code is: mend that first".into());
+    }
+    let mut missed = Vec::new();
+    for Mutant { point, file, from, to } in MUTANTS {
+        let path = copy.join("policy/src").join(file);
+        let text = fs::read_to_string(&path)?;
+        if !text.contains(from) {
+            return Err(format!("policy/src/{file} does not hold `{from}` any more: mend the row `{point}`").into());
+        }
+        fs::write(&path, text.replacen(from, to, 1))?;
+        let start = Instant::now();
+        let noticed = !passes(&copy)?;
+        fs::write(&path, text)?;
+        println!(
+            "{} after {:.1} s: {point}",
+            if noticed { "noticed" } else { "MISSED" },
+            start.elapsed().as_secs_f64()
+        );
+        missed.extend((!noticed).then_some(*point));
+    }
+    println!("test result: ok. {} passed; {} failed", MUTANTS.len() - missed.len(), missed.len());
+    if missed.is_empty() { Ok(()) } else { Err(format!("nothing notices: {}", missed.join(", ")).into()) }
+}
+
+/// What git knows of the checkout, beside what cargo builds.
+fn copy() -> Result<PathBuf> {
+    let copy = command::target_dir().join("mutants");
+    let _ = fs::remove_dir_all(&copy);
+    for file in
+        command::capture(Command::new("git").args(["ls-files"]))?.lines().filter(|file| Path::new(file).exists())
+    {
+        let to = copy.join(file);
+        fs::create_dir_all(to.parent().expect("a file is in a folder"))?;
+        fs::copy(file, to)?;
+    }
+    Ok(copy)
+}
+
+/// Whether the tests of the copy pass; one that does not compile proves nothing.
+fn passes(copy: &Path) -> Result<bool> {
+    let target = command::target_dir().join("mutants-target");
+    let cargo = |args: &[&str]| {
+        let mut cargo = command::cargo(args);
+        cargo.current_dir(copy).env("CARGO_TARGET_DIR", &target).env("POLICY_CASES", CASES);
+        cargo
+    };
+    command::capture(&mut cargo(&["test", "--quiet", "-p", "tartan-policy", "--lib", "--test", "agree", "--no-run"]))?;
+    Ok(cargo(TEST).output()?.status.success())
+}
