@@ -125,7 +125,11 @@ mod tests {
         };
         check(&[Lane::Build], &[], &["gcc", "libc6-dev"]);
         check(&[Lane::Build], &["cc", "/usr/include/stdio.h"], &[]);
-        check(&[Lane::Build, Lane::Lab], &["cc", "/usr/include/stdio.h", "ip"], &["nftables", "iptables", "curl"]);
+        check(
+            &[Lane::Build, Lane::Lab],
+            &["cc", "/usr/include/stdio.h", "ip"],
+            &["nftables", "iptables", "curl", "containernetworking-plugins"],
+        );
         check(&[Lane::Demo], &["ip", "nft"], &["curl"]);
     }
 
