@@ -1,4 +1,4 @@
-//! `cargo xtask`: every chore of the repository: test, tidy, gen, demo, bench.
+//! `cargo xtask`: every chore of the repository: test, tidy, gen, demo, bench, kube.
 //!
 //! Invariant: it depends on no crate at all, ours or others'. So it links with the linker that rustup brings, starts
 //! on a machine that has no C compiler, and can install one there (packages.rs).
@@ -8,6 +8,7 @@ mod bench;
 mod command;
 mod demo;
 mod r#gen;
+mod kube;
 mod packages;
 mod test;
 mod tidy;
@@ -21,6 +22,10 @@ pub(crate) const COMMANDS: &[(&str, &str)] = &[
     ("tidy", "check what compilers do not: crate edges, lengths, docs"),
     ("demo [--yes]", "three nodes on this machine, shown, broken and repaired; `--yes` asks nothing"),
     ("bench [GROUP…]", "measure against yardsticks in the same run; prints `figure NAME VALUE UNIT`"),
+    (
+        "kube up|test|down [VERSION]",
+        "a real Kubernetes of three nodes on this machine: make it, test with it, remove it",
+    ),
     ("gen", "write the generated tables of the docs again"),
 ];
 
@@ -43,6 +48,7 @@ fn run(args: &[&str]) -> Result<()> {
         ["demo"] => demo::run(&[]),
         ["demo", "--yes"] => demo::run(&["--yes"]),
         ["bench", groups @ ..] => bench::run(groups),
+        ["kube", rest @ ..] => kube::run(rest),
         ["gen"] => r#gen::run(),
         [] | ["help" | "--help" | "-h"] => {
             print!("{}", help());

@@ -59,6 +59,7 @@ pub(crate) const GROUPS: &[Group] = &[
     group("kernel", When::Always, true,  "the kernel crate on real kernel objects",        &["cargo test -p tartan-kernel --test *"]),
     group("lab",    When::Always, true,  "whole nodes in network namespaces",              &["cargo build -p tartan-cli -p tartan-cni", "cargo test -p tartan-lab --test *"]),
     group("long",   When::Named,  true,  "the ignored tests: long random runs, many repeats", &["cargo build -p tartan-cli -p tartan-cni", "cargo test -p tartan-lab --test * -- --ignored"]),
+    group("kube",   When::Named,  false, "a real Kubernetes on this machine",             &["xtask kube test"]),
 ];
 
 /// What the `test result:` lines of a group add up to.

@@ -33,7 +33,7 @@ pub(crate) const CRATES: &[Crate] = &[
     krate("agent",    "program",     6000, &["api", "model", "netstate", "ipam", "fabric", "datapath", "kernel", "store"]),
     krate("cli",      "program",     3000, &["api", "model", "agent", "lab"]),
     krate("cni",      "program",     1500, &["api"]),
-    krate("lab",      "development", 6000, &["api"]),
+    krate("lab",      "development", 7500, &["api"]),
     krate("xtask",    "development", 3000, &[]),
 ];
 
