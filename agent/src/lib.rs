@@ -41,7 +41,7 @@ use tartan_kernel::Kernel;
 use tartan_kernel::linux::Linux;
 use tartan_kernel::thread::Applied;
 use tartan_model::{Kind, StoreEvent, World};
-use tartan_store::{FileStore, Store};
+use tartan_store::{FileStore, KubernetesStore, Store};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tracing::{error, info, warn};
@@ -150,7 +150,10 @@ fn lock(state_dir: &Path) -> Result<Flock<fs::File>> {
 fn open_store(url: &str) -> Result<Arc<dyn Store>> {
     match url.split_once(':') {
         Some(("file", path)) if !path.is_empty() => Ok(Arc::new(FileStore::new(path))),
-        _ => bail!("store: '{url}' is no store; write file:/path/to/directory"),
+        Some(("kubernetes", place)) => {
+            Ok(Arc::new(KubernetesStore::open(place).context("store: no way to Kubernetes")?))
+        }
+        _ => bail!("store: '{url}' is no store; write kubernetes: or file:/path/to/directory"),
     }
 }
 

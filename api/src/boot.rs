@@ -10,7 +10,8 @@ use serde::{Deserialize, Serialize};
 pub struct Boot {
     /// This node's name, as its Node object has it.
     pub node: String,
-    /// Where shared state lives: `file:/path/to/directory`.
+    /// Where shared state lives: `file:/path/to/directory`; `kubernetes:` for the API server of the pod we run in, with
+    /// `kubernetes:https://HOST:PORT` at an address that works before Services do, or with `kubernetes:/path/of/kubeconfig`.
     pub store: String,
     /// What must survive a restart: journal, values of sysctls before us.
     #[serde(default = "state_dir")]

@@ -15,10 +15,13 @@ use self::fault::Fault;
 mod config;
 mod fault;
 mod fields;
+mod json;
 mod locate;
 mod node;
 mod pool;
 mod split;
+
+pub(crate) use self::json::from_json;
 
 /// A document of a text, which was read without fault.
 #[derive(Clone, Debug, PartialEq, Eq)]

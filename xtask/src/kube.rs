@@ -46,11 +46,14 @@ fn up(version: &str) -> Result<()> {
 }
 
 fn test(version: &str) -> Result<()> {
-    let path = programs(version)?;
+    let path = env::join_paths(programs(version)?)?;
+    // The store first: it needs an API server only, and no root.
+    let mut store = command::cargo(&["test", "-p", "tartan-store", "--lib", "kubernetes"]);
+    command::run(store.args(["--", "--ignored"]).env(PATH, &path))?;
     build_harness()?;
-    let mut cargo = command::cargo(&["test", "-p", "tartan-lab", "--example", "kube"]);
-    command::with_root_runner(&mut cargo);
-    command::run(cargo.args(["--", "--test-threads=1"]).env(PATH, env::join_paths(path)?))
+    let mut cluster = command::cargo(&["test", "-p", "tartan-lab", "--example", "kube"]);
+    command::with_root_runner(&mut cluster);
+    command::run(cluster.args(["--", "--test-threads=1"]).env(PATH, &path))
 }
 
 /// Builds the harness as the user and runs it as root.

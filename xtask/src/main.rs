@@ -26,7 +26,7 @@ pub(crate) const COMMANDS: &[(&str, &str)] = &[
         "kube up|test|down [VERSION]",
         "a real Kubernetes of three nodes on this machine: make it, test with it, remove it",
     ),
-    ("gen", "write the generated tables of the docs again"),
+    ("gen", "write the generated tables of the docs and the definitions in deploy/ again"),
 ];
 
 fn main() -> ExitCode {

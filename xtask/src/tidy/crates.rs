@@ -29,7 +29,7 @@ pub(crate) const CRATES: &[Crate] = &[
     krate("fabric",   "planner",     4000, &["model", "netstate"]),
     krate("datapath", "planner",     2500, &["model", "netstate"]),
     krate("kernel",   "door",        8000, &["model", "netstate"]),
-    krate("store",    "door",        4000, &["api", "model", "netstate"]),
+    krate("store",    "door",        5000, &["api", "model", "netstate"]),
     krate("agent",    "program",     6000, &["api", "model", "netstate", "ipam", "fabric", "datapath", "kernel", "store"]),
     krate("cli",      "program",     3000, &["api", "model", "agent", "lab"]),
     krate("cni",      "program",     1500, &["api"]),
@@ -51,6 +51,7 @@ const CONFINED: &[Confined] = &[
     Confined { name: "clap",                 to: &["cli"],                          why: "only the program for people has flags" },
     Confined { name: "netlink-packet-route", to: &["kernel", "agent", "cli"],       why: "netlink is spoken in one crate" },
     Confined { name: "inotify",              to: &["store", "agent", "cli"],        why: "files are watched in one crate" },
+    Confined { name: "rustls",               to: &["store", "agent", "cli"],        why: "the API server is spoken to in one crate" },
     Confined { name: "proptest",             to: &[],                               why: "it is for tests: a dev-dependency" },
 ];
 
