@@ -75,7 +75,8 @@ async fn answer(request: Request<Incoming>, inbox: mpsc::Sender<Input>) -> Resul
     })
 }
 
-async fn look(inbox: &mpsc::Sender<Input>) -> Option<Seen> {
+/// How things stand; none if the loop does not say.
+pub(crate) async fn look(inbox: &mpsc::Sender<Input>) -> Option<Seen> {
     let (reply, answer) = oneshot::channel();
     timeout(PATIENCE, async {
         inbox.send(Input::Look(reply)).await.ok()?;

@@ -10,6 +10,7 @@
 //! kernel keeps what it has, the journal what was promised, and the next start goes on from both.
 
 pub mod attach;
+pub mod cni_files;
 pub mod edit;
 pub mod found;
 pub mod http;
@@ -68,6 +69,8 @@ pub fn run(boot: &Boot) -> Result<()> {
 /// Takes back everything of ours; refuses while an agent runs.
 pub fn take_back(boot: &Boot) -> Result<Report> {
     let _lock = lock(&boot.state_dir)?;
+    // First, so that no pod is attached to what is about to go.
+    cni_files::remove(boot)?;
     let mut kernel = Linux::open().context("opening the kernel's netlink sockets (this needs root)")?;
     uninstall::uninstall(&mut kernel, &boot.state_dir)
 }
@@ -82,6 +85,7 @@ async fn start(boot: &Boot) -> Result<()> {
     if let Some(address) = boot.listen {
         http::serve(address, inbox.clone()).await?;
     }
+    tokio::spawn(cni_files::install(boot.clone(), inbox.clone()));
     tokio::spawn(stop_on_signal(inbox));
     agent.await
 }

@@ -1,9 +1,10 @@
-//! The CustomResourceDefinitions of `deploy/`, made of the types of this crate: fields, texts and limits stand there.
+//! The CustomResourceDefinitions of `deploy/`, made of the types of this crate: fields, texts and limits stand there. And
+//! the one file that installs them and the agent.
 //!
 //! `cargo xtask gen` writes them; the test fails while a file is not what the types say.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, Schema};
@@ -14,7 +15,8 @@ use crate::tartan::{self, CONFIG_NAME, IPBlockSpec, NetworkConfigSpec, NodeNetwo
 
 /// Asks for the files to be written.
 const WRITE: &str = "TARTAN_GEN";
-const HEADER: &str = "# Made by `cargo xtask gen` from the types of the crate api; changes belong there.\n";
+const HEADER: &str =
+    "# Made by `cargo xtask gen`: definitions of the types in the crate api, the rest of deploy/agent.yaml.\n";
 
 /// What a definition says besides its fields.
 struct Kind {
@@ -33,8 +35,11 @@ struct Kind {
 
 #[test]
 fn the_definitions_are_current() {
-    check("crds.yaml", &[network_config(), node_network(), ip_block()]);
-    check("pool-crds.yaml", &[ip_pool(), ip_reservation()]);
+    let ours = definitions(&[network_config(), node_network(), ip_block()]);
+    let agent = fs::read_to_string(deploy("agent.yaml")).unwrap();
+    check("tartan.yaml", &format!("{ours}---\n{agent}"));
+    check("crds.yaml", &ours);
+    check("pool-crds.yaml", &definitions(&[ip_pool(), ip_reservation()]));
 }
 
 fn network_config() -> Kind {
@@ -115,16 +120,22 @@ fn ip_reservation() -> Kind {
     }
 }
 
-fn check(file: &str, kinds: &[Kind]) {
+fn definitions(kinds: &[Kind]) -> String {
     let documents = kinds.iter().map(|kind| serde_yaml_ng::to_string(&kind.definition()).unwrap());
-    let text = HEADER.to_owned() + &documents.collect::<Vec<_>>().join("---\n");
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy").join(file);
+    documents.collect::<Vec<_>>().join("---\n")
+}
+
+fn deploy(file: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy").join(file)
+}
+
+fn check(file: &str, content: &str) {
+    let text = HEADER.to_owned() + content;
     if std::env::var_os(WRITE).is_some() {
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(&path, &text).unwrap();
+        fs::write(deploy(file), &text).unwrap();
     }
-    let there = fs::read_to_string(&path).unwrap_or_default();
-    assert!(there == text, "deploy/{file} is not what the types say: run `cargo xtask gen`");
+    let there = fs::read_to_string(deploy(file)).unwrap_or_default();
+    assert!(there == text, "deploy/{file} is not what it is made of: run `cargo xtask gen`");
 }
 
 fn schema<T: JsonSchema>() -> Value {

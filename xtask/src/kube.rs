@@ -22,6 +22,8 @@ use std::{
 const NEWEST: &str = "1.36";
 /// The folder of `kube/` with what a node runs whatever its Kubernetes: containerd, stock plugins.
 const NODE: &str = "node";
+/// Programs for it need no library.
+const STATIC: &str = "x86_64-unknown-linux-musl";
 /// Where the cluster's programs are, for the harness.
 const PATH: &str = "TARTAN_KUBE_PATH";
 
@@ -31,18 +33,23 @@ const PATH: &str = "TARTAN_KUBE_PATH";
 /// An unknown word, a package that cannot be installed, a build that fails, or the harness's own.
 pub(crate) fn run(args: &[&str]) -> Result<()> {
     match args {
-        ["up"] => up(NEWEST),
-        ["up", version] => up(version),
+        ["up", rest @ ..] => match rest {
+            [] => up(NEWEST, "tartan"),
+            ["--stock"] => up(NEWEST, "stock"),
+            [version] => up(version, "tartan"),
+            [version, "--stock"] => up(version, "stock"),
+            _ => Err("kube up: at most a version and --stock".into()),
+        },
         ["test"] => test(NEWEST),
         ["test", version] => test(version),
-        ["down"] => harness("down", &[]),
+        ["down"] => harness(&["down"], &[]),
         other => Err(format!("kube: `{}` is none of: up, test, down", other.join(" ")).into()),
     }
 }
 
-fn up(version: &str) -> Result<()> {
+fn up(version: &str, network: &str) -> Result<()> {
     let path = programs(version)?;
-    harness("up", &path)
+    harness(&["up", network], &path)
 }
 
 fn test(version: &str) -> Result<()> {
@@ -57,10 +64,10 @@ fn test(version: &str) -> Result<()> {
 }
 
 /// Builds the harness as the user and runs it as root.
-fn harness(verb: &str, path: &[PathBuf]) -> Result<()> {
+fn harness(args: &[&str], path: &[PathBuf]) -> Result<()> {
     build_harness()?;
     let program = command::target_dir().join("debug").join("examples").join("kube");
-    command::run(command::as_root(program).arg(verb).env(PATH, env::join_paths(path)?))
+    command::run(command::as_root(program).args(args).env(PATH, env::join_paths(path)?))
 }
 
 fn build_harness() -> Result<()> {
@@ -76,7 +83,17 @@ fn programs(version: &str) -> Result<Vec<PathBuf>> {
         return Err(format!("there is no Kubernetes {version} here; there are: {}", versions()?.join(" ")).into());
     }
     packages::ensure(&[Lane::Build, Lane::Kube])?;
-    [module, Path::new("kube").join(NODE)].iter().map(|module| build(module)).collect()
+    let modules = [module, Path::new("kube").join(NODE)];
+    let mut folders = modules.iter().map(|module| build(module)).collect::<Result<Vec<_>>>()?;
+    folders.push(tartan()?);
+    Ok(folders)
+}
+
+/// What runs in the image, where there is no library to link with.
+fn tartan() -> Result<PathBuf> {
+    let build = ["build", "--profile", "demo", "--target", STATIC, "-p", "tartan-cli", "-p", "tartan-cni"];
+    command::run(&mut command::cargo(&build))?;
+    Ok(command::target_dir().join(STATIC).join("demo"))
 }
 
 fn versions() -> Result<Vec<String>> {

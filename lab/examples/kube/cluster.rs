@@ -81,15 +81,16 @@ impl Cluster {
         // Images are packed while the API server starts.
         let (programs, disk) = (&self.programs, self.facts.disk());
         let (control, image) = std::thread::scope(|scope| {
-            let image = scope.spawn(|| image::agnhost(&programs.find("agnhost")?, &disk));
+            let image = scope.spawn(|| image::archives(programs, &disk));
             let control = Control::start(&control_netns, &seat, &pki, &self.facts.dir, programs);
             (control, image.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
         });
         let control = self.control.insert(control?);
-        let images = [image?];
+        let images = image?;
         for (name, netns, seat) in seats {
             let spec = node_spec(&name, &self.facts, &self.programs, &images, &seat)?;
             sign_kubelet(&pki, &spec, &seat, control.server())?;
+            put_loopback(&self.programs, &spec)?;
             self.machines.push(Machine::start(&spec, &netns, seat)?);
         }
         Ok(())
@@ -112,8 +113,27 @@ impl Cluster {
         self.machines.iter().find(|machine| machine.name == name).with_context(|| format!("there is no node {name:?}"))
     }
 
-    pub(crate) fn control_netns(&self) -> &Netns {
-        &self.control_netns
+    /// Where clients find the API server.
+    pub(crate) fn server(&self) -> Result<&str> {
+        Ok(self.control()?.server())
+    }
+
+    /// The API server talks to pods, too.
+    pub(crate) fn route_to_pods(&self, nodes: &[NodeCidrs]) -> Result<()> {
+        self.control_netns.ip(&self.routes(nodes, None)?)
+    }
+
+    /// To the pods of all nodes but `local`.
+    pub(crate) fn routes(&self, nodes: &[NodeCidrs], local: Option<&str>) -> Result<String> {
+        let mut lines = String::new();
+        for node in nodes.iter().filter(|node| Some(node.name.as_str()) != local) {
+            let seat = &self.machine(&node.name)?.seat;
+            for cidr in &node.pod_cidrs {
+                let via = if cidr.contains(':') { seat.v6.0.to_string() } else { seat.v4.0.to_string() };
+                lines += &format!("route add {cidr} via {via}\n");
+            }
+        }
+        Ok(lines)
     }
 
     pub(crate) fn kubectl(&self, args: &[&str]) -> Result<String> {
@@ -126,7 +146,6 @@ impl Cluster {
     }
 
     /// Writes a file for `kubectl apply`; gives its path.
-    #[cfg(test)]
     pub(crate) fn file(&self, name: &str, content: &[u8]) -> Result<String> {
         let path = self.facts.dir.join(name);
         fs::write(&path, content)?;
@@ -225,6 +244,14 @@ fn sign_kubelet(pki: &Pki, spec: &Spec, seat: &Seat, server: &str) -> Result<()>
     ] {
         fs::copy(&from, on_node.join(to)).with_context(|| format!("copying {}", from.display()))?;
     }
+    Ok(())
+}
+
+/// The one plugin that containerd runs itself; nodes have it from the package that brings the kubelet.
+fn put_loopback(programs: &Programs, spec: &Spec) -> Result<()> {
+    let plugins = init::own(&spec.disk, "upper", "/opt")?.join("cni").join("bin");
+    fs::create_dir_all(&plugins)?;
+    fs::copy(programs.find("loopback")?, plugins.join("loopback")).context("copying the plugin loopback")?;
     Ok(())
 }
 

@@ -9,10 +9,15 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
+use crate::Programs;
+
 /// What the kubelet runs to hold a pod's namespaces, by the name that containerd's configuration has.
 const PAUSE: &str = "registry.k8s.io/pause:3.10.2";
 /// What pods of tests run: servers, clients and probes in one program.
 pub(crate) const AGNHOST: &str = "registry.k8s.io/e2e-test-images/agnhost:2.63.0";
+
+/// As `deploy/tartan.yaml` names it.
+const TARTAN: &str = concat!("tartan.dev/tartan:", env!("CARGO_PKG_VERSION"));
 
 /// One image of an archive.
 struct Image<'a> {
@@ -21,13 +26,18 @@ struct Image<'a> {
     command: &'a [&'a str],
 }
 
-/// The archive with agnhost, which can pause as well.
-pub(crate) fn agnhost(program: &Path, dir: &Path) -> Result<PathBuf> {
+/// Every image that a node needs: agnhost, which can pause as well, and Tartan.
+pub(crate) fn archives(programs: &Programs, dir: &Path) -> Result<Vec<PathBuf>> {
+    let agnhost = programs.find("agnhost")?;
     let images = [
         Image { tag: PAUSE, entrypoint: &["/agnhost", "pause"], command: &[] },
         Image { tag: AGNHOST, entrypoint: &["/agnhost"], command: &["pause"] },
     ];
-    archive("agnhost", &[("agnhost", program)], &images, dir)
+    let agnhost = archive("agnhost", &[("agnhost", &agnhost)], &images, dir)?;
+    let (agent, plugin) = (programs.find("tartan")?, programs.find("tartan-cni")?);
+    let image = Image { tag: TARTAN, entrypoint: &["/tartan"], command: &[] };
+    let tartan = archive("tartan", &[("tartan", &agent), ("tartan-cni", &plugin)], &[image], dir)?;
+    Ok(vec![agnhost, tartan])
 }
 
 /// One layer with `files` at its root, and images that share it.

@@ -2,7 +2,7 @@
 //! containerd and runc, each node a set of namespaces. `cargo xtask kube` builds all of it and runs this.
 //!
 //! ```text
-//! up      starts `hold` and returns when the nodes are ready
+//! up      starts `hold` and returns when the nodes are ready; with the network `tartan` or `stock`
 //! hold    makes the cluster and keeps it until SIGTERM (it is the lab's holder)
 //! down    ends a cluster that `up` made
 //! machine (internal) joins a node's cgroups and becomes its namespaces
@@ -19,6 +19,7 @@ mod init;
 mod machine;
 mod pki;
 mod stock;
+mod tartan;
 #[cfg(test)]
 mod tests;
 
@@ -58,8 +59,8 @@ fn main() -> ExitCode {
 
 fn run(args: &[&str]) -> Result<()> {
     match args {
-        ["up"] => up(),
-        ["hold"] => hold(),
+        ["up", network] => up(network),
+        ["hold", network] => hold(network),
         ["down"] => down(),
         ["machine", spec] => machine::become_machine(Path::new(spec)),
         ["init", spec] => init::run(Path::new(spec)),
@@ -68,14 +69,14 @@ fn run(args: &[&str]) -> Result<()> {
 }
 
 /// Starts a holder that outlives us, and waits until it says that the cluster is up.
-fn up() -> Result<()> {
+fn up(network: &str) -> Result<()> {
     if let Ok(running) = Facts::find(Some(NAME)) {
         bail!("a cluster is up already, held by pid {}: `cargo xtask kube down` first", running.pid);
     }
     let log_file = env::temp_dir().join(format!("tartan-kube-{}.log", std::process::id()));
     let log = File::create_new(&log_file).with_context(|| format!("making {}", log_file.display()))?;
     let mut command = Command::new(this_program()?);
-    command.arg("hold").stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).process_group(0);
+    command.args(["hold", network]).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).process_group(0);
     let mut holder = command.spawn().context("starting the holder")?;
     let said = || fs::read_to_string(&log_file).unwrap_or_default();
     let mut ended = None;
@@ -92,10 +93,15 @@ fn up() -> Result<()> {
     up.map(drop)
 }
 
-fn hold() -> Result<()> {
+fn hold(network: &str) -> Result<()> {
+    let install = match network {
+        "tartan" => tartan::install,
+        "stock" => stock::install,
+        other => bail!("`{other}` is no network: tartan, stock"),
+    };
     let signals = Signals::hold_back()?;
     let cluster = Cluster::up(NAME, Programs::from_environment()?)?;
-    stock::install(&cluster)?;
+    install(&cluster)?;
     cluster.wait_until_ready()?;
     println!("{}", cluster.introduction()?);
     signals.wait(false)?;

@@ -9,7 +9,7 @@ use serde_json::json;
 
 use crate::cluster::{Cluster, NodeCidrs};
 
-const PLUGINS: [&str; 3] = ["host-local", "loopback", "ptp"];
+const PLUGINS: [&str; 2] = ["host-local", "ptp"];
 
 /// Gives every node its plugins, their configuration and its routes. The nodes get ready then.
 pub(crate) fn install(cluster: &Cluster) -> Result<()> {
@@ -19,26 +19,12 @@ pub(crate) fn install(cluster: &Cluster) -> Result<()> {
             let program = fs::read(cluster.programs().find(plugin)?)?;
             machine.write(&format!("/opt/cni/bin/{plugin}"), &program, "0755")?;
         }
-        machine.netns.ip(&routes(cluster, &nodes, Some(&machine.name))?)?;
+        machine.netns.ip(&cluster.routes(&nodes, Some(&machine.name))?)?;
         let own = nodes.iter().find(|node| node.name == machine.name);
         let own = own.with_context(|| format!("{} has no Node object", machine.name))?;
         machine.write("/etc/cni/net.d/10-stock.conflist", conflist(own).to_string().as_bytes(), "0644")?;
     }
-    // The API server talks to pods, too.
-    cluster.control_netns().ip(&routes(cluster, &nodes, None)?)
-}
-
-/// To the pods of all nodes but `local`.
-fn routes(cluster: &Cluster, nodes: &[NodeCidrs], local: Option<&str>) -> Result<String> {
-    let mut lines = String::new();
-    for node in nodes.iter().filter(|node| Some(node.name.as_str()) != local) {
-        let seat = &cluster.machine(&node.name)?.seat;
-        for cidr in &node.pod_cidrs {
-            let via = if cidr.contains(':') { seat.v6.0.to_string() } else { seat.v4.0.to_string() };
-            lines += &format!("route add {cidr} via {via}\n");
-        }
-    }
-    Ok(lines)
+    cluster.route_to_pods(&nodes)
 }
 
 fn conflist(node: &NodeCidrs) -> serde_json::Value {

@@ -1,19 +1,31 @@
-//! The harness's own cluster, with the stock network: nodes ready, pods of all nodes talk, nothing stays.
+//! Clusters with the stock network and with Tartan: nodes ready, pods of all nodes talk under their own addresses,
+//! nothing stays.
 
+use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use tartan_lab::Census;
 
 use crate::cluster::{Cluster, items};
 use crate::image::AGNHOST;
-use crate::{Programs, stock};
+use crate::{Programs, stock, tartan};
 
 const SERVER_PORT: u16 = 8080;
 
+/// What the harness itself can do, and what Tartan is compared with.
 #[test]
-fn three_nodes_get_ready_pods_talk_and_nothing_stays() {
+fn the_stock_network_carries_pods_and_nothing_stays() {
+    pods_talk_and_nothing_stays("kube-stock", stock::install);
+}
+
+#[test]
+fn one_apply_and_pods_talk() {
+    pods_talk_and_nothing_stays("kube-tartan", tartan::install);
+}
+
+fn pods_talk_and_nothing_stays(name: &str, install: impl Fn(&Cluster) -> Result<()>) {
     let before = Census::take().unwrap();
-    let cluster = Cluster::up("kube-test", Programs::from_environment().unwrap()).unwrap();
-    stock::install(&cluster).unwrap();
+    let cluster = Cluster::up(name, Programs::from_environment().unwrap()).unwrap();
+    install(&cluster).unwrap();
     cluster.wait_until_ready().unwrap();
     let nodes = cluster.get(&["nodes"]).unwrap();
     let names: Vec<&str> = items(&nodes).iter().filter_map(|node| node["metadata"]["name"].as_str()).collect();
@@ -21,10 +33,10 @@ fn three_nodes_get_ready_pods_talk_and_nothing_stays() {
 
     let pods = a_pod_a_node(&cluster, &names);
     let mut failed = Vec::new();
-    for (from, _) in &pods {
+    for (from, own) in &pods {
         for (to, addresses) in pods.iter().filter(|(to, _)| to != from) {
-            for address in addresses {
-                if let Err(error) = connect(&cluster, from, address) {
+            for (own, address) in own.iter().zip(addresses) {
+                if let Err(error) = dial(&cluster, from, own, address) {
                     failed.push(format!("{from} to {to} at {address}: {error:#}"));
                 }
             }
@@ -65,7 +77,14 @@ fn pod(node: &str) -> Value {
     })
 }
 
-fn connect(cluster: &Cluster, from: &str, address: &str) -> anyhow::Result<()> {
-    let to = std::net::SocketAddr::new(address.parse()?, SERVER_PORT).to_string();
-    cluster.kubectl(&["exec", from, "--", "/agnhost", "connect", "--timeout=3s", &to]).map(drop)
+/// Has one pod ask another who it sees, and expects the asking pod's own address.
+fn dial(cluster: &Cluster, from: &str, own: &str, to: &str) -> Result<()> {
+    let pod = format!("/api/v1/namespaces/default/pods/{from}:{SERVER_PORT}/proxy");
+    let question = format!("host={to}&port={SERVER_PORT}&protocol=http&request=clientip&tries=1");
+    let answer = cluster.kubectl(&["get", "--raw", &format!("{pod}/dial?{question}")])?;
+    let answer: Value = serde_json::from_str(&answer).with_context(|| answer.clone())?;
+    let seen: std::net::SocketAddr =
+        answer["responses"][0].as_str().with_context(|| format!("no response: {answer}"))?.parse()?;
+    ensure!(seen.ip() == own.parse::<std::net::IpAddr>()?, "it was seen as {seen}, not as {own}");
+    Ok(())
 }
