@@ -184,6 +184,12 @@ impl Cluster {
         Ok(format!("{nodes}\nkubectl: {kubectl}\n{enter}{IS_UP} `cargo xtask kube down` removes it."))
     }
 
+    /// The control plane, to break it.
+    #[cfg(test)]
+    pub(crate) fn control_mut(&mut self) -> Result<&mut Control> {
+        self.control.as_mut().context("the control plane runs")
+    }
+
     fn control(&self) -> Result<&Control> {
         self.control.as_ref().context("the control plane runs")
     }

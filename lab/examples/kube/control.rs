@@ -2,6 +2,7 @@
 //!
 //! Invariant: they are killed, never asked to end: an API server whose etcd has gone takes a minute over its goodbye.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -18,6 +19,7 @@ use crate::pki::{Pki, Subject};
 const SERVICES: &str = "10.96.0.0/16,fd00:10:96::/112";
 /// What nodes get their pod CIDRs from.
 pub(crate) const PODS: &str = "10.244.0.0/16,fd00:10:244::/56";
+const API_SERVER: &str = "kube-apiserver";
 const PORT: u16 = 6443;
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -29,7 +31,9 @@ pub(crate) struct Control {
     admin: PathBuf,
     logs: PathBuf,
     server: String,
-    children: Vec<Child>,
+    /// The program of the API server and its arguments, to start it again.
+    api_server: (PathBuf, Vec<String>),
+    children: BTreeMap<String, Child>,
 }
 
 impl Control {
@@ -46,20 +50,36 @@ impl Control {
             admin: user("admin", "admin", "system:masters")?,
             logs: dir.to_owned(),
             server: server.clone(),
-            children: Vec::new(),
+            api_server: (programs.find(API_SERVER)?, api_server(pki, seat)),
+            children: BTreeMap::new(),
         };
         let manager = user("manager", "system:kube-controller-manager", "system:kube-controller-manager")?;
         let scheduler = user("scheduler", "system:kube-scheduler", "system:kube-scheduler")?;
         sign_servers(pki, seat)?;
 
         control.spawn(&programs.find("server")?, &etcd(dir))?;
-        control.spawn(&programs.find("kube-apiserver")?, &api_server(pki, seat))?;
-        control.wait_until_ready()?;
+        control.start_api_server()?;
         control.spawn(&programs.find("kube-controller-manager")?, &controller_manager(pki, &manager))?;
         let scheduler =
             [format!("--kubeconfig={}", scheduler.display()), "--leader-elect=false".into(), LOOPBACK.into()];
         control.spawn(&programs.find("kube-scheduler")?, &scheduler)?;
         Ok(control)
+    }
+
+    /// Kills the API server; etcd and the others run on.
+    #[cfg(test)]
+    pub(crate) fn kill_api_server(&mut self) -> Result<()> {
+        let mut child = self.children.remove(API_SERVER).context("the API server runs")?;
+        child.kill()?;
+        child.wait()?;
+        Ok(())
+    }
+
+    /// Starts it and waits until it is ready.
+    pub(crate) fn start_api_server(&mut self) -> Result<()> {
+        let (program, args) = self.api_server.clone();
+        self.spawn(&program, &args)?;
+        self.wait_until_ready()
     }
 
     /// Where clients find the API server.
@@ -84,7 +104,7 @@ impl Control {
         let mut ready = false;
         let waited = wait_for(PATIENCE, "the API server to be ready", || {
             ready = self.kubectl(&["get", "--raw", "/readyz"]).is_ok();
-            ready || self.children.iter_mut().any(|child| !matches!(child.try_wait(), Ok(None)))
+            ready || self.children.values_mut().any(|child| !matches!(child.try_wait(), Ok(None)))
         });
         let waited = waited.and_then(|_| ready.then_some(()).context("a part of the control plane has ended"));
         waited.map_err(|error| anyhow!("{error:#}\n{}", self.troubleshooting()))
@@ -101,21 +121,21 @@ impl Control {
 
     fn spawn(&mut self, program: &Path, args: &[String]) -> Result<()> {
         let name = program.file_name().context("a program's name")?.to_string_lossy().into_owned();
-        let log = File::create(self.log(&name))?;
+        let log = File::options().create(true).append(true).open(self.log(&name))?;
         let mut command = Command::new(program);
         command.args(args).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         let child = self.netns.run(|| command.spawn())?.with_context(|| format!("starting {name}"))?;
-        self.children.push(child);
+        self.children.insert(name, child);
         Ok(())
     }
 }
 
 impl Drop for Control {
     fn drop(&mut self) {
-        for child in &mut self.children {
+        for child in self.children.values_mut() {
             let _ = child.kill();
         }
-        for child in &mut self.children {
+        for child in self.children.values_mut() {
             let _ = child.wait();
         }
     }

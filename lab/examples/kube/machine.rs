@@ -108,6 +108,19 @@ impl Machine {
         ["init", "containerd", "kubelet"].map(end).join("\n")
     }
 
+    /// The agent that runs on the node, as a pid of the machine; none while none does.
+    #[cfg(test)]
+    pub(crate) fn agent(&self) -> Option<i32> {
+        let namespace = |path: PathBuf| fs::metadata(path).ok().map(|meta| std::os::unix::fs::MetadataExt::ino(&meta));
+        let node = namespace(self.netns.path());
+        let processes = fs::read_dir("/proc").into_iter().flatten().flatten().map(|entry| entry.path());
+        let is_agent = |process: &PathBuf| {
+            fs::read(process.join("cmdline")).is_ok_and(|line| line.starts_with(b"/tartan\0agent\0"))
+                && namespace(process.join("ns/net")) == node
+        };
+        processes.filter(is_agent).find_map(|process| process.file_name()?.to_str()?.parse().ok())
+    }
+
     /// The node's first process, seen from outside.
     fn pid1(&self) -> Result<u32> {
         let unshare = self.child.id();

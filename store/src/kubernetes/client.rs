@@ -174,6 +174,9 @@ impl fmt::Display for Trouble {
             {
                 write!(f, "the API server does not let us: {message}; apply Tartan's RBAC again (deploy/tartan.yaml)")
             }
+            Trouble::Status { code: StatusCode::NOT_FOUND, message } => {
+                write!(f, "the API server does not know this kind ({message}); apply deploy/tartan.yaml")
+            }
             Trouble::Status { code, message } => write!(f, "the API server answers {}: {message}", code.as_u16()),
         }
     }
