@@ -74,7 +74,11 @@ async fn answer(request: Request<Incoming>, inbox: mpsc::Sender<Input>) -> Resul
     Ok(answer.unwrap_or_else(stuck))
 }
 
-async fn ask<T>(inbox: &mpsc::Sender<Input>, question: impl FnOnce(oneshot::Sender<T>) -> Input) -> Option<T> {
+/// The loop's answer; none if it gives none.
+pub(crate) async fn ask<T>(
+    inbox: &mpsc::Sender<Input>,
+    question: impl FnOnce(oneshot::Sender<T>) -> Input,
+) -> Option<T> {
     let (reply, answer) = oneshot::channel();
     timeout(PATIENCE, async {
         inbox.send(question(reply)).await.ok()?;

@@ -10,6 +10,7 @@
 //! kernel keeps what it has, the journal what was promised, and the next start goes on from both.
 
 pub mod attach;
+pub mod cni_files;
 pub mod conditions;
 pub mod edit;
 pub mod found;
@@ -44,7 +45,7 @@ use tartan_kernel::Kernel;
 use tartan_kernel::linux::Linux;
 use tartan_kernel::thread::Applied;
 use tartan_model::{Kind, StoreEvent, World};
-use tartan_store::{FileStore, Store};
+use tartan_store::{FileStore, KubernetesStore, Store};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tracing::{error, info, warn};
@@ -72,6 +73,8 @@ pub fn run(boot: &Boot) -> Result<()> {
 /// Takes back everything of ours; refuses while an agent runs.
 pub fn take_back(boot: &Boot) -> Result<Report> {
     let _lock = lock(&boot.state_dir)?;
+    // First, so that no pod is attached to what is about to go.
+    cni_files::remove(boot)?;
     let mut kernel = Linux::open().context("opening the kernel's netlink sockets (this needs root)")?;
     uninstall::uninstall(&mut kernel, &boot.state_dir)
 }
@@ -86,6 +89,7 @@ async fn start(boot: &Boot) -> Result<()> {
     if let Some(address) = boot.listen {
         http::serve(address, inbox.clone()).await?;
     }
+    tokio::spawn(cni_files::install(boot.clone(), inbox.clone()));
     tokio::spawn(stop_on_signal(inbox));
     agent.await
 }
@@ -182,7 +186,10 @@ fn lock(state_dir: &Path) -> Result<Flock<fs::File>> {
 fn open_store(url: &str) -> Result<Arc<dyn Store>> {
     match url.split_once(':') {
         Some(("file", path)) if !path.is_empty() => Ok(Arc::new(FileStore::new(path))),
-        _ => bail!("store: '{url}' is no store; write file:/path/to/directory"),
+        Some(("kubernetes", place)) => {
+            Ok(Arc::new(KubernetesStore::open(place).context("store: no way to Kubernetes")?))
+        }
+        _ => bail!("store: '{url}' is no store; write kubernetes: or file:/path/to/directory"),
     }
 }
 

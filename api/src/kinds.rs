@@ -27,7 +27,11 @@ pub struct ObjectMeta {
     deserialize = "Spec: Deserialize<'de> + Default, Status: Deserialize<'de> + Default"
 ))]
 pub struct Envelope<Spec, Status = Empty> {
+    /// Not there in an API server's list of a built-in kind.
+    #[serde(default)]
     pub api_version: String,
+    /// As `api_version`.
+    #[serde(default)]
     pub kind: String,
     pub metadata: ObjectMeta,
     #[serde(default)]
@@ -51,6 +55,7 @@ pub struct Condition {
 
 /// A body with nothing in it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Empty {}
 
 /// v1 Node.
@@ -156,10 +161,12 @@ pub type IPPool = Envelope<IPPoolSpec>;
 
 /// `spec` of an IPPool; keys of Calico's that Tartan does not act on are ignored.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", default)]
 pub struct IPPoolSpec {
     pub cidr: String,
     /// Prefix length of a block; 26 and 122 where absent.
+    #[cfg_attr(test, schemars(range(min = 1, max = 128)))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub block_size: Option<u8>,
     #[serde(skip_serializing_if = "String::is_empty")]
@@ -182,6 +189,7 @@ pub type IPReservation = Envelope<IPReservationSpec>;
 
 /// `spec` of an IPReservation.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", default)]
 pub struct IPReservationSpec {
     #[serde(rename = "reservedCIDRs")]

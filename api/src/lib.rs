@@ -5,6 +5,8 @@
 
 pub mod boot;
 pub mod cni;
+#[cfg(test)]
+mod crds;
 pub mod kinds;
 pub mod policy;
 pub mod socket;

@@ -14,18 +14,22 @@ pub type NetworkConfig = Envelope<NetworkConfigSpec>;
 
 /// `spec` of NetworkConfig; unknown keys are refused, because a typo must not pass for a default.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct NetworkConfigSpec {
     /// `vxlan` or `host-gw`.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(test, schemars(extend("enum" = ["vxlan", "host-gw"])))]
     pub fabric: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vxlan: Option<VxlanSpec>,
     /// `auto`, `ipv4` or `ipv6`: the family of packets between nodes.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(test, schemars(extend("enum" = ["auto", "ipv4", "ipv6"])))]
     pub underlay: Option<String>,
     /// MTU of the underlay, where the uplink's own is not to be believed.
     #[serde(rename = "underlayMTU", skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(test, schemars(range(min = 1280, max = 65535)))]
     pub underlay_mtu: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub masquerade: Option<bool>,
@@ -33,27 +37,34 @@ pub struct NetworkConfigSpec {
     pub non_masquerade_cidrs: Option<Vec<String>>,
     /// `open` or `report`.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(test, schemars(extend("enum" = ["open", "report"])))]
     pub host_firewall: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub node_address: Option<NodeAddressSpec>,
     /// How long a released address stays unused.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(test, schemars(range(max = 86400)))]
     pub cooldown_seconds: Option<u32>,
     /// How long after its last sign of life a node counts as live.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(test, schemars(range(min = 3, max = 86400)))]
     pub lease_seconds: Option<u32>,
     /// How long the receive side of a fabric outlives its last sender.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(test, schemars(range(max = 3600)))]
     pub drain_seconds: Option<u32>,
 }
 
 /// Parameters of the vxlan fabric.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct VxlanSpec {
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(test, schemars(range(min = 1, max = 16777215)))]
     pub vni: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(test, schemars(range(min = 1, max = 65535)))]
     pub port: Option<u16>,
     /// Peers on one of this node's links are reached without encapsulation.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -62,7 +73,9 @@ pub struct VxlanSpec {
 
 /// How a node finds the address it tells its peers; the first that is set counts.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+#[cfg_attr(test, schemars(extend("maxProperties" = 1)))]
 pub struct NodeAddressSpec {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub interface: Option<String>,
@@ -79,6 +92,7 @@ pub type NodeNetwork = Envelope<NodeNetworkSpec, NodeNetworkStatus>;
 
 /// `spec` of NodeNetwork: the Advert.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", default)]
 pub struct NodeNetworkSpec {
     /// UID of the Node object it was written for.
@@ -104,6 +118,7 @@ pub struct NodeNetworkSpec {
 
 /// One instance of a fabric on which a node receives.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", default)]
 pub struct Endpoint {
     /// The instance's name, which holds all its parameters: `host-gw/ipv4`, `vxlan/ipv4/vni1/port8472`.
@@ -117,6 +132,7 @@ pub struct Endpoint {
 
 /// `status` of NodeNetwork.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", default)]
 pub struct NodeNetworkStatus {
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -125,6 +141,7 @@ pub struct NodeNetworkStatus {
 
 /// Something a user should know or do.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", default)]
 pub struct Condition {
     /// The object it is about, e.g. `NodeNetwork/n1`.
@@ -144,6 +161,7 @@ pub type IPBlock = Envelope<IPBlockSpec, Empty>;
 
 /// `spec` of IPBlock.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", default)]
 pub struct IPBlockSpec {
     pub cidr: String,
@@ -160,10 +178,12 @@ pub struct IPBlockSpec {
 
 /// A part of an IPBlock, on its way to another node or back.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", default)]
 pub struct IPBlockPart {
     pub cidr: String,
     /// `aside`, `offered`, `given` or `leaving`.
+    #[cfg_attr(test, schemars(extend("enum" = ["aside", "offered", "given", "leaving"])))]
     pub state: String,
     /// Who has it, where it is given or leaving.
     #[serde(skip_serializing_if = "String::is_empty")]

@@ -3,15 +3,23 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use tartan_api::boot::Boot;
 use tracing_subscriber::EnvFilter;
 
 use crate::output::{self, Format};
 
 /// Runs the agent until SIGTERM or SIGINT.
-pub(crate) fn run(config: &Path) -> Result<ExitCode> {
-    let boot = read(config)?;
+pub(crate) fn run(config: &Path, node: Option<String>) -> Result<ExitCode> {
+    let mut boot = read(config)?;
+    if let Some(node) = node {
+        boot.node = node;
+    }
+    ensure!(
+        !boot.node.is_empty(),
+        "boot file {}: node is missing; name this node there or with --node",
+        config.display()
+    );
     log(&boot.log)?;
     tartan_agent::run(&boot).map(|()| ExitCode::SUCCESS)
 }
@@ -31,7 +39,10 @@ fn read(config: &Path) -> Result<Boot> {
     let text = std::fs::read_to_string(config)
         .with_context(|| format!("reading the boot file {}; name another with --config", config.display()))?;
     serde_yaml_ng::from_str(&text).with_context(|| {
-        format!("boot file {}: its keys are node, store, stateDir, socket, listen and log", config.display())
+        format!(
+            "boot file {}: its keys are node, store, stateDir, socket, listen, cniBin, cniConf and log",
+            config.display()
+        )
     })
 }
 

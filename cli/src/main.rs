@@ -20,9 +20,12 @@ use output::Format;
 enum Tartan {
     /// Run the agent of this node
     Agent {
-        /// Boot file (YAML): node, store, stateDir, socket, listen, log
+        /// Boot file (YAML): node, store, stateDir, socket, listen, cniBin, cniConf, log
         #[arg(long, default_value = "/etc/tartan/boot.yaml")]
         config: PathBuf,
+        /// This node's name, in place of the boot file's
+        #[arg(long)]
+        node: Option<String>,
     },
     /// Show this node, its peers, what is wrong and what to do about it
     Status {
@@ -77,7 +80,7 @@ enum Tartan {
 
 fn main() -> ExitCode {
     let result = match Tartan::parse() {
-        Tartan::Agent { config } => agent::run(&config),
+        Tartan::Agent { config, node } => agent::run(&config, node),
         Tartan::Status { at, output } => client::status_command(&at, output),
         Tartan::Apply { file, at, output } => client::apply(&at, &file, output),
         Tartan::Set { key, value, at, output } => client::set(&at, &key, &value, output),

@@ -32,6 +32,7 @@ pub struct Linux {
 impl Linux {
     /// In the network namespace of the calling thread.
     pub fn open() -> Result<Linux, KernelError> {
+        sysctl::make_writable();
         let host = Namespace::open(Netns::Host, addresses_unmarked())?;
         Ok(Linux {
             host,

@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use nix::errno::Errno;
+use nix::mount::{MsFlags, mount};
+use nix::sys::statvfs::{FsFlags, statvfs};
 use tartan_netstate::Key;
 
 use crate::KernelError;
@@ -26,6 +28,18 @@ pub(crate) fn write(key: &Key, value: &str) -> Result<(), KernelError> {
     let failed = |error: io::Error| Refusal::of(&error).doing(format!("set {key} to {value}"));
     let path = path(key).ok_or_else(|| failed(Errno::EINVAL.into()))?;
     fs::write(path, value).map_err(failed)
+}
+
+/// Makes `/proc/sys` writable again where a container runtime has mounted it read-only for us, in our mount namespace
+/// alone. Needs CAP_SYS_ADMIN, which entering pods' namespaces needs anyway; where it fails, each write says so.
+pub(crate) fn make_writable() {
+    let sys = "/proc/sys";
+    if statvfs(sys).is_ok_and(|stat| stat.flags().contains(FsFlags::ST_RDONLY)) {
+        let none: Option<&str> = None;
+        let flags =
+            MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+        let _refused = mount(none, sys, none, flags, none);
+    }
 }
 
 fn absent(error: &io::Error) -> bool {

@@ -16,7 +16,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::facts::{Facts, LAB_DIR};
+use crate::cgroups;
+use crate::facts::{DISK_DIR, Facts, LAB_DIR};
 use crate::netns::{NETNS_DIR, Netns};
 use crate::probe::wait_for;
 
@@ -40,13 +41,18 @@ pub fn remove(lab: &Facts) -> Result<()> {
             failures.push(format!("{error:#}"));
         }
     }
-    match fs::remove_dir_all(&lab.dir) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            failures.push(format!("removing {}: {error}", lab.dir.display()));
-        }
-        _ => {
-            // The last lab takes the directory with it; while others hold theirs this fails, rightly.
-            let _ = fs::remove_dir(LAB_DIR);
+    if let Err(error) = cgroups::remove(&lab.prefix()) {
+        failures.push(format!("{error:#}"));
+    }
+    for (dir, parent) in [(lab.disk(), DISK_DIR), (lab.dir.clone(), LAB_DIR)] {
+        match fs::remove_dir_all(&dir) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                failures.push(format!("removing {}: {error}", dir.display()));
+            }
+            _ => {
+                // The last lab takes the directory with it; while others hold theirs this fails, rightly.
+                let _ = fs::remove_dir(parent);
+            }
         }
     }
     match failures.as_slice() {
@@ -134,8 +140,9 @@ pub struct Difference {
 }
 
 impl Census {
-    /// Counts links, routes and nft objects of the machine's own namespace; namespaces; processes called tartan or
-    /// living in a namespace of their own; files where Tartan and labs keep theirs. Other processes' labs do not count.
+    /// Counts links, routes and nft objects of the machine's own namespace; namespaces; control groups; processes called
+    /// tartan or living in a namespace of their own; files where Tartan and labs keep theirs. Other processes' labs do
+    /// not count.
     pub fn take() -> Result<Self> {
         let others = others()?;
         let objects = BTreeMap::from([
@@ -145,6 +152,7 @@ impl Census {
             ("namespaces", names_in(Path::new(NETNS_DIR)).collect()),
             ("processes", processes(&others)),
             ("files", files()),
+            ("control groups", cgroups::top_groups()?.into_iter().map(|path| path.display().to_string()).collect()),
         ]);
         let not_theirs = |object: &String| !others.iter().any(|lab| object.contains(lab));
         let objects = objects.into_iter().map(|(kind, names)| (kind, names.into_iter().filter(not_theirs).collect()));
@@ -244,7 +252,7 @@ fn processes(others: &[String]) -> BTreeSet<String> {
 fn files() -> BTreeSet<String> {
     let mut files = BTreeSet::new();
     let mut directories: Vec<PathBuf> =
-        [LAB_DIR, "/run/tartan", "/var/lib/tartan", "/etc/cni/net.d"].map(PathBuf::from).into();
+        [LAB_DIR, DISK_DIR, "/run/tartan", "/var/lib/tartan", "/etc/cni/net.d"].map(PathBuf::from).into();
     while let Some(directory) = directories.pop() {
         for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
             let path = entry.path();

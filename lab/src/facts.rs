@@ -20,6 +20,8 @@ use crate::netns::{Endpoint, Netns, own_mounts};
 
 /// Where labs keep their files.
 pub const LAB_DIR: &str = "/run/tartan-lab";
+/// Where labs keep what is too large for `/run`, which is in memory on most machines.
+pub(crate) const DISK_DIR: &str = "/var/tmp/tartan-lab";
 
 /// One lab, as another process sees it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -57,7 +59,7 @@ pub struct Member {
 
 impl Facts {
     /// Claims the name for this process and makes the lab's directory.
-    pub(crate) fn claim(name: &str) -> Result<Self> {
+    pub fn claim(name: &str) -> Result<Self> {
         let pid = std::process::id();
         let dir = Path::new(LAB_DIR).join(format!("{name}-{pid}"));
         make_lab_dir(&dir).with_context(|| {
@@ -108,6 +110,11 @@ impl Facts {
         format!("tt-{}-{}-", self.name, self.pid)
     }
 
+    /// Where it keeps what is large. Not made by `claim`, but removed with the lab.
+    pub fn disk(&self) -> PathBuf {
+        Path::new(DISK_DIR).join(format!("{}-{}", self.name, self.pid))
+    }
+
     /// The member of that name.
     pub fn member(&self, name: &str) -> Result<&Member> {
         let known = || self.members.keys().cloned().collect::<Vec<_>>().join(", ");
@@ -143,7 +150,7 @@ impl Facts {
     }
 
     /// Replaces the file other processes read.
-    pub(crate) fn write(&self) -> Result<()> {
+    pub fn write(&self) -> Result<()> {
         let local = "127.0.0.1 localhost\n::1 localhost\n".to_owned();
         let hosts =
             self.members.iter().fold(local, |text, (name, m)| format!("{text}{} {name}\n{} {name}\n", m.v4, m.v6));

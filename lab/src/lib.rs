@@ -12,6 +12,7 @@
 //! Invariants: everything a lab makes carries its name and the holder's pid (`tt-NAME-PID-…`, `/run/tartan-lab/NAME-PID`);
 //! no packet leaves its namespaces; it is removed when the `Lab` is dropped, and by the next lab if its holder died.
 
+mod cgroups;
 mod cleanup;
 mod cni;
 mod echo;
@@ -32,6 +33,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail};
 use serde_json::{Map, Value, json};
 
+pub use cgroups::Hierarchy;
 pub use cleanup::{Census, Difference, down, remove, remove_leftovers};
 pub use cni::{Answer, Attachment, CNI_VERSION, Network, Verb};
 pub use echo::{ECHO_PORT, Echo, HTTP_PORT};

@@ -2,14 +2,11 @@
 //!
 //! Watchers are judged by the `World` their events lead to, because that is who reads them.
 
-use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tartan_model::{
-    Advert, Condition, Features, Kind, Node, Object, ObjectId, PerFamily, Pool, Selector, StoreEvent, World,
-};
+use tartan_model::{Advert, Condition, Features, Kind, Object, ObjectId, PerFamily, Pool, Selector, StoreEvent, World};
 
 use crate::{BoxStream, Expect, Store, WriteError};
 
@@ -62,19 +59,6 @@ pub(crate) fn pool(name: &str, seed: u8) -> (ObjectId, Object) {
 pub(crate) fn spoiled(id: &ObjectId) -> Condition {
     let [about, field, message, fix] = [id.to_string().as_str(), "", "spoiled", "mend it"].map(str::to_owned);
     Condition { about, field, reason: "BadSyntax", message, fix }
-}
-
-fn node(name: &str) -> (ObjectId, Object) {
-    let node = Node {
-        name: name.into(),
-        uid: "u1".into(),
-        internal_ips: vec!["192.0.2.1".parse().unwrap()],
-        external_ips: Vec::new(),
-        pod_cidrs: Vec::new(),
-        labels: BTreeMap::new(),
-        annotations: BTreeMap::new(),
-    };
-    (ObjectId { kind: Kind::Node, name: name.into() }, Object::Node(node.into()))
 }
 
 fn advert(name: &str, heartbeat: u64) -> (ObjectId, Object) {
@@ -160,10 +144,10 @@ async fn a_list_is_followed_by_changes(rig: &dyn Rig) {
 
 async fn only_the_kinds_asked_for(rig: &dyn Rig) {
     let store = rig.store();
-    let mut watching = Watching::synced(&*store, &[Kind::Node]).await;
+    let mut watching = Watching::synced(&*store, &[Kind::NodeNetwork]).await;
     let (id, object) = pool("a", 1);
     store.put(id, object, Expect::Any).await.unwrap();
-    let (id, object) = node("n2");
+    let (id, object) = advert("n2", 1);
     let revision = store.put(id.clone(), object.clone(), Expect::Any).await.unwrap();
     assert_eq!(watching.next().await, StoreEvent::Put(id, object, revision));
 }

@@ -15,12 +15,15 @@ use self::fault::Fault;
 mod config;
 mod fault;
 mod fields;
+mod json;
 mod locate;
 mod node;
 mod policy;
 mod pool;
 mod split;
 mod workload;
+
+pub(crate) use self::json::from_json;
 
 /// A document of a text, which was read without fault.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -13,12 +13,14 @@ use tartan_model::{Kind, Object, ObjectId, Revision, StoreEvent};
 
 pub mod decode;
 pub mod file;
+pub mod kubernetes;
 pub mod memory;
 
 #[cfg(test)]
 mod conformance;
 
 pub use file::FileStore;
+pub use kubernetes::KubernetesStore;
 pub use memory::MemoryStore;
 
 /// A future on the heap, as trait objects need it.

@@ -1,10 +1,10 @@
-//! `cargo xtask gen`: tables in documents that repeat what code already says.
+//! `cargo xtask gen`: tables in documents that repeat what code already says, and the definitions in `deploy/`.
 //!
 //! Invariant: between `<!-- table NAME -->` and `<!-- end -->` stands what `TABLES` makes of the code; tidy compares.
 
 use crate::{
     COMMANDS, bench,
-    command::Result,
+    command::{self, Result},
     test,
     tidy::{Tree, crates::CRATES},
 };
@@ -31,7 +31,13 @@ pub(crate) fn run() -> Result<()> {
             println!("wrote {path}");
         }
     }
-    Ok(())
+    definitions()
+}
+
+/// The CustomResourceDefinitions are made where their types are, by the test that compares them.
+fn definitions() -> Result<()> {
+    let mut cargo = command::cargo(&["test", "--quiet", "-p", "tartan-api", "--lib", "crds"]);
+    command::capture(cargo.env("TARTAN_GEN", "1")).map(drop)
 }
 
 /// `doc` with its tables written anew.

@@ -1,4 +1,4 @@
-//! `cargo xtask`: every chore of the repository: test, tidy, gen, demo, bench.
+//! `cargo xtask`: every chore of the repository: test, tidy, gen, demo, bench, kube.
 //!
 //! Invariant: it depends on no crate at all, ours or others'. So it links with the linker that rustup brings, starts
 //! on a machine that has no C compiler, and can install one there (packages.rs).
@@ -8,6 +8,7 @@ mod bench;
 mod command;
 mod demo;
 mod r#gen;
+mod kube;
 mod mutants;
 mod packages;
 mod test;
@@ -26,7 +27,11 @@ pub(crate) const COMMANDS: &[(&str, &str)] = &[
     ("demo [--yes]", "three nodes on this machine, shown, broken and repaired; `--yes` asks nothing"),
     ("bench [GROUP…]", "measure against yardsticks in the same run; prints `figure NAME VALUE UNIT`"),
     ("mutants", "break the policy compiler in known points, one by one, and see that its tests notice"),
-    ("gen", "write the generated tables of the docs again"),
+    (
+        "kube up|test|down [VERSION]",
+        "a real Kubernetes of three nodes on this machine: make it, test with it, remove it",
+    ),
+    ("gen", "write the generated tables of the docs and the definitions in deploy/ again"),
 ];
 
 fn main() -> ExitCode {
@@ -49,6 +54,7 @@ fn run(args: &[&str]) -> Result<()> {
         ["demo", "--yes"] => demo::run(&["--yes"]),
         ["bench", groups @ ..] => bench::run(groups),
         ["mutants"] => mutants::run(),
+        ["kube", rest @ ..] => kube::run(rest),
         ["gen"] => r#gen::run(),
         [] | ["help" | "--help" | "-h"] => {
             print!("{}", help());

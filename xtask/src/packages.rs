@@ -20,6 +20,8 @@ pub(crate) enum Lane {
     Demo,
     /// Measure against stock tools.
     Bench,
+    /// Make a Kubernetes cluster.
+    Kube,
 }
 
 impl Lane {
@@ -29,6 +31,7 @@ impl Lane {
             Lane::Lab => Some("tests that make network namespaces, links, routes and nft tables of their own"),
             Lane::Demo => Some("the demo's network namespaces; it removes them at its end"),
             Lane::Bench => Some("the network namespaces that benches measure in"),
+            Lane::Kube => Some("a cluster's nodes: namespaces, control groups and mounts of their own"),
         }
     }
 }
@@ -49,11 +52,14 @@ const fn package(name: &'static str, brings: &'static str, lanes: &'static [Lane
 const PACKAGES: &[Package] = &[
     package("gcc",         "cc",                   &[Lane::Build],                       "rustc links with it"),
     package("libc6-dev",   "/usr/include/stdio.h", &[Lane::Build],                       "rustc links against it"),
-    package("iproute2",    "ip",                   &[Lane::Lab, Lane::Demo, Lane::Bench], "a second opinion on links and routes; yardsticks"),
-    package("nftables",    "nft",                  &[Lane::Lab, Lane::Demo, Lane::Bench], "a second opinion on our tables; foreign firewalls"),
+    package("iproute2",    "ip",                   &[Lane::Lab, Lane::Demo, Lane::Bench, Lane::Kube], "a second opinion on links and routes; yardsticks"),
+    package("nftables",    "nft",                  &[Lane::Lab, Lane::Demo, Lane::Bench, Lane::Kube], "a second opinion on our tables; foreign firewalls"),
     package("iptables",    "iptables",             &[Lane::Lab, Lane::Bench],            "foreign firewalls as Docker writes them; stock plugins use it"),
     package("curl",        "curl",                 &[Lane::Lab, Lane::Demo],             "to ask pods by hand"),
     package("containernetworking-plugins", "/usr/lib/cni/ptp", &[Lane::Lab, Lane::Bench], "the stock plugins we are chained and compared with"),
+    package("golang-go",   "go",                   &[Lane::Kube],                        "builds Kubernetes, etcd and containerd"),
+    package("runc",        "runc",                 &[Lane::Kube],                        "starts containers; building it would need C libraries"),
+    package("openssl",     "openssl",              &[Lane::Kube],                        "the cluster's certificates"),
 ];
 
 /// Debian keeps these out of an ordinary user's PATH; what we run as root has them.

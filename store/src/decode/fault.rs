@@ -23,6 +23,11 @@ pub(super) fn typed<T: DeserializeOwned>(body: &str) -> Result<T, Fault> {
     serde_path_to_error::deserialize(serde_yaml_ng::Deserializer::from_str(body)).map_err(Fault::from_parser)
 }
 
+/// What is wrong with a JSON document; it is not for people to read, so there is no line.
+pub(super) fn from_json(error: serde_path_to_error::Error<serde_json::Error>) -> Fault {
+    Fault::at(error.path().to_string(), error.inner())
+}
+
 /// The candidate a mistyped word was most likely meant to be.
 pub(super) fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     // A longer word than any of ours is none of them mistyped, and would take a table of any size.
@@ -96,11 +101,14 @@ impl Fault {
     fn from_parser(error: serde_path_to_error::Error<serde_yaml_ng::Error>) -> Fault {
         let path = error.path().to_string();
         let error = error.into_inner();
-        let line = error.location().map(|at| at.line());
+        Fault { line: error.location().map(|at| at.line()), ..Fault::at(path, &error) }
+    }
+
+    fn at(path: String, error: &dyn std::fmt::Display) -> Fault {
         let message = without_places(&error.to_string());
         let message = message.strip_prefix(&format!("{path}: ")).unwrap_or(&message);
         let field = if path == "." || path.contains('?') { String::new() } else { path };
-        Fault { line, ..Fault::from_message(field, message) }
+        Fault::from_message(field, message)
     }
 
     /// Reads serde's own sentences, so that users need not.

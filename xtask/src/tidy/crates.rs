@@ -30,11 +30,11 @@ pub(crate) const CRATES: &[Crate] = &[
     krate("policy",   "planner",     6000, &["api", "model"]),
     krate("datapath", "planner",     2500, &["model", "netstate"]),
     krate("kernel",   "door",        8000, &["model", "netstate"]),
-    krate("store",    "door",        4000, &["api", "model", "netstate"]),
+    krate("store",    "door",        5000, &["api", "model", "netstate"]),
     krate("agent",    "program",     6000, &["api", "model", "netstate", "ipam", "fabric", "datapath", "kernel", "store"]),
     krate("cli",      "program",     3000, &["api", "model", "agent", "lab"]),
     krate("cni",      "program",     1500, &["api"]),
-    krate("lab",      "development", 6000, &["api"]),
+    krate("lab",      "development", 7500, &["api"]),
     krate("fuzz",     "development", 600, &[]),
     krate("xtask",    "development", 3000, &[]),
 ];
@@ -53,6 +53,7 @@ const CONFINED: &[Confined] = &[
     Confined { name: "clap",                 to: &["cli"],                          why: "only the program for people has flags" },
     Confined { name: "netlink-packet-route", to: &["kernel", "agent", "cli"],       why: "netlink is spoken in one crate" },
     Confined { name: "inotify",              to: &["store", "agent", "cli"],        why: "files are watched in one crate" },
+    Confined { name: "rustls",               to: &["store", "agent", "cli"],        why: "the API server is spoken to in one crate" },
     Confined { name: "proptest",             to: &[],                               why: "it is for tests: a dev-dependency" },
 ];
 

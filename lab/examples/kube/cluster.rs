@@ -1,0 +1,278 @@
+//! The cluster: an underlay with a control plane and three nodes on one segment.
+//!
+//! ```text
+//!     control eth0 ══╗
+//!          n1 eth0 ══╬═ br0 of the underlay, 172.30.0.0/24 and fd30::/64
+//!          n2 eth0 ══╣
+//!          n3 eth0 ══╝
+//! ```
+//!
+//! Invariant: dropped in any state, half built included, it leaves nothing.
+
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, anyhow, bail};
+use serde_json::Value;
+use tartan_lab::{Facts, Hierarchy, Member, Netns, Seat, Underlay, UnderlayControl};
+
+use crate::Programs;
+use crate::control::Control;
+use crate::image;
+use crate::init;
+use crate::machine::{Machine, Spec};
+use crate::pki::{Pki, Subject};
+
+/// Begins the line that a holder prints when all is up.
+pub(crate) const IS_UP: &str = "The cluster is up.";
+const NODES: u8 = 3;
+/// Far from the nodes' numbers, which count up from 1.
+const CONTROL_NUMBER: u8 = 100;
+const PATIENCE_SECS: u32 = 120;
+
+/// A running cluster. Dropping it removes it.
+#[derive(Debug)]
+pub(crate) struct Cluster {
+    // In this order they go, then (in Drop) all that carries the lab's name.
+    machines: Vec<Machine>,
+    control: Option<Control>,
+    control_netns: Netns,
+    facts: Facts,
+    programs: Programs,
+}
+
+/// What a Node object says of its pods' addresses.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct NodeCidrs {
+    pub(crate) name: String,
+    pub(crate) pod_cidrs: Vec<String>,
+}
+
+impl Cluster {
+    /// Control plane and nodes, without a pod network: nodes do not get ready by themselves.
+    pub(crate) fn up(name: &str, programs: Programs) -> Result<Self> {
+        for leftover in tartan_lab::remove_leftovers()? {
+            eprintln!("kube: removed the leftovers of lab {leftover}, whose process is gone");
+        }
+        let facts = Facts::claim(name)?;
+        let control_netns = Netns::named(&format!("{}control", facts.prefix()));
+        // From here on a failure drops the cluster, and that removes what there is of it.
+        let mut cluster = Self { machines: Vec::new(), control: None, control_netns, facts, programs };
+        cluster.build()?;
+        Ok(cluster)
+    }
+
+    fn build(&mut self) -> Result<()> {
+        let prefix = self.facts.prefix();
+        let underlay = UnderlayControl::create(Underlay::L2, &format!("{prefix}underlay"))?;
+        let mut seats = Vec::new();
+        for number in 1..=NODES {
+            let netns = Netns::create(&format!("{prefix}n{number}"))?;
+            seats.push((format!("n{number}"), netns.clone(), underlay.plug_in(&format!("n{number}"), number, &netns)?));
+        }
+        let control_netns = Netns::create(self.control_netns.name())?;
+        let seat = underlay.plug_in("control", CONTROL_NUMBER, &control_netns)?;
+        self.note("control", &control_netns, &seat);
+        seats.iter().for_each(|(name, netns, seat)| self.note(name, netns, seat));
+        self.facts.write()?;
+
+        fs::create_dir_all(self.facts.disk())?;
+        let pki = Pki::create(&self.facts.dir.join("pki"))?;
+        // Images are packed while the API server starts.
+        let (programs, disk) = (&self.programs, self.facts.disk());
+        let (control, image) = std::thread::scope(|scope| {
+            let image = scope.spawn(|| image::archives(programs, &disk));
+            let control = Control::start(&control_netns, &seat, &pki, &self.facts.dir, programs);
+            (control, image.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+        });
+        let control = self.control.insert(control?);
+        let images = image?;
+        for (name, netns, seat) in seats {
+            let spec = node_spec(&name, &self.facts, &self.programs, &images, &seat)?;
+            sign_kubelet(&pki, &spec, &seat, control.server())?;
+            put_loopback(&self.programs, &spec)?;
+            self.machines.push(Machine::start(&spec, &netns, seat)?);
+        }
+        Ok(())
+    }
+
+    fn note(&mut self, name: &str, netns: &Netns, seat: &Seat) {
+        let member = Member { netns: netns.name().into(), v4: seat.v4.0, v6: seat.v6.0, socket: None, node: None };
+        self.facts.members.insert(name.into(), member);
+    }
+
+    pub(crate) fn programs(&self) -> &Programs {
+        &self.programs
+    }
+
+    pub(crate) fn machines(&self) -> &[Machine] {
+        &self.machines
+    }
+
+    pub(crate) fn machine(&self, name: &str) -> Result<&Machine> {
+        self.machines.iter().find(|machine| machine.name == name).with_context(|| format!("there is no node {name:?}"))
+    }
+
+    /// Where clients find the API server.
+    pub(crate) fn server(&self) -> Result<&str> {
+        Ok(self.control()?.server())
+    }
+
+    /// The API server talks to pods, too.
+    pub(crate) fn route_to_pods(&self, nodes: &[NodeCidrs]) -> Result<()> {
+        self.control_netns.ip(&self.routes(nodes, None)?)
+    }
+
+    /// To the pods of all nodes but `local`.
+    pub(crate) fn routes(&self, nodes: &[NodeCidrs], local: Option<&str>) -> Result<String> {
+        let mut lines = String::new();
+        for node in nodes.iter().filter(|node| Some(node.name.as_str()) != local) {
+            let seat = &self.machine(&node.name)?.seat;
+            for cidr in &node.pod_cidrs {
+                let via = if cidr.contains(':') { seat.v6.0.to_string() } else { seat.v4.0.to_string() };
+                lines += &format!("route add {cidr} via {via}\n");
+            }
+        }
+        Ok(lines)
+    }
+
+    pub(crate) fn kubectl(&self, args: &[&str]) -> Result<String> {
+        self.control()?.kubectl(args)
+    }
+
+    pub(crate) fn get(&self, what: &[&str]) -> Result<Value> {
+        let args: Vec<&str> = ["get", "--output=json"].iter().chain(what).copied().collect();
+        serde_json::from_str(&self.kubectl(&args)?).with_context(|| format!("kubectl get {}", what.join(" ")))
+    }
+
+    /// Writes a file for `kubectl apply`; gives its path.
+    pub(crate) fn file(&self, name: &str, content: &[u8]) -> Result<String> {
+        let path = self.facts.dir.join(name);
+        fs::write(&path, content)?;
+        Ok(path.display().to_string())
+    }
+
+    /// Waits until every node has registered and was given its pod CIDRs, one a family.
+    pub(crate) fn wait_for_pod_cidrs(&self) -> Result<Vec<NodeCidrs>> {
+        for machine in &self.machines {
+            let node = format!("node/{}", machine.name);
+            self.wait_for("create", &[&node])?;
+            self.wait_for("jsonpath={.spec.podCIDRs[1]}", &[&node])?;
+        }
+        Ok(pod_cidrs(&self.get(&["nodes"])?))
+    }
+
+    /// Waits until every node says that it is ready.
+    pub(crate) fn wait_until_ready(&self) -> Result<()> {
+        self.wait_for("condition=Ready", &["nodes", "--all"])
+    }
+
+    /// Waits as `kubectl wait` does, by a watch: asking again and again would keep the machine from getting there. Says
+    /// with a failure what the cluster looked like.
+    pub(crate) fn wait_for(&self, condition: &str, of: &[&str]) -> Result<()> {
+        let (condition, timeout) = (format!("--for={condition}"), format!("--timeout={PATIENCE_SECS}s"));
+        let args: Vec<&str> = ["wait", &condition, &timeout].iter().chain(of).copied().collect();
+        self.kubectl(&args).map(drop).map_err(|error| anyhow!("{error:#}\n{}", self.troubleshooting()))
+    }
+
+    /// What a person who has just got a cluster wants to see.
+    pub(crate) fn introduction(&self) -> Result<String> {
+        let nodes = self.kubectl(&["get", "nodes", "--output=wide"])?;
+        let enter = self.machines.iter().map(|m| Ok(format!("enter {}: {}\n", m.name, m.enter_command()?)));
+        let enter = enter.collect::<Result<String>>()?;
+        let kubectl = self.control()?.kubectl_command();
+        Ok(format!("{nodes}\nkubectl: {kubectl}\n{enter}{IS_UP} `cargo xtask kube down` removes it."))
+    }
+
+    /// The control plane, to break it.
+    #[cfg(test)]
+    pub(crate) fn control_mut(&mut self) -> Result<&mut Control> {
+        self.control.as_mut().context("the control plane runs")
+    }
+
+    fn control(&self) -> Result<&Control> {
+        self.control.as_ref().context("the control plane runs")
+    }
+
+    fn troubleshooting(&self) -> String {
+        let pods = self.kubectl(&["get", "nodes,pods,events", "--all-namespaces", "--output=wide"]);
+        let pods = pods.unwrap_or_else(|error| format!("{error:#}"));
+        let machines = self.machines.iter().map(Machine::troubleshooting).collect::<Vec<_>>().join("\n");
+        let control = self.control.as_ref().map(Control::troubleshooting).unwrap_or_default();
+        format!("{pods}\n{control}\n{machines}")
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("the cluster failed; what it looked like:\n{}", self.troubleshooting());
+        }
+        self.machines.clear();
+        self.control = None;
+        if let Err(error) = tartan_lab::remove(&self.facts) {
+            eprintln!("kube: {error:#}");
+        }
+    }
+}
+
+fn node_spec(name: &str, facts: &Facts, programs: &Programs, images: &[PathBuf], seat: &Seat) -> Result<Spec> {
+    let hierarchies = Hierarchy::all()?;
+    if !hierarchies.iter().any(|hierarchy| hierarchy.options == "memory") {
+        bail!("this machine has no cgroup v1 hierarchy for memory; nodes on cgroup v2 alone are not built yet");
+    }
+    let disk = facts.disk().join(name);
+    fs::create_dir(&disk)?;
+    Ok(Spec {
+        name: name.into(),
+        group: format!("{}{name}", facts.prefix()),
+        disk,
+        images: images.to_vec(),
+        path: programs.0.clone(),
+        addresses: format!("{},{}", seat.v4.0, seat.v6.0),
+        hierarchies,
+    })
+}
+
+/// The kubelet is a client of the API server, and serves logs and commands to it.
+fn sign_kubelet(pki: &Pki, spec: &Spec, seat: &Seat, server: &str) -> Result<()> {
+    let (name, common_name) = (&spec.name, format!("system:node:{}", spec.name));
+    let serves = [format!("DNS:{name}"), format!("IP:{}", seat.v4.0), format!("IP:{}", seat.v6.0)];
+    let subject = Subject { file: name, common_name: &common_name, organisation: "system:nodes", serves: &serves };
+    let kubeconfig = pki.kubeconfig(&subject, server, init::PKI.as_ref())?;
+    let on_node = init::own(&spec.disk, "plain", "/var/lib/kubelet")?.join("pki");
+    fs::create_dir(&on_node)?;
+    for (from, to) in [
+        (pki.cert("ca"), "ca.crt".to_owned()),
+        (pki.cert(name), format!("{name}.crt")),
+        (pki.key(name), format!("{name}.key")),
+        (kubeconfig, "kubelet.conf".to_owned()),
+    ] {
+        fs::copy(&from, on_node.join(to)).with_context(|| format!("copying {}", from.display()))?;
+    }
+    Ok(())
+}
+
+/// The one plugin that containerd runs itself; nodes have it from the package that brings the kubelet.
+fn put_loopback(programs: &Programs, spec: &Spec) -> Result<()> {
+    let plugins = init::own(&spec.disk, "upper", "/opt")?.join("cni").join("bin");
+    fs::create_dir_all(&plugins)?;
+    fs::copy(programs.find("loopback")?, plugins.join("loopback")).context("copying the plugin loopback")?;
+    Ok(())
+}
+
+/// The items of a list that kubectl printed.
+pub(crate) fn items(list: &Value) -> &[Value] {
+    list["items"].as_array().map_or(&[], Vec::as_slice)
+}
+
+fn pod_cidrs(nodes: &Value) -> Vec<NodeCidrs> {
+    let texts = |list: &Value| -> Vec<String> {
+        list.as_array().into_iter().flatten().filter_map(|text| text.as_str().map(str::to_owned)).collect()
+    };
+    let node = |node: &Value| {
+        let name = node["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+        NodeCidrs { name, pod_cidrs: texts(&node["spec"]["podCIDRs"]) }
+    };
+    items(nodes).iter().map(node).collect()
+}

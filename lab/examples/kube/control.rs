@@ -1,0 +1,223 @@
+//! The control plane: etcd and the three Kubernetes servers, in a network namespace of their own.
+//!
+//! Invariant: they are killed, never asked to end: an API server whose etcd has gone takes a minute over its goodbye.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow};
+use tartan_lab::probe::wait_for;
+use tartan_lab::{Netns, Seat};
+
+use crate::Programs;
+use crate::pki::{Pki, Subject};
+
+/// Addresses of Services; the API server's own is the first of each.
+const SERVICES: &str = "10.96.0.0/16,fd00:10:96::/112";
+/// What nodes get their pod CIDRs from.
+pub(crate) const PODS: &str = "10.244.0.0/16,fd00:10:244::/56";
+const API_SERVER: &str = "kube-apiserver";
+const PORT: u16 = 6443;
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The running control plane.
+#[derive(Debug)]
+pub(crate) struct Control {
+    netns: Netns,
+    kubectl: PathBuf,
+    admin: PathBuf,
+    logs: PathBuf,
+    server: String,
+    /// The program of the API server and its arguments, to start it again.
+    api_server: (PathBuf, Vec<String>),
+    children: BTreeMap<String, Child>,
+}
+
+impl Control {
+    /// Starts all four and waits until the API server is ready.
+    pub(crate) fn start(netns: &Netns, seat: &Seat, pki: &Pki, dir: &Path, programs: &Programs) -> Result<Self> {
+        let server = format!("https://{}:{PORT}", seat.v4.0);
+        let seen_at = pki.cert("ca").parent().context("a folder of certificates")?.to_owned();
+        let user = |file: &str, common_name: &str, organisation: &str| {
+            pki.kubeconfig(&Subject { file, common_name, organisation, serves: &[] }, &server, &seen_at)
+        };
+        let mut control = Self {
+            netns: netns.clone(),
+            kubectl: programs.find("kubectl")?,
+            admin: user("admin", "admin", "system:masters")?,
+            logs: dir.to_owned(),
+            server: server.clone(),
+            api_server: (programs.find(API_SERVER)?, api_server(pki, seat)),
+            children: BTreeMap::new(),
+        };
+        let manager = user("manager", "system:kube-controller-manager", "system:kube-controller-manager")?;
+        let scheduler = user("scheduler", "system:kube-scheduler", "system:kube-scheduler")?;
+        sign_servers(pki, seat)?;
+
+        control.spawn(&programs.find("server")?, &etcd(dir))?;
+        control.start_api_server()?;
+        control.spawn(&programs.find("kube-controller-manager")?, &controller_manager(pki, &manager))?;
+        let scheduler =
+            [format!("--kubeconfig={}", scheduler.display()), "--leader-elect=false".into(), LOOPBACK.into()];
+        control.spawn(&programs.find("kube-scheduler")?, &scheduler)?;
+        Ok(control)
+    }
+
+    /// Kills the API server; etcd and the others run on.
+    #[cfg(test)]
+    pub(crate) fn kill_api_server(&mut self) -> Result<()> {
+        let mut child = self.children.remove(API_SERVER).context("the API server runs")?;
+        child.kill()?;
+        child.wait()?;
+        Ok(())
+    }
+
+    /// Starts it and waits until it is ready.
+    pub(crate) fn start_api_server(&mut self) -> Result<()> {
+        let (program, args) = self.api_server.clone();
+        self.spawn(&program, &args)?;
+        self.wait_until_ready()
+    }
+
+    /// Where clients find the API server.
+    pub(crate) fn server(&self) -> &str {
+        &self.server
+    }
+
+    /// What kubectl prints.
+    pub(crate) fn kubectl(&self, args: &[&str]) -> Result<String> {
+        let kubectl = [self.kubectl.display().to_string(), format!("--kubeconfig={}", self.admin.display())];
+        let argv: Vec<&str> = kubectl.iter().map(String::as_str).chain(args.iter().copied()).collect();
+        self.netns.output(&argv)
+    }
+
+    /// The same, as a person types it.
+    pub(crate) fn kubectl_command(&self) -> String {
+        let (enter, kubectl) = (self.netns.enter_command(), self.kubectl.display());
+        format!("{enter} {kubectl} --kubeconfig={}", self.admin.display())
+    }
+
+    fn wait_until_ready(&mut self) -> Result<()> {
+        let mut ready = false;
+        let waited = wait_for(PATIENCE, "the API server to be ready", || {
+            ready = self.kubectl(&["get", "--raw", "/readyz"]).is_ok();
+            ready || self.children.values_mut().any(|child| !matches!(child.try_wait(), Ok(None)))
+        });
+        let waited = waited.and_then(|_| ready.then_some(()).context("a part of the control plane has ended"));
+        waited.map_err(|error| anyhow!("{error:#}\n{}", self.troubleshooting()))
+    }
+
+    /// The ends of its logs.
+    pub(crate) fn troubleshooting(&self) -> String {
+        ["server", "kube-apiserver", "kube-controller-manager"].map(|name| log_tail(&self.log(name))).join("\n")
+    }
+
+    fn log(&self, program: &str) -> PathBuf {
+        self.logs.join(format!("{program}.log"))
+    }
+
+    fn spawn(&mut self, program: &Path, args: &[String]) -> Result<()> {
+        let name = program.file_name().context("a program's name")?.to_string_lossy().into_owned();
+        let log = File::options().create(true).append(true).open(self.log(&name))?;
+        let mut command = Command::new(program);
+        command.args(args).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        let child = self.netns.run(|| command.spawn())?.with_context(|| format!("starting {name}"))?;
+        self.children.insert(name, child);
+        Ok(())
+    }
+}
+
+impl Drop for Control {
+    fn drop(&mut self) {
+        for child in self.children.values_mut() {
+            let _ = child.kill();
+        }
+        for child in self.children.values_mut() {
+            let _ = child.wait();
+        }
+    }
+}
+
+/// The last lines of a log, under its name.
+pub(crate) fn log_tail(file: &Path) -> String {
+    let log = fs::read_to_string(file).unwrap_or_default();
+    let lines: Vec<&str> = log.lines().collect();
+    format!("{}, its last lines:\n{}", file.display(), lines[lines.len().saturating_sub(10)..].join("\n"))
+}
+
+const LOOPBACK: &str = "--bind-address=127.0.0.1";
+
+fn sign_servers(pki: &Pki, seat: &Seat) -> Result<()> {
+    let names = ["kubernetes", "kubernetes.default", "kubernetes.default.svc"].map(|name| format!("DNS:{name}"));
+    let addresses = ["127.0.0.1".to_owned(), "10.96.0.1".into(), "fd00:10:96::1".into(), seat.v4.0.to_string()];
+    let addresses = addresses.into_iter().chain([seat.v6.0.to_string()]).map(|address| format!("IP:{address}"));
+    let serves: Vec<String> = names.into_iter().chain(addresses).collect();
+    pki.sign(&Subject {
+        file: "apiserver",
+        common_name: "kube-apiserver",
+        organisation: "kubernetes",
+        serves: &serves,
+    })?;
+    // As whom the API server asks kubelets for logs and commands.
+    pki.sign(&Subject {
+        file: "to-kubelet",
+        common_name: "kube-apiserver",
+        organisation: "system:masters",
+        serves: &[],
+    })
+}
+
+fn etcd(dir: &Path) -> Vec<String> {
+    vec![
+        format!("--data-dir={}", dir.join("etcd").display()),
+        "--listen-client-urls=http://127.0.0.1:2379".into(),
+        "--advertise-client-urls=http://127.0.0.1:2379".into(),
+        "--listen-peer-urls=http://127.0.0.1:2380".into(),
+        "--unsafe-no-fsync".into(),
+        "--log-level=warn".into(),
+    ]
+}
+
+fn api_server(pki: &Pki, seat: &Seat) -> Vec<String> {
+    let file = |flag: &str, path: PathBuf| format!("--{flag}={}", path.display());
+    vec![
+        "--etcd-servers=http://127.0.0.1:2379".into(),
+        format!("--secure-port={PORT}"),
+        format!("--advertise-address={}", seat.v4.0),
+        format!("--service-cluster-ip-range={SERVICES}"),
+        "--authorization-mode=Node,RBAC".into(),
+        "--enable-admission-plugins=NodeRestriction".into(),
+        "--allow-privileged".into(),
+        "--service-account-issuer=https://kubernetes.default.svc".into(),
+        file("service-account-key-file", pki.key("sa")),
+        file("service-account-signing-key-file", pki.key("sa")),
+        file("client-ca-file", pki.cert("ca")),
+        file("tls-cert-file", pki.cert("apiserver")),
+        file("tls-private-key-file", pki.key("apiserver")),
+        // Nobody here resolves the names of nodes.
+        "--kubelet-preferred-address-types=InternalIP".into(),
+        file("kubelet-certificate-authority", pki.cert("ca")),
+        file("kubelet-client-certificate", pki.cert("to-kubelet")),
+        file("kubelet-client-key", pki.key("to-kubelet")),
+    ]
+}
+
+fn controller_manager(pki: &Pki, kubeconfig: &Path) -> Vec<String> {
+    let file = |flag: &str, path: &Path| format!("--{flag}={}", path.display());
+    vec![
+        file("kubeconfig", kubeconfig),
+        "--leader-elect=false".into(),
+        LOOPBACK.into(),
+        "--allocate-node-cidrs".into(),
+        format!("--cluster-cidr={PODS}"),
+        format!("--service-cluster-ip-range={SERVICES}"),
+        "--use-service-account-credentials".into(),
+        file("root-ca-file", &pki.cert("ca")),
+        file("service-account-private-key-file", &pki.key("sa")),
+        file("cluster-signing-cert-file", &pki.cert("ca")),
+        file("cluster-signing-key-file", &pki.key("ca")),
+    ]
+}

@@ -1,0 +1,163 @@
+//! A node of the cluster: namespaces of every kind, control groups, and disks of its own, on this machine's kernel.
+//!
+//! Invariant: killing its PID 1 ends everything on the node, and what the node writes stays below its disk folder.
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
+use tartan_lab::probe::wait_for;
+use tartan_lab::{Hierarchy, Netns, Seat};
+
+use crate::control::log_tail;
+use crate::{Programs, this_program};
+
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What a node has to know, handed over as a file.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Spec {
+    pub(crate) name: String,
+    /// Of its control group in every hierarchy.
+    pub(crate) group: String,
+    /// Where it keeps what it writes.
+    pub(crate) disk: PathBuf,
+    /// Image archives to import.
+    pub(crate) images: Vec<PathBuf>,
+    /// Folders with its programs.
+    pub(crate) path: Vec<PathBuf>,
+    /// Its addresses, as the kubelet takes them.
+    pub(crate) addresses: String,
+    /// What was mounted on the machine when the node was started.
+    pub(crate) hierarchies: Vec<Hierarchy>,
+}
+
+/// A running node.
+#[derive(Debug)]
+pub(crate) struct Machine {
+    pub(crate) name: String,
+    pub(crate) netns: Netns,
+    pub(crate) seat: Seat,
+    disk: PathBuf,
+    /// `unshare`, which waits for PID 1 and takes it along when it dies.
+    child: Child,
+}
+
+// === impl Spec ===
+
+impl Spec {
+    pub(crate) fn read(file: &Path) -> Result<Self> {
+        let text = fs::read(file).with_context(|| format!("reading {}", file.display()))?;
+        serde_json::from_slice(&text).with_context(|| format!("parsing {}", file.display()))
+    }
+
+    fn file(&self) -> PathBuf {
+        self.disk.join("spec.json")
+    }
+
+    pub(crate) fn log(&self, program: &str) -> PathBuf {
+        self.disk.join(format!("{program}.log"))
+    }
+}
+
+// === impl Machine ===
+
+impl Machine {
+    /// Starts the node; does not wait for anything on it.
+    pub(crate) fn start(spec: &Spec, netns: &Netns, seat: Seat) -> Result<Self> {
+        fs::write(spec.file(), serde_json::to_vec_pretty(spec)?)?;
+        let log = fs::File::create(spec.log("init"))?;
+        let mut command = Command::new(this_program()?);
+        command.arg("machine").arg(spec.file()).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        let child = netns.run(|| command.spawn())?.with_context(|| format!("starting {}", spec.name))?;
+        Ok(Self { name: spec.name.clone(), netns: netns.clone(), seat, disk: spec.disk.clone(), child })
+    }
+
+    /// Puts a file on the node.
+    pub(crate) fn write(&self, file: &str, content: &[u8], mode: &str) -> Result<()> {
+        let script =
+            "mkdir -p \"$(dirname \"$1\")\" && cat > \"$1.new\" && chmod \"$2\" \"$1.new\" && mv \"$1.new\" \"$1\"";
+        let mut command = self.inside(&["sh", "-c", script, "sh", file, mode])?;
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+        let written = child.stdin.take().context("the child has a stdin")?.write_all(content);
+        text(&child.wait_with_output()?).with_context(|| format!("writing {file} on {}", self.name))?;
+        Ok(written?)
+    }
+
+    /// A command that runs in all of the node's namespaces.
+    fn inside(&self, argv: &[&str]) -> Result<Command> {
+        let mut command = Command::new("nsenter");
+        command.args(["--target", &self.pid1()?.to_string()]);
+        command.args(["--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup", "--"]).args(argv);
+        Ok(command)
+    }
+
+    /// The same, as a person types it.
+    pub(crate) fn enter_command(&self) -> Result<String> {
+        Ok(format!("nsenter --target {} --mount --uts --ipc --net --pid --cgroup", self.pid1()?))
+    }
+
+    /// The ends of its logs.
+    pub(crate) fn troubleshooting(&self) -> String {
+        let end = |program: &str| log_tail(&self.disk.join(format!("{program}.log")));
+        ["init", "containerd", "kubelet"].map(end).join("\n")
+    }
+
+    /// The agent that runs on the node, as a pid of the machine; none while none does.
+    #[cfg(test)]
+    pub(crate) fn agent(&self) -> Option<i32> {
+        let namespace = |path: PathBuf| fs::metadata(path).ok().map(|meta| std::os::unix::fs::MetadataExt::ino(&meta));
+        let node = namespace(self.netns.path());
+        let processes = fs::read_dir("/proc").into_iter().flatten().flatten().map(|entry| entry.path());
+        let is_agent = |process: &PathBuf| {
+            fs::read(process.join("cmdline")).is_ok_and(|line| line.starts_with(b"/tartan\0agent\0"))
+                && namespace(process.join("ns/net")) == node
+        };
+        processes.filter(is_agent).find_map(|process| process.file_name()?.to_str()?.parse().ok())
+    }
+
+    /// The node's first process, seen from outside.
+    fn pid1(&self) -> Result<u32> {
+        let unshare = self.child.id();
+        let children = format!("/proc/{unshare}/task/{unshare}/children");
+        let mut pid = None;
+        wait_for(PATIENCE, &format!("the first process of {}", self.name), || {
+            pid = fs::read_to_string(&children).ok().and_then(|text| text.split_whitespace().next()?.parse().ok());
+            pid.is_some()
+        })
+        .with_context(|| self.troubleshooting())?;
+        pid.context("wait_for ended with a pid")
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Joins the node's control groups and goes on as PID 1 in namespaces of its own.
+pub(crate) fn become_machine(spec_file: &Path) -> Result<()> {
+    let spec = Spec::read(spec_file)?;
+    for hierarchy in &spec.hierarchies {
+        hierarchy.enter(&spec.group)?;
+    }
+    let flags = ["--mount", "--uts", "--ipc", "--pid", "--cgroup", "--fork", "--kill-child", "--propagation=private"];
+    let mut unshare = Command::new("unshare");
+    unshare.args(flags).arg(this_program()?).arg("init").arg(spec_file);
+    unshare.env("PATH", Programs(spec.path).and_the_machines()?);
+    Err(unshare.exec()).context("running `unshare` of util-linux")
+}
+
+fn text(output: &Output) -> Result<String> {
+    if !output.status.success() {
+        bail!("{}: {}", output.status, String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}

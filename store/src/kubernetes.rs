@@ -1,0 +1,102 @@
+//! The store that is a Kubernetes API server.
+//!
+//! ```text
+//!     watch(kinds) ── one task a kind: list, then follow ──┐
+//!     put, delete ── look, check, write with its version ──┴── one HTTP/2 connection (client.rs)
+//! ```
+//!
+//! Invariants: a list is complete or is begun again, so nothing is dropped by half of one; an outage removes nothing; a
+//! write names the version it was decided on, so that of several that expect the same state one wins. What an object
+//! holds besides what we know (labels, owners, keys of later versions) stays. A [`Revision`] is the hash of what we
+//! read of an object, as in every store: what others change beside it is no change to us and makes no event.
+
+use std::sync::Arc;
+
+use tartan_model::{Kind, Object, ObjectId, Revision, StoreEvent};
+use tokio::sync::mpsc;
+
+use self::access::Access;
+pub use self::access::AccessError;
+use self::client::Client;
+use self::write::Writer;
+use crate::{BoxFuture, BoxStream, Expect, Store, WriteError};
+
+mod access;
+mod backoff;
+mod client;
+mod watch;
+mod write;
+
+/// Events that may wait before the watches do: a list is as long as a cluster is large.
+const WAITING: usize = 256;
+
+/// A Kubernetes API server. Clones share a connection. Needs a tokio runtime with time and I/O.
+#[derive(Clone)]
+pub struct KubernetesStore {
+    client: Arc<Client>,
+    writer: Arc<Writer>,
+}
+
+impl KubernetesStore {
+    /// The API server at `place`: empty for the one of the pod we run in, `https://HOST:PORT` for another address of
+    /// it (Services may not work yet), else the path of a kubeconfig. Connects when it is first asked something.
+    ///
+    /// # Errors
+    /// There are no credentials there, or they cannot be read.
+    pub fn open(place: &str) -> Result<KubernetesStore, AccessError> {
+        let client = Arc::new(Client::new(Access::open(place)?));
+        Ok(KubernetesStore { writer: Arc::new(Writer::new(client.clone())), client })
+    }
+}
+
+impl Store for KubernetesStore {
+    fn watch(&self, kinds: &[Kind]) -> BoxStream<'static, StoreEvent> {
+        let (out, events) = mpsc::channel(WAITING);
+        for kind in kinds {
+            tokio::spawn(watch::follow(self.client.clone(), *kind, out.clone()));
+        }
+        Box::pin(watch::Events(events))
+    }
+
+    fn put(&self, id: ObjectId, object: Object, expect: Expect) -> BoxFuture<'_, Result<Revision, WriteError>> {
+        Box::pin(async move { self.writer.put(&id, &object, &expect).await })
+    }
+
+    fn delete(&self, id: ObjectId, expect: Expect) -> BoxFuture<'_, Result<(), WriteError>> {
+        Box::pin(async move { self.writer.delete(&id, &expect).await })
+    }
+}
+
+/// Names an object's source in conditions.
+const ORIGIN: &str = "the API server";
+
+/// Where the API server keeps all objects of a kind, of whatever namespace.
+fn collection(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Node => "/api/v1/nodes",
+        Kind::NetworkConfig => "/apis/tartan.dev/v1alpha1/networkconfigs",
+        Kind::NodeNetwork => "/apis/tartan.dev/v1alpha1/nodenetworks",
+        Kind::IpBlock => "/apis/tartan.dev/v1alpha1/ipblocks",
+        Kind::IpPool => "/apis/projectcalico.org/v3/ippools",
+        Kind::IpReservation => "/apis/projectcalico.org/v3/ipreservations",
+        Kind::Namespace => "/api/v1/namespaces",
+        Kind::Pod => "/api/v1/pods",
+        Kind::NetworkPolicy => "/apis/networking.k8s.io/v1/networkpolicies",
+        Kind::ClusterNetworkPolicy => "/apis/policy.networking.k8s.io/v1alpha2/clusternetworkpolicies",
+        Kind::AdminNetworkPolicy => "/apis/policy.networking.k8s.io/v1alpha1/adminnetworkpolicies",
+        Kind::BaselineAdminNetworkPolicy => "/apis/policy.networking.k8s.io/v1alpha1/baselineadminnetworkpolicies",
+    }
+}
+
+/// Where an object of that name is made, and its name there.
+fn home(id: &ObjectId) -> (String, &str) {
+    match (collection(id.kind).rsplit_once('/'), id.name.split_once('/')) {
+        (Some((group, plural)), Some((namespace, name))) if id.kind.is_namespaced() => {
+            (format!("{group}/namespaces/{namespace}/{plural}"), name)
+        }
+        _ => (collection(id.kind).to_owned(), &id.name),
+    }
+}
+
+#[cfg(test)]
+mod tests;

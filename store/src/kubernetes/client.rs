@@ -1,0 +1,198 @@
+//! One HTTP/2 connection to the API server, made again when it is needed and gone.
+//!
+//! Invariant: every request ends, whatever the network does: connecting, waiting for an answer and reading one have
+//! limits, and a connection whose other end is silent is given up. Only a watch may last, and it is pinged.
+
+use std::fmt;
+use std::time::Duration;
+
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::{Bytes, Incoming};
+use hyper::client::conn::http2::{Builder, SendRequest};
+use hyper::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, USER_AGENT};
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use serde::Deserialize;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::sync::Mutex;
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+
+use super::access::{Access, Tls};
+
+const CONNECT: Duration = Duration::from_secs(5);
+/// An API server answers a list of thousands within seconds.
+const ANSWER: Duration = Duration::from_secs(30);
+/// Pings while nothing else is heard, and how long one may go unanswered.
+const PING: Duration = Duration::from_secs(20);
+const PONG: Duration = Duration::from_secs(10);
+/// Far above a page of a list.
+const LARGEST: usize = 64 << 20;
+const JSON: &str = "application/json";
+const AGENT: &str = concat!("tartan/", env!("CARGO_PKG_VERSION"));
+
+type Body = Full<Bytes>;
+
+/// Why there is no answer to a request, or not the wanted one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Trouble {
+    /// It could not be reached, or did not answer.
+    Away(String),
+    /// It answered with something else than success.
+    Status { code: StatusCode, message: String },
+}
+
+/// A connection on demand.
+pub(super) struct Client {
+    access: Access,
+    connection: Mutex<Option<SendRequest<Body>>>,
+}
+
+/// The API server's own word for a failure.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Status {
+    pub(super) message: String,
+    pub(super) code: u16,
+}
+
+// === impl Client ===
+
+impl Client {
+    pub(super) fn new(access: Access) -> Client {
+        Client { access, connection: Mutex::new(None) }
+    }
+
+    /// Sends, and reads the whole answer.
+    pub(super) async fn request(&self, method: Method, path: &str, body: Option<String>) -> Result<Bytes, Trouble> {
+        let response = self.send(method, path, body).await?;
+        self.whole(response).await
+    }
+
+    /// Sends, and gives the answer's body as it comes.
+    pub(super) async fn stream(&self, path: &str) -> Result<Incoming, Trouble> {
+        self.send(Method::GET, path, None).await.map(Response::into_body)
+    }
+
+    async fn send(&self, method: Method, path: &str, body: Option<String>) -> Result<Response<Incoming>, Trouble> {
+        let request = self.compose(method, path, body)?;
+        let mut sender = self.sender().await?;
+        let answer = async {
+            sender.ready().await?;
+            sender.send_request(request).await
+        };
+        let response = match timeout(ANSWER, answer).await {
+            Ok(Ok(response)) => response,
+            Ok(Err(error)) => return Err(self.away(&Causes(&error))),
+            Err(_) => return Err(self.away(&format_args!("no answer for {} s", ANSWER.as_secs()))),
+        };
+        let code = response.status();
+        if code.is_success() {
+            return Ok(response);
+        }
+        let said = self.whole(response).await.unwrap_or_default();
+        let status: Status = serde_json::from_slice(&said).unwrap_or_default();
+        let message = if status.message.is_empty() { code.to_string() } else { status.message };
+        Err(Trouble::Status { code, message })
+    }
+
+    async fn whole(&self, response: Response<Incoming>) -> Result<Bytes, Trouble> {
+        match timeout(ANSWER, Limited::new(response.into_body(), LARGEST).collect()).await {
+            Ok(Ok(body)) => Ok(body.to_bytes()),
+            Ok(Err(error)) => Err(self.away(&error)),
+            Err(_) => Err(self.away(&format_args!("half an answer for {} s", ANSWER.as_secs()))),
+        }
+    }
+
+    fn compose(&self, method: Method, path: &str, body: Option<String>) -> Result<Request<Body>, Trouble> {
+        let scheme = if self.access.tls.is_some() { "https" } else { "http" };
+        let host =
+            if self.access.host.contains(':') { format!("[{}]", self.access.host) } else { self.access.host.clone() };
+        let uri = format!("{scheme}://{host}:{}{path}", self.access.port);
+        let mut request = Request::builder().method(method).uri(uri).header(ACCEPT, JSON).header(USER_AGENT, AGENT);
+        if let Some(authorization) = self.access.authorization().map_err(|error| self.away(&error))? {
+            request = request.header(AUTHORIZATION, authorization);
+        }
+        if body.is_some() {
+            request = request.header(CONTENT_TYPE, JSON);
+        }
+        request.body(Full::from(body.unwrap_or_default())).map_err(|error| self.away(&error))
+    }
+
+    async fn sender(&self) -> Result<SendRequest<Body>, Trouble> {
+        let mut connection = self.connection.lock().await;
+        if let Some(sender) = connection.as_ref().filter(|sender| !sender.is_closed()) {
+            return Ok(sender.clone());
+        }
+        let sender = match timeout(CONNECT, self.connect()).await {
+            Ok(connected) => connected?,
+            Err(_) => return Err(self.away(&format_args!("no connection within {} s", CONNECT.as_secs()))),
+        };
+        Ok(connection.insert(sender).clone())
+    }
+
+    async fn connect(&self) -> Result<SendRequest<Body>, Trouble> {
+        let Access { host, port, tls, .. } = &self.access;
+        let stream = TcpStream::connect((host.as_str(), *port)).await.map_err(|error| self.away(&error))?;
+        stream.set_nodelay(true).map_err(|error| self.away(&error))?;
+        match tls {
+            None => self.handshake(stream).await,
+            Some(Tls { config, name }) => {
+                let stream = TlsConnector::from(config.clone()).connect(name.clone(), stream).await;
+                self.handshake(stream.map_err(|error| self.away(&error))?).await
+            }
+        }
+    }
+
+    async fn handshake(
+        &self,
+        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    ) -> Result<SendRequest<Body>, Trouble> {
+        let mut http2 = Builder::new(TokioExecutor::new());
+        http2.timer(TokioTimer::new()).keep_alive_interval(PING).keep_alive_timeout(PONG);
+        let (sender, connection) =
+            http2.handshake(TokioIo::new(stream)).await.map_err(|error| self.away(&Causes(&error)))?;
+        // Whoever waits for an answer on it is told of its end.
+        tokio::spawn(connection);
+        Ok(sender)
+    }
+
+    fn away(&self, why: &dyn fmt::Display) -> Trouble {
+        Trouble::Away(format!("{}: {why}", self.access))
+    }
+}
+
+// === impl Trouble ===
+
+impl fmt::Display for Trouble {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Trouble::Away(why) => f.write_str(why),
+            Trouble::Status { code, message }
+                if *code == StatusCode::FORBIDDEN || *code == StatusCode::UNAUTHORIZED =>
+            {
+                write!(f, "the API server does not let us: {message}; apply Tartan's RBAC again (deploy/tartan.yaml)")
+            }
+            Trouble::Status { code: StatusCode::NOT_FOUND, message } => {
+                write!(f, "the API server does not know this kind ({message}); apply deploy/tartan.yaml")
+            }
+            Trouble::Status { code, message } => write!(f, "the API server answers {}: {message}", code.as_u16()),
+        }
+    }
+}
+
+/// An error with what it comes from: hyper's own say little.
+struct Causes<'a>(&'a dyn std::error::Error);
+
+impl fmt::Display for Causes<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)?;
+        let mut cause = self.0.source();
+        while let Some(error) = cause {
+            write!(f, ": {error}")?;
+            cause = error.source();
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,233 @@
+//! The store against an API server that says what a test wants, and against a real one.
+
+mod real;
+mod scripted;
+
+use std::sync::Arc;
+
+use tartan_model::{Kind, StoreEvent};
+
+use self::real::{ApiServer, Behind};
+use self::scripted::{Answer, Scripted};
+use super::KubernetesStore;
+use super::access::Access;
+use crate::conformance::{self, Watching};
+
+/// A list of pools, in that version: names and the second byte of their range.
+fn list(version: u32, rest: &str, pools: &[(&str, u8)]) -> String {
+    let items: Vec<String> = pools.iter().map(|(name, seed)| pool(name, *seed, version)).collect();
+    let meta = format!(r#"{{"resourceVersion":"{version}","continue":"{rest}"}}"#);
+    format!(r#"{{"kind":"IPPoolList","metadata":{meta},"items":[{}]}}"#, items.join(","))
+}
+
+fn pool(name: &str, seed: u8, version: u32) -> String {
+    format!(
+        r#"{{"metadata":{{"name":"{name}","resourceVersion":"{version}"}},"spec":{{"cidr":"10.{seed}.0.0/16","natOutgoing":true}}}}"#
+    )
+}
+
+fn frame(what: &str, object: &str) -> String {
+    format!("{{\"type\":\"{what}\",\"object\":{object}}}\n")
+}
+
+fn bookmark(version: u32) -> String {
+    frame("BOOKMARK", &format!(r#"{{"metadata":{{"resourceVersion":"{version}"}}}}"#))
+}
+
+/// Events as a line: `init`, `put a 10.1.0.0/16`, …
+fn said(event: &StoreEvent) -> String {
+    match event {
+        StoreEvent::Init(_) => "init".into(),
+        StoreEvent::Put(id, tartan_model::Object::Pool(pool), _) => format!("put {} {}", id.name, pool.cidr),
+        StoreEvent::Delete(id) => format!("delete {}", id.name),
+        StoreEvent::Synced(_) => "synced".into(),
+        StoreEvent::Invalid(id, condition) => format!("invalid {} {}", id.name, condition.field),
+        StoreEvent::Away(why) => format!("away {why}"),
+        other => format!("{other:?}"),
+    }
+}
+
+const LIST: &str = "/apis/projectcalico.org/v3/ippools?limit=250";
+
+/// What the API server answers, one request after the other, and what comes of it: what was asked for (a part
+/// of the path; empty: a whole list) and what was told (its beginning).
+async fn check(what: &str, script: Vec<(&str, Answer)>, wanted: &[&str]) {
+    let (asked, answers): (Vec<&str>, Vec<Answer>) = script.into_iter().unzip();
+    let server = Scripted::start(answers).await;
+    let store = KubernetesStore::open(&server.url()).unwrap();
+    let mut watching = Watching::of(&store, &[Kind::IpPool]);
+    for (at, wanted) in wanted.iter().enumerate() {
+        let told = said(&watching.next().await);
+        assert!(told.starts_with(wanted), "{what}: event {at} was {told:?}, not {wanted:?}");
+    }
+    server.all_asked().await;
+    for (at, (path, wanted)) in server.asked().iter().zip(&asked).enumerate() {
+        let fits = if wanted.is_empty() { path == LIST } else { path.contains(wanted) };
+        assert!(fits, "{what}: request {at} was for {path}, not {wanted:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_watch_goes_on_where_it_was() {
+    let ok = |body: String| Answer::with(200, body);
+    let watch = |frames: &[String]| ok(frames.concat());
+    check(
+        "a watch that ends is gone on with from the last bookmark",
+        vec![
+            ("", ok(list(10, "", &[("a", 1)]))),
+            (
+                "watch=true&allowWatchBookmarks=true&resourceVersion=10&",
+                watch(&[frame("ADDED", &pool("b", 2, 12)), bookmark(20)]),
+            ),
+            ("&resourceVersion=20&", watch(&[frame("DELETED", &pool("b", 2, 21))])),
+            ("&resourceVersion=21&", Answer::Never),
+        ],
+        &["init", "put a 10.1.0.0/16", "synced", "put b 10.2.0.0/16", "delete b"],
+    )
+    .await;
+    check(
+        "what changed beside what we read is not told",
+        vec![
+            ("", ok(list(10, "", &[("a", 1)]))),
+            (
+                "resourceVersion=10",
+                watch(&[frame("MODIFIED", &pool("a", 1, 11)), frame("MODIFIED", &pool("a", 3, 12))]),
+            ),
+        ],
+        &["init", "put a 10.1.0.0/16", "synced", "put a 10.3.0.0/16"],
+    )
+    .await;
+    check(
+        "an object that cannot be read is reported",
+        vec![
+            ("", ok(list(10, "", &[("a", 1)]).replace("10.1.0.0/16", "ten"))),
+            ("resourceVersion=10", watch(&[frame("MODIFIED", &pool("a", 1, 11))])),
+        ],
+        &["init", "invalid a spec.cidr", "synced", "put a 10.1.0.0/16"],
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn what_is_forgotten_is_listed_again() {
+    let ok = |body: String| Answer::with(200, body);
+    let gone = r#"{"kind":"Status","code":410,"message":"too old resource version"}"#;
+    let relisted = ["init", "put a 10.1.0.0/16", "put b 10.2.0.0/16", "synced", "init", "put b 10.2.0.0/16", "synced"];
+    let first = || ("", ok(list(10, "", &[("a", 1), ("b", 2)])));
+    let again = || ("&resourceVersion=15&resourceVersionMatch=NotOlderThan", ok(list(30, "", &[("b", 2)])));
+    let follow = || ("resourceVersion=30", Answer::Never);
+    for (what, forgotten) in [
+        ("an error in the watch", ok(bookmark(15) + &frame("ERROR", gone))),
+        ("a line that is none", ok(bookmark(15) + "{\"type\":\n")),
+    ] {
+        check(what, vec![first(), ("resourceVersion=10", forgotten), again(), follow()], &relisted).await;
+    }
+    check(
+        "a watch that is refused",
+        vec![
+            first(),
+            ("resourceVersion=10", ok(bookmark(15))),
+            ("resourceVersion=15", Answer::with(410, gone.into())),
+            again(),
+            follow(),
+        ],
+        &relisted,
+    )
+    .await;
+    check(
+        "a list whose rest is forgotten",
+        vec![
+            ("", ok(list(10, "more", &[("a", 1)]))),
+            ("&continue=more", Answer::with(410, gone.into())),
+            ("", ok(list(20, "more", &[("b", 2)]))),
+            ("&continue=more", ok(list(20, "", &[("c", 3)]))),
+            ("resourceVersion=20", Answer::Never),
+        ],
+        &["init", "put a 10.1.0.0/16", "init", "put b 10.2.0.0/16", "put c 10.3.0.0/16", "synced"],
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn trouble_is_told_once_and_a_list_follows() {
+    let ok = |body: String| Answer::with(200, body);
+    let status = |code: u16, message: &str| Answer::with(code, format!(r#"{{"code":{code},"message":"{message}"}}"#));
+    check(
+        "a kind that is not installed is empty",
+        vec![("", Answer::with(404, "404 page not found".into()))],
+        &["init", "synced"],
+    )
+    .await;
+    check(
+        "what we may not read",
+        vec![
+            ("", status(403, "ippools is forbidden")),
+            ("", status(403, "ippools is forbidden")),
+            ("", ok(list(5, "", &[]))),
+        ],
+        &["away IPPool: the API server does not let us: ippools is forbidden; apply", "init", "synced"],
+    )
+    .await;
+    check(
+        "a watch that cannot be opened",
+        vec![
+            ("", ok(list(10, "", &[("a", 1)]))),
+            ("resourceVersion=10", status(500, "etcd has no leader")),
+            ("&resourceVersion=10&resourceVersionMatch=NotOlderThan", status(500, "etcd has no leader")),
+            ("&resourceVersion=10&resourceVersionMatch=NotOlderThan", ok(list(11, "", &[]))),
+        ],
+        &[
+            "init",
+            "put a 10.1.0.0/16",
+            "synced",
+            "away IPPool: the API server answers 500: etcd has no leader",
+            "init",
+            "synced",
+        ],
+    )
+    .await;
+}
+
+#[test]
+fn places_that_lead_nowhere_say_why() {
+    let check = |place: &str, wanted: &str| {
+        let error = Access::open(place).err().expect(place).to_string();
+        assert!(error.contains(wanted), "{place:?}: {error}");
+    };
+    check("", "KUBERNETES_SERVICE_HOST is not set, so this is no pod");
+    check("/no/such/file", "reading /no/such/file: ");
+    check("ftp://x", "API server 'ftp://x'");
+    check("https://192.0.2.1:6443", "reading /var/run/secrets/kubernetes.io/serviceaccount/ca.crt");
+    check("http://", "API server 'http://'");
+}
+
+#[test]
+fn kubeconfigs_that_lead_nowhere_say_why() {
+    let file = std::env::temp_dir().join(format!("tartan-kubeconfig-{}", std::process::id()));
+    let check = |text: &str, wanted: &str| {
+        std::fs::write(&file, text).unwrap();
+        let error = Access::open(file.to_str().unwrap()).err().expect(text).to_string();
+        assert!(error.contains(wanted), "{text}: {error}");
+    };
+    let config = |cluster: &str, user: &str| {
+        format!(
+            "current-context: c\ncontexts: [{{name: c, context: {{cluster: k, user: u}}}}]\n\
+             clusters: [{{name: k, cluster: {cluster}}}]\nusers: [{{name: u, user: {user}}}]\n"
+        )
+    };
+    check("a: [", "kubeconfig ");
+    check("current-context: x\ncontexts: []\nclusters: []\nusers: []\n", "it names 'x' and does not have it");
+    check(&config("{server: 'https://h'}", "{}"), "no certificate authority to know it by");
+    check(&config("{server: 'https://h', certificate-authority-data: '%'}", "{}"), "data that is not base64");
+    check(&config("{server: 'https://h', certificate-authority: /nowhere}", "{}"), "reading /nowhere");
+    let secret = config("{server: 'https://h'}", "{client-certificate-data: '', client-key-data: c2VjcmV0}");
+    check(&secret, "the client key is not PEM");
+    std::fs::remove_file(file).unwrap();
+}
+
+#[tokio::test]
+#[ignore = "kube: needs etcd and kube-apiserver, which `cargo xtask kube test` builds"]
+async fn conforms() {
+    let server = Arc::new(ApiServer::start().await);
+    conformance::conformance(|| Behind::new(server.clone())).await;
+}

@@ -1,0 +1,90 @@
+//! An API server that gives the answers of a list, one a request, and never answers after that.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::future::pending;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::server::conn::http2::Builder;
+use hyper::service::service_fn;
+use hyper::{Request, Response};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::net::TcpListener;
+
+/// What one request gets.
+pub(super) enum Answer {
+    With(u16, String),
+    Never,
+}
+
+impl Answer {
+    pub(super) fn with(code: u16, body: String) -> Answer {
+        Answer::With(code, body)
+    }
+}
+
+pub(super) struct Scripted {
+    address: SocketAddr,
+    script: Arc<Mutex<Script>>,
+}
+
+struct Script {
+    answers: VecDeque<Answer>,
+    asked: Vec<String>,
+}
+
+impl Scripted {
+    pub(super) async fn start(answers: Vec<Answer>) -> Scripted {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let script = Arc::new(Mutex::new(Script { answers: answers.into(), asked: Vec::new() }));
+        tokio::spawn(serve(listener, script.clone()));
+        Scripted { address, script }
+    }
+
+    pub(super) fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// Waits until every answer was asked for.
+    pub(super) async fn all_asked(&self) {
+        let asked = async {
+            while !self.script.lock().unwrap().answers.is_empty() {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        };
+        let waited = tokio::time::timeout(Duration::from_secs(20), asked).await;
+        assert!(waited.is_ok(), "not all was asked for, only {:#?}", self.asked());
+    }
+
+    /// Paths of the requests so far.
+    pub(super) fn asked(&self) -> Vec<String> {
+        self.script.lock().unwrap().asked.clone()
+    }
+}
+
+async fn serve(listener: TcpListener, script: Arc<Mutex<Script>>) {
+    while let Ok((stream, _)) = listener.accept().await {
+        let script = script.clone();
+        let answer = service_fn(move |request| answer(request, script.clone()));
+        tokio::spawn(Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), answer));
+    }
+}
+
+async fn answer(request: Request<Incoming>, script: Arc<Mutex<Script>>) -> Result<Response<Full<Bytes>>, Infallible> {
+    let next = {
+        let mut script = script.lock().unwrap();
+        script.asked.push(request.uri().path_and_query().unwrap().to_string());
+        script.answers.pop_front()
+    };
+    match next {
+        Some(Answer::With(code, body)) => {
+            Ok(Response::builder().status(code).body(Full::from(body)).expect("a code and a text"))
+        }
+        Some(Answer::Never) | None => pending().await,
+    }
+}

@@ -1,0 +1,243 @@
+//! `cargo xtask kube`: a real Kubernetes on this machine. Its programs are built here, as the user, through the Go
+//! module proxy; the cluster itself is `lab/examples/kube`, as root.
+//!
+//! Invariant: what is built is what `kube/*/go.mod` and its `go.sum` say, kept outside the checkout under a name that
+//! changes with them; a program that is there was built to its end.
+
+use crate::{
+    command::{self, Result},
+    packages::{self, Lane},
+};
+use std::{
+    collections::hash_map::DefaultHasher,
+    env,
+    ffi::OsString,
+    fs,
+    hash::{Hash, Hasher},
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+/// The Kubernetes that is meant when none is named: a folder of `kube/`.
+const NEWEST: &str = "1.36";
+/// The folder of `kube/` with what a node runs whatever its Kubernetes: containerd, stock plugins.
+const NODE: &str = "node";
+/// Programs for it need no library.
+const STATIC: &str = "x86_64-unknown-linux-musl";
+/// Where the cluster's programs are, for the harness.
+const PATH: &str = "TARTAN_KUBE_PATH";
+
+/// Carries out `up`, `test` or `down`.
+///
+/// # Errors
+/// An unknown word, a package that cannot be installed, a build that fails, or the harness's own.
+pub(crate) fn run(args: &[&str]) -> Result<()> {
+    match args {
+        ["up", rest @ ..] => match rest {
+            [] => up(NEWEST, "tartan"),
+            ["--stock"] => up(NEWEST, "stock"),
+            [version] => up(version, "tartan"),
+            [version, "--stock"] => up(version, "stock"),
+            _ => Err("kube up: at most a version and --stock".into()),
+        },
+        ["test"] => test(NEWEST),
+        ["test", version] => test(version),
+        ["down"] => harness(&["down"], &[]),
+        other => Err(format!("kube: `{}` is none of: up, test, down", other.join(" ")).into()),
+    }
+}
+
+fn up(version: &str, network: &str) -> Result<()> {
+    let path = programs(version)?;
+    harness(&["up", network], &path)
+}
+
+fn test(version: &str) -> Result<()> {
+    let path = env::join_paths(programs(version)?)?;
+    // The store first: it needs an API server only, and no root.
+    let mut store = command::cargo(&["test", "-p", "tartan-store", "--lib", "kubernetes"]);
+    command::run(store.args(["--", "--ignored"]).env(PATH, &path))?;
+    build_harness()?;
+    let mut cluster = command::cargo(&["test", "-p", "tartan-lab", "--example", "kube"]);
+    command::with_root_runner(&mut cluster);
+    command::run(cluster.args(["--", "--test-threads=1"]).env(PATH, &path))
+}
+
+/// Builds the harness as the user and runs it as root.
+fn harness(args: &[&str], path: &[PathBuf]) -> Result<()> {
+    build_harness()?;
+    let program = command::target_dir().join("debug").join("examples").join("kube");
+    command::run(command::as_root(program).args(args).env(PATH, env::join_paths(path)?))
+}
+
+fn build_harness() -> Result<()> {
+    command::run(&mut command::cargo(&["build", "--quiet", "-p", "tartan-lab", "--example", "kube"]))
+}
+
+// --- the cluster's programs ---
+
+/// Everything a cluster of that version runs, built if need be: the folders it is in.
+fn programs(version: &str) -> Result<Vec<PathBuf>> {
+    let module = Path::new("kube").join(version);
+    if version == NODE || !module.join("go.mod").exists() {
+        return Err(format!("there is no Kubernetes {version} here; there are: {}", versions()?.join(" ")).into());
+    }
+    packages::ensure(&[Lane::Build, Lane::Kube])?;
+    let modules = [module, Path::new("kube").join(NODE)];
+    let mut folders = modules.iter().map(|module| build(module)).collect::<Result<Vec<_>>>()?;
+    folders.push(tartan()?);
+    Ok(folders)
+}
+
+/// What runs in the image, where there is no library to link with.
+fn tartan() -> Result<PathBuf> {
+    let build = ["build", "--profile", "demo", "--target", STATIC, "-p", "tartan-cli", "-p", "tartan-cni"];
+    command::run(&mut command::cargo(&build))?;
+    Ok(command::target_dir().join(STATIC).join("demo"))
+}
+
+fn versions() -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir("kube")? {
+        names.push(entry?.file_name().to_string_lossy().into_owned());
+    }
+    names.retain(|name| name != NODE);
+    names.sort();
+    Ok(names)
+}
+
+/// Builds the tools of a module that are not there yet; gives their folder.
+fn build(module: &Path) -> Result<PathBuf> {
+    let go_mod = fs::read_to_string(module.join("go.mod"))?;
+    let folder = cache_dir()?.join(cache_name(module, &go_mod, &fs::read_to_string(module.join("go.sum"))?));
+    let missing: Vec<&str> =
+        tools(&go_mod).into_iter().filter(|tool| !folder.join(program_of(tool)).exists()).collect();
+    if missing.is_empty() {
+        return Ok(folder);
+    }
+    println!("Building {} programs into {}; from cold that takes minutes.", missing.len(), folder.display());
+    fs::create_dir_all(&folder)?;
+    let go = go(&go_mod)?;
+    for tool in missing {
+        // Renamed when it is whole.
+        let half = folder.join(format!(".{}", program_of(tool)));
+        let mut build = Command::new(&go);
+        build.current_dir(module).env("CGO_ENABLED", "0").args(["build", "-trimpath", "-ldflags"]);
+        command::run(build.arg(linker_flags(&go_mod)).arg("-o").arg(&half).arg(tool))?;
+        fs::rename(half, folder.join(program_of(tool)))?;
+    }
+    Ok(folder)
+}
+
+fn cache_dir() -> Result<PathBuf> {
+    let cache = env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+    let cache = cache.or_else(|| env::var_os("HOME").map(|home| Path::new(&home).join(".cache")));
+    Ok(cache.ok_or("neither XDG_CACHE_HOME nor HOME is set")?.join("tartan").join("kube"))
+}
+
+fn cache_name(module: &Path, go_mod: &str, go_sum: &str) -> String {
+    let mut hasher = DefaultHasher::new();
+    (go_mod, go_sum).hash(&mut hasher);
+    format!("{}-{:016x}", module.file_name().unwrap_or_default().to_string_lossy(), hasher.finish())
+}
+
+/// The packages of the `tool` block.
+fn tools(go_mod: &str) -> Vec<&str> {
+    let block =
+        go_mod.split_once("\ntool (\n").and_then(|(_, rest)| rest.split_once("\n)")).map_or("", |(block, _)| block);
+    block.lines().map(str::trim).filter(|line| !line.is_empty()).collect()
+}
+
+/// What `go build` would call it: the last part of its path that is no major version.
+fn program_of(tool: &str) -> &str {
+    let is_version = |part: &str| part.strip_prefix('v').is_some_and(|n| n.parse::<u32>().is_ok());
+    tool.rsplit('/').find(|part| !is_version(part)).unwrap_or(tool)
+}
+
+/// Without its version a Kubernetes calls itself v0.0.0, which its own parts refuse to work with.
+fn linker_flags(go_mod: &str) -> OsString {
+    let mut flags = "-s -w".to_owned();
+    if let Some(version) = required(go_mod, "k8s.io/kubernetes") {
+        let numbers: Vec<&str> = version.trim_start_matches('v').split('.').collect();
+        let values = [("gitVersion", version), ("gitMajor", numbers[0]), ("gitMinor", numbers.get(1).unwrap_or(&""))];
+        for package in ["k8s.io/component-base/version", "k8s.io/client-go/pkg/version"] {
+            for (name, value) in values {
+                flags += &format!(" -X {package}.{name}={value}");
+            }
+        }
+    }
+    flags.into()
+}
+
+/// The version of a module that a go.mod requires.
+fn required<'a>(go_mod: &'a str, module: &str) -> Option<&'a str> {
+    let line = |line: &'a str| line.trim().trim_start_matches("require ").strip_prefix(module)?.strip_prefix(' ');
+    go_mod.lines().filter(|line| !line.contains("=>")).find_map(line)?.split(' ').next()
+}
+
+// --- Go ---
+
+/// A `go` that can build the module: the machine's own where it is new enough or can fetch a newer one by itself, else
+/// the one it brings through the module proxy, as newer ones do.
+fn go(go_mod: &str) -> Result<PathBuf> {
+    let version = command::capture(Command::new("go").arg("version"))?;
+    if minor_of(&version).is_some_and(|minor| minor >= 21) {
+        return Ok("go".into());
+    }
+    let wanted = go_mod.lines().find_map(|line| line.strip_prefix("go ")).ok_or("go.mod says no version of Go")?;
+    let toolchain = format!("golang.org/toolchain@v0.0.1-go{wanted}.linux-amd64");
+    let said = command::capture(Command::new("go").current_dir("/").args(["mod", "download", "-json", &toolchain]))?;
+    let dir = said.lines().find_map(|line| line.trim().strip_prefix("\"Dir\": \"")?.split('"').next());
+    let dir = PathBuf::from(dir.ok_or_else(|| format!("`go mod download` named no folder:\n{said}"))?);
+    // Modules carry no mode bits.
+    let programs = [dir.join("bin"), dir.join("pkg").join("tool")];
+    command::run(Command::new("chmod").args(["-R", "u+w,+x"]).args(programs))?;
+    Ok(dir.join("bin").join("go"))
+}
+
+/// 19 of `go version go1.19.8 linux/amd64`.
+fn minor_of(version: &str) -> Option<u32> {
+    version.split("go1.").nth(1)?.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GO_MOD: &str = "module x\n\ngo 1.26.0\n\nrequire k8s.io/kubernetes v1.36.2\n\ntool (\n\tgo.etcd.io/etcd/server/v3\n\
+         \tk8s.io/kubernetes/cmd/kubelet\n)\n\nrequire (\n\tk8s.io/api v0.0.0 // indirect\n)\n\n\
+         replace k8s.io/api => k8s.io/api v0.36.2\n";
+
+    #[test]
+    fn tools_and_their_names_are_read_from_go_mod() {
+        assert_eq!(tools(GO_MOD), ["go.etcd.io/etcd/server/v3", "k8s.io/kubernetes/cmd/kubelet"]);
+        assert_eq!(tools(GO_MOD).into_iter().map(program_of).collect::<Vec<_>>(), ["server", "kubelet"]);
+        assert_eq!(program_of("x/containerd-shim-runc-v2"), "containerd-shim-runc-v2");
+        assert!(tools("module x\n").is_empty());
+    }
+
+    #[test]
+    fn a_kubernetes_knows_its_version() {
+        assert_eq!(required(GO_MOD, "k8s.io/kubernetes"), Some("v1.36.2"));
+        assert_eq!(required(GO_MOD, "k8s.io/api"), Some("v0.0.0"));
+        assert_eq!(required(GO_MOD, "k8s.io/apiserver"), None);
+        let flags = linker_flags(GO_MOD).into_string().expect("text");
+        assert!(flags.contains("-X k8s.io/client-go/pkg/version.gitMinor=36"), "{flags}");
+        assert_eq!(linker_flags("module x\n"), "-s -w");
+    }
+
+    #[test]
+    fn the_cache_follows_what_is_built() {
+        let name = |go_mod: &str, go_sum: &str| cache_name(Path::new("kube/1.36"), go_mod, go_sum);
+        assert_eq!(name("a", "b"), name("a", "b"));
+        assert!(name("a", "b") != name("a", "c") && name("a", "b") != name("c", "b"));
+        assert!(name("a", "b").starts_with("1.36-"));
+    }
+
+    #[test]
+    fn old_go_is_told_from_new() {
+        assert_eq!(minor_of("go version go1.19.8 linux/amd64\n"), Some(19));
+        assert_eq!(minor_of("go version go1.26rc1 linux/amd64"), Some(26));
+        assert_eq!(minor_of("gccgo"), None);
+    }
+}
