@@ -43,6 +43,7 @@ pub struct Envelope<Spec, Status = Empty> {
 /// metav1 Condition; one of each type.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Condition {
     #[serde(rename = "type")]
     pub kind: String,
