@@ -7,6 +7,10 @@ mod lab;
 mod output;
 mod status;
 
+/// See docs/decisions.md: musl's own is slow, and glibc's gives nothing back.
+#[global_allocator]
+static ALLOCATOR: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
+
 use std::path::PathBuf;
 use std::process::ExitCode;
 

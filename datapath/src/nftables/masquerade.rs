@@ -2,6 +2,8 @@
 //!
 //! Invariant: a packet to a pod, on whatever node, keeps its source.
 
+use std::sync::Arc;
+
 use ipnet::IpNet;
 use tartan_model::Family;
 use tartan_netstate::nft::{ElementData, ElementKey, Rule, Selector, Set, Type, rule};
@@ -39,10 +41,12 @@ pub(super) fn plan(nat: &Nat) -> State {
         .collect();
     let mut state = State::new();
     for (stem, ranges) in [(LOCAL, &nat.local_ranges), (INSIDE, &inside)] {
+        let sets = Family::ALL.map(|family| (family, Arc::<str>::from(named(stem, family))));
         // Intervals of a set must not overlap.
         for range in IpNet::aggregate(ranges) {
-            let set = named(stem, Family::of_net(&range)).into();
-            let key = Key::NftElement { set, key: ElementKey::prefix(range) };
+            let of_range = |(family, _): &&(Family, Arc<str>)| *family == Family::of_net(&range);
+            let (_, set) = sets.iter().find(of_range).expect("a set for each family");
+            let key = Key::NftElement { set: set.clone(), key: ElementKey::prefix(range) };
             state.insert(key, Object::NftElement(ElementData::default()), Owner::Node);
         }
     }

@@ -49,8 +49,9 @@ impl Nftables {
     pub fn plan(&mut self, world: &World, nat: &Nat) -> &State {
         let mut changed = self.nat.as_ref() != Some(nat);
         if changed {
-            self.node = base::plan(nat);
-            self.node.merge(&masquerade::plan(nat), &mut Vec::new());
+            // Into the larger of the two: there may be thousands of ranges.
+            self.node = masquerade::plan(nat);
+            self.node.merge(&base::plan(nat), &mut Vec::new());
             self.nat = Some(nat.clone());
         }
         let matters = |state: Option<&State>| state.is_some_and(|state| !state.is_empty());
