@@ -8,6 +8,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -36,7 +37,13 @@ pub async fn install(boot: Boot, inbox: mpsc::Sender<Input>) {
     while ask(&inbox, Input::WaitingFor).await.is_none_or(|what| !what.is_empty()) {
         tokio::time::sleep(LOOK_AGAIN).await;
     }
-    while let Err(error) = put_all(&boot) {
+    let boot = Arc::new(boot);
+    // Not on the loop's thread: the folders may be on a slow disk.
+    let put_all = || {
+        let boot = boot.clone();
+        tokio::task::spawn_blocking(move || put_all(&boot))
+    };
+    while let Err(error) = put_all().await.unwrap_or_else(|panic| Err(panic.into())) {
         error!("{error:#}; the runtime cannot attach pods until this works. Trying again");
         tokio::time::sleep(TRY_AGAIN).await;
     }
@@ -97,8 +104,10 @@ fn put(file: &Path, content: &[u8], mode: u32) -> Result<()> {
     // Hidden, and with an ending that no runtime reads.
     let name = file.file_name().context("a file has a name")?.to_string_lossy();
     let new = file.with_file_name(format!(".{name}.new"));
+    // On the disk before it takes the other's place: half a plugin after a power cut would fail every pod.
     let written = fs::write(&new, content)
         .and_then(|()| fs::set_permissions(&new, fs::Permissions::from_mode(mode)))
+        .and_then(|()| fs::File::open(&new)?.sync_all())
         .and_then(|()| fs::rename(&new, file));
     written.with_context(|| format!("installing {}", file.display()))?;
     info!("installed {}", file.display());

@@ -116,7 +116,7 @@ pub fn assemble(
     let vital = Vital::new("the kernel thread", &alive);
     let kernel = Box::new(Noting::new(kernel, state_dir));
     let kernel = tartan_kernel::thread::spawn(kernel, report(sender.clone(), vital))?;
-    let events = store.watch(&Kind::ALL);
+    let events = store.watch(&Kind::followed().collect::<Vec<_>>());
     tokio::spawn(Vital::new("the watch of the store", &alive).around(listen(events, sender.clone())));
     let (publisher, publishing) = publish::publisher(store);
     tokio::spawn(Vital::new("the publisher", &alive).around(publishing));
@@ -204,6 +204,9 @@ fn report(sender: mpsc::Sender<Input>, vital: Vital) -> impl Fn(Applied) + Send 
 
 async fn listen(mut events: Pin<Box<dyn Stream<Item = StoreEvent> + Send>>, sender: mpsc::Sender<Input>) {
     while let Some(event) = std::future::poll_fn(|context| events.as_mut().poll_next(context)).await {
+        if let StoreEvent::Away(_, why) = &event {
+            warn!("the store is away: {why}; what is known stays");
+        }
         if sender.send(Input::Store(Box::new(event))).await.is_err() {
             return;
         }

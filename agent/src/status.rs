@@ -92,7 +92,7 @@ pub fn waiting_for(world: &World) -> String {
 
 /// What of the store has not been read yet.
 pub fn unread(world: &World) -> String {
-    match (&world.store_away, said_by_the_store(world).next()) {
+    match (world.store_away(), said_by_the_store(world).next()) {
         (Some(why), _) => format!("the store: {why}"),
         (None, Some(unread)) => format!("all of the store to be read: {}: {}", unread.about, unread.message),
         (None, None) => "the store's first list".into(),

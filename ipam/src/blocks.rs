@@ -97,7 +97,7 @@ pub fn plan<'a>(memo: &'a mut Memo, world: &World, now: Instant) -> &'a Out {
 
 fn is_whole(world: &World) -> bool {
     let kinds = [Kind::Node, Kind::NodeNetwork, Kind::IpPool, Kind::IpReservation, Kind::IpBlock];
-    world.store_away.is_none() && kinds.into_iter().all(|kind| world.is_synced(kind))
+    world.store_away().is_none() && kinds.into_iter().all(|kind| world.is_synced(kind))
 }
 
 fn gives<'a>(held: impl Iterator<Item = &'a Held>) -> Vec<IpNet> {

@@ -229,7 +229,7 @@ fn nothing_is_written_before_all_is_read_or_while_the_store_is_away() {
     let mut setup = Setup::new([node("n1", "")]);
     setup.put(pool("p", "10.8.0.0/24", 26));
     assert_eq!(claims(&setup).len(), 1);
-    setup.world.store_away = Some("gone".into());
+    setup.world.store(tartan_model::StoreEvent::Away(None, "gone".into()), setup.now);
     assert_eq!(claims(&setup), [""; 0]);
     let unsynced = Setup::unsynced([node("n1", "")]);
     assert_eq!(claims(&unsynced), [""; 0]);

@@ -23,7 +23,9 @@ use crate::KernelError;
 use crate::nfnetlink::{Attrs, Message, NLM_F_DUMP, Nfnetlink, attr, attr_u32};
 
 /// What comes within this time of the first goes in the same walk.
-const TOGETHER: Duration = Duration::from_millis(250);
+const TOGETHER: Duration = Duration::from_millis(50);
+/// Between two walks at least: each takes a core for as long as the table is large.
+const REST: Duration = Duration::from_secs(1);
 /// How often a walk is tried, the first time included, [`TOGETHER`] apart.
 const TRIES: usize = 8;
 
@@ -206,15 +208,17 @@ impl Flusher {
         let failed = Arc::new(AtomicU64::new(0));
         let count = failed.clone();
         let work = move || {
+            let mut rested = Instant::now();
             while let Ok(first) = inbox.recv() {
                 let mut effects = BTreeSet::from([first]);
-                collect(&inbox, &mut effects);
+                collect(&inbox, &mut effects, rested.max(Instant::now() + TOGETHER));
                 let done = (0..TRIES).any(|tries| {
                     if tries > 0 {
-                        collect(&inbox, &mut effects);
+                        collect(&inbox, &mut effects, Instant::now() + TOGETHER);
                     }
                     conntrack.flush(&effects).is_ok()
                 });
+                rested = Instant::now() + REST;
                 if !done {
                     count.fetch_add(1, Ordering::Relaxed);
                 }
@@ -241,9 +245,8 @@ impl Flusher {
     }
 }
 
-/// What comes within [`TOGETHER`].
-fn collect(inbox: &mpsc::Receiver<Effect>, effects: &mut BTreeSet<Effect>) {
-    let until = Instant::now() + TOGETHER;
+/// What comes until then.
+fn collect(inbox: &mpsc::Receiver<Effect>, effects: &mut BTreeSet<Effect>, until: Instant) {
     while let Ok(more) = inbox.recv_timeout(until.saturating_duration_since(Instant::now())) {
         effects.insert(more);
     }

@@ -66,8 +66,9 @@ pub enum StoreEvent {
     Notice(Arc<str>, Vec<Condition>),
     /// All this at one moment: nobody acts on a part of it.
     Moment(Vec<StoreEvent>),
-    /// The store cannot be reached; what is known stays. A relist follows when it is back.
-    Away(String),
+    /// The store cannot be reached, as far as this kind goes, or all of them; what is known stays. A relist follows when it
+    /// is back.
+    Away(Option<Kind>, String),
 }
 
 // === impl Object ===
@@ -96,6 +97,28 @@ impl Kind {
         Kind::AdminNetworkPolicy,
         Kind::BaselineAdminNetworkPolicy,
     ];
+
+    /// What an agent follows. Pods and Namespaces are for policy, which nothing enforces yet, and there may be a hundred
+    /// thousand of them.
+    pub fn followed() -> impl Iterator<Item = Kind> {
+        Kind::ALL.into_iter().filter(|kind| !matches!(kind, Kind::Pod | Kind::Namespace))
+    }
+
+    /// What plans depend on: until all of it has been heard, an absence proves nothing.
+    pub fn planned() -> impl Iterator<Item = Kind> {
+        Kind::followed().filter(|kind| !kind.is_policy())
+    }
+
+    /// Whether it is a policy's, of whatever API.
+    pub fn is_policy(self) -> bool {
+        matches!(
+            self,
+            Kind::NetworkPolicy
+                | Kind::ClusterNetworkPolicy
+                | Kind::AdminNetworkPolicy
+                | Kind::BaselineAdminNetworkPolicy
+        )
+    }
 
     /// `kind` as documents have it.
     pub fn as_str(self) -> &'static str {

@@ -59,8 +59,8 @@ pub struct World {
     pub invalid: OrdMap<ObjectId, Arc<Condition>>,
     /// What the store says of its sources, e.g. files, by source.
     pub notices: OrdMap<Arc<str>, Arc<[Condition]>>,
-    /// Why the store cannot be reached; none while it can.
-    pub store_away: Option<Arc<str>>,
+    /// Why the store cannot be reached, as a whole or for a kind.
+    away: BTreeMap<Option<Kind>, Arc<str>>,
     /// Signs of life may have been missed, since the store was last away: no lease runs out before the next full list.
     pub leases_rest: bool,
     /// Revisions of the objects this node writes.
@@ -125,7 +125,7 @@ impl World {
 
     /// Whether all kinds are synced: an absence proves something.
     pub fn is_whole(&self) -> bool {
-        Kind::ALL.into_iter().all(|kind| self.is_synced(kind))
+        Kind::planned().all(|kind| self.is_synced(kind))
     }
 
     /// Whether everything is known, from the store or from an earlier life: enough to add and to keep.
@@ -166,11 +166,16 @@ impl World {
         })
     }
 
+    /// Why the store cannot be reached, or a part of it; none while all can.
+    pub fn store_away(&self) -> Option<&Arc<str>> {
+        self.away.values().next()
+    }
+
     /// Takes what the store says, which came in at `at`.
     pub fn store(&mut self, event: StoreEvent, at: Instant) {
         match event {
             StoreEvent::Init(kind) => {
-                self.store_away = None;
+                self.away.retain(|away, _| away.is_some_and(|away| away != kind));
                 self.listing.insert(kind, BTreeSet::new());
             }
             StoreEvent::Put(id, object, revision) => {
@@ -196,9 +201,9 @@ impl World {
             StoreEvent::Notice(source, said) if said.is_empty() => drop(self.notices.remove(&source)),
             StoreEvent::Notice(source, said) => drop(self.notices.insert(source, said.into())),
             StoreEvent::Moment(events) => events.into_iter().for_each(|event| self.store(event, at)),
-            StoreEvent::Away(why) => {
-                self.store_away = Some(why.into());
-                self.leases_rest = true;
+            StoreEvent::Away(kind, why) => {
+                self.away.insert(kind, why.into());
+                self.leases_rest |= kind.is_none_or(|kind| kind == Kind::NodeNetwork);
             }
         }
     }

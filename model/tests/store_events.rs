@@ -197,7 +197,7 @@ fn only_a_complete_list_removes() {
                 (Synced(kind), &both),
                 (Init(kind), &both),
                 (put(kind, a, 2), &format!("{a2} {b1}")),
-                (Away("cut off in the middle".into()), &format!("{a2} {b1}")),
+                (Away(None, "cut off in the middle".into()), &format!("{a2} {b1}")),
                 (Init(kind), &format!("{a2} {b1}")),
                 (put(kind, a, 1), &both),
                 (Synced(kind), &a1),
@@ -323,10 +323,10 @@ fn notices_and_absence_are_known_until_taken_back() {
     assert!(world.notices.contains_key("a.yaml"));
     world.store(StoreEvent::Notice("a.yaml".into(), Vec::new()), Instant::now());
     assert!(world.notices.is_empty());
-    world.store(Away("no such directory".into()), Instant::now());
-    assert_eq!(world.store_away.as_deref(), Some("no such directory"));
+    world.store(Away(None, "no such directory".into()), Instant::now());
+    assert_eq!(world.store_away().map(|why| &**why), Some("no such directory"));
     world.store(Init(Kind::Node), Instant::now());
-    assert_eq!(world.store_away, None);
+    assert_eq!(world.store_away(), None);
 }
 
 #[test]
@@ -393,7 +393,7 @@ fn what_is_recalled_is_known_and_goes_only_when_a_list_does_not_name_it() {
         assert!(world.leases_rest && world.revisions.is_empty());
         let both = known(&world, kind);
         assert_eq!(both.split(' ').count(), 2, "{kind}");
-        world.store(Away("nobody at home".into()), Instant::now());
+        world.store(Away(None, "nobody at home".into()), Instant::now());
         world.store(Init(kind), Instant::now());
         world.store(put(kind, a, 1), Instant::now());
         assert_eq!(known(&world, kind), both, "{kind}: the list is not complete");

@@ -32,9 +32,14 @@ impl Part {
 }
 
 impl State {
-    /// Takes `before` out and puts `after` in, leaving alone what is the same in both.
+    /// Takes `before` out and puts `after` in, leaving alone what is the same in both. What another part has taken over
+    /// since is that one's.
     pub fn replace_part(&mut self, before: &Part, after: &Part) {
-        before.0.iter().filter(|(key, _)| !after.has(key)).for_each(|(key, _)| drop(self.remove(key)));
+        for (key, entry) in before.0.iter().filter(|(key, _)| !after.has(key)) {
+            if self.get_shared(key) == Some(entry) {
+                self.remove(key);
+            }
+        }
         for (key, entry) in after.0.iter() {
             if self.get_shared(key) != Some(entry) {
                 self.share(key.clone(), entry.clone());
@@ -69,6 +74,25 @@ mod tests {
         check(&[], &[("a", "1"), ("b", "1")]);
         check(&[("a", "1"), ("b", "1")], &[]);
         check(&[("b", "1"), ("a", "1")], &[("c", "1"), ("b", "2")]);
+    }
+
+    #[test]
+    fn what_passes_from_one_part_to_another_is_there_whichever_changes_first() {
+        let part = |owner: &str, entries: &[(&str, &str)]| Part::of(&Owner::Peer(owner.into()), objects(entries));
+        let (gave, gives) = (part("z", &[("a", "1")]), part("z", &[]));
+        let (took, takes) = (part("b", &[]), part("b", &[("a", "1")]));
+        for takes_first in [true, false] {
+            let mut state = State::new();
+            state.replace_part(&Part::default(), &gave);
+            let mut steps = [(&took, &takes), (&gave, &gives)];
+            if !takes_first {
+                steps.reverse();
+            }
+            steps.into_iter().for_each(|(before, after)| state.replace_part(before, after));
+            let mut wanted = State::new();
+            wanted.replace_part(&Part::default(), &takes);
+            assert_eq!(state, wanted, "taken before given: {takes_first}");
+        }
     }
 
     #[test]

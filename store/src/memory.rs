@@ -53,7 +53,7 @@ impl MemoryStore {
     pub fn go_away(&self, why: &str) {
         let mut inner = self.lock();
         inner.away = Some(why.to_owned());
-        inner.tell_all(|_| Some(StoreEvent::Away(why.to_owned())));
+        inner.tell_all(|_| Some(StoreEvent::Away(None, why.to_owned())));
     }
 
     /// It can be reached again; every watcher is told everything anew.
@@ -117,7 +117,7 @@ impl Store for MemoryStore {
         let watcher = Watcher { kinds: kinds.to_vec(), out };
         let mut inner = self.lock();
         let open = match &inner.away {
-            Some(why) => watcher.out.send(StoreEvent::Away(why.clone())).is_ok(),
+            Some(why) => watcher.out.send(StoreEvent::Away(None, why.clone())).is_ok(),
             None => watcher.list(&inner.objects),
         };
         if open {

@@ -67,7 +67,9 @@ fn unknown(name: &str) -> String {
 fn commands(_: &Tree) -> String {
     table(
         &["command", "what it does"],
-        COMMANDS.iter().map(|(usage, about)| vec![format!("`cargo xtask {usage}`"), (*about).into()]),
+        COMMANDS
+            .iter()
+            .map(|(usage, about)| vec![format!("`cargo xtask {}`", usage.replace('|', "\\|")), (*about).into()]),
     )
 }
 

@@ -80,7 +80,7 @@ impl Agent {
         self.wire = None;
         self.back_at = until;
         self.on_its_way = None;
-        self.world.store(StoreEvent::Away("cut off".into()), now);
+        self.world.store(StoreEvent::Away(None, "cut off".into()), now);
     }
 
     /// Takes in what has come, and plans if anything has, or if it is time to.

@@ -6,7 +6,7 @@ use serde::de::DeserializeOwned;
 use tartan_model::{Condition, Kind, Object, ObjectId};
 
 use super::fault::{self, Fault};
-use super::{node, pool, workload};
+use super::{node, policy, pool, workload};
 
 /// Reads one object. `origin` names where it is from in conditions.
 pub(crate) fn from_json(id: &ObjectId, origin: &str, json: &str) -> Result<Object, Condition> {
@@ -28,12 +28,14 @@ fn decode(id: &ObjectId, json: &str) -> Result<Object, Fault> {
         Kind::IpBlock => pool::decode_block(&typed(json)?).map(|read| Object::Block(read.into())),
         Kind::Namespace => workload::decode_namespace(&typed(json)?).map(|read| Object::Namespace(read.into())),
         Kind::Pod => workload::decode_pod(&typed(json)?).map(|read| Object::Pod(read.into())),
-        // Few and small: YAML reads JSON, and knows which keys there are, and which come twice.
-        Kind::NetworkConfig
-        | Kind::NetworkPolicy
+        // One small object: YAML reads JSON, and knows the keys that there are.
+        Kind::NetworkConfig => super::decode(id, json),
+        Kind::NetworkPolicy
         | Kind::ClusterNetworkPolicy
         | Kind::AdminNetworkPolicy
-        | Kind::BaselineAdminNetworkPolicy => super::decode(id, json),
+        | Kind::BaselineAdminNetworkPolicy => {
+            policy::decode_json(id.kind, typed(json)?).map(|read| Object::Policy(read.into()))
+        }
     }
 }
 
@@ -76,6 +78,20 @@ mod tests {
             let documents = super::super::documents("the twin", &json);
             let [Ok(yaml)] = documents.as_slice() else { panic!("{documents:?}") };
             assert_eq!(from_json(&yaml.id, "x", &json).as_ref(), Ok(&yaml.object), "{json}");
+        }
+    }
+
+    #[test]
+    fn a_policy_is_taken_whatever_others_wrote_beside_its_spec() {
+        let policy = |annotation: &str| {
+            let metadata = format!(r#"{{"name":"p","namespace":"ns","annotations":{{"note":"{annotation}"}}}}"#);
+            let json = format!(r#"{{"metadata":{metadata},"spec":{{"podSelector":{{}}}},"status":{{}}}}"#);
+            from_json(&ObjectId { kind: Kind::NetworkPolicy, name: "ns/p".into() }, "x", &json)
+        };
+        // Delete, a control of ISO 6429, and no character at all: the YAML parser takes none of them.
+        for annotation in ["plain", "\u{7f}", "\u{80}", "\u{ffff}"] {
+            let Ok(Object::Policy(policy)) = policy(annotation) else { panic!("{annotation:?}") };
+            assert_eq!(&*policy.json, r#"{"spec":{"podSelector":{}}}"#);
         }
     }
 

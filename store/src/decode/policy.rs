@@ -14,16 +14,6 @@ const NOT_KEPT: [&str; 4] = ["apiVersion", "kind", "metadata", "status"];
 pub(super) fn decode(kind: Kind, body: &str) -> Result<PolicyText, Fault> {
     // By way of YAML's own values, which know that a key can be there twice.
     let mut document: Mapping = fault::typed(body)?;
-    match document.get("spec") {
-        Some(Value::Mapping(_)) => {}
-        // It isolates every pod of its namespace.
-        None | Some(Value::Null) if kind == Kind::NetworkPolicy => {}
-        None | Some(Value::Null) => return Err(Fault::missing("spec", "say whom the policy is for, and its rules")),
-        Some(_) => {
-            let wrong = "spec is not a block of keys and values";
-            return Err(Fault::new("spec", "BadType", wrong, "write `key: value` lines under it"));
-        }
-    }
     for key in NOT_KEPT {
         document.shift_remove(key);
     }
@@ -31,6 +21,31 @@ pub(super) fn decode(kind: Kind, body: &str) -> Result<PolicyText, Fault> {
         let fix = "write texts as keys, and no tags";
         Fault::new("", "BadSyntax", format!("not what a policy is written in: {error}"), fix)
     })?;
+    of_value(kind, value)
+}
+
+/// Not by way of YAML, which refuses characters that JSON takes: a policy must not vanish for an odd annotation.
+pub(super) fn decode_json(
+    kind: Kind,
+    mut document: serde_json::Map<String, serde_json::Value>,
+) -> Result<PolicyText, Fault> {
+    document.retain(|key, _| !NOT_KEPT.contains(&key.as_str()));
+    of_value(kind, document.into())
+}
+
+fn of_value(kind: Kind, value: serde_json::Value) -> Result<PolicyText, Fault> {
+    match value.get("spec") {
+        Some(serde_json::Value::Object(_)) => {}
+        // It isolates every pod of its namespace.
+        None | Some(serde_json::Value::Null) if kind == Kind::NetworkPolicy => {}
+        None | Some(serde_json::Value::Null) => {
+            return Err(Fault::missing("spec", "say whom the policy is for, and its rules"));
+        }
+        Some(_) => {
+            let wrong = "spec is not a block of keys and values";
+            return Err(Fault::new("spec", "BadType", wrong, "write `key: value` lines under it"));
+        }
+    }
     Ok(PolicyText { json: value.to_string().into() })
 }
 

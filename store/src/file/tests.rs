@@ -220,19 +220,19 @@ async fn the_directory_comes_and_goes() {
     // Moved away under its parent's feet, and back.
     fs::create_dir(&dir.away).unwrap();
     fs::rename(&dir.dir, dir.away.join("store")).unwrap();
-    watching.until("away", |world| world.store_away.is_some()).await;
+    watching.until("away", |world| world.store_away().is_some()).await;
     fs::rename(dir.away.join("store"), &dir.dir).unwrap();
-    watching.until("back", |world| world.store_away.is_none()).await;
+    watching.until("back", |world| world.store_away().is_none()).await;
     // An empty one in its place: this could be a lost mount.
     fs::rename(&dir.dir, dir.away.join("store")).unwrap();
-    watching.until("away", |world| world.store_away.is_some()).await;
+    watching.until("away", |world| world.store_away().is_some()).await;
     fs::create_dir(&dir.dir).unwrap();
-    watching.until("doubt", |world| world.store_away.as_ref().is_some_and(|why| why.contains("not mounted"))).await;
+    watching.until("doubt", |world| world.store_away().as_ref().is_some_and(|why| why.contains("not mounted"))).await;
     assert_eq!(watching.pools(), ["a"]);
     dir.write("b.yaml", &pool("b", 2));
     until_pools(&mut watching, &["b"]).await;
     // One that was never there.
-    assert!(matches!(missing.next().await, StoreEvent::Away(_)));
+    assert!(matches!(missing.next().await, StoreEvent::Away(..)));
     fs::create_dir_all(&nested).unwrap();
     fs::write(nested.join("c.yaml"), pool("c", 3)).unwrap();
     until_pools(&mut missing, &["c"]).await;
@@ -245,9 +245,9 @@ async fn a_moved_ancestor_is_noticed() {
     let mut watching = watch(&dir);
     until_pools(&mut watching, &["a"]).await;
     fs::rename(&parent, &elsewhere).unwrap();
-    watching.until("away", |world| world.store_away.is_some()).await;
+    watching.until("away", |world| world.store_away().is_some()).await;
     fs::rename(&elsewhere, &parent).unwrap();
-    watching.until("back", |world| world.store_away.is_none()).await;
+    watching.until("back", |world| world.store_away().is_none()).await;
 }
 
 #[tokio::test]

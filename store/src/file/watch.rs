@@ -175,7 +175,7 @@ impl Watcher {
         let why = format!("{}: {error}", self.dir.display());
         if self.away.as_ref() != Some(&why) {
             self.away = Some(why.clone());
-            self.send(vec![StoreEvent::Away(why)])?;
+            self.send(vec![StoreEvent::Away(None, why)])?;
         }
         let timeout = PollTimeout::try_from(*pause).expect("the longest pause is a few seconds");
         *pause = LONGEST_PAUSE.min(*pause * 2);

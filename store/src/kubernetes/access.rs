@@ -113,7 +113,11 @@ impl Access {
 
     fn of_kubeconfig(path: &Path) -> Result<Access, AccessError> {
         let wrong = |what: &dyn fmt::Display| AccessError(format!("kubeconfig {}: {what}", path.display()));
-        let config: Kubeconfig = serde_yaml_ng::from_slice(&read(path)?).map_err(|error| wrong(&error))?;
+        // Not the parser's own sentence, which quotes what it does not take: that may be a token.
+        let config: Kubeconfig = serde_yaml_ng::from_slice(&read(path)?).map_err(|error| match error.location() {
+            Some(at) => wrong(&format!("not a kubeconfig, at line {} column {}", at.line(), at.column())),
+            None => wrong(&"not a kubeconfig"),
+        })?;
         let context = named(config.contexts, &config.current_context).map_err(|error| wrong(&error))?;
         let cluster = named(config.clusters, &context.cluster).map_err(|error| wrong(&error))?;
         let user = named(config.users, &context.user).map_err(|error| wrong(&error))?;

@@ -42,7 +42,7 @@ fn said(event: &StoreEvent) -> String {
         StoreEvent::Delete(id) => format!("delete {}", id.name),
         StoreEvent::Synced(_) => "synced".into(),
         StoreEvent::Invalid(id, condition) => format!("invalid {} {}", id.name, condition.field),
-        StoreEvent::Away(why) => format!("away {why}"),
+        StoreEvent::Away(_, why) => format!("away {why}"),
         other => format!("{other:?}"),
     }
 }
@@ -144,6 +144,18 @@ async fn what_is_forgotten_is_listed_again() {
             ("resourceVersion=20", Answer::Never),
         ],
         &["init", "put a 10.1.0.0/16", "init", "put b 10.2.0.0/16", "put c 10.3.0.0/16", "synced"],
+    )
+    .await;
+    check(
+        "lists that never end",
+        vec![
+            ("", Answer::with(504, "{}".into())),
+            ("", Answer::with(504, "{}".into())),
+            ("", Answer::with(504, "{}".into())),
+            ("", ok(list(20, "", &[("a", 1)]))),
+            ("resourceVersion=20", Answer::Never),
+        ],
+        &["away IPPool: the API server finishes no list", "init", "put a 10.1.0.0/16", "synced"],
     )
     .await;
 }

@@ -41,6 +41,8 @@ const LOOK_AGAIN: (Duration, Duration) = (Duration::from_secs(20), Duration::fro
 const WORKED: Duration = Duration::from_secs(1);
 /// Far above one object.
 const LONGEST_LINE: usize = 16 << 20;
+/// A list can be forgotten before its end; as often as this in a row it is no accident.
+const OFTEN: u32 = 3;
 
 /// The reading end of all watches.
 pub(super) struct Events(pub(super) mpsc::Receiver<StoreEvent>);
@@ -125,13 +127,16 @@ struct Follower {
     told: BTreeMap<Arc<str>, Option<Revision>>,
     /// Away was said and no list has come since.
     away: bool,
+    /// Lists in a row whose rest the API server had forgotten.
+    forgotten: u32,
 }
 
 /// Follows a kind until nobody listens.
 pub(super) async fn follow(client: Arc<Client>, kind: Kind, out: mpsc::Sender<StoreEvent>) {
     let closed = out.clone();
     let backoff = Backoff::default();
-    let follower = Follower { client, kind, out, backoff, version: None, told: BTreeMap::new(), away: false };
+    let follower =
+        Follower { client, kind, out, backoff, version: None, told: BTreeMap::new(), away: false, forgotten: 0 };
     tokio::select! {
         _unheard = follower.run() => {}
         () = closed.closed() => {}
@@ -145,6 +150,7 @@ impl Follower {
         loop {
             match self.list().await? {
                 Ok(()) => {
+                    self.forgotten = 0;
                     if let Some(trouble) = self.watches().await? {
                         self.trouble(trouble).await?;
                     }
@@ -155,7 +161,12 @@ impl Follower {
                 }
                 Err(NoList::TooOld) => {
                     self.version = None;
-                    pause(self.backoff.next()).await;
+                    self.forgotten += 1;
+                    if self.forgotten < OFTEN {
+                        pause(self.backoff.next()).await;
+                    } else {
+                        self.trouble(Trouble::Away("the API server finishes no list".into())).await?;
+                    }
                 }
                 Err(NoList::Trouble(trouble)) => self.trouble(trouble).await?,
             }
@@ -182,7 +193,7 @@ impl Follower {
 
     async fn trouble(&mut self, trouble: Trouble) -> Result<(), Unheard> {
         if !std::mem::replace(&mut self.away, true) {
-            self.tell(StoreEvent::Away(format!("{}: {trouble}", self.kind))).await?;
+            self.tell(StoreEvent::Away(Some(self.kind), format!("{}: {trouble}", self.kind))).await?;
         }
         pause(self.backoff.next()).await;
         Ok(())

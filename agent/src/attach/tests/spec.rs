@@ -90,7 +90,7 @@ fn status_says_whether_an_add_could_work() {
     let mut unsynced = World::default();
     unsynced.programmed.read = true;
     check(&unsynced, &status, "50 the agent is not ready: it waits for the store's first list");
-    unsynced.store_away = Some("no route to it".into());
+    unsynced.store(StoreEvent::Away(None, "no route to it".into()), Instant::now());
     check(&unsynced, &status, "50 the agent is not ready: it waits for the store: no route to it");
 }
 
