@@ -3,7 +3,8 @@
 //! ```text
 //! store ──watch──►┐                      ┌──► kernel thread (mirror, diff, apply)
 //! socket ──ask───►│ loop: World → Plan ──┼──► publisher (advert, claims → store)
-//! kernel ─report─►┘                      └──► waiting CNI callers
+//! kernel ─report─►┤                      ├──► snapshot (World → disk; what it may still give out holds the publisher back)
+//! disk ───saved──►┘                      └──► waiting CNI callers
 //! ```
 //!
 //! Invariant: nothing but the loop holds World; nothing in the loop waits for I/O. When the agent dies at any line, the

@@ -1,7 +1,7 @@
 //! The loop. It alone owns World, and it never waits for anything but its inbox and the clock.
 //!
-//! Everything that takes time is done by the three executors (kernel thread, publisher, waiting callers), each of which
-//! takes the latest wanted value and reports back through the inbox.
+//! Everything that takes time is done by the executors (kernel thread, publisher, snapshot, waiting callers), each of
+//! which takes the latest wanted value and reports back through the inbox.
 
 use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
