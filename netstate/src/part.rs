@@ -21,11 +21,6 @@ impl Part {
         Part(entries.into())
     }
 
-    /// Whether there is nothing.
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
     fn has(&self, key: &Key) -> bool {
         self.0.binary_search_by(|(there, _)| there.cmp(key)).is_ok()
     }

@@ -78,6 +78,11 @@ pub(super) fn pods(mirror: &State) -> Vec<Scope> {
     pods.into_iter().map(|(ns, ends)| Scope::Pod { ns: ns.clone(), ends }).collect()
 }
 
+/// The pod's own among [`pods`]; none if no link of ours leads into it.
+pub(super) fn pod(mirror: &State, of: &PodNetns) -> Option<Scope> {
+    pods(mirror).into_iter().find(|scope| matches!(scope, Scope::Pod { ns, .. } if ns == of))
+}
+
 /// Sysctls among these keys, in scopes of bounded size, each of one namespace.
 pub(super) fn sysctls<'a>(keys: impl Iterator<Item = &'a Key>) -> Vec<Scope> {
     let mut by_ns: BTreeMap<&Netns, Vec<Key>> = BTreeMap::new();

@@ -153,11 +153,9 @@ impl Worker {
         for (check, ns) in news.check {
             self.checking = check;
             self.unsettled = true;
-            let scopes = super::dirty::pods(&self.mirror);
-            scopes
-                .into_iter()
-                .filter(|scope| matches!(scope, Scope::Pod { ns: of, .. } if *of == ns))
-                .for_each(|scope| self.dirty.mark(scope));
+            if let Some(scope) = super::dirty::pod(&self.mirror, &ns) {
+                self.dirty.mark(scope);
+            }
         }
         if let Some((generation, state)) = news.wanted {
             self.want(generation, state, now);
@@ -371,6 +369,7 @@ impl Worker {
         if self.hidden.is_empty() {
             return;
         }
+        // All pods may be hidden: one walk for all of them.
         let known = super::dirty::pods(&self.mirror);
         let leads_there =
             |ns: &PodNetns| known.iter().any(|scope| matches!(scope, Scope::Pod { ns: of, .. } if of == ns));
@@ -440,9 +439,8 @@ impl Worker {
         match key.netns() {
             Netns::Host => scope_of(key),
             Netns::Pod(ns) => {
-                let scopes = super::dirty::pods(&self.mirror).into_iter();
-                let mut of_pod = scopes.filter(|scope| matches!(scope, Scope::Pod { ns: of, .. } if *of == **ns));
-                of_pod.next().unwrap_or_else(|| Scope::Pod { ns: PodNetns::clone(ns), ends: BTreeSet::new() })
+                let unlinked = || Scope::Pod { ns: PodNetns::clone(ns), ends: BTreeSet::new() };
+                super::dirty::pod(&self.mirror, ns).unwrap_or_else(unlinked)
             }
         }
     }
