@@ -6,6 +6,7 @@
 
 use crate::{
     command::{self, Result},
+    image,
     packages::{self, Lane},
 };
 use std::{
@@ -22,9 +23,7 @@ use std::{
 const NEWEST: &str = "1.36";
 /// The folder of `kube/` with what a node runs whatever its Kubernetes: containerd, stock plugins.
 const NODE: &str = "node";
-/// Programs for it need no library.
-const STATIC: &str = "x86_64-unknown-linux-musl";
-/// Where the cluster's programs are, for the harness.
+/// Where the cluster's programs and Tartan's image are, for the harness.
 const PATH: &str = "TARTAN_KUBE_PATH";
 
 /// Carries out `up`, `test` or `down`.
@@ -85,15 +84,9 @@ fn programs(version: &str) -> Result<Vec<PathBuf>> {
     packages::ensure(&[Lane::Build, Lane::Kube])?;
     let modules = [module, Path::new("kube").join(NODE)];
     let mut folders = modules.iter().map(|module| build(module)).collect::<Result<Vec<_>>>()?;
-    folders.push(tartan()?);
+    let image = image::build(&[image::Platform::of_this_machine()?], "demo")?;
+    folders.extend(image.parent().map(Path::to_path_buf));
     Ok(folders)
-}
-
-/// What runs in the image, where there is no library to link with.
-fn tartan() -> Result<PathBuf> {
-    let build = ["build", "--profile", "demo", "--target", STATIC, "-p", "tartan-cli", "-p", "tartan-cni"];
-    command::run(&mut command::cargo(&build))?;
-    Ok(command::target_dir().join(STATIC).join("demo"))
 }
 
 fn versions() -> Result<Vec<String>> {

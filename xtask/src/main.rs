@@ -1,4 +1,4 @@
-//! `cargo xtask`: every chore of the repository: test, tidy, gen, demo, bench, kube.
+//! `cargo xtask`: every chore of the repository: test, tidy, gen, demo, bench, kube, image.
 //!
 //! Invariant: it depends on no crate at all, ours or others'. So it links with the linker that rustup brings, starts
 //! on a machine that has no C compiler, and can install one there (packages.rs).
@@ -8,6 +8,7 @@ mod bench;
 mod command;
 mod demo;
 mod r#gen;
+mod image;
 mod kube;
 mod mutants;
 mod packages;
@@ -31,6 +32,7 @@ pub(crate) const COMMANDS: &[(&str, &str)] = &[
         "kube up|test|down [VERSION]",
         "a real Kubernetes of three nodes on this machine: make it, test with it, remove it",
     ),
+    ("image [ARCH…]", "the container image, for this machine's architecture or the named ones, in one archive"),
     ("gen", "write the generated tables of the docs and the definitions in deploy/ again"),
 ];
 
@@ -55,6 +57,7 @@ fn run(args: &[&str]) -> Result<()> {
         ["bench", groups @ ..] => bench::run(groups),
         ["mutants"] => mutants::run(),
         ["kube", rest @ ..] => kube::run(rest),
+        ["image", rest @ ..] => image::run(rest),
         ["gen"] => r#gen::run(),
         [] | ["help" | "--help" | "-h"] => {
             print!("{}", help());

@@ -16,9 +16,6 @@ const PAUSE: &str = "registry.k8s.io/pause:3.10.2";
 /// What pods of tests run: servers, clients and probes in one program.
 pub(crate) const AGNHOST: &str = "registry.k8s.io/e2e-test-images/agnhost:2.63.0";
 
-/// As `deploy/tartan.yaml` names it.
-const TARTAN: &str = concat!("tartan.dev/tartan:", env!("CARGO_PKG_VERSION"));
-
 /// One image of an archive.
 struct Image<'a> {
     tag: &'a str,
@@ -26,7 +23,7 @@ struct Image<'a> {
     command: &'a [&'a str],
 }
 
-/// Every image that a node needs: agnhost, which can pause as well, and Tartan.
+/// Every image that a node needs: agnhost, which can pause as well, and Tartan's as it is shipped.
 pub(crate) fn archives(programs: &Programs, dir: &Path) -> Result<Vec<PathBuf>> {
     let agnhost = programs.find("agnhost")?;
     let images = [
@@ -34,10 +31,7 @@ pub(crate) fn archives(programs: &Programs, dir: &Path) -> Result<Vec<PathBuf>> 
         Image { tag: AGNHOST, entrypoint: &["/agnhost"], command: &["pause"] },
     ];
     let agnhost = archive("agnhost", &[("agnhost", &agnhost)], &images, dir)?;
-    let (agent, plugin) = (programs.find("tartan")?, programs.find("tartan-cni")?);
-    let image = Image { tag: TARTAN, entrypoint: &["/tartan"], command: &[] };
-    let tartan = archive("tartan", &[("tartan", &agent), ("tartan-cni", &plugin)], &[image], dir)?;
-    Ok(vec![agnhost, tartan])
+    Ok(vec![agnhost, programs.find("tartan.tar")?])
 }
 
 /// One layer with `files` at its root, and images that share it.

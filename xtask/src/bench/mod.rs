@@ -6,6 +6,7 @@
 mod cni;
 mod demo;
 mod figure;
+mod image;
 mod noise;
 mod path;
 mod plan;
@@ -47,6 +48,7 @@ pub(crate) const GROUPS: &[Group] = &[
     group("plan",    plan::FIGURES,    plan::run,    "planning and memory with 5,000 nodes and 250 pods here"),
     group("restart", restart::FIGURES, restart::run, "what packets notice of restarts and changes"),
     group("repair",  repair::FIGURES,  repair::run,  "until what was deleted by hand is there again"),
+    group("image",   image::FIGURES,   image::run,   "the container image as it is shipped, packed"),
     group("demo",    demo::FIGURES,    demo::run,    "from a fresh clone to the demo's first matrix, and what it lost"),
 ];
 
