@@ -3,6 +3,7 @@
 mod agent;
 mod client;
 mod demo;
+mod install;
 mod lab;
 mod output;
 mod status;
@@ -71,6 +72,18 @@ enum Tartan {
         #[arg(long)]
         yes: bool,
     },
+    /// Print the manifest for a cluster: `tartan install --for k3s | kubectl apply -f -`
+    Install {
+        /// What the cluster was made with
+        #[arg(long = "for", value_enum, default_value = "kubeadm")]
+        distribution: install::Distribution,
+        /// https://HOST:PORT, where Services do not work before the network does
+        #[arg(long)]
+        api_server: Option<String>,
+        /// The image, where it is in your registry
+        #[arg(long)]
+        image: Option<String>,
+    },
     /// Take back everything that Tartan put into this node's kernel, and its state
     Uninstall {
         /// Boot file (YAML)
@@ -90,6 +103,9 @@ fn main() -> ExitCode {
         Tartan::Set { key, value, at, output } => client::set(&at, &key, &value, output),
         Tartan::Lab(command) => lab::run(command),
         Tartan::Demo { yes } => demo::run(yes),
+        Tartan::Install { distribution, api_server, image } => {
+            install::run(distribution, api_server.as_deref(), image.as_deref())
+        }
         Tartan::Uninstall { config, output } => agent::uninstall(&config, output),
     };
     match result {

@@ -1,0 +1,153 @@
+//! `tartan install`: the one manifest, with the paths and the API server of a distribution.
+//!
+//! Invariant: what is printed differs from `deploy/tartan.yaml` only in what was asked for, and is for `kubectl apply -f -`.
+
+use std::process::ExitCode;
+
+use anyhow::{Result, ensure};
+use clap::ValueEnum;
+
+use crate::output::say;
+
+const MANIFEST: &str = include_str!("../../deploy/tartan.yaml");
+const IMAGE: &str = concat!("image: tartan.dev/tartan:", env!("CARGO_PKG_VERSION"));
+const STORE: &str = r#"store: "kubernetes:""#;
+const CNI_BIN: &str = "hostPath: {path: /opt/cni/bin,";
+const CNI_CONF: &str = "hostPath: {path: /etc/cni/net.d,";
+
+/// What a cluster was made with.
+#[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
+pub(crate) enum Distribution {
+    Kubeadm,
+    K3s,
+    Rke2,
+    Microk8s,
+    K0s,
+    Talos,
+}
+
+/// What a distribution does otherwise than kubeadm.
+struct Ways {
+    /// How its own network is left out.
+    before: &'static str,
+    cni_bin: &'static str,
+    cni_conf: &'static str,
+    /// The API server as every node reaches it without a network; none: by its Service.
+    api_server: Option<&'static str>,
+}
+
+const USUAL: Ways = Ways { before: "", cni_bin: "/opt/cni/bin", cni_conf: "/etc/cni/net.d", api_server: None };
+
+impl Distribution {
+    fn ways(self) -> Ways {
+        match self {
+            Distribution::Kubeadm => Ways { before: "kubeadm init --pod-network-cidr=CIDR[,CIDR6]", ..USUAL },
+            // Where its own network is off, its containerd looks in the usual places.
+            Distribution::K3s => Ways {
+                before: "servers start with --flannel-backend=none --disable-network-policy --cluster-cidr=CIDR[,CIDR6]",
+                ..USUAL
+            },
+            Distribution::Rke2 => Ways { before: "its config.yaml says `cni: none`", ..USUAL },
+            Distribution::Microk8s => Ways {
+                before: "its Calico is taken out first: microk8s kubectl delete -f /var/snap/microk8s/current/args/cni-network/cni.yaml",
+                cni_bin: "/var/snap/microk8s/current/opt/cni/bin",
+                cni_conf: "/var/snap/microk8s/current/args/cni-network",
+                ..USUAL
+            },
+            Distribution::K0s => Ways { before: "its config says spec.network.provider: custom", ..USUAL },
+            Distribution::Talos => Ways {
+                before: "the machine configuration says cluster.network.cni.name: none; KubePrism is on, as it is by default",
+                api_server: Some("https://localhost:7445"),
+                ..USUAL
+            },
+        }
+    }
+}
+
+/// Prints the manifest.
+///
+/// # Errors
+/// The API server's address is none.
+pub(crate) fn run(distribution: Distribution, api_server: Option<&str>, image: Option<&str>) -> Result<ExitCode> {
+    say(format_args!("{}", manifest(distribution, api_server, image)?.trim_end()))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn manifest(distribution: Distribution, api_server: Option<&str>, image: Option<&str>) -> Result<String> {
+    let ways = distribution.ways();
+    let mut text = format!("# Before this: {}.\n{MANIFEST}", ways.before);
+    let mut put = |place: &str, value: String| text = text.replacen(place, &value, 1);
+    if let Some(address) = api_server.or(ways.api_server) {
+        ensure!(
+            address.starts_with("https://") && !address.contains(['"', ' ', '\n']),
+            "--api-server: `{address}` is no address of an API server; it looks like https://HOST:PORT"
+        );
+        put(STORE, format!(r#"store: "kubernetes:{address}""#));
+    }
+    put(CNI_BIN, CNI_BIN.replace(USUAL.cni_bin, ways.cni_bin));
+    put(CNI_CONF, CNI_CONF.replace(USUAL.cni_conf, ways.cni_conf));
+    if let Some(image) = image {
+        ensure!(
+            !image.is_empty() && image.chars().all(|c| c.is_ascii_alphanumeric() || "./:@_-".contains(c)),
+            "--image: `{image}` is no name of an image"
+        );
+        put(IMAGE, format!("image: {image}"));
+    }
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Lines that differ from the manifest, but for the first.
+    fn changed(distribution: Distribution, api_server: Option<&str>, image: Option<&str>) -> Vec<String> {
+        let text = manifest(distribution, api_server, image).unwrap();
+        let (first, rest) = text.split_once('\n').unwrap();
+        assert!(first.starts_with("# Before this: "), "{first}");
+        let pairs = rest.lines().zip(MANIFEST.lines()).filter(|(ours, plain)| ours != plain);
+        let changed = pairs.map(|(ours, _)| ours.trim().to_owned()).collect();
+        assert_eq!(rest.lines().count(), MANIFEST.lines().count());
+        changed
+    }
+
+    #[test]
+    fn a_place_that_varies_stands_in_the_manifest_once() {
+        for place in [IMAGE, STORE, CNI_BIN, CNI_CONF] {
+            assert_eq!(MANIFEST.matches(place).count(), 1, "{place}");
+        }
+    }
+
+    #[test]
+    fn only_what_a_distribution_does_otherwise_changes() {
+        use Distribution::{K0s, K3s, Kubeadm, Microk8s, Rke2, Talos};
+        for distribution in [Kubeadm, K3s, Rke2, K0s] {
+            assert!(changed(distribution, None, None).is_empty(), "{distribution:?}");
+        }
+        assert_eq!(changed(Talos, None, None), [r#"store: "kubernetes:https://localhost:7445""#]);
+        assert_eq!(
+            changed(Microk8s, None, None),
+            [
+                "hostPath: {path: /var/snap/microk8s/current/opt/cni/bin, type: DirectoryOrCreate}",
+                "hostPath: {path: /var/snap/microk8s/current/args/cni-network, type: DirectoryOrCreate}",
+            ]
+        );
+        assert_eq!(
+            changed(Talos, Some("https://[fd00::1]:6443"), Some("registry.example:5000/tartan@sha256:0a")),
+            [r#"store: "kubernetes:https://[fd00::1]:6443""#, "image: registry.example:5000/tartan@sha256:0a"]
+        );
+    }
+
+    #[test]
+    fn what_would_break_the_manifest_is_refused() {
+        let check = |api_server: Option<&str>, image: Option<&str>, wanted: &str| {
+            let error = manifest(Distribution::Kubeadm, api_server, image).unwrap_err().to_string();
+            assert_eq!(error, wanted);
+        };
+        let api_server =
+            "--api-server: `10.0.0.1:6443` is no address of an API server; it looks like https://HOST:PORT";
+        check(Some("10.0.0.1:6443"), None, api_server);
+        check(None, Some("x\n  evil: 1"), "--image: `x\n  evil: 1` is no name of an image");
+        check(None, Some(""), "--image: `` is no name of an image");
+    }
+}
