@@ -92,6 +92,18 @@ pub fn documents(origin: &str, text: &str) -> Vec<Result<Document, Box<Refused>>
     found
 }
 
+/// One document that [`encode`] made and that was written as a line of JSON. `origin` names where it is from in conditions.
+pub fn line(origin: &str, json: &str) -> Result<(ObjectId, Object), Condition> {
+    let unknown = |fault: Fault| fault.condition(origin, None, json, 1);
+    let header: Header = json::typed(json).map_err(unknown)?;
+    let id = kind_of(&header)
+        .map_err(|(fault, _)| fault)
+        .and_then(|kind| check_version(kind, &header).and_then(|()| id_of(kind, &header.metadata)))
+        .map_err(unknown)?;
+    let object = from_json(&id, origin, json)?;
+    Ok((id, object))
+}
+
 /// The document an object is written as.
 pub fn encode(id: &ObjectId, object: &Object) -> serde_yaml_ng::Value {
     let document = match object {
