@@ -140,6 +140,7 @@ impl Agent {
         let programmed = Programmed {
             generation: applied.generation,
             pods_generation: applied.pods_generation,
+            pods_ahead: applied.pods_ahead,
             checked: applied.checked,
             mirror: applied.mirror,
             failures,

@@ -23,7 +23,7 @@ const NEWEST: &str = "1.36";
 /// The folder of `kube/` with what a node runs whatever its Kubernetes: containerd, stock plugins.
 const NODE: &str = "node";
 /// Programs for it need no library.
-const STATIC: &str = "x86_64-unknown-linux-musl";
+pub(crate) const STATIC: &str = "x86_64-unknown-linux-musl";
 /// Where the cluster's programs are, for the harness.
 const PATH: &str = "TARTAN_KUBE_PATH";
 
