@@ -164,14 +164,16 @@ impl Agent {
                 self.world.attach(attachment);
             }
             Ok(Decision::Detach(ids)) => {
-                for id in ids {
-                    if let Err(error) = self.journal.append(Record::Del { id: id.clone() }) {
-                        return reply.fail(attach::not_written(&error));
-                    }
-                    self.world.detach(&id, now);
-                    self.waiting.forget(&id);
+                let gone = attach::let_go_of_each(&ids, |id| {
+                    self.journal.append(Record::Del { id: id.clone() })?;
+                    self.world.detach(id, now);
+                    self.waiting.forget(id);
+                    Ok(())
+                });
+                match gone {
+                    Ok(()) => self.waiting.depart(reply, now),
+                    Err(error) => reply.fail(error),
                 }
-                self.waiting.depart(reply, now);
             }
             Ok(Decision::Check(of)) => {
                 // Where the agent cannot find the pod by its path, the runtime shows it.
