@@ -67,6 +67,7 @@ impl Linux {
             namespace.put_addresses(&links, None, &mut state)?;
             namespace.put_neighbours(&links, None, &mut state)?;
             namespace.put_routes(&links, None, &mut state)?;
+            namespace.put_rules(&mut state)?;
             Ok(state)
         })
     }
