@@ -88,19 +88,6 @@ pub fn gateway(family: Family) -> IpAddr {
     }
 }
 
-/// Largest MTU that a route of a pod has in the kernel, in bytes; none without pods.
-pub fn mtu_in_force(world: &World) -> Option<u32> {
-    let mtu = |key: Key| match &world.programmed.mirror.get(&key)?.object {
-        Object::Route(route) => route.mtu,
-        _ => None,
-    };
-    let routes = |attachment: &Arc<Attachment>| {
-        let families = attachment.addresses.iter().map(|(family, _)| default_route(attachment, family));
-        families.filter_map(mtu).max()
-    };
-    world.attachments.values().filter_map(routes).max()
-}
-
 fn pod(attachment: &Attachment, common: Common) -> Part {
     let mut objects = Vec::new();
     let mut add = |key: Key, object: Object| objects.push((key, object));

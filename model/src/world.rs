@@ -321,8 +321,8 @@ impl World {
             Kind::IpPool => drop(self.pools.remove(&id.name)),
             Kind::IpReservation => drop(self.reservations.remove(&id.name)),
             Kind::IpBlock => {
-                let range = self.blocks.keys().find(|range| Block::name_of(range) == *id.name).copied();
-                if let Some(range) = range {
+                let sought = || self.blocks.keys().find(|range| Block::name_of(range) == *id.name).copied();
+                if let Some(range) = Block::range_of(&id.name).or_else(sought) {
                     self.blocks.remove(&range);
                 }
             }
