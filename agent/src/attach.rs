@@ -12,8 +12,8 @@ use std::time::Instant;
 
 use serde_json::Value;
 use tartan_api::cni::{CniError, CniRequest, Command, code};
-use tartan_model::{Attachment, World};
-use tartan_netstate::{LinkName, PodNetns};
+use tartan_model::{Attachment, Failed, World};
+use tartan_netstate::{LinkName, Owner, PodNetns};
 
 use crate::journal::{JournalError, Record};
 use crate::plan::is_known;
@@ -59,7 +59,20 @@ pub fn record(attachment: &Attachment) -> Record {
 
 /// What the caller is told when the journal cannot be written.
 pub fn not_written(error: &JournalError) -> CniError {
-    CniError::new(code::TRY_LATER, "the agent's journal cannot be written", error.to_string())
+    journal_refused(error.to_string())
+}
+
+/// Lets go of each of these. One of which `let_go` fails holds up no other, and the caller is told of all that did.
+pub fn let_go_of_each(
+    ids: &[Arc<str>],
+    mut let_go: impl FnMut(&Arc<str>) -> Result<(), JournalError>,
+) -> Result<(), CniError> {
+    let failed: Vec<String> = ids.iter().filter_map(|id| Some(format!("{id}: {}", let_go(id).err()?))).collect();
+    if failed.is_empty() { Ok(()) } else { Err(journal_refused(failed.join("; "))) }
+}
+
+fn journal_refused(details: String) -> CniError {
+    CniError::new(code::TRY_LATER, "the agent's journal cannot be written", details)
 }
 
 fn add(world: &World, request: &CniRequest, now: Instant) -> Result<Attachment, CniError> {
@@ -127,9 +140,19 @@ fn gc(world: &World, request: &CniRequest) -> Result<Vec<Arc<str>>, CniError> {
     Ok(world.attachments.keys().filter(|id| !valid.contains(*id)).cloned().collect())
 }
 
-/// Whether an ADD could work now.
+/// Whether an ADD could work now, and the pod then. A failure of one peer's or one pod's objects is theirs alone: the
+/// node can take pods.
 fn status(world: &World, now: Instant) -> Result<(), CniError> {
+    if let (false, Some(why)) = (world.programmed.read, &world.programmed.unknown) {
+        let msg = "what is in the kernel cannot be read, so nothing in it is kept as it should be";
+        return Err(CniError::new(code::NOT_WORKING, msg, why.to_string()));
+    }
     ready(world, code::NOT_AVAILABLE)?;
+    let of_all = |failed: &&Failed| matches!(failed.owner, Owner::Node | Owner::Fabric(_));
+    if let Some(failed) = world.programmed.failures.iter().find(of_all) {
+        let msg = format!("the kernel refuses what all pods of this node need: {}", failed.key);
+        return Err(CniError::new(code::NOT_WORKING, msg, failed.error.to_string()));
+    }
     addresses::any_left(world, now)
 }
 

@@ -1,11 +1,18 @@
 //! What users write through the agent: `tartan apply` and `tartan set`.
 //!
-//! Invariant: every document is checked before the first one is written; one bad document writes nothing.
+//! Invariant: every document is checked before the first one is written; one bad document writes nothing. A store that
+//! does not answer is waited for once, not once a document.
+
+use std::time::Duration;
 
 use serde_yaml_ng::{Mapping, Value};
 use tartan_model::{Condition, Config, Kind, ObjectId, Revision};
 use tartan_store::decode::{self, Document};
 use tartan_store::{Expect, Store};
+use tokio::time::{Instant, timeout_at};
+
+/// How long the store may take for all that one command writes.
+pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Names the document that `tartan set` makes.
 const SET: &str = "tartan set";
@@ -45,16 +52,29 @@ fn check(source: &str, text: &str) -> Result<Vec<Document>, String> {
 }
 
 async fn write(store: &dyn Store, documents: Vec<Document>, expect: &Expect) -> Result<Vec<String>, String> {
+    let until = Instant::now() + PATIENCE;
     let mut written = Vec::new();
     for Document { id, object, .. } in documents {
         let name = id.to_string();
-        store.put(id, object, expect.clone()).await.map_err(|error| match written.is_empty() {
-            true => error.to_string(),
+        let put = match timeout_at(until, store.put(id, object, expect.clone())).await {
+            Ok(put) => put.map(drop).map_err(|error| error.to_string()),
+            Err(_late) => Err(unanswered(&name)),
+        };
+        put.map_err(|error| match written.is_empty() {
+            true => error,
             false => format!("{error} (already written: {})", written.join(", ")),
         })?;
         written.push(name);
     }
     Ok(written)
+}
+
+fn unanswered(name: &str) -> String {
+    let patience = PATIENCE.as_secs();
+    format!(
+        "{name}: the store gave no answer within {patience} s, so it may still be written or not\n  \
+         Fix: see to the store (`tartan status` and the agent's log say what is wrong with it), then try again"
+    )
 }
 
 /// A condition in one line, its fix in the next.
@@ -121,5 +141,23 @@ mod tests {
         let late = set(&store, (&seen, None), "fabric", "vxlan").await.unwrap_err();
         assert!(late.contains("changed by somebody else"), "{late}");
         assert_eq!(store.get(&id).unwrap().1, revision);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_store_that_hangs_is_named_with_what_was_written_before() {
+        let store = tartan_store::MemoryStore::new();
+        let hanging = crate::hanging::Hanging::at(&store, Kind::NetworkConfig);
+        let pool = "apiVersion: projectcalico.org/v3\nkind: IPPool\nmetadata: {name: a}\nspec: {cidr: 10.9.0.0/16}\n";
+        let config = "apiVersion: tartan.dev/v1alpha1\nkind: NetworkConfig\nmetadata: {name: default}\nspec: {}\n";
+        let began = Instant::now();
+        let said = apply(&hanging, "a.yaml", &format!("{pool}---\n{config}")).await.unwrap_err();
+        assert!(began.elapsed() <= PATIENCE + Duration::from_secs(1), "{:?}", began.elapsed());
+        let lines: Vec<&str> = said.lines().collect();
+        let no_answer =
+            "NetworkConfig/default: the store gave no answer within 20 s, so it may still be written or not";
+        assert_eq!(lines[0], no_answer);
+        assert!(lines[1].starts_with("  Fix: ") && lines[1].ends_with(" (already written: IPPool/a)"), "{said}");
+        let said = set(&hanging, (&Config::default(), None), "fabric", "host-gw").await.unwrap_err();
+        assert!(said.starts_with(no_answer), "{said}");
     }
 }

@@ -74,6 +74,10 @@ impl Kernel for Noting {
         failures
     }
 
+    fn bury(&mut self) {
+        self.kernel.bury();
+    }
+
     fn lend(&mut self, ns: &PodNetns, fd: OwnedFd) {
         self.kernel.lend(ns, fd);
     }
@@ -194,6 +198,8 @@ mod tests {
             (self.0)();
             panic!("killed")
         }
+
+        fn bury(&mut self) {}
 
         fn lend(&mut self, _: &PodNetns, _: OwnedFd) {}
 

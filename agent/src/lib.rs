@@ -3,8 +3,8 @@
 //! ```text
 //! store ──watch──►┐                      ┌──► kernel thread (mirror, diff, apply)
 //! socket ──ask───►│ loop: World → Plan ──┼──► publisher (advert, claims → store)
-//! kernel ─report─►┤                      ├──► snapshot (World → disk; what it may still give out holds the publisher back)
-//! disk ───saved──►┘                      └──► waiting CNI callers
+//! kernel ─report─►┤                      ├──► snapshot (World → disk; what it may still give out holds claims back)
+//! disk ────told──►┘                      └──► waiting CNI callers
 //! ```
 //!
 //! Invariant: nothing but the loop holds World; nothing in the loop waits for I/O. When the agent dies at any line, the
@@ -15,6 +15,8 @@ pub mod cni_files;
 pub mod conditions;
 pub mod edit;
 pub mod found;
+#[cfg(test)]
+mod hanging;
 pub mod http;
 mod inherited;
 pub mod journal;
@@ -123,12 +125,12 @@ pub fn assemble(
     let (publisher, publishing) = publish::publisher(store);
     tokio::spawn(Vital::new("the publisher", &alive).around(publishing));
 
-    let saved = sender.clone();
+    let to_loop = sender.clone();
     let vital = Vital::new("the thread of the snapshot", &alive);
-    let keeper = snapshot::keeper::spawn(&snapshot, fence, move |number| {
+    let keeper = snapshot::keeper::spawn(&snapshot, fence, move |told| {
         let _alive = &vital;
         // The loop has ended: so will this thread.
-        let _ended = saved.blocking_send(Input::Saved(number));
+        let _ended = to_loop.blocking_send(Input::Snapshot(told));
     })?;
 
     let agent = Agent::new(world, journal, kernel, publisher, keeper).run(inbox);

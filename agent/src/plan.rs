@@ -9,7 +9,7 @@ use imbl::OrdMap;
 use ipnet::IpNet;
 use tartan_datapath::nftables::Nat;
 use tartan_datapath::pod::Mtu;
-use tartan_model::{Advert, Attachment, Condition, Node, Pool, World};
+use tartan_model::{Advert, Condition, Node, Pool, World};
 use tartan_netstate::{Conflict, Layers, State};
 
 use crate::inherited::Inherited;
@@ -22,7 +22,7 @@ pub struct Planners {
     ipam: tartan_ipam::Memo,
     fabric: tartan_fabric::Memo,
     pods: tartan_datapath::pod::Pods,
-    mtu_in_force: MtuInForce,
+    mtu_in_force: tartan_datapath::mtu::InForce,
     ranges: ClusterRanges,
     nat: tartan_datapath::nftables::Nftables,
     firewall: tartan_datapath::firewall::Firewall,
@@ -37,14 +37,6 @@ struct ClusterRanges {
     nodes: OrdMap<Arc<str>, Arc<Node>>,
     pools: OrdMap<Arc<str>, Arc<Pool>>,
     ranges: Vec<IpNet>,
-}
-
-/// The MTU that pods have in the kernel, found again when a pod or what the kernel holds differs.
-#[derive(Default)]
-struct MtuInForce {
-    attachments: OrdMap<Arc<str>, Arc<Attachment>>,
-    mirror: State,
-    mtu: Option<u32>,
 }
 
 /// What is wanted of the three executors, and what is wrong.
@@ -82,7 +74,7 @@ impl Planners {
         let owned = tartan_fabric::Owned {
             blocks: ipam.blocks.clone(),
             fabric_addresses: ipam.fabric_addresses,
-            mtu_in_force: self.mtu_in_force.of(world),
+            mtu_in_force: self.mtu_in_force.of(&world.programmed.mirror),
         };
         let fabric = tartan_fabric::plan(&mut self.fabric, world, &owned, now);
         let mtu = Mtu { link: fabric.underlay_mtu, route: fabric.pod_mtu };
@@ -129,20 +121,6 @@ impl ClusterRanges {
             (self.nodes, self.pools) = (world.nodes.clone(), world.pools.clone());
         }
         &self.ranges
-    }
-}
-
-// === impl MtuInForce ===
-
-impl MtuInForce {
-    fn of(&mut self, world: &World) -> Option<u32> {
-        let mirror = &world.programmed.mirror;
-        let same_pods = self.attachments.ptr_eq(&world.attachments);
-        if !same_pods || self.mirror.differing_keys(mirror).next().is_some() {
-            self.mtu = tartan_datapath::pod::mtu_in_force(world);
-            (self.attachments, self.mirror) = (world.attachments.clone(), mirror.clone());
-        }
-        self.mtu
     }
 }
 

@@ -8,8 +8,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use tartan_ipam::Claim;
-use tartan_model::{Advert, Kind, NodeCondition, NodeNetwork, Object, ObjectId};
+use tartan_model::{Advert, Kind, NodeCondition, NodeNetwork, Object, ObjectId, World};
 use tartan_store::{Expect, Store, WriteError};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
@@ -42,6 +43,25 @@ pub fn publisher(store: Arc<dyn Store>) -> (watch::Sender<Wanted>, impl Future<O
     let (sender, wanted) = watch::channel(Wanted::default());
     let publisher = Publisher { store, wanted, heartbeat: start_of_heartbeat(), said: None, tried: Vec::new() };
     (sender, publisher.run())
+}
+
+/// How often a node gives a sign of life: a few may be late before its lease is over.
+pub fn beat(lease: Duration) -> Duration {
+    (lease / 4).max(Duration::from_millis(100))
+}
+
+/// The word of a node that may not let go of a range yet: of its Node's podCIDRs it has what it last said it has. Blocks
+/// are let go of by claims alone. The edition is the last one's if nothing else is new.
+pub fn holding_on(advert: &Advert, world: &World) -> Advert {
+    let heard = || world.adverts.get(&world.local).map(|heard| &heard.advert);
+    let Some(last) = world.said.as_ref().map(|said| &said.last).or_else(heard) else { return advert.clone() };
+    let pod_cidrs = world.local_node().map(|node| &*node.pod_cidrs).unwrap_or_default();
+    let kept = last.blocks.iter().filter(|block| pod_cidrs.contains(block) && !advert.blocks.contains(block));
+    let mut blocks: Vec<IpNet> = advert.blocks.iter().chain(kept).copied().collect();
+    blocks.sort();
+    let advert = Advert { blocks, ..advert.clone() };
+    let edition = if last.same_but_heartbeat(&advert) { last.edition } else { advert.edition };
+    Advert { edition, ..advert }
 }
 
 struct Publisher {
@@ -172,39 +192,13 @@ fn start_of_heartbeat() -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-    use std::sync::Mutex;
+    use std::collections::BTreeMap;
 
-    use tartan_model::{Block, PerFamily, Revision, StoreEvent};
-    use tartan_store::{BoxFuture, BoxStream, MemoryStore};
+    use tartan_model::{Block, Features, Node, PerFamily};
+    use tartan_store::MemoryStore;
 
     use super::*;
-
-    /// A store that never answers writes to these kinds.
-    struct Hanging {
-        store: MemoryStore,
-        kinds: Mutex<BTreeSet<Kind>>,
-    }
-
-    impl Hanging {
-        fn hangs(&self, id: &ObjectId) -> bool {
-            self.kinds.lock().unwrap().contains(&id.kind)
-        }
-    }
-
-    impl Store for Hanging {
-        fn watch(&self, kinds: &[Kind]) -> BoxStream<'static, StoreEvent> {
-            self.store.watch(kinds)
-        }
-
-        fn put(&self, id: ObjectId, object: Object, expect: Expect) -> BoxFuture<'_, Result<Revision, WriteError>> {
-            if self.hangs(&id) { Box::pin(std::future::pending()) } else { self.store.put(id, object, expect) }
-        }
-
-        fn delete(&self, id: ObjectId, expect: Expect) -> BoxFuture<'_, Result<(), WriteError>> {
-            if self.hangs(&id) { Box::pin(std::future::pending()) } else { self.store.delete(id, expect) }
-        }
-    }
+    use crate::hanging::Hanging;
 
     fn wanted() -> Wanted {
         let advert = Advert {
@@ -231,20 +225,65 @@ mod tests {
         Wanted { advert: Some(advert), conditions: Vec::new(), beat: Duration::from_secs(3600), claims: vec![claim] }
     }
 
+    #[test]
+    fn a_word_holds_on_to_podcidrs_and_to_nothing_else() {
+        let ranges = |text: &str| text.split_whitespace().map(|it| it.parse().unwrap()).collect::<Vec<IpNet>>();
+        let word = |edition, blocks: &str| Advert { edition, blocks: ranges(blocks), ..wanted().advert.unwrap() };
+        let mut world = World::new("n1".into(), Features::default());
+        let pod_cidrs_are = |world: &mut World, text: &str| {
+            let node = Node {
+                name: "n1".into(),
+                uid: "u1".into(),
+                internal_ips: Vec::new(),
+                external_ips: Vec::new(),
+                pod_cidrs: ranges(text),
+                labels: BTreeMap::new(),
+                annotations: BTreeMap::new(),
+            };
+            world.nodes.insert("n1".into(), node.into());
+        };
+        pod_cidrs_are(&mut world, "10.1.0.0/24");
+        world.say(&word(7, "10.1.0.0/24 10.2.0.0/26"));
+        let held = holding_on(&word(8, "10.3.0.0/26"), &world);
+        assert_eq!(
+            (&held.blocks, held.edition),
+            (&ranges("10.1.0.0/24 10.3.0.0/26"), 8),
+            "a block's claim stands by itself"
+        );
+        world.say(&held);
+        assert_eq!(holding_on(&word(9, "10.3.0.0/26"), &world), held, "nothing new is said");
+        pod_cidrs_are(&mut world, "10.4.0.0/24");
+        assert_eq!(
+            holding_on(&word(9, "10.3.0.0/26"), &world),
+            word(9, "10.3.0.0/26"),
+            "another node may have it by now"
+        );
+    }
+
+    /// Whoever is cut off from the API server must know that before it takes its peers for dead, and must have had the
+    /// time to be heard by another connection before they take it for dead. A sign of life is a beat old at worst when
+    /// the silence begins; a write that fails with the connection is tried again a wait later.
+    #[test]
+    fn a_silent_api_server_is_noticed_well_within_a_lease() {
+        let lease = tartan_model::Config::default().lease;
+        let worst = beat(lease) + tartan_store::KubernetesStore::NOTICED + LONGEST_WAIT;
+        assert!(worst <= lease * 3 / 4, "{worst:?} of {lease:?}");
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_write_that_hangs_is_given_up_tried_again_and_holds_up_no_other() {
         let word = ObjectId { kind: Kind::NodeNetwork, name: "n1".into() };
         let claim = ObjectId { kind: Kind::IpBlock, name: "10-0-0-0-26".into() };
         for (hangs, goes_on) in [(&word, &claim), (&claim, &word)] {
             let store = MemoryStore::new();
-            let hanging = Arc::new(Hanging { store: store.clone(), kinds: Mutex::new(BTreeSet::from([hangs.kind])) });
+            let hanging = Arc::new(Hanging::at(&store, hangs.kind));
             let (sender, publishing) = publisher(hanging.clone());
             let publishing = tokio::spawn(publishing);
             sender.send(wanted()).unwrap();
             tokio::time::sleep(PATIENCE + FIRST_WAIT).await;
             assert!(store.get(goes_on).is_some(), "{goes_on} waits for {hangs}");
             assert!(store.get(hangs).is_none());
-            hanging.kinds.lock().unwrap().clear();
+            hanging.answer_again();
             tokio::time::sleep(PATIENCE + LONGEST_WAIT).await;
             assert!(store.get(hangs).is_some(), "{hangs} was not tried again");
             drop(sender);

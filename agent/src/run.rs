@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 
 use tartan_api::cni::CniRequest;
 use tartan_kernel::thread::Applied;
@@ -18,7 +18,7 @@ use tracing::{error, info, warn};
 use crate::attach::{self, Decision};
 use crate::journal::{Journal, Record};
 use crate::plan::{Plan, Planners};
-use crate::snapshot::keeper::Keeper;
+use crate::snapshot::keeper::{Keeper, Told};
 use crate::waiting::{CniReply, Waiting};
 use crate::{conditions, policy, publish, status};
 
@@ -28,8 +28,8 @@ pub enum Input {
     Store(Box<StoreEvent>),
     /// The kernel thread has come further, or has seen something change.
     Kernel(Box<Applied>),
-    /// The snapshot with this number is on the disk.
-    Saved(u64),
+    /// A snapshot is on the disk, or does not get there.
+    Snapshot(Told),
     /// A container runtime wants something; for ADD and CHECK with the pod's namespace.
     Cni(Box<CniRequest>, Option<OwnedFd>, CniReply),
     /// A user, or a scrape, wants to see how things stand.
@@ -103,7 +103,7 @@ impl Agent {
                 match input {
                     Input::Store(event) => self.world.store(*event, now),
                     Input::Kernel(applied) => self.applied(*applied, now),
-                    Input::Saved(number) => self.snapshot.saved(number),
+                    Input::Snapshot(told) => self.snapshot.heard(told),
                     Input::Cni(request, netns, reply) => self.cni(*request, netns, reply, now),
                     Input::Look(reply) => {
                         // Who asked and went away again is owed nothing.
@@ -116,6 +116,7 @@ impl Agent {
             }
             self.settle(now);
             let before = std::mem::replace(&mut self.plan, self.planners.plan(&self.world, now));
+            self.plan.conditions.extend(self.snapshot.condition());
             log(&before.conditions, &self.plan.conditions);
             self.want();
             self.waiting.promise(self.generation, lacks(&self.world, &self.plan));
@@ -140,6 +141,7 @@ impl Agent {
         let programmed = Programmed {
             generation: applied.generation,
             pods_generation: applied.pods_generation,
+            pods_ahead: applied.pods_ahead,
             checked: applied.checked,
             mirror: applied.mirror,
             failures,
@@ -163,14 +165,16 @@ impl Agent {
                 self.world.attach(attachment);
             }
             Ok(Decision::Detach(ids)) => {
-                for id in ids {
-                    if let Err(error) = self.journal.append(Record::Del { id: id.clone() }) {
-                        return reply.fail(attach::not_written(&error));
-                    }
-                    self.world.detach(&id, now);
-                    self.waiting.forget(&id);
+                let gone = attach::let_go_of_each(&ids, |id| {
+                    self.journal.append(Record::Del { id: id.clone() })?;
+                    self.world.detach(id, now);
+                    self.waiting.forget(id);
+                    Ok(())
+                });
+                match gone {
+                    Ok(()) => self.waiting.depart(reply, now),
+                    Err(error) => reply.fail(error),
                 }
-                self.waiting.depart(reply, now);
             }
             Ok(Decision::Check(of)) => {
                 // Where the agent cannot find the pod by its path, the runtime shows it.
@@ -195,13 +199,15 @@ impl Agent {
             self.world.asked = self.generation;
         }
         self.snapshot.want(&self.world, &self.plan.gives);
-        if self.snapshot.permits(&self.plan.gives) {
-            self.publish();
-        }
+        self.publish(self.snapshot.permits(&self.plan.gives));
     }
 
-    fn publish(&mut self) {
-        if let Some(advert) = &self.plan.advert {
+    /// `lets_go`: nothing on the disk gives out what this node is about to let go of.
+    fn publish(&mut self, lets_go: bool) {
+        let advert = self.plan.advert.as_ref();
+        let advert =
+            advert.map(|advert| if lets_go { advert.clone() } else { publish::holding_on(advert, &self.world) });
+        if let Some(advert) = &advert {
             self.world.say(advert);
         }
         let before = if self.conditions.is_empty() { &self.world.conditions } else { &self.conditions };
@@ -211,10 +217,10 @@ impl Agent {
             false => before.clone(),
         };
         let wanted = publish::Wanted {
-            advert: self.plan.advert.clone(),
+            advert,
             conditions: self.conditions.clone(),
-            beat: (self.world.config.lease / 4).max(Duration::from_millis(100)),
-            claims: self.plan.claims.clone(),
+            beat: publish::beat(self.world.config.lease),
+            claims: if lets_go { self.plan.claims.clone() } else { Vec::new() },
         };
         self.publisher.send_if_modified(|last| {
             let differs = *last != wanted;

@@ -1,8 +1,8 @@
 //! CNI callers that wait until the kernel holds what they asked for.
 //!
-//! An ADD is answered once a plan that holds it, and what policy says of its pod, has been applied and nothing of its pod
-//! was refused; a DEL once a plan without it has; a CHECK once the kernel has been looked at. Nobody waits for ever, and
-//! who hung up is not waited for: its attachment is undone.
+//! An ADD is answered once all that its pod wants in a plan that holds it, and what policy says of it, has been applied and
+//! nothing of it was refused; a DEL once a plan without it has been applied for all pods; a CHECK once the kernel has been
+//! looked at. Nobody waits for ever, and who hung up is not waited for: its attachment is undone.
 //!
 //! Invariant: of each ADD exactly one of `answered` and `undone` is said, unless it was deleted meanwhile.
 
@@ -193,9 +193,12 @@ impl Waiting {
 
 impl Caller {
     fn is_done(&self, programmed: &Programmed) -> bool {
-        let done = match self.what {
+        let done = match &self.what {
             What::Check { .. } => programmed.checked,
-            What::Add { .. } | What::Del => programmed.pods_generation,
+            What::Add { id, .. } => {
+                programmed.pods_generation.max(programmed.pods_ahead.get(id).copied().unwrap_or_default())
+            }
+            What::Del => programmed.pods_generation,
         };
         self.number.is_some_and(|number| number <= done)
     }

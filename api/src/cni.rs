@@ -237,6 +237,8 @@ pub mod code {
     pub const TRY_LATER: u32 = 11;
     /// STATUS: an ADD would fail now.
     pub const NOT_AVAILABLE: u32 = 50;
+    /// STATUS: a pod added now would not work, and those that are there may not, either.
+    pub const NOT_WORKING: u32 = 51;
     /// ADD: the interface is there already.
     pub const EXISTS: u32 = 100;
     /// ADD: another pod has the port of the node.

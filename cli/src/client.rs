@@ -1,6 +1,6 @@
 //! Commands that ask the agent of this node, or of a lab's node, over its socket.
 
-use std::io::{Read, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -18,7 +18,7 @@ use crate::output::{self, Format};
 use crate::status;
 
 const SOCKET: &str = "/run/tartan/tartan.sock";
-/// An agent answers from memory; one that takes longer is stuck.
+/// An agent answers from memory, and waits only for its store; one that takes longer is stuck.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Which agent.
@@ -57,29 +57,35 @@ pub(crate) fn set(at: &At, key: &str, value: &str, format: Format) -> Result<Exi
 
 /// The status of the agent behind a socket.
 pub(crate) fn status(socket: &Path) -> Result<Status> {
-    ask(socket, &Request::Status)
+    ask(socket, &Request::Status, PATIENCE)
 }
 
 fn written(socket: &Path, request: &Request, format: Format) -> Result<ExitCode> {
-    let objects: Vec<String> = ask(socket, request)?;
+    let objects: Vec<String> = ask(socket, request, tartan_agent::edit::PATIENCE + PATIENCE)?;
     output::print(format, &objects, |objects| {
         objects.iter().map(|object| format!("{object} written")).collect::<Vec<_>>().join("\n")
     })?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn ask<T: DeserializeOwned>(path: &Path, request: &Request) -> Result<T> {
+fn ask<T: DeserializeOwned>(path: &Path, request: &Request, patience: Duration) -> Result<T> {
     let mut stream = UnixStream::connect(path).with_context(|| {
         format!("no agent answers at {}: is it running, and are you root? (--socket names another)", path.display())
     })?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout(Some(patience))?;
+    stream.set_write_timeout(Some(patience))?;
     stream.write_all(&socket::encode(request)?)?;
-    let silent = || format!("the agent at {} did not answer", path.display());
+    let silent = |error: io::Error| match error.kind() {
+        ErrorKind::WouldBlock | ErrorKind::TimedOut => {
+            let (path, patience) = (path.display(), patience.as_secs());
+            anyhow!("the agent at {path} gave no answer within {patience} s; its log says what holds it up")
+        }
+        _ => anyhow!("the agent at {} went away before it answered: {error}", path.display()),
+    };
     let mut header = [0; 4];
-    stream.read_exact(&mut header).with_context(silent)?;
+    stream.read_exact(&mut header).map_err(silent)?;
     let mut body = vec![0; socket::body_length(header)?];
-    stream.read_exact(&mut body).with_context(silent)?;
+    stream.read_exact(&mut body).map_err(silent)?;
     match socket::decode(&body)? {
         Reply::Result(value) => Ok(serde_json::from_value(value)
             .context("the agent answered something else than asked; is it of another version?")?),

@@ -3,5 +3,6 @@
 //! Invariant: pure and total; what cannot be honoured is a condition beside the value.
 
 pub mod firewall;
+pub mod mtu;
 pub mod nftables;
 pub mod pod;

@@ -7,21 +7,23 @@
 //! is larger than its own MTU without a word, and while nodes change theirs one after the other, peers still send it.
 //!
 //! A pod may have several interfaces. All of them have a way out; which one is taken by what is bound to none is the
-//! metric's affair, and `eth0`, the one Kubernetes knows of, has the lowest.
+//! metric's affair, and `eth0`, the one Kubernetes knows of, has the lowest. What is sent from the address of a further
+//! one, as answers are, leaves by it: a rule for that address leads to a table of its own.
 //!
 //! Invariant: `plan(memo, world) == plan(empty, world)`; one pod's entries depend on its attachment, [`Mtu`] and whether
 //! the kernel has IPv6, and on no other pod.
 
 use std::net::IpAddr;
+use std::ops::Range;
 use std::sync::Arc;
 
 use tartan_model::{Attachment, Family, Memo, World};
 use tartan_netstate::claims::{
-    FIRST_INTERFACE, FURTHER_METRICS, MAIN_TABLE, POD_GATEWAY_V4, POD_GATEWAY_V6, POD_LINK_GROUP, POD_LINK_PREFIX,
-    ROUTE_METRIC,
+    FIRST_INTERFACE, FURTHER_METRICS, FURTHER_PRIORITIES, FURTHER_TABLES, MAIN_TABLE, POD_GATEWAY_V4, POD_GATEWAY_V6,
+    POD_LINK_GROUP, POD_LINK_PREFIX, ROUTE_METRIC,
 };
 use tartan_netstate::{
-    Key, Link, LinkKind, LinkName, Mac, Neigh, Netns, Object, Owner, Part, Route, Scope, State, stable_hash,
+    Key, Link, LinkKind, LinkName, Mac, Neigh, Netns, Object, Owner, Part, Route, Rule, Scope, State, stable_hash,
 };
 
 /// How large packets of pods may be, in bytes.
@@ -84,19 +86,6 @@ pub fn gateway(family: Family) -> IpAddr {
         Family::V4 => POD_GATEWAY_V4.into(),
         Family::V6 => POD_GATEWAY_V6.into(),
     }
-}
-
-/// Largest MTU that a route of a pod has in the kernel, in bytes; none without pods.
-pub fn mtu_in_force(world: &World) -> Option<u32> {
-    let mtu = |key: Key| match &world.programmed.mirror.get(&key)?.object {
-        Object::Route(route) => route.mtu,
-        _ => None,
-    };
-    let routes = |attachment: &Arc<Attachment>| {
-        let families = attachment.addresses.iter().map(|(family, _)| default_route(attachment, family));
-        families.filter_map(mtu).max()
-    };
-    world.attachments.values().filter_map(routes).max()
 }
 
 fn pod(attachment: &Attachment, common: Common) -> Part {
@@ -163,6 +152,14 @@ fn pod_end(attachment: &Attachment, common: Common, add: &mut impl FnMut(Key, Ob
         let to_gateway = Key::Route { ns: ns.clone(), table: MAIN_TABLE, dst, metric };
         add(to_gateway, Object::Route(on_link(family, link.clone()).into()));
         let everything = Route { mtu: Some(common.mtu.route), ..Route::via(via, link.clone()) };
+        if *attachment.ifname != *FIRST_INTERFACE {
+            let table = by_name(&attachment.ifname, FURTHER_TABLES);
+            let priority = by_name(&attachment.ifname, FURTHER_PRIORITIES);
+            let rule = Rule { fwmark: None, src: Some(*address), iif: None, table };
+            add(Key::Rule { ns: ns.clone(), v6: family == Family::V6, priority }, Object::Rule(rule.into()));
+            let key = Key::Route { ns: ns.clone(), table, dst: family.everything(), metric: ROUTE_METRIC };
+            add(key, Object::Route(Route { onlink: true, ..everything.clone() }.into()));
+        }
         add(default_route(attachment, family), Object::Route(everything.into()));
     }
 }
@@ -175,10 +172,12 @@ pub fn default_route(attachment: &Attachment, family: Family) -> Key {
 
 /// Metric of the routes by an interface. By its name alone, so that none changes when another comes or goes.
 pub fn metric(ifname: &str) -> u32 {
-    let further = || {
-        FURTHER_METRICS.start + (stable_hash(ifname) % u64::from(FURTHER_METRICS.end - FURTHER_METRICS.start)) as u32
-    };
-    if ifname == FIRST_INTERFACE { ROUTE_METRIC } else { further() }
+    if ifname == FIRST_INTERFACE { ROUTE_METRIC } else { by_name(ifname, FURTHER_METRICS) }
+}
+
+/// An interface's own number of these.
+fn by_name(ifname: &str, of: Range<u32>) -> u32 {
+    of.start + (stable_hash(ifname) % u64::from(of.end - of.start)) as u32
 }
 
 fn on_link(family: Family, link: LinkName) -> Route {

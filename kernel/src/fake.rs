@@ -9,8 +9,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use nix::errno::Errno;
 use tartan_model::{Features, Host};
+use tartan_netstate::claims::DYING_LINK_GROUP;
 use tartan_netstate::{
-    Change, Key, Link, LinkKind, LinkName, Netns, Object, Op, Owner, PodNetns, State, diff::hanging_on,
+    Change, Entry, Key, Link, LinkKind, LinkName, Netns, Object, Op, Owner, PodNetns, State, diff::hanging_on,
 };
 
 use crate::{Failure, Kernel, KernelError, Scope, Wake, Waker};
@@ -381,6 +382,18 @@ impl Kernel for Fake {
             }
         }
         failures
+    }
+
+    fn bury(&mut self) {
+        let mut inside = self.lock();
+        let dying = |(key, entry): (&Key, &Entry)| match &entry.object {
+            Object::Link(link) if link.group == DYING_LINK_GROUP && !inside.failing.contains_key(key) => {
+                Some(key.clone())
+            }
+            _ => None,
+        };
+        let dying: Vec<Key> = inside.state.iter().filter_map(dying).collect();
+        dying.iter().for_each(|key| inside.remove(key));
     }
 
     fn lend(&mut self, _: &PodNetns, _: OwnedFd) {}

@@ -10,6 +10,7 @@ pub mod conntrack;
 pub mod fake;
 mod family;
 pub mod foreign;
+mod gravedigger;
 mod host;
 mod link;
 pub mod linux;
@@ -51,6 +52,9 @@ pub trait Kernel: Send {
 
     /// Carries the steps out in order and goes on after a failure. Empty: all done.
     fn apply(&mut self, change: &Change) -> Vec<Failure>;
+
+    /// Begins to delete all condemned links, which takes a while. That they are gone is told as of anybody's.
+    fn bury(&mut self);
 
     /// Reaches a pod's namespace by this descriptor, not by its path, until it is given back.
     fn lend(&mut self, ns: &PodNetns, fd: OwnedFd);

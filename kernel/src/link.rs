@@ -40,6 +40,9 @@ pub(crate) fn create(name: &LinkName, link: &Link, peer: Option<BorrowedFd<'_>>)
         LinkAttribute::Group(link.group),
         LinkAttribute::LinkInfo(info(&link.kind, peer)),
     ]);
+    if matches!(link.kind, LinkKind::Veth { .. }) {
+        made.attributes.extend(one_queue());
+    }
     let mut described = named(name);
     if let LinkKind::Veth { peer, peer_name } = &link.kind {
         described.attributes.push(LinkAttribute::IfAlias(alias(peer, peer_name)));
@@ -152,11 +155,18 @@ fn no_link_local() -> LinkAttribute {
     LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)])])
 }
 
+/// What a veth uses unless told otherwise. Not told, it makes one for each processor, with files in sysfs, and takes
+/// them away again.
+fn one_queue() -> [LinkAttribute; 2] {
+    [LinkAttribute::NumTxQueues(1), LinkAttribute::NumRxQueues(1)]
+}
+
 fn info(kind: &LinkKind, peer: Option<BorrowedFd<'_>>) -> Vec<LinkInfo> {
     match kind {
         LinkKind::Veth { peer_name, .. } => {
             let mut far = named(peer_name);
             far.attributes.extend(peer.map(|fd| LinkAttribute::NetNsFd(fd.as_raw_fd())));
+            far.attributes.extend(one_queue());
             vec![LinkInfo::Kind(InfoKind::Veth), LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(far)))]
         }
         LinkKind::VethPeer => vec![LinkInfo::Kind(InfoKind::Veth)],

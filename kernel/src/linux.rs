@@ -13,6 +13,7 @@ use tartan_netstate::{Change, Key, LinkKind, LinkName, Netns, Object, Op, Owner,
 
 use crate::conntrack::{Flusher, effect};
 use crate::foreign::Foreign;
+use crate::gravedigger::Gravedigger;
 use crate::namespace::Namespace;
 use crate::netns::PodNetnses;
 use crate::nft::Nft;
@@ -25,6 +26,7 @@ pub struct Linux {
     nft: Nft,
     foreign: Foreign,
     flusher: Flusher,
+    gravedigger: Gravedigger,
     pods: PodNetnses,
     news: Option<Notifications>,
 }
@@ -39,6 +41,7 @@ impl Linux {
             nft: Nft::open()?,
             foreign: Foreign::open()?,
             flusher: Flusher::start()?,
+            gravedigger: Gravedigger::start()?,
             pods: PodNetnses::from_here()?,
             news: None,
         })
@@ -64,6 +67,7 @@ impl Linux {
             namespace.put_addresses(&links, None, &mut state)?;
             namespace.put_neighbours(&links, None, &mut state)?;
             namespace.put_routes(&links, None, &mut state)?;
+            namespace.put_rules(&mut state)?;
             Ok(state)
         })
     }
@@ -83,11 +87,12 @@ impl Linux {
         Ok(state)
     }
 
-    fn apply_in_pod(&mut self, pod: &PodNetns, steps: &[&(Op, Owner)]) -> Vec<Failure> {
+    /// `made`: ends there of pairs that were made a moment ago.
+    fn apply_in_pod(&mut self, pod: &PodNetns, made: &BTreeSet<&LinkName>, steps: &[&(Op, Owner)]) -> Vec<Failure> {
         let Linux { host, pods, .. } = self;
         let visit = pods.inside(pod, || {
             let mut namespace = Namespace::open(pod.clone().into(), host.addresses_unmarked)?;
-            let strangers = strangers::among(host, &mut namespace, pod, steps)?;
+            let strangers = strangers::among(host, &mut namespace, pod, steps, made)?;
             let (theirs, ours): (Vec<_>, Vec<_>) = steps.iter().partition(|step| strangers::is_about(step, &strangers));
             let mut failures = namespace.apply(&ours, pods);
             new_links(&ours).for_each(|link| namespace.wait_for_carrier(link));
@@ -176,19 +181,24 @@ impl Kernel for Linux {
         }
         failures.extend(self.host.apply(&here[before..], &self.pods));
         failures.extend(self.foreign.apply(&openings));
+        let refused: BTreeSet<Key> = failures.iter().map(|failure| failure.key.clone()).collect();
+        let pairs: Vec<Pair<'_>> = new_pairs(&here).filter(|pair| !refused.contains(pair.key)).collect();
         for (pod, steps) in &in_pods {
-            failures.extend(self.apply_in_pod(pod, steps));
+            let made = pairs.iter().filter(|pair| pair.pod == *pod).map(|pair| pair.far_end).collect();
+            failures.extend(self.apply_in_pod(pod, &made, steps));
         }
         // Both ends of a pair have their carrier when both are up.
-        for (link, pod) in new_pairs(&here) {
-            if in_pods.contains_key(pod) {
-                self.host.wait_for_carrier(link);
-            }
+        for pair in pairs.iter().filter(|pair| in_pods.contains_key(pair.pod)) {
+            self.host.wait_for_carrier(pair.link);
         }
         let failed: BTreeSet<Key> = failures.iter().map(|failure| failure.key.clone()).collect();
         let done = change.ops.iter().filter(|(op, _)| !failed.contains(op.key()));
         done.filter_map(|(op, _)| effect(op)).for_each(|effect| self.flusher.want(effect));
         failures
+    }
+
+    fn bury(&mut self) {
+        self.gravedigger.call();
     }
 
     fn lend(&mut self, ns: &PodNetns, fd: OwnedFd) {
@@ -216,11 +226,18 @@ fn new_addresses(steps: &[&(Op, Owner)]) -> impl Iterator<Item = IpAddr> {
     })
 }
 
-/// Pods' links that come by these steps, and where they lead.
-fn new_pairs<'a>(steps: &[&'a (Op, Owner)]) -> impl Iterator<Item = (&'a LinkName, &'a PodNetns)> {
+/// A pod's link that comes by a step, and where it leads.
+struct Pair<'a> {
+    key: &'a Key,
+    link: &'a LinkName,
+    pod: &'a PodNetns,
+    far_end: &'a LinkName,
+}
+
+fn new_pairs<'a>(steps: &[&'a (Op, Owner)]) -> impl Iterator<Item = Pair<'a>> {
     steps.iter().filter_map(|(op, _)| match op {
-        Op::Create(Key::Link { link, .. }, Object::Link(made)) => match &made.kind {
-            LinkKind::Veth { peer: Netns::Pod(pod), .. } => Some((link, &**pod)),
+        Op::Create(key @ Key::Link { link, .. }, Object::Link(made)) => match &made.kind {
+            LinkKind::Veth { peer: Netns::Pod(pod), peer_name } => Some(Pair { key, link, pod, far_end: peer_name }),
             _ => None,
         },
         _ => None,

@@ -146,7 +146,7 @@ impl Run<'_> {
                 (Some(Object::Fdb(fdb)), _) => vec![neigh::delete_fdb(index, *mac, *fdb)],
                 _ => Vec::new(),
             }),
-            (Key::Rule { v6, priority }, old, new) => {
+            (Key::Rule { v6, priority, .. }, old, new) => {
                 // The new one first: packets never meet neither.
                 if let Some(Object::Rule(new)) = new {
                     self.send(at, [rule::create(*v6, *priority, new)]);

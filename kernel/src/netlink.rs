@@ -34,6 +34,8 @@ pub(crate) struct Netlink {
     port: u32,
     sequence: u32,
     buffer: Vec<u8>,
+    /// A request was given up before its last answer, which may be in the queue.
+    unread: bool,
 }
 
 /// One request that changes something, with its `NLM_F_*` beside `REQUEST` and `ACK`.
@@ -62,7 +64,7 @@ impl Netlink {
             socket.set_cap_ack(true)?;
             socket.set_netlink_get_strict_chk(true)?;
             setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER_BYTES)?;
-            Ok(Netlink { socket, port, sequence: 0, buffer: Vec::with_capacity(DATAGRAM_BYTES) })
+            Ok(Netlink { socket, port, sequence: 0, buffer: Vec::with_capacity(DATAGRAM_BYTES), unread: false })
         };
         open().map_err(|error| Refusal::of(&error).doing("open a netlink socket"))
     }
@@ -99,41 +101,46 @@ impl Netlink {
         what: &'static str,
         message: RouteNetlinkMessage,
     ) -> Result<Option<RouteNetlinkMessage>, KernelError> {
-        match self.ask(what, message, NLM_F_ACK) {
+        match self.ask(what, message, 0) {
             Ok(mut answers) => Ok(answers.pop()),
             Err(KernelError::Refused { errno: Errno::ENODEV | Errno::ENOENT | Errno::ESRCH, .. }) => Ok(None),
             Err(error) => Err(error),
         }
     }
 
+    /// The kernel carries out a datagram's requests one after the other before `send` returns, and tells of each that it
+    /// refuses; so the acknowledgement of the last one stands for all those of which nothing was told.
     fn send_chunk(&mut self, requests: &[Request]) -> Vec<Result<(), Refusal>> {
-        self.drain();
+        self.begin();
         let first = self.next_sequence(requests.len());
+        let last = requests.len() - 1;
         let mut datagram = Vec::new();
-        for (request, sequence) in requests.iter().zip(first..) {
-            append(&mut datagram, request.message.clone(), request.flags | NLM_F_ACK, sequence);
+        for (at, request) in requests.iter().enumerate() {
+            let ack = if at == last { NLM_F_ACK } else { 0 };
+            append(&mut datagram, request.message.clone(), request.flags | ack, first + at as u32);
         }
-        let unknown = |error: &io::Error| Err(Refusal::of(error));
+        let mut results = vec![Ok(()); requests.len()];
         if let Err(error) = self.socket.send(&datagram, 0) {
-            return requests.iter().map(|_| unknown(&error)).collect();
+            results.fill(Err(Refusal::of(&error)));
+            return results;
         }
-        let mut results: Vec<Option<Result<(), Refusal>>> = vec![None; requests.len()];
-        let mut open = requests.len();
-        while open > 0 {
+        loop {
             if let Err(error) = self.receive(0) {
-                return results.into_iter().map(|result| result.unwrap_or_else(|| unknown(&error))).collect();
+                // Of which it was not told that they were refused, it is not known whether they were.
+                results.iter_mut().filter(|result| result.is_ok()).for_each(|it| *it = Err(Refusal::of(&error)));
+                return results;
             }
             for part in parts(&self.buffer) {
-                let index = part.sequence.wrapping_sub(first) as usize;
-                if let Some(slot @ None) = results.get_mut(index)
-                    && let Some(result) = part.acknowledgement()
-                {
-                    *slot = Some(result);
-                    open -= 1;
+                let at = part.sequence.wrapping_sub(first) as usize;
+                if let (Some(result), Some(told)) = (results.get_mut(at), part.acknowledgement()) {
+                    *result = told;
+                    self.unread &= at != last;
                 }
             }
+            if !self.unread {
+                return results;
+            }
         }
-        results.into_iter().map(|result| result.expect("all slots are filled")).collect()
     }
 
     fn ask(
@@ -142,7 +149,7 @@ impl Netlink {
         message: RouteNetlinkMessage,
         flags: u16,
     ) -> Result<Vec<RouteNetlinkMessage>, KernelError> {
-        self.drain();
+        self.begin();
         let sequence = self.next_sequence(1);
         let mut datagram = Vec::new();
         append(&mut datagram, message, flags, sequence);
@@ -154,14 +161,31 @@ impl Netlink {
             self.receive(0).map_err(|error| failed(&error))?;
             for part in parts(&self.buffer).filter(|part| part.sequence == sequence) {
                 mixed |= part.flags & NLM_F_DUMP_INTR != 0;
-                match part.end() {
+                let ended = match part.end() {
                     // A kernel without the family has nothing of it.
-                    Some(Err(Refusal { errno: Errno::EAFNOSUPPORT, .. })) => return Ok(Vec::new()),
-                    Some(Err(refusal)) => return Err(refusal.reading(what)),
-                    Some(Ok(())) if mixed => return Err(KernelError::Interrupted(what)),
-                    Some(Ok(())) => return Ok(answers),
-                    None => answers.push(part.decode(what)?),
+                    Some(Err(Refusal { errno: Errno::EAFNOSUPPORT, .. })) => Some(Ok(Vec::new())),
+                    Some(Err(refusal)) => Some(Err(refusal.reading(what))),
+                    Some(Ok(())) if mixed => Some(Err(KernelError::Interrupted(what))),
+                    Some(Ok(())) => Some(Ok(std::mem::take(&mut answers))),
+                    None => {
+                        answers.push(part.decode(what)?);
+                        // One object comes alone, and nothing after it.
+                        (flags & NLM_F_DUMP != NLM_F_DUMP).then(|| Ok(std::mem::take(&mut answers)))
+                    }
+                };
+                if let Some(ended) = ended {
+                    self.unread = false;
+                    return ended;
                 }
+            }
+        }
+    }
+
+    /// Before a request: nothing of an earlier one may be taken for its answer, or fill the queue.
+    fn begin(&mut self) {
+        while std::mem::replace(&mut self.unread, true) {
+            if let Err(error) = self.receive(libc::MSG_DONTWAIT) {
+                self.unread = error.kind() != io::ErrorKind::WouldBlock;
             }
         }
     }
@@ -179,16 +203,6 @@ impl Netlink {
 
     fn receive(&mut self, flags: i32) -> io::Result<()> {
         receive(&self.socket, &mut self.buffer, flags)
-    }
-
-    /// Throws away what an earlier request left unread.
-    fn drain(&mut self) {
-        loop {
-            match self.receive(libc::MSG_DONTWAIT) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                Ok(()) | Err(_) => {}
-            }
-        }
     }
 }
 

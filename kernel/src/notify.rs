@@ -261,7 +261,8 @@ impl Listener {
 
     fn rule(&mut self, found: Option<(bool, u32, tartan_netstate::Rule)>, there: bool) {
         if let Some((v6, priority, rule)) = found {
-            (self.wake)(Wake::Now(Key::Rule { v6, priority }, there.then_some(Object::Rule(rule.into()))));
+            let key = Key::Rule { ns: Netns::Host, v6, priority };
+            (self.wake)(Wake::Now(key, there.then_some(Object::Rule(rule.into()))));
         }
     }
 

@@ -121,7 +121,8 @@ impl Namespace {
             for message in self.netlink.dump("rules", rule::list(family))? {
                 let RouteNetlinkMessage::NewRule(message) = message else { continue };
                 let Some((v6, priority, rule)) = rule::decode(&message) else { continue };
-                state.insert(Key::Rule { v6, priority }, Object::Rule(rule.into()), Owner::Read);
+                let key = Key::Rule { ns: self.ns.clone(), v6, priority };
+                state.insert(key, Object::Rule(rule.into()), Owner::Read);
             }
         }
         Ok(())

@@ -41,6 +41,10 @@ fn message(v6: bool, priority: u32, rule: &Rule) -> RuleMessage {
     if let Some((mark, mask)) = rule.fwmark {
         message.attributes.extend([RuleAttribute::FwMark(mark), RuleAttribute::FwMask(mask)]);
     }
+    if let Some(src) = rule.src {
+        message.header.src_len = Family::of(src).bits();
+        message.attributes.push(RuleAttribute::Source(src));
+    }
     message.attributes.extend(rule.iif.as_ref().map(|iif| RuleAttribute::Iifname(iif.to_string())));
     message
 }
@@ -48,13 +52,15 @@ fn message(v6: bool, priority: u32, rule: &Rule) -> RuleMessage {
 /// Family, priority and rule, if it is ours.
 pub(crate) fn decode(message: &RuleMessage) -> Option<(bool, u32, Rule)> {
     let v6 = family(message.header.family)? == Family::V6;
-    let (mut priority, mut table, mut ours, mut iif) = (0, u32::from(message.header.table), false, None);
+    let (mut priority, mut table, mut ours) = (0, u32::from(message.header.table), false);
+    let (mut src, mut iif) = (None, None);
     let (mut mark, mut mask) = (None, None);
     for attribute in &message.attributes {
         match attribute {
             RuleAttribute::Priority(found) => priority = *found,
             RuleAttribute::Table(found) => table = *found,
             RuleAttribute::Protocol(found) => ours = u8::from(*found) == ROUTE_PROTOCOL,
+            RuleAttribute::Source(found) => src = Some(*found),
             RuleAttribute::Iifname(found) => iif = LinkName::new(found),
             RuleAttribute::FwMark(found) => mark = Some(*found),
             RuleAttribute::FwMask(found) => mask = Some(*found),
@@ -63,5 +69,5 @@ pub(crate) fn decode(message: &RuleMessage) -> Option<(bool, u32, Rule)> {
     }
     // The kernel leaves out a mark of 0 and shows its mask.
     let fwmark = mask.map(|mask| (mark.unwrap_or(0), mask));
-    ours.then_some((v6, priority, Rule { fwmark, iif, table }))
+    ours.then_some((v6, priority, Rule { fwmark, src, iif, table }))
 }

@@ -1,7 +1,7 @@
 //! Links in a pod that have the name of an end of ours and are somebody else's.
 //!
 //! Invariant: a step inside a pod is about the far end of a pair of ours, or it is not taken. That the pair was to be
-//! made a moment ago proves nothing: the kernel may have refused, because the name was taken.
+//! made a moment ago proves nothing: the kernel may have refused, because the name was taken. That it was made does.
 
 use std::collections::BTreeSet;
 
@@ -12,15 +12,17 @@ use tartan_netstate::{Key, LinkName, Netns, Object, Op, Owner, PodNetns};
 use crate::namespace::Namespace;
 use crate::{Failure, KernelError, link};
 
-/// The links that these steps are about and that are somebody else's. The calling thread is in the pod.
+/// The links that these steps are about and that are somebody else's; `made` are ours. The calling thread is in the pod.
 pub(crate) fn among(
     host: &mut Namespace,
     inside: &mut Namespace,
     pod: &PodNetns,
     steps: &[&(Op, Owner)],
+    made: &BTreeSet<&LinkName>,
 ) -> Result<BTreeSet<LinkName>, KernelError> {
     let mut strangers = BTreeSet::new();
-    for name in steps.iter().filter_map(|(op, _)| link_of(op)).collect::<BTreeSet<_>>() {
+    let about: BTreeSet<&LinkName> = steps.iter().filter_map(|(op, _)| link_of(op)).collect();
+    for name in about.difference(made) {
         let Some(RouteNetlinkMessage::NewLink(message)) = inside.netlink.get("a link", link::look_up(name))? else {
             continue;
         };
@@ -32,11 +34,11 @@ pub(crate) fn among(
             Some(index) => host
                 .netlink
                 .get("a link", link::look_up_index(index))?
-                .is_some_and(|far| link::leads_to(&far).is_some_and(|(ns, end)| is_same(&ns, pod) && end == *name)),
+                .is_some_and(|far| link::leads_to(&far).is_some_and(|(ns, end)| is_same(&ns, pod) && end == **name)),
             None => false,
         };
         if !leads_here {
-            strangers.insert(name.clone());
+            strangers.insert(LinkName::clone(name));
         }
     }
     Ok(strangers)

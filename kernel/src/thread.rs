@@ -12,10 +12,11 @@ mod backoff;
 mod dirty;
 mod inbox;
 mod mirror;
+mod newborn;
 mod steps;
 mod worker;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -35,6 +36,8 @@ pub struct Applied {
     pub generation: u64,
     /// The latest wanted state whose pod-owned objects are applied, or have been tried.
     pub pods_generation: u64,
+    /// Pods whose own objects are applied, or have been tried, as of a later wanted state: that one, by their ids.
+    pub pods_ahead: BTreeMap<Arc<str>, u64>,
     /// What is there of ours, as it was read or acknowledged.
     pub mirror: State,
     /// What the kernel refuses, each with its last error. Tried again without being asked.

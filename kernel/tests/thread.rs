@@ -7,6 +7,9 @@ mod place;
 #[path = "../../netstate/tests/states/mod.rs"]
 mod states;
 
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
@@ -15,7 +18,9 @@ use place::Place;
 use states::state;
 use tartan_kernel::linux::Linux;
 use tartan_kernel::thread::{Applied, Handle, spawn};
-use tartan_netstate::{Object, State};
+use tartan_kernel::{Failure, Kernel, KernelError, Scope, Waker};
+use tartan_model::{Features, Host};
+use tartan_netstate::{Change, Object, Owner, PodNetns, State};
 
 /// A node with two pods, and the thread at work in it.
 struct Node {
@@ -29,6 +34,10 @@ struct Node {
 
 impl Node {
     fn new() -> Node {
+        Node::counting(Arc::default())
+    }
+
+    fn counting(reads: Arc<AtomicUsize>) -> Node {
         let place = Place::new();
         // Both pods with both families, a bridge, fabric addresses, rules, dead blocks, both VXLAN devices.
         let mut choice = [1; 32];
@@ -38,7 +47,7 @@ impl Node {
         let (sender, reports) = channel();
         let handle = netns.run(move || {
             let report = move |applied| drop(sender.send(applied));
-            spawn(Box::new(Linux::open().unwrap()), report).unwrap()
+            spawn(Box::new(Counted { linux: Linux::open().unwrap(), reads }), report).unwrap()
         });
         handle.want(1, wanted.clone());
         let mut node = Node { handle, reports, netns, _place: place, wanted };
@@ -104,6 +113,74 @@ fn what_others_break_is_repaired() {
     ] {
         node.repairs(script);
     }
+}
+
+/// Linux, whose reads of pods' links one by one are counted.
+struct Counted {
+    linux: Linux,
+    reads: Arc<AtomicUsize>,
+}
+
+impl Kernel for Counted {
+    fn features(&mut self) -> Features {
+        self.linux.features()
+    }
+
+    fn subscribe(&mut self, wake: Waker) -> Result<(), KernelError> {
+        self.linux.subscribe(wake)
+    }
+
+    fn read(&mut self, scope: &Scope) -> Result<State, KernelError> {
+        let of_pod = matches!(scope, Scope::Link(link) if link.as_str().starts_with("ttp"));
+        self.reads.fetch_add(usize::from(of_pod), Ordering::Relaxed);
+        self.linux.read(scope)
+    }
+
+    fn host(&mut self) -> Result<Host, KernelError> {
+        self.linux.host()
+    }
+
+    fn apply(&mut self, change: &Change) -> Vec<Failure> {
+        self.linux.apply(change)
+    }
+
+    fn bury(&mut self) {
+        self.linux.bury();
+    }
+
+    fn lend(&mut self, ns: &PodNetns, fd: OwnedFd) {
+        self.linux.lend(ns, fd);
+    }
+
+    fn give_back(&mut self, ns: &PodNetns) {
+        self.linux.give_back(ns);
+    }
+}
+
+/// The kernel tells of each step of making a link, and never of whose step it was.
+#[test]
+fn links_it_made_itself_are_not_read_again() {
+    let reads = Arc::new(AtomicUsize::new(0));
+    let mut node = Node::counting(reads.clone());
+    let pods = node.wanted.clone();
+    let mut none = pods.clone();
+    for (key, _) in pods.iter().filter(|(_, entry)| matches!(entry.owner, Owner::Pod(_))) {
+        none.remove(key);
+    }
+    node.handle.want(2, none);
+    node.wait("no pods", |applied| applied.generation == 2);
+    node.handle.want(3, pods);
+    let there = node.wait("the pods", |applied| applied.generation == 3);
+    assert!(there.failures.is_empty(), "{:?}", there.failures);
+    // What was told of the pods comes before what is told now; and what was to be told in time is overdue.
+    let before = reads.load(Ordering::Relaxed);
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_millis(300) {
+        node.repairs("ip route del unreachable 10.2.31.0/24 metric 4294967294");
+    }
+    assert_eq!(reads.load(Ordering::Relaxed), before);
+    node.repairs("ip link set ttp00000000011 mtu 1300");
+    assert!(reads.load(Ordering::Relaxed) > before, "what others do is");
 }
 
 #[test]

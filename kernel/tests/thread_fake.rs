@@ -125,6 +125,23 @@ fn pods_go_before_bulk_and_say_so() {
 }
 
 #[test]
+fn pods_that_come_together_are_told_of_one_by_one() {
+    let base = full();
+    let node = Node::wanting(&base);
+    node.fake.fail(pod_route(2).0, Some(Errno::ENOMEM));
+    node.handle.want(2, (1..=4).fold(base, with_pod));
+    for number in 1..=4_u8 {
+        let id = format!("pod{number}");
+        let told = node.wait(&id, |applied| applied.pods_ahead.get(&*id) == Some(&2));
+        assert_eq!((told.pods_ahead.len(), told.pods_generation), (usize::from(number), 1));
+        assert_eq!(told.mirror.get(&pod_route(number).0).is_some(), number != 2);
+        assert_eq!(told.failures.iter().any(|failure| failure.key == pod_route(2).0), number >= 2);
+    }
+    let all = node.wait("all of them", |applied| applied.pods_generation == 2);
+    assert!(all.pods_ahead.is_empty());
+}
+
+#[test]
 fn a_failing_object_stops_no_other_and_is_tried_again() {
     let node = Node::wanting(&full());
     let (key, _) = pod_route(1);

@@ -284,7 +284,22 @@ fn a_port_of_the_node_goes_to_one_pod() {
 #[test]
 fn status_is_fine_on_a_node_that_is() {
     let runtime = Runtime::new("cni-status");
-    assert_eq!(runtime.call(Verb::Status, None, &json!({})).result().unwrap(), Value::Null);
+    let fine = || runtime.call(Verb::Status, None, &json!({})).result().is_ok_and(|said| said == Value::Null);
+    assert!(fine());
+    // Somebody puts a route of his own where the node's has to be.
+    let node = runtime.node();
+    let routes = node.output(&["ip", "route", "show", "type", "unreachable"]).unwrap();
+    let block = routes.split_whitespace().nth(1).unwrap().to_owned();
+    let place = ["unreachable", &block, "metric", "4294967294"];
+    let route = |verb| node.output(&[&["ip", "route", verb], &place[..]].concat()).unwrap();
+    node.kill_agent().unwrap();
+    route("del");
+    route("add");
+    node.start_agent().unwrap();
+    wait_for(PATIENCE, "STATUS to tell", || runtime.call(Verb::Status, None, &json!({})).error_code() == Some(51))
+        .unwrap();
+    route("del");
+    wait_for(PATIENCE, "STATUS to be fine again", fine).unwrap();
 }
 
 /// Pods come and go on many threads while the agent is killed again and again.

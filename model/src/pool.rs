@@ -1,5 +1,6 @@
 //! Pools of pod addresses, the blocks nodes claim from them, and reservations.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -89,5 +90,46 @@ impl Block {
     /// meet in the store.
     pub fn name_of(range: &IpNet) -> String {
         range.to_string().chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect()
+    }
+
+    /// The range that [`Block::name_of`] calls so, if a name says it all: an IPv4 address within an IPv6 one looks as
+    /// another one.
+    pub fn range_of(name: &str) -> Option<IpNet> {
+        let (address, length) = name.rsplit_once('-')?;
+        let address: IpAddr = [".", ":"].iter().find_map(|point| address.replace('-', point).parse().ok())?;
+        let range = IpNet::new(address, length.parse().ok()?).ok()?;
+        let mapped = range.addr().to_string().starts_with("::ffff:");
+        (Block::name_of(&range) == name && !mapped).then_some(range)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn what_is_no_name_of_a_block_has_no_range() {
+        for name in
+            ["", "-", "10-0-0-0", "10-0-0-0-33", "10-0-0-0-26-1", "10.0.0.0/26", "010-0-0-0-26", "fd00---064", "a-b"]
+        {
+            assert_eq!(Block::range_of(name), None, "{name}");
+        }
+        let within: IpNet = "::ffff:10.0.0.0/120".parse().unwrap();
+        assert_eq!(Block::range_of(&Block::name_of(&within)), None);
+    }
+
+    proptest! {
+        #[test]
+        fn a_blocks_name_says_its_range(
+            address in any::<IpAddr>().prop_filter("is told as IPv6", |it| !it.to_string().contains("::ffff:")),
+            length in 0..=128_u8,
+        ) {
+            let most = if address.is_ipv4() { 32 } else { 128 };
+            let range = IpNet::new(address, length % (most + 1)).unwrap().trunc();
+            // A range within `::/96` is told as an IPv4 one.
+            prop_assume!(!(range.addr().is_ipv6() && range.to_string().contains('.')));
+            prop_assert_eq!(Block::range_of(&Block::name_of(&range)), Some(range));
+        }
     }
 }

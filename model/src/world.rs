@@ -84,6 +84,8 @@ pub struct Programmed {
     pub generation: u64,
     /// The latest plan whose pod-owned objects are applied, or have been tried.
     pub pods_generation: u64,
+    /// Pods that have come further than that, by their ids: the latest plan whose objects of theirs are applied or tried.
+    pub pods_ahead: BTreeMap<Arc<str>, u64>,
     /// The latest check of a pod that is done: it was read, and what was missing put back or tried.
     pub checked: u64,
     /// What the kernel holds of ours.
@@ -335,8 +337,8 @@ impl World {
             Kind::IpPool => drop(self.pools.remove(&id.name)),
             Kind::IpReservation => drop(self.reservations.remove(&id.name)),
             Kind::IpBlock => {
-                let range = self.blocks.keys().find(|range| Block::name_of(range) == *id.name).copied();
-                if let Some(range) = range {
+                let sought = || self.blocks.keys().find(|range| Block::name_of(range) == *id.name).copied();
+                if let Some(range) = Block::range_of(&id.name).or_else(sought) {
                     self.blocks.remove(&range);
                 }
             }

@@ -49,6 +49,10 @@ pub const ROUTE_METRIC: u32 = 1024;
 pub const FIRST_INTERFACE: &str = "eth0";
 /// Metrics of routes inside a pod by its further interfaces, each with its own.
 pub const FURTHER_METRICS: std::ops::Range<u32> = 65_536..131_072;
+/// Route tables inside a pod, each for what is sent from the address of one further interface,
+pub const FURTHER_TABLES: std::ops::Range<u32> = FURTHER_METRICS;
+/// and priorities of the rules that lead there: before the main table's, 32766.
+pub const FURTHER_PRIORITIES: std::ops::Range<u32> = 16_384..32_000;
 /// Metric of the `unreachable` route that stops dead addresses of an owned block; after every real route.
 pub const UNREACHABLE_METRIC: u32 = 4_294_967_294;
 

@@ -46,6 +46,8 @@ pub enum Scope {
 pub struct Rule {
     /// Match packets whose mark under `.1` is `.0`.
     pub fwmark: Option<(u32, u32)>,
+    /// Match packets from this address.
+    pub src: Option<IpAddr>,
     /// Match packets that came in on this link.
     pub iif: Option<LinkName>,
     /// Table to look up.

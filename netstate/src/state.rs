@@ -39,7 +39,7 @@ pub enum Key {
     /// An address on a device.
     Address { ns: Netns, link: LinkName, address: IpNet },
     /// A policy rule.
-    Rule { v6: bool, priority: u32 },
+    Rule { ns: Netns, v6: bool, priority: u32 },
     /// A neighbour.
     Neigh { ns: Netns, link: LinkName, address: IpAddr },
     /// A forwarding entry of a VXLAN device.
@@ -266,6 +266,7 @@ impl State {
             Key::Link { ns: ns.clone(), link: link.clone() },
             Key::LinkSysctl { ns: ns.clone(), link: link.clone(), name: name() },
             Key::Address { ns: ns.clone(), link: link.clone(), address: IpNet::default() },
+            Key::Rule { ns: ns.clone(), v6: false, priority: 0 },
             Key::Neigh { ns: ns.clone(), link, address: Ipv4Addr::UNSPECIFIED.into() },
             Key::Route { ns: ns.clone(), table: 0, dst: IpNet::default(), metric: 0 },
         ];
@@ -341,6 +342,7 @@ impl Key {
             | Key::Link { ns, .. }
             | Key::LinkSysctl { ns, .. }
             | Key::Address { ns, .. }
+            | Key::Rule { ns, .. }
             | Key::Neigh { ns, .. }
             | Key::Route { ns, .. } => ns,
             _ => &Netns::Host,
@@ -384,7 +386,9 @@ impl fmt::Display for Key {
             Key::Link { ns, link } => write!(f, "link {link} in {ns}"),
             Key::LinkSysctl { ns, link, name } => write!(f, "sysctl {name} of {link} in {ns}"),
             Key::Address { ns, link, address } => write!(f, "address {address} on {link} in {ns}"),
-            Key::Rule { v6, priority } => write!(f, "{} rule {priority}", if *v6 { "IPv6" } else { "IPv4" }),
+            Key::Rule { ns, v6, priority } => {
+                write!(f, "{} rule {priority} in {ns}", if *v6 { "IPv6" } else { "IPv4" })
+            }
             Key::Neigh { ns, link, address } => write!(f, "neighbour {address} on {link} in {ns}"),
             Key::Fdb { link, mac } => write!(f, "fdb entry {mac} on {link}"),
             Key::Route { ns, table, dst, metric } => write!(f, "route {dst} table {table} metric {metric} in {ns}"),

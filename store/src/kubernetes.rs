@@ -11,6 +11,7 @@
 //! read of an object, as in every store: what others change beside it is no change to us and makes no event.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tartan_model::{Kind, Object, ObjectId, Revision, StoreEvent};
 use tokio::sync::mpsc;
@@ -38,6 +39,9 @@ pub struct KubernetesStore {
 }
 
 impl KubernetesStore {
+    /// How long the API server may be silent before the store says that it is away.
+    pub const NOTICED: Duration = client::NOTICED;
+
     /// The API server at `place`: empty for the one of the pod we run in, `https://HOST:PORT` for another address of
     /// it (Services may not work yet), else the path of a kubeconfig. Connects when it is first asked something.
     ///

@@ -176,7 +176,7 @@ impl Platform {
     }
 
     /// Builds the programs; gives the folder they are in.
-    fn programs(&self, profile: &str) -> Result<PathBuf> {
+    pub(crate) fn programs(&self, profile: &str) -> Result<PathBuf> {
         let mut build = command::cargo(&["build", "--profile", profile, "--target", self.target]);
         build.args(["-p", "tartan-cli", "-p", "tartan-cni"]);
         if !self.is_of_this_machine() {

@@ -10,8 +10,7 @@ use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use tartan_ipam::Fence;
-use tartan_model::World;
-use tracing::{error, info};
+use tartan_model::{Condition, World};
 
 /// Between two looks at what came at least,
 const REST: Duration = Duration::from_secs(1);
@@ -24,9 +23,21 @@ const AGAIN: Duration = Duration::from_secs(5);
 pub struct Keeper {
     inbox: Arc<Inbox>,
     thread: Option<JoinHandle<()>>,
+    path: PathBuf,
     fence: Fence,
     handed: World,
     number: u64,
+    /// Why the disk does not take the latest.
+    refused: Option<String>,
+}
+
+/// What the thread tells.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Told {
+    /// The snapshot with this number is on the disk.
+    Saved(u64),
+    /// It does not get there, for this reason. It is tried again.
+    Refused(String),
 }
 
 #[derive(Default)]
@@ -46,19 +57,20 @@ struct News {
 struct Writer {
     path: PathBuf,
     inbox: Arc<Inbox>,
-    saved: Box<dyn Fn(u64) + Send>,
+    tell: Box<dyn Fn(Told) + Send>,
     /// What the file holds; none if it is not known to hold it.
     there: Option<World>,
-    complaint: String,
+    /// What was told last, if it was a refusal.
+    refused: Option<String>,
 }
 
-/// Starts the thread. `fence` says what the file there gives out; `saved` is called on the thread.
-pub fn spawn(path: &Path, fence: Fence, saved: impl Fn(u64) + Send + 'static) -> io::Result<Keeper> {
+/// Starts the thread. `fence` says what the file there gives out; `tell` is called on the thread.
+pub fn spawn(path: &Path, fence: Fence, tell: impl Fn(Told) + Send + 'static) -> io::Result<Keeper> {
     let inbox = Arc::new(Inbox::default());
-    let (path, saved) = (path.to_owned(), Box::new(saved));
-    let writer = Writer { path, inbox: inbox.clone(), saved, there: None, complaint: String::new() };
+    let (path, tell) = (path.to_owned(), Box::new(tell));
+    let writer = Writer { path: path.clone(), inbox: inbox.clone(), tell, there: None, refused: None };
     let thread = std::thread::Builder::new().name("snapshot".into()).spawn(move || writer.run())?;
-    Ok(Keeper { inbox, thread: Some(thread), fence, handed: World::default(), number: 0 })
+    Ok(Keeper { inbox, thread: Some(thread), path, fence, handed: World::default(), number: 0, refused: None })
 }
 
 // === impl Keeper ===
@@ -76,9 +88,30 @@ impl Keeper {
         }
     }
 
-    /// The disk has it.
-    pub fn saved(&mut self, number: u64) {
-        self.fence.saved(number);
+    /// The thread has told this.
+    pub fn heard(&mut self, told: Told) {
+        match told {
+            Told::Saved(number) => {
+                self.fence.saved(number);
+                self.refused = None;
+            }
+            Told::Refused(why) => self.refused = Some(why),
+        }
+    }
+
+    /// A disk that takes nothing.
+    pub fn condition(&self) -> Option<Condition> {
+        let (path, why) = (self.path.display(), self.refused.as_ref()?);
+        Some(Condition {
+            about: format!("NodeNetwork/{}", self.handed.local),
+            field: String::new(),
+            reason: "SnapshotNotWritten",
+            message: format!(
+                "{path} cannot be written: {why}; until it is, this node lets go of no addresses and claims none, and a \
+                 start while the store is away would go by an older one"
+            ),
+            fix: "make room on that disk, and see that the directory is writable".into(),
+        })
     }
 
     /// Whether what was decided while addresses are given out of these ranges may be told; see [`Fence`].
@@ -141,32 +174,26 @@ impl Writer {
                 // Until it is done the file may be either.
                 self.there = None;
                 if let Err(error) = super::save(&self.path, &world) {
-                    self.complain(&error);
+                    self.refused(&error);
                     self.inbox.put_back((number, world, waited_for));
                     not_before = Instant::now() + AGAIN;
                     continue;
                 }
-                if !std::mem::take(&mut self.complaint).is_empty() {
-                    info!("{}: written again", self.path.display());
-                }
             }
             not_before = Instant::now() + (began.elapsed() * RESTS).max(REST);
             self.there = Some(world);
-            if waited_for {
-                (self.saved)(number);
+            if self.refused.take().is_some() || waited_for {
+                (self.tell)(Told::Saved(number));
             }
         }
     }
 
-    /// A disk that stays full is complained of once.
-    fn complain(&mut self, error: &io::Error) {
-        let complaint = error.to_string();
-        if self.complaint != complaint {
-            let path = self.path.display();
-            error!(
-                "{path}: cannot be written: {complaint}; a start while the store is away would go by an older one, so this node lets go of no addresses. Make room on the disk, and see that the directory is writable"
-            );
-            self.complaint = complaint;
+    /// A disk that stays full is told of once.
+    fn refused(&mut self, error: &io::Error) {
+        let why = error.to_string();
+        if self.refused.as_ref() != Some(&why) {
+            self.refused = Some(why.clone());
+            (self.tell)(Told::Refused(why));
         }
     }
 }

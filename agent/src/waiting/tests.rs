@@ -127,6 +127,21 @@ fn an_add_is_answered_once_its_own_plan_is_applied() {
 }
 
 #[test]
+fn an_add_waits_for_its_own_pod_and_no_other() {
+    let mut agent = Loop::new();
+    let (mut a, mut b) = (agent.add("a"), agent.add("b"));
+    agent.promise(2);
+    agent.applied(1, &[]);
+    agent.world.programmed.pods_ahead = [("a/eth0".into(), 2), ("b/eth0".into(), 1)].into();
+    assert_eq!(agent.settle(), (ids(&["a/eth0"]), ids(&[])), "plan 1 does not hold b");
+    assert_eq!((heard(&mut a), heard(&mut b)), ("ok".into(), "waits".into()));
+    // What was refused of it is known by then.
+    agent.applied(1, &["b"]);
+    agent.world.programmed.pods_ahead = [("b/eth0".into(), 2)].into();
+    assert_eq!(agent.settle(), (ids(&[]), ids(&["b/eth0"])));
+}
+
+#[test]
 fn what_the_kernel_refuses_of_a_pod_fails_its_add_and_no_other() {
     let mut agent = Loop::new();
     let (mut a, mut b) = (agent.add("a"), agent.add("b"));

@@ -2,7 +2,7 @@
 
 use tartan_api::cni::{Command, code};
 use tartan_api::status::Status;
-use tartan_model::{Block, Config, FabricMode, Kind, Object, ObjectId, Pool, World};
+use tartan_model::{Advert, Block, Config, FabricMode, Kind, NodeCondition, Object, ObjectId, Pool, World};
 use tartan_netstate::{Key, Object as Kernel, Route, State};
 
 use crate::rig::{Rig, link, pool};
@@ -184,10 +184,23 @@ async fn a_block_is_let_go_of_only_when_the_snapshot_gives_nothing_out_of_it() {
     std::fs::create_dir(&beside).unwrap();
     rig.put(Kind::IpPool, "second", Object::Pool(second.into())).await;
     rig.put(Kind::IpPool, "all", Object::Pool(Pool { disabled: true, ..(*all).clone() }.into())).await;
+    let unwritten =
+        |conditions: &[NodeCondition]| conditions.iter().find(|it| it.kind == "SnapshotNotWritten").cloned();
+    agent.until("it is said", |_| rig.network().and_then(|it| unwritten(&it.conditions)).is_some()).await;
+    let said = unwritten(&rig.network().unwrap().conditions).unwrap().message;
+    let file = rig.dir.join(tartan_agent::snapshot::FILE);
+    assert!(said.contains(&format!("{} cannot be written: Is a directory (os error 21)", file.display())), "{said}");
+    assert!(agent.status().await.conditions.iter().any(|it| it.reason == "SnapshotNotWritten"));
+    // What it says of itself goes on meanwhile.
+    rig.put_config(Config { cooldown: std::time::Duration::ZERO, fabric: FabricMode::HostGw, ..Config::default() })
+        .await;
+    let word = |advert: &Advert| advert.accepts.iter().any(|end| end.instance.starts_with("host-gw"));
+    agent.until("it offers another fabric", |_| rig.advert().is_some_and(|advert| word(&advert))).await;
     tokio::time::sleep(crate::A_WHILE * 3).await;
     assert!(claimed(), "it is gone while the disk says that it is ours");
     std::fs::remove_dir(&beside).unwrap();
     agent.until("it is let go of", |_| !claimed()).await;
+    agent.until("it is said no more", |_| unwritten(&rig.network().unwrap().conditions).is_none()).await;
     let other = |world: &World| world.blocks.values().all(|block| &*block.pool == "second");
     rig.snapshot("that it is gone", other).await;
 }

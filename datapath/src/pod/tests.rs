@@ -39,7 +39,7 @@ fn wanted(world: &World) -> State {
 /// Metric and link of the ways out, the one that is taken first.
 fn ways_out(state: &State, family: Family) -> Vec<(u32, String)> {
     let way = |(key, entry): (&Key, &tartan_netstate::Entry)| match (key, &entry.object) {
-        (Key::Route { ns: Netns::Pod(_), dst, metric, .. }, Object::Route(route)) if *dst == family.everything() => {
+        (Key::Route { table: MAIN_TABLE, dst, metric, .. }, Object::Route(route)) if *dst == family.everything() => {
             Some((*metric, route.dev.as_ref()?.to_string()))
         }
         _ => None,
@@ -64,6 +64,27 @@ fn every_interface_has_a_way_out_and_eth0_comes_first() {
     }
 }
 
+/// What is sent from a further interface's address takes that interface, whatever the main table says.
+#[test]
+fn a_further_interface_answers_for_its_own_address() {
+    for family in Family::ALL {
+        let state = wanted(&world(&["eth0", "net1", "net2"], true));
+        let mut ways = Vec::new();
+        for (key, entry) in state.iter() {
+            let (Key::Rule { ns, v6, .. }, Object::Rule(rule)) = (key, &entry.object) else { continue };
+            if *v6 == (family == Family::V6) {
+                let way =
+                    Key::Route { ns: ns.clone(), table: rule.table, dst: family.everything(), metric: ROUTE_METRIC };
+                let Object::Route(route) = &state.get(&way).unwrap().object else { panic!("{way} is a route") };
+                ways.push((rule.src.unwrap(), route.dev.clone().unwrap().to_string()));
+            }
+        }
+        ways.sort();
+        let own = |ifname, number| (*attachment(ifname, number).addresses.get(family).unwrap(), ifname.to_owned());
+        assert_eq!(ways, [own("net1", 3), own("net2", 4)]);
+    }
+}
+
 /// What one interface has does not change when another comes or goes.
 #[test]
 fn interfaces_of_a_pod_do_not_depend_on_each_other() {
@@ -83,13 +104,14 @@ fn without_ipv6_nothing_of_it_is_wanted() {
         Key::Address { address, .. } => address.addr().is_ipv6(),
         Key::Neigh { address, .. } => address.is_ipv6(),
         Key::Route { dst, .. } => dst.addr().is_ipv6(),
+        Key::Rule { v6, .. } => *v6,
         _ => false,
     };
-    let with = wanted(&world(&["eth0"], true));
+    let with = wanted(&world(&["eth0", "net1"], true));
     let mut ipv4: Vec<&Key> = with.iter().map(|(key, _)| key).collect();
     ipv4.retain(|key| !is_ipv6(key));
     assert!(ipv4.len() < with.len());
-    assert_eq!(wanted(&world(&["eth0"], false)).iter().map(|(key, _)| key).collect::<Vec<_>>(), ipv4);
+    assert_eq!(wanted(&world(&["eth0", "net1"], false)).iter().map(|(key, _)| key).collect::<Vec<_>>(), ipv4);
 }
 
 #[test]

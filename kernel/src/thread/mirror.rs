@@ -102,14 +102,17 @@ pub(super) fn is_dying(object: &Object) -> bool {
 }
 
 /// Deletes first what stands in the way of a new link: one whose far end has the same name in the same namespace. The
-/// kernel deletes all condemned links with it, so what was to be changed of those is to be made.
-pub(super) fn out_of_the_way(mirror: &State, steps: Vec<(Op, Owner)>) -> Vec<(Op, Owner)> {
+/// kernel deletes all condemned links with it, so what was to be changed of those is to be made. So it is where they are
+/// being deleted already.
+pub(super) fn out_of_the_way(mirror: &State, being_buried: bool, steps: Vec<(Op, Owner)>) -> Vec<(Op, Owner)> {
     let new_ends: BTreeSet<(&Netns, &LinkName)> = steps
         .iter()
         .filter_map(|(op, _)| if let Op::Create(_, object) = op { far_end(object) } else { None })
         .collect();
     let stands = |object: &Object| far_end(object).is_some_and(|end| new_ends.contains(&end));
-    if new_ends.is_empty() || !node_links(mirror).any(|(_, entry)| stands(&entry.object)) {
+    let raised = |(op, _): &(Op, Owner)| matches!(op, Op::Replace { old, .. } if is_dying(old));
+    let too_late = being_buried && steps.iter().any(raised);
+    if !too_late && (new_ends.is_empty() || !node_links(mirror).any(|(_, entry)| stands(&entry.object))) {
         return steps;
     }
     let going = node_links(mirror).filter(|(_, entry)| stands(&entry.object) || is_dying(&entry.object));

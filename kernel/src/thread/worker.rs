@@ -6,7 +6,7 @@
 //! Invariant: nothing is changed before the first full read, and nothing is diffed against a part of the mirror that
 //! may be wrong, except what a new want changes for pods: creation is exclusive, and what fails is read again.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -18,6 +18,7 @@ use super::backoff::Backoff;
 use super::dirty::{Dirty, scope_of, sysctls};
 use super::inbox::{Inbox, News};
 use super::mirror::{condemn, dying, forget_link, is_dying, out_of_the_way, share, take_applied, take_read};
+use super::newborn::Newborn;
 use super::steps::Steps;
 use crate::scope::is_sysctl;
 use crate::{Kernel, KernelError, Scope, Wake};
@@ -64,9 +65,13 @@ pub(super) struct Worker {
     /// Pods whose inside could not be found when it was read last.
     hidden: BTreeSet<PodNetns>,
     dying_since: Option<Instant>,
+    /// Links that are being deleted, and since when.
+    burial: Option<(Instant, BTreeSet<Key>)>,
+    newborn: Newborn,
 
     generation: u64,
     pods_generation: u64,
+    pods_ahead: BTreeMap<Arc<str>, u64>,
     applied: u64,
     repaired: u64,
     unknown: Option<String>,
@@ -101,8 +106,11 @@ impl Worker {
             lent: Vec::new(),
             hidden: BTreeSet::new(),
             dying_since: None,
+            burial: None,
+            newborn: Newborn::default(),
             generation: 0,
             pods_generation: 0,
+            pods_ahead: BTreeMap::new(),
             applied: 0,
             repaired: 0,
             unknown: None,
@@ -164,19 +172,33 @@ impl Worker {
 
     fn woken(&mut self, wake: Wake) {
         match wake {
-            // An echo, or what we have read since.
-            Wake::Now(key, object) if self.mirror.get(&key).map(|entry| &entry.object) == object.as_ref() => {}
-            Wake::Now(key, now) => {
-                // All that hung on it is gone, whatever has its name when we look: sysctls are not told of.
-                if let (Some((ns, link)), None) = (key.as_link(), now) {
-                    forget_link(&mut self.mirror, &ns, &link);
-                }
-                self.dirty.mark(scope_of(&key));
-            }
+            Wake::Now(key, now) => self.told(&key, now.as_ref()),
             Wake::Changed(scope) => self.dirty.mark(scope),
             Wake::Host => self.host_is_dirty = true,
             Wake::Overrun => self.mark_all(),
         }
+    }
+
+    fn told(&mut self, key: &Key, now: Option<&Object>) {
+        let as_known = self.mirror.get(key).map(|entry| &entry.object) == now;
+        if now.is_none() {
+            self.newborn.gone(key);
+        } else if self.newborn.told(key, as_known) {
+            return;
+        }
+        // An echo, or what we have read since.
+        if as_known {
+            return;
+        }
+        // All that hung on it is gone, whatever has its name when we look: sysctls are not told of.
+        if let (Some((ns, link)), None) = (key.as_link(), now) {
+            forget_link(&mut self.mirror, &ns, &link);
+            if self.burial.as_mut().is_some_and(|(_, links)| links.remove(key)) {
+                self.news = true;
+                return;
+            }
+        }
+        self.dirty.mark(scope_of(key));
     }
 
     fn mark_all(&mut self) {
@@ -208,15 +230,17 @@ impl Worker {
             self.dirty.mark(scope);
         }
         if self.pods_generation > 0 {
-            self.pods_first(&before, &state, &changed, now);
-            if self.pods_generation == generation_before {
+            let ahead = (self.pods_generation == generation_before).then_some(generation);
+            let steps = self.pods_steps(&before, &state, &changed);
+            self.pods_first(steps, ahead, now);
+            if ahead.is_some() {
                 self.pods_are_done(generation);
             }
         }
     }
 
-    /// Applies at once what a new want changes for pods, and in the nft table for all.
-    fn pods_first(&mut self, before: &State, wanted: &State, changed: &BTreeSet<Key>, now: Instant) {
+    /// What a new want changes for pods, and in the nft table for all.
+    fn pods_steps(&mut self, before: &State, wanted: &State, changed: &BTreeSet<Key>) -> Vec<(Op, Owner)> {
         let is_pods =
             |state: &State, key: &Key| matches!(state.get(key), Some(entry) if matches!(entry.owner, Owner::Pod(_)));
         let (mut is, mut should) = (State::new(), State::new());
@@ -236,16 +260,28 @@ impl Worker {
                 }
             }
         }
-        let steps = self.in_order(diff(&is, &should, |_| true));
-        if !steps.is_empty() {
+        self.in_order(diff(&is, &should, |_| true))
+    }
+
+    /// Pod by pod, after what all of them stand on: nobody waits for those after his own. `ahead` is the wanted state of
+    /// which a pod then has everything, if it has.
+    fn pods_first(&mut self, steps: Vec<(Op, Owner)>, ahead: Option<u64>, now: Instant) {
+        // A link in the way of one pod's can be another's.
+        for Group { pod, steps } in by_pod(out_of_the_way(&self.mirror, self.burial.is_some(), steps)) {
             self.pods_busy_at = now;
             self.apply(steps, false);
+            if let (Some(id), Some(generation)) = (pod, ahead) {
+                self.pods_ahead.insert(id, generation);
+                self.news = true;
+                self.say();
+            }
         }
     }
 
     fn pods_are_done(&mut self, generation: u64) {
         if self.pods_generation != generation {
             self.pods_generation = generation;
+            self.pods_ahead.clear();
             self.news = true;
             self.say();
         }
@@ -255,6 +291,9 @@ impl Worker {
 
     /// One piece of work. Says when to come back if nothing new comes before.
     fn work(&mut self, now: Instant) -> Option<Instant> {
+        for link in self.newborn.overdue(now) {
+            self.dirty.mark(scope_of(&link));
+        }
         if let Some(scope) = self.dirty.next(now) {
             self.read(&scope, now);
             return Some(now);
@@ -286,7 +325,7 @@ impl Worker {
         }
         let burial = self.bury(now);
         self.say();
-        [self.backoff.next(), burial, host_again].into_iter().flatten().min()
+        [self.backoff.next(), burial, host_again, self.newborn.next()].into_iter().flatten().min()
     }
 
     fn first_read(&mut self) {
@@ -359,6 +398,7 @@ impl Worker {
         self.unsettled = false;
         self.news |= self.generation != generation || self.checked != self.checking;
         (self.generation, self.pods_generation) = (generation, generation);
+        self.pods_ahead.clear();
         self.checked = self.checking;
         self.give_back();
         false
@@ -420,13 +460,16 @@ impl Worker {
             self.news = true;
         }
         // A runtime may put its next pod into the namespace that the last one has just left.
-        let change = Change { ops: out_of_the_way(&self.mirror, steps) };
+        let change = Change { ops: out_of_the_way(&self.mirror, self.burial.is_some(), steps) };
         let failures = self.kernel.apply(&change);
         let wanted = self.wanted.as_ref().map(|(_, wanted)| wanted);
         take_applied(&mut self.mirror, &change.ops, &failures, wanted.unwrap_or(&State::new()));
         let now = Instant::now();
         for (op, _) in &change.ops {
             self.after(op, now);
+        }
+        for failure in &failures {
+            self.newborn.gone(&failure.key);
         }
         for failure in failures {
             self.dirty.mark(self.scope_of_failure(&failure.key));
@@ -448,8 +491,15 @@ impl Worker {
     /// What a step that was tried means for others.
     fn after(&mut self, op: &Op, now: Instant) {
         self.news |= self.backoff.forget(op.key());
+        // What is told of it from now on may be about another one.
+        if let Some((_, links)) = &mut self.burial {
+            links.remove(op.key());
+        }
         match op {
-            Op::Create(Key::Link { ns, link }, _) => {
+            Op::Create(key @ Key::Link { ns, link }, _) => {
+                if *ns == Netns::Host {
+                    self.newborn.made(key.clone(), now);
+                }
                 let on_it = |key: &Key| key.netns() == ns && key.link().is_none_or(|on| on == link);
                 self.backoff.hurry(on_it, now);
             }
@@ -470,18 +520,32 @@ impl Worker {
         let unwanted = |key: &Key| wanted.is_some_and(|wanted| wanted.get(key).is_none());
         let links: Vec<(Key, Object)> =
             dying(&self.mirror).into_iter().filter(|(key, _)| unwanted(key) && !self.backoff.holds(key, now)).collect();
+        if self.burial.as_ref().is_some_and(|(_, buried)| buried.is_empty()) {
+            self.burial = None;
+        }
         if links.is_empty() {
-            self.dying_since = None;
+            (self.dying_since, self.burial) = (None, None);
             return None;
+        }
+        if let Some((began, _)) = self.burial {
+            if now < began + PATIENCE {
+                return Some(began + PATIENCE);
+            }
+            // It has not worked, and this one says why.
+            self.burial = None;
+            self.apply(links.into_iter().map(|(key, object)| (Op::Delete(key, object), Owner::Read)).collect(), false);
+            self.news = true;
+            return Some(now);
         }
         let since = *self.dying_since.get_or_insert(now);
         let due = (self.pods_busy_at + QUIET).max(since + QUIET).min(since + PATIENCE);
         if now < due {
             return Some(due);
         }
-        self.apply(links.into_iter().map(|(key, object)| (Op::Delete(key, object), Owner::Read)).collect(), false);
-        self.news = true;
-        Some(now)
+        self.kernel.bury();
+        self.dying_since = None;
+        self.burial = Some((now, links.into_iter().map(|(key, _)| key).collect()));
+        Some(now + PATIENCE)
     }
 
     /// What was wanted with them is done. Kept longer, they would keep a namespace alive whose pod is gone.
@@ -506,6 +570,7 @@ impl Worker {
         (self.report)(Applied {
             generation: self.generation,
             pods_generation: self.pods_generation,
+            pods_ahead: self.pods_ahead.clone(),
             mirror: self.mirror.clone(),
             failures: self.backoff.failures(),
             hidden: self.hidden.clone(),
@@ -516,6 +581,30 @@ impl Worker {
             unknown: self.unknown.clone(),
         });
     }
+}
+
+/// Steps of one pod; or of none, which are nobody's or everybody's.
+struct Group {
+    pod: Option<Arc<str>>,
+    steps: Vec<(Op, Owner)>,
+}
+
+/// Each pod's own steps together, in the order in which they come.
+fn by_pod(steps: Vec<(Op, Owner)>) -> Vec<Group> {
+    let mut groups: Vec<Group> = Vec::new();
+    let mut places: BTreeMap<Option<Arc<str>>, usize> = BTreeMap::new();
+    for step in steps {
+        let pod = match &step.1 {
+            Owner::Pod(id) if rank(&step) == 1 => Some(id.clone()),
+            _ => None,
+        };
+        let at = *places.entry(pod.clone()).or_insert(groups.len());
+        if at == groups.len() {
+            groups.push(Group { pod, steps: Vec::new() });
+        }
+        groups[at].steps.push(step);
+    }
+    groups
 }
 
 /// 0: what all pods stand on, and what stands in the way of others; 1: pods; 2: everything else.

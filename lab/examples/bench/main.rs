@@ -11,7 +11,7 @@ mod repair;
 mod restart;
 mod scale;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -66,11 +66,13 @@ fn ms(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1e3
 }
 
-/// The programs cargo built in the folder above `examples`.
+/// The programs that ship: static ones, of the profile in whose folder this one is.
 fn binaries() -> Result<Binaries> {
     let program = std::env::current_exe()?;
-    let profile = program.parent().and_then(|folder| folder.parent()).context("an example is in PROFILE/examples")?;
-    Ok(Binaries { tartan: profile.join("tartan"), cni: profile.join("tartan-cni") })
+    let profile = program.parent().and_then(Path::parent).context("an example is in TARGET/PROFILE/examples")?;
+    let name = profile.file_name().context("a profile has a name")?;
+    let folder = profile.with_file_name("x86_64-unknown-linux-musl").join(name);
+    Ok(Binaries { tartan: folder.join("tartan"), cni: folder.join("tartan-cni") })
 }
 
 /// A lab with everything up and every pod reaching every other one.

@@ -96,6 +96,11 @@ impl Maker<'_> {
             self.route(&inside, gateway.into(), 1024, Route::on_link(eth.clone()));
             let mtu = choice.is_multiple_of(2).then_some(1300 + u32::from(choice));
             self.route(&inside, everything(v6), 1024, Route { mtu, ..Route::via(gateway, eth.clone()) });
+            if choice % 5 == 1 {
+                let src = Some(plus(gateway, choice % 3));
+                let rule = Rule { fwmark: None, src, iif: None, table: 1000 };
+                self.put(Key::Rule { ns: inside.clone(), v6, priority: 20_000 }, Object::Rule(rule.into()));
+            }
         }
     }
 
@@ -180,8 +185,8 @@ impl Maker<'_> {
             if rule % 2 == 1 {
                 let fwmark = (rule % 3 > 0).then_some((u32::from(rule % 3), 0xff));
                 let iif = rule.is_multiple_of(5).then(|| name("lo"));
-                let rule = Rule { fwmark, iif, table: 1000 + u32::from(rule % 2) };
-                self.put(Key::Rule { v6, priority: 5000 }, Object::Rule(rule.into()));
+                let rule = Rule { fwmark, src: None, iif, table: 1000 + u32::from(rule % 2) };
+                self.put(Key::Rule { ns: Netns::Host, v6, priority: 5000 }, Object::Rule(rule.into()));
             }
             if dead % 2 == 1 {
                 self.route(&Netns::Host, block(v6, 30 + dead % 2), 4_294_967_294, Route::unreachable());

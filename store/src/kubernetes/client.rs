@@ -25,8 +25,10 @@ const CONNECT: Duration = Duration::from_secs(5);
 /// An API server answers a list of thousands within seconds.
 const ANSWER: Duration = Duration::from_secs(30);
 /// Pings while nothing else is heard, and how long one may go unanswered.
-const PING: Duration = Duration::from_secs(20);
-const PONG: Duration = Duration::from_secs(10);
+const PING: Duration = Duration::from_secs(5);
+const PONG: Duration = Duration::from_secs(5);
+/// How long an API server may be silent before that is noticed: a connection without an answer, then none at all.
+pub(super) const NOTICED: Duration = Duration::from_secs(PING.as_secs() + PONG.as_secs() + CONNECT.as_secs());
 /// Far above a page of a list.
 const LARGEST: usize = 64 << 20;
 const JSON: &str = "application/json";

@@ -75,6 +75,53 @@ fn gc_removes_all_but_the_valid() {
 }
 
 #[test]
+fn gc_goes_on_after_an_error_with_one_attachment_and_reports_all_errors() {
+    let full = || crate::journal::JournalError::Io {
+        path: "/j".into(),
+        what: "append to it",
+        error: std::io::ErrorKind::StorageFull.into(),
+    };
+    let ids: Vec<Arc<str>> = ["a/eth0", "b/eth0", "c/eth0", "d/eth0"].map(Arc::from).to_vec();
+    let mut gone = Vec::new();
+    let said = let_go_of_each(&ids, |id| {
+        if matches!(&**id, "a/eth0" | "c/eth0") {
+            return Err(full());
+        }
+        gone.push(id.clone());
+        Ok(())
+    });
+    assert_eq!(gone, ["b/eth0", "d/eth0"].map(Arc::from));
+    let said = said.unwrap_err();
+    assert_eq!(said.code, code::TRY_LATER);
+    assert_eq!(said.details, format!("a/eth0: {}; c/eth0: {}", full(), full()));
+    assert_eq!(let_go_of_each(&ids, |_| Ok(())), Ok(()));
+}
+
+#[test]
+fn status_tells_what_is_wrong_with_all_pods_from_what_is_wrong_with_some() {
+    let status = request(Command::Status, "");
+    let after = |owner: Owner, expected: &str| {
+        let mut world = whole(Instant::now());
+        let key = Key::NftTable;
+        world.programmed.failures = [Failed { key, owner, error: "Operation not supported".into() }].into();
+        check(&world, &status, expected);
+    };
+    let refused = "51 the kernel refuses what all pods of this node need: nft table";
+    after(Owner::Node, refused);
+    after(Owner::Fabric("vxlan".into()), refused);
+    after(Owner::Peer("n2".into()), "answer null");
+    after(Owner::Pod("a/eth0".into()), "answer null");
+    let mut unread = World::default();
+    unread.programmed.unknown = Some("read links: EPERM".into());
+    let cannot = "51 what is in the kernel cannot be read, so nothing in it is kept as it should be";
+    check(&unread, &status, cannot);
+    // A part of it: pods are taken on with what is known of the rest.
+    let mut world = whole(Instant::now());
+    world.programmed.unknown = Some("routes changed while it was read".into());
+    check(&world, &status, "answer null");
+}
+
+#[test]
 fn status_says_whether_an_add_could_work() {
     let now = Instant::now();
     let status = request(Command::Status, "");

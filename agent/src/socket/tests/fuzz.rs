@@ -74,7 +74,7 @@ fn decided(request: &CniRequest) -> String {
 }
 
 fn written(writing: impl Future<Output = Result<Vec<String>, String>>) -> String {
-    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     runtime.block_on(writing).map_or_else(|error| error, |written| format!("wrote {}", written.len()))
 }
 
