@@ -70,7 +70,8 @@ const INBOX: usize = 4096;
 
 /// Runs the agent until SIGTERM or SIGINT. The kernel keeps what it has.
 pub fn run(boot: &Boot) -> Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    // The loop has this thread, and a plan in a large cluster takes it for milliseconds: what talks to others has its own.
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     runtime.block_on(start(boot))
 }
 
