@@ -13,7 +13,7 @@ use ipnet::IpNet;
 use tartan_agent::plan::{Plan, Planners};
 use tartan_model::{
     Advert, Attachment, DefaultRoute, Endpoint, Features, Host, HostLink, Kind, Node, Object, ObjectId, PerFamily,
-    Programmed, Revision, StoreEvent, World,
+    Programmed, StoreEvent, World,
 };
 use tartan_netstate::{Mac, PodNetns, State, diff};
 
@@ -116,7 +116,7 @@ fn world(now: Instant) -> World {
 }
 
 fn put(id: ObjectId, object: Object) -> StoreEvent {
-    StoreEvent::Put(id, object, Revision("1".into()))
+    StoreEvent::Put(id, object, 1.into())
 }
 
 fn host() -> Host {
