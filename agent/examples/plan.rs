@@ -122,7 +122,7 @@ fn world(now: Instant) -> World {
 }
 
 fn put(id: ObjectId, object: Object) -> StoreEvent {
-    StoreEvent::Put(id, object, Revision("1".into()))
+    StoreEvent::Put(id, object, 1.into())
 }
 
 fn host() -> Host {

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
 use tartan_api::boot::Boot;
-use tracing_subscriber::EnvFilter;
+use tracing::level_filters::LevelFilter;
 
 use crate::output::{self, Format};
 
@@ -48,9 +48,9 @@ fn read(config: &Path) -> Result<Boot> {
 
 /// Human-readable on a terminal, JSON elsewhere: what is not read by a person is read by a program.
 fn log(level: &str) -> Result<()> {
-    let filter: EnvFilter =
+    let level: LevelFilter =
         level.parse().with_context(|| format!("log: '{level}' is not error, warn, info, debug or trace"))?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let builder = tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr);
     if std::io::IsTerminal::is_terminal(&std::io::stderr()) {
         builder.init();
     } else {

@@ -10,23 +10,21 @@ use std::time::{Duration, Instant};
 
 use imbl::OrdMap;
 use ipnet::IpNet;
-use tartan_model::{Block, Endpoint, Heard, Node, World};
+use tartan_model::{Advert, Block, Endpoint, Heard, Node, World};
 use tartan_netstate::Mac;
 
 use crate::Instance;
 
-/// A peer that has said something about itself, checked. There may be thousands, so lists take no more room than they need.
+/// A peer that has said something about itself, checked. There may be thousands: what follows from its word is not kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Member {
     pub(crate) node: Arc<Node>,
-    pub(crate) heard: Heard,
+    pub(crate) advert: Arc<Advert>,
     /// Its lease has not run out.
     pub(crate) live: bool,
-    /// What it accepts, as far as this version knows it.
-    pub(crate) accepts: Box<[(Instance, Endpoint)]>,
-    pub(crate) sends: Box<[Instance]>,
-    /// Ranges that are its own by the word of the cluster, not only by its own.
-    pub(crate) blocks: Box<[IpNet]>,
+    /// When its lease runs out.
+    until: Instant,
+    sends_changed: Instant,
     /// Ranges it says are its own and nobody else says so.
     pub(crate) unproven: Box<[IpNet]>,
 }
@@ -71,6 +69,7 @@ struct Seen {
     adverts: OrdMap<Arc<str>, Heard>,
     blocks: OrdMap<IpNet, Arc<Block>>,
     lease: Duration,
+    leases_from: Option<Instant>,
     rest: bool,
     local: Arc<str>,
 }
@@ -81,10 +80,12 @@ impl Census {
     /// Takes in what differs from last time. Returns the peers whose own facts, or whose rivals', differ.
     pub(crate) fn update(&mut self, world: &World, now: Instant) -> BTreeSet<Arc<str>> {
         let mut changed = BTreeSet::new();
-        for name in self.stale(world, now) {
+        let stale = self.stale(world, now);
+        let most_are_new = stale.len() > 2 * self.peers.len();
+        for name in stale {
             let member = (name != world.local).then(|| member(world, &name, now)).flatten();
             let before = self.peers.get(&name);
-            if before.is_some_and(|before| member.as_ref().is_some_and(|after| same_but_heartbeat(before, after))) {
+            if before.is_some_and(|before| member.as_ref().is_some_and(|after| before.same_but_heartbeat(after))) {
                 self.renew(world, &name, member.expect("compared with just now"));
                 continue;
             }
@@ -94,15 +95,27 @@ impl Census {
             }
             changed.insert(name);
         }
+        if most_are_new {
+            self.pack();
+        }
         self.seen = Seen {
             nodes: world.nodes.clone(),
             adverts: world.adverts.clone(),
             blocks: world.blocks.clone(),
             lease: world.config.lease,
+            leases_from: world.leases_from,
             rest: world.leases_rest,
             local: world.local.clone(),
         };
         changed
+    }
+
+    /// Makes full nodes of the trees: a cluster that comes in order leaves them half empty.
+    fn pack(&mut self) {
+        self.peers = std::mem::take(&mut self.peers).into_iter().collect();
+        self.claims = std::mem::take(&mut self.claims).into_iter().collect();
+        self.expiry = std::mem::take(&mut self.expiry).into_iter().collect();
+        self.sends_changed = std::mem::take(&mut self.sends_changed).into_iter().collect();
     }
 
     /// Instances some live peer may still send on.
@@ -137,7 +150,8 @@ impl Census {
 
     fn stale(&self, world: &World, now: Instant) -> BTreeSet<Arc<str>> {
         let seen = &self.seen;
-        if seen.lease != world.config.lease || seen.rest != world.leases_rest || seen.local != world.local {
+        let leases = (seen.lease, seen.leases_from, seen.rest);
+        if leases != (world.config.lease, world.leases_from, world.leases_rest) || seen.local != world.local {
             return seen.nodes.keys().chain(world.nodes.keys()).cloned().collect();
         }
         let mut names: BTreeSet<Arc<str>> = seen.nodes.diff(&world.nodes).map(|item| key_of(item).clone()).collect();
@@ -154,7 +168,7 @@ impl Census {
     /// A peer gave a sign of life and said nothing new.
     fn renew(&mut self, world: &World, name: &Arc<str>, member: Member) {
         if let Some(before) = self.peers.get(name) {
-            self.expiry.remove(&(before.heard.at + self.seen.lease, name.clone()));
+            self.expiry.remove(&(before.until, name.clone()));
         }
         self.expect_sign_of_life(world, name, &member);
         self.peers.insert(name.clone(), Box::new(member));
@@ -162,15 +176,15 @@ impl Census {
 
     fn expect_sign_of_life(&mut self, world: &World, name: &Arc<str>, member: &Member) {
         if member.live && !world.leases_rest {
-            self.expiry.insert((member.heard.at + world.config.lease, name.clone()));
+            self.expiry.insert((member.until, name.clone()));
         }
     }
 
     fn count_in(&mut self, world: &World, name: &Arc<str>, member: Member, changed: &mut BTreeSet<Arc<str>>) {
         if member.live {
-            self.sends.add(member.sends.iter().copied());
-            self.accepts.add(member.accepts.iter().map(|(instance, _)| *instance));
-            self.sends_changed.insert((member.heard.sends_changed, name.clone()));
+            self.sends.add(member.sends());
+            self.accepts.add(member.accepts().map(|(instance, _)| instance));
+            self.sends_changed.insert((member.sends_changed, name.clone()));
         } else {
             self.not_live.insert(name.clone());
         }
@@ -185,10 +199,10 @@ impl Census {
     fn count_out(&mut self, name: &Arc<str>, changed: &mut BTreeSet<Arc<str>>) {
         let Some(member) = self.peers.remove(name) else { return };
         if member.live {
-            self.sends.sub(member.sends.iter().copied());
-            self.accepts.sub(member.accepts.iter().map(|(instance, _)| *instance));
-            self.sends_changed.remove(&(member.heard.sends_changed, name.clone()));
-            self.expiry.remove(&(member.heard.at + self.seen.lease, name.clone()));
+            self.sends.sub(member.sends());
+            self.accepts.sub(member.accepts().map(|(instance, _)| instance));
+            self.sends_changed.remove(&(member.sends_changed, name.clone()));
+            self.expiry.remove(&(member.until, name.clone()));
         } else {
             self.not_live.remove(name);
         }
@@ -207,27 +221,19 @@ fn member(world: &World, name: &Arc<str>, now: Instant) -> Option<Member> {
     if !advert.node_uid.is_empty() && !node.uid.is_empty() && advert.node_uid != node.uid {
         return None;
     }
-    let proven = |range: &&IpNet| {
-        node.pod_cidrs.iter().any(|cidr| cidr.contains(*range)) || world.is_claimed(range, name, &node.uid)
+    let proven = |range: &IpNet| {
+        node.pod_cidrs.iter().any(|cidr| cidr.contains(range)) || world.is_claimed(range, name, &node.uid)
     };
-    let (blocks, unproven): (Vec<IpNet>, Vec<IpNet>) = advert.blocks.iter().partition(proven);
-    // With the store away nobody can give a sign of life: nobody is declared dead for it.
-    let live = world.leases_rest || heard.at + world.config.lease > now;
+    let until = world.lease_until(heard);
     Some(Member {
         node: node.clone(),
-        heard: heard.clone(),
-        live,
-        accepts: advert.accepts.iter().filter_map(|end| Some((end.instance.parse().ok()?, end.clone()))).collect(),
-        sends: advert.sends.iter().filter_map(|name| name.parse().ok()).collect(),
-        blocks: blocks.into(),
-        unproven: unproven.into(),
+        advert: advert.clone(),
+        // With the store away nobody can give a sign of life: nobody is declared dead for it.
+        live: world.leases_rest || until > now,
+        until,
+        sends_changed: heard.sends_changed,
+        unproven: advert.blocks.iter().filter(|range| !proven(range)).copied().collect(),
     })
-}
-
-fn same_but_heartbeat(before: &Member, after: &Member) -> bool {
-    let heard = Heard { at: before.heard.at, advert: before.heard.advert.clone(), ..after.heard.clone() };
-    let said = before.heard.advert.same_but_heartbeat(&after.heard.advert);
-    said && Member { heard, ..after.clone() } == *before
 }
 
 fn key_of<'a, K, V>(item: imbl::ordmap::DiffItem<'a, 'a, K, V>) -> &'a K {
@@ -241,13 +247,35 @@ fn key_of<'a, K, V>(item: imbl::ordmap::DiffItem<'a, 'a, K, V>) -> &'a K {
 // === impl Member ===
 
 impl Member {
+    /// What it accepts, as far as this version knows it.
+    pub(crate) fn accepts(&self) -> impl Iterator<Item = (Instance, &Endpoint)> {
+        self.advert.accepts.iter().filter_map(|end| Some((end.instance.parse().ok()?, end)))
+    }
+
+    /// What it may send on, as far as this version knows it.
+    fn sends(&self) -> impl Iterator<Item = Instance> {
+        self.advert.sends.iter().filter_map(|name| name.parse().ok())
+    }
+
+    /// Ranges that are its own by the word of the cluster, not only by its own.
+    pub(crate) fn blocks(&self) -> impl Iterator<Item = &IpNet> {
+        self.advert.blocks.iter().filter(|range| !self.unproven.contains(range))
+    }
+
+    fn same_but_heartbeat(&self, after: &Member) -> bool {
+        let Member { node, advert, live, until: _, sends_changed, unproven } = self;
+        advert.same_but_heartbeat(&after.advert)
+            && (node, live, sends_changed, unproven)
+                == (&after.node, &after.live, &after.sends_changed, &after.unproven)
+    }
+
     /// Each once, whatever the peer says twice.
     fn claims(&self) -> BTreeSet<Claim> {
-        let advert = &self.heard.advert;
+        let advert = &self.advert;
         let addresses = advert.addresses.iter().chain(advert.fabric_addresses.iter());
         let addresses = addresses.map(|(_, ip)| Claim::Address(*ip));
         let macs = advert.accepts.iter().filter_map(|end| end.mac.map(Claim::Mac));
-        self.blocks.iter().copied().map(Claim::Block).chain(addresses).chain(macs).collect()
+        self.blocks().copied().map(Claim::Block).chain(addresses).chain(macs).collect()
     }
 }
 

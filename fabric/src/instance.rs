@@ -77,8 +77,11 @@ impl FromStr for Instance {
         if name == "host-gw" {
             return Ok(Instance::HostGw);
         }
-        let ["vxlan", underlay, vni, port] = name.split('/').collect::<Vec<_>>()[..] else { return Err(unknown()) };
-        let underlay = Family::ALL.into_iter().find(|family| family.to_string() == underlay).ok_or_else(unknown)?;
+        let mut parts = name.split('/');
+        let [Some("vxlan"), Some(underlay), Some(vni), Some(port), None] = [(); 5].map(|()| parts.next()) else {
+            return Err(unknown());
+        };
+        let underlay = Family::ALL.into_iter().find(|family| family.as_str() == underlay).ok_or_else(unknown)?;
         let vni = vni.strip_prefix("vni").and_then(|vni| vni.parse().ok()).filter(|vni| *vni < 1 << 24);
         let port = port.strip_prefix("port").and_then(|port| port.parse().ok());
         match (vni, port) {

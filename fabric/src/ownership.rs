@@ -31,11 +31,11 @@ pub(crate) fn blocks(
         refuse(block, "neither its Node's podCIDRs nor an IPBlock says so", fix);
     }
     let mut own = Vec::new();
-    for block in &member.blocks {
+    for block in member.blocks() {
         let fix = "give the two nodes different ranges";
         let overlaps = |mine: &&IpNet| mine.contains(block) || block.contains(*mine);
         let between = || node.uplinks.iter().map(|(_, uplink)| uplink.address);
-        let ends = member.heard.advert.addresses.iter().map(|(_, ip)| *ip).chain(between());
+        let ends = member.advert.addresses.iter().map(|(_, ip)| *ip).chain(between());
         if let Some(mine) = node.blocks.iter().find(overlaps) {
             refuse(block, &format!("it overlaps this node's {mine}"), fix);
         } else if let Some(holder) = census.holder(Claim::Block(*block)).filter(|holder| &***holder != name) {
@@ -48,12 +48,13 @@ pub(crate) fn blocks(
             own.push(*block);
         }
     }
+    own.shrink_to_fit();
     own
 }
 
 /// Why the peer's addresses are not its own: two nodes with one address, and packets to one would reach the other.
 pub(crate) fn stolen(node: &LocalNode, census: &Census, name: &str, member: &Member) -> Option<Condition> {
-    let advert = &member.heard.advert;
+    let advert = &member.advert;
     let addresses = advert.addresses.iter().chain(advert.fabric_addresses.iter()).map(|(_, ip)| *ip);
     let mine = |ip: &std::net::IpAddr| {
         node.uplinks.iter().any(|(_, uplink)| uplink.advertised() == *ip)

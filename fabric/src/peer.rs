@@ -45,7 +45,7 @@ pub(crate) fn plan(
     name: &Arc<str>,
     member: &Member,
 ) -> PeerState {
-    let (node, advert) = (&common.node, &member.heard.advert);
+    let (node, advert) = (&common.node, &member.advert);
     let mut state = PeerState { live: member.live, ..PeerState::default() };
     if let Some(condition) = ownership::stolen(node, census, name, member) {
         state.conditions.extend(member.live.then_some(condition));
@@ -53,13 +53,11 @@ pub(crate) fn plan(
     }
     state.blocks = ownership::blocks(node, census, name, member, &mut state.conditions);
     let heard = |at: &Instance| member.live || receives.contains(at);
-    let accepted = |at: &Instance| member.accepts.iter().any(|(accepts, _)| accepts == at);
-    let hears: Vec<(Instance, Peer<'_>)> = member
-        .accepts
-        .iter()
-        .filter(|(at, _)| heard(at))
-        .map(|(at, endpoint)| (*at, to_peer(name, member, endpoint)))
-        .collect();
+    let accepts: Vec<(Instance, &Endpoint)> = member.accepts().collect();
+    let accepted = |at: &Instance| accepts.iter().any(|(accepts, _)| accepts == at);
+    let heard_of = accepts.iter().filter(|(at, _)| heard(at));
+    let hears: Vec<(Instance, Peer<'_>)> =
+        heard_of.map(|(at, endpoint)| (*at, to_peer(name, member, endpoint))).collect();
     let mut objects = Vec::new();
     for family in Family::ALL.into_iter().filter(|family| world.features.ipv6 || *family == Family::V4) {
         let target = target(&common.config, node, &advert.addresses, family);
@@ -95,7 +93,7 @@ pub(crate) fn plan(
 }
 
 fn to_peer<'a>(name: &'a str, member: &Member, endpoint: &'a Endpoint) -> Peer<'a> {
-    let advert = &member.heard.advert;
+    let advert = &member.advert;
     Peer { name, addresses: advert.addresses, fabric_addresses: advert.fabric_addresses, endpoint }
 }
 
@@ -130,7 +128,7 @@ fn in_kernel(world: &World, common: &Common, block: &IpNet) -> Option<Instance> 
 fn endpoint_in_kernel(world: &World, at: Instance, member: &Member, blocks: &[&IpNet]) -> Option<Endpoint> {
     let instance = at.to_string().into();
     if at == Instance::HostGw {
-        let (_, address) = member.heard.advert.addresses.iter().next()?;
+        let (_, address) = member.advert.addresses.iter().next()?;
         return Some(Endpoint { instance, address: *address, mac: None });
     }
     let object = |key: Key| world.programmed.mirror.get(&key).map(|entry| &entry.object);
@@ -179,11 +177,11 @@ fn shortfall(
         return Some(Condition { message: format!("{}; {now}", wrong.message), ..wrong });
     }
     // A peer that accepts nothing yet is about to; one that accepts only other things is a matter for its admin.
-    let carried = choice.announce.is_some_and(|at| member.accepts.iter().any(|(accepted, _)| *accepted == at));
-    if carried || member.heard.advert.accepts.is_empty() {
+    let carried = choice.announce.is_some_and(|at| member.accepts().any(|(accepted, _)| accepted == at));
+    if carried || member.advert.accepts.is_empty() {
         return None;
     }
-    let theirs: Vec<String> = member.heard.advert.accepts.iter().map(|end| end.instance.to_string()).collect();
+    let theirs: Vec<String> = member.advert.accepts.iter().map(|end| end.instance.to_string()).collect();
     let message = format!("{} sends by {target}, but {name} hears only {}", node.name, theirs.join(", "));
     Some(condition(message, "look at the agent there: it has not taken the present configuration, or cannot"))
 }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use tartan_fabric::{Memo, Owned, plan};
 use tartan_model::{Advert, Endpoint, Features, Heard, Host, HostLink, Node, PerFamily, Programmed, StoreEvent, World};
-use tartan_model::{Kind, Object, ObjectId, Revision};
+use tartan_model::{Kind, Object, ObjectId};
 use tartan_netstate::{Mac, diff};
 
 const NODES: u32 = 5_000;
@@ -79,7 +79,7 @@ fn world(now: Instant) -> (World, Owned) {
 
 fn say(world: &mut World, advert: Advert, now: Instant) {
     let id = ObjectId { kind: Kind::NodeNetwork, name: advert.node.clone() };
-    world.store(StoreEvent::Put(id, Object::from(advert), Revision("".into())), now);
+    world.store(StoreEvent::Put(id, Object::from(advert), 0.into()), now);
 }
 
 /// The middle one of many runs.

@@ -27,7 +27,7 @@ fn claims(setup: &Setup) -> Vec<String> {
 }
 
 fn line(claim: &Claim) -> String {
-    let expect = claim.expect.as_ref().map_or("new".to_owned(), |revision| format!("at {}", revision.0));
+    let expect = claim.expect.as_ref().map_or("new".to_owned(), |revision| format!("at {}", revision));
     let Some(Object::Block(block)) = &claim.object else { return format!("{expect}: delete {}", claim.id.name) };
     let parts: Vec<String> = block.parts.iter().map(|part| format!("{} {}", part.cidr, holder(&part.holder))).collect();
     format!("{expect}: {} of {}/{} [{}]", block.cidr, block.node, block.node_uid, parts.join(", "))

@@ -32,9 +32,10 @@ pub struct ObjectId {
     pub name: Arc<str>,
 }
 
-/// A state of an object in a store; opaque, only compared.
+/// A state of an object in a store; opaque, only compared. Bytes, because a number of this size would be aligned to as
+/// many, and there is one beside each object of a store.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Revision(pub Arc<str>);
+pub struct Revision([u8; 16]);
 
 /// An object of any kind. Shared: a store may keep it beside World.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,6 +72,20 @@ pub enum StoreEvent {
     /// The store cannot be reached, as far as this kind goes, or all of them; what is known stays. A relist follows when it
     /// is back.
     Away(Option<Kind>, String),
+}
+
+// === impl Revision ===
+
+impl From<u128> for Revision {
+    fn from(number: u128) -> Revision {
+        Revision(number.to_be_bytes())
+    }
+}
+
+impl fmt::Display for Revision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:x}", u128::from_be_bytes(self.0))
+    }
 }
 
 // === impl Object ===

@@ -64,8 +64,10 @@ pub struct World {
     away: BTreeMap<Option<Kind>, Arc<str>>,
     /// Signs of life may have been missed, since the store was last away: no lease runs out before the next full list.
     pub leases_rest: bool,
-    /// Revisions of the objects this node writes.
+    /// Revisions of the objects this node may write; of the others', too, while their kind is not synced.
     pub revisions: OrdMap<ObjectId, Revision>,
+    /// Leases run from here on at the earliest: when it was last known that signs of life come in.
+    pub leases_from: Option<Instant>,
     /// What the kernel held of ours before this life changed anything; forgotten once World is whole.
     pub inherited: State,
     /// What an earlier life knew, as it was; forgotten once World is whole.
@@ -184,6 +186,11 @@ impl World {
         })
     }
 
+    /// When the lease of a node that was heard then runs out, if nothing more is heard of it.
+    pub fn lease_until(&self, heard: &Heard) -> Instant {
+        self.leases_from.map_or(heard.at, |from| from.max(heard.at)) + self.config.lease
+    }
+
     /// Why the store cannot be reached, or a part of it; none while all can.
     pub fn store_away(&self) -> Option<&Arc<str>> {
         self.away.values().next()
@@ -199,7 +206,9 @@ impl World {
             StoreEvent::Put(id, object, revision) => {
                 self.listed(&id);
                 self.invalid.remove(&id);
-                self.revisions.insert(id.clone(), revision);
+                if self.keeps_revision(&id) {
+                    self.revisions.insert(id.clone(), revision);
+                }
                 let kind = id.kind;
                 self.put(id, object, at);
                 self.settle(kind);
@@ -355,12 +364,22 @@ impl World {
     /// an object with a typo were not there. Later ones need not wait, because what was known before stays.
     fn settle(&mut self, kind: Kind) {
         let unread = self.invalid.keys().any(|id| id.kind == kind && !self.revisions.contains_key(id));
-        if self.complete.contains(&kind) && !unread {
-            self.synced.insert(kind);
+        if self.complete.contains(&kind) && !unread && self.synced.insert(kind) {
+            let others: Vec<ObjectId> = self.revisions.keys().filter(|id| !self.keeps_revision(id)).cloned().collect();
+            others.iter().for_each(|id| drop(self.revisions.remove(id)));
         }
         // Not only a list makes it so: with `policy: off` fewer kinds are waited for.
         if (self.recalled.is_some() || !self.inherited.is_empty()) && self.is_whole() {
             (self.recalled, self.inherited) = (None, State::new());
+        }
+    }
+
+    /// Of objects that this node never writes, and there may be very many, revisions only tell which have been read.
+    fn keeps_revision(&self, id: &ObjectId) -> bool {
+        match id.kind {
+            Kind::NetworkConfig | Kind::IpPool | Kind::IpReservation | Kind::IpBlock => true,
+            Kind::NodeNetwork if id.name == self.local => true,
+            kind => !self.is_synced(kind),
         }
     }
 
@@ -369,8 +388,7 @@ impl World {
         if kind == Kind::NodeNetwork {
             // While the store was away nobody could give a sign of life; leases start anew.
             self.leases_rest = false;
-            self.adverts =
-                self.adverts.iter().map(|(name, heard)| (name.clone(), Heard { at, ..heard.clone() })).collect();
+            self.leases_from = Some(at);
         }
         let Some(listed) = self.listing.remove(&kind) else { return };
         for name in self.names(kind) {

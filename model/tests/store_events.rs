@@ -106,7 +106,7 @@ fn cidr_of(name: &str) -> String {
 }
 
 fn put(kind: Kind, name: &str, seed: u8) -> StoreEvent {
-    StoreEvent::Put(id(kind, name), object(kind, name, seed), Revision(format!("r{seed}").into()))
+    StoreEvent::Put(id(kind, name), object(kind, name, seed), u128::from(seed).into())
 }
 
 fn condition(about: String) -> Condition {
@@ -357,12 +357,12 @@ fn what_a_node_says_of_itself_changes_nothing_for_its_peers() {
     let ill = Object::NodeNetwork(network.clone());
     for (local, own) in [("n1", network.conditions), ("n2", Vec::new())] {
         let mut world = World::new(local.into(), Features::default());
-        let put = |object: &Object, revision: &str| {
-            StoreEvent::Put(id(Kind::NodeNetwork, "n1"), object.clone(), Revision(revision.into()))
+        let put = |object: &Object, revision: u128| {
+            StoreEvent::Put(id(Kind::NodeNetwork, "n1"), object.clone(), revision.into())
         };
-        world.store(put(&well, "1"), Instant::now());
+        world.store(put(&well, 1), Instant::now());
         let before = world.adverts.clone();
-        world.store(put(&ill, "2"), Instant::now());
+        world.store(put(&ill, 2), Instant::now());
         assert!(before.ptr_eq(&world.adverts), "planners would see a change");
         assert_eq!(world.conditions, own, "seen by {local}");
     }
@@ -472,4 +472,47 @@ fn policy_sees_one_moment_until_all_is_read() {
         world.store(event, Instant::now());
     }
     assert_eq!(known(&world), "b=2 a=3 b=4 b=2 b=2");
+}
+
+#[test]
+fn a_list_starts_all_leases_anew_and_a_sign_of_life_its_own() {
+    let start = Instant::now();
+    let after = |secs| start + Duration::from_secs(secs);
+    let mut world = World::new("n1".into(), Features::default());
+    let check = |world: &World, wanted: [Instant; 2]| {
+        let until = ["a", "b"].map(|name| world.lease_until(&world.adverts[name]));
+        assert_eq!(until, wanted.map(|from| from + world.config.lease));
+    };
+    world.store(put(Kind::NodeNetwork, "a", 1), after(0));
+    world.store(put(Kind::NodeNetwork, "b", 1), after(1));
+    check(&world, [after(0), after(1)]);
+    world.store(Init(Kind::NodeNetwork), after(2));
+    world.store(put(Kind::NodeNetwork, "a", 1), after(3));
+    world.store(put(Kind::NodeNetwork, "b", 1), after(3));
+    check(&world, [after(0), after(1)]);
+    world.store(Synced(Kind::NodeNetwork), after(4));
+    check(&world, [after(4), after(4)]);
+    world.store(put(Kind::NodeNetwork, "b", 2), after(5));
+    check(&world, [after(4), after(5)]);
+}
+
+#[test]
+fn revisions_are_kept_of_what_this_node_may_write() {
+    for (kind, name, kept) in [
+        (Kind::Node, "n1", false),
+        (Kind::NodeNetwork, "n1", true),
+        (Kind::NodeNetwork, "n2", false),
+        (Kind::IpPool, "a", true),
+        (Kind::IpBlock, "10-1-0-0-26", true),
+        (Kind::Namespace, "a", false),
+    ] {
+        let mut world = World::new("n1".into(), Features::default());
+        world.store(Init(kind), Instant::now());
+        world.store(put(kind, name, 1), Instant::now());
+        assert!(world.revisions.contains_key(&id(kind, name)), "{kind}/{name}: its kind is not synced");
+        world.store(Synced(kind), Instant::now());
+        assert_eq!(world.revisions.contains_key(&id(kind, name)), kept, "{kind}/{name}");
+        world.store(put(kind, name, 2), Instant::now());
+        assert_eq!(world.revisions.contains_key(&id(kind, name)), kept, "{kind}/{name}");
+    }
 }

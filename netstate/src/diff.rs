@@ -42,14 +42,14 @@ pub fn diff(mirror: &State, wanted: &State, may_delete: impl Fn(&Key) -> bool) -
     for item in mirror.map().diff(wanted.map()) {
         match item {
             DiffItem::Add(key, entry) => {
-                make.push((Op::Create(key.clone(), entry.object.clone()), entry.owner.clone()))
+                make.push((Op::Create(Key::clone(key), entry.object.clone()), entry.owner.clone()))
             }
             DiffItem::Update { old: (key, old), new: (_, new) } if old.object != new.object => make.push((
-                Op::Replace { key: key.clone(), old: old.object.clone(), new: new.object.clone() },
+                Op::Replace { key: Key::clone(key), old: old.object.clone(), new: new.object.clone() },
                 new.owner.clone(),
             )),
             DiffItem::Update { .. } => {}
-            DiffItem::Remove(key, entry) if may_delete(key) => gone.push((key.clone(), Entry::clone(entry))),
+            DiffItem::Remove(key, entry) if may_delete(key) => gone.push((Key::clone(key), Entry::clone(entry))),
             DiffItem::Remove(..) => {}
         }
     }

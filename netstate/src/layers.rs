@@ -60,17 +60,17 @@ impl<const N: usize> Layers<N> {
 
     fn settle(&mut self, key: &Key) {
         let mut wanted = self.parts.iter().filter_map(|part| part.get_shared(key));
-        let Some(first) = wanted.next() else {
+        let Some((shared, first)) = wanted.next() else {
             self.merged.remove(key);
             self.conflicts.remove(key);
             return;
         };
         let lost: Vec<Conflict> = wanted
-            .filter(|other| other.object != first.object)
-            .map(|other| Conflict { key: key.clone(), kept: first.owner.clone(), lost: other.owner.clone() })
+            .filter(|(_, other)| other.object != first.object)
+            .map(|(_, other)| Conflict { key: key.clone(), kept: first.owner.clone(), lost: other.owner.clone() })
             .collect();
-        if self.merged.get_shared(key) != Some(first) {
-            self.merged.share(key.clone(), first.clone());
+        if self.merged.get_shared(key) != Some((shared, first)) {
+            self.merged.share(shared.clone(), first.clone());
         }
         if lost.is_empty() {
             self.conflicts.remove(key);

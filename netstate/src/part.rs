@@ -9,20 +9,27 @@ use crate::{Entry, Key, Object, Owner, State};
 
 /// See the module.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Part(Arc<[(Key, Arc<Entry>)]>);
+pub struct Part(Arc<[(Arc<Key>, Arc<Entry>)]>);
 
 impl Part {
     /// These objects, all of one owner. Of two under one key the first stays.
-    pub fn of(owner: &Owner, objects: Vec<(Key, Object)>) -> Part {
-        let entry = |object| Arc::new(Entry { object, owner: owner.clone() });
-        let mut entries: Vec<_> = objects.into_iter().map(|(key, object)| (key, entry(object))).collect();
-        entries.sort_by(|(a, _), (b, _)| a.cmp(b));
-        entries.dedup_by(|(later, _), (first, _)| later == first);
+    pub fn of(owner: &Owner, mut objects: Vec<(Key, Object)>) -> Part {
+        objects.sort_by(|(a, _), (b, _)| a.cmp(b));
+        objects.dedup_by(|(later, _), (first, _)| later == first);
+        let mut entries: Vec<(Arc<Key>, Arc<Entry>)> = Vec::with_capacity(objects.len());
+        for (key, object) in objects {
+            let entry = match entries.last() {
+                // Neighbours with one MAC, routes by one gateway: they stand side by side.
+                Some((_, last)) if last.object == object => last.clone(),
+                _ => Arc::new(Entry { object, owner: owner.clone() }),
+            };
+            entries.push((Arc::new(key), entry));
+        }
         Part(entries.into())
     }
 
     fn has(&self, key: &Key) -> bool {
-        self.0.binary_search_by(|(there, _)| there.cmp(key)).is_ok()
+        self.0.binary_search_by(|(there, _)| (**there).cmp(key)).is_ok()
     }
 }
 
@@ -31,12 +38,12 @@ impl State {
     /// since is that one's.
     pub fn replace_part(&mut self, before: &Part, after: &Part) {
         for (key, entry) in before.0.iter().filter(|(key, _)| !after.has(key)) {
-            if self.get_shared(key) == Some(entry) {
+            if self.get_shared(key) == Some((key, entry)) {
                 self.remove(key);
             }
         }
         for (key, entry) in after.0.iter() {
-            if self.get_shared(key) != Some(entry) {
+            if self.get_shared(key) != Some((key, entry)) {
                 self.share(key.clone(), entry.clone());
             }
         }

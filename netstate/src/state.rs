@@ -1,8 +1,8 @@
 //! `State`: one ordered map from key to object.
 //!
 //! Invariant: the variants of [`Key`] stand in dependency order. Ascending order is the order of creation, descending
-//! order the order of deletion. The map is persistent: a clone costs nothing and shares what it does not change. Entries
-//! are shared between states too: a node of a large cluster has tens of thousands, in several states at once.
+//! order the order of deletion. The map is persistent: a clone costs nothing and shares what it does not change. Keys and
+//! entries are shared between states too: a node of a large cluster has tens of thousands, in several states at once.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
@@ -118,9 +118,9 @@ pub struct Conflict {
 /// Wanted or actual kernel objects.
 #[derive(Clone, Debug, Default)]
 pub struct State {
-    entries: OrdMap<Key, Arc<Entry>>,
+    entries: OrdMap<Arc<Key>, Arc<Entry>>,
     /// The routes over each link, which their keys do not tell; derived from `entries`.
-    routes_over: OrdSet<(LinkName, Key)>,
+    routes_over: OrdSet<(LinkName, Arc<Key>)>,
 }
 
 // === impl State ===
@@ -133,11 +133,11 @@ impl State {
 
     /// Puts an object under a key, whatever was there.
     pub fn insert(&mut self, key: Key, object: Object, owner: Owner) {
-        self.share(key, Arc::new(Entry { object, owner }));
+        self.share(Arc::new(key), Arc::new(Entry { object, owner }));
     }
 
-    /// Puts an entry of another state under a key, whatever was there.
-    pub fn share(&mut self, key: Key, entry: Arc<Entry>) {
+    /// Puts an entry of another state under its key, whatever was there.
+    pub fn share(&mut self, key: Arc<Key>, entry: Arc<Entry>) {
         let dev = entry.object.output_link().cloned();
         let before = self.entries.insert(key.clone(), entry);
         let left = before.as_ref().and_then(|before| before.object.output_link());
@@ -149,9 +149,9 @@ impl State {
 
     /// Takes an object away, if it is there.
     pub fn remove(&mut self, key: &Key) -> Option<Arc<Entry>> {
-        let entry = self.entries.remove(key)?;
+        let (key, entry) = self.entries.remove_with_key(key)?;
         if let Some(dev) = entry.object.output_link() {
-            self.routes_over.remove(&(dev.clone(), key.clone()));
+            self.routes_over.remove(&(dev.clone(), key));
         }
         Some(entry)
     }
@@ -161,9 +161,9 @@ impl State {
         self.entries.get(key).map(|entry| &**entry)
     }
 
-    /// The entry under a key, to be shared with another state.
-    pub fn get_shared(&self, key: &Key) -> Option<&Arc<Entry>> {
-        self.entries.get(key)
+    /// The entry under a key, with that key, to be shared with another state.
+    pub fn get_shared(&self, key: &Key) -> Option<(&Arc<Key>, &Arc<Entry>)> {
+        self.entries.get_key_value(key)
     }
 
     /// Whether the very object is there.
@@ -178,17 +178,17 @@ impl State {
 
     /// Entries in key order.
     pub fn iter(&self) -> impl DoubleEndedIterator<Item = (&Key, &Entry)> {
-        self.iter_shared().map(|(key, entry)| (key, &**entry))
+        self.iter_shared().map(|(key, entry)| (&**key, &**entry))
     }
 
     /// Entries in key order, to be shared with another state.
-    pub fn iter_shared(&self) -> impl DoubleEndedIterator<Item = (&Key, &Arc<Entry>)> {
+    pub fn iter_shared(&self) -> impl DoubleEndedIterator<Item = (&Arc<Key>, &Arc<Entry>)> {
         self.entries.iter()
     }
 
     /// Entries from `first` on, in key order.
     pub fn entries_from<'a>(&'a self, first: &Key) -> impl Iterator<Item = (&'a Key, &'a Entry)> + use<'a> {
-        self.entries.range::<_, Key>((Bound::Included(first), Bound::Unbounded)).map(|(key, entry)| (key, &**entry))
+        self.entries.range::<_, Key>((Bound::Included(first), Bound::Unbounded)).map(|(key, entry)| (&**key, &**entry))
     }
 
     /// Number of entries.
@@ -205,7 +205,7 @@ impl State {
     pub fn replace(&mut self, before: &State, after: &State) {
         for key in before.differing_keys(after) {
             match after.get_shared(key) {
-                Some(entry) => self.share(key.clone(), entry.clone()),
+                Some((key, entry)) => self.share(key.clone(), entry.clone()),
                 None => drop(self.remove(key)),
             }
         }
@@ -214,19 +214,21 @@ impl State {
     /// Keys under which the two differ; visits only what they do not share.
     pub fn differing_keys<'a>(&'a self, other: &'a State) -> impl Iterator<Item = &'a Key> {
         self.entries.diff(&other.entries).map(|item| match item {
-            DiffItem::Add(key, _) | DiffItem::Remove(key, _) | DiffItem::Update { new: (key, _), .. } => key,
+            DiffItem::Add(key, _) | DiffItem::Remove(key, _) | DiffItem::Update { new: (key, _), .. } => &**key,
         })
     }
 
     /// Adds all of `part`. A key that is taken by a different object stays with who came first, and is reported.
     pub fn merge(&mut self, part: &State, conflicts: &mut Vec<Conflict>) {
         for (key, entry) in part.iter_shared() {
-            match self.entries.get(key) {
+            match self.get(key) {
                 None => self.share(key.clone(), entry.clone()),
                 Some(first) if first.object == entry.object => {}
-                Some(first) => {
-                    conflicts.push(Conflict { key: key.clone(), kept: first.owner.clone(), lost: entry.owner.clone() })
-                }
+                Some(first) => conflicts.push(Conflict {
+                    key: Key::clone(key),
+                    kept: first.owner.clone(),
+                    lost: entry.owner.clone(),
+                }),
             }
         }
     }
@@ -249,8 +251,8 @@ impl State {
     /// The keys of the routes over a link.
     pub(crate) fn routes_over<'a>(&'a self, ns: &'a Netns, link: &'a LinkName) -> impl Iterator<Item = &'a Key> {
         let first = Key::Route { ns: ns.clone(), table: 0, dst: IpNet::default(), metric: 0 };
-        let over = self.routes_over.range((link.clone(), first)..);
-        over.take_while(move |(dev, key)| dev == link && key.netns() == ns).map(|(_, key)| key)
+        let over = self.routes_over.range((link.clone(), Arc::new(first))..);
+        over.take_while(move |(dev, key)| dev == link && key.netns() == ns).map(|(_, key)| &**key)
     }
 
     /// The keys of a link, and of all that goes when it goes.
@@ -295,11 +297,11 @@ impl State {
     }
 
     fn keys_from(&self, first: Key) -> impl Iterator<Item = &Key> {
-        self.entries.range::<_, Key>((Bound::Included(first), Bound::Unbounded)).map(|(key, _)| key)
+        self.entries.range::<_, Key>((Bound::Included(first), Bound::Unbounded)).map(|(key, _)| &**key)
     }
 
     /// The map itself, for comparing two states without walking what they share.
-    pub(crate) fn map(&self) -> &OrdMap<Key, Arc<Entry>> {
+    pub(crate) fn map(&self) -> &OrdMap<Arc<Key>, Arc<Entry>> {
         &self.entries
     }
 }
@@ -307,7 +309,7 @@ impl State {
 impl FromIterator<(Key, Entry)> for State {
     fn from_iter<I: IntoIterator<Item = (Key, Entry)>>(entries: I) -> State {
         let mut state = State::new();
-        entries.into_iter().for_each(|(key, entry)| state.share(key, Arc::new(entry)));
+        entries.into_iter().for_each(|(key, entry)| state.share(Arc::new(key), Arc::new(entry)));
         state
     }
 }

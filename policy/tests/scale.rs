@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tartan_model::{Features, Kind, Labels, Namespace, Object, ObjectId, Pod, PolicyText, Revision, StoreEvent, World};
+use tartan_model::{Features, Kind, Labels, Namespace, Object, ObjectId, Pod, PolicyText, StoreEvent, World};
 use tartan_policy::verdicts::{Memo, Tables, plan};
 
 const NAMESPACES: u32 = 1_000;
@@ -91,8 +91,8 @@ fn pods_only() -> World {
         world.namespaces.insert(name.clone(), Arc::new(Namespace { name, labels: labels(&[("team", &team)]) }));
         for at in 0..DEPLOYMENTS * REPLICAS {
             let id = ObjectId { kind: Kind::Pod, name: pod_key(namespace, at) };
-            let revision = Revision(format!("{:032x}", namespace * 1000 + at).into());
-            world.store(StoreEvent::Put(id, Object::Pod(pod(namespace, at).into()), revision), now);
+            let revision = (namespace * 1000 + at) as u128;
+            world.store(StoreEvent::Put(id, Object::Pod(pod(namespace, at).into()), revision.into()), now);
         }
     }
     world

@@ -123,8 +123,7 @@ pub fn encode(id: &ObjectId, object: &Object) -> serde_yaml_ng::Value {
 /// The state of an object: a hash of the document it is written as.
 pub fn revision(id: &ObjectId, object: &Object) -> Revision {
     let canonical = serde_json::to_vec(&encode(id, object)).expect("keys of documents are texts");
-    let hash = siphasher::sip128::SipHasher13::new().hash(&canonical).as_u128();
-    Revision(format!("{hash:032x}").into())
+    siphasher::sip128::SipHasher13::new().hash(&canonical).as_u128().into()
 }
 
 /// Whether a text can name an object: letters in lower case, digits, `-` and `.`, as in Kubernetes.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use tartan_model::Family;
 use tartan_netstate::nft::{ElementData, ElementKey, Rule, Selector, Set, Type, rule};
-use tartan_netstate::{Key, Object, Owner, State};
+use tartan_netstate::{Entry, Key, Object, Owner, State};
 
 use super::{Nat, named, nfproto};
 
@@ -40,6 +40,8 @@ pub(super) fn plan(nat: &Nat) -> State {
         .chain(multicast)
         .collect();
     let mut state = State::new();
+    // There may be thousands of them.
+    let entry = Arc::new(Entry { object: Object::NftElement(ElementData::default()), owner: Owner::Node });
     for (stem, ranges) in [(LOCAL, &nat.local_ranges), (INSIDE, &inside)] {
         let sets = Family::ALL.map(|family| (family, Arc::<str>::from(named(stem, family))));
         // Intervals of a set must not overlap.
@@ -47,7 +49,7 @@ pub(super) fn plan(nat: &Nat) -> State {
             let of_range = |(family, _): &&(Family, Arc<str>)| *family == Family::of_net(&range);
             let (_, set) = sets.iter().find(of_range).expect("a set for each family");
             let key = Key::NftElement { set: set.clone(), key: ElementKey::prefix(range) };
-            state.insert(key, Object::NftElement(ElementData::default()), Owner::Node);
+            state.share(Arc::new(key), entry.clone());
         }
     }
     state

@@ -211,7 +211,7 @@ impl Agent {
         }
         let heard = self.world.adverts.get(peer);
         self.world.nodes.contains_key(peer)
-            && heard.is_some_and(|heard| self.world.leases_rest || heard.at + self.world.config.lease > now)
+            && heard.is_some_and(|heard| self.world.leases_rest || self.world.lease_until(heard) > now)
     }
 
     /// The kernel is not in the middle of a change.

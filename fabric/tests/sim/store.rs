@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use tartan_model::{Advert, Config, Kind, Node, Object, ObjectId, Revision, StoreEvent};
+use tartan_model::{Advert, Config, Kind, Node, Object, ObjectId, StoreEvent};
 
 use super::Rng;
 
@@ -114,5 +114,5 @@ impl Wire {
 }
 
 fn put(kind: Kind, name: Arc<str>, object: Object) -> StoreEvent {
-    StoreEvent::Put(ObjectId { kind, name }, object, Revision("".into()))
+    StoreEvent::Put(ObjectId { kind, name }, object, 0.into())
 }

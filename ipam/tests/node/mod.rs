@@ -7,7 +7,7 @@ use std::time::Instant;
 use ipnet::IpNet;
 use tartan_model::{
     Advert, Attachment, Block, Condition, Features, Holder, Kind, Node, NodeNetwork, Object, ObjectId, Part, PerFamily,
-    Pool, Reservation, Revision, Selector, StoreEvent, World,
+    Pool, Reservation, Selector, StoreEvent, World,
 };
 use tartan_netstate::{Mac, PodNetns};
 
@@ -61,7 +61,7 @@ impl Setup {
     /// Revisions count up from 2 on.
     pub(crate) fn put(&mut self, Put(object): Put) {
         self.puts += 1;
-        let revision = Revision(self.puts.to_string().into());
+        let revision = u128::from(self.puts).into();
         self.world.store(StoreEvent::Put(id_of(&object), object, revision), self.now);
     }
 

@@ -373,7 +373,7 @@ impl Cluster {
 
     fn write(&mut self, id: ObjectId, object: Option<Object>) {
         self.writes += 1;
-        let revision = Revision(self.writes.to_string().into());
+        let revision = Revision::from(u128::from(self.writes));
         self.log.push(match &object {
             Some(object) => StoreEvent::Put(id.clone(), object.clone(), revision.clone()),
             None => StoreEvent::Delete(id.clone()),
@@ -431,7 +431,7 @@ impl fmt::Display for Cluster {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (object, revision) in self.store.values() {
             if let Object::Block(block) = object {
-                writeln!(f, "store: {} of {} at {}: {:?}", block.cidr, block.node, revision.0, block.parts)?;
+                writeln!(f, "store: {} of {} at {}: {:?}", block.cidr, block.node, revision, block.parts)?;
             }
         }
         for (name, member) in NAMES.iter().zip(&self.nodes) {

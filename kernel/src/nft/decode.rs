@@ -120,6 +120,6 @@ fn pair(sorted: Vec<(Vec<u8>, bool, ElementData)>) -> Vec<(ElementKey, ElementDa
 fn element(elem: &[u8]) -> Option<(Vec<u8>, bool, ElementData)> {
     let value = |id| attr(elem, id).and_then(|data| attr(data, NFTA_DATA_VALUE));
     let flags = attr_u32(elem, NFTA_ELEM_FLAGS).unwrap_or(0);
-    let data = ElementData(value(NFTA_ELEM_DATA).unwrap_or_default().to_vec());
+    let data = ElementData(value(NFTA_ELEM_DATA).unwrap_or_default().into());
     Some((value(NFTA_ELEM_KEY)?.to_vec(), flags & NFT_ELEM_INTERVAL_END != 0, data))
 }

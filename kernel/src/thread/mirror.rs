@@ -44,7 +44,9 @@ pub(super) fn take_applied(mirror: &mut State, steps: &[(Op, Owner)], failures: 
     let failed: BTreeSet<&Key> = failures.iter().map(|failure| &failure.key).collect();
     for (op, owner) in steps.iter().filter(|(op, _)| !failed.contains(op.key())) {
         match (op, wanted.get_shared(op.key())) {
-            (Op::Create(key, made), Some(entry)) if entry.object == *made => mirror.share(key.clone(), entry.clone()),
+            (Op::Create(_, made), Some((key, entry))) if entry.object == *made => {
+                mirror.share(key.clone(), entry.clone())
+            }
             _ => op.apply_to(mirror, owner),
         }
         if let Op::Replace { key, new, .. } = op
@@ -61,8 +63,8 @@ pub(super) fn share(mirror: &mut State, wanted: &State) {
     let differing: Vec<Key> = wanted.differing_keys(mirror).cloned().collect();
     for key in &differing {
         match (mirror.get_shared(key), wanted.get(key)) {
-            (Some(is), Some(should)) if is.object == should.object => {}
-            (Some(is), _) => shared.share(key.clone(), is.clone()),
+            (Some((_, is)), Some(should)) if is.object == should.object => {}
+            (Some((key, is)), _) => shared.share(key.clone(), is.clone()),
             (None, _) => drop(shared.remove(key)),
         }
     }

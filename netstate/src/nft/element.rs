@@ -19,7 +19,7 @@ pub struct ElementKey {
 
 /// An element's data; empty in a set.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
-pub struct ElementData(pub Vec<u8>);
+pub struct ElementData(pub Box<[u8]>);
 
 /// Components of a key or of data, in order.
 #[derive(Clone, Debug, Default)]
@@ -61,7 +61,7 @@ impl Fields {
 
     /// As the data of a map.
     pub fn data(self) -> ElementData {
-        ElementData(self.finish())
+        ElementData(self.finish().into())
     }
 
     fn push(mut self, component: &[u8]) -> Fields {

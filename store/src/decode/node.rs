@@ -73,6 +73,13 @@ pub(super) fn decode_network(name: &Arc<str>, document: &tartan::NodeNetwork) ->
 
 fn decode_advert(name: &Arc<str>, document: &tartan::NodeNetwork) -> Result<Advert, Fault> {
     let spec = &document.spec;
+    let accepts: Vec<Endpoint> = exactly(spec.accepts.iter().enumerate().map(endpoint).collect::<Result<_, Fault>>()?);
+    // A node mostly sends on what it accepts.
+    let instance = |name: &String| {
+        let accepted = accepts.iter().map(|end| &end.instance).find(|instance| ***instance == **name);
+        accepted.cloned().unwrap_or_else(|| name.as_str().into())
+    };
+    let sends = spec.sends.iter().map(instance).collect();
     Ok(Advert {
         node: name.clone(),
         node_uid: spec.node_uid.as_str().into(),
@@ -80,8 +87,8 @@ fn decode_advert(name: &Arc<str>, document: &tartan::NodeNetwork) -> Result<Adve
         fabric_addresses: one_per_family("spec.fabricAddresses", &spec.fabric_addresses)?,
         blocks: exactly(fields::cidrs("spec.blocks", &spec.blocks)?),
         mtu: spec.mtu,
-        accepts: exactly(spec.accepts.iter().enumerate().map(endpoint).collect::<Result<_, Fault>>()?),
-        sends: spec.sends.iter().map(|name| name.as_str().into()).collect(),
+        accepts,
+        sends,
         edition: spec.edition,
         heartbeat: spec.heartbeat,
     })

@@ -31,14 +31,13 @@ pub(super) struct View {
 }
 
 /// A read of the whole directory that is under way.
-#[derive(Default)]
 pub(super) struct Listing {
     /// Nothing has been told before.
     first: bool,
-    /// Files that are there.
-    names: BTreeSet<Arc<str>>,
-    /// What was told of the objects in them.
-    before: BTreeMap<ObjectId, Option<Held>>,
+    /// Files of the view that have not been found again.
+    missing: BTreeSet<Arc<str>>,
+    /// Objects that are not what was told of them.
+    changed: BTreeSet<ObjectId>,
 }
 
 /// What one file holds: mostly one object, and there may be thousands of files.
@@ -46,7 +45,7 @@ struct File {
     /// In order.
     objects: Box<[(ObjectId, Held)]>,
     /// What is wrong with it beside its objects.
-    said: Vec<Condition>,
+    said: Box<[Condition]>,
     /// It may hold objects of which nothing is known.
     blind: bool,
 }
@@ -85,36 +84,42 @@ impl View {
 
     /// Begins to read the whole directory: everything will be told anew.
     pub(super) fn begin_list(&self) -> Listing {
-        Listing { first: self.files.is_empty(), ..Listing::default() }
+        let missing = self.files.keys().cloned().collect();
+        Listing { first: self.files.is_empty(), missing, changed: BTreeSet::new() }
+    }
+
+    /// Whether no file has been found.
+    pub(super) fn has_found_none(&self, listing: &Listing) -> bool {
+        listing.missing.len() == self.files.len()
     }
 
     /// Takes a reading of one of its files, perhaps once more.
     pub(super) fn take(&mut self, listing: &mut Listing, name: Arc<str>, reading: Reading) {
-        if matches!(reading, Reading::Gone) {
-            listing.names.remove(&name);
-            return;
+        if !matches!(reading, Reading::Gone) {
+            listing.missing.remove(&name);
+            self.list(listing, &name, reading);
+        } else if self.files.contains_key(&name) {
+            listing.missing.insert(name);
         }
-        let touched = self.absorb(&name, reading);
-        listing.names.insert(name);
-        listing.remember(touched);
     }
 
     /// Tells what there is, now that all has been read.
     pub(super) fn end_list(&mut self, mut listing: Listing) -> Vec<StoreEvent> {
-        let is_gone = |name: &&Arc<str>| !listing.names.contains(*name);
-        for name in self.files.keys().filter(is_gone).cloned().collect::<Vec<_>>() {
-            let touched = self.absorb(&name, Reading::Gone);
-            listing.remember(touched);
+        for name in std::mem::take(&mut listing.missing) {
+            self.list(&mut listing, &name, Reading::Gone);
+        }
+        if listing.first {
+            self.pack();
         }
         self.listing = true;
-        let mut events: Vec<StoreEvent> = self.kinds.iter().map(|kind| StoreEvent::Init(*kind)).collect();
+        let mut events = Vec::with_capacity(self.holders.len() + 2 * self.kinds.len());
+        events.extend(self.kinds.iter().map(|kind| StoreEvent::Init(*kind)));
         // Who is told for the first time acts on nothing before the end. Others must not see half of what is new.
         let mut moment = Vec::new();
         let mut last = None;
         for id in self.holders.iter().map(|(id, _)| id).filter(|id| last.replace(*id) != Some(*id)) {
             let Some(held) = self.held(id) else { continue };
-            let is_old = listing.before.get(id).is_none_or(|before| before.as_ref().is_some_and(|it| it.is_as(held)));
-            if is_old { &mut events } else { &mut moment }.push(held.told(id));
+            if listing.changed.contains(id) { &mut moment } else { &mut events }.push(held.told(id));
         }
         events.extend((!moment.is_empty()).then_some(StoreEvent::Moment(moment)));
         let files: BTreeSet<Arc<str>> = self.files.keys().chain(self.told_notices.keys()).cloned().collect();
@@ -123,10 +128,25 @@ impl View {
         events
     }
 
+    fn list(&mut self, listing: &mut Listing, name: &Arc<str>, reading: Reading) {
+        let touched = self.absorb(name, reading);
+        if !listing.first {
+            let changed = touched.into_iter().filter(|(id, before)| self.has_changed(id, before.as_ref()));
+            listing.changed.extend(changed.map(|(id, _)| id));
+        }
+    }
+
+    /// Makes full nodes of the trees: what comes in order, as the files of a list do, leaves them half empty.
+    fn pack(&mut self) {
+        self.files = std::mem::take(&mut self.files).into_iter().collect();
+        self.holders = std::mem::take(&mut self.holders).into_iter().collect();
+    }
+
     /// Takes a reading of one file.
     pub(super) fn read(&mut self, name: &Arc<str>, reading: Reading) -> Vec<StoreEvent> {
         let touched = self.absorb(name, reading);
-        let mut events: Vec<StoreEvent> = touched.iter().filter_map(|(id, before)| self.news(id, before)).collect();
+        let changed = touched.iter().filter(|(id, before)| self.has_changed(id, before.as_ref()));
+        let mut events: Vec<StoreEvent> = changed.map(|(id, _)| self.news(id)).collect();
         let holders = touched.keys().flat_map(|id| self.holders_of(id));
         let files: BTreeSet<Arc<str>> = holders.chain([name]).cloned().collect();
         events.extend(files.iter().filter_map(|file| self.tell_notice(file)));
@@ -153,13 +173,16 @@ impl View {
         touched
     }
 
-    /// What to tell of an object that was `before`; none if it is the same.
-    fn news(&self, id: &ObjectId, before: &Option<Held>) -> Option<StoreEvent> {
+    fn has_changed(&self, id: &ObjectId, before: Option<&Held>) -> bool {
         match (before, self.held(id)) {
-            (Some(_), None) => Some(StoreEvent::Delete(id.clone())),
-            (Some(before), Some(held)) if before.is_as(held) => None,
-            (_, held) => held.map(|held| held.told(id)),
+            (Some(before), Some(held)) => !before.is_as(held),
+            (before, held) => before.is_some() || held.is_some(),
         }
+    }
+
+    /// What to tell of an object that has changed.
+    fn news(&self, id: &ObjectId) -> StoreEvent {
+        self.held(id).map_or_else(|| StoreEvent::Delete(id.clone()), |held| held.told(id))
     }
 
     fn tell_notice(&mut self, file: &Arc<str>) -> Option<StoreEvent> {
@@ -193,23 +216,6 @@ impl View {
         if self.listing && !self.files.values().any(|file| file.blind) {
             self.listing = false;
             events.extend(self.kinds.iter().map(|kind| StoreEvent::Synced(*kind)));
-        }
-    }
-}
-
-// === impl Listing ===
-
-impl Listing {
-    /// Whether there is no file.
-    pub(super) fn is_empty(&self) -> bool {
-        self.names.is_empty()
-    }
-
-    fn remember(&mut self, touched: BTreeMap<ObjectId, Option<Held>>) {
-        if !self.first {
-            for (id, before) in touched {
-                self.before.entry(id).or_insert(before);
-            }
         }
     }
 }
@@ -252,7 +258,7 @@ impl File {
                 *now = held.clone();
             }
         }
-        Some(File { objects: objects.into_iter().collect(), said, blind })
+        Some(File { objects: objects.into_iter().collect(), said: said.into(), blind })
     }
 }
 

@@ -147,7 +147,7 @@ impl Watcher {
             self.view.take(&mut listing, name, reading);
         }
         let in_doubt = session.until_still(&self.dir, |name, reading| self.view.take(&mut listing, name, reading));
-        if listing.is_empty() && !self.view.is_empty() && !self.dir.join(write::LOCK).exists() {
+        if self.view.has_found_none(&listing) && !self.view.is_empty() && !self.dir.join(write::LOCK).exists() {
             return Err(io::Error::other("it is another directory, with nothing in it; is it not mounted?"));
         }
         Ok((self.view.end_list(listing), in_doubt))
