@@ -9,8 +9,11 @@
 //! Invariants: pure and total; `plan(memo, world) == plan(empty, world)`; what is not understood denies.
 
 pub mod dialect;
+pub mod ends;
 pub mod ir;
 pub mod oracle;
+pub mod trace;
 pub mod traits;
 pub mod verdicts;
 pub mod walk;
+mod words;

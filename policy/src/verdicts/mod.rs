@@ -21,7 +21,7 @@ use tartan_model::{Condition, Memo as Cache, ObjectId, PolicyText, World};
 
 mod classes;
 mod flatten;
-mod identities;
+pub(crate) mod identities;
 mod mentions;
 mod numbers;
 mod rows;

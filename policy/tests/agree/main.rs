@@ -21,6 +21,7 @@ mod garbage;
 mod generate;
 mod history;
 mod misread;
+mod traced;
 
 /// Histories of an everyday run: about five seconds, and 130,000 decisions.
 const EVERYDAY: u64 = 100;
