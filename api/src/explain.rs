@@ -105,7 +105,7 @@ pub struct Row {
     /// `ingress` or `egress`.
     pub direction: String,
     /// Which other ends.
-    pub peers: String,
+    pub peers: Vec<String>,
     /// Which packets, e.g. `tcp 80,443`.
     pub packets: String,
     pub verdict: Verdict,

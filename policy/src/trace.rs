@@ -22,6 +22,7 @@ mod quote;
 mod written;
 
 use changes::Change;
+pub(crate) use written::PASSING;
 
 /// What is asked of a connection beside its ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

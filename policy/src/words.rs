@@ -1,9 +1,11 @@
 //! Packets, verdicts and rules in words.
 
 use tartan_api::explain as api;
+use tartan_model::Labels;
 
-use crate::ir::{Action, Mode, protocol};
+use crate::ir::{Action, Direction, Entity, Mode, protocol};
 use crate::trace::Asked;
+use crate::verdicts::Identity;
 use crate::walk::{Packet, Verdict};
 
 /// A protocol by its name, else by its number.
@@ -51,4 +53,46 @@ pub(crate) fn action(asked: &Asked<'_>) -> &'static str {
         (Some(Action::Pass), _) => "passes to the next tier",
         (Some(Action::Log), _) => "logs",
     }
+}
+
+pub(crate) fn direction(direction: Direction) -> &'static str {
+    match direction {
+        Direction::Ingress => "ingress",
+        Direction::Egress => "egress",
+    }
+}
+
+/// Which ends an identity stands for.
+pub(crate) fn identity(identity: &Identity) -> String {
+    let traits = &identity.traits;
+    let mut parts: Vec<String> = Vec::new();
+    parts.push(match traits.entity {
+        Entity::Pod => "pods".into(),
+        Entity::UnknownPod => "unknown pods".into(),
+        Entity::Host => "the pod's node".into(),
+        Entity::RemoteNode => "other nodes".into(),
+        Entity::ApiServer => "the API server".into(),
+        Entity::Health => "health probes".into(),
+        Entity::World => "addresses outside".into(),
+    });
+    if let Some(workload) = &traits.workload {
+        parts.extend((!workload.namespace.is_empty()).then(|| format!("of {}", workload.namespace)));
+        let namespace = labels(&workload.namespace_labels);
+        parts.extend((!namespace.is_empty()).then(|| format!("of namespaces with {namespace}")));
+        let own = labels(&workload.labels);
+        parts.extend((!own.is_empty()).then(|| format!("with {own}")));
+        let account = &workload.service_account;
+        parts.extend((!account.is_empty()).then(|| format!("as {account}")));
+        let port = |(name, number, port): &(std::sync::Arc<str>, u8, u16)| format!("{name} at {port}/{}", protocol(*number));
+        let ports: Vec<String> = workload.ports.iter().map(port).collect();
+        parts.extend((!ports.is_empty()).then(|| format!("that have {}", ports.join(", "))));
+    }
+    let node = labels(&traits.node_labels);
+    parts.extend((!node.is_empty()).then(|| format!("with {node}")));
+    parts.extend(identity.range.map(|range| format!("in {range}")));
+    parts.join(" ")
+}
+
+pub(crate) fn labels(labels: &Labels) -> String {
+    labels.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(",")
 }

@@ -12,7 +12,7 @@ use crate::ir::{Direction, Entity, Rank, protocol};
 use crate::walk::{End, Packet};
 
 /// Labels that controllers put on single pods or revisions: no rule should name them.
-const PASSING: [&str; 5] = [
+pub(crate) const PASSING: [&str; 5] = [
     "pod-template-hash",
     "controller-revision-hash",
     "pod-template-generation",

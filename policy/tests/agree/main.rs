@@ -17,6 +17,7 @@ use tartan_policy::walk::{self, Packet};
 use history::{History, NODES, State};
 
 mod canon;
+mod compared;
 mod garbage;
 mod generate;
 mod history;
