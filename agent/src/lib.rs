@@ -21,6 +21,7 @@ pub mod journal;
 pub mod metrics;
 pub mod plan;
 pub mod publish;
+pub mod recorded;
 pub mod refused;
 pub mod run;
 pub mod snapshot;

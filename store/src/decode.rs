@@ -92,6 +92,13 @@ pub fn documents(origin: &str, text: &str) -> Vec<Result<Document, Box<Refused>>
     found
 }
 
+/// The line of a text, from 1, on which a field of one of its documents stands; of the nearest field around it where it is
+/// absent itself.
+pub fn line(text: &str, document: &Range<usize>, field: &str) -> usize {
+    let before = text[..document.start].bytes().filter(|byte| *byte == b'\n').count();
+    before + locate::line(&text[document.clone()], field)
+}
+
 /// The document an object is written as.
 pub fn encode(id: &ObjectId, object: &Object) -> serde_yaml_ng::Value {
     let document = match object {
