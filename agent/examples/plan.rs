@@ -12,8 +12,8 @@ use anyhow::{Result, ensure};
 use ipnet::IpNet;
 use tartan_agent::plan::{Plan, Planners};
 use tartan_model::{
-    Advert, Attachment, DefaultRoute, Endpoint, Features, Host, HostLink, Kind, Node, Object, ObjectId, PerFamily,
-    Programmed, Revision, StoreEvent, World,
+    Advert, Attachment, DefaultRoute, Endpoint, Features, Host, HostLink, Kind, Labels, Namespace, Node, Object,
+    ObjectId, PerFamily, Pod, Programmed, Revision, StoreEvent, World,
 };
 use tartan_netstate::{Mac, PodNetns, State, diff};
 
@@ -106,11 +106,17 @@ fn world(now: Instant) -> World {
         world.store(put(id, Object::Node(peer.node().into())), now);
         world.store(put(peer.object_id(), Object::from(peer.advert())), now);
     }
+    let namespace = Namespace { name: "bench".into(), labels: Labels::default() };
+    world
+        .store(put(ObjectId { kind: Kind::Namespace, name: "bench".into() }, Object::Namespace(namespace.into())), now);
+    for number in 1..=PODS {
+        let attachment = attachment(number);
+        let id = ObjectId { kind: Kind::Pod, name: attachment.pod().into() };
+        world.store(put(id, Object::Pod(pod(&attachment).into())), now);
+        world.attach(attachment);
+    }
     for kind in Kind::ALL {
         world.store(StoreEvent::Synced(kind), now);
-    }
-    for number in 1..=PODS {
-        world.attach(attachment(number));
     }
     world
 }
@@ -161,6 +167,18 @@ fn attachment(number: u8) -> Attachment {
         mac: Mac([2, 0, 0, 0, 0, number]),
         ports: Vec::new(),
         answered: true,
+    }
+}
+
+fn pod(attachment: &Attachment) -> Pod {
+    Pod {
+        node: "local".into(),
+        labels: [("app", "bench")].into_iter().collect(),
+        service_account: "default".into(),
+        addresses: attachment.addresses.iter().map(|(_, address)| *address).collect(),
+        ports: Box::default(),
+        host_network: false,
+        finished: false,
     }
 }
 

@@ -20,6 +20,7 @@ mod inherited;
 pub mod journal;
 pub mod metrics;
 pub mod plan;
+mod policy;
 pub mod publish;
 pub mod recorded;
 pub mod refused;
@@ -118,7 +119,7 @@ pub fn assemble(
     let vital = Vital::new("the kernel thread", &alive);
     let kernel = Box::new(Noting::new(kernel, state_dir));
     let kernel = tartan_kernel::thread::spawn(kernel, report(sender.clone(), vital))?;
-    let events = store.watch(&Kind::followed().collect::<Vec<_>>());
+    let events = store.watch(&Kind::ALL);
     tokio::spawn(Vital::new("the watch of the store", &alive).around(listen(events, sender.clone())));
     let (publisher, publishing) = publish::publisher(store);
     tokio::spawn(Vital::new("the publisher", &alive).around(publishing));

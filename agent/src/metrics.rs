@@ -40,6 +40,19 @@ pub fn render(status: &Status, counters: &Counters, conntrack: Option<&tartan_ke
         "Addresses of the block that pods have",
         status.blocks.iter().map(|block| (labels(&[("cidr", &block.cidr)]), block.used as f64)),
     );
+    let policy = &status.policy;
+    text.many("tartan_policy_mode", "gauge", "What is done about policies", [(labels(&[("mode", &policy.mode)]), 1.0)]);
+    for (name, help, value) in [
+        ("tartan_policies", "Policy objects of all kinds", policy.policies),
+        ("tartan_policy_subjects", "Pods of this node whose policies are known", policy.subjects),
+        ("tartan_policy_sets", "Different sets of policies that they have", policy.sets),
+        ("tartan_policy_rows", "Verdicts of these sets", policy.rows),
+        ("tartan_policy_identities", "What addresses are to any policy", policy.identities),
+        ("tartan_policy_addresses", "Addresses whose identity is known one by one", policy.addresses),
+        ("tartan_policy_ranges", "Ranges of all other addresses", policy.ranges),
+    ] {
+        text.one(name, "gauge", help, value as f64);
+    }
     let mut conditions = BTreeMap::new();
     for condition in &status.conditions {
         *conditions.entry(labels(&[("reason", &condition.reason), ("about", &condition.about)])).or_insert(0.0) += 1.0;
@@ -86,7 +99,7 @@ impl Text {
 
 #[cfg(test)]
 mod tests {
-    use tartan_api::status::Peer;
+    use tartan_api::status::{Peer, Policy};
     use tartan_api::tartan::Condition;
 
     use super::*;
@@ -98,6 +111,7 @@ mod tests {
             ready: true,
             pod_mtu: 1450,
             peers: vec![Peer { node: "n2".into(), live: true, fabric: "host-gw".into(), ..Peer::default() }],
+            policy: Policy { mode: "audit".into(), subjects: 3, rows: 12, ..Policy::default() },
             conditions: vec![said("a \"b\"\\"), said("c"), said("c")],
             ..Status::default()
         };
@@ -108,6 +122,9 @@ mod tests {
             r#"tartan_peer_live{node="n2",fabric="host-gw"} 1"#,
             r#"tartan_condition{reason="BadSyntax",about="a \"b\"\\"} 1"#,
             r#"tartan_condition{reason="BadSyntax",about="c"} 2"#,
+            r#"tartan_policy_mode{mode="audit"} 1"#,
+            "tartan_policy_subjects 3",
+            "tartan_policy_rows 12",
         ] {
             assert_eq!(text.lines().filter(|found| *found == line).count(), 1, "{line} in\n{text}");
         }

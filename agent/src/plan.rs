@@ -13,6 +13,7 @@ use tartan_model::{Advert, Attachment, Condition, Node, Pool, World};
 use tartan_netstate::{Conflict, Layers, State};
 
 use crate::inherited::Inherited;
+use crate::policy::{self, Policy};
 use crate::refused;
 
 /// Last inputs and outputs of every planner.
@@ -25,6 +26,7 @@ pub struct Planners {
     ranges: ClusterRanges,
     nat: tartan_datapath::nftables::Nftables,
     firewall: tartan_datapath::firewall::Firewall,
+    policy: Policy,
     layers: Layers<4>,
     inherited: Inherited,
 }
@@ -55,6 +57,8 @@ pub struct Plan {
     pub claims: Vec<tartan_ipam::Claim>,
     /// Ranges that addresses may be given out of now.
     pub gives: Vec<IpNet>,
+    /// What policy wants; none while it is off.
+    pub policy: Option<tartan_policy::verdicts::Out>,
     pub conditions: Vec<Condition>,
     /// Look again then, if nothing happens before.
     pub wake_at: Option<Instant>,
@@ -70,7 +74,7 @@ impl Planners {
     pub fn plan(&mut self, world: &World, now: Instant) -> Plan {
         let mut conditions: Vec<Condition> = said_by_the_store(world).cloned().collect();
         conditions.extend(refused::conditions(world));
-        conditions.extend(not_enforced(world));
+        conditions.extend(policy::not_enforced(world));
         if !is_known(world) {
             return Plan { conditions, ..Plan::default() };
         }
@@ -93,6 +97,7 @@ impl Planners {
         self.layers.set(0, &fabric.state);
         self.layers.set(1, pods);
         self.layers.set(2, &self.inherited.beside(world, self.nat.plan(world, &nat)));
+        let policy = self.policy.plan(world);
         let firewall = self.firewall.plan(world);
         self.layers.set(3, &firewall.state);
         conditions.extend(ipam.conditions.iter().cloned());
@@ -105,6 +110,7 @@ impl Planners {
             advert: fabric.advert.clone().filter(|_| world.is_whole()),
             claims: ipam.claims.clone(),
             gives: ipam.gives.clone(),
+            policy,
             conditions,
             wake_at: [ipam.wake_at, fabric.wake_at].into_iter().flatten().min(),
         }
@@ -162,21 +168,6 @@ fn from_memory(world: &World) -> Condition {
 pub fn said_by_the_store(world: &World) -> impl Iterator<Item = &Condition> {
     let invalid = world.invalid.values().map(|condition| &**condition);
     invalid.chain(world.notices.values().flat_map(|notices| notices.iter()))
-}
-
-/// Nothing enforces policies yet; that must not go without a word.
-fn not_enforced(world: &World) -> Option<Condition> {
-    let first = world.policies.keys().next()?;
-    Some(Condition {
-        about: first.to_string(),
-        field: String::new(),
-        reason: "PolicyNotEnforced",
-        message: format!(
-            "policies in the store: {}; this version enforces none, and pods are as open as without them",
-            world.policies.len()
-        ),
-        fix: "let something else enforce them, or keep what they protect out of this cluster".into(),
-    })
 }
 
 fn conflict(node: &str, conflict: &Conflict) -> Condition {

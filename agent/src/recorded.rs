@@ -25,24 +25,21 @@ struct Texts<F> {
 
 /// What there is to record of a world.
 pub fn of(world: &World) -> World {
-    let mut record = world.of_the_cluster();
-    record.namespaces = world.namespaces.clone();
-    record.policies = world.policies.clone();
-    record.pods = world.pods.clone();
+    let seen = world.of_one_moment();
+    let mut record = seen.as_deref().unwrap_or(world).of_the_cluster();
     let mut given: BTreeMap<IpAddr, String> = BTreeMap::new();
     for it in world.attachments.values() {
-        let pod = format!("{}/{}", it.pod_namespace, it.pod_name);
-        given.extend(it.addresses.iter().map(|(_, address)| (*address, pod.clone())));
+        given.extend(it.addresses.iter().map(|(_, address)| (*address, it.pod())));
     }
     if given.is_empty() {
         return record;
     }
-    for (key, pod) in &world.pods {
-        let own = given.iter().filter(|(_, of)| **of == **key).map(|(address, _)| *address);
+    for (key, pod) in record.pods.clone() {
+        let own = given.iter().filter(|(_, of)| **of == *key).map(|(address, _)| *address);
         let of_others = |address: &IpAddr| given.contains_key(address) && !pod.host_network;
         let addresses: Box<[IpAddr]> = own.chain(pod.addresses.iter().copied().filter(|it| !of_others(it))).collect();
         if addresses != pod.addresses {
-            record.pods.insert(key.clone(), Arc::new(Pod { addresses, ..(**pod).clone() }));
+            record.pods.insert(key, Arc::new(Pod { addresses, ..(*pod).clone() }));
         }
     }
     record

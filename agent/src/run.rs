@@ -20,7 +20,7 @@ use crate::journal::{Journal, Record};
 use crate::plan::{Plan, Planners};
 use crate::snapshot::keeper::Keeper;
 use crate::waiting::{CniReply, Waiting};
-use crate::{conditions, publish, recorded, status};
+use crate::{conditions, policy, publish, recorded, status};
 
 /// Everything that can happen to an agent.
 pub enum Input {
@@ -121,7 +121,7 @@ impl Agent {
             let before = std::mem::replace(&mut self.plan, self.planners.plan(&self.world, now));
             log(&before.conditions, &self.plan.conditions);
             self.want();
-            self.waiting.promise(self.generation);
+            self.waiting.promise(self.generation, lacks(&self.world, &self.plan));
             self.counters.plan(now.elapsed());
         }
     }
@@ -230,7 +230,7 @@ impl Agent {
 
     /// Answers CNI callers whose objects are in the kernel, and takes back what cannot be or is no longer wanted.
     fn settle(&mut self, now: Instant) {
-        let outcome = self.waiting.settle(&self.world, now);
+        let outcome = self.waiting.settle(&self.world, lacks(&self.world, &self.plan), now);
         for id in outcome.answered {
             self.write(Record::Answered { id: id.clone() });
             self.world.answered(&id);
@@ -247,6 +247,12 @@ impl Agent {
             error!("journal: {error}");
         }
     }
+}
+
+/// What an attachment lacks before it may have connections.
+fn lacks<'a>(world: &'a World, plan: &'a Plan) -> impl Fn(&str) -> Option<String> + 'a {
+    let planned = plan.policy.as_ref().map(|policy| &policy.tables);
+    move |id| policy::lacks(world, planned, world.attachments.get(id)?)
 }
 
 /// Each condition is logged when it comes, and when it has gone.

@@ -28,7 +28,7 @@ use tartan_store::decode;
 pub mod keeper;
 
 /// The format this build writes, and the only one it reads.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 const KIND: &str = "Snapshot";
 
 /// The file's name in the state directory.
@@ -143,7 +143,12 @@ fn objects(world: &World) -> impl Iterator<Item = (ObjectId, Object)> {
         .blocks
         .iter()
         .map(move |(range, it)| (id(Kind::IpBlock, &Block::name_of(range)), Object::Block(it.clone())));
-    std::iter::once(config).chain(nodes).chain(adverts).chain(pools).chain(reservations).chain(blocks)
+    let namespaces =
+        world.namespaces.iter().map(move |(name, it)| (id(Kind::Namespace, name), Object::Namespace(it.clone())));
+    let pods = world.pods.iter().map(move |(name, it)| (id(Kind::Pod, name), Object::Pod(it.clone())));
+    let policies = world.policies.iter().map(|(id, it)| (id.clone(), Object::Policy(it.clone())));
+    let network = std::iter::once(config).chain(nodes).chain(adverts).chain(pools).chain(reservations).chain(blocks);
+    network.chain(namespaces).chain(pods).chain(policies)
 }
 
 /// A snapshot's node, and what it holds; `path` names it in errors.
@@ -168,12 +173,8 @@ pub fn decode_all(bytes: &[u8], path: &Path) -> Result<(String, Vec<(ObjectId, O
     let text = std::str::from_utf8(&bytes[first.len() + 1..last]).map_err(|_| damaged("it is not UTF-8"))?;
     let objects: Vec<(ObjectId, Object)> = text
         .lines()
-        .map(|line| match decode::documents("snapshot", line).pop() {
-            Some(Ok(document)) => Ok((document.id, document.object)),
-            // A whole line of the same format: an object that this build understands in another way.
-            Some(Err(refused)) => Err(damaged(&refused.condition.message)),
-            None => Err(damaged("it has an empty line")),
-        })
+        // A whole line of the same format can be an object that this build understands in another way.
+        .map(|line| decode::line("snapshot", line).map_err(|refused| damaged(&refused.message)))
         .collect::<Result<_, _>>()?;
     match objects.len() == footer.objects {
         true => Ok((header.metadata.name, objects)),

@@ -10,6 +10,7 @@ use tartan_kernel::thread::Applied;
 use tartan_model::{Condition, Config, Kind, ObjectId, Revision, World};
 
 use crate::plan::{Plan, Planners, is_known, said_by_the_store};
+use crate::policy::said;
 
 /// What has happened since the start.
 #[derive(Clone, Debug, Default)]
@@ -60,6 +61,7 @@ pub fn look(world: &World, planners: &Planners, plan: &Plan, counters: &Counters
 fn status(world: &World, planners: &Planners, plan: &Plan, counters: &Counters) -> api::Status {
     let fabric = planners.fabric();
     let waiting_for = waiting_for(world);
+    let said = plan.policy.as_ref().map(said).unwrap_or_default();
     api::Status {
         node: world.local.to_string(),
         version: env!("CARGO_PKG_VERSION").into(),
@@ -75,7 +77,8 @@ fn status(world: &World, planners: &Planners, plan: &Plan, counters: &Counters) 
         pods: pods(world),
         peers: fabric.peers.iter().map(|(name, peer)| self::peer(name, peer)).collect(),
         kernel: kernel(world, counters),
-        conditions: plan.conditions.iter().map(condition).collect(),
+        policy: policy(world, plan),
+        conditions: plan.conditions.iter().chain(&said).map(condition).collect(),
     }
 }
 
@@ -157,6 +160,21 @@ fn kernel(world: &World, counters: &Counters) -> api::Kernel {
         applied: counters.applied,
         repaired: counters.repaired,
         failures: world.programmed.failures.iter().map(failure).collect(),
+    }
+}
+
+fn policy(world: &World, plan: &Plan) -> api::Policy {
+    let tables = plan.policy.as_ref().map(|policy| policy.tables.clone()).unwrap_or_default();
+    let rows = tables.sets.values().flat_map(|set| [&set.ingress, &set.egress]).map(|rows| rows.words.len() as u64);
+    api::Policy {
+        mode: world.config.policy.to_string(),
+        policies: world.policies.len() as u64,
+        subjects: tables.subjects.len() as u64,
+        sets: tables.sets.len() as u64,
+        rows: rows.sum(),
+        identities: tables.identities.len() as u64,
+        addresses: tables.addresses.len() as u64,
+        ranges: tables.ranges.len() as u64,
     }
 }
 

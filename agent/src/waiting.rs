@@ -1,7 +1,8 @@
 //! CNI callers that wait until the kernel holds what they asked for.
 //!
-//! An ADD is answered once a plan that holds it has been applied and nothing of its pod was refused; a DEL once a plan
-//! without it has; a CHECK once the kernel has been looked at. Nobody waits for ever, and who hung up is not waited for: its attachment is undone.
+//! An ADD is answered once a plan that holds it, and what policy says of its pod, has been applied and nothing of its pod
+//! was refused; a DEL once a plan without it has; a CHECK once the kernel has been looked at. Nobody waits for ever, and
+//! who hung up is not waited for: its attachment is undone.
 //!
 //! Invariant: of each ADD exactly one of `answered` and `undone` is said, unless it was deleted meanwhile.
 
@@ -119,13 +120,15 @@ impl Waiting {
         }
     }
 
-    /// There is a plan for all that came so far: this generation; 0 while nothing can be planned.
-    pub fn promise(&mut self, generation: u64) {
+    /// There is a plan for all that came so far: this generation; 0 while nothing can be planned. `lacks` says what an
+    /// attachment still lacks to be one that may have connections.
+    pub fn promise(&mut self, generation: u64, lacks: impl Fn(&str) -> Option<String>) {
         for caller in self.callers.iter_mut().filter(|caller| caller.number.is_none()) {
-            match caller.what {
+            match &caller.what {
                 // A plan without it is to come, and there is none with it.
                 What::Del if generation == 0 => caller.number = Some(0),
                 _ if generation == 0 => continue,
+                What::Add { id, .. } if lacks(id).is_some() => continue,
                 _ => caller.number = Some(generation),
             }
             self.look |= generation == self.generation;
@@ -134,8 +137,14 @@ impl Waiting {
     }
 
     /// Answers whom it can. Called for each change of what is programmed, and at [`Waiting::wake_at`].
-    pub fn settle(&mut self, world: &World, now: Instant) -> Outcome {
+    pub fn settle(&mut self, world: &World, lacks: impl Fn(&str) -> Option<String>, now: Instant) -> Outcome {
         self.look = false;
+        for caller in &mut self.callers {
+            // What it had may have been taken back before the kernel had it.
+            if matches!(&caller.what, What::Add { id, .. } if lacks(id).is_some()) {
+                caller.number = None;
+            }
+        }
         let mut outcome = Outcome::default();
         let programmed = &world.programmed;
         let due =
@@ -144,7 +153,11 @@ impl Waiting {
             let done = caller.is_done(programmed);
             match caller.what {
                 What::Add { id, request } => {
-                    let verdict = if done { added(world, &id, &request) } else { Err(too_slow(world)) };
+                    let verdict = match (done, lacks(&id)) {
+                        (true, _) => added(world, &id, &request),
+                        (false, Some(what)) => Err(unknown(world, &id, &what)),
+                        (false, None) => Err(too_slow(world)),
+                    };
                     let worked = verdict.is_ok();
                     let told = caller.reply.say(verdict);
                     if worked && told {
@@ -213,6 +226,14 @@ fn refused(attachment: &Attachment, failed: &Failed) -> CniError {
         String::new()
     };
     CniError::new(code::IO, format!("the kernel refused {}", failed.key), format!("{}{hint}", failed.error))
+}
+
+/// Without its labels nobody can tell what may reach it.
+fn unknown(world: &World, id: &str, what: &str) -> CniError {
+    let pod = world.attachments.get(id).map_or_else(|| id.to_owned(), |attachment| format!("pod {}", attachment.pod()));
+    let msg = format!("{pod} cannot start before its policies are known: {what}");
+    let fix = "the runtime tries again by itself; if this stays, see `tartan status` on this node, and whether the API server has the object";
+    CniError::new(code::TRY_LATER, msg, fix)
 }
 
 fn too_slow(world: &World) -> CniError {

@@ -122,7 +122,8 @@ fn ip_reservation() -> Kind {
 
 fn definitions(kinds: &[Kind]) -> String {
     let documents = kinds.iter().map(|kind| serde_yaml_ng::to_string(&kind.definition()).unwrap());
-    documents.collect::<Vec<_>>().join("---\n")
+    // kubectl reads YAML 1.1, where a bare `off` is a boolean, and no value of an enum of texts.
+    documents.collect::<Vec<_>>().join("---\n").replace("- off\n", "- \"off\"\n")
 }
 
 fn deploy(file: &str) -> PathBuf {

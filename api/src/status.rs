@@ -29,6 +29,7 @@ pub struct Status {
     pub pods: Vec<Pod>,
     pub peers: Vec<Peer>,
     pub kernel: Kernel,
+    pub policy: Policy,
     pub conditions: Vec<Condition>,
 }
 
@@ -92,4 +93,25 @@ pub struct Failure {
     pub object: String,
     pub owner: String,
     pub error: String,
+}
+
+/// What policies come to on this node.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Policy {
+    /// `enforce`, `audit` or `off`.
+    pub mode: String,
+    /// Objects of all policy kinds.
+    pub policies: u64,
+    /// Pods of this node whose policies are known.
+    pub subjects: u64,
+    /// Different sets of policies that they have.
+    pub sets: u64,
+    /// Verdicts of these sets.
+    pub rows: u64,
+    /// What addresses of the cluster and beyond are to any policy.
+    pub identities: u64,
+    /// Addresses whose identity is known one by one, and by range.
+    pub addresses: u64,
+    pub ranges: u64,
 }

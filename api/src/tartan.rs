@@ -39,6 +39,11 @@ pub struct NetworkConfigSpec {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[cfg_attr(test, schemars(extend("enum" = ["open", "report"])))]
     pub host_firewall: Option<String>,
+    /// `enforce`, `audit` (say what would be denied, and let it pass) or `"off"`, which kubectl wants in quotes: it reads
+    /// YAML 1.1, where a bare `off` is a boolean.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(test, schemars(extend("enum" = ["enforce", "audit", "off"])))]
+    pub policy: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub node_address: Option<NodeAddressSpec>,
     /// How long a released address stays unused.

@@ -39,6 +39,7 @@ fn write_all(text: &mut String, status: &Status) -> std::fmt::Result {
         kernel.repaired,
         kernel.failures.len()
     )?;
+    writeln!(text, "Policy    {}", policy(&status.policy))?;
     if !status.peers.is_empty() {
         let rows: Vec<Vec<String>> = status.peers.iter().map(peer).collect();
         writeln!(text, "\n{}", table(&["PEER", "LIVE", "BY", "BLOCKS"], &rows))?;
@@ -52,6 +53,16 @@ fn write_all(text: &mut String, status: &Status) -> std::fmt::Result {
         writeln!(text, "  {}\n  Fix: {}", condition.message, condition.fix)?;
     }
     Ok(())
+}
+
+fn policy(policy: &tartan_api::status::Policy) -> String {
+    let tartan_api::status::Policy { mode, policies, subjects, sets, rows, identities, .. } = policy;
+    match mode.as_str() {
+        "off" => format!("off (policies {policies}, none of which counts)"),
+        mode => format!(
+            "{mode} (policies {policies}, pods {subjects}, sets {sets}, verdicts {rows}, identities {identities})"
+        ),
+    }
 }
 
 fn peer(peer: &tartan_api::status::Peer) -> Vec<String> {
@@ -85,6 +96,7 @@ mod tests {
         "kernel": {"objects": 80, "applied": 91, "repaired": 2, "failures": [
             {"object": "link ttp9e3c6bb5d94 in host", "owner": "pod p/eth0", "error": "EBUSY"}
         ]},
+        "policy": {"mode": "enforce", "policies": 3, "subjects": 1, "sets": 1, "rows": 12, "identities": 7},
         "conditions": [
             {"about": "Pod/shop/web", "reason": "KernelRefused", "message": "the kernel refuses it", "fix": "wait"},
             {"about": "Node/n3", "field": "spec.podCIDR", "reason": "SamePodCidr", "message": "two", "fix": "one"}
@@ -100,6 +112,7 @@ Source    10.244.1.0, fd00:10:244:1::
 Blocks    10.244.1.0/24 (1 used)
 Pods      1, MTU 1450
 Kernel    80 objects, 91 changes made, 2 of them repairs, 1 refused
+Policy    enforce (policies 3, pods 1, sets 1, verdicts 12, identities 7)
 
 PEER  LIVE  BY       BLOCKS
 n2    yes   host-gw  10.244.2.0/24

@@ -40,7 +40,7 @@ pub use echo::{ECHO_PORT, Echo, HTTP_PORT};
 pub use facts::{Facts, LAB_DIR, Member};
 pub use netns::{Endpoint, Family, NETNS_DIR, Netns, Place};
 pub use node::Node;
-pub use pod::Pod;
+pub use pod::{NAMESPACE, Pod, cni_args};
 pub use scenario::Scenario;
 pub use signals::{Asked, Signals};
 pub use underlay::{Kind as Underlay, Seat, Underlay as UnderlayControl};
@@ -190,6 +190,7 @@ impl Lab {
             lab.put(&node.object())?;
         }
         lab.write_config(&lab.scenario.config)?;
+        lab.put(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}))?;
         lab.note_members()?;
         Ok(lab)
     }
@@ -316,8 +317,13 @@ impl Lab {
     }
 
     fn object_file(&self, object: &Value) -> Result<PathBuf> {
-        match (object["kind"].as_str(), object["metadata"]["name"].as_str()) {
-            (Some(kind), Some(name)) => Ok(self.store_dir().join(format!("{}.{name}.yaml", kind.to_lowercase()))),
+        let metadata = &object["metadata"];
+        match (object["kind"].as_str(), metadata["name"].as_str()) {
+            (Some(kind), Some(name)) => {
+                let namespace = metadata["namespace"].as_str().map(|namespace| format!("{namespace}."));
+                let namespace = namespace.unwrap_or_default();
+                Ok(self.store_dir().join(format!("{}.{namespace}{name}.yaml", kind.to_lowercase())))
+            }
             _ => bail!("an object needs kind and metadata.name: {object}"),
         }
     }
@@ -341,18 +347,27 @@ impl Lab {
     ) -> Result<&Pod> {
         let netns = format!("{}{pod}", self.facts.prefix());
         let node = self.node(node)?;
+        self.announce_pod(node.name(), pod)?;
         let new = Pod::create(pod, &netns, node, network, runtime_config).with_context(|| node.troubleshooting())?;
+        let Endpoint { v4, v6, .. } = new.endpoint();
+        self.put(&pod::object(pod, node.name(), &[v4.into(), v6.into()]))?;
         self.pods.push(new);
         self.note_members()?;
         self.pod(pod)
     }
 
-    /// DEL, and the namespace.
+    /// Writes the Pod that a kubelet is about to start on that node.
+    pub fn announce_pod(&self, node: &str, pod: &str) -> Result<()> {
+        self.put(&pod::object(pod, node, &[]))
+    }
+
+    /// DEL, the namespace, and then its object, as a kubelet does.
     pub fn remove_pod(&mut self, pod: &str) -> Result<()> {
         let index = self.pods.iter().position(|p| p.name() == pod).with_context(|| format!("no pod {pod:?}"))?;
         let pod = self.pods.remove(index);
-        let node = pod.node().to_owned();
+        let (node, name) = (pod.node().to_owned(), pod.name().to_owned());
         pod.remove(self.node(&node)?)?;
+        self.delete(&pod::object(&name, &node, &[]))?;
         self.note_members()
     }
 

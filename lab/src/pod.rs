@@ -1,14 +1,34 @@
 //! A pod: a network namespace attached through CNI, with the echo server inside.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use anyhow::{Context, Result};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use crate::cni::{Attachment, Network};
 use crate::echo::Echo;
 use crate::netns::{Endpoint, Netns};
 use crate::node::Node;
+
+/// Namespace of all pods of a lab, in its store.
+pub const NAMESPACE: &str = "lab";
+
+/// What a kubelet has the plugin told of a pod: CNI_ARGS.
+pub fn cni_args(pod: &str) -> String {
+    format!("IgnoreUnknown=1;K8S_POD_NAMESPACE={NAMESPACE};K8S_POD_NAME={pod}")
+}
+
+/// The Pod as a cluster has it: bound to its node before it starts, with addresses once it has any.
+pub(crate) fn object(name: &str, node: &str, addresses: &[IpAddr]) -> Value {
+    let addresses: Vec<Value> = addresses.iter().map(|address| json!({"ip": address})).collect();
+    json!({
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name, "namespace": NAMESPACE, "labels": {"name": name}},
+        "spec": {"nodeName": node, "serviceAccountName": "default"},
+        "status": {"podIPs": addresses},
+    })
+}
 
 /// One pod of a lab.
 #[derive(Debug)]
@@ -35,7 +55,7 @@ impl Pod {
             container: netns_name.to_owned(),
             netns: netns.path(),
             ifname: "eth0".into(),
-            args: format!("IgnoreUnknown=1;K8S_POD_NAMESPACE=lab;K8S_POD_NAME={name}"),
+            args: cni_args(name),
             runtime_config,
         };
         let attached = network.add(node, &attachment).and_then(|result| {

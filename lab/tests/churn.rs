@@ -14,7 +14,7 @@ use anyhow::{Context, Result, ensure};
 use common::{PATIENCE, census, let_pass, status, wait_until_holds};
 use serde_json::{Map, Value};
 use tartan_lab::probe::wait_for;
-use tartan_lab::{Answer, Attachment, Binaries, Lab, Netns, Network, Node, Verb};
+use tartan_lab::{Answer, Attachment, Binaries, Lab, Netns, Network, Node, Verb, cni_args};
 
 /// CNI's "try again later".
 const TRY_LATER: u64 = 11;
@@ -43,7 +43,9 @@ impl Runtime {
         &self.lab.nodes()[0]
     }
 
+    /// A namespace, and the Pod of whoever is attached in it.
     fn netns(&self, name: &str) -> Result<Netns> {
+        self.lab.announce_pod(self.node().name(), &format!("{}{name}", self.lab.facts().prefix()))?;
         Netns::create(&format!("{}{name}", self.lab.facts().prefix()))
     }
 
@@ -96,7 +98,7 @@ impl Random {
 }
 
 fn attachment(container: String, netns: &Netns) -> Attachment {
-    let args = format!("IgnoreUnknown=1;K8S_POD_NAMESPACE=lab;K8S_POD_NAME={container}");
+    let args = cni_args(netns.name());
     Attachment { container, netns: netns.path(), ifname: "eth0".into(), args, runtime_config: Map::new() }
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 use tartan_lab::probe::wait_for;
-use tartan_lab::{Answer, Attachment, Binaries, Lab, Netns, Network, Node, Verb};
+use tartan_lab::{Answer, Attachment, Binaries, Lab, Netns, Network, Node, Verb, cni_args};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -35,11 +35,12 @@ impl Runtime {
     /// A namespace for a pod, and the attachment a runtime asks for in it.
     fn pod(&self, name: &str) -> (Netns, Attachment) {
         let netns = Netns::create(&format!("{}{name}", self.lab.facts().prefix())).unwrap();
+        self.lab.announce_pod("n1", name).unwrap();
         let attachment = Attachment {
             container: name.into(),
             netns: netns.path(),
             ifname: "eth0".into(),
-            args: format!("IgnoreUnknown=1;K8S_POD_NAMESPACE=lab;K8S_POD_NAME={name}"),
+            args: cni_args(name),
             runtime_config: Map::new(),
         };
         (netns, attachment)

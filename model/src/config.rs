@@ -24,6 +24,7 @@ pub struct Config {
     /// Destinations outside the cluster that see pods' own addresses.
     pub non_masquerade: Vec<IpNet>,
     pub host_firewall: HostFirewall,
+    pub policy: PolicyMode,
     pub node_address: AddressChoice,
     /// How long a released address stays unused.
     pub cooldown: Duration,
@@ -57,6 +58,18 @@ pub enum HostFirewall {
     Report,
 }
 
+/// What is done about policies.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PolicyMode {
+    /// What they deny is denied.
+    #[default]
+    Enforce,
+    /// What they deny is said, and passes.
+    Audit,
+    /// Nothing.
+    Off,
+}
+
 /// How a node finds its own address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AddressChoice {
@@ -77,6 +90,16 @@ impl std::fmt::Display for FabricMode {
     }
 }
 
+impl std::fmt::Display for PolicyMode {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            PolicyMode::Enforce => "enforce",
+            PolicyMode::Audit => "audit",
+            PolicyMode::Off => "off",
+        })
+    }
+}
+
 impl Default for Config {
     fn default() -> Config {
         Config {
@@ -87,6 +110,7 @@ impl Default for Config {
             masquerade: true,
             non_masquerade: Vec::new(),
             host_firewall: HostFirewall::Open,
+            policy: PolicyMode::default(),
             node_address: AddressChoice::Auto,
             cooldown: Duration::from_secs(30),
             lease: Duration::from_secs(40),

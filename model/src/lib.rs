@@ -19,14 +19,14 @@ pub mod world;
 
 pub use cidr::{Family, PerFamily};
 pub use condition::{Condition, NodeCondition};
-pub use config::{AddressChoice, Config, FabricMode, HostFirewall, VxlanConfig};
+pub use config::{AddressChoice, Config, FabricMode, HostFirewall, PolicyMode, VxlanConfig};
 pub use features::Features;
 pub use host::{DefaultRoute, ForwardBlock, Host, HostLink};
 pub use labels::{Labelled, Labels};
 pub use memo::Memo;
 pub use node::{Advert, Endpoint, Heard, Node, NodeNetwork, Said};
 pub use object::{Kind, Object, ObjectId, Revision, StoreEvent};
-pub use pod::{Attachment, PortMapping, Protocol};
+pub use pod::{Attachment, NAMELESS, PortMapping, Protocol};
 pub use pool::{Block, Holder, Part, Pool, Reservation};
 pub use selector::Selector;
 pub use workload::{NamedPort, Namespace, Pod, PolicyText};

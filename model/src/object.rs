@@ -3,7 +3,9 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::{Advert, Block, Condition, Config, Namespace, Node, NodeNetwork, Pod, PolicyText, Pool, Reservation};
+use crate::{
+    Advert, Block, Condition, Config, Namespace, Node, NodeNetwork, Pod, PolicyMode, PolicyText, Pool, Reservation,
+};
 
 /// The kinds Tartan reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -98,22 +100,18 @@ impl Kind {
         Kind::BaselineAdminNetworkPolicy,
     ];
 
-    /// What an agent follows. Pods and Namespaces are for policy, which nothing enforces yet, and there may be a hundred
-    /// thousand of them.
-    pub fn followed() -> impl Iterator<Item = Kind> {
-        Kind::ALL.into_iter().filter(|kind| !matches!(kind, Kind::Pod | Kind::Namespace))
-    }
-
     /// What plans depend on: until all of it has been heard, an absence proves nothing.
-    pub fn planned() -> impl Iterator<Item = Kind> {
-        Kind::followed().filter(|kind| !kind.is_policy())
+    pub fn planned(policy: PolicyMode) -> impl Iterator<Item = Kind> {
+        Kind::ALL.into_iter().filter(move |kind| policy != PolicyMode::Off || !kind.is_for_policy())
     }
 
-    /// Whether it is a policy's, of whatever API.
-    pub fn is_policy(self) -> bool {
+    /// Whether only policy looks at it.
+    pub fn is_for_policy(self) -> bool {
         matches!(
             self,
-            Kind::NetworkPolicy
+            Kind::Namespace
+                | Kind::Pod
+                | Kind::NetworkPolicy
                 | Kind::ClusterNetworkPolicy
                 | Kind::AdminNetworkPolicy
                 | Kind::BaselineAdminNetworkPolicy

@@ -36,6 +36,9 @@ pub struct PortMapping {
     pub container_port: u16,
 }
 
+/// What [`Attachment::pod`] is where the runtime said neither namespace nor name. No pod is called so.
+pub const NAMELESS: &str = "/";
+
 /// Transport protocols that have ports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Protocol {
@@ -48,5 +51,10 @@ impl Attachment {
     /// The id of a container's interface.
     pub fn id_of(container: &str, ifname: &str) -> Arc<str> {
         format!("{container}/{ifname}").into()
+    }
+
+    /// `NAMESPACE/NAME` of its pod, as World has pods; [`NAMELESS`] where the runtime knows of no pods.
+    pub fn pod(&self) -> String {
+        format!("{}/{}", self.pod_namespace, self.pod_name)
     }
 }

@@ -4,6 +4,7 @@
 //! what cannot be read leaves what was known of it in place; what is recalled from an earlier life is known, and proves
 //! no absence. No clock is read here: times are part of the events.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -67,8 +68,8 @@ pub struct World {
     pub revisions: OrdMap<ObjectId, Revision>,
     /// What the kernel held of ours before this life changed anything; forgotten once World is whole.
     pub inherited: State,
-    /// Everything has been recalled from an earlier life.
-    recalled: bool,
+    /// What an earlier life knew, as it was; forgotten once World is whole.
+    recalled: Option<Arc<World>>,
     /// Kinds of which a list has been complete.
     complete: BTreeSet<Kind>,
     synced: BTreeSet<Kind>,
@@ -123,21 +124,33 @@ impl World {
         self.synced.contains(&kind)
     }
 
-    /// Whether all kinds are synced: an absence proves something.
+    /// Whether all kinds that plans depend on are synced: an absence proves something.
     pub fn is_whole(&self) -> bool {
-        Kind::planned().all(|kind| self.is_synced(kind))
+        Kind::planned(self.config.policy).all(|kind| self.is_synced(kind))
     }
 
     /// Whether everything is known, from the store or from an earlier life: enough to add and to keep.
     pub fn is_known(&self) -> bool {
-        self.recalled || self.is_whole()
+        self.recalled.is_some() || self.is_whole()
+    }
+
+    /// What policy goes by; none before there is anything. Kinds are read one after the other: a policy of today with
+    /// pods of yesterday could open what neither of the two days did. So until World is whole it is what an earlier life
+    /// knew, as a whole, and this node's own pods.
+    pub fn of_one_moment(&self) -> Option<Cow<'_, World>> {
+        if self.is_whole() {
+            return Some(Cow::Borrowed(self));
+        }
+        let recalled = self.recalled.as_ref()?;
+        Some(Cow::Owned(World { attachments: self.attachments.clone(), ..World::clone(recalled) }))
     }
 
     /// Takes what an earlier life knew last. Nothing of it counts as synced, and nobody's lease runs out before the store
     /// has been heard.
     pub fn recall(&mut self, objects: Vec<(ObjectId, Object)>, at: Instant) {
         objects.into_iter().for_each(|(id, object)| self.put(id, object, at));
-        (self.recalled, self.leases_rest) = (true, true);
+        self.recalled = Some(Arc::new(self.of_the_cluster()));
+        self.leases_rest = true;
     }
 
     /// What a snapshot is made of: the objects, and nothing of this node's pods and kernel.
@@ -150,6 +163,9 @@ impl World {
             pools: self.pools.clone(),
             reservations: self.reservations.clone(),
             blocks: self.blocks.clone(),
+            namespaces: self.namespaces.clone(),
+            pods: self.pods.clone(),
+            policies: self.policies.clone(),
             ..World::default()
         }
     }
@@ -337,8 +353,12 @@ impl World {
     /// an object with a typo were not there. Later ones need not wait, because what was known before stays.
     fn settle(&mut self, kind: Kind) {
         let unread = self.invalid.keys().any(|id| id.kind == kind && !self.revisions.contains_key(id));
-        if self.complete.contains(&kind) && !unread && self.synced.insert(kind) && self.is_whole() {
-            self.inherited = State::new();
+        if self.complete.contains(&kind) && !unread {
+            self.synced.insert(kind);
+        }
+        // Not only a list makes it so: with `policy: off` fewer kinds are waited for.
+        if (self.recalled.is_some() || !self.inherited.is_empty()) && self.is_whole() {
+            (self.recalled, self.inherited) = (None, State::new());
         }
     }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use tartan_model::{
     Advert, Block, Condition, Config, FabricMode, Features, Kind, Labels, Namespace, Node, NodeCondition, Object,
-    ObjectId, PerFamily, Pod, PolicyText, Pool, Reservation, Revision, Selector, StoreEvent, World,
+    ObjectId, PerFamily, Pod, PolicyMode, PolicyText, Pool, Reservation, Revision, Selector, StoreEvent, World,
 };
 
 use StoreEvent::{Away, Init, Invalid, Synced};
@@ -331,7 +331,7 @@ fn notices_and_absence_are_known_until_taken_back() {
 
 #[test]
 fn what_did_not_change_stays_shared() {
-    for kind in [Kind::Node, Kind::IpPool, Kind::IpReservation, Kind::IpBlock] {
+    for kind in kinds().filter(|kind| *kind != Kind::NodeNetwork) {
         let (a, _) = names(kind);
         let mut world = World::new("n1".into(), Features::default());
         world.store(put(kind, a, 1), Instant::now());
@@ -340,7 +340,10 @@ fn what_did_not_change_stays_shared() {
         let same = before.nodes.ptr_eq(&world.nodes)
             && before.pools.ptr_eq(&world.pools)
             && before.reservations.ptr_eq(&world.reservations)
-            && before.blocks.ptr_eq(&world.blocks);
+            && before.blocks.ptr_eq(&world.blocks)
+            && before.namespaces.ptr_eq(&world.namespaces)
+            && before.pods.ptr_eq(&world.pods)
+            && before.policies.ptr_eq(&world.policies);
         assert!(same, "{kind}: planners would see a change");
     }
 }
@@ -380,7 +383,7 @@ fn a_sign_of_life_counts_from_when_it_was_heard_first() {
 
 #[test]
 fn what_is_recalled_is_known_and_goes_only_when_a_list_does_not_name_it() {
-    for kind in [Kind::Node, Kind::IpPool, Kind::IpReservation, Kind::IpBlock, Kind::NodeNetwork] {
+    for kind in kinds() {
         let (a, b) = names(kind);
         let recalled = [a, b].map(|name| match put(kind, name, 1) {
             StoreEvent::Put(id, object, _) => (id, object),
@@ -401,4 +404,72 @@ fn what_is_recalled_is_known_and_goes_only_when_a_list_does_not_name_it() {
         assert_eq!(known(&world, kind).split(' ').count(), 1, "{kind}");
         assert!(world.is_synced(kind));
     }
+}
+
+/// All kinds but these have had a complete list.
+fn read_all_but(left_out: &[Kind]) -> World {
+    let mut world = World::new("n1".into(), Features::default());
+    for kind in Kind::ALL.into_iter().filter(|kind| !left_out.contains(kind)) {
+        world.store(Init(kind), Instant::now());
+        world.store(Synced(kind), Instant::now());
+    }
+    world
+}
+
+fn configured(policy: PolicyMode) -> StoreEvent {
+    let config = Object::Config(Config { policy, ..Config::default() }.into());
+    StoreEvent::Put(id(Kind::NetworkConfig, "default"), config, Revision(policy.to_string().into()))
+}
+
+#[test]
+fn a_world_is_whole_without_what_only_policy_looks_at_if_there_is_none() {
+    for kind in Kind::ALL.into_iter().filter(|kind| *kind != Kind::NetworkConfig) {
+        let mut world = read_all_but(&[kind]);
+        assert!(!world.is_whole(), "{kind}");
+        world.store(configured(PolicyMode::Off), Instant::now());
+        assert_eq!(world.is_whole(), kind.is_for_policy(), "{kind}");
+        for mode in [PolicyMode::Audit, PolicyMode::Enforce] {
+            world.store(configured(mode), Instant::now());
+            assert!(!world.is_whole(), "{kind}, {mode}");
+        }
+        for event in [Init(kind), Synced(kind)] {
+            world.store(event, Instant::now());
+        }
+        assert!(world.is_whole(), "{kind}");
+    }
+}
+
+/// Kinds are read one after the other, and nothing of that is seen by policy.
+#[test]
+fn policy_sees_one_moment_until_all_is_read() {
+    let for_policy = [Kind::Namespace, Kind::Pod, Kind::NetworkPolicy, Kind::Node];
+    let known = |world: &World| {
+        let seen = world.of_one_moment().expect("something is known");
+        for_policy.map(|kind| known(&seen, kind)).join(" ")
+    };
+    let mut world = World::new("n1".into(), Features::default());
+    assert!(world.of_one_moment().is_none(), "nothing is known");
+    let recalled = for_policy.map(|kind| (id(kind, "a"), object(kind, "a", 1)));
+    world.recall(recalled.to_vec(), Instant::now());
+    let before = "a=1 a=1 a=1 a=1";
+    assert_eq!(known(&world), before);
+    for kind in Kind::ALL.into_iter().filter(|kind| *kind != Kind::Pod) {
+        world.store(Init(kind), Instant::now());
+        if for_policy.contains(&kind) {
+            world.store(put(kind, "b", 2), Instant::now());
+        }
+        world.store(Synced(kind), Instant::now());
+        assert_eq!(known(&world), before, "after {kind}");
+    }
+    for event in [Init(Kind::Pod), put(Kind::Pod, "a", 3), put(Kind::Pod, "b", 3)] {
+        world.store(event.clone(), Instant::now());
+        assert_eq!(known(&world), before, "after {event:?}");
+    }
+    world.store(Synced(Kind::Pod), Instant::now());
+    assert_eq!(known(&world), "b=2 a=3 b=3 b=2 b=2", "now it is what the store says");
+    // A later list is no reason to look back: it takes nothing away before its end.
+    for event in [Away(None, "gone".into()), Init(Kind::Pod), put(Kind::Pod, "b", 4)] {
+        world.store(event, Instant::now());
+    }
+    assert_eq!(known(&world), "b=2 a=3 b=4 b=2 b=2");
 }

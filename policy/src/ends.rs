@@ -49,7 +49,7 @@ pub const WORLD: &str = "world";
 pub fn who(world: &World, address: IpAddr) -> Who {
     let attached = world.attachments.values().find(|it| it.addresses.iter().any(|(_, own)| *own == address));
     if let Some(it) = attached {
-        return known(world, format!("{}/{}", it.pod_namespace, it.pod_name).into());
+        return known(world, it.pod().into());
     }
     let pods = world.pods.iter().filter(|(_, pod)| pod_addresses(pod).any(|own| own == address));
     let pods: Vec<&Arc<str>> = pods.map(|(key, _)| key).collect();
@@ -108,7 +108,7 @@ pub fn subject(world: &World, key: &str) -> Option<Traits> {
 
 /// A pod's addresses; where it is of this node, those that it was given here.
 pub fn addresses_of(world: &World, key: &str) -> Vec<IpAddr> {
-    let own = world.attachments.values().filter(|it| format!("{}/{}", it.pod_namespace, it.pod_name) == key);
+    let own = world.attachments.values().filter(|it| it.pod() == key);
     let own: Vec<IpAddr> = own.flat_map(|it| it.addresses.iter().map(|(_, address)| *address)).collect();
     let listed = || world.pods.get(key).into_iter().flat_map(|pod| pod_addresses(pod)).collect();
     if own.is_empty() { listed() } else { own }

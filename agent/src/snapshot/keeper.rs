@@ -179,6 +179,9 @@ fn is_shared(a: &World, b: &World) -> bool {
         && a.pools.ptr_eq(&b.pools)
         && a.reservations.ptr_eq(&b.reservations)
         && a.blocks.ptr_eq(&b.blocks)
+        && a.namespaces.ptr_eq(&b.namespaces)
+        && a.pods.ptr_eq(&b.pods)
+        && a.policies.ptr_eq(&b.policies)
 }
 
 /// Whether the two would be written alike.
@@ -194,4 +197,7 @@ fn is_same(a: &World, b: &World) -> bool {
         && a.pools.diff(&b.pools).next().is_none()
         && a.reservations.diff(&b.reservations).next().is_none()
         && a.blocks.diff(&b.blocks).next().is_none()
+        && a.namespaces.diff(&b.namespaces).next().is_none()
+        && a.pods.diff(&b.pods).next().is_none()
+        && a.policies.diff(&b.policies).next().is_none()
 }

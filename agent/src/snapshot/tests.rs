@@ -8,7 +8,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
 
 use proptest::prelude::*;
-use tartan_model::{Config, Features, Heard, Node, PerFamily, Pool, Reservation, Selector};
+use tartan_model::{
+    Config, Features, Heard, NamedPort, Namespace, Node, PerFamily, Pod, PolicyText, Pool, Protocol, Reservation,
+    Selector,
+};
 
 use super::*;
 
@@ -80,6 +83,24 @@ fn world() -> World {
     world.pools.insert("p".into(), pool.into());
     world.reservations.insert("r".into(), Reservation { name: "r".into(), cidrs: Vec::new() }.into());
     world.blocks.insert(block.cidr, block.into());
+    let labels = |label: (&'static str, &'static str)| [label].into_iter().collect();
+    world.namespaces.insert(
+        "shop".into(),
+        Namespace { name: "shop".into(), labels: labels(("kubernetes.io/metadata.name", "shop")) }.into(),
+    );
+    let pod = Pod {
+        node: "n1".into(),
+        labels: labels(("app", "web")),
+        service_account: "default".into(),
+        addresses: ["10.0.0.1".parse().unwrap()].into(),
+        ports: [NamedPort { name: "http".into(), protocol: Protocol::Tcp, port: 80 }].into(),
+        host_network: false,
+        finished: false,
+    };
+    world.pods.insert("shop/web".into(), pod.into());
+    // What a YAML parser would not take.
+    let policy = PolicyText { json: "{\"spec\":{\"note\":\"\u{7f}\"}}".into() };
+    world.policies.insert(ObjectId { kind: Kind::NetworkPolicy, name: "shop/p".into() }, policy.into());
     world
 }
 
@@ -102,6 +123,9 @@ fn what_is_saved_is_recalled_but_for_heartbeats() {
     assert_eq!(after.pools, before.pools);
     assert_eq!(after.reservations, before.reservations);
     assert_eq!(after.blocks, before.blocks);
+    assert_eq!(after.namespaces, before.namespaces);
+    assert_eq!(after.pods, before.pods);
+    assert_eq!(after.policies, before.policies);
     let (before, after) = (&before.adverts["n1"].advert, &after.adverts["n1"].advert);
     assert!(before.same_but_heartbeat(after) && before.edition == after.edition && after.heartbeat == 0, "{after:?}");
     assert!(load(&dir.0.join("not there"), "n1").unwrap().is_none());
@@ -130,8 +154,8 @@ fn what_is_refused_is_named_with_its_cause() {
     let whole = String::from_utf8(saved(&dir)).unwrap();
     let end = "it is not used, and the next one takes its place";
     let table = [
-        (whole.replace("\"format\":1", "\"format\":2"), "the snapshot has format 2, this build reads 1 only"),
-        (whole.replace("\"format\":1", "\"format\":0"), "the snapshot has format 0, this build reads 1 only"),
+        (whole.replace("\"format\":2", "\"format\":3"), "the snapshot has format 3, this build reads 2 only"),
+        (whole.replace("\"format\":2", "\"format\":0"), "the snapshot has format 0, this build reads 2 only"),
         (whole.replace("10.0.0.0/26", "10.0.0.0/25"), "torn or damaged: its lines do not match its checksum"),
         (whole.lines().next().unwrap().to_owned() + "\n", "torn or damaged: it has one line only"),
         (whole[..whole.len() - 1].to_owned(), "torn or damaged: its last line does not end"),

@@ -1,5 +1,7 @@
 //! Callers, what the kernel reports, and a clock that only the test moves.
 
+use std::collections::BTreeSet;
+
 use serde_json::json;
 use tartan_api::cni::{Command, NetConf, NetnsFile, PodName, Version};
 use tartan_model::{Failed, PerFamily};
@@ -14,11 +16,13 @@ struct Loop {
     world: World,
     waiting: Waiting,
     now: Instant,
+    /// Containers of whose pods something is not known yet.
+    unknown: BTreeSet<Arc<str>>,
 }
 
 impl Loop {
     fn new() -> Loop {
-        Loop { world: World::default(), waiting: Waiting::default(), now: Instant::now() }
+        Loop { world: World::default(), waiting: Waiting::default(), now: Instant::now(), unknown: BTreeSet::new() }
     }
 
     fn add(&mut self, container: &str) -> Receiver<Answer> {
@@ -49,12 +53,20 @@ impl Loop {
         self.world.programmed.failures = refused.iter().map(failed).collect();
     }
 
+    fn promise(&mut self, generation: u64) {
+        self.waiting.promise(generation, lacks(&self.unknown));
+    }
+
     /// Settles; ids answered and ids undone.
     fn settle(&mut self) -> (Vec<String>, Vec<String>) {
-        let Outcome { answered, undone } = self.waiting.settle(&self.world, self.now);
+        let Outcome { answered, undone } = self.waiting.settle(&self.world, lacks(&self.unknown), self.now);
         let texts = |ids: Vec<Arc<str>>| ids.iter().map(ToString::to_string).collect();
         (texts(answered), texts(undone))
     }
+}
+
+fn lacks(unknown: &BTreeSet<Arc<str>>) -> impl Fn(&str) -> Option<String> {
+    |id| unknown.contains(id).then(|| "this node has not heard of Pod shop/a".to_owned())
 }
 
 fn attachment(container: &str) -> Attachment {
@@ -104,7 +116,7 @@ fn an_add_is_answered_once_its_own_plan_is_applied() {
     agent.applied(6, &[]);
     let mut answer = agent.add("a");
     assert_eq!(agent.settle(), (ids(&[]), ids(&[])), "there is no plan yet");
-    agent.waiting.promise(7);
+    agent.promise(7);
     assert_eq!(agent.settle(), (ids(&[]), ids(&[])), "plan 6 does not hold it");
     assert_eq!(heard(&mut answer), "waits");
     agent.applied(7, &[]);
@@ -118,7 +130,7 @@ fn an_add_is_answered_once_its_own_plan_is_applied() {
 fn what_the_kernel_refuses_of_a_pod_fails_its_add_and_no_other() {
     let mut agent = Loop::new();
     let (mut a, mut b) = (agent.add("a"), agent.add("b"));
-    agent.waiting.promise(1);
+    agent.promise(1);
     agent.applied(1, &["a"]);
     assert_eq!(agent.settle(), (ids(&["b/eth0"]), ids(&["a/eth0"])));
     assert_eq!(heard(&mut a), "5 the kernel refused link ttp1 in host");
@@ -131,7 +143,7 @@ fn who_hangs_up_is_undone_at_once() {
     drop(agent.add("a"));
     assert_eq!(agent.settle(), (ids(&[]), ids(&["a/eth0"])));
     let answer = agent.add("b");
-    agent.waiting.promise(1);
+    agent.promise(1);
     agent.applied(1, &[]);
     drop(answer);
     assert_eq!(agent.settle(), (ids(&[]), ids(&["b/eth0"])), "though it had worked");
@@ -141,7 +153,7 @@ fn who_hangs_up_is_undone_at_once() {
 fn nobody_waits_for_ever() {
     let mut agent = Loop::new();
     let (mut add, mut del) = (agent.add("a"), agent.del("b"));
-    agent.waiting.promise(1);
+    agent.promise(1);
     let wake_at = agent.waiting.wake_at().unwrap();
     assert_eq!(wake_at, agent.now + PATIENCE);
     agent.now = wake_at - Duration::from_millis(1);
@@ -159,7 +171,7 @@ fn a_del_waits_for_the_plan_without_the_pod() {
     let mut agent = Loop::new();
     agent.applied(3, &[]);
     let mut answer = agent.del("a");
-    agent.waiting.promise(4);
+    agent.promise(4);
     agent.settle();
     assert_eq!(heard(&mut answer), "waits");
     agent.applied(4, &["a"]);
@@ -171,10 +183,10 @@ fn a_del_waits_for_the_plan_without_the_pod() {
 fn while_nothing_can_be_planned_a_del_is_a_record_and_an_add_waits() {
     let mut agent = Loop::new();
     let (mut del, mut add) = (agent.del("a"), agent.add("b"));
-    agent.waiting.promise(0);
+    agent.promise(0);
     assert_eq!(agent.settle(), (ids(&[]), ids(&[])));
     assert_eq!((heard(&mut del), heard(&mut add)), ("ok".into(), "waits".into()));
-    agent.waiting.promise(1);
+    agent.promise(1);
     agent.applied(1, &[]);
     assert_eq!(agent.settle(), (ids(&["b/eth0"]), ids(&[])));
 }
@@ -182,15 +194,15 @@ fn while_nothing_can_be_planned_a_del_is_a_record_and_an_add_waits() {
 #[test]
 fn a_plan_that_did_not_change_is_looked_at_without_being_woken() {
     let mut agent = Loop::new();
-    agent.waiting.promise(5);
+    agent.promise(5);
     agent.applied(5, &[]);
     let mut answer = agent.del("unheard-of");
-    agent.waiting.promise(5);
+    agent.promise(5);
     assert!(agent.waiting.wake_at().unwrap() <= agent.now, "nothing else would wake the loop");
     agent.settle();
     assert_eq!(heard(&mut answer), "ok");
     let _other = agent.add("a");
-    agent.waiting.promise(6);
+    agent.promise(6);
     assert!(agent.waiting.wake_at().unwrap() > agent.now, "the kernel thread will report plan 6");
 }
 
@@ -198,10 +210,10 @@ fn a_plan_that_did_not_change_is_looked_at_without_being_woken() {
 fn a_del_ends_the_add_it_overtakes() {
     let mut agent = Loop::new();
     let mut add = agent.add("a");
-    agent.waiting.promise(1);
+    agent.promise(1);
     let mut del = agent.del("a");
     assert_eq!(heard(&mut add), "11 a/eth0 was deleted while it was being added");
-    agent.waiting.promise(2);
+    agent.promise(2);
     agent.applied(2, &[]);
     assert_eq!(agent.settle(), (ids(&[]), ids(&[])));
     assert_eq!(heard(&mut del), "ok");
@@ -214,7 +226,7 @@ fn of_two_adds_of_one_attachment_one_is_enough_to_keep_it() {
     let mut second = agent.add("a");
     drop(first);
     assert_eq!(agent.settle(), (ids(&[]), ids(&[])), "the second one still waits");
-    agent.waiting.promise(1);
+    agent.promise(1);
     agent.applied(1, &[]);
     assert_eq!(agent.settle(), (ids(&["a/eth0"]), ids(&[])));
     assert_eq!(heard(&mut second), "ok");
@@ -226,10 +238,59 @@ fn a_check_waits_until_the_kernel_has_been_looked_at() {
     agent.applied(9, &[]);
     let (reply, mut answer) = CniReply::channel();
     let number = agent.waiting.check(request("a"), reply, agent.now);
-    agent.waiting.promise(9);
+    agent.promise(9);
     agent.settle();
     assert_eq!(heard(&mut answer), "waits", "what was applied long ago is no answer");
     agent.world.programmed.checked = number;
     assert_eq!(agent.settle(), (ids(&[]), ids(&[])));
     assert_eq!(heard(&mut answer), "3 a/eth0 is not attached");
+}
+
+#[test]
+fn an_add_waits_for_what_is_not_known_of_its_pod_and_then_for_the_kernel() {
+    let mut agent = Loop::new();
+    agent.unknown.insert(Attachment::id_of("a", "eth0"));
+    let (mut a, mut b) = (agent.add("a"), agent.add("b"));
+    agent.promise(1);
+    agent.applied(1, &[]);
+    assert_eq!(agent.settle(), (ids(&["b/eth0"]), ids(&[])), "its link is there, its policies are not");
+    assert_eq!((heard(&mut a), heard(&mut b)), ("waits".into(), "ok".into()));
+    agent.unknown.clear();
+    assert_eq!(agent.settle(), (ids(&[]), ids(&[])), "there is no plan with it yet");
+    agent.promise(2);
+    assert_eq!(agent.settle(), (ids(&[]), ids(&[])), "the kernel does not have it yet");
+    agent.applied(2, &[]);
+    assert_eq!(agent.settle(), (ids(&["a/eth0"]), ids(&[])));
+    assert_eq!(heard(&mut a), "ok");
+}
+
+#[test]
+fn an_add_waits_again_when_what_was_known_is_taken_back() {
+    let mut agent = Loop::new();
+    let mut answer = agent.add("a");
+    agent.promise(1);
+    agent.unknown.insert(Attachment::id_of("a", "eth0"));
+    agent.applied(1, &[]);
+    assert_eq!(agent.settle(), (ids(&[]), ids(&[])), "the plan that the kernel has next is one without it");
+    agent.promise(2);
+    agent.unknown.clear();
+    agent.promise(3);
+    agent.applied(2, &[]);
+    assert_eq!(agent.settle(), (ids(&[]), ids(&[])));
+    agent.applied(3, &[]);
+    assert_eq!(agent.settle(), (ids(&["a/eth0"]), ids(&[])));
+    assert_eq!(heard(&mut answer), "ok");
+}
+
+#[test]
+fn an_add_of_which_nothing_gets_known_fails_and_says_what() {
+    let mut agent = Loop::new();
+    agent.unknown.insert(Attachment::id_of("a", "eth0"));
+    let mut answer = agent.add("a");
+    agent.promise(1);
+    agent.applied(1, &[]);
+    agent.now = agent.waiting.wake_at().unwrap();
+    assert_eq!(agent.settle(), (ids(&[]), ids(&["a/eth0"])));
+    let said = "11 pod / cannot start before its policies are known: this node has not heard of Pod shop/a";
+    assert_eq!(heard(&mut answer), said);
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 use tartan_api::cni::{Command, code};
 use tartan_kernel::fake::Fake;
-use tartan_model::{Config, FabricMode, Kind, ObjectId, World};
+use tartan_model::{Config, FabricMode, Kind, ObjectId, PolicyMode, World};
 use tartan_netstate::{Key, State};
 
 use rig::{Dying, Rig, addresses, link, netns, pool};
@@ -163,6 +163,49 @@ async fn an_agent_that_starts_again_changes_nothing_and_remembers_its_pods() {
     assert_eq!(error.code, code::EXISTS, "{error}");
     let next = agent.add("d").await;
     assert!(next.iter().all(|ip| !given.contains(ip)), "{next:?} had been given out before");
+}
+
+#[tokio::test]
+async fn a_pod_waits_for_its_pod_object_and_its_namespace() {
+    let rig = Rig::new().await;
+    rig.store.vanish(&object(Kind::Pod, "shop/a"));
+    rig.store.vanish(&object(Kind::Namespace, "shop"));
+    let agent = rig.ready().await;
+    let mut answer = agent.call(Command::Add, "a").await;
+    let waits = async |answer: &mut _| tokio::time::timeout(A_WHILE, answer).await.is_err();
+    assert!(waits(&mut answer).await, "nothing is known of it");
+    rig.put_pod("a", rig::pod("n2")).await;
+    assert!(waits(&mut answer).await, "it was another node's");
+    rig.put_pod("a", rig::pod("n1")).await;
+    assert!(waits(&mut answer).await, "its namespace is not known");
+    rig.put_namespace().await;
+    assert_eq!(addresses(&answer.await.unwrap().unwrap()).len(), 2);
+}
+
+#[tokio::test]
+async fn with_policy_off_or_audit_no_pod_waits_for_its_object() {
+    let rig = Rig::new().await;
+    for mode in [PolicyMode::Off, PolicyMode::Audit] {
+        rig.store.vanish(&object(Kind::Pod, "shop/a"));
+        rig.put_config(Config { policy: mode, ..Config::default() }).await;
+        let agent = rig.ready().await;
+        agent.add("a").await;
+        agent.cni(Command::Del, "a").await.unwrap();
+        agent.stop().await.unwrap();
+    }
+}
+
+/// Policy set to enforce lets who waits go on waiting, and off lets them in.
+#[tokio::test]
+async fn who_waits_for_a_pod_object_is_let_in_when_policy_is_switched_off() {
+    let rig = Rig::new().await;
+    rig.store.vanish(&object(Kind::Pod, "shop/a"));
+    let agent = rig.ready().await;
+    let mut answer = agent.call(Command::Add, "a").await;
+    assert!(tokio::time::timeout(A_WHILE, &mut answer).await.is_err(), "nothing is known of it");
+    rig.put_config(Config { policy: PolicyMode::Off, ..Config::default() }).await;
+    answer.await.unwrap().unwrap();
+    assert_eq!(agent.status().await.policy.mode, "off");
 }
 
 /// As after a restart of an agent in a container that does not see the runtime's mounts.

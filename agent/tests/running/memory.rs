@@ -32,7 +32,7 @@ async fn orphaned() -> Rig {
     let word = rig.advert().unwrap();
     let all = |world: &World| {
         let own = world.adverts.get("n1").is_some_and(|heard| heard.advert.edition == word.edition);
-        own && world.nodes.len() == 3 && world.adverts.len() == 3
+        own && world.nodes.len() == 3 && world.adverts.len() == 3 && world.pods.len() >= 2
     };
     rig.snapshot("all nodes and this one's last word", all).await;
     rig.store.go_away("nobody at home");
@@ -60,6 +60,18 @@ async fn it_changes_nothing_where_nothing_is_missing_and_serves_pods() {
     agent.until("the store is read", |status| !says(status, "StoreUnread")).await;
     agent.until("it is as it was", |status| status.phase == "steady" && reaches_its_peers(status)).await;
     assert!(rig.store.writes() <= writes + 1, "but for a sign of life, it has nothing new to tell");
+}
+
+#[tokio::test]
+async fn a_pod_that_it_never_heard_of_waits_for_the_store() {
+    let rig = orphaned().await;
+    let agent = rig.ready().await;
+    let mut answer = agent.call(Command::Add, "stranger").await;
+    assert!(tokio::time::timeout(crate::A_WHILE, &mut answer).await.is_err(), "nothing is known of it");
+    assert_eq!(agent.add("b").await.len(), 2, "and holds nobody up that is known");
+    rig.store.come_back();
+    rig.put_pod("stranger", crate::rig::pod("n1")).await;
+    answer.await.unwrap().unwrap();
 }
 
 #[tokio::test]
@@ -133,7 +145,7 @@ async fn a_snapshot_that_is_refused_is_as_none_and_is_replaced() {
     let rig = orphaned().await;
     let file = rig.dir.join(tartan_agent::snapshot::FILE);
     let whole = std::fs::read_to_string(&file).unwrap();
-    for bad in [whole[..whole.len() / 2].to_owned(), whole.replace("\"format\":1", "\"format\":9")] {
+    for bad in [whole[..whole.len() / 2].to_owned(), whole.replace("\"format\":2", "\"format\":9")] {
         std::fs::write(&file, &bad).unwrap();
         let agent = rig.start();
         agent.until("it waits", |status| status.waiting_for.contains("nobody at home")).await;

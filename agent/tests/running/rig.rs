@@ -16,9 +16,10 @@ use tartan_api::cni::{CniRequest, Command, NetnsFile, PodName, Version};
 use tartan_api::status::Status;
 use tartan_kernel::fake::Fake;
 use tartan_kernel::{Failure, Kernel, KernelError, Scope, Waker};
+use tartan_model::workload::NAMESPACE_NAME_LABEL;
 use tartan_model::{
-    Advert, Config, DefaultRoute, Endpoint, Features, Host, HostLink, Kind, Node, NodeNetwork, Object, ObjectId,
-    PerFamily, Pool, Selector, World,
+    Advert, Config, DefaultRoute, Endpoint, Features, Host, HostLink, Kind, Labels, Namespace, Node, NodeNetwork,
+    Object, ObjectId, PerFamily, Pod, Pool, Selector, World,
 };
 use tartan_netstate::{Change, Key, LinkName, Mac, Netns, PodNetns, State};
 use tartan_store::{Expect, MemoryStore, Store};
@@ -27,6 +28,9 @@ use tokio::task::JoinHandle;
 
 /// Longer than anything here takes on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The namespace of all pods; each has the name of its container.
+pub(crate) const NAMESPACE: &str = "shop";
 
 /// What the world around the agent is; it outlives the agent.
 pub(crate) struct Rig {
@@ -90,7 +94,22 @@ impl Rig {
         let rig = Rig { kernel, store: MemoryStore::new(), dir, boot };
         rig.kernel.set_host(host());
         rig.put_node("n1", "172.30.0.1", &["10.127.0.0/24", "fd00:10:127::/64"]).await;
+        rig.put_namespace().await;
+        for name in ["a", "b", "c", "d", "good", "bad"] {
+            rig.put_pod(name, pod("n1")).await;
+        }
         rig
+    }
+
+    /// The namespace of all pods.
+    pub(crate) async fn put_namespace(&self) {
+        let labels = [(NAMESPACE_NAME_LABEL, NAMESPACE)].into_iter().collect();
+        self.put(Kind::Namespace, NAMESPACE, Object::Namespace(Namespace { name: NAMESPACE.into(), labels }.into()))
+            .await;
+    }
+
+    pub(crate) async fn put_pod(&self, name: &str, pod: Pod) {
+        self.put(Kind::Pod, &format!("{NAMESPACE}/{name}"), Object::Pod(pod.into())).await;
     }
 
     pub(crate) fn start(&self) -> Running {
@@ -275,6 +294,19 @@ impl Running {
     }
 }
 
+/// A pod as the API server has it before it has an address.
+pub(crate) fn pod(node: &str) -> Pod {
+    Pod {
+        node: node.into(),
+        labels: Labels::default(),
+        service_account: "default".into(),
+        addresses: Box::default(),
+        ports: Box::default(),
+        host_network: false,
+        finished: false,
+    }
+}
+
 /// The addresses in an answer to an ADD.
 pub(crate) fn addresses(result: &Value) -> Vec<IpAddr> {
     let address = |ip: &Value| ip["address"].as_str().unwrap().split('/').next().unwrap().parse().unwrap();
@@ -325,7 +357,7 @@ fn request(command: Command, container: &str) -> CniRequest {
         container: container.into(),
         ifname: "eth0".into(),
         netns: Some(NetnsFile { path: path.to_string(), dev, ino }),
-        pod: PodName { namespace: "shop".into(), name: container.into(), uid: String::new() },
+        pod: PodName { namespace: NAMESPACE.into(), name: container.into(), uid: String::new() },
         netconf: serde_json::from_value(json!({"cniVersion": "1.1.0", "name": "tartan", "type": "tartan-cni"}))
             .unwrap(),
     }

@@ -14,7 +14,7 @@ use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeVal;
 use serde_json::{Map, Value, json};
 use tartan_lab::probe::wait_for;
-use tartan_lab::{Attachment, Lab, Netns, Network, Node, Verb};
+use tartan_lab::{Attachment, Lab, Netns, Network, Node, Verb, cni_args};
 
 use crate::scale::PEERS;
 use crate::{PATIENCE, Series, Subject, binaries, ms, scale, unknown};
@@ -49,6 +49,8 @@ impl Cni {
         let builder = Lab::builder("cni").nodes(2).pods_per_node(0).fabric("vxlan").config("cooldownSeconds", json!(1));
         let lab = builder.binaries(binaries()?).build()?;
         let node = lab.node("n1")?;
+        // Known long before any clock runs, as on a node whose API server keeps up.
+        (0..CONTAINERS).try_for_each(|number| lab.announce_pod("n1", &pod(number)))?;
         node.start_agent()?;
         node.wait_ready()?;
         let name = |number| format!("{}c{number}", lab.facts().prefix());
@@ -101,7 +103,7 @@ impl Cni {
     fn attachment(&self, number: usize) -> Attachment {
         let container = format!("c{}", self.attached.fetch_add(1, Ordering::Relaxed));
         Attachment {
-            args: format!("IgnoreUnknown=1;K8S_POD_NAMESPACE=bench;K8S_POD_NAME={container}"),
+            args: cni_args(&pod(number)),
             container,
             netns: self.containers[number].path(),
             ifname: IFNAME.into(),
@@ -151,6 +153,11 @@ impl Cni {
         let plugins = duration(children.user_time()) + duration(children.system_time());
         Ok(plugins + self.lab.node("n1")?.agent_cpu()?)
     }
+}
+
+/// A namespace's pod: its containers come one after the other.
+fn pod(number: usize) -> String {
+    format!("p{number}")
 }
 
 fn ports(mapped: bool) -> Map<String, Value> {

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use anyhow::{Context, Result};
 use serde_json::{Map, Value, json};
 use tartan_lab::probe::wait_for;
-use tartan_lab::{Attachment, Lab, Netns, Network, Node};
+use tartan_lab::{Attachment, Lab, Netns, Network, Node, cni_args};
 
 use crate::{PATIENCE, Series, Subject, binaries, unknown};
 
@@ -28,6 +28,8 @@ impl Scale {
         let builder = Lab::builder("scale").nodes(1).pods_per_node(0).fabric("vxlan");
         let lab = builder.binaries(binaries()?).build()?;
         fill(&lab)?;
+        let pod = |number: u16| format!("p{number}");
+        (0..PODS).try_for_each(|number| lab.announce_pod("n1", &pod(number)))?;
         let node = lab.node("n1")?;
         node.start_agent()?;
         node.wait_ready()?;
@@ -37,7 +39,7 @@ impl Scale {
             let container = format!("{}p{number}", lab.facts().prefix());
             let netns = Netns::create(&container)?.path();
             let runtime_config = Map::new();
-            let args = format!("IgnoreUnknown=1;K8S_POD_NAMESPACE=bench;K8S_POD_NAME=p{number}");
+            let args = cni_args(&pod(number));
             network.add(node, &Attachment { container, netns, ifname: "eth0".into(), args, runtime_config })?;
         }
         Ok(Self { lab })

@@ -263,7 +263,7 @@ impl Identities {
                 dirty.addresses.insert(*address);
             }
             for (_, address) in after.into_iter().flat_map(|it| it.addresses.iter()) {
-                let key = after.map(|it| format!("{}/{}", it.pod_namespace, it.pod_name)).unwrap_or_default();
+                let key = after.map(|it| it.pod()).unwrap_or_default();
                 self.attached.insert(*address, key.into());
                 dirty.addresses.insert(*address);
             }

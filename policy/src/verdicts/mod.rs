@@ -50,6 +50,7 @@ const MAX_RULE: u32 = 0x00ff_ffff;
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Tables {
     /// Pods of this node, by `NAMESPACE/NAME`: the number of their set. A pod that is not here has no connections.
+    /// Attachments of no pod are [`NAMELESS`](tartan_model::NAMELESS).
     pub subjects: OrdMap<Arc<str>, u32>,
     pub sets: OrdMap<u32, Arc<Set>>,
     /// Addresses of known pods and nodes.
@@ -126,6 +127,11 @@ impl Default for Memo {
 }
 
 impl Memo {
+    /// What was planned last.
+    pub fn last(&self) -> &Out {
+        &self.out
+    }
+
     /// Notes what the kernel's maps hold, after each read and each acknowledged change: numbers of what is gone are free
     /// once no map holds them, and rest until this is called.
     pub fn held(&mut self, held: &Held) {

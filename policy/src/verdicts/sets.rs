@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use imbl::OrdMap;
 use imbl::ordmap::DiffItem;
-use tartan_model::{Pod, World};
+use tartan_model::{Labels, NAMELESS, Pod, World};
 
 use super::identities::{Identities, is_workload, workload};
 use super::numbers::Numbers;
@@ -35,7 +35,7 @@ struct Key {
 /// See the module.
 #[derive(Default)]
 pub(super) struct Sets {
-    /// Pods of this node, with the policies that select them.
+    /// Pods of this node, and one for all [`NAMELESS`], with the policies that select them.
     pods: BTreeMap<Arc<str>, Local>,
     numbers: Option<Numbers<(Arc<str>, u32)>>,
     by_key: BTreeMap<Key, u32>,
@@ -156,7 +156,19 @@ impl Sets {
             keys.extend(self.pods.keys().cloned());
             keys.extend(world.pods.iter().filter(|(_, pod)| is_local(pod)).map(|(key, _)| key.clone()));
         }
+        if !self.seen.world.attachments.ptr_eq(&world.attachments) {
+            keys.insert(NAMELESS.into());
+        }
         for key in &keys {
+            if **key == *NAMELESS {
+                match world.attachments.values().any(|attachment| attachment.pod() == NAMELESS) {
+                    true => {
+                        drop(self.pods.insert(key.clone(), Local { workload: nothing(), policies: BTreeSet::new() }))
+                    }
+                    false => drop(self.pods.remove(key)),
+                }
+                continue;
+            }
             let pod = world.pods.get(key).filter(|pod| pod.node == world.local && is_workload(pod));
             // Without its namespace it is not known which policies are for it: it has no set, and so no connections.
             match pod.and_then(|pod| workload(world, key, pod)) {
@@ -174,7 +186,7 @@ impl Sets {
     /// Which pods are selected by policies that are not as they were.
     fn reselect(&mut self, policies: &Changed<'_>, moving: &mut BTreeSet<Arc<str>>) {
         for (rank, policy) in policies {
-            for (key, pod) in &mut self.pods {
+            for (key, pod) in self.pods.iter_mut().filter(|(key, _)| ***key != *NAMELESS) {
                 let is = policy.is_some_and(|policy| selects(policy, &pod.workload));
                 let was = if is { !pod.policies.insert((*rank).clone()) } else { pod.policies.remove(*rank) };
                 // One that goes on selecting it may look at other parts of it than before.
@@ -283,15 +295,16 @@ fn key(local: &Local, program: &Program) -> Key {
     let workload = if looks_at_labels.into_iter().any(|term| !matches!(term.is, Is::In(_))) {
         Workload { ports, ..local.workload.clone() }
     } else {
-        Workload {
-            namespace: Arc::default(),
-            namespace_labels: Default::default(),
-            labels: Default::default(),
-            service_account: Arc::default(),
-            ports,
-        }
+        Workload { ports, ..nothing() }
     };
     Key { policies, workload }
+}
+
+/// What runtimes other than a kubelet's attach: no pod of Kubernetes, so no policy is for it.
+fn nothing() -> Workload {
+    let [namespace_labels, labels] = [Labels::default(), Labels::default()];
+    let [namespace, service_account] = [Arc::default(), Arc::default()];
+    Workload { namespace, namespace_labels, labels, service_account, ports: Box::default() }
 }
 
 /// Whether nothing in them was touched.

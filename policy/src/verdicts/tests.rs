@@ -4,7 +4,7 @@
 use proptest::collection::{btree_set, vec};
 use proptest::prelude::*;
 use proptest::sample::select;
-use tartan_model::{Features, Kind, Labels, NamedPort, Namespace, Node, Pod, Pool, Protocol, Selector};
+use tartan_model::{Features, Kind, Labels, NAMELESS, NamedPort, Namespace, Node, Pod, Pool, Protocol, Selector};
 
 use super::*;
 use crate::ir::*;
@@ -378,6 +378,29 @@ fn addresses_given_here_are_whose_they_were_given_to() {
     assert_eq!(who(&mut memo, &world, "10.0.0.9"), pod_named("old"));
     world.pods.insert("b/other".into(), pod("n2", 9, &[("app", "old")], "sa", &[]));
     assert_eq!(who(&mut memo, &world, "10.0.0.9"), (Entity::UnknownPod, None), "two say that it is theirs");
+}
+
+#[test]
+fn what_is_no_pod_has_a_set_that_no_policy_is_for() {
+    let mut world = world();
+    let mut memo = Memo::default();
+    lets_in(&mut memo, "all()", Selector::has("nobody"));
+    let get = Packet { protocol: 6, source_port: 40_000, destination: 80 };
+    let [own, remote] = ["10.0.0.9", "10.0.0.3"].map(|address| address.parse().unwrap());
+    let word = |tables: &Tables, pod: &str| {
+        tables.lookup(pod, Direction::Ingress, own, remote, &get).map(|decision| decision.verdict)
+    };
+    assert_eq!(word(&plan(&mut memo, &world).tables, NAMELESS), None);
+    attach(&mut world, NAMELESS, "10.0.0.9");
+    let tables = plan(&mut memo, &world).tables.clone();
+    assert_eq!(word(&tables, NAMELESS), Some(Verdict::Allow));
+    assert_eq!(word(&tables, "a/p"), Some(Verdict::Deny));
+    assert_eq!(who(&mut memo, &world, "10.0.0.9"), (Entity::UnknownPod, None), "to others");
+    // Rules that come later are not for it either.
+    lets_in(&mut memo, "!has(app)", Selector::has("nobody"));
+    assert_eq!(word(&plan(&mut memo, &world).tables, NAMELESS), Some(Verdict::Allow));
+    world.detach("//eth0", std::time::Instant::now());
+    assert_eq!(plan(&mut memo, &world).tables.subjects.get(NAMELESS), None);
 }
 
 proptest! {

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 use tartan_api::kinds::{Empty, ObjectMeta};
 use tartan_api::tartan::{self, NetworkConfigSpec, NodeAddressSpec, VxlanSpec};
-use tartan_model::{AddressChoice, Config, FabricMode, Family, HostFirewall, VxlanConfig};
+use tartan_model::{AddressChoice, Config, FabricMode, Family, HostFirewall, PolicyMode, VxlanConfig};
 
 use super::fault::{self, Fault};
 use super::fields;
@@ -23,6 +23,8 @@ const MAX_LINK_NAME: usize = 15;
 const FABRICS: [(&str, FabricMode); 2] = [("vxlan", FabricMode::Vxlan), ("host-gw", FabricMode::HostGw)];
 const UNDERLAYS: [(&str, Option<Family>); 3] = [("auto", None), ("ipv4", Some(Family::V4)), ("ipv6", Some(Family::V6))];
 const FIREWALLS: [(&str, HostFirewall); 2] = [("open", HostFirewall::Open), ("report", HostFirewall::Report)];
+const POLICY: [(&str, PolicyMode); 3] =
+    [("enforce", PolicyMode::Enforce), ("audit", PolicyMode::Audit), ("off", PolicyMode::Off)];
 
 /// The keys of an object, so that a mistyped `spec` is not an absent one.
 #[derive(Deserialize)]
@@ -73,6 +75,7 @@ fn config(spec: &NetworkConfigSpec) -> Result<Config, Fault> {
         masquerade: spec.masquerade.unwrap_or(default.masquerade),
         non_masquerade: fields::cidrs("spec.nonMasqueradeCIDRs", spec.non_masquerade_cidrs.as_deref().unwrap_or(&[]))?,
         host_firewall: word("spec.hostFirewall", &spec.host_firewall, &FIREWALLS, default.host_firewall)?,
+        policy: word("spec.policy", &spec.policy, &POLICY, default.policy)?,
         node_address: node_address(&spec.node_address.clone().unwrap_or_default())?,
         cooldown: seconds("spec.cooldownSeconds", spec.cooldown_seconds, 0..=86_400, default.cooldown)?,
         lease: seconds("spec.leaseSeconds", spec.lease_seconds, 3..=86_400, default.lease)?,
@@ -165,6 +168,7 @@ fn spec(config: &Config) -> NetworkConfigSpec {
             .map(|cidrs| cidrs.iter().map(ToString::to_string).collect()),
         host_firewall: (config.host_firewall != default.host_firewall)
             .then(|| name_of(config.host_firewall, &FIREWALLS)),
+        policy: (config.policy != default.policy).then(|| name_of(config.policy, &POLICY)),
         node_address: node_address_spec(&config.node_address),
         cooldown_seconds: differing(&config.cooldown, &default.cooldown).map(whole_seconds),
         lease_seconds: differing(&config.lease, &default.lease).map(whole_seconds),

@@ -39,7 +39,7 @@ fn decode(id: &ObjectId, json: &str) -> Result<Object, Fault> {
     }
 }
 
-fn typed<T: DeserializeOwned>(json: &str) -> Result<T, Fault> {
+pub(super) fn typed<T: DeserializeOwned>(json: &str) -> Result<T, Fault> {
     let mut deserializer = serde_json::Deserializer::from_str(json);
     serde_path_to_error::deserialize(&mut deserializer).map_err(fault::from_json)
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use tartan_model::{
     AddressChoice, Block, Config, FabricMode, Family, Holder, HostFirewall, NodeCondition, NodeNetwork, Part,
-    PerFamily, VxlanConfig,
+    PerFamily, PolicyMode, VxlanConfig,
 };
 
 use super::*;
@@ -83,6 +83,14 @@ fn a_configuration_is_whole() {
             ..default()
         },
     );
+    for (word, policy) in [
+        ("enforce", PolicyMode::Enforce),
+        ("audit", PolicyMode::Audit),
+        ("off", PolicyMode::Off),
+        ("'off'", PolicyMode::Off),
+    ] {
+        check_config(&format!("spec: {{policy: {word}}}"), Config { policy, ..default() });
+    }
     for (choice, want) in [
         ("", AddressChoice::Auto),
         ("interface: eth0", AddressChoice::Interface("eth0".into())),

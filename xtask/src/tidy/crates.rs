@@ -31,7 +31,7 @@ pub(crate) const CRATES: &[Crate] = &[
     krate("datapath", "planner",     2500, &["model", "netstate"]),
     krate("kernel",   "door",        8000, &["model", "netstate"]),
     krate("store",    "door",        5000, &["api", "model", "netstate"]),
-    krate("agent",    "program",     6000, &["api", "model", "netstate", "ipam", "fabric", "datapath", "kernel", "store"]),
+    krate("agent",    "program",     8000, &["api", "model", "netstate", "ipam", "fabric", "policy", "datapath", "kernel", "store"]),
     krate("cli",      "program",     3000, &["api", "model", "agent", "lab"]),
     krate("cni",      "program",     1500, &["api"]),
     krate("lab",      "development", 7500, &["api"]),
