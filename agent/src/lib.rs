@@ -24,6 +24,7 @@ pub mod metrics;
 pub mod plan;
 mod policy;
 pub mod publish;
+pub mod recorded;
 pub mod refused;
 pub mod run;
 pub mod snapshot;

@@ -20,7 +20,7 @@ use crate::journal::{Journal, Record};
 use crate::plan::{Plan, Planners};
 use crate::snapshot::keeper::{Keeper, Told};
 use crate::waiting::{CniReply, Waiting};
-use crate::{conditions, policy, publish, status};
+use crate::{conditions, policy, publish, recorded, status};
 
 /// Everything that can happen to an agent.
 pub enum Input {
@@ -34,6 +34,8 @@ pub enum Input {
     Cni(Box<CniRequest>, Option<OwnedFd>, CniReply),
     /// A user, or a scrape, wants to see how things stand.
     Look(oneshot::Sender<status::Seen>),
+    /// A user wants to know what the node knows of the cluster.
+    Record(oneshot::Sender<World>),
     /// A kubelet wants to know whether the loop turns, and what keeps the node from being ready.
     WaitingFor(oneshot::Sender<String>),
     /// A caller hung up.
@@ -109,6 +111,7 @@ impl Agent {
                         // Who asked and went away again is owed nothing.
                         let _gone = reply.send(status::look(&self.world, &self.planners, &self.plan, &self.counters));
                     }
+                    Input::Record(reply) => drop(reply.send(recorded::of(&self.world))),
                     Input::WaitingFor(reply) => drop(reply.send(status::waiting_for(&self.world))),
                     Input::HungUp => {}
                     Input::Stop => return Ok(()),

@@ -80,7 +80,10 @@ struct Checked<W> {
 /// What the snapshot holds; none where there is no file.
 pub fn load(path: &Path, node: &str) -> Result<Option<Vec<(ObjectId, Object)>>, Refused> {
     match fs::read(path) {
-        Ok(bytes) => decode_all(&bytes, path, node).map(Some),
+        Ok(bytes) => match decode_all(&bytes, path)? {
+            (of, objects) if of == node => Ok(Some(objects)),
+            (of, _) => Err(Refused::OtherNode { path: path.to_owned(), of, node: node.to_owned() }),
+        },
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(Refused::Unreadable(path.to_owned(), error)),
     }
@@ -102,7 +105,8 @@ pub fn save(path: &Path, world: &World) -> io::Result<()> {
     File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()
 }
 
-fn write_all(out: &mut impl Write, world: &World) -> io::Result<()> {
+/// Writes a snapshot of the world.
+pub fn write_all(out: &mut impl Write, world: &World) -> io::Result<()> {
     let mut out = Checked { out, hasher: SipHasher13::new() };
     let header = Header {
         api_version: API_VERSION.into(),
@@ -147,7 +151,8 @@ fn objects(world: &World) -> impl Iterator<Item = (ObjectId, Object)> {
     network.chain(namespaces).chain(pods).chain(policies)
 }
 
-fn decode_all(bytes: &[u8], path: &Path, node: &str) -> Result<Vec<(ObjectId, Object)>, Refused> {
+/// A snapshot's node, and what it holds; `path` names it in errors.
+pub fn decode_all(bytes: &[u8], path: &Path) -> Result<(String, Vec<(ObjectId, Object)>), Refused> {
     let damaged = |why: &str| Refused::Damaged(path.to_owned(), why.to_owned());
     let (first, _) = split_line(bytes).ok_or_else(|| damaged("its first line does not end"))?;
     let header: Header = serde_json::from_slice(first).map_err(|_| Refused::Foreign(path.to_owned()))?;
@@ -165,17 +170,16 @@ fn decode_all(bytes: &[u8], path: &Path, node: &str) -> Result<Vec<(ObjectId, Ob
     if footer.check != format!("{:032x}", hasher.finish128().as_u128()) {
         return Err(damaged("its lines do not match its checksum"));
     }
-    if header.metadata.name != node {
-        let of = header.metadata.name;
-        return Err(Refused::OtherNode { path: path.to_owned(), of, node: node.to_owned() });
-    }
     let text = std::str::from_utf8(&bytes[first.len() + 1..last]).map_err(|_| damaged("it is not UTF-8"))?;
     let objects: Vec<(ObjectId, Object)> = text
         .lines()
         // A whole line of the same format can be an object that this build understands in another way.
         .map(|line| decode::line("snapshot", line).map_err(|refused| damaged(&refused.message)))
         .collect::<Result<_, _>>()?;
-    if objects.len() == footer.objects { Ok(objects) } else { Err(damaged("it has lost objects")) }
+    match objects.len() == footer.objects {
+        true => Ok((header.metadata.name, objects)),
+        false => Err(damaged("it has lost objects")),
+    }
 }
 
 fn split_line(bytes: &[u8]) -> Option<(&[u8], &[u8])> {

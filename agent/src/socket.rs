@@ -20,6 +20,7 @@ use tokio::time::timeout;
 use tracing::{debug, warn};
 
 use crate::edit;
+use crate::recorded;
 use crate::run::Input;
 use crate::status::Seen;
 use crate::waiting::CniReply;
@@ -73,34 +74,35 @@ async fn accept(listener: UnixListener, asking: Asking) {
 }
 
 impl Asking {
-    async fn connection(self, stream: UnixStream) {
+    async fn connection(self, mut stream: UnixStream) {
         match timeout(PATIENCE, request(&stream)).await {
             Err(_slow) => debug!("socket: a caller did not send its request"),
-            Ok(Err(error)) => self.reply(stream, Reply::Error(error)).await.unwrap_or_else(unheard),
+            Ok(Err(error)) => self.reply(&mut stream, Reply::Error(error)).await.unwrap_or_else(unheard),
             Ok(Ok((Request::Cni(request), netns))) => self.cni(stream, *request, netns).await,
             Ok(Ok((Request::Status, _))) => {
                 let result = self.look().await.and_then(|seen| value(&seen.status));
-                self.reply(stream, reply(result)).await.unwrap_or_else(unheard);
+                self.reply(&mut stream, reply(result)).await.unwrap_or_else(unheard);
             }
+            Ok(Ok((Request::World, _))) => self.record(stream).await.unwrap_or_else(unheard),
             Ok(Ok((Request::Apply { source, documents }, _))) => {
                 let written = edit::apply(&*self.store, &source, &documents).await;
-                self.reply(stream, written_reply(written)).await.unwrap_or_else(unheard);
+                self.reply(&mut stream, written_reply(written)).await.unwrap_or_else(unheard);
             }
             Ok(Ok((Request::Set { key, value }, _))) => {
                 let result = self.set(&key, &value).await;
-                self.reply(stream, reply(result)).await.unwrap_or_else(unheard);
+                self.reply(&mut stream, reply(result)).await.unwrap_or_else(unheard);
             }
         }
     }
 
-    async fn cni(self, stream: UnixStream, mut request: CniRequest, netns: Option<OwnedFd>) {
+    async fn cni(self, mut stream: UnixStream, mut request: CniRequest, netns: Option<OwnedFd>) {
         if let Err(error) = identify(&mut request, netns.as_ref()) {
-            return self.reply(stream, Reply::Error(error)).await.unwrap_or_else(unheard);
+            return self.reply(&mut stream, Reply::Error(error)).await.unwrap_or_else(unheard);
         }
         let undo = (request.command == Command::Add).then(|| CniRequest { command: Command::Del, ..request.clone() });
         let (back, mut answer) = CniReply::channel();
         if self.inbox.send(Input::Cni(Box::new(request), netns, back)).await.is_err() {
-            return self.reply(stream, Reply::Error(ending())).await.unwrap_or_else(unheard);
+            return self.reply(&mut stream, Reply::Error(ending())).await.unwrap_or_else(unheard);
         }
         let answered = tokio::select! {
             answered = &mut answer => Some(answered.unwrap_or_else(|_| Err(ending()))),
@@ -109,7 +111,7 @@ impl Asking {
         let unheard_success = match answered {
             Some(answered) => {
                 let worked = answered.is_ok();
-                self.reply(stream, reply(answered)).await.is_err() && worked
+                self.reply(&mut stream, reply(answered)).await.is_err() && worked
             }
             None => {
                 answer.close();
@@ -124,6 +126,19 @@ impl Asking {
         }
     }
 
+    async fn record(&self, mut stream: UnixStream) -> io::Result<()> {
+        let (reply, world) = oneshot::channel();
+        let sent = self.inbox.send(Input::Record(reply)).await;
+        let (Ok(()), Ok(world)) = (sent, world.await) else { return self.reply(&mut stream, Reply::Error(ending())).await };
+        let (parts, mut texts) = mpsc::channel(1);
+        // A world of a hundred thousand pods takes a while to write.
+        let writing = tokio::task::spawn_blocking(move || recorded::write(&world, |text| parts.blocking_send(text).is_ok()));
+        while let Some(text) = texts.recv().await {
+            self.reply(&mut stream, Reply::Result(text.into())).await?;
+        }
+        writing.await?
+    }
+
     async fn set(&self, key: &str, value: &str) -> Result<Value, CniError> {
         let seen = self.look().await?;
         let config = (&*seen.config, seen.config_revision.as_ref());
@@ -136,7 +151,7 @@ impl Asking {
         seen.await.map_err(|_| ending())
     }
 
-    async fn reply(&self, mut stream: UnixStream, reply: Reply) -> io::Result<()> {
+    async fn reply(&self, stream: &mut UnixStream, reply: Reply) -> io::Result<()> {
         let frame = encode(&reply).or_else(|error| {
             let msg = format!("the answer is {error}");
             encode(&Reply::Error(CniError::new(code::IO, msg, "")))

@@ -7,6 +7,7 @@ pub mod boot;
 pub mod cni;
 #[cfg(test)]
 mod crds;
+pub mod explain;
 pub mod kinds;
 pub mod policy;
 pub mod socket;

@@ -1,4 +1,5 @@
-//! The agent's Unix socket: one request frame, one reply frame, each a length (u32, big-endian) and that much JSON.
+//! The agent's Unix socket: one request frame, one reply frame, each a length (u32, big-endian) and that much JSON. Where
+//! more is asked for than a frame holds, reply frames follow each other until the agent closes the connection.
 //!
 //! ADD and CHECK carry the pod's network namespace as SCM_RIGHTS with the first byte. Invariant: no bytes make the
 //! functions here panic or allocate more than [`MAX_FRAME`].
@@ -22,6 +23,9 @@ pub enum Request {
     Cni(Box<CniRequest>),
     /// This node, as `tartan status` shows it; the result is a [`crate::status::Status`].
     Status,
+    /// What the node knows of the cluster; the results are texts that together are a snapshot, as `tartan record` writes
+    /// it. It says itself whether it is whole.
+    World,
     /// YAML documents for the store; the result is the list of the objects written.
     Apply {
         /// What the user calls them, e.g. a file name; for errors.

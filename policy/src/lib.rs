@@ -8,9 +8,15 @@
 //!
 //! Invariants: pure and total; `plan(memo, world) == plan(empty, world)`; what is not understood denies.
 
+pub mod compare;
 pub mod dialect;
+pub mod effective;
+pub mod ends;
 pub mod ir;
 pub mod oracle;
+mod spans;
+pub mod trace;
 pub mod traits;
 pub mod verdicts;
 pub mod walk;
+mod words;

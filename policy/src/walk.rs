@@ -52,6 +52,17 @@ pub struct Decision {
     pub logged: bool,
 }
 
+/// How far a rule is about a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fit {
+    /// By the other end,
+    pub remote: Holds,
+    /// by the subject's own,
+    pub local: Holds,
+    /// and by what is in the transport header.
+    pub l4: Holds,
+}
+
 /// The rules of one direction that are for a subject, in order.
 struct Course<'a> {
     subject: &'a End,
@@ -129,40 +140,53 @@ impl Course<'_> {
     }
 
     fn matches(&self, rule: &Rule) -> Holds {
-        let range = |end: &End| IpNet::from(end.address);
-        let remote = rule.remote.hold(&self.remote.traits, Some(&range(self.remote)));
-        let local = rule.local.iter().map(|term| term.holds(&self.subject.traits, Some(&range(self.subject)))).min();
-        remote.min(local.unwrap_or(Holds::Yes)).min(self.l4(&rule.l4))
+        fit(rule, self.direction, self.subject, self.remote, self.packet).whole()
     }
+}
 
-    fn l4(&self, l4: &L4) -> Holds {
-        match l4 {
-            L4::Any => Holds::Yes,
-            L4::OneOf(matches) => matches.iter().map(|each| self.one_l4(each)).max().unwrap_or(Holds::No),
-        }
-    }
+// === impl Fit ===
 
-    fn one_l4(&self, wanted: &L4Match) -> Holds {
-        let Packet { protocol, source_port, destination } = *self.packet;
-        let protocol_is = match wanted.protocol {
-            ProtocolIs::Any => true,
-            ProtocolIs::Is(number) => number == protocol,
-            ProtocolIs::Not(number) => number != protocol,
-        };
-        let [kind, code] = destination.to_be_bytes();
-        let icmp_is = wanted.icmp.is_none_or(|icmp| protocol::is_icmp(protocol) && icmp.is(kind, code))
-            && wanted.not_icmp.is_none_or(|icmp| protocol::is_icmp(protocol) && !icmp.is(kind, code));
-        let to = match self.direction {
-            Direction::Ingress => self.subject,
-            Direction::Egress => self.remote,
-        };
-        Holds::from(protocol_is && icmp_is && wanted.source.hold(protocol, source_port)).min(ports(
-            &wanted.destination,
-            &to.traits,
-            protocol,
-            destination,
-        ))
+impl Fit {
+    /// Whether the rule is about the packet.
+    pub fn whole(self) -> Holds {
+        self.remote.min(self.local).min(self.l4)
     }
+}
+
+/// How far a rule is about a packet between the subject and the other end.
+pub fn fit(rule: &Rule, direction: Direction, subject: &End, remote: &End, packet: &Packet) -> Fit {
+    let range = |end: &End| IpNet::from(end.address);
+    let local = rule.local.iter().map(|term| term.holds(&subject.traits, Some(&range(subject)))).min();
+    let to = match direction {
+        Direction::Ingress => subject,
+        Direction::Egress => remote,
+    };
+    Fit {
+        remote: rule.remote.hold(&remote.traits, Some(&range(remote))),
+        local: local.unwrap_or(Holds::Yes),
+        l4: l4(&rule.l4, &to.traits, packet),
+    }
+}
+
+fn l4(l4: &L4, to: &Traits, packet: &Packet) -> Holds {
+    match l4 {
+        L4::Any => Holds::Yes,
+        L4::OneOf(matches) => matches.iter().map(|each| one_l4(each, to, packet)).max().unwrap_or(Holds::No),
+    }
+}
+
+fn one_l4(wanted: &L4Match, to: &Traits, packet: &Packet) -> Holds {
+    let Packet { protocol, source_port, destination } = *packet;
+    let protocol_is = match wanted.protocol {
+        ProtocolIs::Any => true,
+        ProtocolIs::Is(number) => number == protocol,
+        ProtocolIs::Not(number) => number != protocol,
+    };
+    let [kind, code] = destination.to_be_bytes();
+    let icmp_is = wanted.icmp.is_none_or(|icmp| protocol::is_icmp(protocol) && icmp.is(kind, code))
+        && wanted.not_icmp.is_none_or(|icmp| protocol::is_icmp(protocol) && !icmp.is(kind, code));
+    let by_number = Holds::from(protocol_is && icmp_is && wanted.source.hold(protocol, source_port));
+    by_number.min(ports(&wanted.destination, to, protocol, destination))
 }
 
 fn ports(wanted: &Ports, end: &Traits, protocol: u8, port: u16) -> Holds {

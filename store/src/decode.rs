@@ -92,6 +92,13 @@ pub fn documents(origin: &str, text: &str) -> Vec<Result<Document, Box<Refused>>
     found
 }
 
+/// The line of a text, from 1, on which a field of one of its documents stands; of the nearest field around it where it is
+/// absent itself.
+pub fn line_of(text: &str, document: &Range<usize>, field: &str) -> usize {
+    let before = text[..document.start].bytes().filter(|byte| *byte == b'\n').count();
+    before + locate::line(&text[document.clone()], field)
+}
+
 /// One document that [`encode`] made and that was written as a line of JSON. `origin` names where it is from in conditions.
 pub fn line(origin: &str, json: &str) -> Result<(ObjectId, Object), Condition> {
     let unknown = |fault: Fault| fault.condition(origin, None, json, 1);

@@ -12,6 +12,7 @@
 //! the same state one wins. An object in a user's file is changed in place there: keys we do not know, other documents
 //! and the comments before the document stay; comments inside it do not.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -80,6 +81,19 @@ impl Store for FileStore {
     fn delete(&self, id: ObjectId, expect: Expect) -> BoxFuture<'_, Result<(), WriteError>> {
         Box::pin(self.locked(move |locked| locked.delete(&id, &expect)))
     }
+}
+
+/// Every file of a directory that is a store, read once: name and text, in the order in which they count.
+pub fn texts(dir: &Path) -> io::Result<Vec<(String, String)>> {
+    let names = std::fs::read_dir(dir)?.map(|entry| Ok(entry?.file_name().into_string()));
+    let mut names: Vec<String> = names.collect::<io::Result<Vec<_>>>()?.into_iter().flatten().collect();
+    names.retain(|name| is_document(name));
+    names.sort();
+    let read = |name: String| match std::fs::read_to_string(dir.join(&name)) {
+        Ok(text) => Ok((name, text)),
+        Err(error) => Err(io::Error::new(error.kind(), format!("{name}: {error}"))),
+    };
+    names.into_iter().map(read).collect()
 }
 
 /// Whether a file of this name is read: YAML, and not hidden as editors' and our own passing files are.

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 use tartan_model::{Condition, Kind, ObjectId, PolicyText};
 
+pub(crate) use self::read::nearest;
 use self::read::{At, Reader};
 use crate::ir::{DefaultAction, Order, Policy, Rank, Tier};
 

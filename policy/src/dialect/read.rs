@@ -326,7 +326,7 @@ fn shown(value: &Value) -> String {
 }
 
 /// The candidate that differs least, where it differs little.
-fn nearest<'a>(word: &str, candidates: &[&'a str]) -> Option<&'a str> {
+pub(crate) fn nearest<'a>(word: &str, candidates: &[&'a str]) -> Option<&'a str> {
     let word: Vec<char> = word.chars().take(64).flat_map(char::to_lowercase).collect();
     let near = candidates.iter().map(|candidate| (apart(&word, &candidate.to_lowercase()), *candidate));
     near.filter(|(apart, candidate)| *apart <= 1 + candidate.len() / 5).min().map(|(_, candidate)| candidate)

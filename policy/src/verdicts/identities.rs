@@ -95,7 +95,7 @@ pub fn reserved(entity: Entity) -> Option<u32> {
 }
 
 /// A pod as policy sees it; none where its namespace is not known.
-pub(super) fn workload(world: &World, key: &str, pod: &Pod) -> Option<Workload> {
+pub(crate) fn workload(world: &World, key: &str, pod: &Pod) -> Option<Workload> {
     let (namespace, _) = key.split_once('/')?;
     let namespace = world.namespaces.get(namespace)?;
     Some(Workload {
@@ -108,16 +108,16 @@ pub(super) fn workload(world: &World, key: &str, pod: &Pod) -> Option<Workload> 
 }
 
 /// Whether policy sees the pod as one: the node's own are the node, and one that has ended has no address any more.
-pub(super) fn is_workload(pod: &Pod) -> bool {
+pub(crate) fn is_workload(pod: &Pod) -> bool {
     !pod.host_network && !pod.finished
 }
 
-fn pod_addresses(pod: &Pod) -> impl Iterator<Item = IpAddr> {
+pub(crate) fn pod_addresses(pod: &Pod) -> impl Iterator<Item = IpAddr> {
     pod.addresses.iter().copied().filter(|_| is_workload(pod))
 }
 
 /// All addresses that mean the node.
-fn node_addresses(
+pub(crate) fn node_addresses(
     name: &str,
     nodes: &OrdMap<Arc<str>, Arc<Node>>,
     adverts: &OrdMap<Arc<str>, Heard>,

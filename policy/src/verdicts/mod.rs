@@ -21,7 +21,7 @@ use tartan_model::{Condition, Memo as Cache, ObjectId, PolicyText, World};
 
 mod classes;
 mod flatten;
-mod identities;
+pub(crate) mod identities;
 mod mentions;
 mod numbers;
 mod rows;
@@ -216,9 +216,13 @@ impl Tables {
     }
 
     fn around(&self, address: IpAddr) -> Option<u32> {
-        let whole = IpNet::from(address);
-        (0..=whole.prefix_len()).rev().find_map(|length| {
-            let range = IpNet::new(address, length).expect("no longer than an address").trunc();
+        self.identity_around(&IpNet::from(address))
+    }
+
+    /// The number of the identity of what is in a range, and neither listed by itself nor in a smaller one.
+    pub fn identity_around(&self, range: &IpNet) -> Option<u32> {
+        (0..=range.prefix_len()).rev().find_map(|length| {
+            let range = IpNet::new(range.addr(), length).expect("no longer than an address").trunc();
             self.ranges.get(&range).copied()
         })
     }

@@ -17,10 +17,12 @@ use tartan_policy::walk::{self, Packet};
 use history::{History, NODES, State};
 
 mod canon;
+mod compared;
 mod garbage;
 mod generate;
 mod history;
 mod misread;
+mod traced;
 
 /// Histories of an everyday run: about five seconds, and 130,000 decisions.
 const EVERYDAY: u64 = 100;
