@@ -57,6 +57,18 @@ pub enum HostFirewall {
     Report,
 }
 
+/// What is done about policies.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PolicyMode {
+    /// What they deny is denied.
+    #[default]
+    Enforce,
+    /// What they deny is said, and passes.
+    Audit,
+    /// Nothing.
+    Off,
+}
+
 /// How a node finds its own address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AddressChoice {

@@ -19,7 +19,7 @@ pub mod world;
 
 pub use cidr::{Family, PerFamily};
 pub use condition::{Condition, NodeCondition};
-pub use config::{AddressChoice, Config, FabricMode, HostFirewall, VxlanConfig};
+pub use config::{AddressChoice, Config, FabricMode, HostFirewall, PolicyMode, VxlanConfig};
 pub use features::Features;
 pub use host::{DefaultRoute, ForwardBlock, Host, HostLink};
 pub use labels::{Labelled, Labels};
