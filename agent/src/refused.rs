@@ -15,7 +15,10 @@ pub fn conditions(world: &World) -> impl Iterator<Item = Condition> {
         message: format!("what the kernel holds cannot be read: {why}; until it can, only pods come and go"),
         fix: "it is tried again by itself; if this stays, see the agent's log and the kernel's (dmesg)".into(),
     });
-    let failures = world.programmed.failures.iter().map(|failed| condition(world, failed));
+    // Policy's objects are refused all together, and there may be hundreds of thousands.
+    let mut of_policy = false;
+    let is_news = move |failed: &&Failed| failed.owner != Owner::Policy || !std::mem::replace(&mut of_policy, true);
+    let failures = world.programmed.failures.iter().filter(is_news).map(|failed| condition(world, failed));
     unknown.into_iter().chain(failures).chain(hidden(world))
 }
 
@@ -58,6 +61,10 @@ fn blame(world: &World, owner: &Owner) -> (String, &'static str, &'static str) {
             let fix = "load the kernel module that the fabric needs, or choose another fabric";
             ("NetworkConfig/default".into(), "spec.fabric", fix)
         }
+        Owner::Policy => {
+            let fix = "look for what the kernel lacks, e.g. memory; until it works all that policy said before stays in force";
+            ("NetworkConfig/default".into(), "spec.policy", fix)
+        }
         Owner::Node | Owner::Read => (
             format!("Node/{}", world.local),
             "",
@@ -98,6 +105,7 @@ mod tests {
         };
         check(Owner::Node, "Node/n1", "");
         check(Owner::Peer("n2".into()), "Node/n2", "");
+        check(Owner::Policy, "NetworkConfig/default", "spec.policy");
         check(Owner::Fabric("vxlan-1".into()), "NetworkConfig/default", "spec.fabric");
         check(Owner::Pod("c1/eth0".into()), "container c1/eth0", "");
     }

@@ -30,6 +30,7 @@ const REST: Duration = Duration::from_secs(1);
 const TRIES: usize = 8;
 
 const NFNL_SUBSYS_CTNETLINK: u16 = 1;
+const IPCTNL_MSG_CT_NEW: u16 = 0;
 const IPCTNL_MSG_CT_GET: u16 = 1;
 const IPCTNL_MSG_CT_DELETE: u16 = 2;
 const IPCTNL_MSG_CT_GET_STATS_CPU: u16 = 4;
@@ -38,8 +39,10 @@ const IPCTNL_MSG_CT_GET_STATS: u16 = 5;
 const CTA_TUPLE_ORIG: u16 = 1;
 const CTA_TUPLE_REPLY: u16 = 2;
 const CTA_STATUS: u16 = 3;
+const CTA_MARK: u16 = 8;
 const CTA_ID: u16 = 12;
 const CTA_ZONE: u16 = 18;
+const CTA_MARK_MASK: u16 = 21;
 const CTA_TUPLE_IP: u16 = 1;
 const CTA_TUPLE_PROTO: u16 = 2;
 const CTA_IP_V4_SRC: u16 = 1;
@@ -136,6 +139,29 @@ impl Conntrack {
         Ok(found.len())
     }
 
+    /// Takes these bits out of the marks of all entries; all others stay. Gives back how many entries had any.
+    pub fn clear_mark(&mut self, bits: u32) -> Result<usize, KernelError> {
+        let mut found = Vec::new();
+        let walk = message(IPCTNL_MSG_CT_GET, NLM_F_DUMP, 0, Attrs::new());
+        self.netlink.request_each(&walk, "find marked connections", |family, entry| {
+            if attr_u32(entry, CTA_MARK).unwrap_or(0) & bits != 0 {
+                found.push((family, entry.to_vec()));
+            }
+        })?;
+        for (family, entry) in &found {
+            let mut attrs = Attrs::new();
+            for id in [CTA_TUPLE_ORIG, CTA_ZONE] {
+                if let Some(value) = attr(entry, id) {
+                    attrs.bytes(id, value);
+                }
+            }
+            attrs.u32(CTA_MARK, 0).u32(CTA_MARK_MASK, bits);
+            let update = message(IPCTNL_MSG_CT_NEW, 0, *family, attrs);
+            gone_is_done(self.netlink.request(&update, "clear a connection's mark"))?;
+        }
+        Ok(found.len())
+    }
+
     /// How full the table is.
     pub fn stats(&mut self) -> Result<Stats, KernelError> {
         let mut stats = Stats::default();
@@ -163,10 +189,15 @@ impl Conntrack {
             }
         }
         let delete = message(IPCTNL_MSG_CT_DELETE, 0, family, attrs);
-        match self.netlink.request(&delete, "delete a tracked connection") {
-            Ok(_) | Err(KernelError::Refused { errno: Errno::ENOENT, .. }) => Ok(()),
-            Err(error) => Err(error),
-        }
+        gone_is_done(self.netlink.request(&delete, "delete a tracked connection"))
+    }
+}
+
+/// An entry that has gone meanwhile needs nothing any more.
+fn gone_is_done<T>(answer: Result<T, KernelError>) -> Result<(), KernelError> {
+    match answer {
+        Ok(_) | Err(KernelError::Refused { errno: Errno::ENOENT, .. }) => Ok(()),
+        Err(error) => Err(error),
     }
 }
 

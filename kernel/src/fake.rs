@@ -376,8 +376,17 @@ impl Kernel for Fake {
             inside.remove(&key);
         }
         let mut failures = Vec::new();
+        // What makes sense together only is refused together.
+        let whole = change.ops.iter().map(|(op, _)| op).filter(|op| op.key().is_whole());
+        let refused = whole.clone().find_map(|op| inside.failing.get(op.key()).copied());
+        let refused: BTreeMap<Key, Errno> =
+            refused.map(|errno| whole.map(|op| (op.key().clone(), errno)).collect()).unwrap_or_default();
         for (op, owner) in &change.ops {
-            if let Err(error) = inside.step(op) {
+            let step = match refused.get(op.key()) {
+                Some(errno) => Err(KernelError::Refused { doing: format!("do {op:?}"), errno: *errno, says: None }),
+                None => inside.step(op),
+            };
+            if let Err(error) = step {
                 failures.push(Failure { key: op.key().clone(), owner: owner.clone(), error });
             }
         }

@@ -9,9 +9,10 @@ use std::os::fd::OwnedFd;
 
 use nix::errno::Errno;
 use tartan_model::{Features, Host};
-use tartan_netstate::{Change, Key, LinkKind, LinkName, Netns, Object, Op, Owner, PodNetns, State};
+use tartan_netstate::claims::CT_MARK_GENERATION;
+use tartan_netstate::{Change, Generation, Key, LinkKind, LinkName, Netns, Object, Op, Owner, PodNetns, State};
 
-use crate::conntrack::{Flusher, effect};
+use crate::conntrack::{Conntrack, Flusher, effect};
 use crate::foreign::Foreign;
 use crate::gravedigger::Gravedigger;
 use crate::namespace::Namespace;
@@ -25,6 +26,7 @@ pub struct Linux {
     host: Namespace,
     nft: Nft,
     foreign: Foreign,
+    conntrack: Conntrack,
     flusher: Flusher,
     gravedigger: Gravedigger,
     pods: PodNetnses,
@@ -40,6 +42,7 @@ impl Linux {
             host,
             nft: Nft::open()?,
             foreign: Foreign::open()?,
+            conntrack: Conntrack::open()?,
             flusher: Flusher::start()?,
             gravedigger: Gravedigger::start()?,
             pods: PodNetnses::from_here()?,
@@ -85,6 +88,22 @@ impl Linux {
             self.pods.inside(pod, || keys.iter().try_for_each(|key| put_sysctl(key, &mut state)))?;
         }
         Ok(state)
+    }
+
+    /// Before an era of generations begins, no connection may carry a stamp that one of them will have.
+    fn apply_nft(&mut self, mut nft: Vec<(Op, Owner)>) -> Vec<Failure> {
+        let mut failures = Vec::new();
+        if Generation::begins_era(nft.iter().map(|(op, _)| op))
+            && let Err(error) = self.conntrack.clear_mark(CT_MARK_GENERATION)
+        {
+            let whole = nft.extract_if(.., |(op, _)| op.key().is_whole());
+            let failure = |(op, owner): (Op, Owner)| Failure { key: op.key().clone(), owner, error: error.clone() };
+            failures.extend(whole.map(failure));
+        }
+        if !nft.is_empty() {
+            failures.extend(self.nft.apply(&nft));
+        }
+        failures
     }
 
     /// `made`: ends there of pairs that were made a moment ago.
@@ -176,9 +195,7 @@ impl Kernel for Linux {
         let before =
             here.iter().take_while(|(op, _)| *op.key() < Key::NftTable && !matches!(op, Op::Delete(..))).count();
         let mut failures = self.host.apply(&here[..before], &self.pods);
-        if !nft.is_empty() {
-            failures.extend(self.nft.apply(&nft));
-        }
+        failures.extend(self.apply_nft(nft));
         failures.extend(self.host.apply(&here[before..], &self.pods));
         failures.extend(self.foreign.apply(&openings));
         let refused: BTreeSet<Key> = failures.iter().map(|failure| failure.key.clone()).collect();

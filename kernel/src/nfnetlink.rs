@@ -262,6 +262,14 @@ impl Attrs {
         self
     }
 
+    pub(crate) fn u8(&mut self, id: u16, value: u8) -> &mut Attrs {
+        self.bytes(id, &[value])
+    }
+
+    pub(crate) fn u16(&mut self, id: u16, value: u16) -> &mut Attrs {
+        self.bytes(id, &value.to_be_bytes())
+    }
+
     pub(crate) fn u32(&mut self, id: u16, value: u32) -> &mut Attrs {
         self.bytes(id, &value.to_be_bytes())
     }

@@ -12,7 +12,8 @@ use netns::Netns;
 use tartan_kernel::nft::Nft;
 use tartan_kernel::{Failure, KernelError};
 use tartan_netstate::nft::{
-    AddressSide, Chain, ChainKind, ElementData, ElementKey, Fields, HookPoint, Nfproto, Selector, Set, Type, rule,
+    AddressSide, Chain, ChainKind, CtKey, ElementData, ElementKey, Expr, Fields, HookPoint, MetaKey, Nfproto, Reg,
+    Rule, Selector, Set, Type, Verdict, rule,
 };
 use tartan_netstate::{Key, Object, Owner, State, diff};
 
@@ -31,6 +32,13 @@ fn sample() -> State {
         "ports6",
         Set::map(&[Type::Ipv6Addr, Type::InetProto, Type::InetService], &[Type::Ipv6Addr, Type::InetService]),
     );
+    set("classes", Set::interval_map(Type::Integer(12), &[Type::Mark]));
+    set("pairs_of_links4", Set::exact(&[Type::Ifname, Type::Ipv4Addr]));
+    set("kinds", Set::exact(&[Type::Icmpv6Type]));
+    set("links4", Set::map(&[Type::Ifname, Type::Ipv4Addr], &[Type::Mark]));
+    set("marks", Set::map(&[Type::Mark, Type::Mark], &[Type::Mark]));
+    set("ranges6", Set::interval_map(Type::Ipv6Addr, &[Type::Mark]));
+    set("verdicts", Set::verdict_map(&[Type::Mark]));
     let mut chain =
         |name: &str, chain: Chain| put(Key::NftChain { chain: name.into() }, Object::NftChain(chain.into()));
     chain(
@@ -41,6 +49,7 @@ fn sample() -> State {
         ]),
     );
     chain("end", Chain::regular(vec![]));
+    chain("judge", Chain::regular(judging()));
     chain(
         "prerouting",
         Chain::base(
@@ -95,12 +104,82 @@ fn sample() -> State {
     }
     let pod4: IpAddr = Ipv4Addr::new(10, 244, 0, 5).into();
     let pod6: IpAddr = "fd00::5".parse().unwrap();
+    let number = |number| Fields::new().number(number).data();
+    let class = |from: u16, end: u16| {
+        let at = |port| Fields::new().number(7).proto(6).port(port);
+        at(from).key_up_to(at(end))
+    };
+    element("classes", class(0, 80), number(1));
+    element("classes", class(80, 81), number(2));
+    element("kinds", Fields::new().proto(135).key(), ElementData::default());
+    element("links4", Fields::new().ifname("eth0").addr(Ipv4Addr::new(10, 0, 0, 1).into()).key(), number(3));
+    element("marks", Fields::new().number(1).number(2).key(), number(0x0100_0007));
+    element("marks", ElementKey::catch_all(), number(0));
+    element("ranges6", ElementKey::prefix("::/0".parse().unwrap()), number(4));
+    element("ranges6", ElementKey::catch_all(), number(5));
     element("pairs4", Fields::new().addr(pod4).addr(pod4).key(), ElementData::default());
     element("ports4", Fields::new().proto(6).port(8080).key(), Fields::new().addr(pod4).port(80).data());
     let node6: IpAddr = "2001:db8::1".parse().unwrap();
     element("ports6", Fields::new().addr(node6).proto(132).port(99).key(), Fields::new().addr(pod6).port(9).data());
+    let verdicts = [
+        (ElementKey::catch_all(), Verdict::Continue),
+        (Fields::new().number(1).key(), Verdict::Return),
+        (Fields::new().number(2).key(), Verdict::Goto("end".into())),
+        (Fields::new().number(3).key(), Verdict::Jump("end".into())),
+        (Fields::new().number(4).key(), Verdict::Drop),
+        (Fields::new().number(5).key(), Verdict::Accept),
+    ];
+    for (key, verdict) in verdicts {
+        put(Key::NftElement { set: "verdicts".into(), key }, Object::NftVerdict(verdict));
+    }
     put(Key::NftTable, Object::NftTable);
     state
+}
+
+/// Rules of what policy is made of.
+fn judging() -> Vec<Rule> {
+    let mark = |dreg| Expr::Meta { key: MetaKey::Mark, dreg };
+    let lookup = |set: &str, sreg| Expr::Lookup { set: set.into(), sreg, dreg: Some(Reg(0)), inverted: false };
+    let masked =
+        Expr::Bitwise { sreg: Reg(9), dreg: Reg(0), mask: 0xff00_0000_u32.to_ne_bytes().to_vec(), xor: vec![0; 4] };
+    let looked_up = rule("through the mark")
+        .nfproto(Nfproto::Ipv4)
+        .then(mark(Reg(15)))
+        .then(Selector::Iifname.load(Nfproto::Ipv4, Reg(0)))
+        .then(Selector::Saddr.load(Nfproto::Ipv4, Reg(4)))
+        .then(lookup("links4", Reg(0)))
+        .then(Expr::SetMark { sreg: Reg(0) })
+        .then(mark(Reg(4)))
+        .then(mark(Reg(8)))
+        .then(Selector::L4proto.load(Nfproto::Ipv4, Reg(5)))
+        .then(Expr::Ct { key: CtKey::OriginalProtoDst, dreg: Reg(6) })
+        .then(lookup("classes", Reg(4)))
+        .then(Expr::SetMark { sreg: Reg(0) })
+        .then(mark(Reg(9)))
+        .then(lookup("marks", Reg(8)))
+        .then(Expr::SetMark { sreg: Reg(15) })
+        .then(masked)
+        .then(Expr::VerdictMap { map: "verdicts".into(), sreg: Reg(0) })
+        .build();
+    let ranges = rule("a range")
+        .nfproto(Nfproto::Ipv6)
+        .then(Selector::Daddr.load(Nfproto::Ipv6, Reg(0)))
+        .then(lookup("ranges6", Reg(0)))
+        .then(Expr::SetMark { sreg: Reg(0) })
+        .build();
+    vec![
+        rule("").not_iifgroup(7).ct_mark(0xff00_0000, 0x0300_0000).returns(),
+        rule("").l4proto(58).within(Nfproto::Ipv6, &[Selector::IcmpType], "kinds").accept(),
+        rule("").ct_state_related().drop(),
+        rule("").ct_direction_reply().jump("end"),
+        rule("").within(Nfproto::Ipv4, &[Selector::Oifname, Selector::Daddr], "pairs_of_links4").returns(),
+        looked_up,
+        ranges,
+        rule("").limit(100, 50).then(Expr::Log { group: 7474, snaplen: 64 }).build(),
+        rule("").l4proto(6).then(Expr::Reject { tcp_reset: true }).build(),
+        rule("").then(Expr::Reject { tcp_reset: false }).build(),
+        rule("stamped").set_ct_mark(0xff00_0000, 0x0300_0000),
+    ]
 }
 
 /// What `nft` of Debian 12 shows of it.
@@ -347,6 +426,20 @@ fn random_state(bits: u64) -> State {
                 }
             }
             rules.push(rule("second").within(Nfproto::Ipv4, &[Selector::Daddr], name).accept());
+        }
+        if yes() {
+            let map = format!("{name}_verdicts");
+            put(Key::NftSet { set: map.as_str().into() }, Object::NftSet(Set::verdict_map(&[Type::Mark]).into()));
+            for code in 0..3 {
+                let key = if code == 0 { ElementKey::catch_all() } else { Fields::new().number(code).key() };
+                let verdict = if yes() { Verdict::Goto("ends".into()) } else { Verdict::Continue };
+                if yes() {
+                    put(Key::NftElement { set: map.as_str().into(), key }, Object::NftVerdict(verdict));
+                }
+            }
+            put(chain("ends"), Object::NftChain(Chain::regular(vec![rule("").drop()]).into()));
+            let asked = rule("third").then(Expr::Meta { key: MetaKey::Mark, dreg: Reg(0) });
+            rules.push(asked.then(Expr::VerdictMap { map: map.into(), sreg: Reg(0) }).build());
         }
         if yes() {
             rules.reverse();

@@ -14,6 +14,7 @@ use proptest::test_runner::{Config, TestRunner};
 use states::{Choice, mac, name, pretended_pods, state};
 use tartan_kernel::fake::Fake;
 use tartan_kernel::thread::{Applied, Handle, spawn};
+use tartan_netstate::nft::{ElementData, Fields};
 use tartan_netstate::{Change, Entry, Fdb, Key, LinkName, Neigh, Netns, Object, Op, Owner, Route, State, claims};
 
 struct Node {
@@ -159,6 +160,33 @@ fn a_failing_object_stops_no_other_and_is_tried_again() {
     node.fake.fail(key.clone(), None);
     let whole = node.wait("the failing one", |applied| applied.failures.is_empty());
     assert!(whole.mirror.get(&key).is_some());
+}
+
+#[test]
+fn what_makes_sense_together_only_goes_in_together() {
+    let element = |port: u16| Key::NftElement { set: "policy_s".into(), key: Fields::new().port(port).key() };
+    let with = |ports: &[u16]| {
+        let mut state = full();
+        for port in ports {
+            let owner = if *port == 3 { Owner::Pod("pod3".into()) } else { Owner::Policy };
+            state.insert(element(*port), Object::NftElement(ElementData::default()), owner);
+        }
+        state
+    };
+    let node = Node::wanting(&full());
+    node.fake.fail(element(1), Some(Errno::ENFILE));
+    for (generation, ports) in [(2, &[1, 2][..]), (3, &[1, 2, 3])] {
+        node.handle.want(generation, with(ports));
+        let tried = node.wait("the rest", |applied| applied.generation == generation);
+        let failed: Vec<&Key> = tried.failures.iter().map(|failure| &failure.key).collect();
+        assert_eq!(failed, ports.iter().map(|port| element(*port)).collect::<Vec<_>>().iter().collect::<Vec<_>>());
+        assert!(is(&node.fake.state(), &full()), "a part of it went in");
+    }
+    node.fake.fail(element(1), None);
+    node.wait("all of it", |applied| applied.failures.is_empty());
+    assert!(is(&node.fake.state(), &with(&[1, 2, 3])));
+    let last = node.fake.changes().pop().unwrap();
+    assert_eq!(last.ops.iter().filter(|(op, _)| op.key().is_whole()).count(), 3, "not in one piece");
 }
 
 #[test]

@@ -418,7 +418,7 @@ fn read_all_but(left_out: &[Kind]) -> World {
 
 fn configured(policy: PolicyMode) -> StoreEvent {
     let config = Object::Config(Config { policy, ..Config::default() }.into());
-    StoreEvent::Put(id(Kind::NetworkConfig, "default"), config, Revision(policy.to_string().into()))
+    StoreEvent::Put(id(Kind::NetworkConfig, "default"), config, Revision::from(u128::from(policy as u8)))
 }
 
 #[test]

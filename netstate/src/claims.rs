@@ -36,6 +36,18 @@ pub const NFT_RAW_PRIORITY: i32 = -300;
 pub const NFT_DSTNAT_PRIORITY: i32 = -100;
 /// Priority of our source translation: nft's `srcnat`.
 pub const NFT_SRCNAT_PRIORITY: i32 = 100;
+/// Priority of the chains in which policy judges: nft's `filter`, after destinations and before sources are translated.
+pub const NFT_POLICY_PRIORITY: i32 = 0;
+/// How the names of chains, sets and maps begin that make sense together only: of what changes in them all goes in, or
+/// nothing.
+pub const NFT_WHOLE_PREFIX: &str = "policy_";
+/// The set that holds the number of the generation that connections are judged under.
+pub const NFT_GENERATION_SET: &str = "policy_generation";
+/// The bits of a connection's mark that say under which generation it was judged; all others are not ours. Not among
+/// those that kube-proxy, Tailscale or AWS use.
+pub const CT_MARK_GENERATION: u32 = 0xff00_0000;
+/// NFLOG group of packets that policy denies or reports.
+pub const NFLOG_GROUP: u16 = 7474;
 /// How many rules let pods' packets through somebody else's firewall: one from pods, one to pods.
 pub const FORWARD_OPENING_RULES: usize = 2;
 /// Comment on a rule that we had to put into somebody else's chain (`hostFirewall: open`).

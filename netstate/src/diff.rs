@@ -125,7 +125,7 @@ fn remake_sets(wanted: &State, make: &mut Vec<(Op, Owner)>, gone: &mut Vec<(Key,
     let changed: BTreeSet<Key> = make.iter().map(|(op, _)| op.key().clone()).collect();
     for (key, Entry { object, owner }) in wanted.iter().filter(|(key, _)| !changed.contains(key)) {
         match object {
-            Object::NftElement(_) if in_remade(key) => {
+            Object::NftElement(_) | Object::NftVerdict(_) if in_remade(key) => {
                 make.push((Op::Create(key.clone(), object.clone()), owner.clone()));
             }
             Object::NftChain(chain) if chain.rules.iter().any(|rule| remade.iter().any(|set| rule.looks_into(set))) => {

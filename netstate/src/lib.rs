@@ -8,6 +8,7 @@
 
 pub mod claims;
 pub mod diff;
+pub mod generation;
 pub mod layers;
 pub mod link;
 pub mod neigh;
@@ -18,6 +19,7 @@ pub mod route;
 pub mod state;
 
 pub use diff::{Change, Op, diff};
+pub use generation::Generation;
 pub use layers::Layers;
 pub use link::{Link, LinkKind, LinkName, Mac, VxlanParams, stable_hash};
 pub use neigh::{Fdb, Neigh};

@@ -85,6 +85,14 @@ pub enum Type {
     InetProto,
     /// `inet_service`, a port
     InetService,
+    /// `mark`, and any other number of four bytes
+    Mark,
+    /// `ifname`
+    Ifname,
+    /// `icmpv6_type`
+    Icmpv6Type,
+    /// `integer` of so many bytes: what nft cannot print as anything else
+    Integer(u8),
 }
 
 /// The family of the packets a rule or a set is about.
@@ -110,6 +118,11 @@ impl Chain {
     }
 }
 
+/// The datatype of verdicts.
+const NFT_DATA_VERDICT: u32 = 0xffff_ff00;
+/// What a 64-bit kernel says of it.
+const VERDICT_LEN: u32 = 16;
+
 // === impl Set ===
 
 impl Set {
@@ -133,6 +146,21 @@ impl Set {
     pub fn intervals(key: Type) -> Set {
         Set { interval: true, ..Set::exact(&[key]) }
     }
+
+    /// A map from intervals to data; they must not overlap.
+    pub fn interval_map(key: Type, data: &[Type]) -> Set {
+        Set { interval: true, ..Set::map(&[key], data) }
+    }
+
+    /// A map from exact keys to verdicts.
+    pub fn verdict_map(key: &[Type]) -> Set {
+        Set { data_len: VERDICT_LEN, data_type: NFT_DATA_VERDICT, ..Set::exact(key) }
+    }
+
+    /// Whether its elements say what becomes of a packet.
+    pub fn is_verdict_map(&self) -> bool {
+        self.data_type == NFT_DATA_VERDICT
+    }
 }
 
 // === impl Type ===
@@ -152,16 +180,24 @@ impl Type {
             Type::Ipv6Addr => 16,
             Type::InetProto => 1,
             Type::InetService => 2,
+            Type::Mark => 4,
+            Type::Ifname => 16,
+            Type::Icmpv6Type => 1,
+            Type::Integer(len) => len.into(),
         }
     }
 
     /// nft's own number (`enum datatypes`).
-    fn number(self) -> u32 {
+    pub fn number(self) -> u32 {
         match self {
             Type::Ipv4Addr => 7,
             Type::Ipv6Addr => 8,
             Type::InetProto => 12,
             Type::InetService => 13,
+            Type::Mark => 19,
+            Type::Ifname => 41,
+            Type::Icmpv6Type => 29,
+            Type::Integer(_) => 4,
         }
     }
 

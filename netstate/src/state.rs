@@ -64,6 +64,8 @@ pub enum Object {
     NftChain(Arc<nft::Chain>),
     /// The element's data; empty in a set.
     NftElement(nft::ElementData),
+    /// The data of a verdict map's element.
+    NftVerdict(nft::Verdict),
     /// See [`Link`].
     Link(Arc<Link>),
     /// An address's scope.
@@ -91,6 +93,8 @@ pub enum Owner {
     Fabric(Arc<str>),
     /// A peer node, by name.
     Peer(Arc<str>),
+    /// Policy, all of it.
+    Policy,
     /// Nobody's: it was read from the kernel and no plan wants it.
     Read,
 }
@@ -281,7 +285,7 @@ impl State {
 
     /// Takes all elements of an nft set away.
     pub(crate) fn remove_elements(&mut self, of: &str) {
-        let first = Key::NftElement { set: of.into(), key: nft::ElementKey { bytes: Box::default(), end: None } };
+        let first = Key::NftElement { set: of.into(), key: nft::ElementKey::catch_all() };
         let is_element = |key: &&Key| matches!(key, Key::NftElement { set, .. } if **set == *of);
         let keys: Vec<Key> = self.keys_from(first).take_while(is_element).cloned().collect();
         keys.iter().for_each(|key| {
@@ -374,6 +378,16 @@ impl Key {
     pub fn is_nft(&self) -> bool {
         matches!(self, Key::NftTable | Key::NftSet { .. } | Key::NftChain { .. } | Key::NftElement { .. })
     }
+
+    /// Whether it is one of those that make sense together only: what changes of them goes in as one, or not at all.
+    pub fn is_whole(&self) -> bool {
+        match self {
+            Key::NftSet { set: name } | Key::NftChain { chain: name } | Key::NftElement { set: name, .. } => {
+                name.starts_with(crate::claims::NFT_WHOLE_PREFIX)
+            }
+            _ => false,
+        }
+    }
 }
 
 impl fmt::Display for Key {
@@ -408,6 +422,7 @@ impl fmt::Display for Owner {
             Owner::Node => f.write_str("this node"),
             Owner::Fabric(instance) => write!(f, "fabric {instance}"),
             Owner::Peer(node) => write!(f, "peer {node}"),
+            Owner::Policy => f.write_str("policy"),
             Owner::Read => f.write_str("nobody"),
         }
     }

@@ -1,16 +1,17 @@
 //! The nft steps of a change as one transaction.
 //!
 //! Invariant: all steps that the kernel does not refuse come into force at one instant, and a refused one stops no
-//! other. The kernel names every message it refuses; that step is taken out and the rest tried again. Nothing is half
+//! other, but for those that make sense together only ([`Key::is_whole`]): of them all come into force or none. The kernel names every message it refuses; that step is taken out and the rest tried again. Nothing is half
 //! done: a transaction is in force as a whole or not at all, so what it would replace stays until it works.
 //!
-//! Order within: chains are emptied first, so that nothing refers to what is deleted next; then all deletions, then
-//! all creations, elements last (the kernel loads a large map faster when its rules are there).
+//! Order within: chains are emptied first, so that nothing refers to what is deleted next; then all deletions, chains
+//! last (a verdict map refers to them); then all creations, elements last (the kernel loads a large map faster when its
+//! rules are there).
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use nix::errno::Errno;
-use tartan_netstate::nft::{ElementData, ElementKey};
+use tartan_netstate::nft::ElementKey;
 use tartan_netstate::{Key, Object, Op, Owner};
 
 use super::encode::{self, ElementList};
@@ -101,7 +102,7 @@ struct Phases<'a> {
 struct Element<'a> {
     index: Index,
     key: &'a ElementKey,
-    data: &'a ElementData,
+    data: &'a Object,
     alone: bool,
 }
 
@@ -144,10 +145,10 @@ impl<'a> Phases<'a> {
                 }
             }
             Key::NftElement { set, key } => {
-                if let Some(Object::NftElement(data)) = old {
+                if let Some(data) = old {
                     self.elements_out.entry(set).or_default().push(Element { index, key, data, alone });
                 }
-                if let Some(Object::NftElement(data)) = new {
+                if let Some(data) = new {
                     self.elements_in.entry(set).or_default().push(Element { index, key, data, alone });
                 }
             }
@@ -164,7 +165,7 @@ impl<'a> Phases<'a> {
             .into_iter()
             .flatten()
             .chain(elements_out)
-            .chain([self.chains_out, self.sets_out, self.sets_in, self.chains_in, self.rules_in].into_iter().flatten())
+            .chain([self.sets_out, self.chains_out, self.sets_in, self.chains_in, self.rules_in].into_iter().flatten())
             .chain(elements_in)
             .collect()
     }
@@ -232,7 +233,14 @@ impl Known {
     }
 
     fn fail(&mut self, ops: &[(Op, Owner)], index: Index, refusal: &Refusal) {
-        self.failed.entry(index).or_insert_with(|| refused(&ops[index].0, refusal));
+        let error = refused(&ops[index].0, refusal);
+        // Once is enough: there may be hundreds of thousands.
+        if ops[index].0.key().is_whole() && !self.failed.contains_key(&index) {
+            for (other, _) in ops.iter().enumerate().filter(|(_, (op, _))| op.key().is_whole()) {
+                self.failed.entry(other).or_insert_with(|| error.clone());
+            }
+        }
+        self.failed.entry(index).or_insert(error);
     }
 }
 
@@ -247,7 +255,7 @@ fn refused(op: &Op, refusal: &Refusal) -> KernelError {
 
 #[cfg(test)]
 mod tests {
-    use tartan_netstate::nft::{Chain, Fields, rule};
+    use tartan_netstate::nft::{Chain, ElementData, Fields, rule};
 
     use super::*;
 
@@ -263,6 +271,11 @@ mod tests {
     fn element(port: u16) -> (Op, Owner) {
         let key = Key::NftElement { set: "s".into(), key: Fields::new().port(port).key() };
         (Op::Create(key, Object::NftElement(ElementData::default())), Owner::Pod(port.to_string().into()))
+    }
+
+    fn element_of(set: &str, port: u16) -> (Op, Owner) {
+        let key = Key::NftElement { set: set.into(), key: Fields::new().port(port).key() };
+        (Op::Create(key, Object::NftElement(ElementData::default())), Owner::Policy)
     }
 
     fn refusal(index: Option<usize>, errno: Errno) -> Refusal {
@@ -305,6 +318,24 @@ mod tests {
         let ops: Vec<_> = (1..=3000).map(element).collect();
         let (failed, tries) = check(&ops, refuse(&2345_u16.to_be_bytes(), Errno::EINVAL));
         assert_eq!((failed, tries), (vec!["nft element 0929 of s".to_owned()], 3));
+    }
+
+    #[test]
+    fn what_makes_sense_together_only_fails_together() {
+        let ops = [
+            table(),
+            chain("policy_a"),
+            element(7),
+            element_of("policy_s", 8),
+            element_of("policy_s", 9),
+            element_of("policy_t", 9),
+        ];
+        for errno in [Errno::ENFILE, Errno::ENOMEM, Errno::EEXIST] {
+            let (failed, _) = check(&ops, refuse(&[6, 0, 1, 0, 0, 8], errno));
+            let whole = ["nft chain policy_a", "0008 of policy_s", "0009 of policy_s", "0009 of policy_t"];
+            assert_eq!(failed.len(), whole.len(), "{failed:?}");
+            assert!(failed.iter().zip(whole).all(|(failed, whole)| failed.ends_with(whole)), "{failed:?}");
+        }
     }
 
     #[test]

@@ -5,16 +5,17 @@
 
 use std::sync::Arc;
 
-use tartan_netstate::claims;
-use tartan_netstate::nft::{Chain, ChainKind, ElementData, ElementKey, Hook, HookPoint, Rule, Set};
+use tartan_netstate::nft::{Chain, ChainKind, ElementData, ElementKey, Hook, HookPoint, Rule, Set, Verdict};
+use tartan_netstate::{Object, claims};
 
 use super::encode::{
-    NF_ACCEPT, NFT_ELEM_INTERVAL_END, NFT_SET_ANONYMOUS, NFT_SET_INTERVAL, NFTA_CHAIN_HOOK, NFTA_CHAIN_NAME,
-    NFTA_CHAIN_POLICY, NFTA_CHAIN_TYPE, NFTA_ELEM_DATA, NFTA_ELEM_FLAGS, NFTA_ELEM_KEY, NFTA_ELEMENTS, NFTA_HOOK_NUM,
-    NFTA_HOOK_PRIORITY, NFTA_RULE_CHAIN, NFTA_RULE_USERDATA, NFTA_SET_DATA_LEN, NFTA_SET_DATA_TYPE, NFTA_SET_FLAGS,
-    NFTA_SET_KEY_LEN, NFTA_SET_KEY_TYPE, NFTA_SET_NAME, NFTA_TABLE, UDATA_COMMENT, UDATA_FINGERPRINT, chain_type,
-    hook_num,
+    NF_ACCEPT, NFT_ELEM_CATCHALL, NFT_ELEM_INTERVAL_END, NFT_SET_ANONYMOUS, NFT_SET_INTERVAL, NFTA_CHAIN_HOOK,
+    NFTA_CHAIN_NAME, NFTA_CHAIN_POLICY, NFTA_CHAIN_TYPE, NFTA_ELEM_DATA, NFTA_ELEM_FLAGS, NFTA_ELEM_KEY, NFTA_ELEMENTS,
+    NFTA_HOOK_NUM, NFTA_HOOK_PRIORITY, NFTA_RULE_CHAIN, NFTA_RULE_USERDATA, NFTA_SET_DATA_LEN, NFTA_SET_DATA_TYPE,
+    NFTA_SET_FLAGS, NFTA_SET_KEY_LEN, NFTA_SET_KEY_TYPE, NFTA_SET_NAME, NFTA_TABLE, UDATA_COMMENT, UDATA_FINGERPRINT,
+    chain_type, hook_num,
 };
+use super::expr::{NFTA_DATA_VERDICT, NFTA_VERDICT_CHAIN, NFTA_VERDICT_CODE};
 use crate::nfnetlink::{Reply, attr, attr_str, attr_u32, attrs};
 
 const NFTA_DATA_VALUE: u16 = 1;
@@ -92,21 +93,32 @@ pub(super) fn set(reply: &Reply) -> Option<(Arc<str>, Set)> {
     Some((attr_str(&reply.attrs, NFTA_SET_NAME)?.into(), set))
 }
 
+/// An element as the kernel has it: an interval is two.
+struct Half {
+    bytes: Vec<u8>,
+    is_end: bool,
+    data: Object,
+}
+
 /// All elements of a set; none if one comes twice, because then others are missing.
-pub(super) fn elements(replies: &[Reply], interval: bool) -> Option<Vec<(ElementKey, ElementData)>> {
+pub(super) fn elements(replies: &[Reply], interval: bool) -> Option<Vec<(ElementKey, Object)>> {
     let lists = replies.iter().filter_map(|reply| attr(&reply.attrs, NFTA_ELEMENTS));
-    let mut found: Vec<_> = lists.flat_map(attrs).filter_map(|(_, elem)| element(elem)).collect();
+    let mut found: Vec<Half> = lists.flat_map(attrs).filter_map(|(_, elem)| element(elem)).collect();
     // Where two intervals touch, the end of the first comes before the start of the second.
-    found.sort_by(|(a, a_end, _), (b, b_end, _)| a.cmp(b).then(b_end.cmp(a_end)));
-    let once = found.windows(2).all(|pair| (&pair[0].0, pair[0].1) != (&pair[1].0, pair[1].1));
-    let exact = |(bytes, _, data): (Vec<u8>, _, _)| (ElementKey { bytes: bytes.into(), end: None }, data);
+    found.sort_by(|a, b| a.bytes.cmp(&b.bytes).then(b.is_end.cmp(&a.is_end)));
+    let once = found.windows(2).all(|pair| (&pair[0].bytes, pair[0].is_end) != (&pair[1].bytes, pair[1].is_end));
+    let exact = |half: Half| (ElementKey { bytes: half.bytes.into(), end: None }, half.data);
     once.then(|| if interval { pair(found) } else { found.into_iter().map(exact).collect() })
 }
 
-fn pair(sorted: Vec<(Vec<u8>, bool, ElementData)>) -> Vec<(ElementKey, ElementData)> {
+fn pair(sorted: Vec<Half>) -> Vec<(ElementKey, Object)> {
     let mut intervals = Vec::new();
-    let mut open: Option<(Vec<u8>, ElementData)> = None;
-    for (bytes, is_end, data) in sorted {
+    let mut open: Option<(Vec<u8>, Object)> = None;
+    for Half { bytes, is_end, data } in sorted {
+        if bytes.is_empty() {
+            intervals.push((ElementKey::catch_all(), data));
+            continue;
+        }
         let end = if is_end { bytes.as_slice().into() } else { Box::default() };
         if let Some((start, data)) = open.take() {
             intervals.push((ElementKey { bytes: start.into(), end: Some(end) }, data));
@@ -117,9 +129,27 @@ fn pair(sorted: Vec<(Vec<u8>, bool, ElementData)>) -> Vec<(ElementKey, ElementDa
     intervals
 }
 
-fn element(elem: &[u8]) -> Option<(Vec<u8>, bool, ElementData)> {
-    let value = |id| attr(elem, id).and_then(|data| attr(data, NFTA_DATA_VALUE));
+fn element(elem: &[u8]) -> Option<Half> {
     let flags = attr_u32(elem, NFTA_ELEM_FLAGS).unwrap_or(0);
-    let data = ElementData(value(NFTA_ELEM_DATA).unwrap_or_default().into());
-    Some((value(NFTA_ELEM_KEY)?.to_vec(), flags & NFT_ELEM_INTERVAL_END != 0, data))
+    let data = attr(elem, NFTA_ELEM_DATA).unwrap_or_default();
+    let data = match attr(data, NFTA_DATA_VERDICT) {
+        Some(of) => Object::NftVerdict(verdict(of)),
+        None => Object::NftElement(ElementData(attr(data, NFTA_DATA_VALUE).unwrap_or_default().into())),
+    };
+    let key = attr(elem, NFTA_ELEM_KEY).and_then(|key| attr(key, NFTA_DATA_VALUE));
+    let bytes = if flags & NFT_ELEM_CATCHALL != 0 { Vec::new() } else { key?.to_vec() };
+    Some(Half { bytes, is_end: flags & NFT_ELEM_INTERVAL_END != 0, data })
+}
+
+/// One that we never make reads as `drop` of whatever key: it cannot be what a plan wants there, or does no harm.
+fn verdict(of: &[u8]) -> Verdict {
+    let chain = || attr_str(of, NFTA_VERDICT_CHAIN).unwrap_or_default().into();
+    match attr_u32(of, NFTA_VERDICT_CODE).map(u32::cast_signed) {
+        Some(1) => Verdict::Accept,
+        Some(-1) => Verdict::Continue,
+        Some(-3) => Verdict::Jump(chain()),
+        Some(-4) => Verdict::Goto(chain()),
+        Some(-5) => Verdict::Return,
+        _ => Verdict::Drop,
+    }
 }

@@ -2,8 +2,8 @@
 //!
 //! Creations do not ask for exclusiveness: all in our table is ours, and what is there already is overwritten.
 
-use tartan_netstate::claims;
-use tartan_netstate::nft::{Chain, ChainKind, ElementData, ElementKey, Hook, HookPoint, Rule, Set};
+use tartan_netstate::nft::{Chain, ChainKind, ElementKey, Hook, HookPoint, Rule, Set, Type};
+use tartan_netstate::{Object, claims};
 
 use super::expr;
 use crate::nfnetlink::{Attrs, Message, NLM_F_APPEND, NLM_F_CREATE};
@@ -57,6 +57,11 @@ pub(super) const NFTA_SET_KEY_LEN: u16 = 5;
 pub(super) const NFTA_SET_DATA_TYPE: u16 = 6;
 pub(super) const NFTA_SET_DATA_LEN: u16 = 7;
 const NFTA_SET_ID: u16 = 10;
+const NFTA_SET_USERDATA: u16 = 13;
+/// nft's own, in a set's userdata.
+const UDATA_KEY_BYTEORDER: u8 = 0;
+const UDATA_DATA_BYTEORDER: u8 = 1;
+const UDATA_HOST_ENDIAN: u32 = 1;
 pub(super) const NFT_SET_ANONYMOUS: u32 = 1;
 pub(super) const NFT_SET_INTERVAL: u32 = 4;
 const NFT_SET_MAP: u32 = 8;
@@ -67,6 +72,7 @@ pub(super) const NFTA_ELEM_KEY: u16 = 1;
 pub(super) const NFTA_ELEM_DATA: u16 = 2;
 pub(super) const NFTA_ELEM_FLAGS: u16 = 3;
 pub(super) const NFT_ELEM_INTERVAL_END: u32 = 1;
+pub(super) const NFT_ELEM_CATCHALL: u32 = 2;
 /// An attribute's length is 16 bits; this leaves room for one more element.
 const ELEMENT_LIST_BYTES: usize = 60_000;
 
@@ -144,6 +150,14 @@ pub(super) fn new_set(name: &str, set: &Set, id: u32) -> Message {
         if set.data_len > 0 {
             attrs.u32(NFTA_SET_DATA_TYPE, set.data_type).u32(NFTA_SET_DATA_LEN, set.data_len);
         }
+        // Only so does nft print numbers in the machine's order, and not backwards. The kernel does not care.
+        let types = [(UDATA_KEY_BYTEORDER, set.key_type), (UDATA_DATA_BYTEORDER, set.data_type)];
+        let marks = types.into_iter().filter(|(_, number)| *number == Type::Mark.number());
+        let order = marks.flat_map(|(which, _)| [vec![which, 4], UDATA_HOST_ENDIAN.to_ne_bytes().to_vec()].concat());
+        let order: Vec<u8> = order.collect();
+        if !order.is_empty() {
+            attrs.bytes(NFTA_SET_USERDATA, &order);
+        }
     })
 }
 
@@ -171,10 +185,11 @@ impl ElementList {
     }
 
     /// An interval is two elements to the kernel: its start, and an end that is not part of it.
-    pub(super) fn push(&mut self, key: &ElementKey, data: &ElementData) {
-        self.push_one(&key.bytes, &data.0, 0);
+    pub(super) fn push(&mut self, key: &ElementKey, data: &Object) {
+        let flags = if key.is_catch_all() { NFT_ELEM_CATCHALL } else { 0 };
+        self.push_one(&key.bytes, Some(data), flags);
         if let Some(end) = key.end.as_ref().filter(|end| !end.is_empty()) {
-            self.push_one(end, &[], NFT_ELEM_INTERVAL_END);
+            self.push_one(end, None, NFT_ELEM_INTERVAL_END);
         }
     }
 
@@ -186,11 +201,17 @@ impl ElementList {
         self.message(DELSETELEM, 0, set)
     }
 
-    fn push_one(&mut self, key: &[u8], data: &[u8], flags: u32) {
+    fn push_one(&mut self, key: &[u8], data: Option<&Object>, flags: u32) {
         self.list.nest(NFTA_LIST_ELEM, |elem| {
-            expr::value(elem, NFTA_ELEM_KEY, key);
-            if !data.is_empty() {
-                expr::value(elem, NFTA_ELEM_DATA, data);
+            if !key.is_empty() {
+                expr::value(elem, NFTA_ELEM_KEY, key);
+            }
+            match data {
+                Some(Object::NftElement(data)) if !data.0.is_empty() => expr::value(elem, NFTA_ELEM_DATA, &data.0),
+                Some(Object::NftVerdict(verdict)) => {
+                    elem.nest(NFTA_ELEM_DATA, |data| expr::write_verdict(data, verdict));
+                }
+                _ => {}
             }
             if flags != 0 {
                 elem.u32(NFTA_ELEM_FLAGS, flags);

@@ -8,9 +8,9 @@ const NFTA_EXPR_NAME: u16 = 1;
 const NFTA_EXPR_DATA: u16 = 2;
 const NFTA_LIST_ELEM: u16 = 1;
 const NFTA_DATA_VALUE: u16 = 1;
-const NFTA_DATA_VERDICT: u16 = 2;
-const NFTA_VERDICT_CODE: u16 = 1;
-const NFTA_VERDICT_CHAIN: u16 = 2;
+pub(super) const NFTA_DATA_VERDICT: u16 = 2;
+pub(super) const NFTA_VERDICT_CODE: u16 = 1;
+pub(super) const NFTA_VERDICT_CHAIN: u16 = 2;
 /// First of the sixteen 32-bit registers.
 const NFT_REG32_00: u32 = 8;
 const NFT_REG_VERDICT: u32 = 0;
@@ -18,6 +18,11 @@ const NFT_LOOKUP_F_INV: u32 = 1;
 const NFT_FIB_RESULT_ADDRTYPE: u32 = 3;
 const NFTA_FIB_F_SADDR: u32 = 1;
 const NFTA_FIB_F_DADDR: u32 = 2;
+const IP_CT_DIR_ORIGINAL: u8 = 0;
+const NFT_LIMIT_PKTS: u32 = 0;
+const NFT_REJECT_TCP_RST: u32 = 1;
+const NFT_REJECT_ICMPX_UNREACH: u32 = 2;
+const NFT_REJECT_ICMPX_ADMIN_PROHIBITED: u8 = 3;
 const NF_NAT_RANGE_PROTO_RANDOM_FULLY: u32 = 1 << 4;
 
 /// Appends one element of a rule's expression list.
@@ -37,15 +42,18 @@ pub(super) fn value(attrs: &mut Attrs, id: u16, bytes: &[u8]) {
 
 fn name(expression: &Expr) -> &'static str {
     match expression {
-        Expr::Meta { .. } => "meta",
+        Expr::Meta { .. } | Expr::SetMark { .. } => "meta",
         Expr::Payload { .. } => "payload",
         Expr::Cmp { .. } => "cmp",
         Expr::Bitwise { .. } => "bitwise",
-        Expr::Lookup { .. } => "lookup",
+        Expr::Lookup { .. } | Expr::VerdictMap { .. } => "lookup",
         Expr::FibType { .. } => "fib",
-        Expr::Ct { .. } => "ct",
+        Expr::Ct { .. } | Expr::SetCtMark { .. } => "ct",
         Expr::Immediate { .. } | Expr::Verdict(_) => "immediate",
         Expr::Counter => "counter",
+        Expr::Limit { .. } => "limit",
+        Expr::Log { .. } => "log",
+        Expr::Reject { .. } => "reject",
         Expr::Nat { .. } => "nat",
         Expr::Masquerade => "masq",
     }
@@ -63,11 +71,14 @@ fn body(data: &mut Attrs, expression: &Expr) {
             data.u32(1, reg(*sreg)).u32(2, cmp_op(*op));
             value(data, 3, to);
         }
-        Expr::Bitwise { reg: both, mask } => {
+        Expr::SetMark { sreg } => {
+            data.u32(2, meta_key(MetaKey::Mark)).u32(3, reg(*sreg));
+        }
+        Expr::Bitwise { sreg, dreg, mask, xor } => {
             let len = u32::try_from(mask.len()).expect("a register file has 64 bytes");
-            data.u32(1, reg(*both)).u32(2, reg(*both)).u32(3, len);
+            data.u32(1, reg(*sreg)).u32(2, reg(*dreg)).u32(3, len);
             value(data, 4, mask);
-            value(data, 5, &vec![0; mask.len()]);
+            value(data, 5, xor);
         }
         Expr::Lookup { set, sreg, dreg, inverted } => {
             data.str(1, set).u32(2, reg(*sreg));
@@ -78,6 +89,9 @@ fn body(data: &mut Attrs, expression: &Expr) {
                 data.u32(5, NFT_LOOKUP_F_INV);
             }
         }
+        Expr::VerdictMap { map, sreg } => {
+            data.str(1, map).u32(2, reg(*sreg)).u32(3, NFT_REG_VERDICT);
+        }
         Expr::FibType { of, dreg } => {
             let flags = match of {
                 AddressSide::Saddr => NFTA_FIB_F_SADDR,
@@ -87,6 +101,12 @@ fn body(data: &mut Attrs, expression: &Expr) {
         }
         Expr::Ct { key, dreg } => {
             data.u32(1, reg(*dreg)).u32(2, ct_key(*key));
+            if *key == CtKey::OriginalProtoDst {
+                data.u8(3, IP_CT_DIR_ORIGINAL);
+            }
+        }
+        Expr::SetCtMark { sreg } => {
+            data.u32(2, ct_key(CtKey::Mark)).u32(4, reg(*sreg));
         }
         Expr::Immediate { dreg, data: constant } => {
             data.u32(1, reg(*dreg));
@@ -94,6 +114,18 @@ fn body(data: &mut Attrs, expression: &Expr) {
         }
         Expr::Counter => {
             data.u64(1, 0).u64(2, 0);
+        }
+        Expr::Limit { per_second, burst } => {
+            data.u64(1, *per_second).u64(2, 1).u32(3, *burst).u32(4, NFT_LIMIT_PKTS).u32(5, 0);
+        }
+        Expr::Log { group, snaplen } => {
+            data.u16(1, *group).u32(3, *snaplen);
+        }
+        Expr::Reject { tcp_reset: true } => {
+            data.u32(1, NFT_REJECT_TCP_RST).u8(2, 0);
+        }
+        Expr::Reject { tcp_reset: false } => {
+            data.u32(1, NFT_REJECT_ICMPX_UNREACH).u8(2, NFT_REJECT_ICMPX_ADMIN_PROHIBITED);
         }
         Expr::Nat { kind, nfproto, addr, port } => {
             data.u32(1, nat_kind(*kind)).u32(2, nfproto.number().into());
@@ -112,8 +144,10 @@ fn body(data: &mut Attrs, expression: &Expr) {
     }
 }
 
-fn write_verdict(attrs: &mut Attrs, verdict: &Verdict) {
+/// `NFTA_DATA_VERDICT`: what goes into a verdict register.
+pub(super) fn write_verdict(attrs: &mut Attrs, verdict: &Verdict) {
     let (code, chain): (i32, _) = match verdict {
+        Verdict::Continue => (-1, None),
         Verdict::Drop => (0, None),
         Verdict::Accept => (1, None),
         Verdict::Jump(chain) => (-3, Some(chain)),
@@ -140,6 +174,7 @@ fn meta_key(key: MetaKey) -> u32 {
         MetaKey::L4proto => 16,
         MetaKey::Iifgroup => 21,
         MetaKey::Oifgroup => 22,
+        MetaKey::Mark => 3,
     }
 }
 
@@ -159,7 +194,11 @@ fn cmp_op(op: CmpOp) -> u32 {
 
 fn ct_key(key: CtKey) -> u32 {
     match key {
+        CtKey::State => 0,
+        CtKey::Direction => 1,
         CtKey::Status => 2,
+        CtKey::Mark => 3,
+        CtKey::OriginalProtoDst => 12,
     }
 }
 

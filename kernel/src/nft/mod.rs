@@ -94,18 +94,14 @@ impl Nft {
         }
         for (set, object) in self.dump(encode::GETSET, |_| {}, "read nft sets")?.iter().filter_map(decode::set) {
             for (key, data) in self.elements(&set, &object)? {
-                put(Key::NftElement { set: set.clone(), key }, Object::NftElement(data));
+                put(Key::NftElement { set: set.clone(), key }, data);
             }
             put(Key::NftSet { set }, Object::NftSet(object.into()));
         }
         Ok(state)
     }
 
-    fn elements(
-        &mut self,
-        name: &str,
-        set: &Set,
-    ) -> Result<Vec<(ElementKey, tartan_netstate::nft::ElementData)>, KernelError> {
+    fn elements(&mut self, name: &str, set: &Set) -> Result<Vec<(ElementKey, Object)>, KernelError> {
         let of_set = |attrs: &mut Attrs| {
             attrs.str(encode::NFTA_ELEMENTS_SET, name);
         };

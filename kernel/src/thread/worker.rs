@@ -218,7 +218,8 @@ impl Worker {
             }
             return;
         };
-        let changed: BTreeSet<Key> = before.differing_keys(&state).cloned().collect();
+        let mut changed: BTreeSet<Key> = before.differing_keys(&state).cloned().collect();
+        self.add_rest_of_whole(&mut changed);
         for key in &changed {
             self.backoff.forget(key);
         }
@@ -236,6 +237,14 @@ impl Worker {
             if ahead.is_some() {
                 self.pods_are_done(generation);
             }
+        }
+    }
+
+    /// What makes sense together only is applied together: with what is still to be done or failed.
+    fn add_rest_of_whole(&self, changed: &mut BTreeSet<Key>) {
+        if changed.iter().any(Key::is_whole) {
+            let rest = self.steps.iter().map(|(op, _)| op.key()).chain(self.backoff.keys());
+            changed.extend(rest.filter(|key| key.is_whole()).cloned());
         }
     }
 
@@ -390,7 +399,9 @@ impl Worker {
         let pending: BTreeSet<&Key> = all.ops.iter().map(|(op, _)| op.key()).collect();
         self.news |= self.backoff.retain(|key| pending.contains(key));
         self.steps = Steps::new(self.in_order(all));
-        self.steps.retain(|op| !self.backoff.holds(op.key(), now));
+        let held = |op: &Op| self.backoff.holds(op.key(), now);
+        let whole_is_held = self.steps.iter().any(|(op, _)| op.key().is_whole() && held(op));
+        self.steps.retain(|op| !(held(op) || whole_is_held && op.key().is_whole()));
         if !self.steps.is_empty() {
             return true;
         }
@@ -610,6 +621,7 @@ fn by_pod(steps: Vec<(Op, Owner)>) -> Vec<Group> {
 /// 0: what all pods stand on, and what stands in the way of others; 1: pods; 2: everything else.
 fn rank((op, owner): &(Op, Owner)) -> u8 {
     match (op, owner) {
+        _ if op.key().is_whole() => 0,
         // Those that stand in nobody's way are condemned.
         (Op::Delete(Key::Link { ns: Netns::Host, .. }, _), _) => 0,
         (_, Owner::Pod(_)) => 1,

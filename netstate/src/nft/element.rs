@@ -49,6 +49,19 @@ impl Fields {
         self.push(&[number])
     }
 
+    /// Then a number in the machine's order, as marks are.
+    pub fn number(self, number: u32) -> Fields {
+        self.push(&number.to_ne_bytes())
+    }
+
+    /// Then a device's name.
+    pub fn ifname(self, name: &str) -> Fields {
+        let mut padded = [0; 16];
+        let len = name.len().min(padded.len() - 1);
+        padded[..len].copy_from_slice(&name.as_bytes()[..len]);
+        self.push(&padded)
+    }
+
     /// Then a port.
     pub fn port(self, port: u16) -> Fields {
         self.push(&port.to_be_bytes())
@@ -57,6 +70,11 @@ impl Fields {
     /// As the key of an exact set or map.
     pub fn key(self) -> ElementKey {
         ElementKey { bytes: self.finish().into(), end: None }
+    }
+
+    /// The keys from this one on, as an interval, up to one that is not among them.
+    pub fn key_up_to(self, end: Fields) -> ElementKey {
+        ElementKey { bytes: self.finish().into(), end: Some(end.finish().into()) }
     }
 
     /// As the data of a map.
@@ -82,6 +100,16 @@ impl Fields {
 // === impl ElementKey ===
 
 impl ElementKey {
+    /// Stands for all keys that no other element is about.
+    pub fn catch_all() -> ElementKey {
+        ElementKey { bytes: Box::default(), end: None }
+    }
+
+    /// See [`ElementKey::catch_all`].
+    pub fn is_catch_all(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
     /// All addresses of a prefix, as an interval.
     pub fn prefix(net: IpNet) -> ElementKey {
         let first = octets(net.network());
@@ -107,6 +135,9 @@ pub(super) fn octets(address: IpAddr) -> Vec<u8> {
 impl fmt::Display for ElementKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let hex = |f: &mut fmt::Formatter<'_>, bytes: &[u8]| bytes.iter().try_for_each(|byte| write!(f, "{byte:02x}"));
+        if self.is_catch_all() {
+            return f.write_str("*");
+        }
         hex(f, &self.bytes)?;
         match &self.end {
             None => Ok(()),

@@ -33,18 +33,30 @@ pub enum Expr {
     Payload { base: PayloadBase, offset: u32, len: u32, dreg: Reg },
     /// Goes on only if the register compares so.
     Cmp { sreg: Reg, op: CmpOp, data: Vec<u8> },
-    /// `reg & mask`, in place.
-    Bitwise { reg: Reg, mask: Vec<u8> },
+    /// `(sreg & mask) ^ xor` into a register.
+    Bitwise { sreg: Reg, dreg: Reg, mask: Vec<u8>, xor: Vec<u8> },
     /// Goes on only if the key is in the set (or, inverted, is not); a map's data goes into `dreg`.
     Lookup { set: Arc<str>, sreg: Reg, dreg: Option<Reg>, inverted: bool },
+    /// Does what the verdict map says of the key. If it says nothing, the rule ends.
+    VerdictMap { map: Arc<str>, sreg: Reg },
+    /// The packet's mark from a register.
+    SetMark { sreg: Reg },
     /// The type (`RTN_*`) of one of the packet's addresses into a register.
     FibType { of: AddressSide, dreg: Reg },
     /// A property of the connection into a register.
     Ct { key: CtKey, dreg: Reg },
+    /// The connection's mark from a register.
+    SetCtMark { sreg: Reg },
     /// A constant into a register.
     Immediate { dreg: Reg, data: Vec<u8> },
     /// Counts packets and bytes.
     Counter,
+    /// Goes on only so often a second; this many may come at once.
+    Limit { per_second: u64, burst: u32 },
+    /// Tells who listens to this NFLOG group of the packet, with so many of its bytes.
+    Log { group: u16, snaplen: u32 },
+    /// The packet is gone, and its sender is told: by a reset, else as administratively prohibited.
+    Reject { tcp_reset: bool },
     /// Translates to the address in a register, and to the port in another one.
     Nat { kind: NatKind, nfproto: Nfproto, addr: Reg, port: Option<Reg> },
     /// Translates the source to the output device's address, with a fully random port.
@@ -72,6 +84,8 @@ pub enum MetaKey {
     Iifgroup,
     /// Group of the output device.
     Oifgroup,
+    /// The packet's mark.
+    Mark,
 }
 
 /// Where [`Expr::Payload`] counts from.
@@ -106,6 +120,14 @@ pub enum AddressSide {
 pub enum CtKey {
     /// `IPS_*` bits.
     Status,
+    /// Which direction the packet goes in: 0 as the first one, 1 back.
+    Direction,
+    /// What the packet is to the connection, as bits. Packets of no connection have a state, too.
+    State,
+    /// The connection's mark.
+    Mark,
+    /// Destination port of its first packet as it came; of ICMP, type and code.
+    OriginalProtoDst,
 }
 
 /// Which address [`Expr::Nat`] translates.
@@ -130,6 +152,8 @@ pub enum Verdict {
     Jump(Arc<str>),
     /// On with another chain for good.
     Goto(Arc<str>),
+    /// On with the rule: only in verdict maps.
+    Continue,
 }
 
 /// A component of a lookup's key, taken from the packet.
@@ -143,6 +167,14 @@ pub enum Selector {
     L4proto,
     /// Destination port.
     Dport,
+    /// Source port; of ICMP, type and code.
+    Sport,
+    /// Type of an ICMP message.
+    IcmpType,
+    /// Name of the input device.
+    Iifname,
+    /// Name of the output device.
+    Oifname,
 }
 
 /// A rule in the making. Matches come first; what ends the rule gives it back whole.
@@ -155,6 +187,8 @@ pub struct RuleBuilder {
 
 /// `IPS_DST_NAT`: the connection's destination was translated.
 const IPS_DST_NAT: u32 = 1 << 5;
+/// Bit of the state of what a connection brings about: errors, and what a helper expects.
+const CT_STATE_RELATED: u32 = 1 << 2;
 /// `RTN_LOCAL`: the address is one of this node's own.
 const RTN_LOCAL: u32 = 2;
 
@@ -169,6 +203,12 @@ impl RuleBuilder {
     /// `iifgroup GROUP`: came in through a link of this group.
     pub fn iifgroup(self, group: u32) -> RuleBuilder {
         self.meta(MetaKey::Iifgroup, group.to_ne_bytes().to_vec())
+    }
+
+    /// `iifgroup != GROUP`: came in through another link, or is this node's own.
+    pub fn not_iifgroup(self, group: u32) -> RuleBuilder {
+        let group = group.to_ne_bytes().to_vec();
+        self.then(Expr::Meta { key: MetaKey::Iifgroup, dreg: Reg(0) }).compare(CmpOp::Neq, group)
     }
 
     /// `oifgroup GROUP`: leaves through a link of this group.
@@ -193,6 +233,11 @@ impl RuleBuilder {
         }
         self.nfproto = Some(nfproto);
         self.meta(MetaKey::Nfproto, vec![nfproto.number()])
+    }
+
+    /// `meta l4proto NUMBER`.
+    pub fn l4proto(self, number: u8) -> RuleBuilder {
+        self.meta(MetaKey::L4proto, vec![number])
     }
 
     /// `ip saddr NET`.
@@ -223,8 +268,41 @@ impl RuleBuilder {
     /// `ct status dnat`: the connection's destination was translated, by us or by others.
     pub fn ct_status_dnat(self) -> RuleBuilder {
         self.then(Expr::Ct { key: CtKey::Status, dreg: Reg(0) })
-            .then(Expr::Bitwise { reg: Reg(0), mask: IPS_DST_NAT.to_ne_bytes().to_vec() })
+            .masked(&IPS_DST_NAT.to_ne_bytes())
             .compare(CmpOp::Neq, vec![0; 4])
+    }
+
+    /// `ct state related`.
+    pub fn ct_state_related(self) -> RuleBuilder {
+        self.then(Expr::Ct { key: CtKey::State, dreg: Reg(0) })
+            .masked(&CT_STATE_RELATED.to_ne_bytes())
+            .compare(CmpOp::Neq, vec![0; 4])
+    }
+
+    /// `ct direction reply`: goes back in a connection.
+    pub fn ct_direction_reply(self) -> RuleBuilder {
+        self.then(Expr::Ct { key: CtKey::Direction, dreg: Reg(0) }).compare(CmpOp::Eq, vec![1])
+    }
+
+    /// `ct mark & MASK == VALUE`.
+    pub fn ct_mark(self, mask: u32, value: u32) -> RuleBuilder {
+        self.then(Expr::Ct { key: CtKey::Mark, dreg: Reg(0) })
+            .masked(&mask.to_ne_bytes())
+            .compare(CmpOp::Eq, value.to_ne_bytes().to_vec())
+    }
+
+    /// `ct mark set ct mark & ~MASK | VALUE`: the other bits stay.
+    pub fn set_ct_mark(self, mask: u32, value: u32) -> Rule {
+        let (mask, xor) = ((!mask).to_ne_bytes().to_vec(), value.to_ne_bytes().to_vec());
+        self.then(Expr::Ct { key: CtKey::Mark, dreg: Reg(0) })
+            .then(Expr::Bitwise { sreg: Reg(0), dreg: Reg(0), mask, xor })
+            .then(Expr::SetCtMark { sreg: Reg(0) })
+            .build()
+    }
+
+    /// `limit rate N/second burst M packets`.
+    pub fn limit(self, per_second: u64, burst: u32) -> RuleBuilder {
+        self.then(Expr::Limit { per_second, burst })
     }
 
     /// `counter`.
@@ -293,14 +371,15 @@ impl RuleBuilder {
         self.then(Expr::Cmp { sreg: Reg(0), op, data })
     }
 
+    fn masked(self, mask: &[u8]) -> RuleBuilder {
+        self.then(Expr::Bitwise { sreg: Reg(0), dreg: Reg(0), mask: mask.to_vec(), xor: vec![0; mask.len()] })
+    }
+
     fn address(self, side: Selector, net: IpNet) -> RuleBuilder {
         let nfproto = Nfproto::of(net.addr());
-        let loaded = self.nfproto(nfproto).load(nfproto, side, Reg(0));
-        let masked = if net.prefix_len() == net.max_prefix_len() {
-            loaded
-        } else {
-            loaded.then(Expr::Bitwise { reg: Reg(0), mask: octets(net.netmask()) })
-        };
+        let loaded = self.nfproto(nfproto).then(side.load(nfproto, Reg(0)));
+        let masked =
+            if net.prefix_len() == net.max_prefix_len() { loaded } else { loaded.masked(&octets(net.netmask())) };
         masked.compare(CmpOp::Eq, octets(net.network()))
     }
 
@@ -315,26 +394,14 @@ impl RuleBuilder {
         let mut next = 0;
         let mut builder = self.nfproto(nfproto);
         for selector in selectors {
-            builder = builder.load(nfproto, *selector, Reg(next));
+            builder = builder.then(selector.load(nfproto, Reg(next)));
             next += selector.registers(nfproto);
         }
         builder.then(Expr::Lookup { set: set.into(), sreg: Reg(0), dreg, inverted })
     }
 
-    fn load(self, nfproto: Nfproto, selector: Selector, dreg: Reg) -> RuleBuilder {
-        let network = |v4, v6| {
-            let offset = if nfproto == Nfproto::Ipv4 { v4 } else { v6 };
-            Expr::Payload { base: PayloadBase::Network, offset, len: nfproto.addr_len().into(), dreg }
-        };
-        self.then(match selector {
-            Selector::Saddr => network(12, 8),
-            Selector::Daddr => network(16, 24),
-            Selector::L4proto => Expr::Meta { key: MetaKey::L4proto, dreg },
-            Selector::Dport => Expr::Payload { base: PayloadBase::Transport, offset: 2, len: 2, dreg },
-        })
-    }
-
-    fn build(self) -> Rule {
+    /// A rule that ends as it is.
+    pub fn build(self) -> Rule {
         let mut hasher = SipHasher13::new();
         (&self.expressions, &self.comment).hash(&mut hasher);
         // 0 says "not as we made it" in a rule that was read back.
@@ -344,10 +411,31 @@ impl RuleBuilder {
 }
 
 impl Selector {
-    fn registers(self, nfproto: Nfproto) -> u8 {
+    /// Takes it from the packet, into registers from this one on.
+    pub fn load(self, nfproto: Nfproto, dreg: Reg) -> Expr {
+        let network = |v4, v6| {
+            let offset = if nfproto == Nfproto::Ipv4 { v4 } else { v6 };
+            Expr::Payload { base: PayloadBase::Network, offset, len: nfproto.addr_len().into(), dreg }
+        };
+        let transport = |offset, len| Expr::Payload { base: PayloadBase::Transport, offset, len, dreg };
+        match self {
+            Selector::Saddr => network(12, 8),
+            Selector::Daddr => network(16, 24),
+            Selector::L4proto => Expr::Meta { key: MetaKey::L4proto, dreg },
+            Selector::Sport => transport(0, 2),
+            Selector::Dport => transport(2, 2),
+            Selector::IcmpType => transport(0, 1),
+            Selector::Iifname => Expr::Meta { key: MetaKey::Iifname, dreg },
+            Selector::Oifname => Expr::Meta { key: MetaKey::Oifname, dreg },
+        }
+    }
+
+    /// How many registers it takes.
+    pub fn registers(self, nfproto: Nfproto) -> u8 {
         match self {
             Selector::Saddr | Selector::Daddr => nfproto.addr_len() / 4,
-            Selector::L4proto | Selector::Dport => 1,
+            Selector::L4proto | Selector::Dport | Selector::Sport | Selector::IcmpType => 1,
+            Selector::Iifname | Selector::Oifname => 4,
         }
     }
 }
@@ -357,7 +445,7 @@ impl Selector {
 impl Rule {
     /// Whether the rule uses this set or map.
     pub fn looks_into(&self, name: &str) -> bool {
-        self.expressions.iter().any(|expression| matches!(expression, Expr::Lookup { set, .. } if **set == *name))
+        self.expressions.iter().any(|expression| matches!(expression, Expr::Lookup { set, .. } | Expr::VerdictMap { map: set, .. } if **set == *name))
     }
 }
 

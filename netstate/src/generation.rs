@@ -1,0 +1,110 @@
+//! Generations of policy: the number under which a connection was judged, and what of it the connection carries.
+//!
+//! The rules compare a connection's stamp with a constant of theirs; the whole number is the one element of a set, where
+//! whoever starts anew finds it. There are fewer stamps than numbers, so that they come round: numbers with the same
+//! stamps are of different eras, and before an era begins all connections lose their stamps.
+//!
+//! Invariant: within an era no two generations have the same stamp, and none has that of a connection never judged.
+
+use crate::claims::{CT_MARK_GENERATION, NFT_GENERATION_SET};
+use crate::nft::{ElementKey, Fields};
+use crate::{Key, Op};
+
+/// See the module.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Generation(pub u32);
+
+/// How many stamps there are besides 0.
+const STAMPS: u32 = CT_MARK_GENERATION >> CT_MARK_GENERATION.trailing_zeros();
+
+// === impl Generation ===
+
+impl Generation {
+    /// What connections judged under it carry, among the bits of [`CT_MARK_GENERATION`].
+    pub fn stamp(self) -> u32 {
+        (1 + self.0 % STAMPS) << CT_MARK_GENERATION.trailing_zeros()
+    }
+
+    fn era(self) -> u32 {
+        self.0 / STAMPS
+    }
+
+    /// The one after it, whose stamp is not that of `other` either: of one that rules may still be of.
+    pub fn next(self, other: Option<Generation>) -> Generation {
+        let next = Generation(self.0.wrapping_add(1));
+        if other.is_some_and(|other| other.stamp() == next.stamp()) { next.next(None) } else { next }
+    }
+
+    /// The element that tells it.
+    pub fn key(self) -> Key {
+        Key::NftElement { set: NFT_GENERATION_SET.into(), key: Fields::new().number(self.0).key() }
+    }
+
+    /// The generation that an element tells.
+    pub fn of(key: &Key) -> Option<Generation> {
+        match key {
+            Key::NftElement { set, key: ElementKey { bytes, end: None } } if **set == *NFT_GENERATION_SET => {
+                Some(Generation(u32::from_ne_bytes((**bytes).try_into().ok()?)))
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether these steps begin an era: then connections must have lost their stamps before.
+    pub fn begins_era<'a>(ops: impl Iterator<Item = &'a Op>) -> bool {
+        let (mut before, mut after) = (None, None);
+        for op in ops {
+            match op {
+                Op::Create(key, _) => after = Generation::of(key).or(after),
+                Op::Delete(key, _) => before = Generation::of(key).or(before),
+                Op::Replace { .. } => {}
+            }
+        }
+        after.is_some_and(|after| before.is_none_or(|before| before.era() != after.era()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Object;
+    use crate::nft::ElementData;
+
+    #[test]
+    fn stamps_are_our_bits_and_differ_within_an_era() {
+        let mut seen = std::collections::BTreeSet::new();
+        for number in 0..STAMPS {
+            let stamp = Generation(number).stamp();
+            assert!(stamp != 0 && stamp & !CT_MARK_GENERATION == 0 && seen.insert(stamp), "{number}: {stamp:x}");
+            assert_eq!(Generation(number + STAMPS).stamp(), stamp);
+            assert_eq!(Generation::of(&Generation(number).key()), Some(Generation(number)));
+        }
+    }
+
+    #[test]
+    fn the_next_one_has_another_stamp() {
+        let check = |now: u32, other: Option<u32>, wanted: u32| {
+            assert_eq!(Generation(now).next(other.map(Generation)), Generation(wanted), "{now} {other:?}");
+        };
+        check(7, None, 8);
+        check(7, Some(7), 8);
+        check(7 + STAMPS, Some(8), 9 + STAMPS);
+        check(u32::MAX, None, 0);
+    }
+
+    #[test]
+    fn an_era_begins_with_a_first_generation_and_when_stamps_come_round() {
+        let check = |before: Option<u32>, after: Option<u32>, wanted: bool| {
+            let object = || Object::NftElement(ElementData::default());
+            let gone = before.map(|number| Op::Delete(Generation(number).key(), object()));
+            let made = after.map(|number| Op::Create(Generation(number).key(), object()));
+            assert_eq!(Generation::begins_era(gone.iter().chain(&made)), wanted, "{before:?} {after:?}");
+        };
+        check(None, None, false);
+        check(None, Some(7), true);
+        check(Some(7), None, false);
+        check(Some(7), Some(8), false);
+        check(Some(STAMPS - 1), Some(STAMPS), true);
+        check(Some(3), Some(3 + STAMPS), true);
+    }
+}
