@@ -5,39 +5,13 @@
 mod netns;
 
 use std::collections::BTreeSet;
-use std::net::UdpSocket;
 use std::time::Duration;
 
-use netns::Netns;
 use netns::node::{Lab, attachment, lab, mapping, nat};
-use netns::traffic::{Over, sees};
+use netns::traffic::{Over, Persistent, sees};
 use tartan_kernel::conntrack::{Conntrack, Effect, Flusher, Stats, effect};
 use tartan_model::Protocol;
 use tartan_netstate::{Change, State, diff};
-
-/// A client that always asks from the same port, as resolvers and games do.
-struct Persistent(UdpSocket);
-
-impl Persistent {
-    fn new(netns: &Netns, to: &'static str) -> Persistent {
-        Persistent(netns.run(move || {
-            let socket = UdpSocket::bind(if to.starts_with('[') { "[::]:0" } else { "0.0.0.0:0" }).unwrap();
-            socket.set_read_timeout(Some(Duration::from_millis(400))).unwrap();
-            socket.connect(to).unwrap();
-            socket
-        }))
-    }
-
-    fn is_answered(&self) -> bool {
-        let mut answer = [0; 64];
-        // What is left over from earlier: an answer, or "port unreachable".
-        self.0.set_nonblocking(true).unwrap();
-        while self.0.recv(&mut answer).is_ok() {}
-        let _ = self.0.take_error();
-        self.0.set_nonblocking(false).unwrap();
-        self.0.send(b"who am I?").is_ok() && self.0.recv(&mut answer).is_ok()
-    }
-}
 
 fn flush(lab: &Lab, address: &str) -> usize {
     let effects = BTreeSet::from([Effect::FlushAddress(address.parse().unwrap())]);

@@ -10,6 +10,7 @@
 mod base;
 mod hostport;
 mod masquerade;
+pub mod policy;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -79,7 +80,7 @@ impl Nftables {
 
 /// Whether the elements of a set or map are pods'.
 pub fn is_of_pods(set: &str) -> bool {
-    Family::ALL.into_iter().flat_map(hostport::sets).any(|(name, _)| name == set)
+    Family::ALL.into_iter().flat_map(hostport::sets).any(|(name, _)| name == set) || policy::is_of_pods(set)
 }
 
 fn nfproto(family: Family) -> Nfproto {

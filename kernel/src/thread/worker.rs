@@ -401,7 +401,7 @@ impl Worker {
         self.steps = Steps::new(self.in_order(all));
         let held = |op: &Op| self.backoff.holds(op.key(), now);
         let whole_is_held = self.steps.iter().any(|(op, _)| op.key().is_whole() && held(op));
-        self.steps.retain(|op| !held(op) && !(whole_is_held && op.key().is_whole()));
+        self.steps.retain(|op| !(held(op) || whole_is_held && op.key().is_whole()));
         if !self.steps.is_empty() {
             return true;
         }

@@ -1,0 +1,155 @@
+//! Who is judged where: the chains around [`judge`].
+//!
+//! Forwarded packets are judged by the pod they leave, then by the pod they enter; packets to this node by the pod they
+//! leave. This node's own packets to its pods are not judged, probes must pass; but what it answers to a pod whose
+//! egress was revoked is. All hooks are after destinations and before sources are translated.
+//!
+//! Invariant: a packet that enters from a pod or leaves to one passes because its connection's stamp is of this
+//! generation, because every pod concerned lets it pass, or because it is one of the few that are never judged.
+
+use tartan_model::Family;
+use tartan_netstate::claims::{CT_MARK_GENERATION, NFLOG_GROUP, NFT_POLICY_PRIORITY, NFT_RAW_PRIORITY, POD_LINK_GROUP};
+use tartan_netstate::nft::{Chain, ChainKind, Expr, HookPoint, Nfproto, Rule, Selector, rule};
+use tartan_netstate::{Generation, Key, Object};
+use tartan_policy::ir::protocol;
+
+use super::judge::{self, Packets};
+use super::maps::{self, DISCOVERY, SELF, SOURCES, Way};
+use super::{Mode, judge::SNAPLEN};
+use crate::nftables::named;
+
+/// Where packets end, with their word as mark.
+pub(super) const DENIED: &str = "policy_denied";
+/// The same, and the sender is told.
+pub(super) const REJECTED: &str = "policy_rejected";
+/// Forwarded ones.
+const THROUGH: &str = "policy_through";
+/// Forwarded ones that go against the direction of their connection.
+const THROUGH_BACK: &str = "policy_through_back";
+const TO_NODE: &str = "policy_to_node";
+const FROM_NODE: &str = "policy_from_node";
+
+/// Reports of denied packets in a second, at most and on average, and how many may come at once.
+const REPORTS: (u64, u32) = (100, 100);
+
+/// Everything that is there whatever pods and policies there are, but for what [`judging`] gives.
+pub(super) fn fixed(mode: Mode) -> Vec<(Key, Object)> {
+    let mut all = maps::fixed(mode);
+    let base = |point, priority, rules| Chain::base(ChainKind::Filter, point, priority, rules);
+    let mut add = |name: &str, chain| all.push(object(name, chain));
+    // Not in order for one mode only: a mode is changed by elements and rules, not by chains that come and go.
+    add("policy_source", base(HookPoint::Prerouting, NFT_RAW_PRIORITY, sources(mode)));
+    let forwarded = vec![
+        rule("from a pod").iifgroup(POD_LINK_GROUP).goto(THROUGH),
+        rule("to a pod").oifgroup(POD_LINK_GROUP).goto(THROUGH),
+    ];
+    add("policy_forward", base(HookPoint::Forward, NFT_POLICY_PRIORITY, forwarded));
+    let to_node = vec![rule("from a pod").iifgroup(POD_LINK_GROUP).goto(TO_NODE)];
+    add("policy_input", base(HookPoint::Input, NFT_POLICY_PRIORITY, to_node));
+    let from_node = vec![rule("to a pod").oifgroup(POD_LINK_GROUP).goto(FROM_NODE)];
+    add("policy_output", base(HookPoint::Output, NFT_POLICY_PRIORITY, from_node));
+    for way in Way::ALL {
+        let mut dispatch = Vec::new();
+        for nfproto in Nfproto::BOTH {
+            for icmp in [true, false] {
+                let packets = Packets { way, nfproto, icmp };
+                let these = rule("").nfproto(nfproto);
+                let these = if icmp { these.l4proto(maps::icmp(nfproto)) } else { these };
+                dispatch.push(these.goto(&packets.chain()));
+                add(&packets.chain(), Chain::regular(judge::chain(packets, mode)));
+            }
+        }
+        add(&way.chain(), Chain::regular(dispatch));
+    }
+    add(DENIED, Chain::regular(vec![report(), rule("denied").counter().drop()]));
+    let reset = rule("rejected").l4proto(protocol::TCP).then(Expr::Reject { tcp_reset: true }).build();
+    let told = rule("rejected").then(Expr::Reject { tcp_reset: false }).build();
+    add(REJECTED, Chain::regular(vec![report(), reset, told]));
+    all
+}
+
+/// The chains that hold the generation.
+pub(super) fn judging(mode: Mode, generation: Generation) -> [(Key, Object); 4] {
+    let stamp = generation.stamp();
+    let judged = || rule("judged in this generation").ct_mark(CT_MARK_GENERATION, stamp).returns();
+    let stamped = || rule("allowed").set_ct_mark(CT_MARK_GENERATION, stamp);
+    let judge = |side, back| Way { side, back }.chain();
+    let (egress, egress_back) = (judge(maps::Side::Egress, false), judge(maps::Side::Egress, true));
+    let (ingress, ingress_back) = (judge(maps::Side::Ingress, false), judge(maps::Side::Ingress, true));
+
+    let mut through = vec![judged()];
+    through.extend(Family::ALL.map(to_itself));
+    through.extend(stale_errors(mode));
+    through.extend([
+        rule("answers").ct_direction_reply().goto(THROUGH_BACK),
+        rule("of the pod it leaves").iifgroup(POD_LINK_GROUP).jump(&egress),
+        rule("of the pod it enters").oifgroup(POD_LINK_GROUP).jump(&ingress),
+        stamped(),
+    ]);
+    let back = vec![
+        rule("of the pod that began it").oifgroup(POD_LINK_GROUP).jump(&egress_back),
+        rule("of the pod that answers").iifgroup(POD_LINK_GROUP).jump(&ingress_back),
+        stamped(),
+    ];
+    let mut to_node = vec![
+        judged(),
+        rule("answers to this node").ct_direction_reply().returns(),
+        discovery(rule("discovery ends here")).returns(),
+    ];
+    to_node.extend(stale_errors(mode));
+    to_node.extend([rule("of the pod it leaves").jump(&egress), stamped()]);
+    let from_node = vec![
+        judged(),
+        rule("errors").ct_state_related().returns(),
+        rule("answers to a pod").ct_direction_reply().jump(&egress_back),
+        stamped(),
+    ];
+    [(THROUGH, through), (THROUGH_BACK, back), (TO_NODE, to_node), (FROM_NODE, from_node)]
+        .map(|(name, rules)| object(name, Chain::regular(rules)))
+}
+
+fn object(name: &str, chain: Chain) -> (Key, Object) {
+    (Key::NftChain { chain: name.into() }, Object::NftChain(chain.into()))
+}
+
+/// Before connection tracking, so that no packet under a false name is taken for part of somebody's connection.
+fn sources(mode: Mode) -> Vec<Rule> {
+    if mode != Mode::Enforce {
+        return Vec::new();
+    }
+    let own = |family| {
+        let pair = [Selector::Iifname, Selector::Saddr];
+        rule("its own address").within(crate::nftables::nfproto(family), &pair, &named(SOURCES, family)).returns()
+    };
+    let from = |net: &str| discovery(rule("discovery").saddr(net.parse().expect("a prefix"))).returns();
+    let mut rules = vec![rule("not from a pod").not_iifgroup(POD_LINK_GROUP).returns()];
+    rules.extend(Family::ALL.map(own));
+    rules.extend([from("fe80::/10"), from("::/128")]);
+    rules.push(rule("not its own address").counter().drop());
+    rules
+}
+
+fn discovery(rule: tartan_netstate::nft::RuleBuilder) -> tartan_netstate::nft::RuleBuilder {
+    let icmpv6 = rule.nfproto(Nfproto::Ipv6).l4proto(protocol::ICMPV6);
+    icmpv6.within(Nfproto::Ipv6, &[Selector::IcmpType], DISCOVERY)
+}
+
+fn to_itself(family: Family) -> Rule {
+    let ends = [Selector::Saddr, Selector::Daddr];
+    rule("a pod to itself").within(crate::nftables::nfproto(family), &ends, &named(SELF, family)).returns()
+}
+
+/// An error is part of the connection it is about, and says nothing of who began that: until its connection has been
+/// judged again by a packet of its own, it does not pass.
+fn stale_errors(mode: Mode) -> Vec<Rule> {
+    let of = |icmp| rule("error about a connection to be judged again").l4proto(icmp).ct_state_related();
+    let both = [protocol::ICMP, protocol::ICMPV6].map(of);
+    match mode {
+        Mode::Enforce => both.map(|error| error.drop()).into(),
+        Mode::Audit | Mode::Off => both.map(|error| error.returns()).into(),
+    }
+}
+
+fn report() -> Rule {
+    rule("reported").limit(REPORTS.0, REPORTS.1).then(Expr::Log { group: NFLOG_GROUP, snaplen: SNAPLEN }).build()
+}

@@ -1,0 +1,248 @@
+//! Names, layouts and elements of policy's sets and maps.
+//!
+//! ```text
+//! (pod's link, pod's address)  ──subjects──► set
+//! other end's address  ──addresses, else ranges──► identity
+//! (set, protocol, destination)  ──classes──► class
+//! (set, identity, class)  ──words, else (set, class) any──► word ──pass, else final──► verdict
+//! ```
+//!
+//! Classes are intervals: one tree for all sets, looked into once for a connection's first packet. Numbers are in the
+//! machine's order, because they travel in the packet's mark.
+//!
+//! Invariant: a map that is asked without being known to have an answer has a catch-all element: without an answer a
+//! rule ends, and the mark would stay as it is.
+
+use std::net::IpAddr;
+
+use tartan_model::Family;
+use tartan_netstate::nft::{ElementData, ElementKey, Fields, Nfproto, Selector, Set, Type, Verdict};
+use tartan_netstate::{Key, Object, claims};
+use tartan_policy::ir::protocol;
+use tartan_policy::verdicts::{ANY, Class, Classes, Rows, Set as PolicySet};
+use tartan_policy::walk;
+
+use super::Mode;
+use super::chains::{DENIED, REJECTED};
+use crate::nftables::{named, nfproto};
+
+/// `ifname . addr` of each pod's link and address to its set.
+pub(super) const SUBJECTS: &str = "policy_subjects";
+/// The same pairs: what pods may send under.
+pub(super) const SOURCES: &str = "policy_sources";
+/// A pod to itself, by way of a Service.
+pub(super) const SELF: &str = "policy_self";
+pub(super) const ADDRESSES: &str = "policy_addresses";
+pub(super) const RANGES: &str = "policy_ranges";
+/// Whether a word lets a packet pass at once, or says nothing.
+pub(super) const PASS: &str = "policy_pass";
+/// What becomes of all other words.
+pub(super) const FINAL: &str = "policy_final";
+pub(super) const GENERATION: &str = claims::NFT_GENERATION_SET;
+/// Messages of neighbour and group discovery that a pod may send: nobody forwards them.
+pub(super) const DISCOVERY: &str = "policy_discovery";
+const DISCOVERY_TYPES: [u8; 6] = [131, 132, 133, 135, 136, 143];
+
+/// The bits of a word that say what to do.
+pub(super) const VERDICT_BITS: u32 = 0xff00_0000;
+const LOGGED: u32 = 1 << 30;
+
+/// Which of a pod's policies judge.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Side {
+    Egress,
+    Ingress,
+}
+
+/// What a packet is to the pod that is judged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Way {
+    pub(super) side: Side,
+    /// It goes against the direction of its connection.
+    pub(super) back: bool,
+}
+
+// === impl Side ===
+
+impl Side {
+    pub(super) const BOTH: [Side; 2] = [Side::Egress, Side::Ingress];
+
+    pub(super) fn rows(self, set: &PolicySet) -> &Rows {
+        match self {
+            Side::Egress => &set.egress,
+            Side::Ingress => &set.ingress,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Side::Egress => "egress",
+            Side::Ingress => "ingress",
+        }
+    }
+
+    pub(super) fn classes(self) -> String {
+        format!("policy_{}_classes", self.name())
+    }
+
+    pub(super) fn words(self) -> String {
+        format!("policy_{}_words", self.name())
+    }
+
+    pub(super) fn any(self) -> String {
+        format!("policy_{}_any", self.name())
+    }
+}
+
+// === impl Way ===
+
+impl Way {
+    pub(super) const ALL: [Way; 4] = [
+        Way { side: Side::Egress, back: false },
+        Way { side: Side::Egress, back: true },
+        Way { side: Side::Ingress, back: false },
+        Way { side: Side::Ingress, back: true },
+    ];
+
+    /// The chain that judges it.
+    pub(super) fn chain(self) -> String {
+        format!("policy_{}{}", self.side.name(), if self.back { "_back" } else { "" })
+    }
+
+    /// The pod's link, its address and the other end's.
+    pub(super) fn ends(self) -> [Selector; 3] {
+        match (self.side == Side::Egress) != self.back {
+            true => [Selector::Iifname, Selector::Saddr, Selector::Daddr],
+            false => [Selector::Oifname, Selector::Daddr, Selector::Saddr],
+        }
+    }
+}
+
+/// All sets and maps, with those of their elements that never change.
+pub(super) fn fixed(mode: Mode) -> Vec<(Key, Object)> {
+    let mut all = Vec::new();
+    let mut add = |name: &str, set: Set, elements: Vec<(ElementKey, Object)>| {
+        all.push((Key::NftSet { set: name.into() }, Object::NftSet(set.into())));
+        let element = |(key, object)| (Key::NftElement { set: name.into(), key }, object);
+        all.extend(elements.into_iter().map(element));
+    };
+    let otherwise_none = || vec![(ElementKey::catch_all(), Object::NftElement(number(0)))];
+    for family in Family::ALL {
+        let addr = Type::addr(nfproto(family));
+        add(&named(SUBJECTS, family), Set::map(&[Type::Ifname, addr], &[Type::Mark]), vec![]);
+        add(&named(SOURCES, family), Set::exact(&[Type::Ifname, addr]), vec![]);
+        add(&named(SELF, family), Set::exact(&[addr, addr]), vec![]);
+        add(&named(ADDRESSES, family), Set::map(&[addr], &[Type::Mark]), otherwise_none());
+        add(&named(RANGES, family), Set::interval_map(addr, &[Type::Mark]), vec![]);
+    }
+    for side in Side::BOTH {
+        let place = [Type::Mark, Type::Mark, Type::Mark];
+        add(&side.classes(), Set::interval_map(Type::Integer(12), &[Type::Mark]), vec![]);
+        add(&side.words(), Set::map(&place, &[Type::Mark]), otherwise_none());
+        add(&side.any(), Set::map(&place[..2], &[Type::Mark]), otherwise_none());
+    }
+    let verdicts = |list: &[(u32, Verdict)]| {
+        let element = |(code, verdict): &(u32, Verdict)| {
+            (Fields::new().number(code << 24).key(), Object::NftVerdict(verdict.clone()))
+        };
+        list.iter().map(element).collect()
+    };
+    add(PASS, Set::verdict_map(&[Type::Mark]), verdicts(&[(0, Verdict::Continue), (1, Verdict::Return)]));
+    add(FINAL, Set::verdict_map(&[Type::Mark]), verdicts(&finals(mode)));
+    let nothing = || Object::NftElement(ElementData::default());
+    let discovery = DISCOVERY_TYPES.map(|kind| (Fields::new().proto(kind).key(), nothing()));
+    add(DISCOVERY, Set::exact(&[Type::Icmpv6Type]), discovery.into());
+    add(GENERATION, Set::exact(&[Type::Mark]), vec![]);
+    all
+}
+
+/// By verdict code, all of them. Those that go on are reported, and pass.
+fn finals(mode: Mode) -> Vec<(u32, Verdict)> {
+    let logged = LOGGED >> 24;
+    let stop = |chain: &str| match mode {
+        Mode::Enforce => Verdict::Goto(chain.into()),
+        Mode::Audit | Mode::Off => Verdict::Continue,
+    };
+    let of = |code: u32, verdict: Verdict| [(code, verdict.clone()), (code | logged, verdict)];
+    let stopped = [of(2, stop(DENIED)), of(3, stop(REJECTED))];
+    let passing = [of(1, Verdict::Continue), of(4, Verdict::Continue)];
+    stopped.into_iter().chain(passing).flatten().collect()
+}
+
+/// A number as the data of a map.
+pub(super) fn number(number: u32) -> ElementData {
+    Fields::new().number(number).data()
+}
+
+fn element(set: impl AsRef<str>, fields: Fields) -> Key {
+    Key::NftElement { set: set.as_ref().into(), key: fields.key() }
+}
+
+/// Where the identity of an address is.
+pub(super) fn address(address: IpAddr) -> Key {
+    element(named(ADDRESSES, Family::of(address)), Fields::new().addr(address))
+}
+
+/// Where the word of a class is, for an identity or [`ANY`].
+pub(super) fn row(side: Side, set: u32, (identity, class): (u32, Class)) -> Key {
+    match identity {
+        ANY => element(side.any(), Fields::new().number(set).number(class)),
+        _ => element(side.words(), Fields::new().number(set).number(identity).number(class)),
+    }
+}
+
+/// Places whose words may not be what they were.
+pub(super) fn differing(before: &Rows, after: &Rows) -> Vec<(u32, Class)> {
+    use imbl::ordmap::DiffItem::{Add, Remove, Update};
+    let words = before.words.diff(&after.words).map(|item| match item {
+        Add(place, _) | Remove(place, _) | Update { new: (place, _), .. } => *place,
+    });
+    let residual = before.residual.diff(&after.residual).map(|item| match item {
+        Add(place, _) | Remove(place, _) | Update { new: (place, _), .. } => *place,
+    });
+    words.chain(residual).collect()
+}
+
+/// The word at a place. What is asked of the packet itself is asked nowhere yet: where any answer denies, it is denied.
+pub(super) fn word(rows: &Rows, place: (u32, Class)) -> Option<u32> {
+    let word = rows.words.get(&place)?;
+    let mut ways = rows.residual.get(&place).into_iter().flat_map(|list| list.iter()).map(|way| way.word);
+    Some(ways.find(|way| !walk::passes(way.verdict())).unwrap_or(*word).0)
+}
+
+/// The class of every packet, as disjoint intervals of protocol and destination.
+pub(super) fn classes(side: Side, set: u32, classes: &Classes) -> Vec<(Key, u32)> {
+    let mut all = Vec::new();
+    let mut add = |from: (u8, u16), to: (u8, u16), class: Class| {
+        let of = |(protocol, destination)| Fields::new().number(set).proto(protocol).port(destination);
+        // What comes after the last key, though no packet has it: then two intervals never touch.
+        let mut end = of(to).key();
+        end.bytes[11] = 1;
+        let key = ElementKey { end: Some(end.bytes), ..of(from).key() };
+        all.push((Key::NftElement { set: side.classes().into(), key }, class));
+    };
+    if classes.count() == 0 {
+        return all;
+    }
+    let mut next = Some(0_u8);
+    for cells in classes.cells.chunk_by(|one, other| one.protocol == other.protocol) {
+        let protocol = cells[0].protocol;
+        if let Some(first) = next.filter(|first| *first < protocol) {
+            add((first, 0), (protocol - 1, u16::MAX), classes.other);
+        }
+        cells.iter().for_each(|cell| add((protocol, cell.low), (protocol, cell.high), cell.class));
+        next = protocol.checked_add(1);
+    }
+    if let Some(first) = next {
+        add((first, 0), (u8::MAX, u16::MAX), classes.other);
+    }
+    all
+}
+
+/// The ICMP of a family.
+pub(super) fn icmp(nfproto: Nfproto) -> u8 {
+    match nfproto {
+        Nfproto::Ipv4 => protocol::ICMP,
+        Nfproto::Ipv6 => protocol::ICMPV6,
+    }
+}

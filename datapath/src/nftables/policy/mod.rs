@@ -1,0 +1,231 @@
+//! The verdict tables in the nft table: which packets of this node's pods pass, and which do not.
+//!
+//! ```text
+//! policy_source    prerouting -300  a pod sends under its own addresses only
+//! policy_forward   forward       0  ┐ judged since the last revocation? ──► passes at once
+//! policy_input     input         0  ├ else egress of the pod it leaves, ingress of the pod it enters;
+//! policy_output    output        0  ┘ what passes is stamped with the generation
+//! ```
+//!
+//! All that depends on pods, addresses and policies is elements of maps ([`maps`]); the chains ([`chains`], [`judge`]) are
+//! the same on every node, but for the generation, a constant in four small ones. A generation begins when something is
+//! revoked ([`revoked`]): connections judged before are then judged again, whichever end sends.
+//!
+//! Invariants: what changes is one transaction, or none ([`Key::is_whole`]); `plan(memo, world) == plan(empty, world)` where
+//! the kernel holds what the memo planned.
+
+mod chains;
+mod held;
+mod judge;
+mod maps;
+mod pods;
+mod ranges;
+mod revoked;
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use imbl::OrdMap;
+use imbl::ordmap::DiffItem;
+use tartan_model::{Attachment, Family, World};
+use tartan_netstate::nft::{ElementData, ElementKey};
+use tartan_netstate::{Entry, Generation, Key, Object, Owner, Part, State};
+use tartan_policy::verdicts::{Rows, Set, Tables};
+
+pub use held::{Mirrored, held};
+pub use pods::is_of_pods;
+pub use tartan_model::PolicyMode as Mode;
+
+use maps::Side;
+
+/// What policy wants of the nft table, and what it was computed from.
+#[derive(Default)]
+pub struct Policy {
+    seen: Seen,
+    generation: Option<Generation>,
+    state: State,
+    /// By attachment.
+    pods: BTreeMap<Arc<str>, Part>,
+    /// Disjoint, by the elements they are.
+    ranges: BTreeMap<Key, u32>,
+    numbers: Numbers,
+}
+
+/// What was planned last.
+#[derive(Clone, Default)]
+struct Seen {
+    mode: Mode,
+    tables: Tables,
+    attachments: OrdMap<Arc<str>, Arc<Attachment>>,
+}
+
+/// Elements whose data is a number: tens of thousands, with few numbers, so that they share their entries.
+#[derive(Default)]
+struct Numbers {
+    entries: BTreeMap<u32, Arc<Entry>>,
+    /// Swept when there are so many.
+    limit: usize,
+}
+
+// === impl Policy ===
+
+impl Policy {
+    /// What these tables want, for this node's attachments. Nothing if policy is off.
+    pub fn plan(&mut self, world: &World, tables: &Tables, mode: Mode) -> &State {
+        if mode == Mode::Off {
+            // Connections may carry its stamp until the next one begins.
+            *self = Policy { generation: self.generation, seen: Seen { mode, ..Seen::default() }, ..Policy::default() };
+            return &self.state;
+        }
+        let first = self.state.is_empty();
+        let next = Seen { mode, tables: tables.clone(), attachments: world.attachments.clone() };
+        let before = std::mem::replace(&mut self.seen, next);
+        if first || before.mode != mode {
+            chains::fixed(mode).into_iter().for_each(|(key, object)| self.state.insert(key, object, Owner::Policy));
+        }
+        self.addresses(&before.tables.addresses, &tables.addresses);
+        if before.tables.ranges != tables.ranges || first {
+            self.ranges(tables);
+        }
+        self.sets(&before.tables.sets, &tables.sets);
+        self.pods(&before);
+        let in_force = generation_in(&world.programmed.mirror);
+        if first {
+            self.first_generation(&world.programmed.mirror, in_force);
+        } else if revoked::is_anything(&before, &self.seen) {
+            self.begin(self.generation.unwrap_or(Generation(0)).next(in_force));
+        } else if before.mode != mode {
+            self.begin(self.generation.unwrap_or(Generation(0)));
+        }
+        &self.state
+    }
+
+    /// Goes on with the generation in force if all that the kernel holds is what is planned: then nothing can have been
+    /// revoked while nobody looked.
+    fn first_generation(&mut self, mirror: &State, in_force: Option<Generation>) {
+        match (self.generation, in_force) {
+            (Some(last), _) => self.begin(last.next(in_force)),
+            (None, None) => self.begin(Generation(0)),
+            (None, Some(there)) => {
+                self.begin(there);
+                let held = mirror.iter().filter(|(key, _)| key.is_whole()).count();
+                if held != self.state.len() || !mirror.holds_all(&self.state) {
+                    self.begin(there.next(None));
+                }
+            }
+        }
+    }
+
+    fn begin(&mut self, generation: Generation) {
+        if let Some(last) = self.generation.replace(generation) {
+            self.state.remove(&last.key());
+        }
+        let element = Object::NftElement(ElementData::default());
+        self.state.insert(generation.key(), element, Owner::Policy);
+        for (key, object) in chains::judging(self.seen.mode, generation) {
+            self.state.insert(key, object, Owner::Policy);
+        }
+    }
+
+    fn addresses(&mut self, before: &OrdMap<IpAddr, u32>, after: &OrdMap<IpAddr, u32>) {
+        for item in before.diff(after) {
+            match item {
+                DiffItem::Add(address, number) | DiffItem::Update { new: (address, number), .. } => {
+                    self.put(maps::address(*address), *number);
+                }
+                DiffItem::Remove(address, _) => drop(self.state.remove(&maps::address(*address))),
+            }
+        }
+    }
+
+    /// All of them again: a range that comes cuts others, and there are few.
+    fn ranges(&mut self, tables: &Tables) {
+        let of = |family| ranges::disjoint(&tables.ranges, family);
+        let all: BTreeMap<Key, u32> = Family::ALL.into_iter().flat_map(of).collect();
+        let before = std::mem::replace(&mut self.ranges, all.clone());
+        for key in before.keys().filter(|key| !all.contains_key(*key)) {
+            self.state.remove(key);
+        }
+        for (key, number) in all.into_iter().filter(|(key, number)| before.get(key) != Some(number)) {
+            self.put(key, number);
+        }
+    }
+
+    fn sets(&mut self, before: &OrdMap<u32, Arc<Set>>, after: &OrdMap<u32, Arc<Set>>) {
+        let nothing = Arc::default();
+        for item in before.diff(after) {
+            let (number, old, new) = match item {
+                DiffItem::Add(number, new) => (*number, &nothing, new),
+                DiffItem::Update { old: (_, old), new: (number, new) } => (*number, old, new),
+                DiffItem::Remove(number, old) => (*number, old, &nothing),
+            };
+            for side in Side::BOTH {
+                self.rows(side, number, side.rows(old), side.rows(new));
+            }
+        }
+    }
+
+    fn rows(&mut self, side: Side, set: u32, before: &Rows, after: &Rows) {
+        if before.classes != after.classes {
+            for (key, _) in maps::classes(side, set, &before.classes) {
+                self.state.remove(&key);
+            }
+            for (key, class) in maps::classes(side, set, &after.classes) {
+                self.put(key, class);
+            }
+        }
+        let word = |rows: &Rows, place| maps::word(rows, place);
+        for place in maps::differing(before, after) {
+            let key = maps::row(side, set, place);
+            match word(after, place) {
+                Some(word) => self.put(key, word),
+                None => drop(self.state.remove(&key)),
+            }
+        }
+    }
+
+    fn pods(&mut self, before: &Seen) {
+        let nothing = Part::default();
+        for id in pods::changed(before, &self.seen) {
+            let after = self.seen.attachments.get(&id).and_then(|it| pods::part(it, &self.seen.tables.subjects));
+            let last = match &after {
+                Some(part) => self.pods.insert(id, part.clone()),
+                None => self.pods.remove(&id),
+            };
+            self.state.replace_part(last.as_ref().unwrap_or(&nothing), after.as_ref().unwrap_or(&nothing));
+        }
+    }
+
+    fn put(&mut self, key: Key, number: u32) {
+        let entry = self.numbers.entry(number);
+        self.state.share(Arc::new(key), entry);
+    }
+}
+
+// === impl Numbers ===
+
+impl Numbers {
+    fn entry(&mut self, number: u32) -> Arc<Entry> {
+        if let Some(entry) = self.entries.get(&number) {
+            return entry.clone();
+        }
+        if self.entries.len() >= self.limit {
+            self.entries.retain(|_, entry| Arc::strong_count(entry) > 1);
+            self.limit = (self.entries.len() * 2).max(1024);
+        }
+        let object = Object::NftElement(maps::number(number));
+        let entry = Arc::new(Entry { object, owner: Owner::Policy });
+        self.entries.insert(number, entry.clone());
+        entry
+    }
+}
+
+/// The generation that the rules in the kernel compare with.
+fn generation_in(mirror: &State) -> Option<Generation> {
+    let first = Key::NftElement { set: maps::GENERATION.into(), key: ElementKey::catch_all() };
+    mirror.entries_from(&first).next().and_then(|(key, _)| Generation::of(key))
+}
+
+#[cfg(test)]
+mod tests;

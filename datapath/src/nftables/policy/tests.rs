@@ -1,0 +1,408 @@
+//! The planner's values: the maps agree with the tables on every packet, whatever came before. What they do to packets is
+//! shown in kernel/tests/policy.rs.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use ipnet::IpNet;
+use proptest::prelude::*;
+use tartan_model::{
+    Features, Kind, Labels, Namespace, Node, Object as Stored, ObjectId, PerFamily, Pod, PolicyText, Revision,
+    StoreEvent,
+};
+use tartan_netstate::nft::{Fields, Verdict};
+use tartan_netstate::{Mac, PodNetns, diff};
+use tartan_policy::ir::Direction;
+use tartan_policy::verdicts::{self, Word};
+use tartan_policy::walk::{self, Packet};
+
+use super::*;
+use crate::nftables::named;
+
+/// What policies there may be: name, and spec.
+const POLICIES: [(&str, &str); 9] = [
+    ("a/nothing-in", r#"{"podSelector":{},"policyTypes":["Ingress"]}"#),
+    ("a/nothing-out", r#"{"podSelector":{"matchLabels":{"app":"x"}},"policyTypes":["Egress"]}"#),
+    (
+        "a/x-to-80",
+        r#"{"podSelector":{},"ingress":[{"from":[{"podSelector":{"matchLabels":{"app":"x"}}}],"ports":[{"port":80}]}]}"#,
+    ),
+    (
+        "a/ports",
+        r#"{"podSelector":{"matchLabels":{"app":"y"}},"ingress":[{"ports":[{"port":8000,"endPort":9000},{"port":53,"protocol":"UDP"}]}]}"#,
+    ),
+    (
+        "a/ranges",
+        r#"{"podSelector":{},"ingress":[{"from":[{"ipBlock":{"cidr":"10.0.0.0/8","except":["10.0.2.0/24"]}},{"ipBlock":{"cidr":"fd00::/16"}}]}]}"#,
+    ),
+    (
+        "a/out-to-range",
+        r#"{"podSelector":{},"policyTypes":["Egress"],"egress":[{"to":[{"ipBlock":{"cidr":"10.0.2.4/30"}}],"ports":[{"port":443}]}]}"#,
+    ),
+    ("b/from-a", r#"{"podSelector":{},"ingress":[{"from":[{"namespaceSelector":{"matchLabels":{"ns":"a"}}}]}]}"#),
+    (
+        "no-x",
+        r#"{"tier":"Admin","priority":1,"subject":{"namespaces":{}},"ingress":[{"action":"Deny","from":[{"pods":{"namespaceSelector":{},"podSelector":{"matchLabels":{"app":"x"}}}}]}]}"#,
+    ),
+    (
+        "out-accept",
+        r#"{"tier":"Admin","priority":2,"subject":{"namespaces":{}},"egress":[{"action":"Accept","to":[{"networks":["10.0.0.0/16"]}]}]}"#,
+    ),
+];
+
+fn attachment(number: u8) -> Attachment {
+    let namespace = if number.is_multiple_of(2) { "a" } else { "b" };
+    Attachment {
+        id: format!("c{number}/eth0").into(),
+        container: format!("c{number}").into(),
+        ifname: "eth0".into(),
+        netns: PodNetns { dev: 4, ino: number.into(), path: "/".into() },
+        pod_namespace: namespace.into(),
+        pod_name: format!("p{number}").into(),
+        addresses: PerFamily::first_of(addresses(number)),
+        mac: Mac([2, 0, 0, 0, 0, number]),
+        ports: Vec::new(),
+        answered: true,
+    }
+}
+
+/// Pods below 4 are this node's.
+fn addresses(number: u8) -> [IpAddr; 2] {
+    let third = if number < 4 { 1 } else { 2 };
+    [IpAddr::from([10, 0, third, number]), format!("fd00:{third}::{number}").parse().unwrap()]
+}
+
+fn pod_id(number: u8) -> ObjectId {
+    let namespace = if number.is_multiple_of(2) { "a" } else { "b" };
+    ObjectId { kind: Kind::Pod, name: format!("{namespace}/p{number}").into() }
+}
+
+fn pod(number: u8, app: &str) -> Pod {
+    Pod {
+        node: if number < 4 { "n1" } else { "n2" }.into(),
+        labels: [("app", app)].into_iter().collect(),
+        service_account: "default".into(),
+        addresses: addresses(number).into(),
+        ports: Box::default(),
+        host_network: false,
+        finished: false,
+    }
+}
+
+fn store(world: &mut World, id: ObjectId, object: Option<Stored>) {
+    let event = match object {
+        Some(object) => StoreEvent::Put(id, object, Revision::from(1)),
+        None => StoreEvent::Delete(id),
+    };
+    world.store(event, Instant::now());
+}
+
+fn world() -> World {
+    let mut world = World::new("n1".into(), Features::default());
+    for name in ["a", "b"] {
+        let labels: Labels = [("ns", name)].into_iter().collect();
+        let id = ObjectId { kind: Kind::Namespace, name: name.into() };
+        store(&mut world, id, Some(Stored::Namespace(Namespace { name: name.into(), labels }.into())));
+    }
+    for (name, number) in [("n1", 1), ("n2", 2)] {
+        let pod_cidrs = [format!("10.0.{number}.0/24"), format!("fd00:{number}::/64")];
+        let node = Node {
+            name: name.into(),
+            internal_ips: vec![format!("192.0.2.{number}").parse().unwrap()],
+            pod_cidrs: pod_cidrs.iter().map(|range| range.parse().unwrap()).collect(),
+            uid: "".into(),
+            external_ips: Vec::new(),
+            labels: BTreeMap::new(),
+            annotations: BTreeMap::new(),
+        };
+        world.nodes.insert(name.into(), node.into());
+    }
+    world
+}
+
+/// Something happens to the world; what, say two bytes.
+fn step(world: &mut World, what: u8, which: u8) {
+    let number = which % 8;
+    match what % 6 {
+        0 | 1 => {
+            let (name, spec) = POLICIES[usize::from(which) % POLICIES.len()];
+            let kind = if name.contains('/') { Kind::NetworkPolicy } else { Kind::ClusterNetworkPolicy };
+            let id = ObjectId { kind, name: name.into() };
+            if world.policies.remove(&id).is_none() {
+                let json = format!(r#"{{"spec":{spec}}}"#).into();
+                world.policies.insert(id, Arc::new(PolicyText { json }));
+            }
+        }
+        2 | 3 => {
+            let app = ["x", "y", "z"][usize::from(which) / 8 % 3];
+            store(world, pod_id(number), Some(Stored::Pod(pod(number, app).into())));
+        }
+        4 => store(world, pod_id(number), None),
+        _ if world.attachments.contains_key(&attachment(number % 4).id) => {
+            world.detach(&attachment(number % 4).id, Instant::now());
+        }
+        _ => world.attach(attachment(number % 4)),
+    }
+}
+
+/// All ends and packets that any of these policies can tell apart.
+fn questions() -> Vec<(IpAddr, Packet)> {
+    let pods = (0..8).flat_map(addresses);
+    let others = ["10.0.1.99", "10.0.2.5", "10.0.2.99", "10.9.9.9", "192.0.2.9", "fd00:9::9", "2001:db8::9"];
+    let ends: Vec<IpAddr> = pods.chain(others.map(|other| other.parse().unwrap())).collect();
+    let packet = |protocol, destination| Packet { protocol, source_port: 40_000, destination };
+    let tcp = [79, 80, 81, 443, 7999, 8000, 9000, 9001].map(|port| packet(6, port));
+    let more = [packet(17, 53), packet(17, 80), packet(132, 80), packet(1, 0x0800), packet(58, 0x8000), packet(47, 0)];
+    let packets: Vec<Packet> = tcp.into_iter().chain(more).collect();
+    ends.iter().flat_map(|end| packets.iter().map(|packet| (*end, *packet))).collect()
+}
+
+/// What the maps of a state say of a packet: none where a lookup finds nothing, so that the packet is dropped.
+fn ask(state: &State, attachment: &Attachment, side: Side, end: IpAddr, packet: &Packet) -> Option<Word> {
+    let data = |set: &str, key: ElementKey| match &state.get(&Key::NftElement { set: set.into(), key })?.object {
+        Object::NftElement(data) => Some(u32::from_ne_bytes(data.0[..].try_into().unwrap())),
+        other => panic!("{other:?}"),
+    };
+    let otherwise = |set: &str, key| data(set, key).or_else(|| data(set, ElementKey::catch_all()));
+    let family = Family::of(end);
+    let own = attachment.addresses.get(family)?;
+    let link = crate::pod::host_link(&attachment.id);
+    let fields = Fields::new;
+    let set = data(&named(maps::SUBJECTS, family), fields().ifname(link.as_str()).addr(*own).key())?;
+    let listed = otherwise(&named(maps::ADDRESSES, family), fields().addr(end).key())?;
+    let around = || interval(state, &named(maps::RANGES, family), &fields().addr(end).key().bytes);
+    let identity = if listed == 0 { around()? } else { listed };
+    let of_class = fields().number(set).proto(packet.protocol).port(packet.destination).key();
+    let class = interval(state, &side.classes(), &of_class.bytes)?;
+    let own_word = otherwise(&side.words(), fields().number(set).number(identity).number(class).key())?;
+    let any = otherwise(&side.any(), fields().number(set).number(class).key())?;
+    Some(Word(if own_word == 0 { any } else { own_word }))
+}
+
+/// What the one interval around a key is mapped to.
+fn interval(state: &State, set: &str, key: &[u8]) -> Option<u32> {
+    let mut found = state.iter().filter_map(|(there, entry)| match (there, &entry.object) {
+        (Key::NftElement { set: of, key: ElementKey { bytes, end: Some(end) } }, Object::NftElement(data))
+            if **of == *set && **bytes <= *key && (end.is_empty() || *key < **end) =>
+        {
+            Some(u32::from_ne_bytes(data.0[..].try_into().unwrap()))
+        }
+        _ => None,
+    });
+    let first = found.next();
+    assert_eq!(found.next(), None, "two intervals of {set} hold {key:?}");
+    first
+}
+
+fn direction(side: Side) -> Direction {
+    match side {
+        Side::Egress => Direction::Egress,
+        Side::Ingress => Direction::Ingress,
+    }
+}
+
+/// What passes, by pod, side, end and packet.
+type Passing = std::collections::BTreeSet<(Arc<str>, bool, IpAddr, Packet)>;
+
+/// Asserts that the maps agree with the tables; gives back what passes.
+fn passing(world: &World, tables: &Tables, state: &State) -> Passing {
+    let mut passing = Passing::new();
+    for attachment in world.attachments.values() {
+        for (side, (end, packet)) in
+            Side::BOTH.into_iter().flat_map(|side| questions().into_iter().map(move |q| (side, q)))
+        {
+            let Some(own) = attachment.addresses.get(Family::of(end)) else { continue };
+            let pod = pods::pod_of(attachment);
+            let wanted = tables.lookup(&pod, direction(side), *own, end, &packet).map(|decision| decision.verdict);
+            let found = ask(state, attachment, side, end, &packet).map(Word::verdict);
+            assert_eq!(found, wanted, "{pod} {side:?} {end} {packet:?}");
+            if wanted.is_some_and(walk::passes) {
+                passing.insert((pod.into(), side == Side::Egress, end, packet));
+            }
+        }
+    }
+    passing
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// The memo's law, the twin's, and that nothing is taken away without a new generation.
+    #[test]
+    fn maps_agree_with_tables_and_who_loses_is_judged_again(
+        steps in prop::collection::vec(prop::collection::vec((any::<u8>(), any::<u8>()), 1..4), 1..8)
+    ) {
+        let (mut world, mut memo, mut policy) = (world(), verdicts::Memo::default(), Policy::default());
+        (0..4).for_each(|number| world.attach(attachment(number)));
+        let mut mirrored = Mirrored::default();
+        let mut before: Option<(Passing, Generation)> = None;
+        for several in steps {
+            several.into_iter().for_each(|(what, which)| step(&mut world, what, which));
+            let tables = verdicts::plan(&mut memo, &world).tables.clone();
+            let state = policy.plan(&world, &tables, Mode::Enforce).clone();
+            world.programmed.mirror = state.clone();
+            let anew = Policy::default().plan(&world, &tables, Mode::Enforce).clone();
+            prop_assert!(state == anew, "{:#?}", diff(&state, &anew, |_| true));
+            prop_assert_eq!(format!("{:?}", mirrored.held(&state)), format!("{:?}", held(&state)));
+            memo.held(&held(&state));
+            let passes = passing(&world, &tables, &state);
+            let generation = generation_in(&state).expect("there is one");
+            if let Some((passed, last)) = before {
+                let here: Vec<_> = world.attachments.values().map(|it| pods::pod_of(it)).collect();
+                let lost = passed.difference(&passes).find(|(pod, ..)| here.iter().any(|it| **it == **pod));
+                prop_assert!(lost.is_none() || generation != last, "{lost:?} in the same generation");
+            }
+            before = Some((passes, generation));
+        }
+    }
+}
+
+#[test]
+fn nested_ranges_are_cut() {
+    let check = |ranges: &[(&str, u32)], wanted: &[(&str, u32)]| {
+        let ranges: OrdMap<IpNet, u32> =
+            ranges.iter().map(|(range, number)| (range.parse::<IpNet>().unwrap(), *number)).collect();
+        let found = Family::ALL.into_iter().flat_map(|family| ranges::disjoint(&ranges, family));
+        let found: Vec<(String, u32)> = found
+            .map(|(key, number)| match key {
+                Key::NftElement { key, .. } => (key.to_string(), number),
+                other => panic!("{other}"),
+            })
+            .collect();
+        let wanted: Vec<(String, u32)> = wanted.iter().map(|(key, number)| ((*key).to_owned(), *number)).collect();
+        assert_eq!(found, wanted, "{ranges:?}");
+    };
+    check(&[], &[]);
+    check(&[("0.0.0.0/0", 3)], &[("00000000-", 3)]);
+    check(
+        &[("0.0.0.0/0", 3), ("10.0.0.0/8", 7), ("10.0.0.0/16", 8), ("10.0.255.0/24", 9)],
+        &[
+            ("00000000-0a000000", 3),
+            ("0a000000-0a00ff00", 8),
+            ("0a00ff00-0a010000", 9),
+            ("0a010000-0b000000", 7),
+            ("0b000000-", 3),
+        ],
+    );
+    // The first and the last addresses, and neighbours that are alike.
+    check(&[("0.0.0.0/0", 3), ("0.0.0.0/1", 4), ("128.0.0.0/1", 4)], &[("00000000-", 4)]);
+    check(&[("255.255.255.255/32", 5), ("0.0.0.0/0", 3)], &[("00000000-ffffffff", 3), ("ffffffff-", 5)]);
+    check(&[("10.0.0.0/24", 5), ("10.0.2.0/24", 5)], &[("0a000000-0a000100", 5), ("0a000200-0a000300", 5)]);
+    check(
+        &[("ffff::/16", 5), ("::/0", 3)],
+        &[
+            ("00000000000000000000000000000000-ffff0000000000000000000000000000", 3),
+            ("ffff0000000000000000000000000000-", 5),
+        ],
+    );
+}
+
+/// A world with one server and what a step makes of it: what differs in the state, and whether a generation began.
+fn change(of: impl FnOnce(&mut World)) -> (tartan_netstate::Change, bool) {
+    let (mut world, mut memo, mut policy) = (world(), verdicts::Memo::default(), Policy::default());
+    for (what, which) in [(5, 0), (2, 0), (0, 2), (2, 4)] {
+        step(&mut world, what, which);
+    }
+    let before = policy.plan(&world, &verdicts::plan(&mut memo, &world).tables, Mode::Enforce).clone();
+    of(&mut world);
+    let after = policy.plan(&world, &verdicts::plan(&mut memo, &world).tables, Mode::Enforce).clone();
+    (diff(&before, &after, |_| true), generation_in(&before) != generation_in(&after))
+}
+
+#[test]
+fn what_comes_and_goes_is_elements_and_only_what_takes_away_begins_a_generation() {
+    let check = |what: &str, revokes: bool, of: &dyn Fn(&mut World)| {
+        let (change, began) = change(of);
+        assert_eq!(began, revokes, "{what}");
+        let is_element = |key: &Key| matches!(key, Key::NftElement { .. });
+        let chains = change.ops.iter().filter(|(op, _)| !is_element(op.key())).count();
+        assert_eq!(chains, if revokes { 4 } else { 0 }, "{what}: {change:#?}");
+        assert!(change.ops.len() < 40, "{what}: {} steps", change.ops.len());
+    };
+    let put = |number: u8, app: &'static str| {
+        move |world: &mut World| store(world, pod_id(number), Some(Stored::Pod(pod(number, app).into())))
+    };
+    check("nothing", false, &|_| {});
+    check("a pod elsewhere, allowed", false, &put(6, "x"));
+    check("a pod elsewhere, not allowed", false, &put(6, "y"));
+    check("the allowed pod is gone", true, &|world| store(world, pod_id(4), None));
+    check("the allowed pod has another label", true, &put(4, "y"));
+    check("a label that nobody mentions", false, &|world| {
+        let labels: Labels = [("app", "x"), ("version", "2")].into_iter().collect();
+        store(world, pod_id(4), Some(Stored::Pod(Pod { labels, ..pod(4, "x") }.into())));
+    });
+    check("a pod here", false, &|world| {
+        world.attach(attachment(1));
+        put(1, "z")(world);
+    });
+    check("the pod here is gone", false, &|world| {
+        world.detach(&attachment(0).id, Instant::now());
+        store(world, pod_id(0), None);
+    });
+    check("the pod here is not known any more", true, &|world| store(world, pod_id(0), None));
+    check("a policy that is for others", false, &|world| step(world, 0, 6));
+    check("a policy that isolates", true, &|world| step(world, 0, 5));
+    check("the policy is gone", true, &|world| step(world, 0, 2));
+}
+
+#[test]
+fn a_start_goes_on_where_the_last_life_ended_and_off_leaves_nothing() {
+    let mut world = world();
+    for (what, which) in [(5, 0), (2, 0), (0, 2), (2, 4)] {
+        step(&mut world, what, which);
+    }
+    let plan = |policy: &mut Policy, world: &mut World, mode| {
+        let tables = verdicts::plan(&mut verdicts::Memo::default(), world).tables.clone();
+        world.programmed.mirror = policy.plan(world, &tables, mode).clone();
+        generation_in(&world.programmed.mirror)
+    };
+    let at = |number| Some(Generation(number));
+    let mut policy = Policy::default();
+    assert_eq!(plan(&mut policy, &mut world, Mode::Enforce), at(0));
+    assert_eq!(plan(&mut Policy::default(), &mut world, Mode::Enforce), at(0), "nothing happened meanwhile");
+    step(&mut world, 2, 6);
+    assert_eq!(plan(&mut Policy::default(), &mut world, Mode::Enforce), at(1), "something did, and who knows what");
+    assert_eq!(plan(&mut policy, &mut world, Mode::Audit), at(0), "audit takes nothing away");
+    assert_eq!(plan(&mut policy, &mut world, Mode::Off), None);
+    assert!(world.programmed.mirror.is_empty());
+    assert_eq!(plan(&mut policy, &mut world, Mode::Audit), at(1), "what was stamped before is judged again");
+    assert_eq!(plan(&mut policy, &mut world, Mode::Enforce), at(2), "what only audit let pass is judged again");
+}
+
+#[test]
+fn audit_stops_nothing() {
+    let verdicts = |mode| {
+        let of_final = move |(key, object): (Key, Object)| match (key, object) {
+            (Key::NftElement { set, key }, Object::NftVerdict(verdict)) if *set == *maps::FINAL => {
+                Some((u32::from_ne_bytes(key.bytes[..].try_into().unwrap()) >> 24, verdict))
+            }
+            _ => None,
+        };
+        chains::fixed(mode).into_iter().filter_map(of_final).collect::<BTreeMap<u32, Verdict>>()
+    };
+    let enforced = verdicts(Mode::Enforce);
+    assert_eq!(enforced.len(), 8, "all verdicts, logged or not");
+    assert_eq!(enforced[&2], Verdict::Goto(chains::DENIED.into()));
+    assert_eq!(enforced[&0x43], Verdict::Goto(chains::REJECTED.into()));
+    assert!(verdicts(Mode::Audit).into_values().all(|verdict| verdict == Verdict::Continue));
+    let drops = |mode: Mode| {
+        let all = chains::fixed(mode).into_iter().chain(chains::judging(mode, Generation(0)));
+        let chains = all.filter_map(|(key, object)| match object {
+            Object::NftChain(chain) if key != denied() => Some(chain),
+            _ => None,
+        });
+        let rules: Vec<_> = chains.flat_map(|chain| chain.rules.clone()).collect();
+        let is_drop = |rule: &&tartan_netstate::nft::Rule| {
+            rule.expressions.contains(&tartan_netstate::nft::Expr::Verdict(Verdict::Drop))
+        };
+        rules.iter().filter(is_drop).count()
+    };
+    assert!(drops(Mode::Enforce) > 16);
+    assert_eq!(drops(Mode::Audit), 0);
+}
+
+fn denied() -> Key {
+    Key::NftChain { chain: chains::DENIED.into() }
+}
