@@ -191,11 +191,7 @@ impl Policy {
             if let (Some(key), Some(word)) = (at(&new, place), maps::word(after, place)) {
                 gone.remove(&key);
                 // What has its name and its word still is left alone.
-                if self
-                    .state
-                    .get_shared(&key)
-                    .is_none_or(|entry| entry.object != Object::NftElement(maps::number(word)))
-                {
+                if !self.state.holds(&key, &Object::NftElement(maps::number(word))) {
                     self.put(key, word);
                 }
             }
