@@ -17,6 +17,7 @@ mod namespace;
 mod neigh;
 mod netlink;
 mod netns;
+pub mod nflog;
 mod nfnetlink;
 pub mod nft;
 mod notify;

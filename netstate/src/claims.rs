@@ -36,6 +36,8 @@ pub const NFT_RAW_PRIORITY: i32 = -300;
 pub const NFT_DSTNAT_PRIORITY: i32 = -100;
 /// Priority of our source translation: nft's `srcnat`.
 pub const NFT_SRCNAT_PRIORITY: i32 = 100;
+/// NFLOG group of packets that policy denies or reports.
+pub const NFLOG_GROUP: u16 = 7474;
 /// How many rules let pods' packets through somebody else's firewall: one from pods, one to pods.
 pub const FORWARD_OPENING_RULES: usize = 2;
 /// Comment on a rule that we had to put into somebody else's chain (`hostFirewall: open`).
