@@ -46,6 +46,8 @@ struct Unit {
     count: usize,
     example: String,
     addresses: [Option<IpAddr>; 2],
+    /// The nodes of these pods, or the node that it is.
+    nodes: BTreeSet<Arc<str>>,
 }
 
 struct Comparison {
@@ -87,10 +89,14 @@ fn on_one_node(world: &World) -> World {
 
 fn units(now: &World, then: &World, now_tables: &Tables, then_tables: &Tables) -> Vec<Unit> {
     let mut units: BTreeMap<Likeness, Unit> = BTreeMap::new();
-    let mut add = |like: Likeness, count: usize, example: &str, addresses: [Option<IpAddr>; 2]| {
-        let unit = units.entry(like.clone()).or_insert_with(|| Unit { like, count: 0, example: example.into(), addresses });
-        unit.count += count;
-    };
+    let mut add =
+        |like: Likeness, count: usize, example: &str, addresses: [Option<IpAddr>; 2], node: Option<&Arc<str>>| {
+            let new =
+                || Unit { like: like.clone(), count: 0, example: example.into(), addresses, nodes: BTreeSet::new() };
+            let unit = units.entry(like.clone()).or_insert_with(new);
+            unit.count += count;
+            unit.nodes.extend(node.cloned());
+        };
     let identities = |addresses: [Option<IpAddr>; 2]| {
         addresses.map(|address| address.map(|it| (now_tables.identity(it), then_tables.identity(it))))
     };
@@ -99,13 +105,13 @@ fn units(now: &World, then: &World, now_tables: &Tables, then_tables: &Tables) -
         let set = |tables: &Tables| tables.subjects.get(key).copied().unwrap_or(0);
         let sets = Some((set(now_tables), set(then_tables)));
         let like = Likeness { name: group_name(key, &pod.labels), sets, identities: identities(addresses) };
-        add(like, 1, key, addresses);
+        add(like, 1, key, addresses, Some(&pod.node));
     }
     for name in now.nodes.keys() {
         for address in node_addresses(name, &now.nodes, &now.adverts) {
             let addresses = by_family([address].into_iter());
             let like = Likeness { name: format!("node {name}"), sets: None, identities: identities(addresses) };
-            add(like, 0, "", addresses);
+            add(like, 0, "", addresses, Some(name));
         }
     }
     let ranges: BTreeSet<&IpNet> = now_tables.ranges.keys().chain(then_tables.ranges.keys()).collect();
@@ -121,7 +127,7 @@ fn units(now: &World, then: &World, now_tables: &Tables, then_tables: &Tables) -
             (false, 0) => ends::WORLD.to_owned(),
             (false, _) => range.to_string(),
         };
-        add(Likeness { name, sets: None, identities }, 0, "", [None, None]);
+        add(Likeness { name, sets: None, identities }, 0, "", [None, None], None);
     }
     units.into_values().collect()
 }
@@ -157,15 +163,16 @@ impl Comparison {
             let (from, to) = (has(from), has(to));
             [0, 1].map(|at| from[at] && to[at])
         };
-        let difference = |((from, to, packets, outcome), families): ((api::Group, api::Group, String, Outcome), [bool; 2])| {
-            let (now, then, end, object, field) = outcome;
-            let packets = match families {
-                it if it == both(&from, &to) => packets,
-                [true, _] => format!("{packets} (IPv4)"),
-                [false, _] => format!("{packets} (IPv6)"),
+        let difference =
+            |((from, to, packets, outcome), families): ((api::Group, api::Group, String, Outcome), [bool; 2])| {
+                let (now, then, end, object, field) = outcome;
+                let packets = match families {
+                    it if it == both(&from, &to) => packets,
+                    [true, _] => format!("{packets} (IPv4)"),
+                    [false, _] => format!("{packets} (IPv6)"),
+                };
+                api::Difference { from, to, packets, now, then, end: end.into(), object, field }
             };
-            api::Difference { from, to, packets, now, then, end: end.into(), object, field }
-        };
         found.into_iter().map(difference).collect()
     }
 
@@ -192,9 +199,11 @@ impl Comparison {
                     if is_same || !self.one_side_differs(*sets, direction, *pair, &spans) {
                         continue;
                     }
-                    for (subject, other) in subjects.iter().flat_map(|it| others.iter().map(move |other| (*it, *other))) {
-                        let (from, to) = if direction == Direction::Egress { (subject, other) } else { (other, subject) };
-                        if !self.is_itself(from, to, *family) {
+                    for (subject, other) in subjects.iter().flat_map(|it| others.iter().map(move |other| (*it, *other)))
+                    {
+                        let (from, to) =
+                            if direction == Direction::Egress { (subject, other) } else { (other, subject) };
+                        if !self.is_itself(from, to, *family) && !self.is_own_node(from, to) {
                             candidates.insert((from, to, *family));
                         }
                     }
@@ -208,6 +217,12 @@ impl Comparison {
     fn is_itself(&self, from: usize, to: usize, family: usize) -> bool {
         let (from, to) = (&self.units[from], &self.units[to]);
         from.count == 1 && to.count == 1 && from.addresses[family] == to.addresses[family]
+    }
+
+    /// A node, and pods that are all its own.
+    fn is_own_node(&self, from: usize, to: usize) -> bool {
+        let (from, to) = (&self.units[from], &self.units[to]);
+        from.count == 0 && !from.nodes.is_empty() && to.nodes == from.nodes
     }
 
     fn one_side_differs(&self, sets: Pair, direction: Direction, pair: Pair, spans: &[Span]) -> bool {
@@ -254,7 +269,8 @@ impl Comparison {
         let all = self.spans(&sides.iter().map(|(sets, direction, ..)| (*sets, *direction)).collect::<Vec<_>>());
         let mut by_outcome: BTreeMap<Outcome, Vec<Span>> = BTreeMap::new();
         for span in &all {
-            let words = sides.iter().map(|(sets, direction, pair, own)| self.words(*sets, *direction, *pair, *own, span));
+            let words =
+                sides.iter().map(|(sets, direction, pair, own)| self.words(*sets, *direction, *pair, *own, span));
             if let Some(outcome) = self.outcome(&words.collect::<Vec<_>>()) {
                 by_outcome.entry(outcome).or_default().push(*span);
             }
@@ -266,7 +282,11 @@ impl Comparison {
     fn outcome(&self, ends: &[Words]) -> Option<Outcome> {
         let stops = |word: Word| !walk::passes(word.verdict());
         let whole = |word: fn(&Words) -> Word| {
-            let first = ends.iter().map(word).find(|it| stops(*it)).or_else(|| ends.iter().map(word).max_by_key(|it| it.verdict()));
+            let first = ends
+                .iter()
+                .map(word)
+                .find(|it| stops(*it))
+                .or_else(|| ends.iter().map(word).max_by_key(|it| it.verdict()));
             first.map_or(api::Verdict::NotJudged, |it| words::verdict(it.verdict()))
         };
         let (now, then) = (whole(|it| it.now), whole(|it| it.then));
@@ -274,7 +294,10 @@ impl Comparison {
             return None;
         }
         // The end that denies it then, or that denied it.
-        let end = ends.iter().find(|it| stops(it.then)).or_else(|| ends.iter().rfind(|it| it.now.verdict() != it.then.verdict()))?;
+        let end = ends
+            .iter()
+            .find(|it| stops(it.then))
+            .or_else(|| ends.iter().rfind(|it| it.now.verdict() != it.then.verdict()))?;
         let rule = self.then.rules.get(&end.then.rule());
         let object = rule.map(|rule| rule.source.to_string()).unwrap_or_default();
         let field = rule.map(|rule| rule.path.to_string()).unwrap_or_default();
@@ -289,4 +312,3 @@ impl Unit {
         api::Group { name: self.like.name.clone(), pods: self.count, example: self.example.clone() }
     }
 }
-

@@ -129,7 +129,8 @@ pub fn find(world: &World, program: &Program, text: &str) -> Result<Named, NotFo
     }
 }
 
-fn at(world: &World, address: IpAddr) -> Named {
+/// Whose an address is.
+pub fn at(world: &World, address: IpAddr) -> Named {
     let (name, pod, notes) = match who(world, address) {
         Who::Pod(key) => (key.to_string(), Some(key), vec![]),
         Who::UnknownPod(why) => ("an unknown pod".into(), None, vec![format!("{why}; it may carry any labels")]),
@@ -189,8 +190,12 @@ fn node(world: &World, name: &str) -> Result<Named, NotFound> {
 }
 
 fn no_such_pod(world: &World, namespace: &str, name: &str) -> NotFound {
-    let namespaces: BTreeSet<&str> =
-        world.pods.keys().filter_map(|key| Some(key.split_once('/')?.0)).chain(world.namespaces.keys().map(|it| &**it)).collect();
+    let namespaces: BTreeSet<&str> = world
+        .pods
+        .keys()
+        .filter_map(|key| Some(key.split_once('/')?.0))
+        .chain(world.namespaces.keys().map(|it| &**it))
+        .collect();
     if !namespaces.contains(namespace) {
         let known: Vec<&str> = namespaces.into_iter().collect();
         let instead = match nearest(namespace, &known) {
