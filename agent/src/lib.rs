@@ -13,6 +13,7 @@
 pub mod attach;
 pub mod cni_files;
 pub mod conditions;
+pub mod denied;
 pub mod edit;
 pub mod found;
 #[cfg(test)]
@@ -91,7 +92,7 @@ async fn start(boot: &Boot) -> Result<()> {
     let kernel = Linux::open().context("opening the kernel's netlink sockets (this needs root)")?;
     let store = open_store(&boot.store)?;
     let (inbox, agent) = assemble(&boot.node, &boot.state_dir, boot_id.trim(), Box::new(kernel), store.clone())?;
-    socket::serve(&boot.socket, &boot.state_dir, inbox.clone(), store)?;
+    socket::serve(&boot.socket, &boot.state_dir, inbox.clone(), store, denied::Reports::listen())?;
     if let Some(address) = boot.listen {
         http::serve(address, inbox.clone()).await?;
     }

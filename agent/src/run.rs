@@ -20,7 +20,7 @@ use crate::journal::{Journal, Record};
 use crate::plan::{Plan, Planners};
 use crate::snapshot::keeper::{Keeper, Told};
 use crate::waiting::{CniReply, Waiting};
-use crate::{conditions, policy, publish, recorded, status};
+use crate::{conditions, denied, policy, publish, recorded, status};
 
 /// Everything that can happen to an agent.
 pub enum Input {
@@ -36,6 +36,8 @@ pub enum Input {
     Look(oneshot::Sender<status::Seen>),
     /// A user wants to know what the node knows of the cluster.
     Record(oneshot::Sender<World>),
+    /// A user watches what is denied, and wants it named.
+    Names(oneshot::Sender<denied::Names>),
     /// A kubelet wants to know whether the loop turns, and what keeps the node from being ready.
     WaitingFor(oneshot::Sender<String>),
     /// A caller hung up.
@@ -112,6 +114,10 @@ impl Agent {
                         let _gone = reply.send(status::look(&self.world, &self.planners, &self.plan, &self.counters));
                     }
                     Input::Record(reply) => drop(reply.send(recorded::of(&self.world))),
+                    Input::Names(reply) => {
+                        let rules = self.plan.policy.as_ref().map(|policy| policy.tables.rules.clone());
+                        drop(reply.send((self.world.clone(), rules.unwrap_or_default())));
+                    }
                     Input::WaitingFor(reply) => drop(reply.send(status::waiting_for(&self.world))),
                     Input::HungUp => {}
                     Input::Stop => return Ok(()),

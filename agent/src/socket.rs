@@ -19,6 +19,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::timeout;
 use tracing::{debug, warn};
 
+use crate::denied::{self, Reports};
 use crate::edit;
 use crate::recorded;
 use crate::run::Input;
@@ -38,16 +39,23 @@ const CALLERS: usize = 1024;
 struct Asking {
     inbox: mpsc::Sender<Input>,
     store: Arc<dyn Store>,
+    reports: Reports,
 }
 
 /// Listens on `path`, then carries out the DELs that were noted while no agent ran, then answers.
-pub fn serve(path: &Path, state_dir: &Path, inbox: mpsc::Sender<Input>, store: Arc<dyn Store>) -> anyhow::Result<()> {
+pub fn serve(
+    path: &Path,
+    state_dir: &Path,
+    inbox: mpsc::Sender<Input>,
+    store: Arc<dyn Store>,
+    reports: Reports,
+) -> anyhow::Result<()> {
     let listener = listen::at(path)?;
     let notes = pending::directory(state_dir);
     tokio::spawn(async move {
         // A plugin that saw no listener leaves its note before it looks again: what is not here now comes by socket.
         pending::carry_out(&notes, &inbox).await;
-        accept(listener, Asking { inbox, store }).await;
+        accept(listener, Asking { inbox, store, reports }).await;
     });
     Ok(())
 }
@@ -84,6 +92,7 @@ impl Asking {
                 self.reply(&mut stream, reply(result)).await.unwrap_or_else(unheard);
             }
             Ok(Ok((Request::World, _))) => self.record(stream).await.unwrap_or_else(unheard),
+            Ok(Ok((Request::Denied, _))) => self.denied(stream).await.unwrap_or_else(unheard),
             Ok(Ok((Request::Apply { source, documents }, _))) => {
                 let written = edit::apply(&*self.store, &source, &documents).await;
                 self.reply(&mut stream, written_reply(written)).await.unwrap_or_else(unheard);
@@ -140,6 +149,25 @@ impl Asking {
             self.reply(&mut stream, Reply::Result(text.into())).await?;
         }
         writing.await?
+    }
+
+    /// Tells what is denied until the caller hangs up.
+    async fn denied(&self, mut stream: UnixStream) -> io::Result<()> {
+        let mut watch = self.reports.watch();
+        loop {
+            let next = tokio::select! {
+                next = watch.next() => next,
+                () = hung_up(&stream) => return Ok(()),
+            };
+            let (reply, names) = oneshot::channel();
+            let sent = self.inbox.send(Input::Names(reply)).await;
+            let (Some((report, lost)), Ok(()), Ok(names)) = (next, sent, names.await) else {
+                return self.reply(&mut stream, Reply::Error(ending())).await;
+            };
+            // Whose an address is takes a look at every pod.
+            let denied = tokio::task::spawn_blocking(move || denied::named(&report, lost, &names)).await?;
+            self.reply(&mut stream, self::reply(value(&denied))).await?;
+        }
     }
 
     async fn set(&self, key: &str, value: &str) -> Result<Value, CniError> {

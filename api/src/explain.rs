@@ -158,3 +158,19 @@ pub struct Diagnostic {
     pub message: String,
     pub fix: String,
 }
+
+/// A packet that policy denied, or would have.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Denied {
+    pub from: End,
+    pub to: End,
+    /// E.g. `80/tcp`.
+    pub packet: String,
+    pub verdict: Verdict,
+    /// `KIND/NAME` of the policy that decides; empty where it is not there any more.
+    pub object: String,
+    pub field: String,
+    /// At least so many went by unseen before it.
+    pub lost: u64,
+}

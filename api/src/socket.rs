@@ -26,6 +26,8 @@ pub enum Request {
     /// What the node knows of the cluster; the results are texts that together are a snapshot, as `tartan record` writes
     /// it. It says itself whether it is whole.
     World,
+    /// What policy denies from now on; each result is a [`crate::explain::Denied`].
+    Denied,
     /// YAML documents for the store; the result is the list of the objects written.
     Apply {
         /// What the user calls them, e.g. a file name; for errors.

@@ -10,6 +10,7 @@ use anyhow::{Context, Result, anyhow};
 use clap::Args;
 use serde::de::DeserializeOwned;
 use tartan_api::cni::CniError;
+use tartan_api::explain::Denied;
 use tartan_api::socket::{self, Reply, Request};
 use tartan_api::status::Status;
 use tartan_lab::Facts;
@@ -68,35 +69,76 @@ fn written(socket: &Path, request: &Request, format: Format) -> Result<ExitCode>
     Ok(ExitCode::SUCCESS)
 }
 
+/// What the agent behind a socket knows of the cluster, as it is recorded.
+pub(crate) fn record(socket: &Path) -> Result<String> {
+    let mut stream = asked(socket, &Request::World, PATIENCE)?;
+    let mut record = String::new();
+    while let Some(value) = answer(&mut stream, socket)? {
+        record.push_str(value.as_str().context(OTHER_VERSION)?);
+    }
+    Ok(record)
+}
+
+/// Tells of each packet that policy denies on the node of the agent behind a socket, until the agent ends.
+pub(crate) fn denied(socket: &Path, mut tell: impl FnMut(&Denied) -> Result<()>) -> Result<()> {
+    let mut stream = asked(socket, &Request::Denied, PATIENCE)?;
+    stream.set_read_timeout(None)?;
+    while let Some(value) = answer(&mut stream, socket)? {
+        tell(&serde_json::from_value(value).context(OTHER_VERSION)?)?;
+    }
+    Ok(())
+}
+
+const OTHER_VERSION: &str = "the agent answered something else than asked; is it of another version?";
+
 fn ask<T: DeserializeOwned>(path: &Path, request: &Request, patience: Duration) -> Result<T> {
+    let mut stream = asked(path, request, patience)?;
+    let value = answer(&mut stream, path)?.with_context(|| went_away(path))?;
+    serde_json::from_value(value).context(OTHER_VERSION)
+}
+
+/// A connection to the agent on which this was asked.
+fn asked(path: &Path, request: &Request, patience: Duration) -> Result<UnixStream> {
     let mut stream = UnixStream::connect(path).with_context(|| {
         format!("no agent answers at {}: is it running, and are you root? (--socket names another)", path.display())
     })?;
     stream.set_read_timeout(Some(patience))?;
     stream.set_write_timeout(Some(patience))?;
     stream.write_all(&socket::encode(request)?)?;
+    Ok(stream)
+}
+
+/// The agent's next answer; none once it has closed the connection.
+fn answer(stream: &mut UnixStream, path: &Path) -> Result<Option<serde_json::Value>> {
+    let patience = stream.read_timeout()?.unwrap_or_default();
     let silent = |error: io::Error| match error.kind() {
         ErrorKind::WouldBlock | ErrorKind::TimedOut => {
             let (path, patience) = (path.display(), patience.as_secs());
             anyhow!("the agent at {path} gave no answer within {patience} s; its log says what holds it up")
         }
-        _ => anyhow!("the agent at {} went away before it answered: {error}", path.display()),
+        _ => anyhow!("{}: {error}", went_away(path)),
     };
     let mut header = [0; 4];
-    stream.read_exact(&mut header).map_err(silent)?;
+    match stream.read_exact(&mut header) {
+        Err(error) if error.kind() == ErrorKind::UnexpectedEof => return Ok(None),
+        header => header.map_err(silent)?,
+    }
     let mut body = vec![0; socket::body_length(header)?];
     stream.read_exact(&mut body).map_err(silent)?;
     match socket::decode(&body)? {
-        Reply::Result(value) => Ok(serde_json::from_value(value)
-            .context("the agent answered something else than asked; is it of another version?")?),
+        Reply::Result(value) => Ok(Some(value)),
         // The code is for container runtimes.
         Reply::Error(CniError { msg, details, .. }) if details.is_empty() => Err(anyhow!(msg)),
         Reply::Error(CniError { msg, details, .. }) => Err(anyhow!("{msg}: {details}")),
     }
 }
 
+fn went_away(path: &Path) -> String {
+    format!("the agent at {} went away before it answered", path.display())
+}
+
 impl At {
-    fn socket(&self) -> Result<PathBuf> {
+    pub(crate) fn socket(&self) -> Result<PathBuf> {
         if let Some(socket) = &self.socket {
             return Ok(socket.clone());
         }

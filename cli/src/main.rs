@@ -3,9 +3,11 @@
 mod agent;
 mod client;
 mod demo;
+mod flows;
 mod install;
 mod lab;
 mod output;
+mod policy;
 mod status;
 
 /// See docs/decisions.md: musl's own is slow, and glibc's gives nothing back.
@@ -63,6 +65,28 @@ enum Tartan {
         #[arg(short, long, default_value = "text")]
         output: Format,
     },
+    /// Ask what policies do: to one connection, one pod, or all of them after a change
+    #[command(subcommand)]
+    Policy(policy::Command),
+    /// Show what policy denies on a node, as it happens, until Ctrl-C
+    Flows {
+        /// Only what is denied; nothing else is reported yet
+        #[arg(long, required = true)]
+        denied: bool,
+        #[command(flatten)]
+        at: client::At,
+        /// text, json or yaml
+        #[arg(short, long, default_value = "text")]
+        output: Format,
+    },
+    /// Write down what a node knows of the cluster, for the other commands' `--world`
+    Record {
+        /// File to write; - for standard output
+        #[arg(short, long)]
+        out: PathBuf,
+        #[command(flatten)]
+        at: client::At,
+    },
     /// Nodes and pods on this machine, to try things on
     #[command(subcommand)]
     Lab(lab::Command),
@@ -101,6 +125,9 @@ fn main() -> ExitCode {
         Tartan::Status { at, output } => client::status_command(&at, output),
         Tartan::Apply { file, at, output } => client::apply(&at, &file, output),
         Tartan::Set { key, value, at, output } => client::set(&at, &key, &value, output),
+        Tartan::Policy(command) => return policy::run(command),
+        Tartan::Flows { denied: _, at, output } => flows::denied(&at, output),
+        Tartan::Record { out, at } => policy::record(&at, &out),
         Tartan::Lab(command) => lab::run(command),
         Tartan::Demo { yes } => demo::run(yes),
         Tartan::Install { distribution, api_server, image } => {

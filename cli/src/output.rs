@@ -17,11 +17,17 @@ pub(crate) enum Format {
 
 /// Prints a value: `text` as a person reads it, or all of it for a program.
 pub(crate) fn print<T: Serialize>(format: Format, value: &T, text: impl FnOnce(&T) -> String) -> Result<()> {
-    match format {
-        Format::Text => say(format_args!("{}", text(value).trim_end())),
-        Format::Json => say(format_args!("{}", serde_json::to_string_pretty(value)?)),
-        Format::Yaml => say(format_args!("{}", serde_yaml_ng::to_string(value)?.trim_end())),
-    }
+    say(format_args!("{}", written(format, value, text)?))
+}
+
+/// What is printed of a value, without the newline at its end.
+pub(crate) fn written<T: Serialize>(format: Format, value: &T, text: impl FnOnce(&T) -> String) -> Result<String> {
+    let written = match format {
+        Format::Text => text(value),
+        Format::Json => serde_json::to_string_pretty(value)?,
+        Format::Yaml => serde_yaml_ng::to_string(value)?,
+    };
+    Ok(written.trim_end().to_owned())
 }
 
 /// One line, or several, to standard output. A reader that went away (`| head`) is an error like any other.

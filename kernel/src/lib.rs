@@ -18,6 +18,7 @@ mod namespace;
 mod neigh;
 mod netlink;
 mod netns;
+pub mod nflog;
 mod nfnetlink;
 pub mod nft;
 mod notify;

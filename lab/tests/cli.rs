@@ -218,6 +218,49 @@ fn health_readiness_and_metrics_are_served() -> Result<()> {
     node.wait_ready().map(drop)
 }
 
+/// A pod of the lab as the API server would have it, and what isolates it.
+fn isolated(pod: &str, address: &str) -> String {
+    let v1 = "apiVersion: v1";
+    let namespace = format!("{v1}\nkind: Namespace\nmetadata: {{name: lab}}\n");
+    let pod = format!(
+        "{v1}\nkind: Pod\nmetadata: {{name: {pod}, namespace: lab, labels: {{app: {pod}}}}}\n\
+         spec: {{nodeName: n1}}\nstatus: {{phase: Running, podIPs: [{{ip: {address}}}]}}\n"
+    );
+    let policy = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: nobody, namespace: lab}\n\
+                  spec: {podSelector: {}}\n";
+    [namespace, pod, policy.to_owned()].join("---\n")
+}
+
+#[test]
+fn policies_are_explained_by_a_live_agent_and_from_its_record_alike() -> Result<()> {
+    let lab = one_node("cli-policy")?;
+    let node = lab.node("n1")?;
+    let (file, record) = (lab.facts().dir.join("given.yaml"), lab.facts().dir.join("n1.world"));
+    let (file, record) = (file.display().to_string(), record.display().to_string());
+    std::fs::write(&file, isolated("quiet", "10.244.1.200"))?;
+    let applied = said(node, &["apply", "-f", &file])?;
+    ensure!(applied.success, "{applied:?}");
+    let trace = ["policy", "trace", "--from", "world", "--to", "lab/quiet", "--port", "80"];
+    let want = "to lab/quiet (10.244.1.200), 80/tcp: denied";
+    let mut live = said(node, &trace)?;
+    wait_for(PATIENCE, "the agent to have read the policy", || {
+        live = said(node, &trace).unwrap_or_else(|error| panic!("{error:#}"));
+        live.success && live.stdout.contains(want)
+    })?;
+    ensure!(live.stdout.contains("NetworkPolicy/lab/nobody spec.podSelector"), "{live:?}");
+    let recorded = said(node, &["record", "-o", &record])?;
+    ensure!(recorded.success && recorded.stdout.contains("1 policies"), "{recorded:?}");
+    let again = said(node, &[&trace[..], &["--world", &record]].concat())?;
+    ensure!(again.success && again.stdout == live.stdout, "{again:?}\n{live:?}");
+    let gone = said(node, &["policy", "diff", "--delete", "NetworkPolicy/lab/nobody", "--world", &record])?;
+    ensure!(!gone.success && gone.stdout.contains("denied  allowed"), "{gone:?}");
+    let cut = std::fs::read_to_string(&record)?;
+    std::fs::write(&record, cut.replace("quiet", "noisy"))?;
+    let damaged = said(node, &[&trace[..], &["--world", &record]].concat())?;
+    ensure!(!damaged.success && damaged.stderr.contains("do not match its checksum"), "{damaged:?}");
+    Ok(())
+}
+
 #[test]
 fn without_an_agent_every_command_says_what_to_look_at() -> Result<()> {
     let lab = Lab::builder("cli-none").nodes(1).pods_per_node(0).build()?;

@@ -46,6 +46,8 @@ struct Unit {
     count: usize,
     example: String,
     addresses: [Option<IpAddr>; 2],
+    /// The nodes of these pods, or the node that it is.
+    nodes: BTreeSet<Arc<str>>,
 }
 
 struct Comparison {
@@ -87,11 +89,14 @@ fn on_one_node(world: &World) -> World {
 
 fn units(now: &World, then: &World, now_tables: &Tables, then_tables: &Tables) -> Vec<Unit> {
     let mut units: BTreeMap<Likeness, Unit> = BTreeMap::new();
-    let mut add = |like: Likeness, count: usize, example: &str, addresses: [Option<IpAddr>; 2]| {
-        let unit =
-            units.entry(like.clone()).or_insert_with(|| Unit { like, count: 0, example: example.into(), addresses });
-        unit.count += count;
-    };
+    let mut add =
+        |like: Likeness, count: usize, example: &str, addresses: [Option<IpAddr>; 2], node: Option<&Arc<str>>| {
+            let new =
+                || Unit { like: like.clone(), count: 0, example: example.into(), addresses, nodes: BTreeSet::new() };
+            let unit = units.entry(like.clone()).or_insert_with(new);
+            unit.count += count;
+            unit.nodes.extend(node.cloned());
+        };
     let identities = |addresses: [Option<IpAddr>; 2]| {
         addresses.map(|address| address.map(|it| (now_tables.identity(it), then_tables.identity(it))))
     };
@@ -100,13 +105,13 @@ fn units(now: &World, then: &World, now_tables: &Tables, then_tables: &Tables) -
         let set = |tables: &Tables| tables.subjects.get(key).copied().unwrap_or(0);
         let sets = Some((set(now_tables), set(then_tables)));
         let like = Likeness { name: group_name(key, &pod.labels), sets, identities: identities(addresses) };
-        add(like, 1, key, addresses);
+        add(like, 1, key, addresses, Some(&pod.node));
     }
     for name in now.nodes.keys() {
         for address in node_addresses(name, &now.nodes, &now.adverts) {
             let addresses = by_family([address].into_iter());
             let like = Likeness { name: format!("node {name}"), sets: None, identities: identities(addresses) };
-            add(like, 0, "", addresses);
+            add(like, 0, "", addresses, Some(name));
         }
     }
     let ranges: BTreeSet<&IpNet> = now_tables.ranges.keys().chain(then_tables.ranges.keys()).collect();
@@ -122,7 +127,7 @@ fn units(now: &World, then: &World, now_tables: &Tables, then_tables: &Tables) -
             (false, 0) => ends::WORLD.to_owned(),
             (false, _) => range.to_string(),
         };
-        add(Likeness { name, sets: None, identities }, 0, "", [None, None]);
+        add(Likeness { name, sets: None, identities }, 0, "", [None, None], None);
     }
     units.into_values().collect()
 }
@@ -198,7 +203,7 @@ impl Comparison {
                     {
                         let (from, to) =
                             if direction == Direction::Egress { (subject, other) } else { (other, subject) };
-                        if !self.is_itself(from, to, *family) {
+                        if !self.is_itself(from, to, *family) && !self.is_own_node(from, to) {
                             candidates.insert((from, to, *family));
                         }
                     }
@@ -212,6 +217,12 @@ impl Comparison {
     fn is_itself(&self, from: usize, to: usize, family: usize) -> bool {
         let (from, to) = (&self.units[from], &self.units[to]);
         from.count == 1 && to.count == 1 && from.addresses[family] == to.addresses[family]
+    }
+
+    /// A node, and pods that are all its own.
+    fn is_own_node(&self, from: usize, to: usize) -> bool {
+        let (from, to) = (&self.units[from], &self.units[to]);
+        from.count == 0 && !from.nodes.is_empty() && to.nodes == from.nodes
     }
 
     fn one_side_differs(&self, sets: Pair, direction: Direction, pair: Pair, spans: &[Span]) -> bool {

@@ -129,7 +129,8 @@ pub fn find(world: &World, program: &Program, text: &str) -> Result<Named, NotFo
     }
 }
 
-fn at(world: &World, address: IpAddr) -> Named {
+/// Whose an address is.
+pub fn at(world: &World, address: IpAddr) -> Named {
     let (name, pod, notes) = match who(world, address) {
         Who::Pod(key) => (key.to_string(), Some(key), vec![]),
         Who::UnknownPod(why) => ("an unknown pod".into(), None, vec![format!("{why}; it may carry any labels")]),

