@@ -224,6 +224,32 @@ fn what_is_revoked_is_cut_in_both_directions() {
 }
 
 #[test]
+fn what_stays_allowed_goes_on_whoever_sends() {
+    let ports = (81..=84).map(|port| format!(r#"{{"port":{port}}},{{"port":{port},"protocol":"UDP"}}"#));
+    let peer = r#""podSelector":{"matchLabels":{"app":"#;
+    let ports = ports.collect::<Vec<_>>().join(",");
+    let into = format!(r#"{{{peer}"server"}}}},"ingress":[{{"from":[{{{peer}"client"}}}}}}],"ports":[{ports}]}}]}}"#);
+    let out = format!(
+        r#"{{{peer}"client"}}}},"policyTypes":["Egress"],"egress":[{{"to":[{{{peer}"server"}}}}}}],"ports":[{ports}]}}]}}"#
+    );
+    let mut judged = judged(&[("in", &into), ("out", &out)]);
+    let [pod5, pod6] = &judged.lab.pods;
+    let mut streams = Vec::new();
+    for (over, port) in BOTH.into_iter().zip([81, 82]) {
+        for host in ["10.244.1.6", "[fd00:1::6]"] {
+            streams.push(Stream::down(pod5, over, pod6, &format!("{host}:{port}")));
+            streams.push(Stream::up(pod5, over, pod6, &format!("{host}:{}", port + 2)));
+        }
+    }
+    assert!(streams.iter_mut().all(Stream::flows));
+    let before = judged.generation();
+    let to_client = NOTHING_IN.replace("server", "client");
+    judged.policies(&[("in", &into), ("out", &out), ("revoked", &to_client)]);
+    assert_ne!(judged.generation(), before);
+    assert!(streams.iter_mut().all(Stream::flows));
+}
+
+#[test]
 fn the_node_reaches_its_pods_and_is_reached_where_policy_lets() {
     let mut judged = judged(&[]);
     serve(&judged.lab.node, "[::]:9000");
