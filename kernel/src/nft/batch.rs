@@ -210,7 +210,7 @@ impl Known {
         let mut blamed = false;
         for refusal in refusals {
             let Some(step) = refusal.index.and_then(|index| steps.get(index)) else {
-                return self.fail_rest(ops, refusal);
+                return self.fail_largest(ops, refusal);
             };
             match step.about.as_slice() {
                 [index] if step.deletes && refusal.errno == Errno::ENOENT => {
@@ -223,6 +223,17 @@ impl Known {
                 }
                 several => self.alone.extend(several),
             }
+        }
+    }
+
+    /// The transaction is too large, or memory too small, and what makes sense together only is most of it: all else is
+    /// tried without that first.
+    fn fail_largest(&mut self, ops: &[(Op, Owner)], refusal: &Refusal) {
+        let is_left =
+            |(index, (op, _)): &(Index, &(Op, Owner))| op.key().is_whole() && !self.failed.contains_key(index);
+        match ops.iter().enumerate().find(is_left) {
+            Some((index, _)) => self.fail(ops, index, refusal),
+            None => self.fail_rest(ops, refusal),
         }
     }
 
@@ -335,6 +346,21 @@ mod tests {
             let whole = ["nft chain policy_a", "0008 of policy_s", "0009 of policy_s", "0009 of policy_t"];
             assert_eq!(failed.len(), whole.len(), "{failed:?}");
             assert!(failed.iter().zip(whole).all(|(failed, whole)| failed.ends_with(whole)), "{failed:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_too_large_fails_before_what_came_with_it() {
+        let ops = [table(), chain("a"), chain("policy_a"), element_of("policy_s", 8), element(7)];
+        for errno in [Errno::ENOMEM, Errno::EMSGSIZE] {
+            let too_large = |messages: &[&Message]| {
+                let any = !refuse(b"policy_", errno)(messages).is_empty();
+                any.then(|| refusal(None, errno)).into_iter().collect()
+            };
+            assert_eq!(
+                check(&ops, too_large),
+                (["nft chain policy_a", "nft element 0008 of policy_s"].map(str::to_owned).into(), 2)
+            );
         }
     }
 
