@@ -49,7 +49,8 @@ pub trait Kernel: Send {
     /// What is there and not ours, but matters: links, addresses, default routes, foreign firewalls.
     fn host(&mut self) -> Result<Host, KernelError>;
 
-    /// Carries the steps out in order and goes on after a failure. Empty: all done.
+    /// Carries the steps out in order and goes on after a failure. Empty: all done. Of those that make sense together only
+    /// ([`Key::is_whole`]) all fail with one, and for each owner one is told.
     fn apply(&mut self, change: &Change) -> Vec<Failure>;
 
     /// Reaches a pod's namespace by this descriptor, not by its path, until it is given back.

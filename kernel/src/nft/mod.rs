@@ -28,6 +28,8 @@ use nix::errno::Errno;
 use tartan_netstate::nft::{ElementData, ElementKey, Set};
 use tartan_netstate::{Entry, Key, Object, Op, Owner, State};
 
+pub(crate) use batch::fail_together;
+
 use crate::nfnetlink::{Attrs, Message, NLM_F_DUMP, Nfnetlink, Reply, attr_u32};
 use crate::{Failure, KernelError};
 
