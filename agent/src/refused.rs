@@ -15,10 +15,7 @@ pub fn conditions(world: &World) -> impl Iterator<Item = Condition> {
         message: format!("what the kernel holds cannot be read: {why}; until it can, only pods come and go"),
         fix: "it is tried again by itself; if this stays, see the agent's log and the kernel's (dmesg)".into(),
     });
-    // Policy's objects are refused all together, and there may be hundreds of thousands.
-    let mut of_policy = false;
-    let is_news = move |failed: &&Failed| failed.owner != Owner::Policy || !std::mem::replace(&mut of_policy, true);
-    let failures = world.programmed.failures.iter().filter(is_news).map(|failed| condition(world, failed));
+    let failures = world.programmed.failures.iter().map(|failed| condition(world, failed));
     unknown.into_iter().chain(failures).chain(hidden(world))
 }
 

@@ -14,6 +14,7 @@ use tartan_netstate::{
     Change, Entry, Key, Link, LinkKind, LinkName, Netns, Object, Op, Owner, PodNetns, State, diff::hanging_on,
 };
 
+use crate::nft::fail_together;
 use crate::{Failure, Kernel, KernelError, Scope, Wake, Waker};
 
 /// The kernel that is given to who is tested. Clones are one kernel: the test keeps one to look and to meddle.
@@ -377,16 +378,12 @@ impl Kernel for Fake {
         }
         let mut failures = Vec::new();
         // What makes sense together only is refused together.
-        let whole = change.ops.iter().map(|(op, _)| op).filter(|op| op.key().is_whole());
-        let refused = whole.clone().find_map(|op| inside.failing.get(op.key()).copied());
-        let refused: BTreeMap<Key, Errno> =
-            refused.map(|errno| whole.map(|op| (op.key().clone(), errno)).collect()).unwrap_or_default();
-        for (op, owner) in &change.ops {
-            let step = match refused.get(op.key()) {
-                Some(errno) => Err(KernelError::Refused { doing: format!("do {op:?}"), errno: *errno, says: None }),
-                None => inside.step(op),
-            };
-            if let Err(error) = step {
+        let mut whole = change.ops.iter().map(|(op, _)| op).filter(|op| op.key().is_whole());
+        let refused = whole.find_map(|op| inside.failing.get(op.key()).copied());
+        let refused = refused.map(|errno| KernelError::Refused { doing: "do all of it".into(), errno, says: None });
+        failures.extend(refused.iter().flat_map(|error| fail_together(&change.ops, error)));
+        for (op, owner) in change.ops.iter().filter(|(op, _)| refused.is_none() || !op.key().is_whole()) {
+            if let Err(error) = inside.step(op) {
                 failures.push(Failure { key: op.key().clone(), owner: owner.clone(), error });
             }
         }

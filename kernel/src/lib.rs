@@ -51,7 +51,8 @@ pub trait Kernel: Send {
     /// What is there and not ours, but matters: links, addresses, default routes, foreign firewalls.
     fn host(&mut self) -> Result<Host, KernelError>;
 
-    /// Carries the steps out in order and goes on after a failure. Empty: all done.
+    /// Carries the steps out in order and goes on after a failure. Empty: all done. Of those that make sense together only
+    /// ([`Key::is_whole`]) all fail with one, and for each owner one is told.
     fn apply(&mut self, change: &Change) -> Vec<Failure>;
 
     /// Begins to delete all condemned links, which takes a while. That they are gone is told as of anybody's.

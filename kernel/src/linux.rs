@@ -17,7 +17,7 @@ use crate::foreign::Foreign;
 use crate::gravedigger::Gravedigger;
 use crate::namespace::Namespace;
 use crate::netns::PodNetnses;
-use crate::nft::Nft;
+use crate::nft::{Nft, fail_together};
 use crate::notify::Notifications;
 use crate::{Failure, Kernel, KernelError, Scope, Waker, strangers, sysctl};
 
@@ -96,9 +96,8 @@ impl Linux {
         if Generation::begins_era(nft.iter().map(|(op, _)| op))
             && let Err(error) = self.conntrack.clear_mark(CT_MARK_GENERATION)
         {
-            let whole = nft.extract_if(.., |(op, _)| op.key().is_whole());
-            let failure = |(op, owner): (Op, Owner)| Failure { key: op.key().clone(), owner, error: error.clone() };
-            failures.extend(whole.map(failure));
+            failures.extend(fail_together(&nft, &error));
+            nft.retain(|(op, _)| !op.key().is_whole());
         }
         if !nft.is_empty() {
             failures.extend(self.nft.apply(&nft));

@@ -178,8 +178,10 @@ fn what_makes_sense_together_only_goes_in_together() {
     for (generation, ports) in [(2, &[1, 2][..]), (3, &[1, 2, 3])] {
         node.handle.want(generation, with(ports));
         let tried = node.wait("the rest", |applied| applied.generation == generation);
-        let failed: Vec<&Key> = tried.failures.iter().map(|failure| &failure.key).collect();
-        assert_eq!(failed, ports.iter().map(|port| element(*port)).collect::<Vec<_>>().iter().collect::<Vec<_>>());
+        let failed: Vec<(&Key, &Owner)> = tried.failures.iter().map(|failure| (&failure.key, &failure.owner)).collect();
+        let (policys, pods) = ((element(1), Owner::Policy), (element(3), Owner::Pod("pod3".into())));
+        let one_each = [&policys, &pods].map(|(key, owner)| (key, owner));
+        assert_eq!(failed, one_each[..generation as usize - 1]);
         assert!(is(&node.fake.state(), &full()), "a part of it went in");
     }
     node.fake.fail(element(1), None);

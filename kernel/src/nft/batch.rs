@@ -39,6 +39,8 @@ struct Step {
 #[derive(Default)]
 struct Known {
     failed: BTreeMap<Index, KernelError>,
+    /// Why those that make sense together only have failed.
+    whole: Option<KernelError>,
     /// What these would delete is gone.
     gone: BTreeSet<Index>,
     /// Elements of a message that was refused: now each in a message of its own, to find the guilty one.
@@ -67,7 +69,17 @@ pub(super) fn apply(ops: &[(Op, Owner)], mut transact: impl FnMut(&[&Message]) -
         let (op, owner) = &ops[index];
         Failure { key: op.key().clone(), owner: owner.clone(), error }
     };
-    known.failed.into_iter().map(failure).collect()
+    let together = known.whole.map(|error| fail_together(ops, &error)).unwrap_or_default();
+    known.failed.into_iter().map(failure).chain(together).collect()
+}
+
+/// Failures of all steps that make sense together only. There may be hundreds of thousands: for each owner one stands for
+/// all.
+pub(crate) fn fail_together(ops: &[(Op, Owner)], error: &KernelError) -> Vec<Failure> {
+    let mut told = BTreeSet::new();
+    let whole = ops.iter().filter(|(op, _)| op.key().is_whole());
+    let first = whole.filter(|(_, owner)| told.insert(owner));
+    first.map(|(op, owner)| Failure { key: op.key().clone(), owner: owner.clone(), error: error.clone() }).collect()
 }
 
 fn compose(ops: &[(Op, Owner)], known: &Known) -> Vec<Step> {
@@ -77,7 +89,7 @@ fn compose(ops: &[(Op, Owner)], known: &Known) -> Vec<Step> {
         return if done { Vec::new() } else { vec![step] };
     }
     let mut phases = Phases::default();
-    for (index, (op, _)) in ops.iter().enumerate().filter(|(index, _)| !known.failed.contains_key(index)) {
+    for (index, (op, _)) in ops.iter().enumerate().filter(|(index, (op, _))| !known.has_failed(*index, op)) {
         phases.add(index, op, known);
     }
     phases.in_order()
@@ -210,7 +222,7 @@ impl Known {
         let mut blamed = false;
         for refusal in refusals {
             let Some(step) = refusal.index.and_then(|index| steps.get(index)) else {
-                return self.fail_rest(ops, refusal);
+                return self.fail_largest(ops, refusal);
             };
             match step.about.as_slice() {
                 [index] if step.deletes && refusal.errno == Errno::ENOENT => {
@@ -226,6 +238,15 @@ impl Known {
         }
     }
 
+    /// The transaction is too large, or memory too small, and what makes sense together only is most of it: all else is
+    /// tried without that first.
+    fn fail_largest(&mut self, ops: &[(Op, Owner)], refusal: &Refusal) {
+        match ops.iter().position(|(op, _)| op.key().is_whole()) {
+            Some(index) if self.whole.is_none() => self.fail(ops, index, refusal),
+            _ => self.fail_rest(ops, refusal),
+        }
+    }
+
     fn fail_rest(&mut self, ops: &[(Op, Owner)], refusal: &Refusal) {
         for index in 0..ops.len() {
             self.fail(ops, index, refusal);
@@ -233,14 +254,16 @@ impl Known {
     }
 
     fn fail(&mut self, ops: &[(Op, Owner)], index: Index, refusal: &Refusal) {
-        let error = refused(&ops[index].0, refusal);
-        // Once is enough: there may be hundreds of thousands.
-        if ops[index].0.key().is_whole() && !self.failed.contains_key(&index) {
-            for (other, _) in ops.iter().enumerate().filter(|(_, (op, _))| op.key().is_whole()) {
-                self.failed.entry(other).or_insert_with(|| error.clone());
-            }
+        let (op, _) = &ops[index];
+        if op.key().is_whole() {
+            self.whole.get_or_insert_with(|| refused(op, refusal));
+        } else {
+            self.failed.entry(index).or_insert_with(|| refused(op, refusal));
         }
-        self.failed.entry(index).or_insert(error);
+    }
+
+    fn has_failed(&self, index: Index, op: &Op) -> bool {
+        self.failed.contains_key(&index) || self.whole.is_some() && op.key().is_whole()
     }
 }
 
@@ -331,10 +354,36 @@ mod tests {
             element_of("policy_t", 9),
         ];
         for errno in [Errno::ENFILE, Errno::ENOMEM, Errno::EEXIST] {
-            let (failed, _) = check(&ops, refuse(&[6, 0, 1, 0, 0, 8], errno));
-            let whole = ["nft chain policy_a", "0008 of policy_s", "0009 of policy_s", "0009 of policy_t"];
-            assert_eq!(failed.len(), whole.len(), "{failed:?}");
-            assert!(failed.iter().zip(whole).all(|(failed, whole)| failed.ends_with(whole)), "{failed:?}");
+            let mut sent = Vec::new();
+            let failures = apply(&ops, |messages| {
+                sent = messages.iter().map(|message| message.attrs.0.clone()).collect();
+                refuse(&[6, 0, 1, 0, 0, 8], errno)(messages)
+            });
+            let failed: Vec<_> =
+                failures.iter().map(|failure| (failure.key.to_string(), failure.owner.clone())).collect();
+            let one_each = [
+                ("nft chain policy_a".to_owned(), Owner::Node),
+                ("nft element 0008 of policy_s".to_owned(), Owner::Policy),
+            ];
+            assert_eq!(failed, one_each);
+            assert!(failures.iter().all(|failure| failure.error.to_string().contains("0008")), "{failures:?}");
+            let holds_some = |attrs: &Vec<u8>| attrs.windows(7).any(|part| part == b"policy_");
+            assert!(sent.len() == 2 && !sent.iter().any(holds_some), "the others went in, and they alone");
+        }
+    }
+
+    #[test]
+    fn what_is_too_large_fails_before_what_came_with_it() {
+        let ops = [table(), chain("a"), chain("policy_a"), element_of("policy_s", 8), element(7)];
+        for errno in [Errno::ENOMEM, Errno::EMSGSIZE] {
+            let too_large = |messages: &[&Message]| {
+                let any = !refuse(b"policy_", errno)(messages).is_empty();
+                any.then(|| refusal(None, errno)).into_iter().collect()
+            };
+            assert_eq!(
+                check(&ops, too_large),
+                (["nft chain policy_a", "nft element 0008 of policy_s"].map(str::to_owned).into(), 2)
+            );
         }
     }
 

@@ -21,9 +21,14 @@ pub(crate) mod wire {
     pub(crate) use crate::nfnetlink::NLM_F_CREATE;
 }
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
 use nix::errno::Errno;
-use tartan_netstate::nft::{ElementKey, Set};
-use tartan_netstate::{Key, Object, Op, Owner, State};
+use tartan_netstate::nft::{ElementData, ElementKey, Set};
+use tartan_netstate::{Entry, Key, Object, Op, Owner, State};
+
+pub(crate) use batch::fail_together;
 
 use crate::nfnetlink::{Attrs, Message, NLM_F_DUMP, Nfnetlink, Reply, attr_u32};
 use crate::{Failure, KernelError};
@@ -74,13 +79,12 @@ impl Nft {
 
     fn read_unchecked(&mut self) -> Result<State, KernelError> {
         let mut state = State::new();
-        let mut put = |key, object| state.insert(key, object, Owner::Read);
         let table = match self.netlink.request(&encode::message(encode::GETTABLE, 0, |_| {}), "read the nft table") {
             Err(KernelError::Refused { errno: Errno::ENOENT, .. }) => return Ok(state),
             table => table?,
         };
         if table.iter().all(decode::table_is_awake) {
-            put(Key::NftTable, Object::NftTable);
+            state.insert(Key::NftTable, Object::NftTable, Owner::Read);
         }
         let mut chains: Vec<_> =
             self.dump(encode::GETCHAIN, |_| {}, "read nft chains")?.iter().filter_map(decode::chain).collect();
@@ -90,13 +94,23 @@ impl Nft {
             }
         }
         for (chain, object) in chains {
-            put(Key::NftChain { chain }, Object::NftChain(object.into()));
+            state.insert(Key::NftChain { chain }, Object::NftChain(object.into()), Owner::Read);
         }
         for (set, object) in self.dump(encode::GETSET, |_| {}, "read nft sets")?.iter().filter_map(decode::set) {
-            for (key, data) in self.elements(&set, &object)? {
-                put(Key::NftElement { set: set.clone(), key }, data);
+            // There may be a hundred thousand elements, and few different data.
+            let mut alike: BTreeMap<ElementData, Arc<Entry>> = BTreeMap::new();
+            for (key, object) in self.elements(&set, &object)? {
+                let entry = |object| Arc::new(Entry { object, owner: Owner::Read });
+                let entry = match object {
+                    Object::NftElement(data) => {
+                        let known = alike.entry(data.clone());
+                        known.or_insert_with(|| entry(Object::NftElement(data))).clone()
+                    }
+                    other => entry(other),
+                };
+                state.share(Key::NftElement { set: set.clone(), key }, entry);
             }
-            put(Key::NftSet { set }, Object::NftSet(object.into()));
+            state.insert(Key::NftSet { set }, Object::NftSet(object.into()), Owner::Read);
         }
         Ok(state)
     }

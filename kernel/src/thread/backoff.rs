@@ -36,11 +36,6 @@ impl Backoff {
         self.waiting.remove(key).is_some()
     }
 
-    /// What failed when last tried.
-    pub(super) fn keys(&self) -> impl Iterator<Item = &Key> {
-        self.waiting.keys()
-    }
-
     /// Whether it failed when last tried.
     pub(super) fn knows(&self, key: &Key) -> bool {
         self.waiting.contains_key(key)

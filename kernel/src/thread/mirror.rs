@@ -42,7 +42,9 @@ fn lost(mirror: &State, scope: &Scope, read: &State) -> Vec<Key> {
 /// Takes in what was carried out of these steps. Entries are shared with `wanted` where it says the same.
 pub(super) fn take_applied(mirror: &mut State, steps: &[(Op, Owner)], failures: &[Failure], wanted: &State) {
     let failed: BTreeSet<&Key> = failures.iter().map(|failure| &failure.key).collect();
-    for (op, owner) in steps.iter().filter(|(op, _)| !failed.contains(op.key())) {
+    let whole_failed = failures.iter().any(|failure| failure.key.is_whole());
+    let has_failed = |key: &Key| failed.contains(key) || whole_failed && key.is_whole();
+    for (op, owner) in steps.iter().filter(|(op, _)| !has_failed(op.key())) {
         match (op, wanted.get_shared(op.key())) {
             (Op::Create(_, made), Some((key, entry))) if entry.object == *made => {
                 mirror.share(key.clone(), entry.clone())

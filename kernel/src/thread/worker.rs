@@ -219,7 +219,7 @@ impl Worker {
             return;
         };
         let mut changed: BTreeSet<Key> = before.differing_keys(&state).cloned().collect();
-        self.add_rest_of_whole(&mut changed);
+        self.add_rest_of_whole(&state, &mut changed);
         for key in &changed {
             self.backoff.forget(key);
         }
@@ -240,11 +240,10 @@ impl Worker {
         }
     }
 
-    /// What makes sense together only is applied together: with what is still to be done or failed.
-    fn add_rest_of_whole(&self, changed: &mut BTreeSet<Key>) {
+    /// What makes sense together only is applied together: with what is still to be done, or has failed.
+    fn add_rest_of_whole(&self, wanted: &State, changed: &mut BTreeSet<Key>) {
         if changed.iter().any(Key::is_whole) {
-            let rest = self.steps.iter().map(|(op, _)| op.key()).chain(self.backoff.keys());
-            changed.extend(rest.filter(|key| key.is_whole()).cloned());
+            changed.extend(self.mirror.differing_keys(wanted).filter(|key| key.is_whole()).cloned());
         }
     }
 

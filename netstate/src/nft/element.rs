@@ -18,7 +18,7 @@ pub struct ElementKey {
 }
 
 /// An element's data; empty in a set.
-#[derive(Clone, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct ElementData(pub Box<[u8]>);
 
 /// Components of a key or of data, in order.
