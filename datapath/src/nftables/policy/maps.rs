@@ -13,11 +13,12 @@
 //! Invariant: a map that is asked without being known to have an answer has a catch-all element: without an answer a
 //! rule ends, and the mark would stay as it is.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use tartan_model::Family;
 use tartan_netstate::nft::{ElementData, ElementKey, Fields, Nfproto, Selector, Set, Type, Verdict};
-use tartan_netstate::{Key, Object, claims};
+use tartan_netstate::{Key, Object, claims, stable_hash};
 use tartan_policy::ir::protocol;
 use tartan_policy::verdicts::{ANY, Class, Classes, Rows, Set as PolicySet};
 use tartan_policy::walk;
@@ -183,8 +184,8 @@ pub(super) fn address(address: IpAddr) -> Key {
     element(named(ADDRESSES, Family::of(address)), Fields::new().addr(address))
 }
 
-/// Where the word of a class is, for an identity or [`ANY`].
-pub(super) fn row(side: Side, set: u32, (identity, class): (u32, Class)) -> Key {
+/// Where the word of a class is, for an identity or [`ANY`]; of a class its number in the map.
+pub(super) fn row(side: Side, set: u32, (identity, class): (u32, u32)) -> Key {
     match identity {
         ANY => element(side.any(), Fields::new().number(set).number(class)),
         _ => element(side.words(), Fields::new().number(set).number(identity).number(class)),
@@ -210,16 +211,40 @@ pub(super) fn word(rows: &Rows, place: (u32, Class)) -> Option<u32> {
     Some(ways.find(|way| !walk::passes(way.verdict())).unwrap_or(*word).0)
 }
 
+/// The numbers that classes have in the maps, by class: the number says which packets these are, so that it never comes to
+/// stand for others. A packet may be judged while the kernel goes over from old classes to new ones.
+pub(super) fn numbers(classes: &Classes) -> Vec<u32> {
+    let mut packets = vec![String::new(); classes.count()];
+    for cell in &classes.cells {
+        packets[cell.class as usize] += &format!("{} {}-{} ", cell.protocol, cell.low, cell.high);
+    }
+    // What it stands for is all that no cell has.
+    if let Some(others) = packets.get_mut(classes.other as usize) {
+        classes.cells.iter().for_each(|cell| *others += &format!("not {} {}-{} ", cell.protocol, cell.low, cell.high));
+    }
+    let mut taken = BTreeSet::new();
+    let number = |packets: &String| {
+        // 0 is what the map says of packets that have no class.
+        let mut number = stable_hash(packets) as u32;
+        while number == 0 || !taken.insert(number) {
+            number = number.wrapping_add(1);
+        }
+        number
+    };
+    packets.iter().map(number).collect()
+}
+
 /// The class of every packet, as disjoint intervals of protocol and destination.
 pub(super) fn classes(side: Side, set: u32, classes: &Classes) -> Vec<(Key, u32)> {
     let mut all = Vec::new();
+    let numbers = numbers(classes);
     let mut add = |from: (u8, u16), to: (u8, u16), class: Class| {
         let of = |(protocol, destination)| Fields::new().number(set).proto(protocol).port(destination);
         // What comes after the last key, though no packet has it: then two intervals never touch.
         let mut end = of(to).key();
         end.bytes[11] = 1;
         let key = ElementKey { end: Some(end.bytes), ..of(from).key() };
-        all.push((Key::NftElement { set: side.classes().into(), key }, class));
+        all.push((Key::NftElement { set: side.classes().into(), key }, numbers[class as usize]));
     };
     if classes.count() == 0 {
         return all;

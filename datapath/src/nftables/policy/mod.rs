@@ -11,7 +11,8 @@
 //! the same on every node, but for the generation, a constant in four small ones. A generation begins when something is
 //! revoked ([`revoked`]): connections judged before are then judged again, whichever end sends.
 //!
-//! Invariants: what changes is one transaction, or none ([`Key::is_whole`]); `plan(memo, world) == plan(empty, world)` where
+//! Invariants: what changes is refused as a whole or not at all ([`Key::is_whole`]); while it comes into force, a packet
+//! finds the old answer or the new one, and no third ([`maps::numbers`]); `plan(memo, world) == plan(empty, world)` where
 //! the kernel holds what the memo planned.
 
 mod chains;
@@ -31,7 +32,7 @@ use imbl::ordmap::DiffItem;
 use tartan_model::{Attachment, Family, World};
 use tartan_netstate::nft::{ElementData, ElementKey};
 use tartan_netstate::{Entry, Generation, Key, Object, Owner, Part, State};
-use tartan_policy::verdicts::{Rows, Set, Tables};
+use tartan_policy::verdicts::{Class, Rows, Set, Tables};
 
 pub use held::{Mirrored, held};
 pub use pods::is_of_pods;
@@ -175,12 +176,20 @@ impl Policy {
                 self.put(key, class);
             }
         }
-        let word = |rows: &Rows, place| maps::word(rows, place);
-        for place in maps::differing(before, after) {
-            let key = maps::row(side, set, place);
-            match word(after, place) {
-                Some(word) => self.put(key, word),
-                None => drop(self.state.remove(&key)),
+        let (old, new) = (maps::numbers(&before.classes), maps::numbers(&after.classes));
+        let row = |numbers: &[u32], (identity, class): (u32, Class)| {
+            maps::row(side, set, (identity, numbers[class as usize]))
+        };
+        let places: Vec<(u32, Class)> = if old == new {
+            maps::differing(before, after)
+        } else {
+            before.words.keys().for_each(|place| drop(self.state.remove(&row(&old, *place))));
+            after.words.keys().copied().collect()
+        };
+        for place in places {
+            match maps::word(after, place) {
+                Some(word) => self.put(row(&new, place), word),
+                None => drop(self.state.remove(&row(&old, place))),
             }
         }
     }
