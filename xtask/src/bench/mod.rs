@@ -7,6 +7,7 @@ mod cni;
 mod demo;
 mod figure;
 mod noise;
+mod packets;
 mod path;
 mod plan;
 mod program;
@@ -45,6 +46,7 @@ pub(crate) const GROUPS: &[Group] = &[
     group("path",    path::FIGURES,    path::run,    "packets, beside the same devices and namespaces made by hand; 1: as good"),
     group("cni",     cni::FIGURES,     cni::run,     "ADD and DEL, beside the stock plugins; less is better"),
     group("plan",    plan::FIGURES,    plan::run,    "planning and memory with 5,000 nodes and 250 pods here"),
+    group("packets", packets::FIGURES, packets::run, "packets in three hundred random worlds that change, beside the oracle"),
     group("restart", restart::FIGURES, restart::run, "what packets notice of restarts and changes"),
     group("repair",  repair::FIGURES,  repair::run,  "until what was deleted by hand is there again"),
     group("demo",    demo::FIGURES,    demo::run,    "from a fresh clone to the demo's first matrix, and what it lost"),
