@@ -180,16 +180,31 @@ impl Policy {
         let row = |numbers: &[u32], (identity, class): (u32, Class)| {
             maps::row(side, set, (identity, numbers[class as usize]))
         };
-        let places: Vec<(u32, Class)> = if old == new {
-            maps::differing(before, after)
-        } else {
-            before.words.keys().for_each(|place| drop(self.state.remove(&row(&old, *place))));
-            after.words.keys().copied().collect()
+        if old == new {
+            for place in maps::differing(before, after) {
+                match maps::word(after, place) {
+                    Some(word) => self.put(row(&new, place), word),
+                    None => drop(self.state.remove(&row(&old, place))),
+                }
+            }
+            return;
+        }
+        // Of a large set most classes have the packets they had, and their rows stay.
+        let translated = |from: &[u32], to: &[u32]| -> Vec<Option<Class>> {
+            let places: BTreeMap<u32, Class> = to.iter().copied().zip(0..).collect();
+            from.iter().map(|number| places.get(number).copied()).collect()
         };
-        for place in places {
-            match maps::word(after, place) {
-                Some(word) => self.put(row(&new, place), word),
-                None => drop(self.state.remove(&row(&old, place))),
+        let (to_new, to_old) = (translated(&old, &new), translated(&new, &old));
+        let word = |rows: &Rows, classes: &[Option<Class>], (identity, class): (u32, Class)| {
+            classes[class as usize].and_then(|class| maps::word(rows, (identity, class)))
+        };
+        for place in before.words.keys().filter(|place| word(after, &to_new, **place).is_none()) {
+            self.state.remove(&row(&old, *place));
+        }
+        for place in after.words.keys() {
+            let is = maps::word(after, *place);
+            if let Some(is) = is.filter(|is| word(before, &to_old, *place) != Some(*is)) {
+                self.put(row(&new, *place), is);
             }
         }
     }
