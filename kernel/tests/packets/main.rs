@@ -5,7 +5,7 @@
 //! and ICMP, both families, new connections and old ones. What is expected comes from the oracle alone.
 //!
 //! `POLICY_CASES` sets how many worlds, `POLICY_SEED` from which seed. A failure prints the seed and the shortest scenario
-//! found that fails, as YAML.
+//! found that fails, as YAML; `POLICY_SHRINKING` sets how often a shorter one is tried.
 
 #![allow(clippy::unwrap_used, reason = "a test")]
 
