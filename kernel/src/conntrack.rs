@@ -1,17 +1,17 @@
 //! Connection tracking: forgetting what would lead packets to where a pod no longer is, and how full the table is.
 //!
 //! The kernel finds entries only by walking its whole table, which takes milliseconds however few there are. So a thread
-//! of its own collects what is to be flushed and does it in one walk; nobody waits for it. Addresses rest for a while
-//! before they are given out again.
+//! of its own collects what is to be flushed and does it in one walk; nobody waits for it, unless an address comes back
+//! before: then its old connections must be forgotten first, or the new pod would get what was the old one's, and its own
+//! connections would be forgotten instead ([`arrival`]).
 //!
 //! Invariant: entries are flushed when an object arrives or departs ([`effect`]), for no other reason. Deleting what is
 //! absent is success.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -68,7 +68,8 @@ pub struct Conntrack {
 
 /// Flushes in a thread of its own; dropping it does what is left and waits for that.
 pub struct Flusher {
-    wanted: Option<mpsc::Sender<Effect>>,
+    wanted: Arc<Mutex<BTreeSet<Effect>>>,
+    wake: Option<mpsc::Sender<()>>,
     failed: Arc<AtomicU64>,
     thread: Option<JoinHandle<()>>,
 }
@@ -114,6 +115,23 @@ pub fn effect(op: &Op) -> Option<Effect> {
             }
             _ => None,
         },
+        _ => None,
+    }
+}
+
+/// The address that somebody has from this step on: a pod of this node, or a pod elsewhere that policy begins to know.
+pub fn arrival(op: &Op) -> Option<IpAddr> {
+    match op {
+        Op::Create(Key::Neigh { ns: Netns::Host, link, address }, _) if link.as_str().starts_with(POD_LINK_PREFIX) => {
+            Some(*address)
+        }
+        Op::Create(Key::NftElement { set, key }, _) | Op::Replace { key: Key::NftElement { set, key }, .. }
+            if matches!(&**set, "policy_addresses4" | "policy_addresses6") =>
+        {
+            let v4 = || Some(IpAddr::from(<[u8; 4]>::try_from(&*key.bytes).ok()?));
+            let v6 = || Some(IpAddr::from(<[u8; 16]>::try_from(&*key.bytes).ok()?));
+            v4().or_else(v6)
+        }
         _ => None,
     }
 }
@@ -235,20 +253,26 @@ impl Flusher {
     /// In the calling thread's network namespace.
     pub fn start() -> Result<Flusher, KernelError> {
         let mut conntrack = Conntrack::open()?;
-        let (wanted, inbox) = mpsc::channel();
+        let (wake, inbox) = mpsc::channel();
+        let wanted = Arc::<Mutex<BTreeSet<Effect>>>::default();
         let failed = Arc::new(AtomicU64::new(0));
-        let count = failed.clone();
+        let (effects, count) = (wanted.clone(), failed.clone());
         let work = move || {
             step_back();
             let mut rested = Instant::now();
-            while let Ok(first) = inbox.recv() {
-                let mut effects = BTreeSet::from([first]);
-                collect(&inbox, &mut effects, rested.max(Instant::now() + TOGETHER));
+            while let Ok(()) = inbox.recv() {
+                wait(&inbox, rested.max(Instant::now() + TOGETHER));
                 let done = (0..TRIES).any(|tries| {
                     if tries > 0 {
-                        collect(&inbox, &mut effects, Instant::now() + TOGETHER);
+                        wait(&inbox, Instant::now() + TOGETHER);
                     }
-                    conntrack.flush(&effects).is_ok()
+                    // Locked all the while: who takes one out waits until it is not half done.
+                    let mut effects = lock(&effects);
+                    let done = effects.is_empty() || conntrack.flush(&effects).is_ok();
+                    if done || tries + 1 == TRIES {
+                        effects.clear();
+                    }
+                    done
                 });
                 rested = Instant::now() + REST;
                 if !done {
@@ -262,13 +286,23 @@ impl Flusher {
             errno: Errno::from_raw(error.raw_os_error().unwrap_or(nix::libc::EAGAIN)),
             says: None,
         })?;
-        Ok(Flusher { wanted: Some(wanted), failed, thread: Some(thread) })
+        Ok(Flusher { wanted, wake: Some(wake), failed, thread: Some(thread) })
     }
 
     /// Soon does what `effect` says.
     pub fn want(&self, effect: Effect) {
+        lock(&self.wanted).insert(effect);
         // The thread ends only with its channel.
-        let _ = self.wanted.as_ref().map(|wanted| wanted.send(effect));
+        let _ = self.wake.as_ref().map(|wake| wake.send(()));
+    }
+
+    /// Leaves to the caller what is still to be flushed of these addresses.
+    pub fn take(&self, addresses: impl Iterator<Item = IpAddr>) -> BTreeSet<Effect> {
+        let mut wanted = lock(&self.wanted);
+        if wanted.is_empty() {
+            return BTreeSet::new();
+        }
+        addresses.map(Effect::FlushAddress).filter(|effect| wanted.remove(effect)).collect()
     }
 
     /// How many walks were given up, since the start.
@@ -285,16 +319,18 @@ fn step_back() {
     let _refused = unsafe { nix::libc::setpriority(nix::libc::PRIO_PROCESS, 0, LAST) };
 }
 
-/// What comes until then.
-fn collect(inbox: &mpsc::Receiver<Effect>, effects: &mut BTreeSet<Effect>, until: Instant) {
-    while let Ok(more) = inbox.recv_timeout(until.saturating_duration_since(Instant::now())) {
-        effects.insert(more);
-    }
+/// Until then, or until nobody can want anything any more.
+fn wait(inbox: &mpsc::Receiver<()>, until: Instant) {
+    while inbox.recv_timeout(until.saturating_duration_since(Instant::now())).is_ok() {}
+}
+
+fn lock(wanted: &Mutex<BTreeSet<Effect>>) -> MutexGuard<'_, BTreeSet<Effect>> {
+    wanted.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Drop for Flusher {
     fn drop(&mut self) {
-        self.wanted.take();
+        self.wake.take();
         if let Some(thread) = self.thread.take() {
             // It does not panic; and a destructor must not.
             let _ = thread.join();
@@ -349,5 +385,31 @@ mod tests {
         check(port("hostports_at4", at).1, None);
         check(port("hostports4", anywhere(6)).0, None);
         check(port("other4", anywhere(17)).0, None);
+    }
+
+    #[test]
+    fn arrivals_by_steps() {
+        let check = |op: Op, wanted: Option<&str>| {
+            assert_eq!(arrival(&op), wanted.map(|address| address.parse().unwrap()), "{op:?}");
+        };
+        let object = || Object::Neigh(Neigh { mac: Mac([2; 6]) });
+        let neigh = |link: &str| Key::Neigh {
+            ns: Netns::Host,
+            link: LinkName::new(link).unwrap(),
+            address: "fd00::5".parse().unwrap(),
+        };
+        check(Op::Create(neigh("ttp1"), object()), Some("fd00::5"));
+        check(Op::Create(neigh("ttx1"), object()), None);
+        check(Op::Delete(neigh("ttp1"), object()), None);
+        let element = |set: &str, address: &str| Key::NftElement {
+            set: set.into(),
+            key: Fields::new().addr(address.parse().unwrap()).key(),
+        };
+        let identity = element("policy_addresses4", "10.0.0.5");
+        check(Op::Create(identity.clone(), object()), Some("10.0.0.5"));
+        check(Op::Replace { key: identity.clone(), old: object(), new: object() }, Some("10.0.0.5"));
+        check(Op::Delete(identity, object()), None);
+        check(Op::Create(element("policy_addresses6", "fd00::5"), object()), Some("fd00::5"));
+        check(Op::Create(element("policy_sources4", "10.0.0.5"), object()), None);
     }
 }

@@ -12,7 +12,7 @@ use tartan_model::{Features, Host};
 use tartan_netstate::claims::CT_MARK_GENERATION;
 use tartan_netstate::{Change, Generation, Key, LinkKind, LinkName, Netns, Object, Op, Owner, PodNetns, State};
 
-use crate::conntrack::{Conntrack, Flusher, effect};
+use crate::conntrack::{Conntrack, Flusher, arrival, effect};
 use crate::foreign::Foreign;
 use crate::gravedigger::Gravedigger;
 use crate::namespace::Namespace;
@@ -93,14 +93,27 @@ impl Linux {
     /// Before an era of generations begins, no connection may carry a stamp that one of them will have.
     fn apply_nft(&mut self, mut nft: Vec<(Op, Owner)>) -> Vec<Failure> {
         let mut failures = Vec::new();
+        let fail_whole = |nft: &mut Vec<(Op, Owner)>, error: &KernelError| {
+            let whole = nft.extract_if(.., |(op, _)| op.key().is_whole()).collect::<Vec<_>>();
+            let failure = |(op, owner): (Op, Owner)| Failure { key: op.key().clone(), owner, error: error.clone() };
+            whole.into_iter().map(failure).collect::<Vec<_>>()
+        };
         if Generation::begins_era(nft.iter().map(|(op, _)| op))
             && let Err(error) = self.conntrack.clear_mark(CT_MARK_GENERATION)
         {
             failures.extend(fail_together(&nft, &error));
             nft.retain(|(op, _)| !op.key().is_whole());
         }
-        if !nft.is_empty() {
-            failures.extend(self.nft.apply(&nft));
+        for mut phase in phases(nft) {
+            // What comes later would take away what is still in use.
+            let failed = failures.iter().find(|failure| failure.key.is_whole()).map(|failure| failure.error.clone());
+            if let Some(error) = failed {
+                failures.extend(fail_together(&phase, &error));
+                phase.retain(|(op, _)| !op.key().is_whole());
+            }
+            if !phase.is_empty() {
+                failures.extend(self.nft.apply(&phase));
+            }
         }
         failures
     }
@@ -190,15 +203,20 @@ impl Kernel for Linux {
                 Netns::Pod(pod) => in_pods.entry(pod).or_default().push(step),
             }
         }
-        // Keys order nft between namespace sysctls and links; what is deleted from it goes in the same transaction.
-        let before =
-            here.iter().take_while(|(op, _)| *op.key() < Key::NftTable && !matches!(op, Op::Delete(..))).count();
-        let mut failures = self.host.apply(&here[..before], &self.pods);
+        // Routes before policy, or a connection would be judged anew on the way it had, and not by the pod that its
+        // address is now; policy before the far ends of new pods' links, where they begin to hear and to be heard.
+        let mut failures = self.host.apply(&here, &self.pods);
         failures.extend(self.apply_nft(nft));
-        failures.extend(self.host.apply(&here[before..], &self.pods));
         failures.extend(self.foreign.apply(&openings));
-        let refused: BTreeSet<Key> = failures.iter().map(|failure| failure.key.clone()).collect();
-        let pairs: Vec<Pair<'_>> = new_pairs(&here).filter(|pair| !refused.contains(pair.key)).collect();
+        let failed: BTreeSet<Key> = failures.iter().map(|failure| failure.key.clone()).collect();
+        let done = || change.ops.iter().map(|(op, _)| op).filter(|op| !failed.contains(op.key()));
+        done().filter_map(effect).for_each(|effect| self.flusher.want(effect));
+        // Before the new owner's end is up.
+        let due = self.flusher.take(done().filter_map(arrival));
+        if !due.is_empty() && self.conntrack.flush(&due).is_err() {
+            due.into_iter().for_each(|effect| self.flusher.want(effect));
+        }
+        let pairs: Vec<Pair<'_>> = new_pairs(&here).filter(|pair| !failed.contains(pair.key)).collect();
         for (pod, steps) in &in_pods {
             let made = pairs.iter().filter(|pair| pair.pod == *pod).map(|pair| pair.far_end).collect();
             failures.extend(self.apply_in_pod(pod, &made, steps));
@@ -207,9 +225,6 @@ impl Kernel for Linux {
         for pair in pairs.iter().filter(|pair| in_pods.contains_key(pair.pod)) {
             self.host.wait_for_carrier(pair.link);
         }
-        let failed: BTreeSet<Key> = failures.iter().map(|failure| failure.key.clone()).collect();
-        let done = change.ops.iter().filter(|(op, _)| !failed.contains(op.key()));
-        done.filter_map(|(op, _)| effect(op)).for_each(|effect| self.flusher.want(effect));
         failures
     }
 
@@ -224,6 +239,31 @@ impl Kernel for Linux {
     fn give_back(&mut self, ns: &PodNetns) {
         self.pods.give_back(ns);
     }
+}
+
+/// The transactions in which steps on the nft table come into force, one after the other.
+///
+/// A packet is judged by several lookups, and the kernel goes over to what is new map by map: in between, a packet would
+/// find the new answer of one map and the old one of the next. So what maps point to comes before they do, and goes after;
+/// and the generation begins when no old answer is left that could be stamped with it.
+fn phases(nft: Vec<(Op, Owner)>) -> Vec<Vec<(Op, Owner)>> {
+    if nft.iter().any(|(op, _)| matches!(op.key(), Key::NftTable | Key::NftSet { .. })) {
+        return vec![nft];
+    }
+    let is_row = |key: &Key| match key {
+        Key::NftElement { set, .. } => set.starts_with("policy_") && (set.ends_with("_words") || set.ends_with("_any")),
+        _ => false,
+    };
+    let phase = |(op, _): &(Op, Owner)| match op {
+        Op::Create(key, _) if is_row(key) => 0,
+        Op::Delete(key, _) if is_row(key) => 2,
+        op if matches!(op.key(), Key::NftChain { .. }) || Generation::of(op.key()).is_some() => 3,
+        _ => 1,
+    };
+    let mut phases = vec![Vec::new(); 4];
+    nft.into_iter().for_each(|step| phases[phase(&step)].push(step));
+    phases.retain(|steps| !steps.is_empty());
+    phases
 }
 
 /// Links that come by these steps.
@@ -282,5 +322,47 @@ impl Namespace {
             Some(Err(refusal)) => refusal.errno != Errno::EOPNOTSUPP,
             _ => true,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tartan_netstate::nft::{Chain, ElementData, Fields};
+
+    use super::*;
+
+    #[test]
+    fn what_maps_point_to_comes_before_them_and_goes_after_and_the_generation_is_last() {
+        let element =
+            |set: &str, number: u32| Key::NftElement { set: set.into(), key: Fields::new().number(number).key() };
+        let object = || Object::NftElement(ElementData::default());
+        let chain = Object::NftChain(Chain::regular(Vec::new()).into());
+        let replaced = |key: Key| Op::Replace { key, old: object(), new: object() };
+        let steps = [
+            (3, Op::Replace { key: Key::NftChain { chain: "policy_through".into() }, old: chain.clone(), new: chain }),
+            (1, replaced(element("policy_addresses4", 1))),
+            (0, Op::Create(element("policy_ingress_words", 1), object())),
+            (1, replaced(element("policy_ingress_any", 2))),
+            (1, Op::Create(element("policy_egress_classes", 1), object())),
+            (3, Op::Create(Generation(2).key(), object())),
+            (2, Op::Delete(element("policy_ingress_words", 3), object())),
+            (1, Op::Delete(element("policy_egress_classes", 3), object())),
+            (0, Op::Create(element("policy_egress_any", 1), object())),
+            (3, Op::Delete(Generation(1).key(), object())),
+            (1, Op::Create(element("hostports4", 1), object())),
+        ];
+        let all: Vec<(Op, Owner)> = steps.iter().map(|(_, op)| (op.clone(), Owner::Policy)).collect();
+        let wanted = (0..4).map(|phase| {
+            let of_phase = steps.iter().filter(|(of, _)| *of == phase);
+            of_phase.map(|(_, op)| (op.clone(), Owner::Policy)).collect::<Vec<_>>()
+        });
+        assert_eq!(phases(all.clone()), wanted.collect::<Vec<_>>());
+        assert!(phases(Vec::new()).is_empty());
+        // Where sets are made there is nothing in force that could be half old and half new.
+        let set = tartan_netstate::nft::Set::exact(&[]);
+        let made =
+            (Op::Create(Key::NftSet { set: "policy_egress_any".into() }, Object::NftSet(set.into())), Owner::Policy);
+        let with_set = [vec![made], all].concat();
+        assert_eq!(phases(with_set.clone()), [with_set]);
     }
 }

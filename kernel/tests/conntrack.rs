@@ -118,3 +118,21 @@ fn the_flusher_flushes_soon_and_finishes_when_it_is_dropped() {
     drop(flusher);
     assert_eq!(entries(&lab, "=10.244.1.6 "), 0);
 }
+
+/// An address that came back: its old connections are somebody else's business, and its new ones are its own.
+#[test]
+fn what_was_taken_from_the_flusher_it_leaves_alone() {
+    let lab = lab();
+    lab.apply(&State::new(), &nat());
+    for pod in &lab.pods {
+        sees(pod, Over::Udp, "203.0.113.9:80", "192.0.2.1");
+    }
+    let [back, gone] = ["10.244.1.5", "10.244.1.6"].map(|address| address.parse().unwrap());
+    let flusher = lab.node.run(|| Flusher::start().unwrap());
+    [back, gone].map(Effect::FlushAddress).into_iter().for_each(|effect| flusher.want(effect));
+    assert_eq!(flusher.take([back].into_iter()), BTreeSet::from([Effect::FlushAddress(back)]));
+    assert_eq!(flusher.take([back].into_iter()), BTreeSet::new(), "it was taken already");
+    drop(flusher);
+    assert_eq!(entries(&lab, "src=10.244.1.5 dst=203.0.113.9"), 1);
+    assert_eq!(entries(&lab, "=10.244.1.6 "), 0);
+}

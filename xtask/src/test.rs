@@ -60,7 +60,7 @@ pub(crate) const GROUPS: &[Group] = &[
     group("lab",    When::Always, true,  "whole nodes in network namespaces",              &["cargo build -p tartan-cli -p tartan-cni", "cargo test -p tartan-lab --test *"]),
     group("fuzz",   When::Named,  false, "inputs made from the stored ones, for a while", &["cargo test -p tartan-store -p tartan-agent -p tartan-cni --lib --bins -- --ignored --nocapture fuzz"]),
     group("mutants", When::Named, false, "that tests notice known mistakes, made on purpose in a copy", &["xtask mutants"]),
-    group("long",   When::Named,  true,  "the ignored tests: long random runs, many repeats", &["cargo build -p tartan-cli -p tartan-cni", "cargo build --profile demo -p tartan-cli", "cargo test -p tartan-lab --test * -- --ignored", "cargo test -p tartan-policy --test * -- --ignored"]),
+    group("long",   When::Named,  true,  "the ignored tests: long random runs, many repeats", &["cargo build -p tartan-cli -p tartan-cni", "cargo build --profile demo -p tartan-cli", "cargo test -p tartan-lab --test * -- --ignored", "cargo test -p tartan-policy --test * -- --ignored", "cargo test -p tartan-kernel --test packets -- --ignored"]),
     group("kube",   When::Named,  false, "a real Kubernetes on this machine",             &["xtask kube test"]),
 ];
 

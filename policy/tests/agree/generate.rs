@@ -7,7 +7,7 @@ use proptest::option::{self, weighted};
 use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
 use tartan_api::kinds::{
-    Container, ContainerPort, Empty, Envelope, IPPoolSpec, NodeAddress, NodeSpec, NodeStatus, ObjectMeta, PodIP,
+    Container, ContainerPort, Empty, Envelope, IPPoolSpec, NodeAddress, NodeSpec, NodeStatus, ObjectMeta, Pod, PodIP,
     PodSpec, PodStatus,
 };
 use tartan_api::policy::*;
@@ -15,7 +15,8 @@ use tartan_api::tartan::{NodeNetworkSpec, NodeNetworkStatus};
 
 use super::history::{History, NODES, Op};
 
-const NAMESPACES: [&str; 3] = ["a", "b", "c"];
+pub(crate) const NAMESPACES: [&str; 3] = ["a", "b", "c"];
+pub(crate) const PODS: [&str; 3] = ["p", "q", "r"];
 const V4: [&str; 9] = [
     "0.0.0.0/0",
     "10.0.0.0/8",
@@ -46,7 +47,7 @@ pub(crate) fn history() -> impl Strategy<Value = History> {
 }
 
 /// Nodes, a pool and most namespaces are there from the beginning, mostly.
-fn base() -> impl Strategy<Value = Vec<Op>> {
+pub(crate) fn base() -> impl Strategy<Value = Vec<Op>> {
     let nodes = NODES.map(|name| node(Just(name)).boxed()).to_vec();
     let networks = NODES.map(|name| network(Just(name)).boxed()).to_vec();
     let namespaces = NAMESPACES.map(|name| namespace(Just(name)).boxed()).to_vec();
@@ -95,12 +96,12 @@ fn team_labels() -> impl Strategy<Value = BTreeMap<String, String>> {
     btree_map(Just("team".to_owned()), select(vec!["red", "blue"]).prop_map(str::to_owned), 0..2)
 }
 
-fn namespace(name: impl Strategy<Value = &'static str>) -> impl Strategy<Value = Op> {
+pub(crate) fn namespace(name: impl Strategy<Value = &'static str>) -> impl Strategy<Value = Op> {
     (name, team_labels())
         .prop_map(|(name, labels)| Op::Namespace(envelope("v1", "Namespace", named(name, "", labels), Empty {})))
 }
 
-fn node(name: impl Strategy<Value = &'static str>) -> impl Strategy<Value = Op> {
+pub(crate) fn node(name: impl Strategy<Value = &'static str>) -> impl Strategy<Value = Op> {
     (name, team_labels(), weighted(0.2, Just(())), weighted(0.2, Just(()))).prop_map(
         |(name, labels, external, cidr)| {
             let number = &name[1..];
@@ -123,7 +124,7 @@ fn node(name: impl Strategy<Value = &'static str>) -> impl Strategy<Value = Op> 
     )
 }
 
-fn network(name: impl Strategy<Value = &'static str>) -> impl Strategy<Value = Op> {
+pub(crate) fn network(name: impl Strategy<Value = &'static str>) -> impl Strategy<Value = Op> {
     (name, any::<bool>()).prop_map(|(name, fabric)| {
         let number = &name[1..];
         let spec = NodeNetworkSpec {
@@ -141,7 +142,7 @@ fn network(name: impl Strategy<Value = &'static str>) -> impl Strategy<Value = O
     })
 }
 
-fn pool() -> impl Strategy<Value = Op> {
+pub(crate) fn pool() -> impl Strategy<Value = Op> {
     select(vec![("p", "10.0.0.0/16"), ("p", "10.0.0.0/24"), ("q", "fd00:a::/64"), ("r", "10.0.1.0/24")]).prop_map(
         |(name, cidr)| {
             let spec = IPPoolSpec { cidr: cidr.to_owned(), ..IPPoolSpec::default() };
@@ -152,35 +153,51 @@ fn pool() -> impl Strategy<Value = Op> {
 
 /// Addresses are few, so that pods follow each other on one, and sometimes two say that they have it.
 fn pod() -> impl Strategy<Value = Op> {
-    let who = (select(&NAMESPACES), select(vec!["p", "q", "r"]), select(&NODES));
+    let who = (select(&NAMESPACES), select(&PODS), select(&NODES));
     let state = (prop::bool::weighted(0.06), prop::bool::weighted(0.06), weighted(0.05, Just(())), 1u8..8);
-    (who, pod_labels(), vec(container_port(), 0..3), state).prop_map(
-        |((namespace, name, node), labels, ports, (host, finished, lost, at))| {
-            let mut ports: Vec<ContainerPort> = ports;
-            ports.sort_by(|a, b| (&a.name, &a.protocol).cmp(&(&b.name, &b.protocol)));
-            ports.dedup_by(|a, b| (&a.name, &a.protocol) == (&b.name, &b.protocol));
-            let ips = if host {
-                vec![format!("192.0.2.{}", &node[1..])]
-            } else {
-                vec![format!("10.0.0.{at}"), format!("fd00:a::{at}")]
-            };
-            let ips: Vec<PodIP> = ips.into_iter().filter(|_| lost.is_none()).map(|ip| PodIP { ip }).collect();
-            let spec = PodSpec {
-                node_name: node.to_owned(),
-                service_account_name: "default".to_owned(),
-                host_network: host,
-                containers: vec![Container { ports, ..Container::default() }],
-                ..PodSpec::default()
-            };
-            let phase = if finished { "Failed" } else { "Running" };
-            let status = PodStatus {
-                phase: phase.to_owned(),
-                pod_ip: ips.first().map(|ip| ip.ip.clone()).unwrap_or_default(),
-                pod_ips: ips,
-            };
-            Op::Pod(Envelope { status, ..envelope("v1", "Pod", named(name, namespace, labels), spec) })
-        },
-    )
+    (who, written(), state).prop_map(|((namespace, name, node), written, (host, finished, lost, at))| {
+        let mut pod = pod_at(namespace, name, node, at, written);
+        pod.spec.host_network = host;
+        if host {
+            pod.status.pod_ips = vec![PodIP { ip: format!("192.0.2.{}", &node[1..]) }];
+        }
+        if lost.is_some() {
+            pod.status.pod_ips.clear();
+        }
+        if finished {
+            pod.status.phase = "Failed".to_owned();
+        }
+        pod.status.pod_ip = pod.status.pod_ips.first().map(|ip| ip.ip.clone()).unwrap_or_default();
+        Op::Pod(pod)
+    })
+}
+
+/// What is written on a pod: labels, and ports with names.
+pub(crate) type Written = (BTreeMap<String, String>, Vec<ContainerPort>);
+
+pub(crate) fn written() -> impl Strategy<Value = Written> {
+    (pod_labels(), vec(container_port(), 0..3)).prop_map(|(labels, mut ports)| {
+        ports.sort_by(|a, b| (&a.name, &a.protocol).cmp(&(&b.name, &b.protocol)));
+        ports.dedup_by(|a, b| (&a.name, &a.protocol) == (&b.name, &b.protocol));
+        (labels, ports)
+    })
+}
+
+/// A pod that runs there, with the addresses of that number.
+pub(crate) fn pod_at(namespace: &str, name: &str, node: &str, at: u8, (labels, ports): Written) -> Pod {
+    let ips = vec![format!("10.0.0.{at}"), format!("fd00:a::{at}")];
+    let spec = PodSpec {
+        node_name: node.to_owned(),
+        service_account_name: "default".to_owned(),
+        containers: vec![Container { ports, ..Container::default() }],
+        ..PodSpec::default()
+    };
+    let status = PodStatus {
+        phase: "Running".to_owned(),
+        pod_ip: ips[0].clone(),
+        pod_ips: ips.into_iter().map(|ip| PodIP { ip }).collect(),
+    };
+    Envelope { status, ..envelope("v1", "Pod", named(name, namespace, labels), spec) }
 }
 
 fn container_port() -> impl Strategy<Value = ContainerPort> {
@@ -255,7 +272,7 @@ fn port() -> impl Strategy<Value = Port> {
     (protocol, port).prop_map(|(protocol, (port, end_port))| Port { protocol, port, end_port })
 }
 
-fn network_policy() -> impl Strategy<Value = Op> {
+pub(crate) fn network_policy() -> impl Strategy<Value = Op> {
     let types =
         prop_oneof![Just(vec![]), Just(vec!["Ingress"]), Just(vec!["Egress"]), Just(vec!["Ingress", "Egress"]),];
     let rules = || vec((vec(peer(), 0..3), prop_oneof![Just(Vec::new()), vec(port(), 1..3)]), 0..3);
@@ -349,7 +366,7 @@ fn rules<P: std::fmt::Debug + Clone + 'static>(
     vec(rule, 0..4)
 }
 
-fn cluster_policy() -> impl Strategy<Value = Op> {
+pub(crate) fn cluster_policy() -> impl Strategy<Value = Op> {
     let rules = |peers: BoxedStrategy<ClusterPeer>| {
         rules(vec!["Accept", "Deny", "Pass"], peers, cluster_protocol().boxed(), |it| {
             it.destination_named_port.is_some()
@@ -398,14 +415,14 @@ fn admin_spec(actions: Vec<&'static str>, priority: Option<u16>) -> impl Strateg
     })
 }
 
-fn admin_policy() -> impl Strategy<Value = Op> {
+pub(crate) fn admin_policy() -> impl Strategy<Value = Op> {
     let spec = (0u16..3).prop_flat_map(|priority| admin_spec(vec!["Allow", "Deny", "Pass"], Some(priority)));
     (select(vec!["a1", "a2"]), spec).prop_map(|(name, spec)| {
         Op::Admin(envelope(ADMIN_API_VERSION, "AdminNetworkPolicy", named(name, "", BTreeMap::new()), spec))
     })
 }
 
-fn baseline_policy() -> impl Strategy<Value = Op> {
+pub(crate) fn baseline_policy() -> impl Strategy<Value = Op> {
     admin_spec(vec!["Allow", "Deny"], None).prop_map(|spec| {
         Op::Baseline(envelope(
             ADMIN_API_VERSION,

@@ -99,7 +99,7 @@ impl fmt::Debug for History {
 // === impl State ===
 
 impl State {
-    fn new() -> State {
+    pub(crate) fn new() -> State {
         let world = World::new("".into(), Features::default());
         State { cluster: Cluster::default(), world, networks: Vec::new(), pools: Vec::new() }
     }
@@ -111,7 +111,7 @@ impl State {
         world
     }
 
-    fn take(&mut self, op: &Op, before: &[&Op]) {
+    pub(crate) fn take(&mut self, op: &Op, before: &[&Op]) {
         let cluster = &mut self.cluster;
         match op {
             Op::Namespace(it) => put(&mut cluster.namespaces, it, |it| it.metadata.name.clone()),
@@ -127,9 +127,9 @@ impl State {
             Op::Baseline(it) => put(&mut cluster.baseline_policies, it, |it| it.metadata.name.clone()),
             Op::Gone(step) => {
                 if let Some(op) = before.get(*step) {
-                    self.remove(op);
+                    self.vanish(op);
                 }
-                return self.settle();
+                return;
             }
         }
         let text = op.yaml();
@@ -138,6 +138,12 @@ impl State {
             let revision = decode::revision(&id, &object);
             self.world.store(StoreEvent::Put(id, object, revision), Instant::now());
         }
+        self.settle();
+    }
+
+    /// What it brought goes.
+    pub(crate) fn vanish(&mut self, op: &Op) {
+        self.remove(op);
         self.settle();
     }
 

@@ -11,7 +11,8 @@
 //! the same on every node, but for the generation, a constant in four small ones. A generation begins when something is
 //! revoked ([`revoked`]): connections judged before are then judged again, whichever end sends.
 //!
-//! Invariants: what changes is one transaction, or none ([`Key::is_whole`]); `plan(memo, world) == plan(empty, world)` where
+//! Invariants: what changes is refused as a whole or not at all ([`Key::is_whole`]); while it comes into force, a packet
+//! finds the old answer or the new one, and no third ([`maps::numbers`]); `plan(memo, world) == plan(empty, world)` where
 //! the kernel holds what the memo planned.
 
 mod chains;
@@ -175,28 +176,37 @@ impl Policy {
                 self.put(key, class);
             }
         }
-        let all = before.classes != after.classes;
-        let (old, new) = (maps::class_names(&before.classes), maps::class_names(&after.classes));
-        let places = if all {
-            maps::places(before).chain(maps::places(after)).collect()
-        } else {
-            maps::differing(before, after)
+        let (old, new) = (maps::numbers(&before.classes), maps::numbers(&after.classes));
+        let row = |numbers: &[u32], (identity, class): (u32, Class)| {
+            maps::row(side, set, (identity, numbers[class as usize]))
         };
-        let at = |names: &[u32], (identity, class): (u32, Class)| {
-            let name = usize::try_from(class).ok().and_then(|class| names.get(class));
-            name.map(|name| maps::row(side, set, identity, *name))
-        };
-        let mut gone: BTreeSet<Key> = places.iter().filter_map(|place| at(&old, *place)).collect();
-        for place in places {
-            if let (Some(key), Some(word)) = (at(&new, place), maps::word(after, place)) {
-                gone.remove(&key);
-                // What has its name and its word still is left alone.
-                if !self.state.holds(&key, &Object::NftElement(maps::number(word))) {
-                    self.put(key, word);
+        if old == new {
+            for place in maps::differing(before, after) {
+                match maps::word(after, place) {
+                    Some(word) => self.put(row(&new, place), word),
+                    None => drop(self.state.remove(&row(&old, place))),
                 }
             }
+            return;
         }
-        gone.iter().for_each(|key| drop(self.state.remove(key)));
+        // Of a large set most classes have the packets they had, and their rows stay.
+        let translated = |from: &[u32], to: &[u32]| -> Vec<Option<Class>> {
+            let places: BTreeMap<u32, Class> = to.iter().copied().zip(0..).collect();
+            from.iter().map(|number| places.get(number).copied()).collect()
+        };
+        let (to_new, to_old) = (translated(&old, &new), translated(&new, &old));
+        let word = |rows: &Rows, classes: &[Option<Class>], (identity, class): (u32, Class)| {
+            classes[class as usize].and_then(|class| maps::word(rows, (identity, class)))
+        };
+        for place in before.words.keys().filter(|place| word(after, &to_new, **place).is_none()) {
+            self.state.remove(&row(&old, *place));
+        }
+        for place in after.words.keys() {
+            let is = maps::word(after, *place);
+            if let Some(is) = is.filter(|is| word(before, &to_old, *place) != Some(*is)) {
+                self.put(row(&new, *place), is);
+            }
+        }
     }
 
     fn pods(&mut self, before: &Seen) {

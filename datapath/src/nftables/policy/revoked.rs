@@ -21,9 +21,19 @@ const CLOSELY: usize = 64;
 
 pub(super) fn is_anything(before: &Seen, after: &Seen) -> bool {
     (before.mode != Mode::Enforce && after.mode == Mode::Enforce)
+        || arrivals(before, after)
         || subjects(before, after)
         || rows(&before.tables, &after.tables)
         || identities(&before.tables, &after.tables)
+}
+
+/// A pod that comes: what others of this node sent to its address before, it has not judged.
+fn arrivals(before: &Seen, after: &Seen) -> bool {
+    before.attachments.diff(&after.attachments).any(|item| match item {
+        DiffItem::Add(..) => true,
+        DiffItem::Update { old: (_, old), new: (_, new) } => old.addresses != new.addresses,
+        DiffItem::Remove(..) => false,
+    })
 }
 
 /// A pod that is still here and has another set, or none.

@@ -299,6 +299,32 @@ fn nested_ranges_are_cut() {
     );
 }
 
+/// Where the kernel has gone over to new classes in one map only, no number may mean other packets than in the next.
+#[test]
+fn the_number_of_a_class_says_which_packets_it_has() {
+    let classes = |ports: &str| {
+        let mut world = world();
+        world.attach(attachment(0));
+        store(&mut world, pod_id(0), Some(Stored::Pod(pod(0, "x").into())));
+        let id = ObjectId { kind: Kind::NetworkPolicy, name: "a/ports".into() };
+        let json = format!(r#"{{"spec":{{"podSelector":{{}},"ingress":[{{"ports":[{ports}]}}]}}}}"#);
+        store(&mut world, id, Some(Stored::Policy(PolicyText { json: json.into() }.into())));
+        let mut memo = verdicts::Memo::default();
+        let tables = verdicts::plan(&mut memo, &world).tables.clone();
+        let set = tables.sets[&tables.subjects["a/p0"]].clone();
+        let numbers = maps::numbers(&set.ingress.classes);
+        move |port| numbers[set.ingress.classes.class(6, port) as usize]
+    };
+    let singles = r#"{"port":80},{"port":443}"#;
+    let (one, other) = (classes(singles), classes(r#"{"port":80},{"port":400,"endPort":500}"#));
+    assert_eq!(one(80), other(80), "a port of its own in both");
+    for port in [443, 450, 9] {
+        assert_ne!(one(port), other(port), "other packets are in its class now: {port}");
+    }
+    let again = classes(singles);
+    assert!([80, 443, 450, 9].into_iter().all(|port| one(port) == again(port)));
+}
+
 /// A world with one server and what a step makes of it: what differs in the state, and whether a generation began.
 fn change(of: impl FnOnce(&mut World)) -> (tartan_netstate::Change, bool) {
     let (mut world, mut memo, mut policy) = (world(), verdicts::Memo::default(), Policy::default());
@@ -333,7 +359,7 @@ fn what_comes_and_goes_is_elements_and_only_what_takes_away_begins_a_generation(
         let labels: Labels = [("app", "x"), ("version", "2")].into_iter().collect();
         store(world, pod_id(4), Some(Stored::Pod(Pod { labels, ..pod(4, "x") }.into())));
     });
-    check("a pod here", false, &|world| {
+    check("a pod here, where others may have sent to its address before", true, &|world| {
         world.attach(attachment(1));
         put(1, "z")(world);
     });
