@@ -13,7 +13,7 @@ use ipnet::IpNet;
 use tartan_agent::plan::{Plan, Planners};
 use tartan_model::{
     Advert, Attachment, DefaultRoute, Endpoint, Features, Host, HostLink, Kind, Labels, Namespace, Node, Object,
-    ObjectId, PerFamily, Pod, Programmed, Revision, StoreEvent, World,
+    ObjectId, PerFamily, Pod, Programmed, StoreEvent, World,
 };
 use tartan_netstate::{Mac, PodNetns, State, diff};
 
@@ -172,6 +172,7 @@ fn attachment(number: u8) -> Attachment {
 
 fn pod(attachment: &Attachment) -> Pod {
     Pod {
+        uid: 0,
         node: "local".into(),
         labels: [("app", "bench")].into_iter().collect(),
         service_account: "default".into(),

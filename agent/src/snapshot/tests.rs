@@ -89,6 +89,7 @@ fn world() -> World {
         Namespace { name: "shop".into(), labels: labels(("kubernetes.io/metadata.name", "shop")) }.into(),
     );
     let pod = Pod {
+        uid: 7,
         node: "n1".into(),
         labels: labels(("app", "web")),
         service_account: "default".into(),
@@ -136,14 +137,14 @@ fn every_truncation_point_and_every_flipped_byte_is_refused() {
     let dir = Dir::new();
     let whole = saved(&dir);
     for end in 0..whole.len() {
-        let why = decode_all(&whole[..end], &dir.file(), "n1").map(|it| it.len());
+        let why = decode_all(&whole[..end], &dir.file()).map(|(_, it)| it.len());
         assert!(why.is_err(), "cut at {end}: {why:?}");
     }
     for at in 0..whole.len() {
         for flip in [1, 0x20, 0x80] {
             let mut bytes = whole.clone();
             bytes[at] ^= flip;
-            assert!(decode_all(&bytes, &dir.file(), "n1").is_err(), "byte {at} flipped by {flip}");
+            assert!(decode_all(&bytes, &dir.file()).is_err(), "byte {at} flipped by {flip}");
         }
     }
 }
@@ -183,6 +184,6 @@ proptest! {
             whole.append(&mut bytes);
             bytes = whole;
         }
-        prop_assert!(decode_all(&bytes, Path::new("random"), "n1").is_err());
+        prop_assert!(decode_all(&bytes, Path::new("random")).is_err());
     }
 }

@@ -10,6 +10,7 @@ mod image;
 mod noise;
 mod path;
 mod plan;
+mod policy;
 mod program;
 mod repair;
 mod restart;
@@ -46,6 +47,7 @@ pub(crate) const GROUPS: &[Group] = &[
     group("path",    path::FIGURES,    path::run,    "packets, beside the same devices and namespaces made by hand; 1: as good"),
     group("cni",     cni::FIGURES,     cni::run,     "ADD and DEL, beside the stock plugins; less is better"),
     group("plan",    plan::FIGURES,    plan::run,    "planning and memory with 5,000 nodes and 250 pods here"),
+    group("policy",  policy::FIGURES,  policy::run,  "from a word of the store to the kernel, and to a new pod's first connection"),
     group("restart", restart::FIGURES, restart::run, "what packets notice of restarts and changes"),
     group("repair",  repair::FIGURES,  repair::run,  "until what was deleted by hand is there again"),
     group("image",   image::FIGURES,   image::run,   "the container image as it is shipped, packed"),

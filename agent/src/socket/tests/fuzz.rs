@@ -46,6 +46,7 @@ fn done(request: Request) -> String {
     match request {
         Request::Cni(request) => decided(&request),
         Request::Status => "status".into(),
+        Request::World => "world".into(),
         Request::Apply { source, documents } => written(edit::apply(&MemoryStore::default(), &source, &documents)),
         Request::Set { key, value } => {
             let seen = (&Config::default(), None);

@@ -34,7 +34,7 @@ use tartan_netstate::{Entry, Generation, Key, Object, Owner, Part, State};
 use tartan_policy::verdicts::{Rows, Set, Tables};
 
 pub use held::{Mirrored, held};
-pub use pods::is_of_pods;
+pub use pods::{is_judged, is_of_pods, keys};
 pub use tartan_model::PolicyMode as Mode;
 
 use maps::Side;
