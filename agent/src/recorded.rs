@@ -137,7 +137,8 @@ mod tests {
         .unwrap();
         assert!(texts.len() > 2 && texts.iter().all(|text| text.len() <= PART + 3), "{}", texts.len());
         let (node, objects) = snapshot::decode_all(texts.concat().as_bytes(), Path::new("record")).unwrap();
-        let of = |kind| objects.iter().filter(|(id, _)| id.kind == kind).map(|(_, it)| it.clone()).collect::<Vec<Object>>();
+        let of =
+            |kind| objects.iter().filter(|(id, _)| id.kind == kind).map(|(_, it)| it.clone()).collect::<Vec<Object>>();
         assert_eq!(node, "n1");
         assert_eq!(of(Kind::Pod), record.pods.values().cloned().map(Object::Pod).collect::<Vec<_>>());
         assert_eq!(of(Kind::NetworkPolicy), record.policies.values().cloned().map(Object::Policy).collect::<Vec<_>>());

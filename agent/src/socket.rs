@@ -129,10 +129,13 @@ impl Asking {
     async fn record(&self, mut stream: UnixStream) -> io::Result<()> {
         let (reply, world) = oneshot::channel();
         let sent = self.inbox.send(Input::Record(reply)).await;
-        let (Ok(()), Ok(world)) = (sent, world.await) else { return self.reply(&mut stream, Reply::Error(ending())).await };
+        let (Ok(()), Ok(world)) = (sent, world.await) else {
+            return self.reply(&mut stream, Reply::Error(ending())).await;
+        };
         let (parts, mut texts) = mpsc::channel(1);
         // A world of a hundred thousand pods takes a while to write.
-        let writing = tokio::task::spawn_blocking(move || recorded::write(&world, |text| parts.blocking_send(text).is_ok()));
+        let writing =
+            tokio::task::spawn_blocking(move || recorded::write(&world, |text| parts.blocking_send(text).is_ok()));
         while let Some(text) = texts.recv().await {
             self.reply(&mut stream, Reply::Result(text.into())).await?;
         }

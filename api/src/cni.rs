@@ -115,17 +115,19 @@ pub struct RuntimeConfig {
     pub others: Map<String, Value>,
 }
 
-/// A port of the node for a port of the pod.
+/// A port of the node for a port of the pod. containerd writes the keys with capitals: plugins in Go read either.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", expecting = "a port mapping")]
 pub struct PortMapping {
+    #[serde(alias = "HostPort")]
     pub host_port: u16,
+    #[serde(alias = "ContainerPort")]
     pub container_port: u16,
     /// `tcp`, `udp` or `sctp`; absent: tcp.
-    #[serde(default)]
+    #[serde(alias = "Protocol", default)]
     pub protocol: String,
     /// Only this address of the node; `0.0.0.0` or `::`: all of that family; empty: all.
-    #[serde(rename = "hostIP", default)]
+    #[serde(rename = "hostIP", alias = "HostIP", default)]
     pub host_ip: String,
 }
 

@@ -366,7 +366,9 @@ impl World {
         let unread = self.invalid.keys().any(|id| id.kind == kind && !self.revisions.contains_key(id));
         if self.complete.contains(&kind) && !unread && self.synced.insert(kind) {
             let others: Vec<ObjectId> = self.revisions.keys().filter(|id| !self.keeps_revision(id)).cloned().collect();
-            others.iter().for_each(|id| drop(self.revisions.remove(id)));
+            for id in &others {
+                self.revisions.remove(id);
+            }
         }
         // Not only a list makes it so: with `policy: off` fewer kinds are waited for.
         if (self.recalled.is_some() || !self.inherited.is_empty()) && self.is_whole() {

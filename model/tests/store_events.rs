@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use tartan_model::{
     Advert, Block, Condition, Config, FabricMode, Features, Kind, Labels, Namespace, Node, NodeCondition, Object,
-    ObjectId, PerFamily, Pod, PolicyMode, PolicyText, Pool, Reservation, Revision, Selector, StoreEvent, World,
+    ObjectId, PerFamily, Pod, PolicyMode, PolicyText, Pool, Reservation, Selector, StoreEvent, World,
 };
 
 use StoreEvent::{Away, Init, Invalid, Synced};
@@ -419,7 +419,7 @@ fn read_all_but(left_out: &[Kind]) -> World {
 
 fn configured(policy: PolicyMode) -> StoreEvent {
     let config = Object::Config(Config { policy, ..Config::default() }.into());
-    StoreEvent::Put(id(Kind::NetworkConfig, "default"), config, Revision::from(u128::from(policy as u8)))
+    StoreEvent::Put(id(Kind::NetworkConfig, "default"), config, (policy as u128).into())
 }
 
 #[test]

@@ -88,7 +88,8 @@ fn on_one_node(world: &World) -> World {
 fn units(now: &World, then: &World, now_tables: &Tables, then_tables: &Tables) -> Vec<Unit> {
     let mut units: BTreeMap<Likeness, Unit> = BTreeMap::new();
     let mut add = |like: Likeness, count: usize, example: &str, addresses: [Option<IpAddr>; 2]| {
-        let unit = units.entry(like.clone()).or_insert_with(|| Unit { like, count: 0, example: example.into(), addresses });
+        let unit =
+            units.entry(like.clone()).or_insert_with(|| Unit { like, count: 0, example: example.into(), addresses });
         unit.count += count;
     };
     let identities = |addresses: [Option<IpAddr>; 2]| {
@@ -157,15 +158,16 @@ impl Comparison {
             let (from, to) = (has(from), has(to));
             [0, 1].map(|at| from[at] && to[at])
         };
-        let difference = |((from, to, packets, outcome), families): ((api::Group, api::Group, String, Outcome), [bool; 2])| {
-            let (now, then, end, object, field) = outcome;
-            let packets = match families {
-                it if it == both(&from, &to) => packets,
-                [true, _] => format!("{packets} (IPv4)"),
-                [false, _] => format!("{packets} (IPv6)"),
+        let difference =
+            |((from, to, packets, outcome), families): ((api::Group, api::Group, String, Outcome), [bool; 2])| {
+                let (now, then, end, object, field) = outcome;
+                let packets = match families {
+                    it if it == both(&from, &to) => packets,
+                    [true, _] => format!("{packets} (IPv4)"),
+                    [false, _] => format!("{packets} (IPv6)"),
+                };
+                api::Difference { from, to, packets, now, then, end: end.into(), object, field }
             };
-            api::Difference { from, to, packets, now, then, end: end.into(), object, field }
-        };
         found.into_iter().map(difference).collect()
     }
 
@@ -192,8 +194,10 @@ impl Comparison {
                     if is_same || !self.one_side_differs(*sets, direction, *pair, &spans) {
                         continue;
                     }
-                    for (subject, other) in subjects.iter().flat_map(|it| others.iter().map(move |other| (*it, *other))) {
-                        let (from, to) = if direction == Direction::Egress { (subject, other) } else { (other, subject) };
+                    for (subject, other) in subjects.iter().flat_map(|it| others.iter().map(move |other| (*it, *other)))
+                    {
+                        let (from, to) =
+                            if direction == Direction::Egress { (subject, other) } else { (other, subject) };
                         if !self.is_itself(from, to, *family) {
                             candidates.insert((from, to, *family));
                         }
@@ -254,7 +258,8 @@ impl Comparison {
         let all = self.spans(&sides.iter().map(|(sets, direction, ..)| (*sets, *direction)).collect::<Vec<_>>());
         let mut by_outcome: BTreeMap<Outcome, Vec<Span>> = BTreeMap::new();
         for span in &all {
-            let words = sides.iter().map(|(sets, direction, pair, own)| self.words(*sets, *direction, *pair, *own, span));
+            let words =
+                sides.iter().map(|(sets, direction, pair, own)| self.words(*sets, *direction, *pair, *own, span));
             if let Some(outcome) = self.outcome(&words.collect::<Vec<_>>()) {
                 by_outcome.entry(outcome).or_default().push(*span);
             }
@@ -266,7 +271,11 @@ impl Comparison {
     fn outcome(&self, ends: &[Words]) -> Option<Outcome> {
         let stops = |word: Word| !walk::passes(word.verdict());
         let whole = |word: fn(&Words) -> Word| {
-            let first = ends.iter().map(word).find(|it| stops(*it)).or_else(|| ends.iter().map(word).max_by_key(|it| it.verdict()));
+            let first = ends
+                .iter()
+                .map(word)
+                .find(|it| stops(*it))
+                .or_else(|| ends.iter().map(word).max_by_key(|it| it.verdict()));
             first.map_or(api::Verdict::NotJudged, |it| words::verdict(it.verdict()))
         };
         let (now, then) = (whole(|it| it.now), whole(|it| it.then));
@@ -274,7 +283,10 @@ impl Comparison {
             return None;
         }
         // The end that denies it then, or that denied it.
-        let end = ends.iter().find(|it| stops(it.then)).or_else(|| ends.iter().rfind(|it| it.now.verdict() != it.then.verdict()))?;
+        let end = ends
+            .iter()
+            .find(|it| stops(it.then))
+            .or_else(|| ends.iter().rfind(|it| it.now.verdict() != it.then.verdict()))?;
         let rule = self.then.rules.get(&end.then.rule());
         let object = rule.map(|rule| rule.source.to_string()).unwrap_or_default();
         let field = rule.map(|rule| rule.path.to_string()).unwrap_or_default();
@@ -289,4 +301,3 @@ impl Unit {
         api::Group { name: self.like.name.clone(), pods: self.count, example: self.example.clone() }
     }
 }
-

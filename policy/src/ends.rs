@@ -189,8 +189,12 @@ fn node(world: &World, name: &str) -> Result<Named, NotFound> {
 }
 
 fn no_such_pod(world: &World, namespace: &str, name: &str) -> NotFound {
-    let namespaces: BTreeSet<&str> =
-        world.pods.keys().filter_map(|key| Some(key.split_once('/')?.0)).chain(world.namespaces.keys().map(|it| &**it)).collect();
+    let namespaces: BTreeSet<&str> = world
+        .pods
+        .keys()
+        .filter_map(|key| Some(key.split_once('/')?.0))
+        .chain(world.namespaces.keys().map(|it| &**it))
+        .collect();
     if !namespaces.contains(namespace) {
         let known: Vec<&str> = namespaces.into_iter().collect();
         let instead = match nearest(namespace, &known) {

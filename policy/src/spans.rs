@@ -72,7 +72,8 @@ fn one_protocol<'a>(number: u8, spans: impl Iterator<Item = &'a Span>) -> String
         let [kind, code] = at.to_be_bytes();
         if protocol::is_icmp(number) { format!("{kind}/{code}") } else { at.to_string() }
     };
-    let range = |(low, high): &(u16, u16)| if low == high { end(*low) } else { format!("{}-{}", end(*low), end(*high)) };
+    let range =
+        |(low, high): &(u16, u16)| if low == high { end(*low) } else { format!("{}-{}", end(*low), end(*high)) };
     match ranges.as_slice() {
         [(0, u16::MAX)] => name,
         ranges => format!("{name} {}", ranges.iter().map(range).collect::<Vec<_>>().join(",")),

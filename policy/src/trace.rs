@@ -27,7 +27,11 @@ pub(crate) use written::PASSING;
 /// What is asked of a connection beside its ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Asking {
-    Ports { protocol: u8, source: u16, destination: u16 },
+    Ports {
+        protocol: u8,
+        source: u16,
+        destination: u16,
+    },
     /// Type and code; none: an echo request of the family.
     Icmp(Option<(u8, u8)>),
 }
@@ -112,9 +116,9 @@ fn ingress(world: &World, program: &Program, to: &Named, ends: (IpAddr, IpAddr),
         return to_itself();
     }
     match (ends::who(world, source), world.pods.get(pod)) {
-        (Who::Node(node), Some(of)) if node == of.node => {
-            because(format!("{node} is the node of {pod}: what a node sends to its own pods is not judged, so that probes pass"))
-        }
+        (Who::Node(node), Some(of)) if node == of.node => because(format!(
+            "{node} is the node of {pod}: what a node sends to its own pods is not judged, so that probes pass"
+        )),
         _ => judged(world, program, Direction::Ingress, pod, destination, source, packet),
     }
 }
@@ -295,7 +299,9 @@ fn decider(decision: &Decision, asked: &[Asked<'_>]) -> Option<usize> {
     let denies = decision.verdict != Verdict::Allow;
     // A rule and an isolation may have one path: what denies by isolation is no rule that allows.
     let acts = |it: &Asked<'_>| it.rule.is_none_or(|rule| (rule.action == Action::Allow) != denies);
-    asked.iter().position(|it| it.rank.source == rule.source && it.path == &rule.path && it.mode != Mode::Staged && acts(it))
+    asked
+        .iter()
+        .position(|it| it.rank.source == rule.source && it.path == &rule.path && it.mode != Mode::Staged && acts(it))
 }
 
 #[cfg(test)]

@@ -83,7 +83,8 @@ pub(crate) fn identity(identity: &Identity) -> String {
         parts.extend((!own.is_empty()).then(|| format!("with {own}")));
         let account = &workload.service_account;
         parts.extend((!account.is_empty()).then(|| format!("as {account}")));
-        let port = |(name, number, port): &(std::sync::Arc<str>, u8, u16)| format!("{name} at {port}/{}", protocol(*number));
+        let port =
+            |(name, number, port): &(std::sync::Arc<str>, u8, u16)| format!("{name} at {port}/{}", protocol(*number));
         let ports: Vec<String> = workload.ports.iter().map(port).collect();
         parts.extend((!ports.is_empty()).then(|| format!("that have {}", ports.join(", "))));
     }

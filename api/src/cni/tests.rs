@@ -149,3 +149,13 @@ fn a_configuration_may_hold_what_others_put_there() {
     let sent = serde_json::to_string(&serde_json::from_str::<NetConf>("{}").unwrap()).unwrap();
     assert_eq!(serde_json::from_str::<NetConf>(&sent).unwrap(), NetConf::default());
 }
+
+#[test]
+fn port_mappings_are_read_as_containerd_and_as_cri_o_write_them() {
+    let read = |mapping| serde_json::from_value::<PortMapping>(mapping).unwrap();
+    let wanted =
+        PortMapping { host_port: 80, container_port: 8080, protocol: "udp".into(), host_ip: "10.0.0.1".into() };
+    let containerd = json!({"HostPort": 80, "ContainerPort": 8080, "Protocol": "udp", "HostIP": "10.0.0.1"});
+    let cri_o = json!({"hostPort": 80, "containerPort": 8080, "protocol": "udp", "hostIP": "10.0.0.1"});
+    assert_eq!([read(containerd), read(cri_o)], [wanted.clone(), wanted]);
+}

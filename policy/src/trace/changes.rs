@@ -64,9 +64,9 @@ pub(super) fn that_allow(
         return vec![change(decider, Edit::Before)];
     }
     let near = asked.iter().filter(|it| it.rank.tier == decider.rank.tier && it.mode != Mode::Staged);
-    let near = near.filter_map(|it| Some((it, it.rule?))).filter(|(it, rule)| {
-        rule.action == Action::Allow && it.fit.local == Holds::Yes && !is_passed_over(asked, it)
-    });
+    let near = near
+        .filter_map(|it| Some((it, it.rule?)))
+        .filter(|(it, rule)| rule.action == Action::Allow && it.fit.local == Holds::Yes && !is_passed_over(asked, it));
     let has_port = protocol::has_ports(packet.protocol);
     let ports = near.clone().filter(|(it, _)| has_port && it.fit.remote == Holds::Yes);
     let peers = near.filter(|(it, _)| it.fit.l4 == Holds::Yes && written::can_name(it.rank, direction, remote));
@@ -107,7 +107,9 @@ impl Change {
                 let field = format!("{path}.{side}");
                 (field, format!("{path} allows {packet}, but not {side} {other}: add"), written.peer())
             }
-            Edit::Rule => (rules.to_owned(), format!("a rule more that allows {packet} {side} {other}: add"), written.rule()),
+            Edit::Rule => {
+                (rules.to_owned(), format!("a rule more that allows {packet} {side} {other}: add"), written.rule())
+            }
             Edit::Before => match written.rule() {
                 Value::Null => {
                     (path.to_string(), format!("{path} denies {packet} {side} {other}: change it"), Value::Null)

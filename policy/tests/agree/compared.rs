@@ -34,9 +34,9 @@ fn play(check: impl Fn(&History) -> Result<(), String>) {
 /// Both sides of everything that a generated rule names.
 fn packets() -> Vec<Packet> {
     let ports = [0, 1, 2, 53, 54, 80, 81, 82, 8080, 8081, 65535];
-    let with_ports = [protocol::TCP, protocol::UDP, protocol::SCTP].into_iter().flat_map(|protocol| {
-        ports.map(|destination| Packet { protocol, source_port: 0, destination })
-    });
+    let with_ports = [protocol::TCP, protocol::UDP, protocol::SCTP]
+        .into_iter()
+        .flat_map(|protocol| ports.map(|destination| Packet { protocol, source_port: 0, destination }));
     let others = [protocol::ICMP, 47].map(|protocol| Packet { protocol, source_port: 0, destination: 0 });
     with_ports.chain(others).collect()
 }
@@ -90,7 +90,9 @@ fn differences_are_those_of_every_pair_judged_one_by_one() {
             }
         }
         let is_end = |group: &Group| group.pods > 0 || group.name.starts_with("node ");
-        let shown = |it: &Difference| packets().iter().any(|packet| covers(&it.packets, packet, true) || covers(&it.packets, packet, false));
+        let shown = |it: &Difference| {
+            packets().iter().any(|packet| covers(&it.packets, packet, true) || covers(&it.packets, packet, false))
+        };
         for (difference, witnessed) in differences.iter().zip(witnessed) {
             // Two that claim one address may be all there is of a group.
             let is_two = difference.from.name != difference.to.name;
@@ -105,7 +107,13 @@ fn differences_are_those_of_every_pair_judged_one_by_one() {
 
 /// Half of the policies go.
 fn first_half(world: &World) -> imbl::OrdMap<tartan_model::ObjectId, std::sync::Arc<tartan_model::PolicyText>> {
-    world.policies.iter().enumerate().filter(|(at, _)| at % 2 == 0).map(|(_, (id, text))| (id.clone(), text.clone())).collect()
+    world
+        .policies
+        .iter()
+        .enumerate()
+        .filter(|(at, _)| at % 2 == 0)
+        .map(|(_, (id, text))| (id.clone(), text.clone()))
+        .collect()
 }
 
 fn pair(
@@ -171,7 +179,8 @@ fn rows_of_a_pod_are_what_is_judged() {
             for (direction, name) in [(Direction::Ingress, "ingress"), (Direction::Egress, "egress")] {
                 for packet in packets() {
                     // Nobody whom a rule names: a documentation address that no generated range holds.
-                    let nobody: IpAddr = if address.is_ipv4() { "198.51.100.77" } else { "3fff::77" }.parse().expect("an address");
+                    let nobody: IpAddr =
+                        if address.is_ipv4() { "198.51.100.77" } else { "3fff::77" }.parse().expect("an address");
                     if program.values().flat_map(|policy| policy.all_rules()).any(|rule| names(rule, nobody)) {
                         continue;
                     }
@@ -179,7 +188,9 @@ fn rows_of_a_pod_are_what_is_judged() {
                     let side = side.ok_or_else(|| format!("{key} has rows and no side"))?;
                     let about = |row: &&Row| row.direction == name && covers(&row.packets, &packet, true);
                     let row: Vec<&Row> = rows.iter().filter(anyone).filter(about).collect();
-                    let [row] = row.as_slice() else { return Err(format!("{key} {name} {packet:?}: {row:?} of {rows:?}")) };
+                    let [row] = row.as_slice() else {
+                        return Err(format!("{key} {name} {packet:?}: {row:?} of {rows:?}"));
+                    };
                     let line = side.decision.rule.map(|rule| (rule.source.to_string(), rule.path.to_string()));
                     let same = (row.verdict == Verdict::Allowed) == walk::passes(side.decision.verdict)
                         && line.unwrap_or_default() == (row.object.clone(), row.field.clone());

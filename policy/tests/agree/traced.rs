@@ -190,7 +190,9 @@ fn whole(state: &State, program: &Program, flow: &Flow) -> Result<(), String> {
 fn same(is: &Judged, want: Option<&Decision>) -> Result<(), String> {
     let agrees = match (is.verdict, want) {
         (Verdict::NotJudged, want) => want.is_none() && !is.why.is_empty(),
-        (verdict, Some(want)) => (verdict == Verdict::Allowed) == want.allowed && is.rule.is_some() != want.because.is_empty(),
+        (verdict, Some(want)) => {
+            (verdict == Verdict::Allowed) == want.allowed && is.rule.is_some() != want.because.is_empty()
+        }
         (_, None) => false,
     };
     agrees.then_some(()).ok_or_else(|| format!("the trace says {is:?}, the oracle {want:?}"))

@@ -46,6 +46,8 @@ const DISCOVERY_TYPES: [u8; 6] = [131, 132, 133, 135, 136, 143];
 /// The bits of a word that say what to do.
 pub(super) const VERDICT_BITS: u32 = 0xff00_0000;
 const LOGGED: u32 = 1 << 30;
+/// Name of the class of protocols that no rule speaks of.
+const OTHER: u32 = 0;
 
 /// Which of a pod's policies judge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -183,12 +185,32 @@ pub(super) fn address(address: IpAddr) -> Key {
     element(named(ADDRESSES, Family::of(address)), Fields::new().addr(address))
 }
 
-/// Where the word of a class is, for an identity or [`ANY`].
-pub(super) fn row(side: Side, set: u32, (identity, class): (u32, Class)) -> Key {
+/// Where the word of a class of this name is, for an identity or [`ANY`].
+pub(super) fn row(side: Side, set: u32, identity: u32, class: u32) -> Key {
     match identity {
         ANY => element(side.any(), Fields::new().number(set).number(class)),
         _ => element(side.words(), Fields::new().number(set).number(identity).number(class)),
     }
+}
+
+/// What each class is called in the maps: by the first packets that are of it, so that a class keeps its name, and its
+/// rows stay, when others come or go.
+pub(super) fn class_names(classes: &Classes) -> Vec<u32> {
+    let mut names = vec![OTHER; classes.count()];
+    let mut name = |class: Class, name: u32| {
+        let at = usize::try_from(class).ok().and_then(|class| names.get_mut(class));
+        at.into_iter().for_each(|there| *there = name);
+    };
+    for cell in classes.cells.iter().rev() {
+        name(cell.class, 1 << 24 | u32::from(cell.protocol) << 16 | u32::from(cell.low));
+    }
+    name(classes.other, OTHER);
+    names
+}
+
+/// All places that have a word.
+pub(super) fn places(rows: &Rows) -> impl Iterator<Item = (u32, Class)> {
+    rows.words.keys().copied()
 }
 
 /// Places whose words may not be what they were.
@@ -213,7 +235,7 @@ pub(super) fn word(rows: &Rows, place: (u32, Class)) -> Option<u32> {
 /// The class of every packet, as disjoint intervals of protocol and destination.
 pub(super) fn classes(side: Side, set: u32, classes: &Classes) -> Vec<(Key, u32)> {
     let mut all = Vec::new();
-    let mut add = |from: (u8, u16), to: (u8, u16), class: Class| {
+    let mut add = |from: (u8, u16), to: (u8, u16), class: u32| {
         let of = |(protocol, destination)| Fields::new().number(set).proto(protocol).port(destination);
         // What comes after the last key, though no packet has it: then two intervals never touch.
         let mut end = of(to).key();
@@ -221,20 +243,22 @@ pub(super) fn classes(side: Side, set: u32, classes: &Classes) -> Vec<(Key, u32)
         let key = ElementKey { end: Some(end.bytes), ..of(from).key() };
         all.push((Key::NftElement { set: side.classes().into(), key }, class));
     };
-    if classes.count() == 0 {
-        return all;
-    }
+    let names = class_names(classes);
+    let name = |class: Class| usize::try_from(class).ok().and_then(|class| names.get(class)).copied();
+    let Some(other) = name(classes.other) else { return all };
     let mut next = Some(0_u8);
     for cells in classes.cells.chunk_by(|one, other| one.protocol == other.protocol) {
         let protocol = cells[0].protocol;
         if let Some(first) = next.filter(|first| *first < protocol) {
-            add((first, 0), (protocol - 1, u16::MAX), classes.other);
+            add((first, 0), (protocol - 1, u16::MAX), other);
         }
-        cells.iter().for_each(|cell| add((protocol, cell.low), (protocol, cell.high), cell.class));
+        for cell in cells {
+            add((protocol, cell.low), (protocol, cell.high), name(cell.class).unwrap_or(OTHER));
+        }
         next = protocol.checked_add(1);
     }
     if let Some(first) = next {
-        add((first, 0), (u8::MAX, u16::MAX), classes.other);
+        add((first, 0), (u8::MAX, u16::MAX), other);
     }
     all
 }

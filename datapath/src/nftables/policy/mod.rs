@@ -22,7 +22,7 @@ mod pods;
 mod ranges;
 mod revoked;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -31,7 +31,7 @@ use imbl::ordmap::DiffItem;
 use tartan_model::{Attachment, Family, World};
 use tartan_netstate::nft::{ElementData, ElementKey};
 use tartan_netstate::{Entry, Generation, Key, Object, Owner, Part, State};
-use tartan_policy::verdicts::{Rows, Set, Tables};
+use tartan_policy::verdicts::{Class, Rows, Set, Tables};
 
 pub use held::{Mirrored, held};
 pub use pods::{is_judged, is_of_pods, keys};
@@ -175,14 +175,28 @@ impl Policy {
                 self.put(key, class);
             }
         }
-        let word = |rows: &Rows, place| maps::word(rows, place);
-        for place in maps::differing(before, after) {
-            let key = maps::row(side, set, place);
-            match word(after, place) {
-                Some(word) => self.put(key, word),
-                None => drop(self.state.remove(&key)),
+        let all = before.classes != after.classes;
+        let (old, new) = (maps::class_names(&before.classes), maps::class_names(&after.classes));
+        let places = if all {
+            maps::places(before).chain(maps::places(after)).collect()
+        } else {
+            maps::differing(before, after)
+        };
+        let at = |names: &[u32], (identity, class): (u32, Class)| {
+            let name = usize::try_from(class).ok().and_then(|class| names.get(class));
+            name.map(|name| maps::row(side, set, identity, *name))
+        };
+        let mut gone: BTreeSet<Key> = places.iter().filter_map(|place| at(&old, *place)).collect();
+        for place in places {
+            if let (Some(key), Some(word)) = (at(&new, place), maps::word(after, place)) {
+                gone.remove(&key);
+                // What has its name and its word still is left alone.
+                if !self.state.holds(&key, &Object::NftElement(maps::number(word))) {
+                    self.put(key, word);
+                }
             }
         }
+        gone.iter().for_each(|key| drop(self.state.remove(key)));
     }
 
     fn pods(&mut self, before: &Seen) {

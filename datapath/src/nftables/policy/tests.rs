@@ -365,6 +365,9 @@ fn a_start_goes_on_where_the_last_life_ended_and_off_leaves_nothing() {
     assert_eq!(plan(&mut Policy::default(), &mut world, Mode::Enforce), at(0), "nothing happened meanwhile");
     step(&mut world, 2, 6);
     assert_eq!(plan(&mut Policy::default(), &mut world, Mode::Enforce), at(1), "something did, and who knows what");
+    let mut fewer = world.clone();
+    step(&mut fewer, 4, 6);
+    assert_eq!(plan(&mut Policy::default(), &mut fewer, Mode::Enforce), at(2), "something went");
     assert_eq!(plan(&mut policy, &mut world, Mode::Audit), at(0), "audit takes nothing away");
     assert_eq!(plan(&mut policy, &mut world, Mode::Off), None);
     assert!(world.programmed.mirror.is_empty());
