@@ -172,6 +172,7 @@ fn attachment(number: u8) -> Attachment {
 
 fn pod(attachment: &Attachment) -> Pod {
     Pod {
+        uid: 0,
         node: "local".into(),
         labels: [("app", "bench")].into_iter().collect(),
         service_account: "default".into(),

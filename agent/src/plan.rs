@@ -27,7 +27,7 @@ pub struct Planners {
     nat: tartan_datapath::nftables::Nftables,
     firewall: tartan_datapath::firewall::Firewall,
     policy: Policy,
-    layers: Layers<4>,
+    layers: Layers<5>,
     inherited: Inherited,
 }
 
@@ -66,7 +66,6 @@ impl Planners {
     pub fn plan(&mut self, world: &World, now: Instant) -> Plan {
         let mut conditions: Vec<Condition> = said_by_the_store(world).cloned().collect();
         conditions.extend(refused::conditions(world));
-        conditions.extend(policy::not_enforced(world));
         if !is_known(world) {
             return Plan { conditions, ..Plan::default() };
         }
@@ -90,11 +89,14 @@ impl Planners {
         self.layers.set(1, pods);
         self.layers.set(2, &self.inherited.beside(world, self.nat.plan(world, &nat)));
         let policy = self.policy.plan(world);
+        self.layers.set(3, &policy.state);
         let firewall = self.firewall.plan(world);
-        self.layers.set(3, &firewall.state);
+        self.layers.set(4, &firewall.state);
         conditions.extend(ipam.conditions.iter().cloned());
         conditions.extend(fabric.conditions.iter().cloned());
         conditions.extend(firewall.conditions.iter().cloned());
+        conditions.extend(policy::not_enforced(world, policy.out.as_ref()));
+        conditions.extend(policy.out.iter().flat_map(|out| policy::cut_off(world, &out.tables)));
         conditions.extend(self.layers.conflicts().chain(self.nat.conflicts()).map(|two| conflict(&world.local, two)));
         conditions.extend((!world.is_whole()).then(|| from_memory(world)));
         Plan {
@@ -102,7 +104,7 @@ impl Planners {
             advert: fabric.advert.clone().filter(|_| world.is_whole()),
             claims: ipam.claims.clone(),
             gives: ipam.gives.clone(),
-            policy,
+            policy: policy.out,
             conditions,
             wake_at: [ipam.wake_at, fabric.wake_at].into_iter().flatten().min(),
         }

@@ -1,65 +1,191 @@
-//! Policy in the plan: the verdict tables of this node's pods, what is to be said of policies, and what a pod that comes
-//! still lacks.
+//! Policy in the plan: the verdict tables of this node's pods, what they want of the kernel, what is to be said of
+//! policies, and what a pod that comes still lacks.
 //!
-//! Invariant: tables are planned from what was true at one moment, or not at all; see [`World::of_one_moment`].
+//! Invariants: tables are planned from what was true at one moment, or not at all; see [`World::of_one_moment`]. While that
+//! is not what the store says now, nothing that the kernel holds of policies goes or becomes another.
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use imbl::OrdMap;
+use tartan_datapath::nftables::policy as nft;
+use tartan_model::workload::uid_of;
 use tartan_model::{Attachment, Condition, NAMELESS, PolicyMode, World};
-use tartan_policy::verdicts::{self, Held, Out, Tables};
+use tartan_netstate::{Key, State};
+use tartan_policy::verdicts::{self, ANY, Class, Out, Rows, Tables};
+use tartan_policy::walk;
 
-/// The planner, and whether it has planned.
+use crate::plan::Plan;
+
+/// The planners, and how they went on from what an earlier life left in the kernel.
 #[derive(Default)]
 pub(crate) struct Policy {
     memo: verdicts::Memo,
+    nft: nft::Policy,
+    mirrored: nft::Mirrored,
+    /// None before it is known what was found, or once that does not matter any more.
+    start: Option<Start>,
     used: bool,
+}
+
+/// What was found, beside what an earlier moment of the store comes to.
+enum Start {
+    /// The same: what comes is added to it.
+    AsPlanned,
+    /// Something else, of which one cannot tell what is newer: it stays as it was found.
+    AsFound(Found),
+}
+
+/// What stays, for the pods that there are.
+struct Found {
+    all: State,
+    attachments: OrdMap<Arc<str>, Arc<Attachment>>,
+    kept: State,
+}
+
+/// What policy wants.
+#[derive(Default)]
+pub(crate) struct Wanted {
+    /// Of the kernel.
+    pub(crate) state: State,
+    /// None while policy is off.
+    pub(crate) out: Option<Out>,
 }
 
 /// What is said of policies at most: a namespace's owner must not fill everybody's status.
 const SAID: usize = 50;
+/// Names of pods in one message at most.
+const NAMES: usize = 10;
 
 // === impl Policy ===
 
 impl Policy {
-    /// What policy wants; nothing while it is off, or while there is nothing to go by.
-    pub(crate) fn plan(&mut self, world: &World) -> Option<Out> {
-        if world.config.policy == PolicyMode::Off {
-            if std::mem::take(&mut self.used) {
-                self.memo = verdicts::Memo::default();
-            }
-            return None;
+    /// What policy wants; nothing while there is nothing to go by.
+    pub(crate) fn plan(&mut self, world: &World) -> Wanted {
+        let Some(moment) = world.of_one_moment() else { return Wanted::default() };
+        let mode = moment.config.policy;
+        if mode == PolicyMode::Off && std::mem::take(&mut self.used) {
+            self.memo = verdicts::Memo::default();
         }
-        let world = world.of_one_moment()?;
-        self.used = true;
-        // No map of the kernel holds any number yet: those of what is gone are free.
-        self.memo.held(&Held::default());
-        Some(verdicts::plan(&mut self.memo, &world).clone())
+        let out = (mode != PolicyMode::Off).then(|| {
+            self.used = true;
+            // Before the kernel has done all that it was asked, it may still take up numbers of what is gone.
+            if world.kernel_is_settled() {
+                self.memo.held(self.mirrored.held(&world.programmed.mirror));
+            }
+            verdicts::plan(&mut self.memo, &moment).clone()
+        });
+        let nothing = Tables::default();
+        let tables = out.as_ref().map_or(&nothing, |out| &out.tables);
+        Wanted { state: self.state(world, tables, mode), out }
+    }
+
+    fn state(&mut self, world: &World, tables: &Tables, mode: PolicyMode) -> State {
+        if world.inherited.is_empty() {
+            self.start = None;
+        }
+        if let Some(Start::AsFound(found)) = &mut self.start {
+            return found.kept(world).clone();
+        }
+        let planned = self.nft.plan(world, tables, mode).clone();
+        if self.start.is_some() || world.inherited.is_empty() {
+            return planned;
+        }
+        let all: State = entries_of_policy(&world.inherited).collect();
+        if all.is_empty() || (all.len() == planned.len() && all.holds_all(&planned)) {
+            self.start = Some(Start::AsPlanned);
+            return planned;
+        }
+        // What is planned once World is whole is to be compared with what is there, not with this.
+        self.nft = nft::Policy::default();
+        let found = Found { all, attachments: OrdMap::new(), kept: State::new() };
+        let Start::AsFound(found) = self.start.insert(Start::AsFound(found)) else { return planned };
+        found.kept(world).clone()
     }
 }
 
+impl Found {
+    fn kept(&mut self, world: &World) -> &State {
+        if self.kept.is_empty() || !self.attachments.ptr_eq(&world.attachments) {
+            let there: BTreeSet<Key> = world.attachments.values().flat_map(|it| nft::keys(it)).collect();
+            let is_gone = |key: &Key| match key {
+                Key::NftElement { set, .. } => nft::is_of_pods(set) && !there.contains(key),
+                _ => false,
+            };
+            let stays = self.all.iter().filter(|(key, _)| !is_gone(key));
+            self.kept = stays.map(|(key, entry)| (key.clone(), entry.clone())).collect();
+            self.attachments = world.attachments.clone();
+        }
+        &self.kept
+    }
+}
+
+fn entries_of_policy(state: &State) -> impl Iterator<Item = (Key, tartan_netstate::Entry)> + '_ {
+    state.iter().filter(|(key, _)| key.is_whole()).map(|(key, entry)| (key.clone(), entry.clone()))
+}
+
 /// That policies are not in force must not go without a word.
-pub(crate) fn not_enforced(world: &World) -> Option<Condition> {
+pub(crate) fn not_enforced(world: &World, out: Option<&Out>) -> Option<Condition> {
     let policies = match world.policies.len() {
         0 => return None,
         1 => "1 policy is in the store".to_owned(),
         several => format!("{several} policies are in the store"),
     };
-    let about = "NetworkConfig/default".to_owned();
-    let field = "spec.policy".to_owned();
-    let open = format!("all {} pods of this node are as open as without", world.attachments.len());
-    Some(match world.config.policy {
-        PolicyMode::Off => Condition {
-            about,
-            field,
-            reason: "PolicyOff",
-            message: format!("{policies} and policy is off: {open}"),
-            fix: "set spec.policy to enforce".into(),
-        },
-        PolicyMode::Enforce | PolicyMode::Audit => Condition {
-            about,
-            field,
-            reason: "PolicyNotEnforced",
-            message: format!("{policies} and this version enforces none: {open}"),
-            fix: "let something else enforce them, or keep what they protect out of this cluster".into(),
-        },
+    let pods = world.attachments.len();
+    let (reason, message) = match world.config.policy {
+        PolicyMode::Enforce => return None,
+        PolicyMode::Off => {
+            ("PolicyOff", format!("{policies} and policy is off: all {pods} pods of this node are open"))
+        }
+        PolicyMode::Audit => {
+            let open: Vec<&str> = out.map(|out| isolated(&out.tables).collect()).unwrap_or_default();
+            let said = format!(
+                "{policies} and policy is audit: what they deny is reported, and passes; {} of {pods} pods of this node are open that they isolate",
+                open.len()
+            );
+            ("PolicyAudit", if open.is_empty() { said } else { format!("{said}: {}", some(&open)) })
+        }
+    };
+    Some(Condition {
+        about: "NetworkConfig/default".into(),
+        field: "spec.policy".into(),
+        reason,
+        message,
+        fix: "set spec.policy to enforce".into(),
+    })
+}
+
+/// Pods of this node of which some packets pass only if a rule says so.
+fn isolated(tables: &Tables) -> impl Iterator<Item = &str> {
+    let denies = |rows: &Rows| {
+        let anyone = rows.words.range((ANY, Class::MIN)..=(ANY, Class::MAX));
+        anyone.into_iter().any(|(_, word)| !walk::passes(word.verdict()))
+    };
+    let is_isolated =
+        move |number: &u32| tables.sets.get(number).is_some_and(|set| denies(&set.ingress) || denies(&set.egress));
+    tables.subjects.iter().filter(move |(_, number)| is_isolated(number)).map(|(pod, _)| &**pod)
+}
+
+fn some(names: &[&str]) -> String {
+    match names.len().saturating_sub(NAMES) {
+        0 => names.join(", "),
+        more => format!("{} and {more} more", names[..NAMES].join(", ")),
+    }
+}
+
+/// Pods that run here and of which it is not known which policies are for them.
+pub(crate) fn cut_off(world: &World, tables: &Tables) -> impl Iterator<Item = Condition> {
+    let matters = world.is_whole() && world.config.policy == PolicyMode::Enforce;
+    let running = world.attachments.values().filter(move |attachment| matters && attachment.answered);
+    // One that has ended needs no connections; its sandbox goes in a moment.
+    let has_ended = |pod: &str| world.pods.get(pod).is_some_and(|pod| pod.finished);
+    let is_cut_off = move |pod: &str| !tables.subjects.contains_key(pod) && !has_ended(pod);
+    running.filter(move |attachment| is_cut_off(&attachment.pod())).map(|attachment| Condition {
+        about: format!("Pod/{}", attachment.pod()),
+        field: String::new(),
+        reason: "PodWithoutPolicy",
+        message: format!("nothing passes to it or from it: {}", lacking(world, attachment)),
+        fix: "if nobody needs it any more, have the runtime remove it; else see what the API server knows of it".into(),
     })
 }
 
@@ -79,19 +205,37 @@ pub(crate) fn said(out: &Out) -> Vec<Condition> {
     shown
 }
 
-/// What has to be known before this pod may have connections; none when it may, as soon as the kernel has its entries.
-/// `planned` are the tables of the last plan.
-pub(crate) fn lacks(world: &World, planned: Option<&Tables>, attachment: &Attachment) -> Option<String> {
-    let pod = attachment.pod();
-    let is_planned = planned.is_some_and(|tables| tables.subjects.contains_key(&*pod));
-    if is_planned || world.config.policy != PolicyMode::Enforce {
+/// What has to be known before this pod, of that UID if one is said, may have connections; none when it may, as soon as the
+/// kernel has what is planned.
+pub(crate) fn lacks(world: &World, plan: &Plan, attachment: &Attachment, uid: &str) -> Option<String> {
+    if world.config.policy != PolicyMode::Enforce {
         return None;
     }
-    let unread = (!world.is_whole()).then(|| format!("; it has not read {}", crate::status::unread(world)));
-    let unread = unread.unwrap_or_default();
+    let (uid, pod) = (uid_of(uid), attachment.pod());
+    let known = world.pods.get(&*pod).map_or(0, |known| known.uid);
+    if uid != 0 && known != 0 && uid != known {
+        return Some(format!(
+            "what this node has heard of Pod {pod} is of another one that had this name{}",
+            unread(world)
+        ));
+    }
+    let is_planned = plan.state.as_ref().is_some_and(|state| nft::is_judged(state, attachment));
+    (!is_planned).then(|| lacking(world, attachment))
+}
+
+fn unread(world: &World) -> String {
+    match world.is_whole() {
+        true => String::new(),
+        false => format!("; it has not read {}", crate::status::unread(world)),
+    }
+}
+
+fn lacking(world: &World, attachment: &Attachment) -> String {
+    let pod = attachment.pod();
+    let unread = unread(world);
     let namespace = &attachment.pod_namespace;
-    Some(match world.pods.get(&*pod) {
-        _ if pod == NAMELESS => "the next plan".into(),
+    match world.pods.get(&*pod) {
+        _ if pod == NAMELESS => format!("there is no plan with it yet{unread}"),
         None => format!("this node has not heard of Pod {pod}{unread}"),
         Some(known) if known.node != world.local => {
             let node = if known.node.is_empty() { "no node" } else { &*known.node };
@@ -103,7 +247,7 @@ pub(crate) fn lacks(world: &World, planned: Option<&Tables>, attachment: &Attach
             format!("this node has not heard of Namespace {namespace}{unread}")
         }
         Some(_) => format!("the policies of Pod {pod} are not known yet{unread}"),
-    })
+    }
 }
 
 #[cfg(test)]

@@ -81,6 +81,7 @@ mod tests {
 
     fn pod(address: &str, host_network: bool) -> Arc<Pod> {
         Arc::new(Pod {
+            uid: 0,
             node: "n1".into(),
             labels: Default::default(),
             service_account: "".into(),

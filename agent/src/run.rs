@@ -262,9 +262,8 @@ impl Agent {
 }
 
 /// What an attachment lacks before it may have connections.
-fn lacks<'a>(world: &'a World, plan: &'a Plan) -> impl Fn(&str) -> Option<String> + 'a {
-    let planned = plan.policy.as_ref().map(|policy| &policy.tables);
-    move |id| policy::lacks(world, planned, world.attachments.get(id)?)
+fn lacks<'a>(world: &'a World, plan: &'a Plan) -> impl Fn(&str, &CniRequest) -> Option<String> + 'a {
+    |id, request| policy::lacks(world, plan, world.attachments.get(id)?, &request.pod.uid)
 }
 
 /// Each condition is logged when it comes, and when it has gone.

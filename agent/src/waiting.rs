@@ -121,14 +121,14 @@ impl Waiting {
     }
 
     /// There is a plan for all that came so far: this generation; 0 while nothing can be planned. `lacks` says what an
-    /// attachment still lacks to be one that may have connections.
-    pub fn promise(&mut self, generation: u64, lacks: impl Fn(&str) -> Option<String>) {
+    /// attachment, asked for like this, still lacks to be one that may have connections.
+    pub fn promise(&mut self, generation: u64, lacks: impl Fn(&str, &CniRequest) -> Option<String>) {
         for caller in self.callers.iter_mut().filter(|caller| caller.number.is_none()) {
             match &caller.what {
                 // A plan without it is to come, and there is none with it.
                 What::Del if generation == 0 => caller.number = Some(0),
                 _ if generation == 0 => continue,
-                What::Add { id, .. } if lacks(id).is_some() => continue,
+                What::Add { id, request } if lacks(id, request).is_some() => continue,
                 _ => caller.number = Some(generation),
             }
             self.look |= generation == self.generation;
@@ -137,11 +137,16 @@ impl Waiting {
     }
 
     /// Answers whom it can. Called for each change of what is programmed, and at [`Waiting::wake_at`].
-    pub fn settle(&mut self, world: &World, lacks: impl Fn(&str) -> Option<String>, now: Instant) -> Outcome {
+    pub fn settle(
+        &mut self,
+        world: &World,
+        lacks: impl Fn(&str, &CniRequest) -> Option<String>,
+        now: Instant,
+    ) -> Outcome {
         self.look = false;
         for caller in &mut self.callers {
             // What it had may have been taken back before the kernel had it.
-            if matches!(&caller.what, What::Add { id, .. } if lacks(id).is_some()) {
+            if matches!(&caller.what, What::Add { id, request } if lacks(id, request).is_some()) {
                 caller.number = None;
             }
         }
@@ -153,7 +158,7 @@ impl Waiting {
             let done = caller.is_done(programmed);
             match caller.what {
                 What::Add { id, request } => {
-                    let verdict = match (done, lacks(&id)) {
+                    let verdict = match (done, lacks(&id, &request)) {
                         (true, _) => added(world, &id, &request),
                         (false, Some(what)) => Err(unknown(world, &id, &what)),
                         (false, None) => Err(too_slow(world)),

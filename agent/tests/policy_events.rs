@@ -19,7 +19,7 @@ use tartan_model::{
     Attachment, Features, Host, Kind, Labels, Namespace, Node, Object, ObjectId, PerFamily, Pod, PolicyText,
     Programmed, StoreEvent, World,
 };
-use tartan_netstate::{Mac, PodNetns};
+use tartan_netstate::{Key, Mac, PodNetns, State};
 use tartan_policy::ir::Direction;
 use tartan_policy::walk::{Packet, Verdict};
 
@@ -82,6 +82,7 @@ fn pod(index: usize, app: &str) -> Object {
     let (_, node, at) = PODS[index];
     Object::Pod(
         Pod {
+            uid: 0,
             node: node.into(),
             labels: labels(&[("app", app)]),
             service_account: "default".into(),
@@ -258,7 +259,8 @@ struct Agent {
 }
 
 impl Agent {
-    fn new(recalled: Option<&Cluster>) -> Agent {
+    /// It starts, and finds this in the kernel.
+    fn new(recalled: Option<&Cluster>, found: State) -> Agent {
         let now = Instant::now();
         let mut world = World::new("n1".into(), Features { ipv6: true, vxlan: true, nft: true });
         for (name, _, at) in &PODS[..LOCAL] {
@@ -279,7 +281,7 @@ impl Agent {
         if let Some(recalled) = recalled {
             world.recall(recalled.iter().map(|(id, object)| (id.clone(), object.clone())).collect(), now);
         }
-        let read = Programmed { read: true, ..Programmed::default() };
+        let read = Programmed { mirror: found, read: true, ..Programmed::default() };
         world.programmed(read, Arc::new(Host::default()), now);
         Agent { world, planners: Planners::default() }
     }
@@ -288,11 +290,14 @@ impl Agent {
         self.world.store(event, Instant::now());
     }
 
-    /// What its pods may do now; none while nothing is planned, and the kernel keeps what it has.
+    /// What its pods may do now; none while nothing is planned, and the kernel keeps what it has. Else the kernel does as
+    /// it is told.
     fn picture(&mut self) -> Option<Picture> {
         let Plan { state, policy, .. } = self.planners.plan(&self.world, Instant::now());
         assert_eq!(state.is_some(), policy.is_some(), "never a plan without policy");
         let tables = policy?.tables;
+        let programmed = Programmed { mirror: state?, ..self.world.programmed.clone() };
+        self.world.programmed(programmed, Arc::new(Host::default()), Instant::now());
         let mut picture = Picture::new();
         for (name, _, at) in &PODS[..LOCAL] {
             for remote in REMOTES {
@@ -311,9 +316,15 @@ impl Agent {
     }
 }
 
+/// Of what the kernel holds, what is policy's.
+fn of_policy(state: &State) -> BTreeMap<Key, tartan_netstate::Object> {
+    let all = state.iter().filter(|(key, _)| key.is_whole());
+    all.map(|(key, entry)| (key.clone(), entry.object.clone())).collect()
+}
+
 /// What pods may do in this cluster, for one who has read it all.
 fn picture_of(cluster: &Cluster) -> Picture {
-    let mut agent = Agent::new(None);
+    let mut agent = Agent::new(None, State::new());
     for word in lists(cluster, &Order { seed: 1, reversed: false, squashed: 1 }) {
         agent.hear(word);
     }
@@ -331,7 +342,7 @@ fn play(agent: &mut Agent, words: Vec<StoreEvent>, order: &Order, may: &[Option<
 
 fn run(steps: &[Step]) {
     let mut cluster = first();
-    let mut agent = Agent::new(None);
+    let mut agent = Agent::new(None, State::new());
     let whole = Order { seed: 7, reversed: false, squashed: 1 };
     let all = picture_of(&cluster);
     play(&mut agent, lists(&cluster, &whole), &whole, &[None, Some(&all)]);
@@ -365,12 +376,14 @@ fn run(steps: &[Step]) {
                 let snapshot = cluster.clone();
                 cluster = changed(&changed(&cluster, late), change);
                 let after = picture_of(&cluster);
-                agent = Agent::new(remembers.then_some(&snapshot));
+                let held = agent.world.programmed.mirror.clone();
+                agent = Agent::new(remembers.then_some(&snapshot), held.clone());
                 let known = remembers.then_some(&before);
                 let mut words = lists(&cluster, order);
                 let last = words.pop().unwrap();
                 // Until the last word the rest may be anything: it is as it was, whatever has been heard.
                 play(&mut agent, words, order, &[known]);
+                assert_eq!(of_policy(&agent.world.programmed.mirror), of_policy(&held), "the kernel's was touched");
                 play(&mut agent, vec![last], order, &[Some(&after)]);
             }
         }
@@ -396,7 +409,7 @@ fn while_one_kind_cannot_be_read_policy_is_what_it_was() {
     assert_ne!(shut, open);
     for kind in Kind::ALL {
         for (remembered, known) in [(None, None), (Some(&denied), Some(&shut))] {
-            let mut agent = Agent::new(remembered);
+            let mut agent = Agent::new(remembered, State::new());
             let order = Order { seed: 3, reversed: false, squashed: 1 };
             let heard = |word: &StoreEvent| match word {
                 StoreEvent::Init(of) | StoreEvent::Synced(of) => *of != kind,

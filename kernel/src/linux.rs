@@ -93,11 +93,6 @@ impl Linux {
     /// Before an era of generations begins, no connection may carry a stamp that one of them will have.
     fn apply_nft(&mut self, mut nft: Vec<(Op, Owner)>) -> Vec<Failure> {
         let mut failures = Vec::new();
-        let fail_whole = |nft: &mut Vec<(Op, Owner)>, error: &KernelError| {
-            let whole = nft.extract_if(.., |(op, _)| op.key().is_whole()).collect::<Vec<_>>();
-            let failure = |(op, owner): (Op, Owner)| Failure { key: op.key().clone(), owner, error: error.clone() };
-            whole.into_iter().map(failure).collect::<Vec<_>>()
-        };
         if Generation::begins_era(nft.iter().map(|(op, _)| op))
             && let Err(error) = self.conntrack.clear_mark(CT_MARK_GENERATION)
         {

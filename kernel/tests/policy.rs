@@ -68,6 +68,7 @@ impl Judged {
     fn pod(&mut self, number: u8, labels: &[(&str, &str)]) {
         let addresses = [format!("10.244.1.{number}"), format!("fd00:1::{number}")];
         let pod = Pod {
+            uid: 0,
             node: "n1".into(),
             labels: labels.iter().copied().collect(),
             service_account: "default".into(),
@@ -598,7 +599,7 @@ fn what_the_kernel_refuses_in_part_it_refuses_whole() {
     let good = wanted.clone();
     let bad = ElementKey { bytes: [1; 99].into(), end: None };
     let bad = Key::NftElement { set: "policy_ingress_words".into(), key: bad };
-    wanted.insert(bad, Object::NftElement(ElementData(vec![0, 0, 0, 1])), Owner::Policy);
+    wanted.insert(bad, Object::NftElement(ElementData([0, 0, 0, 1].into())), Owner::Policy);
     let try_it = |judged: &Judged, wanted: &State| {
         let change = diff(&judged.applied, wanted, |_| true);
         let failures = judged.lab.node.run(move || Linux::open().unwrap().apply(&change));

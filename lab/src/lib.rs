@@ -27,6 +27,7 @@ mod sockopt;
 mod underlay;
 
 use std::fs;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -350,7 +351,7 @@ impl Lab {
         self.announce_pod(node.name(), pod)?;
         let new = Pod::create(pod, &netns, node, network, runtime_config).with_context(|| node.troubleshooting())?;
         let Endpoint { v4, v6, .. } = new.endpoint();
-        self.put(&pod::object(pod, node.name(), &[v4.into(), v6.into()]))?;
+        self.put_pod(node.name(), pod, &[], &[v4.into(), v6.into()])?;
         self.pods.push(new);
         self.note_members()?;
         self.pod(pod)
@@ -358,7 +359,18 @@ impl Lab {
 
     /// Writes the Pod that a kubelet is about to start on that node.
     pub fn announce_pod(&self, node: &str, pod: &str) -> Result<()> {
-        self.put(&pod::object(pod, node, &[]))
+        self.put_pod(node, pod, &[], &[])
+    }
+
+    /// Writes a Pod as an API server has it, with labels besides its name.
+    pub fn put_pod(&self, node: &str, pod: &str, labels: &[(&str, &str)], addresses: &[IpAddr]) -> Result<()> {
+        self.put(&pod::object(pod, node, labels, addresses))
+    }
+
+    /// Gives a pod labels besides its name, in place of those it was given before.
+    pub fn label_pod(&self, pod: &str, labels: &[(&str, &str)]) -> Result<()> {
+        let Endpoint { v4, v6, .. } = self.pod(pod)?.endpoint();
+        self.put_pod(self.pod(pod)?.node(), pod, labels, &[v4.into(), v6.into()])
     }
 
     /// DEL, the namespace, and then its object, as a kubelet does.
@@ -367,7 +379,7 @@ impl Lab {
         let pod = self.pods.remove(index);
         let (node, name) = (pod.node().to_owned(), pod.name().to_owned());
         pod.remove(self.node(&node)?)?;
-        self.delete(&pod::object(&name, &node, &[]))?;
+        self.delete(&pod::object(&name, &node, &[], &[]))?;
         self.note_members()
     }
 

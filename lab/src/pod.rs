@@ -19,12 +19,14 @@ pub fn cni_args(pod: &str) -> String {
 }
 
 /// The Pod as a cluster has it: bound to its node before it starts, with addresses once it has any.
-pub(crate) fn object(name: &str, node: &str, addresses: &[IpAddr]) -> Value {
+pub(crate) fn object(name: &str, node: &str, labels: &[(&str, &str)], addresses: &[IpAddr]) -> Value {
+    let labels: Map<String, Value> =
+        [("name", name)].iter().chain(labels).map(|(key, value)| ((*key).to_owned(), (*value).into())).collect();
     let addresses: Vec<Value> = addresses.iter().map(|address| json!({"ip": address})).collect();
     json!({
         "apiVersion": "v1",
         "kind": "Pod",
-        "metadata": {"name": name, "namespace": NAMESPACE, "labels": {"name": name}},
+        "metadata": {"name": name, "namespace": NAMESPACE, "labels": labels},
         "spec": {"nodeName": node, "serviceAccountName": "default"},
         "status": {"podIPs": addresses},
     })

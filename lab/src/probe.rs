@@ -7,6 +7,7 @@
 mod load;
 mod matrix;
 mod ping;
+mod talk;
 mod tcp;
 mod udp;
 
@@ -19,6 +20,7 @@ use anyhow::{Result, bail};
 pub use load::{Load, LoadReport, Running};
 pub use matrix::{Matrix, Reach, http_get, matrix};
 pub use ping::ping;
+pub use talk::{Talk, Transport};
 pub use tcp::TcpReport;
 pub use udp::UdpReport;
 

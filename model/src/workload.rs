@@ -3,6 +3,8 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use tartan_netstate::stable_hash;
+
 use crate::{Labels, Protocol};
 
 /// The label that every namespace carries, with its name: the API server sees to it, so no file need say it.
@@ -19,6 +21,8 @@ pub struct Namespace {
 /// A pod of any node. Its map has it under `NAMESPACE/NAME`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pod {
+    /// Which of the pods it is that had this name one after the other, see [`uid_of`]; 0 where nobody says.
+    pub uid: u128,
     /// The node it runs on; empty while there is none.
     pub node: Arc<str>,
     pub labels: Labels,
@@ -30,6 +34,16 @@ pub struct Pod {
     pub host_network: bool,
     /// It will never run again: its addresses may be another's already.
     pub finished: bool,
+}
+
+/// A UID as a number; 0 for none. What is no UUID becomes one that is its own.
+pub fn uid_of(text: &str) -> u128 {
+    let digits: String = text.chars().filter(|c| *c != '-').collect();
+    match u128::from_str_radix(&digits, 16) {
+        Ok(uid) if digits.len() == 32 => uid,
+        _ if text.is_empty() => 0,
+        _ => stable_hash(text).into(),
+    }
 }
 
 /// A port of a container that has a name.

@@ -74,6 +74,7 @@ fn object(kind: Kind, name: &str, seed: u8) -> Object {
         Kind::Namespace => Object::Namespace(Namespace { name, labels: seeded(seed) }.into()),
         Kind::Pod => Object::Pod(
             Pod {
+                uid: 0,
                 node: "n1".into(),
                 labels: seeded(seed),
                 service_account: "default".into(),

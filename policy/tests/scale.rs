@@ -39,6 +39,7 @@ fn pod(namespace: u32, at: u32) -> Pod {
     let tier = ["back", "data", "front"][usize::try_from(at / REPLICAS % 3).unwrap()];
     let node = if namespace < LOCAL && at == 0 { "n0".to_owned() } else { format!("n{}", 1 + number % 4_999) };
     Pod {
+        uid: 0,
         node: node.into(),
         labels: labels(&[("app", &app), ("pod-template-hash", "5d8c7b9f6c"), ("tier", tier), ("version", "v1")]),
         service_account: "default".into(),

@@ -2,11 +2,14 @@
 
 #![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Instant;
 
-use tartan_model::{Config, Features, Kind, Labels, Namespace, ObjectId, PerFamily, Pod, PolicyText, StoreEvent};
-use tartan_netstate::{Mac, PodNetns};
+use tartan_model::{
+    Config, Features, Kind, Labels, Namespace, Object, ObjectId, PerFamily, Pod, PolicyText, Programmed, StoreEvent,
+};
+use tartan_netstate::{Generation, Mac, PodNetns};
 
 use super::*;
 
@@ -32,7 +35,7 @@ fn attachment(namespace: &str, name: &str) -> Attachment {
         netns: PodNetns { dev: 4, ino: 1, path: "/run/netns/a".into() },
         pod_namespace: namespace.into(),
         pod_name: name.into(),
-        addresses: PerFamily::first_of(["10.244.1.9".parse().unwrap()]),
+        addresses: PerFamily::first_of([[10, 244, 1, name.bytes().next().unwrap_or_default()].into()]),
         mac: Mac([2, 0, 0, 0, 0, 1]),
         ports: Vec::new(),
         answered: false,
@@ -41,6 +44,7 @@ fn attachment(namespace: &str, name: &str) -> Attachment {
 
 fn pod(node: &str) -> Pod {
     Pod {
+        uid: 0,
         node: node.into(),
         labels: Labels::default(),
         service_account: "default".into(),
@@ -62,10 +66,13 @@ fn put_policies(world: &mut World, json: &str, count: usize) {
     }
 }
 
-/// What a pod lacks in this world, planned from nothing.
+/// What a pod of this node lacks, planned from nothing.
 fn lacking(world: &World, attachment: &Attachment) -> String {
-    let planned = Policy::default().plan(world);
-    lacks(world, planned.as_ref().map(|out| &out.tables), attachment).unwrap_or_default()
+    let mut world = world.clone();
+    world.attach(attachment.clone());
+    let Wanted { state, out } = Policy::default().plan(&world);
+    let plan = Plan { state: Some(state), policy: out, ..Plan::default() };
+    lacks(&world, &plan, attachment, "").unwrap_or_default()
 }
 
 #[test]
@@ -139,6 +146,35 @@ fn what_a_pod_lacks_is_named() {
     }
 }
 
+/// A pod of a StatefulSet has the name of the one before it, and not its labels.
+#[test]
+fn a_pod_waits_for_its_own_object_and_not_for_one_of_its_name() {
+    let (old, new) = ("5f2e4a10-0000-4000-8000-000000000001", "5f2e4a10-0000-4000-8000-000000000002");
+    // What is known, what the runtime says, and whether the pod may start.
+    for (known, said, may) in [
+        (old, old, true),
+        (old, new, false),
+        (new, new, true),
+        (old, "", true),
+        ("", new, true),
+        ("", "", true),
+        ("9b5f4c3d2e1f00112233445566778899", "9b5f4c3d-2e1f-0011-2233-445566778899", true),
+        ("a", "a", true),
+        ("a", "b", false),
+    ] {
+        let mut world = whole();
+        put_namespace(&mut world);
+        world.pods.insert("shop/a".into(), Pod { uid: uid_of(known), ..pod("n1") }.into());
+        let attachment = attachment("shop", "a");
+        world.attach(attachment.clone());
+        let Wanted { state, .. } = Policy::default().plan(&world);
+        let plan = Plan { state: Some(state), ..Plan::default() };
+        let lacks = lacks(&world, &plan, &attachment, said);
+        let want = "what this node has heard of Pod shop/a is of another one that had this name";
+        assert_eq!(lacks.as_deref(), (!may).then_some(want), "{known:?}, {said:?}");
+    }
+}
+
 #[test]
 fn what_no_kubelet_started_waits_for_nothing() {
     let mut world = whole();
@@ -167,18 +203,55 @@ fn off_is_off_and_back_on_is_as_from_the_start() {
     world.pods.insert("shop/a".into(), pod("n1").into());
     put_policies(&mut world, "{\"spec\":{\"podSelector\":{}}}", 1);
     let mut planner = Policy::default();
-    let tables = planner.plan(&world).unwrap().tables;
+    let tables = planner.plan(&world).out.unwrap().tables;
     assert!(tables.subjects.contains_key("shop/a"));
     set_mode(&mut world, PolicyMode::Off);
-    assert!(planner.plan(&world).is_none());
-    assert_eq!(not_enforced(&world).unwrap().reason, "PolicyOff");
+    let off = planner.plan(&world);
+    assert!(off.out.is_none() && off.state.is_empty());
     set_mode(&mut world, PolicyMode::Enforce);
-    assert_eq!(planner.plan(&world).unwrap().tables, tables);
-    world.policies.clear();
+    assert_eq!(planner.plan(&world).out.unwrap().tables, tables);
+}
+
+#[test]
+fn what_is_open_that_policies_shut_is_said() {
+    let mut world = whole();
+    put_namespace(&mut world);
+    for name in ["a", "b"] {
+        world.pods.insert(format!("shop/{name}").into(), pod("n1").into());
+        world.attach(attachment("shop", name));
+    }
+    let said = |world: &World| {
+        let out = Policy::default().plan(world).out;
+        not_enforced(world, out.as_ref()).map(|said| (said.reason, said.message))
+    };
     for mode in [PolicyMode::Enforce, PolicyMode::Audit, PolicyMode::Off] {
         set_mode(&mut world, mode);
-        assert_eq!(not_enforced(&world), None, "{mode}: there is nothing to enforce");
+        assert_eq!(said(&world), None, "{mode}: there is nothing to enforce");
     }
+    put_policies(&mut world, "{\"spec\":{\"podSelector\":{}}}", 1);
+    let off = "1 policy is in the store and policy is off: all 2 pods of this node are open";
+    assert_eq!(said(&world), Some(("PolicyOff", off.to_owned())));
+    set_mode(&mut world, PolicyMode::Audit);
+    let audit = "1 policy is in the store and policy is audit: what they deny is reported, and passes; 2 of 2 pods of this node are open that they isolate: shop/a, shop/b";
+    assert_eq!(said(&world), Some(("PolicyAudit", audit.to_owned())));
+    set_mode(&mut world, PolicyMode::Enforce);
+    assert_eq!(said(&world), None);
+}
+
+#[test]
+fn a_pod_that_runs_without_its_object_is_said() {
+    let mut world = whole();
+    world.attach(Attachment { answered: true, ..attachment("shop", "a") });
+    world.attach(attachment("shop", "still-waits"));
+    let said = |world: &World| {
+        let out = Policy::default().plan(world).out.unwrap();
+        cut_off(world, &out.tables).map(|said| (said.about, said.message)).collect::<Vec<_>>()
+    };
+    let message = "nothing passes to it or from it: this node has not heard of Pod shop/a";
+    assert_eq!(said(&world), [("Pod/shop/a".to_owned(), message.to_owned())]);
+    put_namespace(&mut world);
+    world.pods.insert("shop/a".into(), pod("n1").into());
+    assert_eq!(said(&world), []);
 }
 
 #[test]
@@ -186,10 +259,98 @@ fn faults_of_policies_are_said_up_to_a_number() {
     for (faults, shown) in [(0, 0), (1, 1), (SAID, SAID), (SAID + 3, SAID + 1)] {
         let mut world = whole();
         put_policies(&mut world, "{\"spec\":{\"podSelector\":{},\"colour\":1}}", faults);
-        let said = said(&Policy::default().plan(&world).unwrap());
+        let said = said(&Policy::default().plan(&world).out.unwrap());
         assert_eq!(said.len(), shown, "{said:#?}");
         let more = said.iter().find(|it| it.reason == "MoreToSay").map(|it| it.message.clone());
         assert_eq!(more.as_deref(), (faults > SAID).then_some("3 more faults of policies are not shown"));
         assert!(said.iter().take(SAID).all(|it| it.about.starts_with("NetworkPolicy/shop/p")), "{said:#?}");
     }
+}
+
+/// What policy wants where the kernel held this when the agent started, and the store is read no further than a snapshot
+/// goes.
+fn start(policy: &mut Policy, world: &World, held: &State) -> (World, State) {
+    let mut started = World::new("n1".into(), Features::default());
+    let objects = world.pods.iter().map(|(name, pod)| (id(Kind::Pod, name), Object::Pod(pod.clone())));
+    let namespaces =
+        world.namespaces.iter().map(|(name, it)| (id(Kind::Namespace, name), Object::Namespace(it.clone())));
+    let policies = world.policies.iter().map(|(id, it)| (id.clone(), Object::Policy(it.clone())));
+    started.recall(objects.chain(namespaces).chain(policies).collect(), Instant::now());
+    world.attachments.values().for_each(|it| started.attach((**it).clone()));
+    started.programmed(
+        Programmed { mirror: held.clone(), read: true, ..Programmed::default() },
+        Arc::default(),
+        Instant::now(),
+    );
+    let state = policy.plan(&started).state;
+    (started, state)
+}
+
+fn id(kind: Kind, name: &str) -> ObjectId {
+    ObjectId { kind, name: name.into() }
+}
+
+/// Two pods here, one of which a policy isolates, and all that the kernel then holds.
+fn running() -> (World, State) {
+    let mut world = whole();
+    put_namespace(&mut world);
+    for name in ["a", "b"] {
+        world.pods.insert(format!("shop/{name}").into(), pod("n1").into());
+        world.attach(attachment("shop", name));
+    }
+    put_policies(&mut world, "{\"spec\":{\"podSelector\":{}}}", 1);
+    let held = Policy::default().plan(&world).state;
+    (world, held)
+}
+
+fn keys(state: &State) -> BTreeSet<Key> {
+    state.iter().map(|(key, _)| key.clone()).collect()
+}
+
+#[test]
+fn what_the_kernel_holds_of_policies_goes_on_as_planned_if_it_is_what_was_planned() {
+    let (world, held) = running();
+    let mut policy = Policy::default();
+    let (mut started, state) = start(&mut policy, &world, &held);
+    assert_eq!(held.differing_keys(&state).count(), 0, "not even the generation");
+    // A pod that the snapshot knows of is added, and one that goes is gone.
+    started.detach(&Attachment::id_of("b", "eth0"), Instant::now());
+    let without = policy.plan(&started).state;
+    assert!(keys(&without).is_subset(&keys(&held)) && without.len() < held.len());
+    started.attach(attachment("shop", "b"));
+    assert_eq!(keys(&policy.plan(&started).state), keys(&held));
+}
+
+#[test]
+fn what_the_kernel_holds_of_policies_stays_if_it_is_something_else() {
+    let (mut world, held) = running();
+    // The snapshot is older: there was no policy, and it knows only one of the pods.
+    world.policies.clear();
+    world.pods.remove("shop/b");
+    let mut policy = Policy::default();
+    let (mut started, state) = start(&mut policy, &world, &held);
+    assert_eq!(held.differing_keys(&state).count(), 0);
+    let plan = Plan { state: Some(state), ..Plan::default() };
+    assert_eq!(lacks(&started, &plan, &attachment("shop", "b"), ""), None, "the kernel has it");
+    // Nothing comes in that may not fit, and only what was of a pod that is gone goes.
+    started.attach(attachment("shop", "c"));
+    assert_eq!(keys(&policy.plan(&started).state), keys(&held));
+    started.detach(&Attachment::id_of("a", "eth0"), Instant::now());
+    let gone = &keys(&held) - &keys(&policy.plan(&started).state);
+    assert_eq!(gone, nft::keys(&attachment("shop", "a")).collect());
+    // Now all is read, and it is what the store says: judged anew, since nobody knows what was revoked meanwhile.
+    for kind in Kind::ALL {
+        started.store(StoreEvent::Init(kind), Instant::now());
+        started.store(StoreEvent::Synced(kind), Instant::now());
+    }
+    let whole = policy.plan(&started).state;
+    let generation = |state: &State| state.iter().find_map(|(key, _)| Generation::of(key)).unwrap();
+    assert!(generation(&whole) > generation(&held));
+}
+
+#[test]
+fn after_a_boot_what_the_snapshot_says_is_all_there_is() {
+    let (world, held) = running();
+    let (_, state) = start(&mut Policy::default(), &world, &State::new());
+    assert_eq!(keys(&state), keys(&held));
 }

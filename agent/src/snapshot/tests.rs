@@ -89,6 +89,7 @@ fn world() -> World {
         Namespace { name: "shop".into(), labels: labels(("kubernetes.io/metadata.name", "shop")) }.into(),
     );
     let pod = Pod {
+        uid: 7,
         node: "n1".into(),
         labels: labels(("app", "web")),
         service_account: "default".into(),

@@ -181,7 +181,7 @@ async fn a_caller_that_hangs_up_is_known_to_be_gone() {
     assert!(matches!(served.inputs.recv().await, Some(Input::HungUp)), "the loop is to be woken");
     let mut waiting = crate::waiting::Waiting::default();
     waiting.depart(reply, Instant::now());
-    waiting.settle(&tartan_model::World::default(), |_| None, Instant::now());
+    waiting.settle(&tartan_model::World::default(), |_, _| None, Instant::now());
     assert_eq!(waiting.wake_at(), None, "nobody waits any more");
 }
 

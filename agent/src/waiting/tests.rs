@@ -65,8 +65,8 @@ impl Loop {
     }
 }
 
-fn lacks(unknown: &BTreeSet<Arc<str>>) -> impl Fn(&str) -> Option<String> {
-    |id| unknown.contains(id).then(|| "this node has not heard of Pod shop/a".to_owned())
+fn lacks(unknown: &BTreeSet<Arc<str>>) -> impl Fn(&str, &CniRequest) -> Option<String> {
+    |id, _| unknown.contains(id).then(|| "this node has not heard of Pod shop/a".to_owned())
 }
 
 fn attachment(container: &str) -> Attachment {

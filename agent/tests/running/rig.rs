@@ -299,6 +299,7 @@ impl Running {
 /// A pod as the API server has it before it has an address.
 pub(crate) fn pod(node: &str) -> Pod {
     Pod {
+        uid: 0,
         node: node.into(),
         labels: Labels::default(),
         service_account: "default".into(),

@@ -5,6 +5,7 @@
 
 mod break_it;
 mod change;
+mod policy;
 mod topology;
 
 use std::process::ExitCode;
@@ -35,6 +36,8 @@ pub(crate) fn run(yes: bool) -> Result<ExitCode> {
     lost += change::act(&mut lab)?;
     heading("Breaking it")?;
     lost += break_it::act(&mut lab)?;
+    heading("A policy, and connections that are open")?;
+    policy::act(&lab)?;
     say(format_args!("\n# demo.lost rounds=1 min={lost} max={lost}\nfigure demo.lost {lost} count"))?;
     if !yes {
         stay(&signals)?;

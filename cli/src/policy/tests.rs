@@ -74,7 +74,7 @@ fn check_prints_just_what_is_to_be_said_of_every_bad_policy() {
     for case in table.split("====\n") {
         let (text, want) = document(case);
         std::fs::write(&file, &text).unwrap();
-        let Answer { text: json, code } = check::answer(&[file.clone()], Format::Json).unwrap();
+        let Answer { text: json, code } = check::answer(std::slice::from_ref(&file), Format::Json).unwrap();
         let said: Vec<tartan_api::explain::Diagnostic> = serde_json::from_str(&json).unwrap();
         let lines = said
             .iter()

@@ -108,7 +108,7 @@ impl Nft {
                     }
                     other => entry(other),
                 };
-                state.share(Key::NftElement { set: set.clone(), key }, entry);
+                state.share(Arc::new(Key::NftElement { set: set.clone(), key }), entry);
             }
             state.insert(Key::NftSet { set }, Object::NftSet(object.into()), Owner::Read);
         }

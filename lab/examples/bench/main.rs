@@ -7,6 +7,7 @@
 mod cni;
 mod load;
 mod path;
+mod policy;
 mod repair;
 mod restart;
 mod scale;
@@ -49,6 +50,7 @@ fn subject(args: &[&str]) -> Result<Box<dyn Subject>> {
         ["cni", plugins] => Box::new(cni::Cni::up(Some(PathBuf::from(plugins)))?),
         ["scale"] => Box::new(scale::Scale::up()?),
         ["restart"] => Box::new(restart::Restart::up()?),
+        ["policy"] => Box::new(policy::Policy::up()?),
         ["repair"] => Box::new(repair::Repair::up()?),
         other => bail!("`{}` is nothing to measure", other.join(" ")),
     })

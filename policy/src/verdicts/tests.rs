@@ -34,6 +34,7 @@ fn pod(node: &str, at: u8, pairs: &[(&str, &str)], account: &str, ports: &[(&str
     let ports =
         ports.iter().map(|(name, protocol, port)| NamedPort { name: (*name).into(), protocol: *protocol, port: *port });
     Arc::new(Pod {
+        uid: 0,
         node: node.into(),
         labels: labels(pairs),
         service_account: account.into(),

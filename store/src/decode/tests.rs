@@ -182,6 +182,26 @@ status: {phase: Failed, podIP: 10.0.0.1, podIPs: [{ip: 10.0.0.1}, {ip: 'fd00::1'
     }
 }
 
+#[test]
+fn a_pod_is_told_from_the_one_that_had_its_name_before() {
+    let number = 0x9b5f_4c3d_2e1f_0011_2233_4455_6677_8899_u128;
+    for (metadata, want) in [
+        ("{name: p}", 0),
+        ("{name: p, uid: 9b5f4c3d-2e1f-0011-2233-445566778899}", number),
+        // What a kubelet calls a pod of its own files.
+        (
+            "{name: p, uid: 00000000-0000-4000-8000-000000000001, \
+              annotations: {kubernetes.io/config.hash: 9b5f4c3d2e1f00112233445566778899}}",
+            number,
+        ),
+    ] {
+        let text = format!("apiVersion: v1\nkind: Pod\nmetadata: {metadata}\nspec: {{}}\n");
+        fuzz::check(text.as_bytes());
+        let Object::Pod(pod) = decoded(&text) else { panic!("{text}") };
+        assert_eq!(pod.uid, want, "{text}");
+    }
+}
+
 /// Whatever a policy says: what is wrong in it is its dialect's to diagnose.
 #[test]
 fn policies_are_taken_as_they_are() {

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use tartan_api::kinds::{self, Container, ContainerPort, Empty, ObjectMeta, PodIP, PodSpec, PodStatus};
-use tartan_model::workload::NAMESPACE_NAME_LABEL;
+use tartan_model::workload::{NAMESPACE_NAME_LABEL, uid_of};
 use tartan_model::{Labels, NamedPort, Namespace, Pod, Protocol};
 
 use super::fault::Fault;
@@ -14,6 +14,8 @@ use super::fields;
 const PROTOCOLS: [(&str, Protocol); 3] = [("TCP", Protocol::Tcp), ("UDP", Protocol::Udp), ("SCTP", Protocol::Sctp)];
 /// A pod in one of these phases never runs again.
 const FINISHED: [&str; 2] = ["Succeeded", "Failed"];
+/// On what the API server shows of a static pod.
+const STATIC_UID: &str = "kubernetes.io/config.hash";
 /// What makes an init container a sidecar.
 const ALWAYS: &str = "Always";
 
@@ -45,7 +47,10 @@ pub(super) fn decode_pod(document: &kinds::Pod) -> Result<Pod, Fault> {
             .map(|(i, address)| fields::address(&format!("status.podIPs[{i}].ip"), &address.ip))
             .collect::<Result<Vec<IpAddr>, Fault>>()?,
     };
+    // A kubelet knows a pod of its own files by this, and what the API server shows of it has another UID.
+    let uid = metadata.annotations.get(STATIC_UID).unwrap_or(&metadata.uid);
     Ok(Pod {
+        uid: uid_of(uid),
         node: spec.node_name.as_str().into(),
         labels: labels(&metadata.labels)?,
         service_account: spec.service_account_name.as_str().into(),
@@ -67,6 +72,7 @@ pub(super) fn encode_pod(id: &str, pod: &Pod) -> kinds::Pod {
         metadata: ObjectMeta {
             name: name.to_owned(),
             namespace: namespace.to_owned(),
+            uid: if pod.uid == 0 { String::new() } else { format!("{:032x}", pod.uid) },
             labels: pod.labels.to_map(),
             ..ObjectMeta::default()
         },

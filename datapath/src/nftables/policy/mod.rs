@@ -23,7 +23,7 @@ mod pods;
 mod ranges;
 mod revoked;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -35,7 +35,7 @@ use tartan_netstate::{Entry, Generation, Key, Object, Owner, Part, State};
 use tartan_policy::verdicts::{Class, Rows, Set, Tables};
 
 pub use held::{Mirrored, held};
-pub use pods::is_of_pods;
+pub use pods::{is_judged, is_of_pods, keys};
 pub use tartan_model::PolicyMode as Mode;
 
 use maps::Side;

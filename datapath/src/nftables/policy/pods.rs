@@ -7,9 +7,9 @@ use std::sync::Arc;
 
 use imbl::OrdMap;
 use imbl::ordmap::DiffItem;
-use tartan_model::{Attachment, Family};
+use tartan_model::Attachment;
 use tartan_netstate::nft::{ElementData, Fields};
-use tartan_netstate::{Key, Object, Owner, Part};
+use tartan_netstate::{Key, Object, Owner, Part, State};
 
 use super::Seen;
 use super::maps::{self, SELF, SOURCES, SUBJECTS};
@@ -22,22 +22,36 @@ pub fn is_of_pods(set: &str) -> bool {
     [SUBJECTS, SOURCES, SELF].into_iter().any(of_pods)
 }
 
+/// Whether this state has a set for it: then packets from and to it are judged, and else dropped.
+pub fn is_judged(state: &State, attachment: &Attachment) -> bool {
+    elements(attachment, 0).all(|(key, _)| state.get(&key).is_some())
+}
+
+/// All elements that may be its.
+pub fn keys(attachment: &Attachment) -> impl Iterator<Item = Key> {
+    elements(attachment, 0).map(|(key, _)| key)
+}
+
 /// What it adds; none without a set.
 pub(super) fn part(attachment: &Attachment, subjects: &OrdMap<Arc<str>, u32>) -> Option<Part> {
-    let set = *subjects.get(&*pod_of(attachment))?;
+    let set = *subjects.get(&*attachment.pod())?;
+    Some(Part::of(&Owner::Pod(attachment.id.clone()), elements(attachment, set).collect()))
+}
+
+fn elements(attachment: &Attachment, set: u32) -> impl Iterator<Item = (Key, Object)> {
     let link = host_link(&attachment.id);
-    let mut objects = Vec::new();
-    let mut add = |stem: &str, family: Family, fields: Fields, data: ElementData| {
-        let key = Key::NftElement { set: named(stem, family).into(), key: fields.key() };
-        objects.push((key, Object::NftElement(data)));
-    };
-    for (family, address) in attachment.addresses.iter() {
+    attachment.addresses.iter().flat_map(move |(family, address)| {
+        let element = |stem: &str, fields: Fields, data: ElementData| {
+            let key = Key::NftElement { set: named(stem, family).into(), key: fields.key() };
+            (key, Object::NftElement(data))
+        };
         let ends = || Fields::new().ifname(link.as_str()).addr(*address);
-        add(SUBJECTS, family, ends(), maps::number(set));
-        add(SOURCES, family, ends(), ElementData::default());
-        add(SELF, family, Fields::new().addr(*address).addr(*address), ElementData::default());
-    }
-    Some(Part::of(&Owner::Pod(attachment.id.clone()), objects))
+        [
+            element(SUBJECTS, ends(), maps::number(set)),
+            element(SOURCES, ends(), ElementData::default()),
+            element(SELF, Fields::new().addr(*address).addr(*address), ElementData::default()),
+        ]
+    })
 }
 
 /// Attachments whose part may differ.
@@ -49,15 +63,10 @@ pub(super) fn changed(before: &Seen, after: &Seen) -> BTreeSet<Arc<str>> {
     }
     let pods: BTreeSet<&str> = before.tables.subjects.diff(&after.tables.subjects).map(|item| pod(&item)).collect();
     if !pods.is_empty() {
-        let theirs = after.attachments.iter().filter(|(_, it)| pods.contains(&*pod_of(it)));
+        let theirs = after.attachments.iter().filter(|(_, it)| pods.contains(&*it.pod()));
         ids.extend(theirs.map(|(id, _)| id.clone()));
     }
     ids
-}
-
-/// As policy names it.
-pub(super) fn pod_of(attachment: &Attachment) -> String {
-    format!("{}/{}", attachment.pod_namespace, attachment.pod_name)
 }
 
 fn pod<'a>(item: &DiffItem<'a, 'a, Arc<str>, u32>) -> &'a str {

@@ -13,7 +13,6 @@ use tartan_policy::verdicts::{ANY, Class, Rows, Tables, Word};
 use tartan_policy::walk;
 
 use super::maps::Side;
-use super::pods::pod_of;
 use super::{Mode, Seen};
 
 /// So many addresses are looked at closely, by what they were and are.
@@ -41,7 +40,7 @@ fn subjects(before: &Seen, after: &Seen) -> bool {
     before.tables.subjects.diff(&after.tables.subjects).any(|item| match item {
         DiffItem::Add(..) => false,
         DiffItem::Update { .. } => true,
-        DiffItem::Remove(pod, _) => after.attachments.values().any(|it| *pod_of(it) == **pod),
+        DiffItem::Remove(pod, _) => after.attachments.values().any(|it| *it.pod() == **pod),
     })
 }
 

@@ -81,6 +81,7 @@ fn pod_id(number: u8) -> ObjectId {
 
 fn pod(number: u8, app: &str) -> Pod {
     Pod {
+        uid: 0,
         node: if number < 4 { "n1" } else { "n2" }.into(),
         labels: [("app", app)].into_iter().collect(),
         service_account: "default".into(),
@@ -214,7 +215,7 @@ fn passing(world: &World, tables: &Tables, state: &State) -> Passing {
             Side::BOTH.into_iter().flat_map(|side| questions().into_iter().map(move |q| (side, q)))
         {
             let Some(own) = attachment.addresses.get(Family::of(end)) else { continue };
-            let pod = pods::pod_of(attachment);
+            let pod = attachment.pod();
             let wanted = tables.lookup(&pod, direction(side), *own, end, &packet).map(|decision| decision.verdict);
             let found = ask(state, attachment, side, end, &packet).map(Word::verdict);
             assert_eq!(found, wanted, "{pod} {side:?} {end} {packet:?}");
@@ -250,7 +251,7 @@ proptest! {
             let passes = passing(&world, &tables, &state);
             let generation = generation_in(&state).expect("there is one");
             if let Some((passed, last)) = before {
-                let here: Vec<_> = world.attachments.values().map(|it| pods::pod_of(it)).collect();
+                let here: Vec<_> = world.attachments.values().map(|it| it.pod()).collect();
                 let lost = passed.difference(&passes).find(|(pod, ..)| here.iter().any(|it| **it == **pod));
                 prop_assert!(lost.is_none() || generation != last, "{lost:?} in the same generation");
             }

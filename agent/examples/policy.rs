@@ -1,0 +1,256 @@
+//! From a word of the store to the kernel, for `cargo xtask bench policy`: 50,000 pods and 10,000 policies in the cluster,
+//! 100 of the pods here, in a network namespace of this process's own; planners, kernel thread and kernel are the real ones.
+//!
+//! Prints a line of milliseconds for each question: a policy, one pod's labels, a new pod elsewhere. Each is from World
+//! being told to the report that the kernel has it.
+#![allow(clippy::print_stdout, reason = "its output is its product")]
+
+use std::fs::File;
+use std::net::IpAddr;
+use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::MetadataExt as _;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use nix::sched::{CloneFlags, unshare};
+use tartan_agent::plan::{Plan, Planners};
+use tartan_kernel::Kernel as _;
+use tartan_kernel::linux::Linux;
+use tartan_kernel::thread::{Applied, Handle, spawn};
+use tartan_model::{
+    Attachment, Kind, Labels, Namespace, Node, Object, ObjectId, PerFamily, Pod, PolicyText, Programmed, Revision,
+    StoreEvent, World,
+};
+use tartan_netstate::{Mac, PodNetns};
+
+const NAMESPACES: u32 = 1_000;
+/// In each namespace: deployments, and pods of each.
+const DEPLOYMENTS: u32 = 5;
+const REPLICAS: u32 = 10;
+const PODS: u32 = DEPLOYMENTS * REPLICAS;
+const POLICIES: u32 = 10;
+/// Namespaces one pod of which is on this node.
+const LOCAL: u32 = 100;
+const RUNS: u32 = 200;
+const LOCAL_NODE: &str = "n0";
+
+fn main() -> Result<()> {
+    unshare(CloneFlags::CLONE_NEWNET).context("a network namespace of its own (this needs root)")?;
+    let mut bench = Bench::start()?;
+    bench.measure(|run| policy(run % LOCAL, run % POLICIES, 8_000 + run))?;
+    bench.measure(|run| pod(run % LOCAL, 0, &format!("app{}", run % DEPLOYMENTS)))?;
+    bench.measure(|run| pod(500, PODS + run, "app1"))
+}
+
+/// The loop in small, and what it needs.
+struct Bench {
+    world: World,
+    planners: Planners,
+    kernel: Handle,
+    reports: mpsc::Receiver<Applied>,
+    generation: u64,
+    /// Namespaces of the pods here, for as long as this runs.
+    _netns: Vec<File>,
+}
+
+impl Bench {
+    fn start() -> Result<Bench> {
+        let mut linux = Linux::open()?;
+        let mut world = World::new(LOCAL_NODE.into(), linux.features());
+        fill(&mut world);
+        let mut netns = Vec::new();
+        for namespace in 0..LOCAL {
+            let file = new_netns()?;
+            world.attach(attachment(namespace, &file)?);
+            netns.push(file);
+        }
+        let (report, reports) = mpsc::channel();
+        let kernel = spawn(Box::new(linux), move |applied| {
+            // Nobody listens any more once this ends.
+            let _ended = report.send(applied);
+        })?;
+        let planners = Planners::default();
+        let mut bench = Bench { world, planners, kernel, reports, generation: 0, _netns: netns };
+        let first = bench.reports.recv()?;
+        bench.hear(first);
+        let began = Instant::now();
+        bench.plan_and_wait()?;
+        eprintln!(
+            "everything in the kernel after {:?}: {} objects",
+            began.elapsed(),
+            bench.world.programmed.mirror.len()
+        );
+        Ok(bench)
+    }
+
+    /// Tells World one thing after the other, each when the kernel has the one before; prints how long each took, in ms.
+    fn measure(&mut self, word: impl Fn(u32) -> StoreEvent) -> Result<()> {
+        let mut times = Vec::new();
+        for run in 0..RUNS {
+            let word = word(run);
+            let began = Instant::now();
+            self.world.store(word, began);
+            self.plan_and_wait()?;
+            times.push(began.elapsed());
+        }
+        println!("{}", times.iter().map(|time| (time.as_secs_f64() * 1e3).to_string()).collect::<Vec<_>>().join(" "));
+        Ok(())
+    }
+
+    fn plan_and_wait(&mut self) -> Result<()> {
+        let Plan { state, .. } = self.planners.plan(&self.world, Instant::now());
+        self.generation += 1;
+        self.kernel.want(self.generation, state.context("the World is whole")?);
+        self.world.asked = self.generation;
+        while self.world.programmed.pods_generation < self.generation {
+            let applied = self.reports.recv_timeout(Duration::from_secs(60)).context("the kernel thread is silent")?;
+            self.hear(applied);
+        }
+        ensure!(self.world.programmed.failures.is_empty(), "refused: {:?}", self.world.programmed.failures);
+        Ok(())
+    }
+
+    fn hear(&mut self, applied: Applied) {
+        let programmed = Programmed {
+            generation: applied.generation,
+            pods_generation: applied.pods_generation,
+            mirror: applied.mirror,
+            failures: applied.failures.iter().map(failed).collect(),
+            read: true,
+            ..Programmed::default()
+        };
+        self.world.programmed(programmed, applied.host, Instant::now());
+    }
+}
+
+fn failed(failure: &tartan_kernel::Failure) -> tartan_model::Failed {
+    let error = failure.error.to_string().into();
+    tartan_model::Failed { key: failure.key.clone(), owner: failure.owner.clone(), error }
+}
+
+/// A namespace that lives as long as the file.
+fn new_netns() -> Result<File> {
+    let opened = std::thread::spawn(|| -> Result<File> {
+        unshare(CloneFlags::CLONE_NEWNET)?;
+        Ok(File::open("/proc/thread-self/ns/net")?)
+    });
+    opened.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+// --- the cluster ---
+
+fn fill(world: &mut World) {
+    let now = Instant::now();
+    for kind in Kind::ALL {
+        world.store(StoreEvent::Init(kind), now);
+    }
+    world.store(node(), now);
+    for namespace in 0..NAMESPACES {
+        world.store(self::namespace(namespace), now);
+        for at in 0..PODS {
+            world.store(pod(namespace, at, &format!("app{}", at / REPLICAS)), now);
+        }
+        for at in 0..POLICIES {
+            world.store(policy(namespace, at, 8_000 + at), now);
+        }
+    }
+    for kind in Kind::ALL {
+        world.store(StoreEvent::Synced(kind), now);
+    }
+}
+
+fn put(kind: Kind, name: String, object: Object) -> StoreEvent {
+    StoreEvent::Put(ObjectId { kind, name: name.into() }, object, Revision::from(1))
+}
+
+fn labels(pairs: &[(&str, &str)]) -> Labels {
+    pairs.iter().copied().collect()
+}
+
+fn node() -> StoreEvent {
+    let ranges = ["10.0.0.0/9", "fd00::/64"].map(|range| range.parse().expect("a range"));
+    let node = Node {
+        name: LOCAL_NODE.into(),
+        uid: LOCAL_NODE.into(),
+        internal_ips: vec![IpAddr::from([192, 0, 2, 1])],
+        external_ips: Vec::new(),
+        pod_cidrs: ranges.to_vec(),
+        labels: Default::default(),
+        annotations: Default::default(),
+    };
+    put(Kind::Node, LOCAL_NODE.to_owned(), Object::Node(node.into()))
+}
+
+fn namespace(number: u32) -> StoreEvent {
+    let name = format!("ns{number}");
+    let team = format!("team{}", number % 50);
+    let namespace = Namespace { name: name.as_str().into(), labels: labels(&[("team", &team)]) };
+    put(Kind::Namespace, name, Object::Namespace(namespace.into()))
+}
+
+fn pod_name(at: u32) -> String {
+    format!("app{}-5d8c7b9f6c-{at:05}", at / REPLICAS)
+}
+
+fn addresses(namespace: u32, at: u32) -> [IpAddr; 2] {
+    let number = 256 + namespace * 1_024 + at;
+    let [_, high, middle, low] = number.to_be_bytes();
+    [IpAddr::from([10, high, middle, low]), format!("fd00::{number:x}").parse().expect("an address")]
+}
+
+fn pod(namespace: u32, at: u32, app: &str) -> StoreEvent {
+    let is_local = namespace < LOCAL && at == 0;
+    let tier = ["back", "data", "front"][at as usize / REPLICAS as usize % 3];
+    let pod = Pod {
+        uid: 0,
+        node: if is_local { LOCAL_NODE.into() } else { format!("n{}", 1 + (namespace * PODS + at) % 4_999).into() },
+        labels: labels(&[("app", app), ("pod-template-hash", "5d8c7b9f6c"), ("tier", tier), ("version", "v1")]),
+        service_account: "default".into(),
+        addresses: addresses(namespace, at).into(),
+        ports: Box::default(),
+        host_network: false,
+        finished: false,
+    };
+    put(Kind::Pod, format!("ns{namespace}/{}", pod_name(at)), Object::Pod(pod.into()))
+}
+
+/// Of each namespace's policies, half are for all its pods; the first of some lets every front tier of the cluster in.
+fn policy(namespace: u32, at: u32, port: u32) -> StoreEvent {
+    let subject = match at.is_multiple_of(2) {
+        true => "{}".to_owned(),
+        false => format!(r#"{{"matchLabels":{{"app":"app{}"}}}}"#, at % DEPLOYMENTS),
+    };
+    let wide = match at == 0 && namespace < 20 {
+        true => r#"{"namespaceSelector":{},"podSelector":{"matchLabels":{"tier":"front"}}},"#,
+        false => "",
+    };
+    let json = format!(
+        r#"{{"spec":{{"podSelector":{subject},"policyTypes":["Ingress","Egress"],"ingress":[{{"from":[{wide}{{"podSelector":{{"matchLabels":{{"app":"app{}"}}}}}}],"ports":[{{"port":{port}}},{{"port":443}}]}},{{"from":[{{"namespaceSelector":{{"matchLabels":{{"team":"team{}"}}}}}}],"ports":[{{"port":9090}}]}}],"egress":[{{"to":[{{"podSelector":{{}}}},{{"ipBlock":{{"cidr":"203.0.{}.0/24"}}}}]}}]}}}}"#,
+        (at + 1) % DEPLOYMENTS,
+        namespace % 50,
+        namespace % 200,
+    );
+    put(Kind::NetworkPolicy, format!("ns{namespace}/p{at}"), Object::Policy(PolicyText { json: json.into() }.into()))
+}
+
+fn attachment(namespace: u32, netns: &File) -> Result<Attachment> {
+    let container = format!("c{namespace}");
+    let found = netns.metadata()?;
+    Ok(Attachment {
+        id: Attachment::id_of(&container, "eth0"),
+        container: container.into(),
+        ifname: "eth0".into(),
+        netns: PodNetns {
+            dev: found.dev(),
+            ino: found.ino(),
+            path: format!("/proc/{}/fd/{}", std::process::id(), netns.as_raw_fd()).into(),
+        },
+        pod_namespace: format!("ns{namespace}").into(),
+        pod_name: pod_name(0).into(),
+        addresses: PerFamily::first_of(addresses(namespace, 0)),
+        mac: Mac([2, 0, 0, 0, 1, u8::try_from(namespace)?]),
+        ports: Vec::new(),
+        answered: true,
+    })
+}

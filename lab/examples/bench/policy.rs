@@ -1,0 +1,108 @@
+//! A server that lets in what has a label, and clients that come up elsewhere: how soon the first connection of each comes
+//! about, and whether anybody else's is cut meanwhile.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use serde_json::{Map, Value, json};
+use tartan_lab::probe::{Load, Talk, Transport, wait_for};
+use tartan_lab::{Attachment, Endpoint, Family, Lab, NAMESPACE, Netns, Network, cni_args};
+
+use crate::{PATIENCE, Series, Subject, binaries, lab, ms, unknown};
+
+/// One attempt to connect; then the next.
+const ATTEMPT: Duration = Duration::from_millis(20);
+const CLIENT: &[(&str, &str)] = &[("role", "client")];
+const SERVER: &str = "a1";
+
+/// Two nodes with a pod each; n1's is the server, n2's a client of old.
+pub(crate) struct Policy {
+    lab: Lab,
+    clients: u32,
+}
+
+impl Policy {
+    pub(crate) fn up() -> Result<Self> {
+        let lab = lab("policy", 2, 1, "vxlan")?;
+        lab.label_pod("b1", CLIENT)?;
+        lab.put(&json!({
+            "apiVersion": "networking.k8s.io/v1",
+            "kind": "NetworkPolicy",
+            "metadata": {"name": "clients", "namespace": NAMESPACE},
+            "spec": {
+                "podSelector": {"matchLabels": {"name": SERVER}},
+                "ingress": [{"from": [{"podSelector": {"matchLabels": {"role": "client"}}}]}],
+            },
+        }))?;
+        let (old, server) = (lab.endpoint("b1")?, lab.endpoint(SERVER)?);
+        let open = || Talk::open(&(old.clone(), server.clone()), Family::V4, Transport::Tcp, ATTEMPT).is_ok();
+        wait_for(PATIENCE, "the client of old to be let in", open).with_context(|| lab.troubleshooting())?;
+        Ok(Self { lab, clients: 0 })
+    }
+}
+
+impl Subject for Policy {
+    /// `connect LAG-MS COUNT`: for each client that comes, ms from its addresses being known to its first connection; and
+    /// how many probes and connections of the client of old were lost meanwhile.
+    fn measure(&mut self, question: &[&str]) -> Result<Series> {
+        let &["connect", lag, count] = question else { return Err(unknown(question)) };
+        let (lag, count) = (Duration::from_millis(lag.parse()?), count.parse::<usize>()?);
+        let old = (self.lab.endpoint("b1")?, self.lab.endpoint(SERVER)?);
+        let load = Load::new().udp([old.clone()]).tcp_bulk([old.clone()]).tcp_idle([old]).start()?;
+        load.wait_for_answers(100, PATIENCE)?;
+        let times = (0..count).map(|_| self.client(lag)).collect::<Result<Vec<f64>>>()?;
+        load.wait_for_answers(100, PATIENCE)?;
+        let report = load.stop()?;
+        let cut = report.udp.lost + report.tcp.resets + report.tcp.broken.len() as u64;
+        Ok(vec![times, vec![cut as f64]])
+    }
+}
+
+impl Policy {
+    /// A client on n2, as a kubelet and a slow API server bring it up. Gone again when it has connected.
+    fn client(&mut self, lag: Duration) -> Result<f64> {
+        self.clients += 1;
+        let name = format!("client{}", self.clients);
+        let node = self.lab.node("n2")?;
+        let netns = Netns::create(&format!("{}{name}", self.lab.facts().prefix()))?;
+        let at = Attachment {
+            container: name.clone(),
+            netns: netns.path(),
+            ifname: "eth0".into(),
+            args: cni_args(&name),
+            runtime_config: Map::new(),
+        };
+        self.lab.put_pod("n2", &name, CLIENT, &[])?;
+        let network = Network::tartan(node, &binaries()?.cni)?;
+        let result = network.add(node, &at)?;
+        let ready = Instant::now();
+        wait_for(PATIENCE, "the API server to tell", || ready.elapsed() >= lag)?;
+        let client = endpoint(&name, &netns, &result)?;
+        self.lab.put_pod("n2", &name, CLIENT, &[client.v4.into(), client.v6.into()])?;
+        let pair = (client, self.lab.endpoint(SERVER)?);
+        let known = Instant::now();
+        let connects = || Talk::open(&pair, Family::V4, Transport::Tcp, ATTEMPT).is_ok();
+        wait_for(PATIENCE, "the first connection", connects).with_context(|| self.lab.troubleshooting())?;
+        let took = known.elapsed();
+        network.del(node, &at, Some(&result))?;
+        netns.delete()?;
+        // Its addresses will be another's: whom they belong to must not be in doubt.
+        self.lab.delete(&json!({"kind": "Pod", "metadata": {"name": name, "namespace": NAMESPACE}}))?;
+        Ok(ms(took))
+    }
+}
+
+fn endpoint(name: &str, netns: &Netns, result: &Value) -> Result<Endpoint> {
+    let ips = result["ips"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let bare = |ip: &Value| ip["address"].as_str()?.split('/').next()?.parse::<IpAddr>().ok();
+    let (mut v4, mut v6) = (None::<Ipv4Addr>, None::<Ipv6Addr>);
+    for address in ips.iter().filter_map(bare) {
+        match address {
+            IpAddr::V4(address) => v4 = Some(address),
+            IpAddr::V6(address) => v6 = Some(address),
+        }
+    }
+    let (v4, v6) = v4.zip(v6).with_context(|| format!("both families in {result}"))?;
+    Ok(Endpoint { name: name.to_owned(), netns: netns.clone(), v4, v6 })
+}
