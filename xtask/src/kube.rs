@@ -5,6 +5,7 @@
 //! changes with them; a program that is there was built to its end.
 
 use crate::{
+    bench,
     command::{self, Result},
     image,
     packages::{self, Lane},
@@ -20,13 +21,14 @@ use std::{
 };
 
 /// The Kubernetes that is meant when none is named: a folder of `kube/`.
-const NEWEST: &str = "1.36";
-/// The folder of `kube/` with what a node runs whatever its Kubernetes: containerd, stock plugins.
-const NODE: &str = "node";
+pub(crate) const NEWEST: &str = "1.36";
+/// The folders of `kube/` with what is there whatever the Kubernetes: what a node runs, containerd and stock plugins; and
+/// CoreDNS, with versions of its own, so that a change of one does not build the other anew.
+const COMMON: [&str; 2] = ["node", "coredns"];
 /// Where the cluster's programs and Tartan's image are, for the harness.
 const PATH: &str = "TARTAN_KUBE_PATH";
 
-/// Carries out `up`, `test` or `down`.
+/// Carries out `up`, `test`, `e2e` or `down`.
 ///
 /// # Errors
 /// An unknown word, a package that cannot be installed, a build that fails, or the harness's own.
@@ -41,8 +43,11 @@ pub(crate) fn run(args: &[&str]) -> Result<()> {
         },
         ["test"] => test(NEWEST),
         ["test", version] => test(version),
+        ["e2e"] => bench::run(&["e2e"]),
+        ["e2e", version, focus @ ..] if versions()?.iter().any(|known| known == version) => e2e_passes(version, focus),
+        ["e2e", focus @ ..] => e2e_passes(NEWEST, focus),
         ["down"] => harness(&["down"], &[]),
-        other => Err(format!("kube: `{}` is none of: up, test, down", other.join(" ")).into()),
+        other => Err(format!("kube: `{}` is none of: up, test, e2e, down", other.join(" ")).into()),
     }
 }
 
@@ -62,11 +67,32 @@ fn test(version: &str) -> Result<()> {
     command::run(cluster.args(["--", "--test-threads=1"]).env(PATH, &path))
 }
 
+fn e2e_passes(version: &str, focus: &[&str]) -> Result<()> {
+    if e2e(version, focus, |_| ())? { Ok(()) } else { Err(format!("e2e tests of Kubernetes {version} failed").into()) }
+}
+
+/// Kubernetes' own network tests against Tartan: those that the expressions in `focus` match, or all that Tartan is held
+/// to. What the harness says is printed, and handed to `line`. True when none failed.
+///
+/// # Errors
+/// A package that cannot be installed, a build that fails.
+pub(crate) fn e2e(version: &str, focus: &[&str], line: impl FnMut(&str)) -> Result<bool> {
+    packages::ensure(&[Lane::E2e])?;
+    let path = programs(version)?;
+    kubernetes(version)?.build_suite()?;
+    build_harness()?;
+    let mut e2e = command::as_root(harness_program());
+    command::stream(e2e.arg("e2e").args(focus).env(PATH, env::join_paths(path)?), line)
+}
+
 /// Builds the harness as the user and runs it as root.
 fn harness(args: &[&str], path: &[PathBuf]) -> Result<()> {
     build_harness()?;
-    let program = command::target_dir().join("debug").join("examples").join("kube");
-    command::run(command::as_root(program).args(args).env(PATH, env::join_paths(path)?))
+    command::run(command::as_root(harness_program()).args(args).env(PATH, env::join_paths(path)?))
+}
+
+fn harness_program() -> PathBuf {
+    command::target_dir().join("debug").join("examples").join("kube")
 }
 
 fn build_harness() -> Result<()> {
@@ -77,16 +103,23 @@ fn build_harness() -> Result<()> {
 
 /// Everything a cluster of that version runs, built if need be: the folders it is in.
 fn programs(version: &str) -> Result<Vec<PathBuf>> {
-    let module = Path::new("kube").join(version);
-    if version == NODE || !module.join("go.mod").exists() {
-        return Err(format!("there is no Kubernetes {version} here; there are: {}", versions()?.join(" ")).into());
-    }
+    let kubernetes = kubernetes(version)?;
     packages::ensure(&[Lane::Build, Lane::Kube])?;
-    let modules = [module, Path::new("kube").join(NODE)];
-    let mut folders = modules.iter().map(|module| build(module)).collect::<Result<Vec<_>>>()?;
+    let mut folders = vec![kubernetes.build()?];
+    for common in COMMON {
+        folders.push(Module::open(Path::new("kube").join(common))?.build()?);
+    }
     let image = image::build(&[image::Platform::of_this_machine()?], "demo")?;
     folders.extend(image.parent().map(Path::to_path_buf));
     Ok(folders)
+}
+
+fn kubernetes(version: &str) -> Result<Module> {
+    let module = Path::new("kube").join(version);
+    if COMMON.contains(&version) || !module.join("go.mod").exists() {
+        return Err(format!("there is no Kubernetes {version} here; there are: {}", versions()?.join(" ")).into());
+    }
+    Module::open(module)
 }
 
 fn versions() -> Result<Vec<String>> {
@@ -94,32 +127,52 @@ fn versions() -> Result<Vec<String>> {
     for entry in fs::read_dir("kube")? {
         names.push(entry?.file_name().to_string_lossy().into_owned());
     }
-    names.retain(|name| name != NODE);
+    names.retain(|name| !COMMON.contains(&name.as_str()));
     names.sort();
     Ok(names)
 }
 
-/// Builds the tools of a module that are not there yet; gives their folder.
-fn build(module: &Path) -> Result<PathBuf> {
-    let go_mod = fs::read_to_string(module.join("go.mod"))?;
-    let folder = cache_dir()?.join(cache_name(module, &go_mod, &fs::read_to_string(module.join("go.sum"))?));
-    let missing: Vec<&str> =
-        tools(&go_mod).into_iter().filter(|tool| !folder.join(program_of(tool)).exists()).collect();
-    if missing.is_empty() {
-        return Ok(folder);
+/// A Go module of `kube/`, and where what is built of it is kept.
+struct Module {
+    path: PathBuf,
+    go_mod: String,
+    folder: PathBuf,
+}
+
+impl Module {
+    fn open(path: PathBuf) -> Result<Self> {
+        let go_mod = fs::read_to_string(path.join("go.mod"))?;
+        let name = cache_name(&path, &go_mod, &fs::read_to_string(path.join("go.sum"))?);
+        Ok(Self { path, go_mod, folder: cache_dir()?.join(name) })
     }
-    println!("Building {} programs into {}; from cold that takes minutes.", missing.len(), folder.display());
-    fs::create_dir_all(&folder)?;
-    let go = go(&go_mod)?;
-    for tool in missing {
+
+    /// Builds its tools that are not there yet; gives their folder.
+    fn build(&self) -> Result<PathBuf> {
+        for tool in tools(&self.go_mod) {
+            self.compile(&["build"], tool, program_of(tool))?;
+        }
+        Ok(self.folder.clone())
+    }
+
+    /// Builds Kubernetes' own network tests, which are a program as well.
+    fn build_suite(&self) -> Result<()> {
+        self.compile(&["test", "-c", "-vet=off"], "./e2e", "e2e.test")
+    }
+
+    fn compile(&self, how: &[&str], package: &str, program: &str) -> Result<()> {
+        let whole = self.folder.join(program);
+        if whole.exists() {
+            return Ok(());
+        }
+        println!("Building {program} into {}; from cold that takes minutes.", self.folder.display());
+        fs::create_dir_all(&self.folder)?;
         // Renamed when it is whole.
-        let half = folder.join(format!(".{}", program_of(tool)));
-        let mut build = Command::new(&go);
-        build.current_dir(module).env("CGO_ENABLED", "0").args(["build", "-trimpath", "-ldflags"]);
-        command::run(build.arg(linker_flags(&go_mod)).arg("-o").arg(&half).arg(tool))?;
-        fs::rename(half, folder.join(program_of(tool)))?;
+        let half = self.folder.join(format!(".{program}"));
+        let mut build = Command::new(go(&self.go_mod)?);
+        build.current_dir(&self.path).env("CGO_ENABLED", "0").args(how).args(["-trimpath", "-ldflags"]);
+        command::run(build.arg(linker_flags(&self.go_mod)).arg("-o").arg(&half).arg(package))?;
+        Ok(fs::rename(half, whole)?)
     }
-    Ok(folder)
 }
 
 fn cache_dir() -> Result<PathBuf> {
@@ -134,11 +187,12 @@ fn cache_name(module: &Path, go_mod: &str, go_sum: &str) -> String {
     format!("{}-{:016x}", module.file_name().unwrap_or_default().to_string_lossy(), hasher.finish())
 }
 
-/// The packages of the `tool` block.
+/// The packages of the `tool` block; a single one has a line of its own.
 fn tools(go_mod: &str) -> Vec<&str> {
     let block =
         go_mod.split_once("\ntool (\n").and_then(|(_, rest)| rest.split_once("\n)")).map_or("", |(block, _)| block);
-    block.lines().map(str::trim).filter(|line| !line.is_empty()).collect()
+    let single = go_mod.lines().filter_map(|line| line.strip_prefix("tool ")).filter(|tool| *tool != "(");
+    block.lines().map(str::trim).filter(|line| !line.is_empty()).chain(single).collect()
 }
 
 /// What `go build` would call it: the last part of its path that is no major version.
@@ -206,6 +260,7 @@ mod tests {
         assert_eq!(tools(GO_MOD), ["go.etcd.io/etcd/server/v3", "k8s.io/kubernetes/cmd/kubelet"]);
         assert_eq!(tools(GO_MOD).into_iter().map(program_of).collect::<Vec<_>>(), ["server", "kubelet"]);
         assert_eq!(program_of("x/containerd-shim-runc-v2"), "containerd-shim-runc-v2");
+        assert_eq!(tools("module x\n\ntool x/dns\n"), ["x/dns"]);
         assert!(tools("module x\n").is_empty());
     }
 

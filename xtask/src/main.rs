@@ -32,6 +32,10 @@ pub(crate) const COMMANDS: &[(&str, &str)] = &[
         "kube up|test|down [VERSION]",
         "a real Kubernetes of three nodes on this machine: make it, test with it, remove it",
     ),
+    (
+        "kube e2e [VERSION] [FOCUS…]",
+        "Kubernetes' own network tests against Tartan: `bench e2e`, or the specs whose names match a FOCUS",
+    ),
     ("image [ARCH…]", "the container image, for this machine's architecture or the named ones, in one archive"),
     ("gen", "write the generated tables of the docs and the definitions in deploy/ again"),
 ];

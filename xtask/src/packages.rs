@@ -22,12 +22,14 @@ pub(crate) enum Lane {
     Bench,
     /// Make a Kubernetes cluster.
     Kube,
+    /// Run Kubernetes' own tests in one.
+    E2e,
 }
 
 impl Lane {
     fn root_for(self) -> Option<&'static str> {
         match self {
-            Lane::Build => None,
+            Lane::Build | Lane::E2e => None,
             Lane::Lab => Some("tests that make network namespaces, links, routes and nft tables of their own"),
             Lane::Demo => Some("the demo's network namespaces; it removes them at its end"),
             Lane::Bench => Some("the network namespaces that benches measure in"),
@@ -54,11 +56,14 @@ const PACKAGES: &[Package] = &[
     package("libc6-dev",   "/usr/include/stdio.h", &[Lane::Build],                       "rustc links against it"),
     package("iproute2",    "ip",                   &[Lane::Lab, Lane::Demo, Lane::Bench, Lane::Kube], "a second opinion on links and routes; yardsticks"),
     package("nftables",    "nft",                  &[Lane::Lab, Lane::Demo, Lane::Bench, Lane::Kube], "a second opinion on our tables; foreign firewalls"),
-    package("iptables",    "iptables",             &[Lane::Lab, Lane::Bench],            "foreign firewalls as Docker writes them; stock plugins use it"),
-    package("curl",        "curl",                 &[Lane::Lab, Lane::Demo],             "to ask pods by hand"),
+    package("iptables",    "iptables",             &[Lane::Lab, Lane::Bench, Lane::Kube], "foreign firewalls as Docker writes them; stock plugins and kube-proxy use it"),
+    package("curl",        "curl",                 &[Lane::Lab, Lane::Demo, Lane::Kube], "to ask pods by hand"),
     package("containernetworking-plugins", "/usr/lib/cni/ptp", &[Lane::Lab, Lane::Bench], "the stock plugins we are chained and compared with"),
     package("golang-go",   "go",                   &[Lane::Kube],                        "builds Kubernetes, etcd and containerd"),
     package("runc",        "runc",                 &[Lane::Kube],                        "starts containers; building it would need C libraries"),
+    package("bind9-dnsutils",   "dig",             &[Lane::E2e],                         "Kubernetes' tests ask DNS servers in pods with it"),
+    package("netcat-openbsd",   "nc",              &[Lane::E2e],                         "Kubernetes' tests connect from pods with it"),
+    package("wget",        "wget",                 &[Lane::E2e],                         "Kubernetes' tests fetch from pods with it"),
     package("openssl",     "openssl",              &[Lane::Kube],                        "the cluster's certificates"),
 ];
 

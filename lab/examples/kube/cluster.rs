@@ -10,7 +10,8 @@
 //! Invariant: dropped in any state, half built included, it leaves nothing.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus};
 
 use anyhow::{Context, Result, anyhow, bail};
 use serde_json::Value;
@@ -18,9 +19,10 @@ use tartan_lab::{Facts, Hierarchy, Member, Netns, Seat, Underlay, UnderlayContro
 
 use crate::Programs;
 use crate::control::Control;
+use crate::dns;
 use crate::image;
 use crate::init;
-use crate::machine::{Machine, Spec};
+use crate::machine::{Machine, Proxy, Spec};
 use crate::pki::{Pki, Subject};
 
 /// Begins the line that a holder prints when all is up.
@@ -39,6 +41,16 @@ pub(crate) struct Cluster {
     control_netns: Netns,
     facts: Facts,
     programs: Programs,
+    wants: Wants,
+}
+
+/// What a cluster has that not every cluster has.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Wants {
+    /// kube-proxy, and CoreDNS, which is nothing without it.
+    pub(crate) proxy: Option<Proxy>,
+    /// Images with the tools that Kubernetes' own tests call.
+    pub(crate) tools: bool,
 }
 
 /// What a Node object says of its pods' addresses.
@@ -50,15 +62,18 @@ pub(crate) struct NodeCidrs {
 
 impl Cluster {
     /// Control plane and nodes, without a pod network: nodes do not get ready by themselves.
-    pub(crate) fn up(name: &str, programs: Programs) -> Result<Self> {
+    pub(crate) fn up(name: &str, programs: Programs, wants: Wants) -> Result<Self> {
         for leftover in tartan_lab::remove_leftovers()? {
             eprintln!("kube: removed the leftovers of lab {leftover}, whose process is gone");
         }
         let facts = Facts::claim(name)?;
         let control_netns = Netns::named(&format!("{}control", facts.prefix()));
         // From here on a failure drops the cluster, and that removes what there is of it.
-        let mut cluster = Self { machines: Vec::new(), control: None, control_netns, facts, programs };
+        let mut cluster = Self { machines: Vec::new(), control: None, control_netns, facts, programs, wants };
         cluster.build()?;
+        if cluster.has_services() {
+            dns::install(&cluster)?;
+        }
         Ok(cluster)
     }
 
@@ -79,17 +94,18 @@ impl Cluster {
         fs::create_dir_all(self.facts.disk())?;
         let pki = Pki::create(&self.facts.dir.join("pki"))?;
         // Images are packed while the API server starts.
-        let (programs, disk) = (&self.programs, self.facts.disk());
+        let (programs, disk, wants) = (&self.programs, self.facts.disk(), self.wants);
         let (control, image) = std::thread::scope(|scope| {
-            let image = scope.spawn(|| image::archives(programs, &disk));
+            let image = scope.spawn(|| image::archives(programs, wants, &pki, &disk));
             let control = Control::start(&control_netns, &seat, &pki, &self.facts.dir, programs);
             (control, image.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
         });
         let control = self.control.insert(control?);
         let images = image?;
         for (name, netns, seat) in seats {
-            let spec = node_spec(&name, &self.facts, &self.programs, &images, &seat)?;
+            let spec = node_spec(&name, &self.facts, &self.programs, &images, &seat, wants)?;
             sign_kubelet(&pki, &spec, &seat, control.server())?;
+            sign_proxy(&pki, &spec, control.server())?;
             put_loopback(&self.programs, &spec)?;
             self.machines.push(Machine::start(&spec, &netns, seat)?);
         }
@@ -136,6 +152,14 @@ impl Cluster {
         Ok(lines)
     }
 
+    /// Runs a client of the API server to its end, in the control plane's network; `command` gets kubectl and a kubeconfig.
+    pub(crate) fn run_client(&self, command: impl FnOnce(&Path, &Path) -> Command + Send) -> Result<ExitStatus> {
+        let control = self.control()?;
+        let mut command = command(control.kubectl_program(), control.admin());
+        let name = command.get_program().to_owned();
+        self.control_netns.run(|| command.status())?.with_context(|| format!("running {}", name.display()))
+    }
+
     pub(crate) fn kubectl(&self, args: &[&str]) -> Result<String> {
         self.control()?.kubectl(args)
     }
@@ -162,9 +186,15 @@ impl Cluster {
         Ok(pod_cidrs(&self.get(&["nodes"])?))
     }
 
-    /// Waits until every node says that it is ready.
+    /// Waits until every node says that it is ready, and names are answered if there are any.
     pub(crate) fn wait_until_ready(&self) -> Result<()> {
-        self.wait_for("condition=Ready", &["nodes", "--all"])
+        self.wait_for("condition=Ready", &["nodes", "--all"])?;
+        if self.has_services() { dns::wait_until_ready(self) } else { Ok(()) }
+    }
+
+    /// Whether somebody serves Services.
+    pub(crate) fn has_services(&self) -> bool {
+        self.wants.proxy.is_some()
     }
 
     /// Waits as `kubectl wait` does, by a watch: asking again and again would keep the machine from getting there. Says
@@ -182,6 +212,13 @@ impl Cluster {
         let enter = enter.collect::<Result<String>>()?;
         let kubectl = self.control()?.kubectl_command();
         Ok(format!("{nodes}\nkubectl: {kubectl}\n{enter}{IS_UP} `cargo xtask kube down` removes it."))
+    }
+
+    /// A client that is no part of the cluster: the control plane's network, and its address in each family.
+    #[cfg(test)]
+    pub(crate) fn outside(&self) -> Result<(&Netns, [std::net::IpAddr; 2])> {
+        let member = self.facts.member("control")?;
+        Ok((&self.control_netns, [member.v4.into(), member.v6.into()]))
     }
 
     /// The control plane, to break it.
@@ -216,7 +253,14 @@ impl Drop for Cluster {
     }
 }
 
-fn node_spec(name: &str, facts: &Facts, programs: &Programs, images: &[PathBuf], seat: &Seat) -> Result<Spec> {
+fn node_spec(
+    name: &str,
+    facts: &Facts,
+    programs: &Programs,
+    images: &[PathBuf],
+    seat: &Seat,
+    wants: Wants,
+) -> Result<Spec> {
     let hierarchies = Hierarchy::all()?;
     if !hierarchies.iter().any(|hierarchy| hierarchy.options == "memory") {
         bail!("this machine has no cgroup v1 hierarchy for memory; nodes on cgroup v2 alone are not built yet");
@@ -230,6 +274,7 @@ fn node_spec(name: &str, facts: &Facts, programs: &Programs, images: &[PathBuf],
         images: images.to_vec(),
         path: programs.0.clone(),
         addresses: format!("{},{}", seat.v4.0, seat.v6.0),
+        proxy: wants.proxy,
         hierarchies,
     })
 }
@@ -239,14 +284,28 @@ fn sign_kubelet(pki: &Pki, spec: &Spec, seat: &Seat, server: &str) -> Result<()>
     let (name, common_name) = (&spec.name, format!("system:node:{}", spec.name));
     let serves = [format!("DNS:{name}"), format!("IP:{}", seat.v4.0), format!("IP:{}", seat.v6.0)];
     let subject = Subject { file: name, common_name: &common_name, organisation: "system:nodes", serves: &serves };
-    let kubeconfig = pki.kubeconfig(&subject, server, init::PKI.as_ref())?;
+    put_credentials(pki, spec, &subject, server, "kubelet.conf")
+}
+
+/// On every node the same user, as kubeadm has it; its rights are built into the API server.
+fn sign_proxy(pki: &Pki, spec: &Spec, server: &str) -> Result<()> {
+    let file = format!("{}-proxy", spec.name);
+    let subject =
+        Subject { file: &file, common_name: "system:kube-proxy", organisation: "system:node-proxier", serves: &[] };
+    put_credentials(pki, spec, &subject, server, "kube-proxy.conf")
+}
+
+/// Signs, and puts on the node what the subject needs to be a client of the API server.
+fn put_credentials(pki: &Pki, spec: &Spec, subject: &Subject<'_>, server: &str, config: &str) -> Result<()> {
+    let kubeconfig = pki.kubeconfig(subject, server, init::PKI.as_ref())?;
     let on_node = init::own(&spec.disk, "plain", "/var/lib/kubelet")?.join("pki");
-    fs::create_dir(&on_node)?;
+    fs::create_dir_all(&on_node)?;
+    let name = subject.file;
     for (from, to) in [
         (pki.cert("ca"), "ca.crt".to_owned()),
         (pki.cert(name), format!("{name}.crt")),
         (pki.key(name), format!("{name}.key")),
-        (kubeconfig, "kubelet.conf".to_owned()),
+        (kubeconfig, config.to_owned()),
     ] {
         fs::copy(&from, on_node.join(to)).with_context(|| format!("copying {}", from.display()))?;
     }

@@ -87,6 +87,16 @@ impl Control {
         &self.server
     }
 
+    /// Where the program is.
+    pub(crate) fn kubectl_program(&self) -> &Path {
+        &self.kubectl
+    }
+
+    /// The kubeconfig of somebody who may do everything.
+    pub(crate) fn admin(&self) -> &Path {
+        &self.admin
+    }
+
     /// What kubectl prints.
     pub(crate) fn kubectl(&self, args: &[&str]) -> Result<String> {
         let kubectl = [self.kubectl.display().to_string(), format!("--kubeconfig={}", self.admin.display())];

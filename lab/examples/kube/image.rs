@@ -3,45 +3,94 @@
 //! Invariant: an image is one layer of the files given; a pod whose image is here never pulls.
 
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
-use crate::Programs;
+use crate::cluster::Wants;
+use crate::pki::{Pki, Subject};
+use crate::{MACHINE_PATH, Programs, suite, tools};
 
 /// What the kubelet runs to hold a pod's namespaces, by the name that containerd's configuration has.
 const PAUSE: &str = "registry.k8s.io/pause:3.10.2";
 /// What pods of tests run: servers, clients and probes in one program.
 pub(crate) const AGNHOST: &str = "registry.k8s.io/e2e-test-images/agnhost:2.63.0";
 
+/// Those of the images that Kubernetes' own tests name which the network's run: all are agnhost and tools.
+const OF_TESTS: [&str; 4] = ["agnhost", "glibc-dns-testing", "jessie-dnsutils", "busybox"];
+/// As `coredns.yaml` names it.
+const COREDNS: &str = "tartan.dev/lab/coredns:1";
+
 /// One image of an archive.
-struct Image<'a> {
-    tag: &'a str,
-    entrypoint: &'a [&'a str],
-    command: &'a [&'a str],
+struct Image {
+    tag: String,
+    entrypoint: &'static [&'static str],
+    command: &'static [&'static str],
 }
 
-/// Every image that a node needs: agnhost, which can pause as well, and Tartan's as it is shipped.
-pub(crate) fn archives(programs: &Programs, dir: &Path) -> Result<Vec<PathBuf>> {
+const fn image(tag: String, entrypoint: &'static [&'static str], command: &'static [&'static str]) -> Image {
+    Image { tag, entrypoint, command }
+}
+
+/// Every image that a node needs: agnhost, which can pause as well, Tartan's as it is shipped, and what is wanted.
+pub(crate) fn archives(programs: &Programs, wants: Wants, pki: &Pki, dir: &Path) -> Result<Vec<PathBuf>> {
     let agnhost = programs.find("agnhost")?;
-    let images = [
-        Image { tag: PAUSE, entrypoint: &["/agnhost", "pause"], command: &[] },
-        Image { tag: AGNHOST, entrypoint: &["/agnhost"], command: &["pause"] },
-    ];
-    let agnhost = archive("agnhost", &[("agnhost", &agnhost)], &images, dir)?;
-    Ok(vec![agnhost, programs.find("tartan.tar")?])
+    let mut images =
+        vec![image(PAUSE.into(), &["/agnhost", "pause"], &[]), image(AGNHOST.into(), &["/agnhost"], &["pause"])];
+    if wants.tools {
+        images.extend(of_tests(&run(Command::new(programs.find(suite::PROGRAM)?).arg("--list-images"))?));
+    }
+    let content = |root: &Path| {
+        copy(&agnhost, &root.join("agnhost"))?;
+        if wants.tools { upstream_content(programs, pki, root) } else { Ok(()) }
+    };
+    let mut archives = vec![archive("agnhost", dir, &images, content)?, programs.find("tartan.tar")?];
+    if wants.proxy.is_some() {
+        let coredns = programs.find("coredns")?;
+        let images = [image(COREDNS.into(), &["/coredns"], &[])];
+        archives.push(archive("coredns", dir, &images, |root| copy(&coredns, &root.join("coredns")))?);
+    }
+    Ok(archives)
 }
 
-/// One layer with `files` at its root, and images that share it.
-fn archive(name: &str, files: &[(&str, &Path)], images: &[Image<'_>], dir: &Path) -> Result<PathBuf> {
+/// The images to be made among those named, a line each.
+fn of_tests(named: &str) -> Vec<Image> {
+    let wanted = |tag: &&str| {
+        let name = tag.rsplit('/').next().and_then(|name| name.split(':').next());
+        name.is_some_and(|name| OF_TESTS.contains(&name)) && *tag != AGNHOST
+    };
+    let image_of = |tag: &str| match tag.contains("/agnhost:") {
+        true => image(tag.into(), &["/agnhost"], &["pause"]),
+        false => image(tag.into(), &[], &["/bin/sh"]),
+    };
+    named.lines().map(str::trim).filter(wanted).map(image_of).collect()
+}
+
+/// What else upstream has in agnhost's image.
+fn upstream_content(programs: &Programs, pki: &Pki, root: &Path) -> Result<()> {
+    tools::copy(root)?;
+    symlink("agnhost", root.join("agnhost-2"))?;
+    copy(&programs.find("coredns")?, &root.join("coredns"))?;
+    let served = Subject { file: "localhost", common_name: "localhost", organisation: "tests", serves: &[] };
+    pki.sign(&served)?;
+    copy(&pki.cert("localhost"), &root.join("localhost.crt"))?;
+    copy(&pki.key("localhost"), &root.join("localhost.key"))?;
+    ["tmp", "uploads"].into_iter().try_for_each(|folder| Ok(fs::create_dir_all(root.join(folder))?))
+}
+
+fn copy(file: &Path, to: &Path) -> Result<()> {
+    fs::copy(file, to).with_context(|| format!("copying {}", file.display())).map(drop)
+}
+
+/// One layer, whose root `content` fills, and images that share it.
+fn archive(name: &str, dir: &Path, images: &[Image], content: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
     let parts = dir.join(format!("{name}.parts"));
     let root = parts.join("root");
     fs::create_dir_all(&root)?;
-    for (at, file) in files {
-        fs::copy(file, root.join(at)).with_context(|| format!("copying {}", file.display()))?;
-    }
+    content(&root)?;
     let layer = parts.join("layer.tar");
     tar(&layer, &root)?;
     let digest = run(Command::new("sha256sum").arg(&layer))?;
@@ -60,11 +109,11 @@ fn archive(name: &str, files: &[(&str, &Path)], images: &[Image<'_>], dir: &Path
     Ok(archive)
 }
 
-impl Image<'_> {
+impl Image {
     fn config(&self, digest: &str) -> Value {
         json!({
             "architecture": "amd64", "os": "linux",
-            "config": {"Entrypoint": self.entrypoint, "Cmd": self.command, "Env": ["PATH=/"]},
+            "config": {"Entrypoint": self.entrypoint, "Cmd": self.command, "Env": [format!("PATH=/:{}", MACHINE_PATH.join(":"))]},
             "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{digest}")]},
         })
     }
@@ -76,8 +125,20 @@ fn tar(archive: &Path, folder: &Path) -> Result<()> {
     Ok(())
 }
 
-fn run(command: &mut Command) -> Result<String> {
+pub(crate) fn run(command: &mut Command) -> Result<String> {
     let output = command.output().with_context(|| format!("running {}", command.get_program().display()))?;
     ensure!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr).trim());
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{AGNHOST, of_tests};
+
+    #[test]
+    fn images_of_tests_are_found_among_all_named() {
+        let named = format!("registry.x/agnhost:2.55\n{AGNHOST}\nregistry.x/busybox:1\nregistry.x/nginx:1\nx\n");
+        let tags: Vec<_> = of_tests(&named).into_iter().map(|image| (image.tag, image.entrypoint.len())).collect();
+        assert_eq!(tags, [("registry.x/agnhost:2.55".into(), 1), ("registry.x/busybox:1".into(), 0)]);
+    }
 }

@@ -18,8 +18,11 @@ use serde_json::json;
 use tartan_lab::Hierarchy;
 use tartan_lab::probe::wait_for;
 
-use crate::machine::Spec;
+use crate::control::PODS;
+use crate::machine::{Proxy, Spec};
 
+const PROXY: &str = "kube-proxy";
+const PROXY_CONFIG: &str = "/etc/kubernetes/kube-proxy.json";
 const SOCKET: &str = "/run/containerd/containerd.sock";
 /// Where a node finds its certificates.
 pub(crate) const PKI: &str = "/var/lib/kubelet/pki";
@@ -53,8 +56,11 @@ pub(crate) fn run(spec_file: &Path) -> Result<()> {
         let output = Command::new("ctr").args(import).arg(image).output().context("running ctr")?;
         ensure!(output.status.success(), "importing {image:?}: {}", String::from_utf8_lossy(&output.stderr));
     }
-    let kubelet = spawn("kubelet", &kubelet_flags(&spec), &spec)?;
-    reap(&[("containerd", containerd), ("kubelet", kubelet)])
+    let mut vital = vec![("containerd", containerd), ("kubelet", spawn("kubelet", &kubelet_flags(&spec), &spec)?)];
+    if spec.proxy.is_some() {
+        vital.push((PROXY, spawn(PROXY, &[format!("--config={PROXY_CONFIG}")], &spec)?));
+    }
+    reap(&vital)
 }
 
 fn reap(vital: &[(&str, Pid)]) -> Result<()> {
@@ -147,6 +153,9 @@ fn write_files(spec: &Spec) -> Result<()> {
     }
     fs::write("/etc/containerd/config.toml", CONTAINERD)?;
     fs::write("/etc/kubernetes/kubelet.json", kubelet_config(spec).to_string())?;
+    if let Some(mode) = spec.proxy {
+        fs::write(PROXY_CONFIG, proxy_config(spec, mode).to_string())?;
+    }
     Ok(())
 }
 
@@ -202,5 +211,21 @@ fn kubelet_config(spec: &Spec) -> serde_json::Value {
         },
         "imageGCHighThresholdPercent": 100,
         "nodeStatusUpdateFrequency": "5s",
+    })
+}
+
+fn proxy_config(spec: &Spec, mode: Proxy) -> serde_json::Value {
+    json!({
+        "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
+        "kind": "KubeProxyConfiguration",
+        "mode": mode,
+        "clientConnection": {"kubeconfig": format!("{PKI}/{PROXY}.conf")},
+        "hostnameOverride": spec.name,
+        "clusterCIDR": PODS,
+        // Zeros: the size of the connection table is the whole machine's.
+        "conntrack": {
+            "maxPerCore": 0, "min": 0, "tcpEstablishedTimeout": "0s", "tcpCloseWaitTimeout": "0s",
+            "udpTimeout": "0s", "udpStreamTimeout": "0s",
+        },
     })
 }

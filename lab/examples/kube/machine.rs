@@ -33,8 +33,18 @@ pub(crate) struct Spec {
     pub(crate) path: Vec<PathBuf>,
     /// Its addresses, as the kubelet takes them.
     pub(crate) addresses: String,
+    /// How its kube-proxy serves Services; none: it has none.
+    pub(crate) proxy: Option<Proxy>,
     /// What was mounted on the machine when the node was started.
     pub(crate) hierarchies: Vec<Hierarchy>,
+}
+
+/// What kube-proxy writes its rules with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Proxy {
+    Nftables,
+    Iptables,
 }
 
 /// A running node.
@@ -105,7 +115,7 @@ impl Machine {
     /// The ends of its logs.
     pub(crate) fn troubleshooting(&self) -> String {
         let end = |program: &str| log_tail(&self.disk.join(format!("{program}.log")));
-        ["init", "containerd", "kubelet"].map(end).join("\n")
+        ["init", "containerd", "kubelet", "kube-proxy"].map(end).join("\n")
     }
 
     /// The agent that runs on the node, as a pid of the machine; none while none does.

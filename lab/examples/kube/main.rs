@@ -5,6 +5,7 @@
 //! up      starts `hold` and returns when the nodes are ready; with the network `tartan` or `stock`
 //! hold    makes the cluster and keeps it until SIGTERM (it is the lab's holder)
 //! down    ends a cluster that `up` made
+//! e2e     Kubernetes' own network tests on a cluster made for them; all that Tartan is held to, or those in focus
 //! machine (internal) joins a node's cgroups and becomes its namespaces
 //! init    (internal) PID 1 of a node
 //! ```
@@ -14,14 +15,19 @@
 
 mod cluster;
 mod control;
+mod dns;
 mod image;
 mod init;
 mod machine;
 mod pki;
+#[cfg(test)]
+mod services;
 mod stock;
+mod suite;
 mod tartan;
 #[cfg(test)]
 mod tests;
+mod tools;
 
 use std::env;
 use std::ffi::OsString;
@@ -35,12 +41,16 @@ use anyhow::{Context, Result, bail};
 use tartan_lab::probe::wait_for;
 use tartan_lab::{Facts, Signals};
 
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, Wants};
+use crate::machine::Proxy;
 
 /// Name of the lab, for people and for `down`.
 const NAME: &str = "kube";
 /// Three nodes are ready in a quarter of a minute; a busy machine may take longer.
 const UP_PATIENCE: Duration = Duration::from_secs(180);
+
+/// Where a machine's own programs are.
+const MACHINE_PATH: [&str; 6] = ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];
 
 /// Where the programs of the cluster are: folders, as in PATH.
 #[derive(Clone, Debug)]
@@ -62,9 +72,10 @@ fn run(args: &[&str]) -> Result<()> {
         ["up", network] => up(network),
         ["hold", network] => hold(network),
         ["down"] => down(),
+        ["e2e", focus @ ..] => suite::run(focus),
         ["machine", spec] => machine::become_machine(Path::new(spec)),
         ["init", spec] => init::run(Path::new(spec)),
-        other => bail!("`{}` is not a command: up, down", other.join(" ")),
+        other => bail!("`{}` is not a command: up, down, e2e", other.join(" ")),
     }
 }
 
@@ -100,7 +111,8 @@ fn hold(network: &str) -> Result<()> {
         other => bail!("`{other}` is no network: tartan, stock"),
     };
     let signals = Signals::hold_back()?;
-    let cluster = Cluster::up(NAME, Programs::from_environment()?)?;
+    let wants = Wants { proxy: Some(Proxy::Nftables), tools: false };
+    let cluster = Cluster::up(NAME, Programs::from_environment()?, wants)?;
     install(&cluster)?;
     cluster.wait_until_ready()?;
     println!("{}", cluster.introduction()?);
@@ -133,8 +145,7 @@ impl Programs {
 
     /// What PATH is on a node.
     fn and_the_machines(mut self) -> Result<OsString> {
-        self.0
-            .extend(["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"].map(PathBuf::from));
+        self.0.extend(MACHINE_PATH.map(PathBuf::from));
         Ok(env::join_paths(self.0)?)
     }
 

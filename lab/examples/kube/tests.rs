@@ -11,12 +11,12 @@ use serde_json::{Value, json};
 use tartan_lab::Census;
 use tartan_lab::probe::wait_for;
 
-use crate::cluster::{Cluster, items};
+use crate::cluster::{Cluster, Wants, items};
 use crate::image::AGNHOST;
 use crate::{Programs, stock, tartan};
 
-const SERVER_PORT: u16 = 8080;
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const SERVER_PORT: u16 = 8080;
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What the harness itself can do, and what Tartan is compared with.
 #[test]
@@ -32,7 +32,7 @@ fn one_apply_and_pods_talk() {
 /// An agent dies and starts again while there is no API server; a pod is made when it is back.
 #[test]
 fn without_an_api_server_packets_go_on() {
-    let mut cluster = Cluster::up("kube-away", Programs::from_environment().unwrap()).unwrap();
+    let mut cluster = Cluster::up("kube-away", Programs::from_environment().unwrap(), Wants::default()).unwrap();
     tartan::install(&cluster).unwrap();
     cluster.wait_until_ready().unwrap();
     let pods = a_pod_a_node(&cluster, &["n1", "n2", "n3"]);
@@ -72,7 +72,7 @@ fn reach_all(cluster: &Cluster, from: &str, pods: &[(String, Vec<String>)]) -> R
 
 fn pods_talk_and_nothing_stays(name: &str, install: impl Fn(&Cluster) -> Result<()>) {
     let before = Census::take().unwrap();
-    let cluster = Cluster::up(name, Programs::from_environment().unwrap()).unwrap();
+    let cluster = Cluster::up(name, Programs::from_environment().unwrap(), Wants::default()).unwrap();
     install(&cluster).unwrap();
     cluster.wait_until_ready().unwrap();
     let nodes = cluster.get(&["nodes"]).unwrap();
@@ -99,11 +99,14 @@ fn pods_talk_and_nothing_stays(name: &str, install: impl Fn(&Cluster) -> Result<
 
 /// Pods with a server each: their names and addresses, both families.
 fn a_pod_a_node(cluster: &Cluster, nodes: &[&str]) -> Vec<(String, Vec<String>)> {
+    run_pods(cluster, nodes.iter().map(|node| pod(&format!("on-{node}"), node)).collect())
+}
+
+/// Makes the pods and waits until they are ready: their names and addresses, both families.
+pub(crate) fn run_pods(cluster: &Cluster, pods: Vec<Value>) -> Vec<(String, Vec<String>)> {
     // Pods are refused until their namespace has its account.
     cluster.wait_for("create", &["serviceaccount/default"]).unwrap();
-    let list = json!({"apiVersion": "v1", "kind": "List", "items": nodes.iter().map(|node| pod(&format!("on-{node}"), node)).collect::<Vec<_>>()});
-    let file = cluster.file("pods.json", list.to_string().as_bytes()).unwrap();
-    cluster.kubectl(&["apply", "--filename", &file]).unwrap();
+    apply(cluster, "pods.json", pods);
     cluster.wait_for("condition=Ready", &["pods", "--all"]).unwrap();
     let pods = cluster.get(&["pods"]).unwrap();
     let pods: Vec<_> =
@@ -112,12 +115,18 @@ fn a_pod_a_node(cluster: &Cluster, nodes: &[&str]) -> Vec<(String, Vec<String>)>
     pods
 }
 
+pub(crate) fn apply(cluster: &Cluster, file: &str, items: Vec<Value>) {
+    let list = json!({"apiVersion": "v1", "kind": "List", "items": items});
+    let file = cluster.file(file, list.to_string().as_bytes()).unwrap();
+    cluster.kubectl(&["apply", "--filename", &file]).unwrap();
+}
+
 fn addresses(pod: &Value) -> Vec<String> {
     let listed = pod["status"]["podIPs"].as_array().into_iter().flatten();
     listed.filter_map(|address| address["ip"].as_str().map(str::to_owned)).collect()
 }
 
-fn pod(name: &str, node: &str) -> Value {
+pub(crate) fn pod(name: &str, node: &str) -> Value {
     let server = json!({"name": "server", "image": AGNHOST, "args": ["netexec", format!("--http-port={SERVER_PORT}")]});
     json!({
         "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name},
@@ -127,12 +136,16 @@ fn pod(name: &str, node: &str) -> Value {
 
 /// Has one pod ask another who it sees, and expects the asking pod's own address.
 fn dial(cluster: &Cluster, from: &str, own: &str, to: &str) -> Result<()> {
-    let pod = format!("/api/v1/namespaces/default/pods/{from}:{SERVER_PORT}/proxy");
-    let question = format!("host={to}&port={SERVER_PORT}&protocol=http&request=clientip&tries=1");
-    let answer = cluster.kubectl(&["get", "--raw", &format!("{pod}/dial?{question}")])?;
-    let answer: Value = serde_json::from_str(&answer).with_context(|| answer.clone())?;
-    let seen: SocketAddr =
-        answer["responses"][0].as_str().with_context(|| format!("no response: {answer}"))?.parse()?;
+    let seen: SocketAddr = ask(cluster, from, to, SERVER_PORT, "clientip")?.parse()?;
     ensure!(seen.ip() == own.parse::<std::net::IpAddr>()?, "it was seen as {seen}, not as {own}");
     Ok(())
+}
+
+/// Has a pod put a question to a server, by address or name: its answer.
+pub(crate) fn ask(cluster: &Cluster, from: &str, to: &str, port: u16, request: &str) -> Result<String> {
+    let pod = format!("/api/v1/namespaces/default/pods/{from}:{SERVER_PORT}/proxy");
+    let question = format!("host={to}&port={port}&protocol=http&request={request}&tries=1");
+    let answer = cluster.kubectl(&["get", "--raw", &format!("{pod}/dial?{question}")])?;
+    let answer: Value = serde_json::from_str(&answer).with_context(|| answer.clone())?;
+    Ok(answer["responses"][0].as_str().with_context(|| format!("no response: {answer}"))?.to_owned())
 }

@@ -5,6 +5,7 @@
 
 mod cni;
 mod demo;
+mod e2e;
 mod figure;
 mod image;
 mod noise;
@@ -53,6 +54,7 @@ pub(crate) const GROUPS: &[Group] = &[
     group("restart", restart::FIGURES, restart::run, "what packets notice of restarts and changes"),
     group("repair",  repair::FIGURES,  repair::run,  "until what was deleted by hand is there again"),
     group("image",   image::FIGURES,   image::run,   "the container image as it is shipped, packed"),
+    group("e2e",     e2e::FIGURES,     e2e::run,     "Kubernetes' own network tests with Tartan; wanted: none failed"),
     group("demo",    demo::FIGURES,    demo::run,    "from a fresh clone to the demo's first matrix, and what it lost"),
 ];
 
