@@ -254,3 +254,26 @@ fn fifty_thousand_pods_and_ten_thousand_policies() {
     });
     println!("{} MiB in all", resident() >> 20);
 }
+
+#[test]
+#[ignore = "measures; see the head of this file"]
+fn a_change_of_one_namespace_is_compared_among_5_000_pods() {
+    const SMALL: u32 = 100;
+    let mut now = pods_only();
+    add_policies(&mut now);
+    let is_here = |name: &str| {
+        let namespace = name.split_once('/').map_or(name, |(namespace, _)| namespace);
+        namespace.strip_prefix("ns").is_some_and(|number| number.parse::<u32>().unwrap() < SMALL)
+    };
+    now.pods = now.pods.into_iter().filter(|(key, _)| is_here(key)).collect();
+    now.namespaces = now.namespaces.into_iter().filter(|(name, _)| is_here(name)).collect();
+    now.policies = now.policies.into_iter().filter(|(id, _)| is_here(&id.name)).collect();
+    let mut then = now.clone();
+    then.policies.insert(policy_id(40, "p0"), policy_text(40, 5));
+    let began = Instant::now();
+    let differences = tartan_policy::compare::differences(&now, &then);
+    let (pods, policies) = (now.pods.len(), now.policies.len());
+    println!("{pods} pods, {policies} policies: {} differences in {:?}", differences.len(), began.elapsed());
+    let about = |name: &str| name.starts_with("ns40 ");
+    assert!(!differences.is_empty() && differences.iter().all(|it| about(&it.from.name) || about(&it.to.name)));
+}
