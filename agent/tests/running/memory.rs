@@ -84,7 +84,7 @@ async fn after_a_boot_it_makes_everything_again() {
     assert!(agent.status().await.pods.is_empty(), "pods do not outlive a boot");
     let is_pods = |key: &str| key.contains("ttp") || key.contains("netns");
     let missing = || lost(&before, &rig.kernel.state()).into_iter().filter(|key| !is_pods(key)).collect::<Vec<_>>();
-    let of_policy = ["policy_subjects", "policy_sources", "policy_self", "policy_addresses"];
+    let of_policy = ["policy_subjects", "policy_sources", "policy_self", "policy_addresses", "policy_generation"];
     let of_a = |key: &String| {
         (key.contains("10.127.0.") && key.contains("/32")) || of_policy.iter().any(|set| key.contains(set))
     };

@@ -7,7 +7,7 @@ use tartan_netstate::{Change, Key, State};
 use crate::rig::{Rig, Running, pod};
 
 const ISOLATED: &str =
-    r#"{"spec":{"podSelector":{"matchLabels":{"app":"shut"}},"ingress":[{"from":[{"podSelector":{}}]}]}}"#;
+    r#"{"spec":{"ingress":[{"from":[{"podSelector":{}}]}],"podSelector":{"matchLabels":{"app":"shut"}}}}"#;
 
 async fn put_policy(rig: &Rig, name: &str, json: &str) {
     rig.put(Kind::NetworkPolicy, &format!("shop/{name}"), Object::Policy(PolicyText { json: json.into() }.into()))
