@@ -81,9 +81,11 @@ impl Scene {
 
     /// Nodes that learn of it together. An address is free only when the pod that had it has gone.
     fn groups(&self, truth: &Truth, order: &[usize]) -> Vec<Vec<usize>> {
-        let loses = |node: &usize| {
-            truth.seats.iter().any(|(body, seat)| seat.node == *node && self.seats.get(body) != Some(seat))
+        let taken_over = |seat: &Seat| {
+            let others = self.seats.values().filter(|other| other.node != seat.node);
+            others.flat_map(|other| other.addresses).any(|address| seat.addresses.contains(&address))
         };
+        let loses = |node: &usize| truth.seats.values().any(|seat| seat.node == *node && taken_over(seat));
         let (losing, others): (Vec<usize>, Vec<usize>) = match order {
             [] => (0..NODES.len()).partition(loses),
             order => order.iter().partition(|node| loses(node)),
