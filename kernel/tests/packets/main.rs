@@ -8,6 +8,7 @@
 //! found that fails, as YAML; `POLICY_SHRINKING` sets how often a shorter one is tried.
 
 #![allow(clippy::unwrap_used, reason = "a test")]
+#![allow(clippy::print_stdout, reason = "figures and seeds")]
 
 use std::cell::{Cell, RefCell};
 
