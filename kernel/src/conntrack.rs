@@ -8,7 +8,7 @@
 //! Invariant: entries are flushed when an object arrives or departs ([`effect`]), for no other reason. Deleting what is
 //! absent is success.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use tartan_netstate::claims::POD_LINK_PREFIX;
-use tartan_netstate::{Key, Netns, Op};
+use tartan_netstate::{Key, LinkName, Netns, Op};
 
 use crate::KernelError;
 use crate::nfnetlink::{Attrs, Message, NLM_F_DUMP, Nfnetlink, attr, attr_u32};
@@ -133,6 +133,43 @@ pub fn arrival(op: &Op) -> Option<IpAddr> {
             v4().or_else(v6)
         }
         _ => None,
+    }
+}
+
+/// On which links of pods each address is. It may come on a new one before it goes from the old one.
+#[derive(Default)]
+pub struct Owners(BTreeMap<IpAddr, BTreeSet<LinkName>>);
+
+/// What a step makes of an address that two links have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Owned {
+    /// It came on a second one.
+    Twice(IpAddr),
+    /// It went from one, and is on another.
+    Still,
+}
+
+// === impl Owners ===
+
+impl Owners {
+    /// Takes a step that was done.
+    pub fn note(&mut self, op: &Op) -> Option<Owned> {
+        let (Op::Create(key, _) | Op::Delete(key, _)) = op else { return None };
+        let Key::Neigh { ns: Netns::Host, link, address } = key else { return None };
+        if !link.as_str().starts_with(POD_LINK_PREFIX) {
+            return None;
+        }
+        let links = self.0.entry(*address).or_default();
+        if matches!(op, Op::Create(..)) {
+            links.insert(link.clone());
+            return (links.len() > 1).then_some(Owned::Twice(*address));
+        }
+        links.remove(link);
+        if links.is_empty() {
+            self.0.remove(address);
+            return None;
+        }
+        Some(Owned::Still)
     }
 }
 
@@ -411,5 +448,23 @@ mod tests {
         check(Op::Delete(identity, object()), None);
         check(Op::Create(element("policy_addresses6", "fd00::5"), object()), Some("fd00::5"));
         check(Op::Create(element("policy_sources4", "10.0.0.5"), object()), None);
+    }
+
+    #[test]
+    fn an_address_that_comes_before_it_goes_is_forgotten_once() {
+        let address = "10.0.0.5".parse().unwrap();
+        let step = |link: &str, comes: bool| {
+            let key = Key::Neigh { ns: Netns::Host, link: LinkName::new(link).unwrap(), address };
+            let object = Object::Neigh(Neigh { mac: Mac([2; 6]) });
+            if comes { Op::Create(key, object) } else { Op::Delete(key, object) }
+        };
+        let mut owners = Owners::default();
+        let mut check = |link, comes, wanted| assert_eq!(owners.note(&step(link, comes)), wanted, "{link} {comes}");
+        check("ttp1", true, None);
+        check("ttp2", true, Some(Owned::Twice(address)));
+        check("ttp1", false, Some(Owned::Still));
+        check("ttx1", true, None);
+        check("ttp2", false, None);
+        check("ttp3", true, None);
     }
 }

@@ -12,7 +12,7 @@ use tartan_model::{Features, Host};
 use tartan_netstate::claims::CT_MARK_GENERATION;
 use tartan_netstate::{Change, Generation, Key, LinkKind, LinkName, Netns, Object, Op, Owner, PodNetns, State};
 
-use crate::conntrack::{Conntrack, Flusher, arrival, effect};
+use crate::conntrack::{Conntrack, Effect, Flusher, Owned, Owners, arrival, effect};
 use crate::foreign::Foreign;
 use crate::gravedigger::Gravedigger;
 use crate::namespace::Namespace;
@@ -28,6 +28,7 @@ pub struct Linux {
     foreign: Foreign,
     conntrack: Conntrack,
     flusher: Flusher,
+    owners: Owners,
     gravedigger: Gravedigger,
     pods: PodNetnses,
     news: Option<Notifications>,
@@ -44,6 +45,7 @@ impl Linux {
             foreign: Foreign::open()?,
             conntrack: Conntrack::open()?,
             flusher: Flusher::start()?,
+            owners: Owners::default(),
             gravedigger: Gravedigger::start()?,
             pods: PodNetnses::from_here()?,
             news: None,
@@ -205,9 +207,18 @@ impl Kernel for Linux {
         failures.extend(self.foreign.apply(&openings));
         let failed: BTreeSet<Key> = failures.iter().map(|failure| failure.key.clone()).collect();
         let done = || change.ops.iter().map(|(op, _)| op).filter(|op| !failed.contains(op.key()));
-        done().filter_map(effect).for_each(|effect| self.flusher.want(effect));
+        let mut due = BTreeSet::new();
+        for op in done() {
+            match (effect(op), self.owners.note(op)) {
+                // Somebody else has the address already: its old connections went when that one came.
+                (Some(Effect::FlushAddress(_)), Some(Owned::Still)) => {}
+                (Some(effect), _) => self.flusher.want(effect),
+                (None, Some(Owned::Twice(address))) => drop(due.insert(Effect::FlushAddress(address))),
+                (None, _) => {}
+            }
+        }
         // Before the new owner's end is up.
-        let due = self.flusher.take(done().filter_map(arrival));
+        due.extend(self.flusher.take(done().filter_map(arrival)));
         if !due.is_empty() && self.conntrack.flush(&due).is_err() {
             due.into_iter().for_each(|effect| self.flusher.want(effect));
         }

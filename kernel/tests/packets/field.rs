@@ -104,10 +104,19 @@ impl Field {
 
     /// Nobody is there, and nobody remembers anything.
     pub(crate) fn clear(&mut self) {
+        let gone = std::mem::take(&mut self.truth.seats);
         for node in 0..NODES.len() {
             self.learn(node, &State::new(), &BTreeMap::new());
         }
         self.wait();
+        let deadline = Instant::now() + PATIENCE;
+        for seat in gone.values() {
+            let remembered = format!("={} ", seat.addresses[0]);
+            let node = &self.nodes[seat.node];
+            while node.netns.sh("cat /proc/net/nf_conntrack").contains(&remembered) {
+                assert!(Instant::now() < deadline, "connections of {seat:?} are not forgotten");
+            }
+        }
         self.nodes.iter_mut().for_each(Node::forget);
     }
 

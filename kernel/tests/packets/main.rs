@@ -8,6 +8,7 @@
 //! found that fails, as YAML; `POLICY_SHRINKING` sets how often a shorter one is tried.
 
 #![allow(clippy::unwrap_used, reason = "a test")]
+#![allow(clippy::print_stdout, reason = "figures and seeds")]
 
 use std::cell::{Cell, RefCell};
 
@@ -35,6 +36,7 @@ mod play;
 mod probes;
 mod station;
 mod talks;
+mod traces;
 mod truth;
 mod volley;
 mod worlds;
@@ -55,24 +57,27 @@ fn setting(name: &str, default: u64) -> u64 {
 
 #[test]
 fn packets_agree_with_the_oracle() {
-    report(&run(setting("POLICY_CASES", EVERYDAY), setting("POLICY_SEED", 1)));
+    report(&run(setting("POLICY_CASES", EVERYDAY), setting("POLICY_SEED", 1), 10));
 }
 
 #[test]
 #[ignore = "long: three hundred worlds, minutes"]
 fn packets_agree_with_the_oracle_in_three_hundred_worlds() {
     let now = std::time::UNIX_EPOCH.elapsed().expect("the clock is later than 1970");
-    report(&run(setting("POLICY_CASES", 300), setting("POLICY_SEED", now.as_secs())));
+    report(&run(setting("POLICY_CASES", 300), setting("POLICY_SEED", now.as_secs()), 1));
 }
 
 fn report(tally: &Tally) {
     println!("figure policy.packets_checked {} packets", tally.checked);
     println!("figure policy.packets_wrong {} packets", tally.wrong);
     println!("figure policy.open_window {} packets", tally.open);
+    println!("# policy.trace_wrong of {} connections", tally.traced);
+    println!("figure policy.trace_wrong {} packets", tally.trace_wrong);
 }
 
-/// Plays so many scenarios. The first that goes wrong is made shorter and printed.
-fn run(cases: u64, seed: u64) -> Tally {
+/// Plays so many scenarios, and traces each so many-th connection. The first scenario that goes wrong is made shorter and
+/// printed.
+fn run(cases: u64, seed: u64, trace_every: usize) -> Tally {
     let mut bytes = [0; 32];
     bytes[..8].copy_from_slice(&seed.to_le_bytes());
     let cases = u32::try_from(cases).expect("a count");
@@ -85,7 +90,7 @@ fn run(cases: u64, seed: u64) -> Tally {
     let mut runner = TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &bytes));
     println!("POLICY_SEED={seed} POLICY_CASES={cases}");
     let field = RefCell::new(None::<Field>);
-    let tally = RefCell::new(Tally::default());
+    let tally = RefCell::new(Tally::tracing_each(trace_every));
     let failed = Cell::new(false);
     let result = runner.run(&worlds::scenario(), |scenario| {
         let mut field = field.borrow_mut();
@@ -123,7 +128,7 @@ fn every_fault_shows() {
             TestRunner::new_with_rng(Config::default(), TestRng::from_seed(RngAlgorithm::ChaCha, &[7; 32]));
         let shown = (0..PATIENCE).position(|_| {
             let scenario = worlds::scenario().new_tree(&mut runner).expect("a scenario").current();
-            let mut tally = Tally::default();
+            let mut tally = Tally::tracing_each(100);
             field.clear();
             field.be_faulty(Some(fault));
             play::play(&mut field, &scenario, &mut tally);

@@ -1,6 +1,7 @@
 //! A scenario is played: step by step, node by node, with packets all the time.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::time::Instant;
 
 use super::field::{BODIES, Field, PATIENCE};
@@ -22,11 +23,23 @@ struct Scene {
     seats: BTreeMap<usize, Seat>,
     talks: Vec<Talk>,
     round: usize,
+    /// Where each address was last.
+    nodes: BTreeMap<IpAddr, usize>,
+    /// Addresses that came to another node. The one they were on may forget their connections for a second, new ones too,
+    /// if nothing it plans tells it that they are back; so none is kept that has to be remembered.
+    moved: BTreeSet<IpAddr>,
 }
 
 /// Plays it and counts.
 pub(crate) fn play(field: &mut Field, scenario: &Scenario, tally: &mut Tally) {
-    let mut scene = Scene { state: State::new(), seats: BTreeMap::new(), talks: Vec::new(), round: 0 };
+    let mut scene = Scene {
+        state: State::new(),
+        seats: BTreeMap::new(),
+        talks: Vec::new(),
+        round: 0,
+        nodes: BTreeMap::new(),
+        moved: BTreeSet::new(),
+    };
     scene.take(field, &scenario.first);
     scene.settle(field, tally, &[]);
     for step in &scenario.then {
@@ -58,6 +71,11 @@ impl Scene {
                     let node = NODES.iter().position(|node| *node == pod.spec.node_name).expect("a node");
                     let mut addresses = pod.status.pod_ips.iter().map(|ip| ip.ip.parse().expect("an address"));
                     let addresses = [(); 2].map(|()| addresses.next().expect("one of each family"));
+                    for address in addresses {
+                        if self.nodes.insert(address, node).is_some_and(|before| before != node) {
+                            self.moved.insert(address);
+                        }
+                    }
                     self.seats.insert(slot * BODIES + life % BODIES, Seat { node, addresses, pod: full, life });
                 }
             }
@@ -75,15 +93,19 @@ impl Scene {
             let probes = probes::all(&field.truth, self.round);
             let tried = if turn == last { probes.clone() } else { probes::some(&probes, probes.len() / 4, self.round) };
             self.check(field, tally, &tried);
+            let stay = |probe: &&Probe| ![probe.source, probe.destination].iter().any(|it| self.moved.contains(it));
+            let probes: Vec<Probe> = probes.iter().filter(stay).copied().collect();
             talks::begin(&mut self.talks, field, tally, &probes, self.round);
         }
     }
 
     /// Nodes that learn of it together. An address is free only when the pod that had it has gone.
     fn groups(&self, truth: &Truth, order: &[usize]) -> Vec<Vec<usize>> {
-        let loses = |node: &usize| {
-            truth.seats.iter().any(|(body, seat)| seat.node == *node && self.seats.get(body) != Some(seat))
+        let taken_over = |seat: &Seat| {
+            let others = self.seats.values().filter(|other| other.node != seat.node);
+            others.flat_map(|other| other.addresses).any(|address| seat.addresses.contains(&address))
         };
+        let loses = |node: &usize| truth.seats.values().any(|seat| seat.node == *node && taken_over(seat));
         let (losing, others): (Vec<usize>, Vec<usize>) = match order {
             [] => (0..NODES.len()).partition(loses),
             order => order.iter().partition(|node| loses(node)),
@@ -130,6 +152,7 @@ impl Scene {
         let port = tally.port();
         let openings: Vec<Flight> =
             probes.iter().map(|probe| Flight::opening(*probe, port, Expected::under(&truths, probe))).collect();
-        tally.ask(field, when, &openings);
+        let arrived = tally.ask(field, when, &openings);
+        tally.trace(when, &openings, &arrived);
     }
 }

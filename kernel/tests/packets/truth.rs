@@ -76,7 +76,7 @@ impl Probe {
 impl Truth {
     /// What the pod's node knows of it, if it is there with that address and the node knows whose it is. What is not
     /// known has no connections.
-    fn knows(&self, body: usize, address: IpAddr) -> Option<&State> {
+    pub(crate) fn knows(&self, body: usize, address: IpAddr) -> Option<&State> {
         let seat = self.seats.get(&body).filter(|seat| seat.addresses.contains(&address))?;
         let state = &self.states[seat.node];
         let known = state.pod_at(address)? == (seat.pod.clone(), NODES[seat.node].to_owned());
@@ -118,7 +118,7 @@ impl Truth {
         }
     }
 
-    fn is_own_pod(&self, probe: &Probe, body: usize) -> bool {
+    pub(crate) fn is_own_pod(&self, probe: &Probe, body: usize) -> bool {
         self.seats.get(&body).is_some_and(|seat| probe.from == End::Node(seat.node))
     }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::craft::{Packet, Part};
 use super::field::Field;
+use super::traces::Traces;
 use super::truth::{End, Expected, Probe, Truth};
 
 /// Packets under way at one time: fewer than a processor's backlog takes, which drops the rest.
@@ -12,7 +13,7 @@ const BATCH: usize = 128;
 const TOLD: usize = 10;
 
 /// What was found so far.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Tally {
     /// Packets of which it was clear what should become of them.
     pub(crate) checked: u64,
@@ -20,7 +21,12 @@ pub(crate) struct Tally {
     pub(crate) wrong: u64,
     /// Of these, the ones that went where they must not, while something changed.
     pub(crate) open: u64,
-    /// The first of them, in words.
+    /// Connections of which a trace was asked: each so many-th.
+    pub(crate) traced: u64,
+    pub(crate) trace_every: usize,
+    /// Those of which it said something else than packets did.
+    pub(crate) trace_wrong: u64,
+    /// The first mistakes, in words.
     pub(crate) told: Vec<String>,
     number: u32,
     port: u16,
@@ -92,16 +98,24 @@ impl Flight {
 // === impl Tally ===
 
 impl Tally {
+    pub(crate) fn tracing_each(trace_every: usize) -> Tally {
+        let told = Vec::new();
+        Tally { checked: 0, wrong: 0, open: 0, traced: 0, trace_every, trace_wrong: 0, told, number: 0, port: 0 }
+    }
+
     /// A source port that no connection has had for a while.
     pub(crate) fn port(&mut self) -> u16 {
         self.port = (self.port + 1) % 40_000;
         20_000 + self.port
     }
 
-    /// Sends first packets, and answers those that arrive: an answer must find its way wherever the first one did.
-    pub(crate) fn ask(&mut self, field: &Field, when: When<'_>, openings: &[Flight]) {
+    /// Sends first packets, and answers those that arrive: an answer must find its way wherever the first one did. Says
+    /// which arrived.
+    pub(crate) fn ask(&mut self, field: &Field, when: When<'_>, openings: &[Flight]) -> Vec<bool> {
+        let mut all = Vec::new();
         for batch in openings.chunks(BATCH) {
             let arrived = self.fly(field, when, batch);
+            all.extend(arrived.iter().map(Option::is_some));
             let answers: Vec<Flight> = batch
                 .iter()
                 .zip(arrived)
@@ -114,6 +128,23 @@ impl Tally {
                 })
                 .collect();
             self.fly(field, when, &answers);
+        }
+        all
+    }
+
+    /// Compares what a trace of these connections says with what became of them.
+    pub(crate) fn trace(&mut self, when: When<'_>, openings: &[Flight], arrived: &[bool]) {
+        let [truth] = when.truths else { panic!("what a trace says is about one time") };
+        let traces = Traces::of(truth);
+        for (flight, arrived) in openings.iter().zip(arrived).step_by(self.trace_every) {
+            if !flight.expected.must && flight.expected.may {
+                continue;
+            }
+            self.traced += 1;
+            if traces.allow(&flight.probe) != *arrived {
+                self.trace_wrong += 1;
+                self.tell(when, flight, "a trace says something else");
+            }
         }
     }
 

@@ -42,7 +42,7 @@ pub(crate) struct Scenario {
 /// A step before it is known who is where.
 #[derive(Clone, Debug)]
 enum Wish {
-    Put(Op),
+    Put(Box<Op>),
     /// Of the policies that are there, the n-th goes.
     PolicyGone(usize),
     Relabel(usize, Written),
@@ -95,7 +95,7 @@ fn wish() -> impl Strategy<Value = Wish> {
     let slot = || 0..SLOTS;
     let node = || 0..NODES.len();
     prop_oneof![
-        5 => policy().prop_map(Wish::Put),
+        5 => policy().prop_map(|op| Wish::Put(op.into())),
         2 => (0usize..16).prop_map(Wish::PolicyGone),
         4 => (slot(), generate::written()).prop_map(|(slot, written)| Wish::Relabel(slot, written)),
         1 => (slot(), generate::written()).prop_map(|(slot, written)| Wish::Restart(slot, written)),
@@ -103,9 +103,9 @@ fn wish() -> impl Strategy<Value = Wish> {
         2 => (slot(), slot(), node(), generate::written())
             .prop_map(|(slot, other, node, written)| Wish::Replace(slot, other, node, written)),
         1 => slot().prop_map(Wish::Leave),
-        2 => generate::namespace(select(&NAMESPACES)).prop_map(Wish::Put),
-        1 => generate::node(select(&NODES)).prop_map(Wish::Put),
-        1 => generate::pool().prop_map(Wish::Put),
+        2 => generate::namespace(select(&NAMESPACES)).prop_map(|op| Wish::Put(op.into())),
+        1 => generate::node(select(&NODES)).prop_map(|op| Wish::Put(op.into())),
+        1 => generate::pool().prop_map(|op| Wish::Put(op.into())),
     ]
 }
 
@@ -156,7 +156,7 @@ impl Places {
     /// What has to happen for a wish.
     fn grant(&mut self, wish: Wish) -> Vec<Event> {
         match wish {
-            Wish::Put(op) => vec![self.put(op)],
+            Wish::Put(op) => vec![self.put(*op)],
             Wish::PolicyGone(_) if self.policies.is_empty() => Vec::new(),
             Wish::PolicyGone(which) => {
                 let which = which % self.policies.len();
