@@ -5,7 +5,8 @@
 use super::figure::{Report, Value};
 use crate::command::{self, Result};
 
-pub(super) const FIGURES: &[&str] = &["policy.packets_checked", "policy.packets_wrong", "policy.open_window", "policy.trace_wrong"];
+pub(super) const FIGURES: &[&str] =
+    &["policy.packets_checked", "policy.packets_wrong", "policy.open_window", "policy.trace_wrong"];
 
 const TEST: &str = "packets_agree_with_the_oracle_in_three_hundred_worlds";
 
@@ -13,7 +14,9 @@ pub(super) fn run(report: &mut Report) -> Result<()> {
     let mut test = command::cargo(&["test", "--release", "--quiet", "-p", "tartan-kernel", "--test", "packets"]);
     command::with_root_runner(&mut test);
     let said = command::capture(test.args(["--", "--ignored", "--nocapture", "--exact", TEST]))?;
-    said.lines().filter(|line| line.starts_with("POLICY_SEED") || line.starts_with("# policy.")).for_each(|line| report.comment(line));
+    said.lines()
+        .filter(|line| line.starts_with("POLICY_SEED") || line.starts_with("# policy."))
+        .for_each(|line| report.comment(line));
     for name in FIGURES {
         let value = said.lines().find_map(|line| value(line, name)).ok_or("the test ended without it")?;
         report.figure(name, Value::once(value), "packets");
