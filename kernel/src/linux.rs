@@ -260,9 +260,22 @@ fn phases(nft: Vec<(Op, Owner)>) -> Vec<Vec<(Op, Owner)>> {
         Key::NftElement { set, .. } => set.starts_with("policy_") && (set.ends_with("_words") || set.ends_with("_any")),
         _ => false,
     };
+    // Classes of a set that is new, or gone, as a whole.
+    let set_of = |key: &Key| match key {
+        Key::NftElement { set, key } if set.starts_with("policy_") && set.ends_with("_classes") => {
+            Some((set.clone(), key.bytes.get(..4)?.to_vec()))
+        }
+        _ => None,
+    };
+    let sets = |is: fn(&Op) -> bool| -> BTreeSet<_> {
+        nft.iter().map(|(op, _)| op).filter(|op| is(op)).filter_map(|op| set_of(op.key())).collect()
+    };
+    let (stay, come) = (sets(|op| !matches!(op, Op::Create(..))), sets(|op| !matches!(op, Op::Delete(..))));
+    let is_of_new = |key: &Key| set_of(key).is_some_and(|set| !stay.contains(&set));
+    let is_of_gone = |key: &Key| set_of(key).is_some_and(|set| !come.contains(&set));
     let phase = |(op, _): &(Op, Owner)| match op {
-        Op::Create(key, _) if is_row(key) => 0,
-        Op::Delete(key, _) if is_row(key) => 2,
+        Op::Create(key, _) if is_row(key) || is_of_new(key) => 0,
+        Op::Delete(key, _) if is_row(key) || is_of_gone(key) => 2,
         op if matches!(op.key(), Key::NftChain { .. }) || Generation::of(op.key()).is_some() => 3,
         _ => 1,
     };
@@ -341,6 +354,10 @@ mod tests {
     fn what_maps_point_to_comes_before_them_and_goes_after_and_the_generation_is_last() {
         let element =
             |set: &str, number: u32| Key::NftElement { set: set.into(), key: Fields::new().number(number).key() };
+        let class = |set: u32, port: u16| Key::NftElement {
+            set: "policy_egress_classes".into(),
+            key: Fields::new().number(set).proto(6).port(port).key(),
+        };
         let object = || Object::NftElement(ElementData::default());
         let chain = Object::NftChain(Chain::regular(Vec::new()).into());
         let replaced = |key: Key| Op::Replace { key, old: object(), new: object() };
@@ -349,10 +366,12 @@ mod tests {
             (1, replaced(element("policy_addresses4", 1))),
             (0, Op::Create(element("policy_ingress_words", 1), object())),
             (1, replaced(element("policy_ingress_any", 2))),
-            (1, Op::Create(element("policy_egress_classes", 1), object())),
+            (0, Op::Create(element("policy_egress_classes", 1), object())),
+            (1, Op::Create(class(2, 80), object())),
             (3, Op::Create(Generation(2).key(), object())),
             (2, Op::Delete(element("policy_ingress_words", 3), object())),
-            (1, Op::Delete(element("policy_egress_classes", 3), object())),
+            (2, Op::Delete(element("policy_egress_classes", 3), object())),
+            (1, Op::Delete(class(2, 443), object())),
             (0, Op::Create(element("policy_egress_any", 1), object())),
             (3, Op::Delete(Generation(1).key(), object())),
             (1, Op::Create(element("hostports4", 1), object())),
