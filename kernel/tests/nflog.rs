@@ -22,7 +22,7 @@ fn reporting() -> Netns {
     netns.sh(&format!(
         "nft 'table inet t {{ chain c {{ type filter hook output priority 0; \
          meta l4proto {{ tcp, udp }} th dport 7000 meta mark set 0x02000007 log group {GROUP} drop; \
-         icmp type echo-request log group {GROUP} drop }} }}'"
+         icmp type echo-request log group {GROUP} drop; }}; }}'"
     ));
     netns
 }
