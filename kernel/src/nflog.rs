@@ -67,7 +67,12 @@ impl Listener {
     /// Listens in the network namespace of the calling thread; each report after this is told. Nobody else may listen to
     /// the group.
     pub fn start(group: u16, tell: impl Fn(Told) + Send + 'static) -> Result<Listener, KernelError> {
-        let failed = |error: io::Error| Refusal::of(&error).doing(format!("listen to NFLOG group {group}"));
+        let failed = |error: io::Error| {
+            // What the kernel says to whoever touches a group that another socket has.
+            let taken = error.raw_os_error() == Some(libc::EPERM);
+            let says = taken.then(|| "somebody else listens to it".to_owned());
+            Refusal { says, ..Refusal::of(&error) }.doing(format!("listen to NFLOG group {group}"))
+        };
         let (stopped, stop) = io::pipe().map_err(failed)?;
         let socket = bound(group).map_err(failed)?;
         let thread = std::thread::Builder::new().name("reports".into());
