@@ -196,7 +196,8 @@ fn pod_name(at: u32) -> String {
 fn addresses(namespace: u32, at: u32) -> [IpAddr; 2] {
     let number = 256 + namespace * 1_024 + at;
     let [_, high, middle, low] = number.to_be_bytes();
-    [IpAddr::from([10, high, middle, low]), format!("fd00::{number:x}").parse().expect("an address")]
+    let v6 = format!("fd00::{:x}:{:x}", number >> 16, number & 0xffff);
+    [IpAddr::from([10, high, middle, low]), v6.parse().expect("an address")]
 }
 
 fn pod(namespace: u32, at: u32, app: &str) -> StoreEvent {
