@@ -105,7 +105,9 @@ impl Linux {
             // What comes later would take away what is still in use.
             let failed = failures.iter().find(|failure| failure.key.is_whole()).map(|failure| failure.error.clone());
             if let Some(error) = failed {
-                failures.extend(fail_together(&phase, &error));
+                let told: BTreeSet<Owner> = failures.iter().map(|failure| failure.owner.clone()).collect();
+                let more = fail_together(&phase, &error).into_iter().filter(|failure| !told.contains(&failure.owner));
+                failures.extend(more);
                 phase.retain(|(op, _)| !op.key().is_whole());
             }
             if !phase.is_empty() {
