@@ -37,6 +37,7 @@ const LOCAL_NODE: &str = "n0";
 
 fn main() -> Result<()> {
     unshare(CloneFlags::CLONE_NEWNET).context("a network namespace of its own (this needs root)")?;
+    uplink()?;
     let mut bench = Bench::start()?;
     bench.measure(|run| policy(run % LOCAL, run % POLICIES, 8_000 + run))?;
     bench.measure(|run| pod(run % LOCAL, 0, &format!("app{}", run % DEPLOYMENTS)))?;
@@ -127,6 +128,15 @@ impl Bench {
 fn failed(failure: &tartan_kernel::Failure) -> tartan_model::Failed {
     let error = failure.error.to_string().into();
     tartan_model::Failed { key: failure.key.clone(), owner: failure.owner.clone(), error }
+}
+
+/// The node's address is on a link, as on any node.
+fn uplink() -> Result<()> {
+    for line in ["link add eth0 type veth peer name far", "addr add 192.0.2.1/24 dev eth0", "link set eth0 up"] {
+        let status = std::process::Command::new("ip").args(line.split(' ')).status()?;
+        ensure!(status.success(), "ip {line}: {status}");
+    }
+    Ok(())
 }
 
 /// A namespace that lives as long as the file.
