@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use nix::errno::Errno;
 use tartan_model::Family;
 use tartan_model::host::{DefaultRoute, Host, HostLink};
 use tartan_netstate::{Key, LinkName, RouteKind};
@@ -75,7 +76,12 @@ fn accept_ra(link: &LinkName) -> Result<u8, KernelError> {
 fn default_routes(netlink: &mut Netlink, links: &BTreeMap<u32, HostLink>) -> Result<Vec<DefaultRoute>, KernelError> {
     let mut routes = Vec::new();
     for family in Family::ALL {
-        for message in netlink.dump("routes", route::list_main(family))? {
+        let listed = match netlink.dump("routes", route::list_main(family)) {
+            // A family that never had a route has no table.
+            Err(KernelError::Refused { errno: Errno::ENOENT, .. }) => Vec::new(),
+            listed => listed?,
+        };
+        for message in listed {
             let RouteNetlinkMessage::NewRoute(message) = message else { continue };
             if message.header.destination_prefix_length > 0 {
                 continue;

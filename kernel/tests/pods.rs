@@ -179,3 +179,9 @@ fn the_node_is_described_without_what_is_ours() {
         .collect();
     assert_eq!(routes, ["false eth0 Some(192.0.2.254) 100", "true eth0 Some(2001:db8::fe) 1024"]);
 }
+
+#[test]
+fn a_node_that_never_had_a_route_has_none() {
+    let host = Netns::new().run(|| Linux::open().unwrap().host().unwrap());
+    assert_eq!(host.default_routes, []);
+}

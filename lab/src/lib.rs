@@ -362,6 +362,11 @@ impl Lab {
         self.put_pod(node, pod, &[], &[])
     }
 
+    /// Deletes the Pod of one that a kubelet has ended.
+    pub fn withdraw_pod(&self, node: &str, pod: &str) -> Result<()> {
+        self.delete(&pod::object(pod, node, &[], &[]))
+    }
+
     /// Writes a Pod as an API server has it, with labels besides its name.
     pub fn put_pod(&self, node: &str, pod: &str, labels: &[(&str, &str)], addresses: &[IpAddr]) -> Result<()> {
         self.put(&pod::object(pod, node, labels, addresses))
@@ -379,7 +384,7 @@ impl Lab {
         let pod = self.pods.remove(index);
         let (node, name) = (pod.node().to_owned(), pod.name().to_owned());
         pod.remove(self.node(&node)?)?;
-        self.delete(&pod::object(&name, &node, &[], &[]))?;
+        self.withdraw_pod(&node, &name)?;
         self.note_members()
     }
 

@@ -6,8 +6,8 @@ mod common;
 use std::collections::BTreeSet;
 use std::io::Write;
 use std::process::{Child, Command, Stdio};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -24,6 +24,8 @@ struct Runtime {
     lab: Lab,
     network: Network,
     before: String,
+    /// Pods whose objects are in the store.
+    announced: Mutex<BTreeSet<String>>,
 }
 
 /// Numbers nobody chose; the same for the same seed.
@@ -36,7 +38,7 @@ impl Runtime {
         let lab = builder.config("cooldownSeconds", 0.into()).up()?;
         let network = Network::tartan(lab.node("n1")?, &Binaries::beside_this_program()?.cni)?;
         let before = census(lab.node("n1")?)?;
-        Ok(Self { lab, network, before })
+        Ok(Self { lab, network, before, announced: Mutex::default() })
     }
 
     fn node(&self) -> &Node {
@@ -45,8 +47,10 @@ impl Runtime {
 
     /// A namespace, and the Pod of whoever is attached in it.
     fn netns(&self, name: &str) -> Result<Netns> {
-        self.lab.announce_pod(self.node().name(), &format!("{}{name}", self.lab.facts().prefix()))?;
-        Netns::create(&format!("{}{name}", self.lab.facts().prefix()))
+        let name = format!("{}{name}", self.lab.facts().prefix());
+        self.lab.announce_pod(self.node().name(), &name)?;
+        self.announced.lock().unwrap_or_else(PoisonError::into_inner).insert(name.clone());
+        Netns::create(&name)
     }
 
     fn call(&self, verb: Verb, at: &Attachment) -> Result<Answer> {
@@ -73,6 +77,9 @@ impl Runtime {
 
     /// No pod in the kernel, none in the journal, no DEL still to be carried out; also not for the next agent.
     fn check_nothing_left(&self) -> Result<()> {
+        for pod in std::mem::take(&mut *self.announced.lock().unwrap_or_else(PoisonError::into_inner)) {
+            self.lab.withdraw_pod(self.node().name(), &pod)?;
+        }
         for _ in 0..2 {
             wait_until_holds(self.node(), &self.before)?;
             let status = status(self.node())?;
