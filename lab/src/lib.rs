@@ -348,10 +348,16 @@ impl Lab {
     ) -> Result<&Pod> {
         let netns = format!("{}{pod}", self.facts.prefix());
         let node = self.node(node)?;
-        self.announce_pod(node.name(), pod)?;
+        // While the store is away, a pod can only start that was announced before.
+        let store_is_there = self.store_dir().exists();
+        if store_is_there {
+            self.announce_pod(node.name(), pod)?;
+        }
         let new = Pod::create(pod, &netns, node, network, runtime_config).with_context(|| node.troubleshooting())?;
         let Endpoint { v4, v6, .. } = new.endpoint();
-        self.put_pod(node.name(), pod, &[], &[v4.into(), v6.into()])?;
+        if store_is_there {
+            self.put_pod(node.name(), pod, &[], &[v4.into(), v6.into()])?;
+        }
         self.pods.push(new);
         self.note_members()?;
         self.pod(pod)

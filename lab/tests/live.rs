@@ -127,9 +127,11 @@ fn an_agent_that_starts_without_its_store_repairs_serves_and_takes_nothing_away(
     let node = lab.node("n1")?;
     let knows_all = || {
         let text = std::fs::read_to_string(node.state_dir().join("snapshot.json")).unwrap_or_default();
-        text.lines().filter(|line| line.contains("NodeNetwork") && line.contains("\"sends\":[\"vxlan/")).count() == 3
+        let says = |line: &&str| line.contains("NodeNetwork") && line.contains("\"sends\":[\"vxlan/");
+        text.lines().filter(says).count() == 3 && text.contains("\"late\"")
     };
-    wait_for(PATIENCE, "the snapshot to hold what all nodes say", knows_all)?;
+    lab.announce_pod("n1", "late")?;
+    wait_for(PATIENCE, "the snapshot to hold what all nodes say, and a pod that is to start", knows_all)?;
     let unread = |node: &Node| condition(node, "StoreUnread").is_some();
     // What an agent told the kernel after its last snapshot.
     let unknown = "10.244.77.0/24 via 172.30.0.2 dev eth0 proto 84 metric 1024";
@@ -209,9 +211,7 @@ fn a_quiet_node_changes_nothing() -> Result<()> {
 #[test]
 fn pods_come_and_go_and_leave_nothing() -> Result<()> {
     let mut lab = Lab::builder("churn").nodes(1).pods_per_node(0).fabric("host-gw").up()?;
-    let listing = "ip -o link; ip route; ip -6 route; ip neigh show nud permanent; nft -s list ruleset";
-    let state = |lab: &Lab| lab.node("n1")?.output(&["sh", "-c", listing]);
-    let before = state(&lab)?;
+    let before = census(lab.node("n1")?)?;
     for round in 0..3 {
         for pod in 0..8 {
             lab.add_pod("n1", &format!("p{round}x{pod}"))?;
@@ -221,11 +221,5 @@ fn pods_come_and_go_and_leave_nothing() -> Result<()> {
             lab.remove_pod(&format!("p{round}x{pod}"))?;
         }
     }
-    let mut after = String::new();
-    wait_for(PATIENCE, "nothing to be left of the pods", || {
-        after = state(&lab).unwrap_or_default();
-        after == before
-    })
-    .with_context(|| format!("before:\n{before}\nafter:\n{after}"))
-    .map(drop)
+    wait_until_holds(lab.node("n1")?, &before)
 }
