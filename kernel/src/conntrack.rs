@@ -204,12 +204,7 @@ impl Conntrack {
             }
         })?;
         for (family, entry) in &found {
-            let mut attrs = Attrs::new();
-            for id in [CTA_TUPLE_ORIG, CTA_ZONE] {
-                if let Some(value) = attr(entry, id) {
-                    attrs.bytes(id, value);
-                }
-            }
+            let mut attrs = copied(entry, &[CTA_TUPLE_ORIG, CTA_ZONE]);
             attrs.u32(CTA_MARK, 0).u32(CTA_MARK_MASK, bits);
             let update = message(IPCTNL_MSG_CT_NEW, 0, *family, attrs);
             gone_is_done(self.netlink.request(&update, "clear a connection's mark"))?;
@@ -236,16 +231,22 @@ impl Conntrack {
     }
 
     fn delete(&mut self, family: u8, entry: &[u8]) -> Result<(), KernelError> {
-        let mut attrs = Attrs::new();
         // The id tells it from a connection of the same addresses and ports that was made since.
-        for id in [CTA_TUPLE_ORIG, CTA_ZONE, CTA_ID] {
-            if let Some(value) = attr(entry, id) {
-                attrs.bytes(id, value);
-            }
-        }
+        let attrs = copied(entry, &[CTA_TUPLE_ORIG, CTA_ZONE, CTA_ID]);
         let delete = message(IPCTNL_MSG_CT_DELETE, 0, family, attrs);
         gone_is_done(self.netlink.request(&delete, "delete a tracked connection"))
     }
+}
+
+/// Those of an entry's attributes, as far as it has them.
+fn copied(entry: &[u8], ids: &[u16]) -> Attrs {
+    let mut attrs = Attrs::new();
+    for id in ids {
+        if let Some(value) = attr(entry, *id) {
+            attrs.bytes(*id, value);
+        }
+    }
+    attrs
 }
 
 /// An entry that has gone meanwhile needs nothing any more.

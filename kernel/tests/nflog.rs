@@ -9,6 +9,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use netns::Netns;
+use netns::nflog::listen;
 use netns::traffic::{Over, refused};
 use tartan_kernel::nflog::{Listener, Report, Told};
 
@@ -26,21 +27,10 @@ fn reporting() -> Netns {
     netns
 }
 
-fn listen(netns: &Netns) -> (Listener, mpsc::Receiver<Told>) {
-    let (told, reports) = mpsc::channel();
-    let listener = netns.run(move || {
-        Listener::start(GROUP, move |it| {
-            let _ended = told.send(it);
-        })
-        .unwrap()
-    });
-    (listener, reports)
-}
-
 #[test]
 fn packets_are_told_with_their_mark_and_ports() {
     let netns = reporting();
-    let (listener, reports) = listen(&netns);
+    let (listener, reports) = listen(&netns, GROUP);
     let next = || match reports.recv_timeout(PATIENCE) {
         Ok(Told::Packet(report)) => report,
         other => panic!("{other:?}"),
@@ -65,7 +55,7 @@ fn packets_are_told_with_their_mark_and_ports() {
 #[test]
 fn of_two_who_listen_the_second_is_refused() {
     let netns = reporting();
-    let (_listener, _reports) = listen(&netns);
+    let (_listener, _reports) = listen(&netns, GROUP);
     let error = netns.run(|| Listener::start(GROUP, |_| {}).map(drop).unwrap_err().to_string());
     assert!(
         error.starts_with("listen to NFLOG group 7001: EPERM") && error.ends_with("(somebody else listens to it)"),

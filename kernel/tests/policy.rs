@@ -11,6 +11,7 @@ use std::net::{IpAddr, TcpStream, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
+use netns::Netns;
 use netns::nflog::Reports;
 use netns::node::{Lab, lab, nat};
 use netns::traffic::{Echo, Over, Persistent, Stream, pings, refused, sees, serve};
@@ -351,21 +352,24 @@ fn ports_of_the_node_are_judged_as_ports_of_the_pod() {
     }
 }
 
+/// Asks by UDP for what nobody answers; what the socket is told of it.
+fn ask_in_vain(pod: &Netns, to: &'static str) -> std::io::Error {
+    pod.run(move || {
+        let socket = UdpSocket::bind(if to.starts_with('[') { "[::]:0" } else { "0.0.0.0:0" }).unwrap();
+        socket.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+        socket.connect(to).unwrap();
+        socket.send(b"?").unwrap();
+        socket.recv(&mut [0; 8]).unwrap_err()
+    })
+}
+
 #[test]
 fn icmp_is_judged_and_errors_belong_to_their_connections() {
     let mut judged = judged(&[]);
     let [pod5, _] = &judged.lab.pods;
     assert!(pings(pod5, "10.244.1.6") && pings(pod5, "fd00:1::6"));
     // Nobody serves there: the pod says so.
-    let unreachable = |judged: &Judged, to: &'static str| {
-        judged.lab.pods[0].run(move || {
-            let socket = UdpSocket::bind(if to.starts_with('[') { "[::]:0" } else { "0.0.0.0:0" }).unwrap();
-            socket.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
-            socket.connect(to).unwrap();
-            socket.send(b"?").unwrap();
-            socket.recv(&mut [0; 8]).unwrap_err().kind()
-        })
-    };
+    let unreachable = |judged: &Judged, to: &'static str| ask_in_vain(&judged.lab.pods[0], to).kind();
     assert_eq!(unreachable(&judged, "10.244.1.6:7"), ErrorKind::ConnectionRefused);
     assert_eq!(unreachable(&judged, "[fd00:1::6]:7"), ErrorKind::ConnectionRefused);
     judged.policies(&[("in", CLIENT_TO_80)]);
@@ -509,15 +513,7 @@ fn who_is_rejected_is_told() {
     };
     assert_eq!(connect(&judged, "10.244.1.6:80"), ErrorKind::ConnectionRefused);
     assert_eq!(connect(&judged, "[fd00:1::6]:80"), ErrorKind::ConnectionRefused);
-    let ask = |judged: &Judged, to: &'static str| {
-        judged.lab.pods[0].run(move || {
-            let socket = UdpSocket::bind(if to.starts_with('[') { "[::]:0" } else { "0.0.0.0:0" }).unwrap();
-            socket.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
-            socket.connect(to).unwrap();
-            socket.send(b"?").unwrap();
-            socket.recv(&mut [0; 8]).unwrap_err().raw_os_error()
-        })
-    };
+    let ask = |judged: &Judged, to: &'static str| ask_in_vain(&judged.lab.pods[0], to).raw_os_error();
     assert_eq!(ask(&judged, "10.244.1.6:80"), Some(nix::libc::EHOSTUNREACH));
     assert_eq!(ask(&judged, "[fd00:1::6]:80"), Some(nix::libc::EACCES));
 }

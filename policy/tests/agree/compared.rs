@@ -3,7 +3,7 @@
 
 use std::net::IpAddr;
 
-use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, TestRng, TestRunner};
+use proptest::test_runner::{TestCaseError, TestError};
 use tartan_api::explain::{Difference, Group, Row, Verdict};
 use tartan_model::World;
 use tartan_policy::ir::{Direction, Program, protocol};
@@ -11,19 +11,13 @@ use tartan_policy::walk::{self, Packet};
 use tartan_policy::{compare, effective, ends, trace};
 
 use super::history::History;
-use super::{generate, setting};
+use super::{generate, runner, setting};
 
 /// Histories of an everyday run.
 const EVERYDAY: u64 = 12;
 
 fn play(check: impl Fn(&History) -> Result<(), String>) {
-    let now = std::time::UNIX_EPOCH.elapsed().expect("the clock is later than 1970");
-    let seed = setting("POLICY_SEED", now.as_secs() ^ u64::from(now.subsec_nanos()) << 32);
-    let mut bytes = [0; 32];
-    bytes[..8].copy_from_slice(&seed.to_le_bytes());
-    let cases = u32::try_from(setting("POLICY_CASES", EVERYDAY)).expect("a count");
-    let config = Config { cases, failure_persistence: None, max_shrink_iters: 500, ..Config::default() };
-    let mut runner = TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &bytes));
+    let (seed, mut runner) = runner(setting("POLICY_CASES", EVERYDAY), 500);
     match runner.run(&generate::history(), |history| check(&history).map_err(TestCaseError::fail)) {
         Ok(()) => {}
         Err(TestError::Fail(reason, history)) => panic!("POLICY_SEED={seed}: {reason}\n{history:?}"),

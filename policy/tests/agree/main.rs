@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, TestRng, TestRunner};
 use tartan_model::workload::NAMESPACE_NAME_LABEL;
 use tartan_policy::ir::{Direction, RuleRef, protocol};
-use tartan_policy::oracle::{Cluster, Decision, Flow, Transport};
+use tartan_policy::oracle::{Cluster, Decision, Flow, Judgement, Transport};
 use tartan_policy::verdicts::{self, Memo, Tables};
 use tartan_policy::walk::{self, Packet};
 
@@ -45,15 +45,20 @@ fn tables_agree_with_the_oracle_on_a_million_connections() {
     println!("figure policy.oracle_cases {judged} cases\nfigure policy.oracle_wrong 0 cases");
 }
 
-/// Plays so many histories; returns how many decisions were compared.
-fn play(cases: u64) -> u64 {
+/// A seed of its own for each run, unless `POLICY_SEED` says which, and who plays so many histories from it.
+fn runner(cases: u64, max_shrink_iters: u32) -> (u64, TestRunner) {
     let now = std::time::UNIX_EPOCH.elapsed().expect("the clock is later than 1970");
     let seed = setting("POLICY_SEED", now.as_secs() ^ u64::from(now.subsec_nanos()) << 32);
     let mut bytes = [0; 32];
     bytes[..8].copy_from_slice(&seed.to_le_bytes());
     let cases = u32::try_from(cases).expect("a count");
-    let config = Config { cases, failure_persistence: None, max_shrink_iters: 20_000, ..Config::default() };
-    let mut runner = TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &bytes));
+    let config = Config { cases, failure_persistence: None, max_shrink_iters, ..Config::default() };
+    (seed, TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &bytes)))
+}
+
+/// Plays so many histories; returns how many decisions were compared.
+fn play(cases: u64) -> u64 {
+    let (seed, mut runner) = runner(cases, 20_000);
     let judged = Cell::new(0);
     let result = runner.run(&generate::history(), |history| {
         judged.set(judged.get() + check(&history).map_err(TestCaseError::fail)?);
@@ -90,24 +95,31 @@ fn check(history: &History) -> Result<u64, String> {
     Ok(compared)
 }
 
+/// Where a connection is judged: what the oracle says there, the pod's address and the other end's.
+type Side<'a> = (Direction, &'a Decision, IpAddr, IpAddr);
+
+/// A connection as it is judged, destinations translated and sources not yet, and where that is.
+fn judged<'a>(flow: &Flow, judgement: &'a Judgement) -> (Packet, impl Iterator<Item = Side<'a>>) {
+    let sent = match flow.transport {
+        Transport::Port(_, port) => (flow.destination, port),
+        Transport::Other => (flow.destination, 0),
+    };
+    let (to, port) = flow.translated.unwrap_or(sent);
+    let source = flow.masqueraded.unwrap_or(flow.source);
+    let sides =
+        [(Direction::Egress, &judgement.egress, flow.source, to), (Direction::Ingress, &judgement.ingress, to, source)];
+    let sides =
+        sides.into_iter().filter_map(|(direction, want, own, remote)| Some((direction, want.as_ref()?, own, remote)));
+    (packet(flow.transport, port, to), sides)
+}
+
 /// Compares what each node's tables say of every connection with what the oracle says; returns how many decisions.
 fn compare(state: &State, cluster: &Cluster, tables: &[Tables]) -> Result<u64, String> {
     let mut compared = 0;
     for flow in state.flows() {
         let judgement = cluster.judge(&flow);
-        let sent = match flow.transport {
-            Transport::Port(_, port) => (flow.destination, port),
-            Transport::Other => (flow.destination, 0),
-        };
-        let (to, port) = flow.translated.unwrap_or(sent);
-        let packet = packet(flow.transport, port, to);
-        let source = flow.masqueraded.unwrap_or(flow.source);
-        let ends = [
-            (Direction::Egress, &judgement.egress, flow.source, to),
-            (Direction::Ingress, &judgement.ingress, to, source),
-        ];
-        for (direction, want, own, remote) in ends {
-            let Some(want) = want else { continue };
+        let (packet, sides) = judged(&flow, &judgement);
+        for (direction, want, own, remote) in sides {
             let (pod, node) = state.pod_at(own).expect("only known pods are judged");
             let tables = &tables[NODES.iter().position(|name| *name == node).expect("a node of the cluster")];
             let got = tables.lookup(&pod, direction, own, remote, &packet);

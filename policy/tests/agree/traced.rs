@@ -6,7 +6,7 @@ use std::cell::Cell;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, TestRng, TestRunner};
+use proptest::test_runner::{TestCaseError, TestError};
 use serde_json::Value;
 use tartan_api::explain::{Judged, Verdict};
 use tartan_model::{ObjectId, PolicyText, World};
@@ -17,7 +17,7 @@ use tartan_policy::trace::{self, Asking, Side};
 use tartan_policy::walk::{self, Packet};
 
 use super::history::{History, State};
-use super::{agree, generate, packet, setting};
+use super::{agree, generate, judged, runner, setting};
 
 /// Histories of an everyday run.
 const EVERYDAY: u64 = 40;
@@ -26,13 +26,7 @@ const CHANGES: usize = 64;
 
 #[test]
 fn traces_agree_with_the_oracle() {
-    let now = std::time::UNIX_EPOCH.elapsed().expect("the clock is later than 1970");
-    let seed = setting("POLICY_SEED", now.as_secs() ^ u64::from(now.subsec_nanos()) << 32);
-    let mut bytes = [0; 32];
-    bytes[..8].copy_from_slice(&seed.to_le_bytes());
-    let cases = u32::try_from(setting("POLICY_CASES", EVERYDAY)).expect("a count");
-    let config = Config { cases, failure_persistence: None, max_shrink_iters: 2_000, ..Config::default() };
-    let mut runner = TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &bytes));
+    let (seed, mut runner) = runner(setting("POLICY_CASES", EVERYDAY), 2_000);
     let (traced, changed) = (Cell::new(0u64), Cell::new(0u64));
     let result = runner.run(&generate::history(), |history| {
         let (sides, changes) = check(&history).map_err(TestCaseError::fail)?;
@@ -59,19 +53,8 @@ fn check(history: &History) -> Result<(u64, u64), String> {
         if flow.translated.is_none() && flow.masqueraded.is_none() {
             whole(&state, &program, &flow).map_err(|why| format!("{flow:?}: {why}"))?;
         }
-        let sent = match flow.transport {
-            Transport::Port(_, port) => (flow.destination, port),
-            Transport::Other => (flow.destination, 0),
-        };
-        let (to, port) = flow.translated.unwrap_or(sent);
-        let packet = packet(flow.transport, port, to);
-        let source = flow.masqueraded.unwrap_or(flow.source);
-        let ends = [
-            (Direction::Egress, &judgement.egress, flow.source, to),
-            (Direction::Ingress, &judgement.ingress, to, source),
-        ];
+        let (packet, ends) = judged(&flow, &judgement);
         for (direction, want, own, remote) in ends {
-            let Some(want) = want else { continue };
             let (pod, _) = state.pod_at(own).expect("only known pods are judged");
             let side = trace::side(&state.world, &program, direction, &pod, own, remote, &packet);
             let side = side.ok_or_else(|| format!("no side of {pod}"))?;
