@@ -34,8 +34,13 @@ pub fn of(world: &World) -> World {
     if given.is_empty() {
         return record;
     }
+    // There may be very many pods, and the loop waits.
+    let mut own: BTreeMap<&str, Vec<IpAddr>> = BTreeMap::new();
+    for (address, pod) in &given {
+        own.entry(pod).or_default().push(*address);
+    }
     for (key, pod) in record.pods.clone() {
-        let own = given.iter().filter(|(_, of)| **of == *key).map(|(address, _)| *address);
+        let own = own.get(&*key).into_iter().flatten().copied();
         let of_others = |address: &IpAddr| given.contains_key(address) && !pod.host_network;
         let addresses: Box<[IpAddr]> = own.chain(pod.addresses.iter().copied().filter(|it| !of_others(it))).collect();
         if addresses != pod.addresses {
