@@ -27,7 +27,7 @@ pub struct Reports {
     _listener: Option<Arc<Listener>>,
 }
 
-/// What reports are named by: a World, and the rules that words number.
+/// What reports and counts are named by: a World, and the rules that words number.
 pub type Names = (World, OrdMap<u32, Arc<RuleRef>>);
 
 // === impl Reports ===

@@ -18,8 +18,8 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 use tracing::debug;
 
-use crate::metrics;
 use crate::run::Input;
+use crate::{counts, metrics};
 
 /// How long the loop may take to answer before it counts as stuck.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -60,10 +60,7 @@ async fn answer(request: Request<Incoming>, inbox: mpsc::Sender<Input>) -> Resul
         return Ok(text(StatusCode::NOT_FOUND, "there is /metrics, /healthz and /readyz\n".into()));
     }
     let answer = if path == "/metrics" {
-        ask(&inbox, Input::Look).await.map(|seen| {
-            let conntrack = Conntrack::open().and_then(|mut conntrack| conntrack.stats()).ok();
-            text(StatusCode::OK, metrics::render(&seen.status, &seen.counters, conntrack.as_ref()))
-        })
+        metrics(&inbox).await.map(|metrics| text(StatusCode::OK, metrics))
     } else {
         ask(&inbox, Input::WaitingFor).await.map(|what| match path {
             "/readyz" if !what.is_empty() => text(StatusCode::SERVICE_UNAVAILABLE, format!("waiting for {what}\n")),
@@ -72,6 +69,15 @@ async fn answer(request: Request<Incoming>, inbox: mpsc::Sender<Input>) -> Resul
     };
     let stuck = || text(StatusCode::SERVICE_UNAVAILABLE, "the agent's loop does not answer\n".into());
     Ok(answer.unwrap_or_else(stuck))
+}
+
+/// None if the loop gives no answer. What the kernel does not tell is left out.
+async fn metrics(inbox: &mpsc::Sender<Input>) -> Option<String> {
+    let seen = ask(inbox, Input::Look).await?;
+    let names = ask(inbox, Input::Names).await?;
+    let conntrack = Conntrack::open().and_then(|mut conntrack| conntrack.stats()).ok();
+    let counts = counts::read(&names).unwrap_or_default();
+    Some(metrics::render(&seen.status, &seen.counters, &counts, conntrack.as_ref()))
 }
 
 /// The loop's answer; none if it gives none.

@@ -13,6 +13,7 @@
 pub mod attach;
 pub mod cni_files;
 pub mod conditions;
+mod counts;
 pub mod denied;
 pub mod edit;
 pub mod found;

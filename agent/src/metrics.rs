@@ -3,12 +3,18 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
+use tartan_api::explain::{Count, Verdict};
 use tartan_api::status::Status;
 
 use crate::status::Counters;
 
 /// What `/metrics` serves.
-pub fn render(status: &Status, counters: &Counters, conntrack: Option<&tartan_kernel::conntrack::Stats>) -> String {
+pub fn render(
+    status: &Status,
+    counters: &Counters,
+    counts: &[Count],
+    conntrack: Option<&tartan_kernel::conntrack::Stats>,
+) -> String {
     let mut text = Text(String::new());
     text.one(
         "tartan_ready",
@@ -53,6 +59,13 @@ pub fn render(status: &Status, counters: &Counters, conntrack: Option<&tartan_ke
     ] {
         text.one(name, "gauge", help, value as f64);
     }
+    let decided =
+        "Packets that each rule decided: of a connection that is allowed the first, and one after each revocation";
+    let by_rule = |it: &Count| {
+        let labels = labels(&[("policy", &it.object), ("field", &it.field), ("verdict", name(it.verdict))]);
+        (labels, it.packets as f64)
+    };
+    text.many("tartan_policy_judged_packets_total", "counter", decided, counts.iter().map(by_rule));
     let mut conditions = BTreeMap::new();
     for condition in &status.conditions {
         *conditions.entry(labels(&[("reason", &condition.reason), ("about", &condition.about)])).or_insert(0.0) += 1.0;
@@ -71,6 +84,16 @@ pub fn render(status: &Status, counters: &Counters, conntrack: Option<&tartan_ke
         );
     }
     text.0
+}
+
+fn name(verdict: Verdict) -> &'static str {
+    match verdict {
+        Verdict::NotJudged => "not-judged",
+        Verdict::Allowed => "allowed",
+        Verdict::Audited => "audited",
+        Verdict::Denied => "denied",
+        Verdict::Rejected => "rejected",
+    }
 }
 
 /// Labels as the text format has them. What a user named may hold anything.
@@ -115,7 +138,13 @@ mod tests {
             conditions: vec![said("a \"b\"\\"), said("c"), said("c")],
             ..Status::default()
         };
-        let text = render(&status, &Counters::default(), None);
+        let counts = [Count {
+            object: "NetworkPolicy/shop/web".into(),
+            field: "spec.ingress[0]".into(),
+            verdict: Verdict::Denied,
+            packets: 7,
+        }];
+        let text = render(&status, &Counters::default(), &counts, None);
         for line in [
             "tartan_ready 1",
             "tartan_pod_mtu_bytes 1450",
@@ -125,6 +154,7 @@ mod tests {
             r#"tartan_policy_mode{mode="audit"} 1"#,
             "tartan_policy_subjects 3",
             "tartan_policy_rows 12",
+            r#"tartan_policy_judged_packets_total{policy="NetworkPolicy/shop/web",field="spec.ingress[0]",verdict="denied"} 7"#,
         ] {
             assert_eq!(text.lines().filter(|found| *found == line).count(), 1, "{line} in\n{text}");
         }

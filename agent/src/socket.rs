@@ -19,6 +19,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::timeout;
 use tracing::{debug, warn};
 
+use crate::counts;
 use crate::denied::{self, Reports};
 use crate::edit;
 use crate::recorded;
@@ -93,6 +94,10 @@ impl Asking {
             }
             Ok(Ok((Request::World, _))) => self.record(stream).await.unwrap_or_else(unheard),
             Ok(Ok((Request::Denied, _))) => self.denied(stream).await.unwrap_or_else(unheard),
+            Ok(Ok((Request::Counts, _))) => {
+                let result = self.counts().await;
+                self.reply(&mut stream, reply(result)).await.unwrap_or_else(unheard);
+            }
             Ok(Ok((Request::Apply { source, documents }, _))) => {
                 let written = edit::apply(&*self.store, &source, &documents).await;
                 self.reply(&mut stream, written_reply(written)).await.unwrap_or_else(unheard);
@@ -168,6 +173,14 @@ impl Asking {
             let denied = tokio::task::spawn_blocking(move || denied::named(&report, lost, &names)).await?;
             self.reply(&mut stream, self::reply(value(&denied))).await?;
         }
+    }
+
+    async fn counts(&self) -> Result<Value, CniError> {
+        let (reply, names) = oneshot::channel();
+        self.inbox.send(Input::Names(reply)).await.map_err(|_| ending())?;
+        let names = names.await.map_err(|_| ending())?;
+        let unread = |error| CniError::new(code::IO, "the counts cannot be read", format!("{error}"));
+        value(&counts::read(&names).map_err(unread)?)
     }
 
     async fn set(&self, key: &str, value: &str) -> Result<Value, CniError> {

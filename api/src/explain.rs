@@ -159,6 +159,18 @@ pub struct Diagnostic {
     pub fix: String,
 }
 
+/// How often a rule has decided on one node.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Count {
+    /// `KIND/NAME` of the policy; empty where none decided.
+    pub object: String,
+    pub field: String,
+    pub verdict: Verdict,
+    /// Of a connection that is allowed the first one, and one after each revocation.
+    pub packets: u64,
+}
+
 /// A packet that policy denied, or would have.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]

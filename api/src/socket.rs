@@ -28,6 +28,8 @@ pub enum Request {
     World,
     /// What policy denies from now on; each result is a [`crate::explain::Denied`].
     Denied,
+    /// How often each rule of policies has decided here; the result is a list of [`crate::explain::Count`].
+    Counts,
     /// YAML documents for the store; the result is the list of the objects written.
     Apply {
         /// What the user calls them, e.g. a file name; for errors.

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, anyhow};
 use clap::Args;
 use serde::de::DeserializeOwned;
 use tartan_api::cni::CniError;
-use tartan_api::explain::Denied;
+use tartan_api::explain::{Count, Denied};
 use tartan_api::socket::{self, Reply, Request};
 use tartan_api::status::Status;
 use tartan_lab::Facts;
@@ -77,6 +77,11 @@ pub(crate) fn record(socket: &Path) -> Result<String> {
         record.push_str(value.as_str().context(OTHER_VERSION)?);
     }
     Ok(record)
+}
+
+/// How often each rule has decided on the node of the agent behind a socket.
+pub(crate) fn counts(socket: &Path) -> Result<Vec<Count>> {
+    ask(socket, &Request::Counts, PATIENCE)
 }
 
 /// Tells of each packet that policy denies on the node of the agent behind a socket, until the agent ends.

@@ -34,6 +34,7 @@ fn sample() -> State {
     );
     set("classes", Set::interval_map(Type::Integer(12), &[Type::Mark]));
     set("pairs_of_links4", Set::exact(&[Type::Ifname, Type::Ipv4Addr]));
+    set("judged", Set::counts(Type::Mark));
     set("kinds", Set::exact(&[Type::Icmpv6Type]));
     set("links4", Set::map(&[Type::Ifname, Type::Ipv4Addr], &[Type::Mark]));
     set("marks", Set::map(&[Type::Mark, Type::Mark], &[Type::Mark]));
@@ -176,6 +177,7 @@ fn judging() -> Vec<Rule> {
         looked_up,
         ranges,
         rule("").limit(100, 50).then(Expr::Log { group: 7474, snaplen: 64 }).build(),
+        rule("counted").then(mark(Reg(3))).then(Expr::Count { set: "judged".into(), sreg: Reg(3) }).build(),
         rule("").l4proto(6).then(Expr::Reject { tcp_reset: true }).build(),
         rule("").then(Expr::Reject { tcp_reset: false }).build(),
         rule("stamped").set_ct_mark(0xff00_0000, 0x0300_0000),
@@ -187,7 +189,7 @@ const LISTING: &str = include_str!("nft/listing.txt");
 
 fn make(netns: &Netns, from: &State, to: &State) -> Vec<Failure> {
     let change = diff(from, to, |_| true);
-    netns.run(move || Nft::open().unwrap().apply(&change.ops))
+    netns.change(move || Nft::open().unwrap().apply(&change.ops))
 }
 
 /// Asks until there is an answer.
@@ -385,7 +387,11 @@ fn while_its_socket_is_open_nobody_else_changes_the_table_and_the_next_socket_ad
     let failures = next.apply(&[(second, Owner::Node)]);
     assert!(failures[0].error.to_string().contains("second agent"), "{failures:?}");
     drop(first);
-    netns.sh("nft add chain inet tartan theirs");
+    // A program that another test has just started has it, too, until it runs.
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while refuses("nft add chain inet tartan theirs") {
+        assert!(Instant::now() < deadline, "it is still the first one's");
+    }
     mend(&mut next, &wanted);
     assert!(refuses("nft delete table inet tartan"), "it is the next one's");
 }
@@ -525,7 +531,7 @@ proptest::proptest! {
             change.apply_to(&mut twin);
             assert_same(&twin, &wanted);
             let ops = change.ops.clone();
-            proptest::prop_assert_eq!(netns.run(move || Nft::open().unwrap().apply(&ops)), []);
+            proptest::prop_assert_eq!(netns.change(move || Nft::open().unwrap().apply(&ops)), []);
             before = read(&netns);
             assert_same(&before, &wanted);
         }

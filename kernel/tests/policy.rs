@@ -5,7 +5,7 @@
 
 mod netns;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
 use std::net::{IpAddr, TcpStream, UdpSocket};
 use std::sync::Arc;
@@ -21,6 +21,7 @@ use tartan_kernel::Kernel;
 use tartan_kernel::linux::Linux;
 use tartan_kernel::nft::Nft;
 use tartan_model::{Kind, Labels, Namespace, Object as Stored, ObjectId, Pod, PolicyText, Revision, StoreEvent};
+use tartan_netstate::claims::NFT_JUDGED_SET;
 use tartan_netstate::nft::{ElementData, ElementKey};
 use tartan_netstate::{Change, Generation, Key, Object, Owner, State, diff};
 use tartan_policy::ir::{Icmp, L4Match, ProtocolIs};
@@ -110,7 +111,7 @@ impl Judged {
         wanted.merge(policy, &mut Vec::new());
         let change = diff(&self.applied, &wanted, |_| true);
         let ops = change.clone();
-        self.lab.node.run(move || assert_eq!(Linux::open().unwrap().apply(&ops), []));
+        assert_eq!(self.lab.node.change(move || Linux::open().unwrap().apply(&ops)), []);
         self.tables_now = tables;
         self.applied = wanted.clone();
         self.lab.world.programmed.mirror = wanted;
@@ -166,6 +167,38 @@ fn what_is_allowed_passes_and_nothing_else() {
         sees(&judged.lab.client, over, "[fd00:1::6]:80", "2001:db8::2");
         sees(&judged.lab.client, over, "10.244.1.5:80", "192.0.2.2");
     }
+}
+
+#[test]
+fn every_packet_that_is_judged_is_counted_once_by_the_word_that_decides() {
+    let mut judged = judged(&[("in", CLIENT_TO_80)]);
+    judged.policies(&[("in", CLIENT_TO_80)]);
+    let counts = |judged: &Judged| {
+        let mut counts = judged.lab.node.run(|| Nft::open().unwrap().counts(NFT_JUDGED_SET).unwrap());
+        // What looked for a word of its own and found none.
+        counts.remove(&0);
+        counts
+    };
+    let passed = |counts: &BTreeMap<u32, u64>, by_rule: bool| -> u64 {
+        let is = |word: Word| word.verdict() == Verdict::Allow && (word.rule() != 0) == by_rule;
+        counts.iter().filter(|(word, _)| is(Word(**word))).map(|(_, packets)| packets).sum()
+    };
+    let before = counts(&judged);
+    let [pod5, _] = &judged.lab.pods;
+    for _ in 0..3 {
+        sees(pod5, Over::Tcp, "10.244.1.6:80", "10.244.1.5");
+        sees(pod5, Over::Tcp, "[fd00:1::6]:80", "fd00:1::5");
+    }
+    let after = counts(&judged);
+    let more = |by_rule| passed(&after, by_rule) - passed(&before, by_rule);
+    assert_eq!((more(true), more(false)), (6, 6), "{after:?}: let in by the rule, let out by none");
+    refused(&judged.lab.client, Over::Tcp, "10.244.1.6:80");
+    let denied = |counts: &BTreeMap<u32, u64>| -> u64 {
+        counts.iter().filter(|(word, _)| Word(**word).verdict() == Verdict::Deny).map(|(_, packets)| packets).sum()
+    };
+    let end = counts(&judged);
+    assert!(denied(&end) > denied(&after), "{end:?}");
+    assert_eq!((passed(&end, true), passed(&end, false)), (passed(&after, true), passed(&after, false)));
 }
 
 #[test]
@@ -598,7 +631,7 @@ fn what_the_kernel_refuses_in_part_it_refuses_whole() {
     wanted.insert(bad, Object::NftElement(ElementData([0, 0, 0, 1].into())), Owner::Policy);
     let try_it = |judged: &Judged, wanted: &State| {
         let change = diff(&judged.applied, wanted, |_| true);
-        let failures = judged.lab.node.run(move || Linux::open().unwrap().apply(&change));
+        let failures = judged.lab.node.change(move || Linux::open().unwrap().apply(&change));
         failures.into_iter().map(|failure| failure.owner).collect::<Vec<_>>()
     };
     let table = |judged: &Judged| judged.lab.node.run(|| Nft::open().unwrap().read().unwrap());

@@ -197,7 +197,7 @@ fn what_policy_costs_a_connection() {
                 let mut wanted = Policy::default().plan(&lab.world, &tables, Mode::Enforce).clone();
                 wanted.insert(Key::NftTable, Object::NftTable, Owner::Node);
                 let change = diff(&State::new(), &wanted, |_| true);
-                lab.node.run(move || assert_eq!(Nft::open().unwrap().apply(&change.ops), []));
+                assert_eq!(lab.node.change(move || Nft::open().unwrap().apply(&change.ops)), []);
             }
             (name, lab)
         })

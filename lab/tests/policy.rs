@@ -2,10 +2,13 @@
 
 mod common;
 
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use common::{PATIENCE, let_pass, status};
+use common::{PATIENCE, let_pass, status, tartan};
 use serde_json::{Map, Value, json};
 use tartan_lab::probe::{Load, Pair, Talk, Transport, wait_for};
 use tartan_lab::{Attachment, Binaries, Family, Lab, NAMESPACE, Netns, Network, cni_args};
@@ -113,6 +116,41 @@ fn a_policy_shuts_opens_and_cuts_and_its_end_opens_again() -> Result<()> {
     wait_until(&lab, "a1", "b2", true)?;
     wait_until(&lab, "a2", "a1", true)?;
     lab.matrix()?.check()
+}
+
+#[test]
+fn what_is_denied_is_told_as_it_happens_and_counted() -> Result<()> {
+    let lab = Lab::builder("denied").nodes(1).pods_per_node(2).up()?;
+    lab.wait_for_matrix(PATIENCE)?;
+    lab.put(&policy("p", "a1", &json!({"ingress": []})))?;
+    wait_until(&lab, "a2", "a1", false)?;
+    let node = lab.node("n1")?;
+    let mut watch = Command::new(Binaries::beside_this_program()?.tartan)
+        .args(["flows", "--denied", "-o", "text", "--socket"])
+        .arg(node.socket())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let (told, lines) = mpsc::channel();
+    let output = watch.stdout.take().context("it is piped")?;
+    let reader =
+        std::thread::spawn(move || BufReader::new(output).lines().try_for_each(|line| told.send(line.ok()?).ok()));
+    let policy = format!("NetworkPolicy/{NAMESPACE}/p spec.podSelector");
+    let tells = || {
+        connects(&lab, "a2", "a1").is_ok_and(|open| !open)
+            && lines
+                .try_iter()
+                .any(|line| line.contains(&format!("denied by {policy}")) && line.contains("/a2 (10.244."))
+    };
+    let heard = wait_for(PATIENCE, "the line of a denied packet", tells);
+    watch.kill()?;
+    watch.wait()?;
+    drop(reader.join());
+    heard?;
+    let counts = tartan(node, &["policy", "counts"])?;
+    let counts = String::from_utf8(counts.stdout)?;
+    let counted = |line: &str| line.contains("denied") && line.contains(&policy) && !line.starts_with("0 ");
+    ensure!(counts.lines().any(counted), "{counts}");
+    Ok(())
 }
 
 /// Each pod lets in just those that talk to it; then whatever may happen to agents and store happens.

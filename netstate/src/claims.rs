@@ -41,6 +41,8 @@ pub const NFT_POLICY_PRIORITY: i32 = 0;
 /// How the names of chains, sets and maps begin that make sense together only: of what changes in them all goes in, or
 /// nothing.
 pub const NFT_WHOLE_PREFIX: &str = "policy_";
+/// The set that counts the packets that each word has decided.
+pub const NFT_JUDGED_SET: &str = "policy_judged";
 /// The set that holds the number of the generation that connections are judged under.
 pub const NFT_GENERATION_SET: &str = "policy_generation";
 /// The bits of a connection's mark that say under which generation it was judged; all others are not ours. Not among

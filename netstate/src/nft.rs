@@ -70,8 +70,20 @@ pub struct Set {
     pub data_len: u32,
     /// nft's datatype number of the data; 0 for a set.
     pub data_type: u32,
-    /// An interval set (elements have a start and an end) or an exact one.
-    pub interval: bool,
+    /// What its elements are.
+    pub kind: SetKind,
+}
+
+/// What elements a set has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SetKind {
+    /// Keys.
+    Exact,
+    /// Intervals of keys, with a start and an end.
+    Intervals,
+    /// Keys that rules put in, each with a count of packets ([`Expr::Count`]). They are nobody's wish, and no part of a
+    /// state.
+    Counts,
 }
 
 /// What a component of a set's key or of a map's data is, to nft.
@@ -138,18 +150,23 @@ impl Set {
             key_type: Type::number_of(key),
             data_len: Type::len_of(data),
             data_type: Type::number_of(data),
-            interval: false,
+            kind: SetKind::Exact,
         }
+    }
+
+    /// A set of keys that packets are counted by.
+    pub fn counts(key: Type) -> Set {
+        Set { kind: SetKind::Counts, ..Set::exact(&[key]) }
     }
 
     /// A set of intervals; their elements must not overlap.
     pub fn intervals(key: Type) -> Set {
-        Set { interval: true, ..Set::exact(&[key]) }
+        Set { kind: SetKind::Intervals, ..Set::exact(&[key]) }
     }
 
     /// A map from intervals to data; they must not overlap.
     pub fn interval_map(key: Type, data: &[Type]) -> Set {
-        Set { interval: true, ..Set::map(&[key], data) }
+        Set { kind: SetKind::Intervals, ..Set::map(&[key], data) }
     }
 
     /// A map from exact keys to verdicts.

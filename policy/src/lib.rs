@@ -9,6 +9,7 @@
 //! Invariants: pure and total; `plan(memo, world) == plan(empty, world)`; what is not understood denies.
 
 pub mod compare;
+pub mod counts;
 pub mod denied;
 pub mod dialect;
 pub mod effective;

@@ -13,6 +13,7 @@ use crate::client;
 use crate::output::{self, Format};
 
 mod check;
+mod counts;
 mod diff;
 mod list;
 mod source;
@@ -49,6 +50,14 @@ pub(crate) enum Command {
         pod: String,
         #[command(flatten)]
         source: Source,
+        /// text, json or yaml
+        #[arg(short, long, default_value = "text")]
+        output: Format,
+    },
+    /// How often each rule has decided on a node: of a connection that is allowed the first packet, of others every one
+    Counts {
+        #[command(flatten)]
+        at: client::At,
         /// text, json or yaml
         #[arg(short, long, default_value = "text")]
         output: Format,
@@ -93,6 +102,7 @@ fn answer(command: Command) -> Result<Answer> {
         Command::Trace { asked, source, output } => trace::answer(&asked, &source.open()?, output),
         Command::Diff { change, source, output } => diff::answer(&change, &source.open()?, output),
         Command::List { pod, source, output } => list::answer(&pod, &source.open()?, output),
+        Command::Counts { at, output } => counts::answer(&at, output),
         Command::Check { file, output } => check::answer(&file, output),
     }
 }

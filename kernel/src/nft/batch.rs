@@ -367,7 +367,7 @@ mod tests {
         ];
         for errno in [Errno::ENFILE, Errno::ENOMEM, Errno::EEXIST] {
             let mut sent = Vec::new();
-            let failures = apply(&ops, |messages| {
+            let failures = apply(&ops, 0, |messages| {
                 sent = messages.iter().map(|message| message.attrs.0.clone()).collect();
                 refuse(&[6, 0, 1, 0, 0, 8], errno)(messages)
             });

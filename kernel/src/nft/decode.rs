@@ -3,20 +3,21 @@
 //! Invariant: what somebody else put into our table or changed in it never equals what a plan wants: a rule without
 //! our fingerprint reads as fingerprint 0, a chain that is dormant, misplaced or drops by policy as one with such a rule.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use tartan_netstate::nft::{Chain, ChainKind, ElementData, ElementKey, Hook, HookPoint, Rule, Set, Verdict};
+use tartan_netstate::nft::{Chain, ChainKind, ElementData, ElementKey, Hook, HookPoint, Rule, Set, SetKind, Verdict};
 use tartan_netstate::{Object, claims};
 
 use super::encode::{
-    NF_ACCEPT, NFT_ELEM_CATCHALL, NFT_ELEM_INTERVAL_END, NFT_SET_ANONYMOUS, NFT_SET_INTERVAL, NFTA_CHAIN_HOOK,
-    NFTA_CHAIN_NAME, NFTA_CHAIN_POLICY, NFTA_CHAIN_TYPE, NFTA_ELEM_DATA, NFTA_ELEM_FLAGS, NFTA_ELEM_KEY, NFTA_ELEMENTS,
-    NFTA_HOOK_NUM, NFTA_HOOK_PRIORITY, NFTA_RULE_CHAIN, NFTA_RULE_USERDATA, NFTA_SET_DATA_LEN, NFTA_SET_DATA_TYPE,
-    NFTA_SET_FLAGS, NFTA_SET_KEY_LEN, NFTA_SET_KEY_TYPE, NFTA_SET_NAME, NFTA_TABLE, UDATA_COMMENT, UDATA_FINGERPRINT,
-    chain_type, hook_num,
+    NF_ACCEPT, NFT_ELEM_CATCHALL, NFT_ELEM_INTERVAL_END, NFT_SET_ANONYMOUS, NFT_SET_EVAL, NFT_SET_INTERVAL,
+    NFTA_CHAIN_HOOK, NFTA_CHAIN_NAME, NFTA_CHAIN_POLICY, NFTA_CHAIN_TYPE, NFTA_ELEM_DATA, NFTA_ELEM_EXPR,
+    NFTA_ELEM_FLAGS, NFTA_ELEM_KEY, NFTA_ELEMENTS, NFTA_HOOK_NUM, NFTA_HOOK_PRIORITY, NFTA_RULE_CHAIN,
+    NFTA_RULE_USERDATA, NFTA_SET_DATA_LEN, NFTA_SET_DATA_TYPE, NFTA_SET_FLAGS, NFTA_SET_KEY_LEN, NFTA_SET_KEY_TYPE,
+    NFTA_SET_NAME, NFTA_TABLE, UDATA_COMMENT, UDATA_FINGERPRINT, chain_type, hook_num,
 };
-use super::expr::{NFTA_DATA_VERDICT, NFTA_VERDICT_CHAIN, NFTA_VERDICT_CODE};
-use crate::nfnetlink::{Reply, attr, attr_str, attr_u32, attrs};
+use super::expr::{NFTA_COUNTER_PACKETS, NFTA_DATA_VERDICT, NFTA_EXPR_DATA, NFTA_VERDICT_CHAIN, NFTA_VERDICT_CODE};
+use crate::nfnetlink::{Reply, attr, attr_str, attr_u32, attr_u64, attrs};
 
 const NFTA_DATA_VALUE: u16 = 1;
 /// Whether the object is in our table: not all dumps can be restricted to it.
@@ -80,7 +81,11 @@ pub(super) fn set(reply: &Reply) -> Option<(Arc<str>, Set)> {
         key_type: number(NFTA_SET_KEY_TYPE),
         data_len: number(NFTA_SET_DATA_LEN),
         data_type: number(NFTA_SET_DATA_TYPE),
-        interval: flags & NFT_SET_INTERVAL != 0,
+        kind: match flags {
+            _ if flags & NFT_SET_INTERVAL != 0 => SetKind::Intervals,
+            _ if flags & NFT_SET_EVAL != 0 => SetKind::Counts,
+            _ => SetKind::Exact,
+        },
     };
     Some((attr_str(&reply.attrs, NFTA_SET_NAME)?.into(), set))
 }
@@ -93,14 +98,28 @@ struct Half {
 }
 
 /// All elements of a set; none if one comes twice, because then others are missing.
-pub(super) fn elements(replies: &[Reply], interval: bool) -> Option<Vec<(ElementKey, Object)>> {
+pub(super) fn elements(replies: &[Reply], kind: SetKind) -> Option<Vec<(ElementKey, Object)>> {
     let lists = replies.iter().filter_map(|reply| attr(&reply.attrs, NFTA_ELEMENTS));
     let mut found: Vec<Half> = lists.flat_map(attrs).filter_map(|(_, elem)| element(elem)).collect();
     // Where two intervals touch, the end of the first comes before the start of the second.
     found.sort_by(|a, b| a.bytes.cmp(&b.bytes).then(b.is_end.cmp(&a.is_end)));
     let once = found.windows(2).all(|pair| (&pair[0].bytes, pair[0].is_end) != (&pair[1].bytes, pair[1].is_end));
     let exact = |half: Half| (ElementKey { bytes: half.bytes.into(), end: None }, half.data);
-    once.then(|| if interval { pair(found) } else { found.into_iter().map(exact).collect() })
+    once.then(|| match kind {
+        SetKind::Intervals => pair(found),
+        SetKind::Exact | SetKind::Counts => found.into_iter().map(exact).collect(),
+    })
+}
+
+/// Packets by key, where keys are numbers.
+pub(super) fn counts(replies: &[Reply]) -> BTreeMap<u32, u64> {
+    let lists = replies.iter().filter_map(|reply| attr(&reply.attrs, NFTA_ELEMENTS));
+    let count = |elem: &[u8]| {
+        let key = u32::from_ne_bytes(*attr(attr(elem, NFTA_ELEM_KEY)?, NFTA_DATA_VALUE)?.first_chunk()?);
+        let counter = attr(attr(elem, NFTA_ELEM_EXPR)?, NFTA_EXPR_DATA)?;
+        Some((key, attr_u64(counter, NFTA_COUNTER_PACKETS)?))
+    };
+    lists.flat_map(attrs).filter_map(|(_, elem)| count(elem)).collect()
 }
 
 fn pair(sorted: Vec<Half>) -> Vec<(ElementKey, Object)> {

@@ -2,7 +2,7 @@
 //!
 //! Creations do not ask for exclusiveness: all in our table is ours, and what is there already is overwritten.
 
-use tartan_netstate::nft::{Chain, ChainKind, ElementKey, Hook, HookPoint, Rule, Set, Type};
+use tartan_netstate::nft::{Chain, ChainKind, ElementKey, Hook, HookPoint, Rule, Set, SetKind, Type};
 use tartan_netstate::{Object, claims};
 
 use super::expr;
@@ -65,12 +65,18 @@ const UDATA_HOST_ENDIAN: u32 = 1;
 pub(super) const NFT_SET_ANONYMOUS: u32 = 1;
 pub(super) const NFT_SET_INTERVAL: u32 = 4;
 const NFT_SET_MAP: u32 = 8;
+pub(super) const NFT_SET_EVAL: u32 = 32;
+const NFTA_SET_DESC: u16 = 9;
+const NFTA_SET_DESC_SIZE: u16 = 1;
+/// Words are fewer. The kernel needs a bound, and takes memory for what is there only.
+const MAX_COUNTS: u32 = 1 << 24;
 
 pub(super) const NFTA_ELEMENTS_SET: u16 = 2;
 pub(super) const NFTA_ELEMENTS: u16 = 3;
 pub(super) const NFTA_ELEM_KEY: u16 = 1;
 pub(super) const NFTA_ELEM_DATA: u16 = 2;
 pub(super) const NFTA_ELEM_FLAGS: u16 = 3;
+pub(super) const NFTA_ELEM_EXPR: u16 = 7;
 pub(super) const NFT_ELEM_INTERVAL_END: u32 = 1;
 pub(super) const NFT_ELEM_CATCHALL: u32 = 2;
 /// An attribute's length is 16 bits; this leaves room for one more element.
@@ -152,12 +158,21 @@ pub(crate) fn put_rule(attrs: &mut Attrs, chain: &str, rule: &Rule) {
 /// Makes a set or map; `id` is unique in its transaction.
 pub(super) fn new_set(name: &str, set: &Set, id: u32) -> Message {
     message(NEWSET, NLM_F_CREATE, |attrs| {
-        let interval = if set.interval { NFT_SET_INTERVAL } else { 0 };
+        let kind = match set.kind {
+            SetKind::Exact => 0,
+            SetKind::Intervals => NFT_SET_INTERVAL,
+            SetKind::Counts => NFT_SET_EVAL,
+        };
         let map = if set.data_len > 0 { NFT_SET_MAP } else { 0 };
-        attrs.str(NFTA_SET_NAME, name).u32(NFTA_SET_FLAGS, interval | map).u32(NFTA_SET_ID, id);
+        attrs.str(NFTA_SET_NAME, name).u32(NFTA_SET_FLAGS, kind | map).u32(NFTA_SET_ID, id);
         attrs.u32(NFTA_SET_KEY_TYPE, set.key_type).u32(NFTA_SET_KEY_LEN, set.key_len);
         if set.data_len > 0 {
             attrs.u32(NFTA_SET_DATA_TYPE, set.data_type).u32(NFTA_SET_DATA_LEN, set.data_len);
+        }
+        if set.kind == SetKind::Counts {
+            attrs.nest(NFTA_SET_DESC, |desc| {
+                desc.u32(NFTA_SET_DESC_SIZE, MAX_COUNTS);
+            });
         }
         // Only so does nft print numbers in the machine's order, and not backwards. The kernel does not care.
         let types = [(UDATA_KEY_BYTEORDER, set.key_type), (UDATA_DATA_BYTEORDER, set.data_type)];

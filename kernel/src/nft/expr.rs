@@ -5,7 +5,7 @@ use tartan_netstate::nft::{AddressSide, CmpOp, CtKey, Expr, MetaKey, NatKind, Pa
 use crate::nfnetlink::Attrs;
 
 const NFTA_EXPR_NAME: u16 = 1;
-const NFTA_EXPR_DATA: u16 = 2;
+pub(super) const NFTA_EXPR_DATA: u16 = 2;
 const NFTA_LIST_ELEM: u16 = 1;
 const NFTA_DATA_VALUE: u16 = 1;
 pub(super) const NFTA_DATA_VERDICT: u16 = 2;
@@ -23,11 +23,18 @@ const NFT_LIMIT_PKTS: u32 = 0;
 const NFT_REJECT_TCP_RST: u32 = 1;
 const NFT_REJECT_ICMPX_UNREACH: u32 = 2;
 const NFT_REJECT_ICMPX_ADMIN_PROHIBITED: u8 = 3;
+const NFT_DYNSET_OP_ADD: u32 = 0;
+const NFTA_DYNSET_EXPR: u16 = 7;
+pub(super) const NFTA_COUNTER_PACKETS: u16 = 2;
 const NF_NAT_RANGE_PROTO_RANDOM_FULLY: u32 = 1 << 4;
 
 /// Appends one element of a rule's expression list.
 pub(super) fn write(list: &mut Attrs, expression: &Expr) {
-    list.nest(NFTA_LIST_ELEM, |elem| {
+    write_as(list, NFTA_LIST_ELEM, expression);
+}
+
+fn write_as(attrs: &mut Attrs, id: u16, expression: &Expr) {
+    attrs.nest(id, |elem| {
         elem.str(NFTA_EXPR_NAME, name(expression));
         elem.nest(NFTA_EXPR_DATA, |data| body(data, expression));
     });
@@ -51,6 +58,7 @@ fn name(expression: &Expr) -> &'static str {
         Expr::Ct { .. } | Expr::SetCtMark { .. } => "ct",
         Expr::Immediate { .. } | Expr::Verdict(_) => "immediate",
         Expr::Counter => "counter",
+        Expr::Count { .. } => "dynset",
         Expr::Limit { .. } => "limit",
         Expr::Log { .. } => "log",
         Expr::Reject { .. } => "reject",
@@ -113,7 +121,11 @@ fn body(data: &mut Attrs, expression: &Expr) {
             value(data, 2, constant);
         }
         Expr::Counter => {
-            data.u64(1, 0).u64(2, 0);
+            data.u64(1, 0).u64(NFTA_COUNTER_PACKETS, 0);
+        }
+        Expr::Count { set, sreg } => {
+            data.str(1, set).u32(3, NFT_DYNSET_OP_ADD).u32(4, reg(*sreg));
+            write_as(data, NFTA_DYNSET_EXPR, &Expr::Counter);
         }
         Expr::Limit { per_second, burst } => {
             data.u64(1, *per_second).u64(2, 1).u32(3, *burst).u32(4, NFT_LIMIT_PKTS).u32(5, 0);

@@ -26,7 +26,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use nix::errno::Errno;
-use tartan_netstate::nft::{ElementData, ElementKey, Set};
+use tartan_netstate::nft::{ElementData, ElementKey, Set, SetKind};
 use tartan_netstate::{Entry, Key, Object, Op, Owner, State};
 
 pub(crate) use batch::fail_together;
@@ -40,16 +40,12 @@ const NFTA_GEN_ID: u16 = 1;
 /// nf_tables of one network namespace.
 pub struct Nft {
     netlink: Nfnetlink,
-    /// Whether the kernel knows tables that belong to a socket.
-    ownable: bool,
 }
 
 impl Nft {
     /// nf_tables of the calling thread's network namespace.
     pub fn open() -> Result<Nft, KernelError> {
-        let mut netlink = Nfnetlink::open()?;
-        let ownable = table::can_be_owned(&mut netlink);
-        Ok(Nft { netlink, ownable })
+        Ok(Nft { netlink: Nfnetlink::open()? })
     }
 
     /// The netlink port that notifications of our own transactions carry.
@@ -92,10 +88,10 @@ impl Nft {
     /// Carries out all nft steps among `ops` in one transaction, and goes on without those the kernel refuses.
     pub fn apply(&mut self, ops: &[(Op, Owner)]) -> Vec<Failure> {
         let makes_table = ops.iter().any(|(op, _)| matches!(op, Op::Create(Key::NftTable, _)));
-        // Whose table it is can be said only when it is made; if nobody answers, so will nobody make it.
+        // Whose table it is can be said only when it is made; where nobody answers, nobody will make it either.
         let flags = match makes_table.then(|| self.table()) {
             Some(Ok(Some(there))) => table::awake(there),
-            _ if self.ownable => table::OWNED,
+            Some(Ok(None)) if table::can_be_owned(&mut self.netlink) => table::OWNED,
             _ => 0,
         };
         batch::apply(ops, flags, |messages| self.netlink.transact(messages.iter().copied()))
@@ -128,7 +124,8 @@ impl Nft {
         for (set, object) in self.dump(encode::GETSET, |_| {}, "read nft sets")?.iter().filter_map(decode::set) {
             // There may be a hundred thousand elements, and few different data.
             let mut alike: BTreeMap<ElementData, Arc<Entry>> = BTreeMap::new();
-            for (key, object) in self.elements(&set, &object)? {
+            let elements = if object.kind == SetKind::Counts { Vec::new() } else { self.elements(&set, &object)? };
+            for (key, object) in elements {
                 let entry = |object| Arc::new(Entry { object, owner: Owner::Read });
                 let entry = match object {
                     Object::NftElement(data) => {
@@ -144,12 +141,23 @@ impl Nft {
         Ok(state)
     }
 
+    /// What has been counted in a set of [`SetKind::Counts`], whose keys are numbers; nothing if there is no such set.
+    pub fn counts(&mut self, set: &str) -> Result<BTreeMap<u32, u64>, KernelError> {
+        let of_set = |attrs: &mut Attrs| {
+            attrs.str(encode::NFTA_ELEMENTS_SET, set);
+        };
+        match self.dump(encode::GETSETELEM, of_set, "read nft counts") {
+            Err(KernelError::Refused { errno: Errno::ENOENT, .. }) => Ok(BTreeMap::new()),
+            replies => Ok(decode::counts(&replies?)),
+        }
+    }
+
     fn elements(&mut self, name: &str, set: &Set) -> Result<Vec<(ElementKey, Object)>, KernelError> {
         let of_set = |attrs: &mut Attrs| {
             attrs.str(encode::NFTA_ELEMENTS_SET, name);
         };
         let replies = self.dump(encode::GETSETELEM, of_set, "read nft elements")?;
-        decode::elements(&replies, set.interval).ok_or(KernelError::Interrupted("an nft set"))
+        decode::elements(&replies, set.kind).ok_or(KernelError::Interrupted("an nft set"))
     }
 
     fn dump(

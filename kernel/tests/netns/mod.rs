@@ -12,8 +12,11 @@ pub mod traffic;
 use std::process::Command;
 use std::sync::mpsc;
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
+use tartan_kernel::{Failure, KernelError};
 
 type Job = Box<dyn FnOnce() + Send>;
 
@@ -49,6 +52,19 @@ impl Netns {
         });
         self.jobs.as_ref().unwrap().send(job).unwrap();
         result.recv().unwrap().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+
+    /// Changes the nft table by a socket of its own. A program that another test has just started has the last socket,
+    /// too, until it runs: so long the table is still that one's.
+    pub fn change(&self, apply: impl Fn() -> Vec<Failure> + Clone + Send + 'static) -> Vec<Failure> {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        loop {
+            let failures = self.run(apply.clone());
+            let theirs = |failure: &Failure| matches!(failure.error, KernelError::Refused { errno: Errno::EPERM, .. });
+            if !failures.iter().any(theirs) || Instant::now() > deadline {
+                return failures;
+            }
+        }
     }
 
     /// Runs a shell script inside; it must succeed. Gives its output back.

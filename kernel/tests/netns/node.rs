@@ -144,7 +144,7 @@ impl Lab {
                 self.node.sh(&format!("sysctl -qw net.{family}.conf.{link}.{name}={value}"));
             }
         }
-        self.node.run(move || assert_eq!(Nft::open().unwrap().apply(&change.ops), []));
+        assert_eq!(self.node.change(move || Nft::open().unwrap().apply(&change.ops)), []);
         wanted
     }
 }

@@ -121,7 +121,8 @@ pub(crate) fn census(node: &Node) -> Result<String> {
          ip -6 route show table all | sed 's/expires [^ ]*//'; ip rule; ip -6 rule; ip neigh show nud permanent; \
          ip -6 neigh show nud permanent; bridge fdb show; } | sed 's/^[0-9]*: //' | sort; \
          nft list tables; nft -s list ruleset | sed -E 's/ # progname .*//; /^\\tflags (owner)?$/{N;d}; s/^(table .*|\\})$//; \
-         /ct mark/{s/0x..000000/STAMP/g; s/0x..ffffff/REST/g}; /set policy_generation/,/}/s/0x.*/N }/' | \
+         /ct mark/{s/0x..000000/STAMP/g; s/0x..ffffff/REST/g}; /set policy_generation/,/}/s/0x.*/N }/; \
+         /set policy_judged/,/}/{/elements|^ *\\t*0x/d}' | \
          tr '\\n' '\\r' | sed -E 's/^\\r//; s/\\r\\r+/\\n/g' | sort",
     )
 }

@@ -51,6 +51,8 @@ pub enum Expr {
     Immediate { dreg: Reg, data: Vec<u8> },
     /// Counts packets and bytes.
     Counter,
+    /// Counts packets by key, in a set of [`super::SetKind::Counts`].
+    Count { set: Arc<str>, sreg: Reg },
     /// Goes on only so often a second; this many may come at once.
     Limit { per_second: u64, burst: u32 },
     /// Tells who listens to this NFLOG group of the packet, with so many of its bytes.
@@ -445,7 +447,7 @@ impl Selector {
 impl Rule {
     /// Whether the rule uses this set or map.
     pub fn looks_into(&self, name: &str) -> bool {
-        self.expressions.iter().any(|expression| matches!(expression, Expr::Lookup { set, .. } | Expr::VerdictMap { map: set, .. } if **set == *name))
+        self.expressions.iter().any(|expression| matches!(expression, Expr::Lookup { set, .. } | Expr::VerdictMap { map: set, .. } | Expr::Count { set, .. } if **set == *name))
     }
 }
 

@@ -121,6 +121,11 @@ impl Word {
         self.0 & 0x00ff_ffff
     }
 
+    /// Whether it lets pass what no rule has decided.
+    pub fn is_nobodys(self) -> bool {
+        self == Word::DEFAULT
+    }
+
     /// Whether a rule asks for a report.
     pub fn is_logged(self) -> bool {
         self.0 & LOGGED != 0

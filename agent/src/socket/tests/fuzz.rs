@@ -48,6 +48,7 @@ fn done(request: Request) -> String {
         Request::Status => "status".into(),
         Request::World => "world".into(),
         Request::Denied => "denied".into(),
+        Request::Counts => "counts".into(),
         Request::Apply { source, documents } => written(edit::apply(&MemoryStore::default(), &source, &documents)),
         Request::Set { key, value } => {
             let seen = (&Config::default(), None);

@@ -8,14 +8,14 @@
 //! generation, because every pod concerned lets it pass, or because it is one of the few that are never judged.
 
 use tartan_model::Family;
-use tartan_netstate::claims::{CT_MARK_GENERATION, NFLOG_GROUP, NFT_POLICY_PRIORITY, NFT_RAW_PRIORITY, POD_LINK_GROUP};
+use tartan_netstate::claims::{CT_MARK_GENERATION, NFT_POLICY_PRIORITY, NFT_RAW_PRIORITY, POD_LINK_GROUP};
 use tartan_netstate::nft::{Chain, ChainKind, Expr, HookPoint, Nfproto, Rule, Selector, rule};
 use tartan_netstate::{Generation, Key, Object};
 use tartan_policy::ir::protocol;
 
-use super::judge::{self, Packets};
+use super::Mode;
+use super::judge::{self, Packets, REPORTS};
 use super::maps::{self, DISCOVERY, SELF, SOURCES, Way};
-use super::{Mode, judge::SNAPLEN};
 use crate::nftables::named;
 
 /// Where packets end, with their word as mark.
@@ -28,9 +28,6 @@ const THROUGH: &str = "policy_through";
 const THROUGH_BACK: &str = "policy_through_back";
 const TO_NODE: &str = "policy_to_node";
 const FROM_NODE: &str = "policy_from_node";
-
-/// Reports of denied packets in a second, at most and on average, and how many may come at once.
-const REPORTS: (u64, u32) = (100, 100);
 
 /// Everything that is there whatever pods and policies there are, but for what [`judging`] gives.
 pub(super) fn fixed(mode: Mode) -> Vec<(Key, Object)> {
@@ -151,5 +148,5 @@ fn stale_errors(mode: Mode) -> Vec<Rule> {
 }
 
 fn report() -> Rule {
-    rule("reported").limit(REPORTS.0, REPORTS.1).then(Expr::Log { group: NFLOG_GROUP, snaplen: SNAPLEN }).build()
+    judge::told(rule("reported").limit(REPORTS.0, REPORTS.1)).build()
 }

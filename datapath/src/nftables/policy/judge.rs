@@ -11,11 +11,13 @@
 use tartan_netstate::nft::{CmpOp, CtKey, Expr, MetaKey, Nfproto, Reg, Rule, RuleBuilder, Selector, Verdict, rule};
 
 use super::Mode;
-use super::maps::{ADDRESSES, FINAL, PASS, RANGES, SUBJECTS, VERDICT_BITS, Way};
+use super::maps::{ADDRESSES, FINAL, JUDGED, PASS, RANGES, REPORTED, SUBJECTS, VERDICT_BITS, Way};
 use tartan_netstate::claims::NFLOG_GROUP;
 
 /// Bytes of a packet that a listener gets: enough for all headers that flows are made of.
-pub(super) const SNAPLEN: u32 = 128;
+const SNAPLEN: u32 = 128;
+/// Reports of one rule in a second, at most and on average, and how many may come at once.
+pub(super) const REPORTS: (u64, u32) = (100, 100);
 
 /// Keys of lookups begin here; a lookup's result comes here, too.
 const KEY: Reg = Reg(0);
@@ -58,8 +60,11 @@ pub(super) fn chain(packets: Packets, mode: Mode) -> Vec<Rule> {
     vec![
         packets.pass("allowed, address known", Whose::Listed),
         packets.pass("allowed, address not known", Whose::Around),
+        packets.report("passes, this address", Whose::Listed),
         packets.act("verdict on this address", Whose::Listed),
+        packets.report("passes, the range around it", Whose::Around),
         packets.act("verdict on the range around it", Whose::Around),
+        packets.report("passes, anyone", Whose::Anyone),
         packets.act("verdict on anyone", Whose::Anyone),
         otherwise,
     ]
@@ -77,25 +82,36 @@ impl Packets {
     fn pass(self, comment: &str, whose: Whose) -> Rule {
         let begun = self.subject_and_class(self.identity(rule(comment), whose));
         let known = self.anyones_word(self.own_word(begun)).then(Expr::SetMark { sreg: MARK });
-        verdict(verdict(known, OWN_WORD, PASS), ANY_WORD, PASS).build()
+        let counted = |rule: RuleBuilder, word| rule.then(Expr::Count { set: JUDGED.into(), sreg: word });
+        // The word that decides, whatever it says: where its own is none, that is counted as 0, and then anyone's.
+        let own = verdict(counted(known, OWN_WORD), OWN_WORD, PASS);
+        verdict(counted(own, ANY_WORD), ANY_WORD, PASS).build()
     }
 
-    /// What becomes of it by this word; none: the next rule knows. What passes all the same is reported.
+    /// What will pass by this word is reported, if it is to be.
+    fn report(self, comment: &str, whose: Whose) -> Rule {
+        let (known, word) = self.word(rule(comment), whose);
+        let these = verdict(known.then(Expr::SetMark { sreg: MARK }), word, REPORTED).limit(REPORTS.0, REPORTS.1);
+        told(these.then(Expr::SetMark { sreg: word })).then(Expr::SetMark { sreg: MARK }).build()
+    }
+
+    /// What becomes of it by this word; none: the next rule knows.
     fn act(self, comment: &str, whose: Whose) -> Rule {
-        let (known, word) = match whose {
-            Whose::Anyone => (self.anyones_word(self.subject_and_class(self.begin(rule(comment)))), ANY_WORD),
-            _ => (self.own_word(self.subject_and_class(self.identity(rule(comment), whose))), OWN_WORD),
-        };
-        let told = known
+        let (known, word) = self.word(rule(comment), whose);
+        let known = known
             .then(Expr::SetMark { sreg: MARK })
             .then(Expr::Cmp { sreg: word, op: CmpOp::Neq, data: vec![0; 4] })
             // Whoever ends it reports it, by this mark.
             .then(Expr::SetMark { sreg: word });
-        verdict(told, word, FINAL)
-            .then(Expr::Log { group: NFLOG_GROUP, snaplen: SNAPLEN })
-            .then(Expr::SetMark { sreg: MARK })
-            .then(Expr::Verdict(Verdict::Return))
-            .build()
+        verdict(known, word, FINAL).then(Expr::SetMark { sreg: MARK }).then(Expr::Verdict(Verdict::Return)).build()
+    }
+
+    /// The word, and where it is.
+    fn word(self, rule: RuleBuilder, whose: Whose) -> (RuleBuilder, Reg) {
+        match whose {
+            Whose::Anyone => (self.anyones_word(self.subject_and_class(self.begin(rule))), ANY_WORD),
+            _ => (self.own_word(self.subject_and_class(self.identity(rule, whose))), OWN_WORD),
+        }
     }
 
     fn begin(self, rule: RuleBuilder) -> RuleBuilder {
@@ -151,6 +167,11 @@ impl Packets {
     fn named(self, stem: &str) -> String {
         format!("{stem}{}", self.nfproto.suffix())
     }
+}
+
+/// Tells whoever listens.
+pub(super) fn told(rule: RuleBuilder) -> RuleBuilder {
+    rule.then(Expr::Log { group: NFLOG_GROUP, snaplen: SNAPLEN })
 }
 
 fn looked_up(rule: RuleBuilder, map: &str, key: Reg) -> RuleBuilder {

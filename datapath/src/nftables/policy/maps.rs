@@ -37,8 +37,12 @@ pub(super) const ADDRESSES: &str = "policy_addresses";
 pub(super) const RANGES: &str = "policy_ranges";
 /// Whether a word lets a packet pass at once, or says nothing.
 pub(super) const PASS: &str = "policy_pass";
+/// Words by which a packet passes and is reported.
+pub(super) const REPORTED: &str = "policy_reported";
 /// What becomes of all other words.
 pub(super) const FINAL: &str = "policy_final";
+/// How many packets each word has decided.
+pub(super) const JUDGED: &str = claims::NFT_JUDGED_SET;
 pub(super) const GENERATION: &str = claims::NFT_GENERATION_SET;
 /// Messages of neighbour and group discovery that a pod may send: nobody forwards them.
 pub(super) const DISCOVERY: &str = "policy_discovery";
@@ -149,15 +153,19 @@ pub(super) fn fixed(mode: Mode) -> Vec<(Key, Object)> {
         list.iter().map(element).collect()
     };
     add(PASS, Set::verdict_map(&[Type::Mark]), verdicts(&[(0, Verdict::Continue), (1, Verdict::Return)]));
-    add(FINAL, Set::verdict_map(&[Type::Mark]), verdicts(&finals(mode)));
+    let finals = finals(mode);
+    let passing: Vec<_> = finals.iter().filter(|(_, verdict)| *verdict == Verdict::Continue).cloned().collect();
+    add(REPORTED, Set::verdict_map(&[Type::Mark]), verdicts(&passing));
+    add(FINAL, Set::verdict_map(&[Type::Mark]), verdicts(&finals));
     let nothing = || Object::NftElement(ElementData::default());
     let discovery = DISCOVERY_TYPES.map(|kind| (Fields::new().proto(kind).key(), nothing()));
     add(DISCOVERY, Set::exact(&[Type::Icmpv6Type]), discovery.into());
+    add(JUDGED, Set::counts(Type::Mark), vec![]);
     add(GENERATION, Set::exact(&[Type::Mark]), vec![]);
     all
 }
 
-/// By verdict code, all of them. Those that go on are reported, and pass.
+/// By verdict code, all of them. Those that go on pass.
 fn finals(mode: Mode) -> Vec<(u32, Verdict)> {
     let logged = LOGGED >> 24;
     let stop = |chain: &str| match mode {

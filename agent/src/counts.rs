@@ -1,0 +1,13 @@
+//! How often each rule has decided on this node: read from the datapath's counts whenever somebody asks.
+
+use tartan_api::explain::Count;
+use tartan_kernel::KernelError;
+use tartan_kernel::nft::Nft;
+use tartan_netstate::claims::NFT_JUDGED_SET;
+
+use crate::denied::Names;
+
+/// Since the nft table was made, by the rules that there are now.
+pub(crate) fn read((_, rules): &Names) -> Result<Vec<Count>, KernelError> {
+    Ok(tartan_policy::counts::named(rules, &Nft::open()?.counts(NFT_JUDGED_SET)?))
+}
