@@ -21,10 +21,11 @@ use crate::tartan;
 const NETWORK: &str = "[sig-network]";
 
 /// What Tartan is held to: the network's specs whose names hold one of the texts.
-const SETS: [Set; 3] = [
+const SETS: [Set; 4] = [
     Set { name: "conformance", texts: &["[Conformance]"] },
     Set { name: "granular", texts: &["Granular Checks", "NoSNAT", "should preserve source pod IP"] },
     Set { name: "dual_stack", texts: &["[Feature:IPv6DualStack]"] },
+    Set { name: "netpol", texts: &["Netpol"] },
 ];
 
 /// Texts in the names of specs that are not run, and why.
