@@ -64,7 +64,7 @@ enum Outcome {
 pub(crate) fn run(focus: &[&str]) -> Result<()> {
     // Ctrl-C ends ginkgo; the cluster must still be taken down, and what has run is told.
     let _signals = Signals::hold_back()?;
-    let wants = Wants { proxy: Some(Proxy::Nftables), tools: true };
+    let wants = Wants { proxy: Some(Proxy::Nftables), tools: true, ..Wants::default() };
     let cluster = Cluster::up("kube-e2e", Programs::from_environment()?, wants)?;
     tartan::install(&cluster)?;
     cluster.wait_until_ready()?;
