@@ -1,5 +1,6 @@
 //! A pod's first packet: a stand-in for the plugin that calls it and then, before the runtime hears of the result, has
-//! the pod ask an echo server of another node. What that took, from the call to the answer, is a line in a file.
+//! the pod ask an echo server of another node. What the plugin took, and what it was from the call to the answer, is a
+//! line in a file.
 //!
 //! Invariant: the runtime is told what the plugin said, whatever became of the packet; a packet that is not answered is a
 //! line as well.
@@ -18,56 +19,67 @@ use tartan_lab::{ECHO_PORT, Netns};
 use crate::cluster::Cluster;
 use crate::this_program;
 
-const PLUGIN: &str = "/opt/cni/bin/tartan-cni";
-const REAL: &str = "/opt/cni/bin/tartan-cni.real";
+const PLUGINS: &str = "/opt/cni/bin";
 /// On each node.
 const TIMES: &str = "/var/log/first-packets";
 /// Between two tries: what is not carried is not carried for this long.
 const AGAIN: Duration = Duration::from_millis(2);
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Puts the stand-in on every node; what pods of each are to ask is in the nodes' order.
-pub(crate) fn watch(cluster: &Cluster, targets: impl Iterator<Item = [IpAddr; 2]>) -> Result<()> {
-    let program = this_program()?;
+/// Puts the stand-in for a plugin on every node; what pods of each are to ask is in the nodes' order.
+pub(crate) fn watch(cluster: &Cluster, plugin: &str, targets: impl Iterator<Item = [IpAddr; 2]>) -> Result<()> {
+    let (program, (plugin, real)) = (this_program()?, files(plugin));
     for (machine, [v4, v6]) in cluster.machines().iter().zip(targets) {
-        let script = format!("#!/bin/sh\nexec {} first-packet {v4} {v6}\n", program.display());
-        machine.run(&["cp", PLUGIN, REAL])?;
-        machine.write(PLUGIN, script.as_bytes(), "0755")?;
+        let script = format!("#!/bin/sh\nexec {} first-packet {real} {v4} {v6}\n", program.display());
+        machine.run(&["cp", &plugin, &real])?;
+        machine.write(&plugin, script.as_bytes(), "0755")?;
     }
     Ok(())
 }
 
-/// Takes the stand-in away again: all times it has written, in ms. A packet without an answer is an error.
-pub(crate) fn times(cluster: &Cluster) -> Result<Vec<f64>> {
-    let mut times = Vec::new();
+/// Takes the stand-in away again. In ms, each sorted: what the plugin took, and until a packet was answered. A packet
+/// without an answer is an error.
+pub(crate) fn times(cluster: &Cluster, plugin: &str) -> Result<[Vec<f64>; 2]> {
+    let (plugin, real) = files(plugin);
+    let mut times = [Vec::new(), Vec::new()];
     for machine in cluster.machines() {
-        machine.run(&["mv", REAL, PLUGIN])?;
-        let said = machine.run(&["cat", TIMES])?;
-        let read = |line: &str| line.parse::<f64>().with_context(|| format!("{}: {line}", machine.name));
-        times.extend(said.lines().map(read).collect::<Result<Vec<_>>>()?);
+        machine.run(&["mv", &real, &plugin])?;
+        for line in machine.run(&["cat", TIMES])?.lines() {
+            let read = line.split_once(' ').and_then(|(add, answer)| Some([add.parse().ok()?, answer.parse().ok()?]));
+            let read: [f64; 2] = read.with_context(|| format!("{}: {line}", machine.name))?;
+            times.iter_mut().zip(read).for_each(|(times, time)| times.push(time));
+        }
     }
-    times.sort_by(f64::total_cmp);
+    times.iter_mut().for_each(|times| times.sort_by(f64::total_cmp));
     Ok(times)
 }
 
+/// Where the runtime looks for a plugin, and where that one is meanwhile.
+fn files(plugin: &str) -> (String, String) {
+    (format!("{PLUGINS}/{plugin}"), format!("{PLUGINS}/{plugin}.real"))
+}
+
 /// The stand-in itself.
-pub(crate) fn run(targets: &[&str]) -> Result<()> {
+pub(crate) fn run(real: &str, targets: &[&str]) -> Result<()> {
     let start = Instant::now();
     let mut input = Vec::new();
     std::io::stdin().read_to_end(&mut input)?;
-    let mut plugin = Command::new(REAL).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().context(REAL)?;
+    let mut plugin =
+        Command::new(real).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().with_context(|| real.to_owned())?;
     plugin.stdin.take().context("piped")?.write_all(&input)?;
     let said = plugin.wait_with_output()?;
+    let since_start = || start.elapsed().as_secs_f64() * 1e3;
+    let added = since_start();
     if env::var("CNI_COMMAND").is_ok_and(|command| command == "ADD") && said.status.success() {
         let line = match targets.iter().try_for_each(|target| ask(target.parse()?)) {
-            Ok(()) => format!("{:.3}\n", start.elapsed().as_secs_f64() * 1e3),
+            Ok(()) => format!("{added:.3} {:.3}\n", since_start()),
             Err(error) => format!("{error:#}\n"),
         };
         // One write a line: plugins run side by side.
         File::options().create(true).append(true).open(TIMES)?.write_all(line.as_bytes())?;
     }
     std::io::stdout().write_all(&said.stdout)?;
-    ensure!(said.status.success(), "{REAL}: {}", said.status);
+    ensure!(said.status.success(), "{real}: {}", said.status);
     Ok(())
 }
 

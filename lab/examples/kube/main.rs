@@ -82,7 +82,7 @@ fn run(args: &[&str]) -> Result<()> {
         ["down"] => down(),
         ["e2e", focus @ ..] => suite::run(focus),
         ["measure"] => measure::run(),
-        ["first-packet", targets @ ..] => first::run(targets),
+        ["first-packet", plugin, targets @ ..] => first::run(plugin, targets),
         ["machine", spec] => machine::become_machine(Path::new(spec)),
         ["init", spec] => init::run(Path::new(spec)),
         other => bail!("`{}` is not a command: up, down, e2e, measure", other.join(" ")),

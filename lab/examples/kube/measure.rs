@@ -16,11 +16,12 @@ use tartan_lab::{Echo, Endpoint, Family, Signals};
 use crate::Programs;
 use crate::cluster::{Cluster, Wants};
 use crate::image::AGNHOST;
-use crate::{first, life, pods, tartan};
+use crate::{first, life, pods, stock, tartan};
 
 const PODS_AT_ONCE: usize = 100;
 /// How long agents and API server are left alone before they are looked at.
 const QUIET: Duration = Duration::from_secs(15);
+const IDLE: Duration = Duration::from_secs(60);
 /// Seconds that the API server is away.
 const AWAY: &str = "TARTAN_AWAY_SECS";
 const AWAY_SECS: u64 = 30;
@@ -38,10 +39,12 @@ pub(crate) fn run() -> Result<()> {
     rss(&cluster)?;
     pods::run(&cluster, pods::one_a_node(&["n1", "n2", "n3"]))?;
     rolls(&cluster)?;
-    pods_at_once(&cluster)?;
+    let first = pods_at_once(&cluster)?;
     away(&mut cluster)?;
     gone(&mut cluster)?;
-    join(&mut cluster)
+    join(&mut cluster)?;
+    drop(cluster);
+    beside_stock(first)
 }
 
 fn figure(name: &str, value: f64) {
@@ -56,13 +59,13 @@ fn lost(name: &str, report: &LoadReport) {
 }
 
 /// Lets time pass.
-fn quiet() -> Result<()> {
+fn quiet(length: Duration) -> Result<()> {
     let since = Instant::now();
-    wait_for(QUIET, "some quiet", || since.elapsed() >= QUIET).map(drop)
+    wait_for(length, "some quiet", || since.elapsed() >= length).map(drop)
 }
 
 fn rss(cluster: &Cluster) -> Result<()> {
-    quiet()?;
+    quiet(QUIET)?;
     let mut largest: f64 = 0.0;
     for machine in cluster.machines() {
         let agent = machine.agent().with_context(|| format!("{} has no agent", machine.name))?;
@@ -98,42 +101,61 @@ fn rolls(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
-fn pods_at_once(cluster: &Cluster) -> Result<()> {
+fn pods_at_once(cluster: &Cluster) -> Result<f64> {
+    // Signs of life, and looks for kinds that are not there: each comes once in that time at least.
+    let idle = requests_in(cluster, || quiet(IDLE))?;
+    let (mut took, mut first) = (Duration::ZERO, 0.0);
+    let many = requests_in(cluster, || {
+        (took, first) = start_many(cluster, "tartan-cni")?;
+        Ok(())
+    })?;
+    figure("first_packet_p99", first);
+    let share = took.as_secs_f64() / IDLE.as_secs_f64();
+    let beside = |kind: &String| idle.get(kind).copied().unwrap_or_default() as f64 * share;
+    let more: f64 = many.iter().map(|(kind, count)| (*count as f64 - beside(kind)).max(0.0)).sum();
+    println!("# kube.api_requests_per_pod: while pods started: {many:?}; in an idle minute: {idle:?}");
+    figure("api_requests_per_pod", more / PODS_AT_ONCE as f64);
+    // Until their nodes have let go of them.
+    cluster.kubectl(&["delete", "pods", "--selector=many", "--wait"])?;
+    Ok(first)
+}
+
+/// Starts pods on all nodes: how long until all are ready, and 99 of 100 first packets in ms.
+fn start_many(cluster: &Cluster, plugin: &str) -> Result<(Duration, f64)> {
     let talking = pods::endpoints(cluster, &TALKING)?;
     let _echoes = talking.iter().map(|pod| Echo::serve(&pod.netns, &pod.name)).collect::<Result<Vec<_>>>()?;
     // Each node's pods ask the next node's.
     let addresses = |pod: &Endpoint| [IpAddr::from(pod.v4), pod.v6.into()];
-    first::watch(cluster, talking.iter().cycle().skip(1).map(addresses))?;
-
-    let idle = requests_in(cluster, quiet)?;
+    first::watch(cluster, plugin, talking.iter().cycle().skip(1).map(addresses))?;
     let start = Instant::now();
-    let many = requests_in(cluster, || {
-        pods::apply(cluster, "many.json", (0..PODS_AT_ONCE).map(paused).collect())?;
-        let timeout = format!("--timeout={}s", PATIENCE.as_secs());
-        cluster.kubectl(&["wait", "--for=condition=Ready", &timeout, "pods", "--selector=many"]).map(drop)
-    })?;
+    pods::apply(cluster, "many.json", (0..PODS_AT_ONCE).map(paused).collect())?;
+    let timeout = format!("--timeout={}s", PATIENCE.as_secs());
+    cluster.kubectl(&["wait", "--for=condition=Ready", &timeout, "pods", "--selector=many"])?;
     let took = start.elapsed();
-    let times = first::times(cluster)?;
-    ensure!(times.len() == PODS_AT_ONCE, "{} pods of {PODS_AT_ONCE} had a first packet", times.len());
-    let rank = |percent: usize| times[(percent * times.len()).div_ceil(100).max(1) - 1];
-    println!(
-        "# kube.first_packet: p50 {:.1} ms, p99 {:.1}, slowest {:.1}; all {PODS_AT_ONCE} ready after {:.1} s",
-        rank(50),
-        rank(99),
-        rank(100),
-        took.as_secs_f64()
-    );
-    figure("first_packet_p99", rank(99));
+    let times = first::times(cluster, plugin)?;
+    println!("# kube.first_packet: {plugin}: all {PODS_AT_ONCE} pods were ready after {:.1} s", took.as_secs_f64());
+    for (what, times) in ["in the plugin", "until an answer"].into_iter().zip(&times) {
+        ensure!(times.len() == PODS_AT_ONCE, "{} pods of {PODS_AT_ONCE} had a first packet", times.len());
+        let [half, most, slowest] = [50, 99, 100].map(|percent| rank(times, percent));
+        println!("# kube.first_packet: {plugin}: {what} p50 {half:.1} ms, p99 {most:.1}, slowest {slowest:.1}");
+    }
+    Ok((took, rank(&times[1], 99)))
+}
 
-    // Signs of life and watches that begin anew would have been, too.
-    let beside = idle.values().sum::<usize>() as f64 * took.as_secs_f64() / QUIET.as_secs_f64();
-    let all = many.values().sum::<usize>() as f64;
-    println!(
-        "# kube.api_requests_per_pod: {all} while pods started: {many:?}; {beside:.1} expected of idle agents: {idle:?}"
-    );
-    figure("api_requests_per_pod", (all - beside).max(0.0) / PODS_AT_ONCE as f64);
-    // Until their nodes have let go of them.
-    cluster.kubectl(&["delete", "pods", "--selector=many", "--wait"]).map(drop)
+/// The same with the stock network, on a cluster of its own.
+fn beside_stock(ours: f64) -> Result<()> {
+    let cluster = Cluster::up("kube-bench", Programs::from_environment()?, Wants::default())?;
+    stock::install(&cluster)?;
+    cluster.wait_until_ready()?;
+    pods::run(&cluster, pods::one_a_node(&["n1", "n2", "n3"]))?;
+    let (_, stock) = start_many(&cluster, "ptp")?;
+    figure("first_packet_p99.vs_stock", ours / stock);
+    Ok(())
+}
+
+/// The smallest that so many percent do not exceed; of sorted values.
+fn rank(values: &[f64], percent: usize) -> f64 {
+    values[(percent * values.len()).div_ceil(100).max(1) - 1]
 }
 
 /// A pod that does nothing.
@@ -177,7 +199,7 @@ fn away(cluster: &mut Cluster) -> Result<()> {
     let before = cluster.control()?.asked_by_agents()?.len();
     let away = Duration::from_secs(secs);
     let report = life::through(&talking, |_| life::api_server_away(cluster, away, "victim", &talking[0]))?;
-    quiet()?;
+    quiet(QUIET)?;
     let asked = cluster.control()?.asked_by_agents()?;
     println!(
         "# kube.apiserver_away: {secs} s; requests of all agents when it was back: {:?}",
@@ -221,13 +243,20 @@ fn join(cluster: &mut Cluster) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::{by_kind, mib};
+    use super::{by_kind, mib, rank};
 
     #[test]
     fn memory_is_read_by_its_field() {
         assert_eq!(mib("VmHWM:\t  4096 kB\nVmRSS:\t  2048 kB\n", "VmRSS:"), Some(2.0));
         assert_eq!(mib("VmHWM:\t  4096 kB\n", "VmRSS:"), None);
         assert_eq!(mib("VmRSS:\t  many kB\n", "VmRSS:"), None);
+    }
+
+    #[test]
+    fn a_rank_is_a_value_that_was_measured() {
+        let hundred: Vec<f64> = (1..=100).map(f64::from).collect();
+        assert_eq!([50, 99, 100].map(|percent| rank(&hundred, percent)), [50.0, 99.0, 100.0]);
+        assert_eq!([1, 50, 51].map(|percent| rank(&[1.0, 3.0], percent)), [1.0, 1.0, 3.0]);
     }
 
     #[test]

@@ -10,6 +10,7 @@ pub(super) const FIGURES: &[&str] = &[
     "kube.downgrade.lost",
     "kube.upgrade.lost",
     "kube.first_packet_p99",
+    "kube.first_packet_p99.vs_stock",
     "kube.api_requests_per_pod",
     "kube.apiserver_away.lost",
     "kube.agents_gone.lost",
@@ -36,6 +37,7 @@ fn unit(name: &str) -> &'static str {
     match name {
         "kube.rss_idle" => "mib",
         "kube.first_packet_p99" => "ms",
+        "kube.first_packet_p99.vs_stock" => "ratio",
         "kube.join_first_packet" => "s",
         _ => "count",
     }
