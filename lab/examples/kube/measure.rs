@@ -199,12 +199,14 @@ fn away(cluster: &mut Cluster) -> Result<()> {
     let before = cluster.control()?.asked_by_agents()?.len();
     let away = Duration::from_secs(secs);
     let report = life::through(&talking, |_| life::api_server_away(cluster, away, "victim", &talking[0]))?;
-    quiet(QUIET)?;
+    // Until the longest back-off is over.
+    quiet(IDLE)?;
     let asked = cluster.control()?.asked_by_agents()?;
     println!(
-        "# kube.apiserver_away: {secs} s; requests of all agents when it was back: {:?}",
+        "# kube.apiserver_away: {secs} s; requests of all agents in the minute when it was back: {:?}",
         by_kind(&asked[before..])
     );
+    figure("apiserver_away.requests", (asked.len() - before) as f64);
     lost("apiserver_away.lost", &report);
     Ok(())
 }

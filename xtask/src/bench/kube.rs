@@ -13,6 +13,7 @@ pub(super) const FIGURES: &[&str] = &[
     "kube.first_packet_p99.vs_stock",
     "kube.api_requests_per_pod",
     "kube.apiserver_away.lost",
+    "kube.apiserver_away.requests",
     "kube.agents_gone.lost",
     "kube.reboot.others_lost",
     "kube.join_first_packet",
@@ -53,6 +54,6 @@ mod tests {
         for line in ["kube.rss_idle", "kube.rss_idle much", "kube.other 1", "# kube.rss_idle 3"] {
             assert_eq!(figure(line), None, "{line}");
         }
-        assert_eq!(FIGURES.iter().map(|name| unit(name)).filter(|unit| *unit == "count").count(), 6);
+        assert_eq!(FIGURES.iter().map(|name| unit(name)).filter(|unit| *unit == "count").count(), 7);
     }
 }
