@@ -178,7 +178,10 @@ impl Kernel for Linux {
                 self.host.put_rules(&mut state)?;
             }
             Scope::Link(name) => state = self.read_link(name)?,
-            Scope::Nft => state = self.nft.read()?,
+            Scope::Nft => {
+                self.nft.adopt()?;
+                state = self.nft.read()?;
+            }
             Scope::Foreign => state = self.foreign.read()?,
             Scope::Sysctls(keys) => state = self.read_sysctls(keys)?,
             Scope::Pod { ns, ends } => state = self.read_pod(ns, ends)?,

@@ -17,7 +17,7 @@ fn the_table_reads_well() {
     // One element a map: a hash lists several in an order of its own.
     lab.world.attach(attachment(5, vec![mapping(Protocol::Tcp, "-", 8080)]));
     lab.apply(&State::new(), &nat());
-    assert_eq!(lab.node.sh("nft -s list table inet tartan"), include_str!("nat/listing.txt"));
+    assert_eq!(lab.node.listing(), include_str!("nat/listing.txt"));
 }
 
 #[test]

@@ -15,7 +15,7 @@ use tartan_netstate::nft::{
     AddressSide, Chain, ChainKind, CtKey, ElementData, ElementKey, Expr, Fields, HookPoint, MetaKey, Nfproto, Reg,
     Rule, Selector, Set, Type, Verdict, rule,
 };
-use tartan_netstate::{Key, Object, Owner, State, diff};
+use tartan_netstate::{Key, Object, Op, Owner, State, diff};
 
 /// A table with every kind of object and expression there is.
 fn sample() -> State {
@@ -232,8 +232,8 @@ fn listed_by_nft_and_read_back() {
     let netns = Netns::new();
     assert_eq!(make(&netns, &State::new(), &sample()), []);
     assert_same(&read(&netns), &sample());
-    assert_eq!(netns.sh("nft -s list table inet tartan"), LISTING);
-    assert_eq!(netns.sh("nft -s list ruleset"), LISTING);
+    assert_eq!(netns.listing(), LISTING);
+    assert_eq!(netns.sh("nft -s list ruleset"), netns.sh("nft -s list table inet tartan"));
 }
 
 #[test]
@@ -263,13 +263,15 @@ fn creating_what_is_there_already_overwrites_it() {
 fn what_others_do_to_our_table_is_seen_and_repaired() {
     let check = |script: &str| {
         let netns = Netns::new();
+        // Nobody's, so that others can change it.
+        netns.sh("nft add table inet tartan");
         assert_eq!(make(&netns, &State::new(), &sample()), []);
         netns.sh(script);
         let found = read(&netns);
         assert!(!diff(&found, &sample(), |_| true).is_empty(), "not seen: {script}");
         assert_eq!(make(&netns, &found, &sample()), [], "{script}");
         assert_same(&read(&netns), &sample());
-        assert_eq!(netns.sh("nft -s list table inet tartan"), LISTING, "{script}");
+        assert_eq!(netns.listing(), LISTING, "{script}");
     };
     check("nft add rule inet tartan end drop");
     check("nft insert rule inet tartan raw counter accept");
@@ -342,6 +344,64 @@ fn a_set_can_be_redefined_under_its_name() {
         assert_eq!(make(&netns, &read(&netns), to), []);
         assert_same(&read(&netns), to);
     }
+}
+
+/// Linux has it since 6.9.
+fn tables_can_be_owned() -> bool {
+    let release = nix::sys::utsname::uname().unwrap().release().to_string_lossy().into_owned();
+    let mut numbers = release.split('.').map(|number| number.parse::<u32>().unwrap_or(0));
+    (numbers.next(), numbers.next()) >= (Some(6), Some(9))
+}
+
+fn open(netns: &Netns) -> Nft {
+    netns.run(|| Nft::open().unwrap())
+}
+
+/// Makes the table as wanted, whatever it is.
+fn mend(nft: &mut Nft, wanted: &State) {
+    nft.adopt().unwrap();
+    let change = diff(&nft.read().unwrap(), wanted, |_| true);
+    assert_eq!(nft.apply(&change.ops), []);
+    assert_same(&nft.read().unwrap(), wanted);
+}
+
+#[test]
+fn while_its_socket_is_open_nobody_else_changes_the_table_and_the_next_socket_adopts_it() {
+    let (netns, wanted) = (Netns::new(), sample());
+    let refuses = |script: &str| matches!(netns.try_sh(script), (false, why) if why.contains("not permitted"));
+    let mut first = open(&netns);
+    mend(&mut first, &wanted);
+    assert_eq!(refuses("nft add chain inet tartan theirs"), tables_can_be_owned());
+    if !tables_can_be_owned() {
+        return;
+    }
+    netns.sh("nft flush ruleset");
+    assert_same(&first.read().unwrap(), &wanted);
+    let mut next = open(&netns);
+    next.adopt().unwrap();
+    assert!(refuses("nft delete table inet tartan"), "it is still the first one's");
+    let chain = (Key::NftChain { chain: "second".into() }, Object::NftChain(Chain::regular(vec![]).into()));
+    let second = Op::Create(chain.0, chain.1);
+    let failures = next.apply(&[(second, Owner::Node)]);
+    assert!(failures[0].error.to_string().contains("second agent"), "{failures:?}");
+    drop(first);
+    netns.sh("nft add chain inet tartan theirs");
+    mend(&mut next, &wanted);
+    assert!(refuses("nft delete table inet tartan"), "it is the next one's");
+}
+
+#[test]
+fn a_table_of_nobody_stays_so_until_another_is_made() {
+    let (netns, wanted) = (Netns::new(), sample());
+    netns.sh("nft add table inet tartan");
+    let mut nft = open(&netns);
+    mend(&mut nft, &wanted);
+    netns.sh("nft add table inet tartan '{ flags dormant; }'");
+    mend(&mut nft, &wanted);
+    netns.sh("nft delete table inet tartan");
+    mend(&mut nft, &wanted);
+    let (deleted, _) = netns.try_sh("nft delete table inet tartan");
+    assert_eq!(deleted, !tables_can_be_owned());
 }
 
 #[test]

@@ -44,6 +44,8 @@ impl Node {
         choice[8] = 1;
         let wanted = state(&place.pods, &choice);
         let netns = Netns::new();
+        // Nobody's, so that others can break it.
+        netns.sh("nft add table inet tartan");
         let (sender, reports) = channel();
         let handle = netns.run(move || {
             let report = move |applied| drop(sender.send(applied));
@@ -104,12 +106,13 @@ fn what_others_break_is_repaired() {
         "ip addr del 10.1.0.201/32 dev lo",
         "ip -6 addr del fd00::c9/128 dev lo",
         "ip rule del priority 5000",
-        "nft delete table inet tartan",
         "nft flush chain inet tartan postrouting",
         "nft delete element inet tartan pods '{ 10.1.0.1 }'",
         "nft add element inet tartan pods '{ 10.1.0.99 }'",
         "ip -6 rule del priority 5000",
         "ip route del unreachable 10.2.31.0/24 metric 4294967294",
+        // The last: from then on it is ours alone, where the kernel has that.
+        "nft delete table inet tartan",
     ] {
         node.repairs(script);
     }

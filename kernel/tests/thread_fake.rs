@@ -143,6 +143,19 @@ fn pods_that_come_together_are_told_of_one_by_one() {
 }
 
 #[test]
+fn a_pod_that_comes_during_the_first_pass_is_not_said_to_be_done_with_those_before_it() {
+    let node = Node::on(Fake::new());
+    node.fake.pause();
+    let first = (2..=250).fold(with_bulk(full(), 1_000), with_pod);
+    node.handle.want(1, first.clone());
+    node.fake.wait_until_held();
+    node.handle.want(2, with_pod(first, 1));
+    node.fake.resume();
+    let done = node.wait("the pod", |applied| applied.pods_generation == 2);
+    assert!(done.mirror.get(&pod_route(1).0).is_some(), "said to be there, and is not");
+}
+
+#[test]
 fn a_failing_object_stops_no_other_and_is_tried_again() {
     let node = Node::wanting(&full());
     let (key, _) = pod_route(1);

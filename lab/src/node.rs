@@ -224,6 +224,14 @@ impl Node {
         self.wait_ready()
     }
 
+    /// Makes the nft table one that others can change, as it is where the kernel knows no owners of tables.
+    pub fn disown_nft_table(&self) -> Result<()> {
+        self.kill_agent()?;
+        self.output(&["sh", "-c", "nft delete table inet tartan; nft add table inet tartan"])?;
+        self.start_agent()?;
+        self.wait_ready().map(drop)
+    }
+
     /// The program the next start runs: an upgrade to another build is this and `restart_agent`.
     pub fn set_program(&self, tartan: &Path) {
         *self.program.lock().expect("no holder panics") = tartan.to_owned();

@@ -170,6 +170,7 @@ fn what_others_delete_is_repaired() -> Result<()> {
     let node = lab.node("n1")?;
     let device = node.output(&["sh", "-c", "ip -o link show type vxlan | awk -F': ' '{print $2}'"])?.trim().to_owned();
     let pod = lab.pod("a1")?.endpoint();
+    node.disown_nft_table()?;
     for damage in [
         format!("ip link del {device}"),
         "ip route del 10.244.2.0/24".into(),

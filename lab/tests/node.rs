@@ -218,6 +218,7 @@ fn a_node_that_registers_again_under_another_uid_keeps_its_pods_talking() -> Res
 fn what_is_flushed_by_hand_comes_back_to_the_last_entry() -> Result<()> {
     let lab = lab("flush", "vxlan")?;
     let node = lab.node("n1")?;
+    node.disown_nft_table()?;
     let before = census(node)?;
     for damage in [
         "ip route flush proto 84; ip -6 route flush proto 84",

@@ -47,11 +47,15 @@ struct Known {
     alone: BTreeSet<Index>,
 }
 
-/// Carries out all steps that can be, in one transaction given to `transact`.
-pub(super) fn apply(ops: &[(Op, Owner)], mut transact: impl FnMut(&[&Message]) -> Vec<Refusal>) -> Vec<Failure> {
+/// Carries out all steps that can be, in one transaction given to `transact`. The table gets these `NFT_TABLE_F_*`.
+pub(super) fn apply(
+    ops: &[(Op, Owner)],
+    table_flags: u32,
+    mut transact: impl FnMut(&[&Message]) -> Vec<Refusal>,
+) -> Vec<Failure> {
     let mut known = Known::default();
     for tries in 1.. {
-        let steps = compose(ops, &known);
+        let steps = compose(ops, table_flags, &known);
         if steps.is_empty() {
             break;
         }
@@ -82,13 +86,13 @@ pub(crate) fn fail_together(ops: &[(Op, Owner)], error: &KernelError) -> Vec<Fai
     first.map(|(op, owner)| Failure { key: op.key().clone(), owner: owner.clone(), error: error.clone() }).collect()
 }
 
-fn compose(ops: &[(Op, Owner)], known: &Known) -> Vec<Step> {
+fn compose(ops: &[(Op, Owner)], table_flags: u32, known: &Known) -> Vec<Step> {
     if let Some((index, _)) = ops.iter().enumerate().find(|(_, (op, _))| matches!(op, Op::Delete(Key::NftTable, _))) {
         let done = known.failed.contains_key(&index) || known.gone.contains(&index);
         let step = Step { message: encode::del_table(), about: vec![index], deletes: true, elements: false };
         return if done { Vec::new() } else { vec![step] };
     }
-    let mut phases = Phases::default();
+    let mut phases = Phases { table_flags, ..Phases::default() };
     for (index, (op, _)) in ops.iter().enumerate().filter(|(index, (op, _))| !known.has_failed(*index, op)) {
         phases.add(index, op, known);
     }
@@ -98,6 +102,7 @@ fn compose(ops: &[(Op, Owner)], known: &Known) -> Vec<Step> {
 /// The messages of a transaction by phase.
 #[derive(Default)]
 struct Phases<'a> {
+    table_flags: u32,
     tables: Vec<Step>,
     emptied: Vec<Step>,
     elements_out: BTreeMap<&'a str, Vec<Element<'a>>>,
@@ -130,7 +135,7 @@ impl<'a> Phases<'a> {
         let out = |message| Step { message, about: vec![index], deletes: true, elements: false };
         let into = |message| Step { message, about: vec![index], deletes: false, elements: false };
         match op.key() {
-            Key::NftTable => self.tables.extend(new.map(|_| into(encode::new_table()))),
+            Key::NftTable => self.tables.extend(new.map(|_| into(encode::new_table(self.table_flags)))),
             Key::NftSet { set } => {
                 if old.is_some() {
                     self.sets_out.push(out(encode::del_set(set)));
@@ -256,9 +261,9 @@ impl Known {
     fn fail(&mut self, ops: &[(Op, Owner)], index: Index, refusal: &Refusal) {
         let (op, _) = &ops[index];
         if op.key().is_whole() {
-            self.whole.get_or_insert_with(|| refused(op, refusal));
+            self.whole.get_or_insert_with(|| refused(&doing(op), refusal));
         } else {
-            self.failed.entry(index).or_insert_with(|| refused(op, refusal));
+            self.failed.entry(index).or_insert_with(|| refused(&doing(op), refusal));
         }
     }
 
@@ -267,13 +272,20 @@ impl Known {
     }
 }
 
-fn refused(op: &Op, refusal: &Refusal) -> KernelError {
+/// Why something was not done.
+pub(super) fn refused(doing: &str, refusal: &Refusal) -> KernelError {
+    let others = "the table belongs to another program: is a second agent running on this node?";
+    let says = refusal.says.clone().or_else(|| (refusal.errno == Errno::EPERM).then(|| others.into()));
+    KernelError::Refused { doing: doing.into(), errno: refusal.errno, says }
+}
+
+fn doing(op: &Op) -> String {
     let verb = match op {
         Op::Create(..) => "add",
         Op::Replace { .. } => "replace",
         Op::Delete(..) => "delete",
     };
-    KernelError::Refused { doing: format!("{verb} {}", op.key()), errno: refusal.errno, says: refusal.says.clone() }
+    format!("{verb} {}", op.key())
 }
 
 #[cfg(test)]
@@ -308,7 +320,7 @@ mod tests {
     /// Applies against a kernel that refuses what `judge` says; gives back who failed and how often it was tried.
     fn check(ops: &[(Op, Owner)], judge: impl Fn(&[&Message]) -> Vec<Refusal>) -> (Vec<String>, usize) {
         let mut tries = 0;
-        let failures = apply(ops, |messages| {
+        let failures = apply(ops, 0, |messages| {
             tries += 1;
             judge(messages)
         });

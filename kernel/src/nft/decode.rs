@@ -19,14 +19,6 @@ use super::expr::{NFTA_DATA_VERDICT, NFTA_VERDICT_CHAIN, NFTA_VERDICT_CODE};
 use crate::nfnetlink::{Reply, attr, attr_str, attr_u32, attrs};
 
 const NFTA_DATA_VALUE: u16 = 1;
-const NFTA_TABLE_FLAGS: u16 = 2;
-const NFT_TABLE_F_DORMANT: u32 = 1;
-
-/// Whether the answer is about a table that is awake.
-pub(super) fn table_is_awake(reply: &Reply) -> bool {
-    attr_u32(&reply.attrs, NFTA_TABLE_FLAGS).unwrap_or(0) & NFT_TABLE_F_DORMANT == 0
-}
-
 /// Whether the object is in our table: not all dumps can be restricted to it.
 pub(super) fn is_ours(reply: &Reply) -> bool {
     attr_str(&reply.attrs, NFTA_TABLE).as_deref() == Some(claims::NFT_TABLE)

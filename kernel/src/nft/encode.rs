@@ -28,7 +28,7 @@ const DELSETELEM: u16 = 14;
 pub(super) const GETGEN: u16 = 16;
 
 const NFTA_TABLE_NAME: u16 = 1;
-const NFTA_TABLE_FLAGS: u16 = 2;
+pub(super) const NFTA_TABLE_FLAGS: u16 = 2;
 /// The same number for chains, rules, sets and element lists.
 pub(crate) const NFTA_TABLE: u16 = 1;
 const NFTA_LIST_ELEM: u16 = 1;
@@ -84,12 +84,21 @@ pub(super) fn message(kind: u16, flags: u16, attrs: impl FnOnce(&mut Attrs)) -> 
     Message { kind: super::subsystem(kind), flags, family: NFPROTO_INET, attrs: written }
 }
 
-/// Makes our table, or wakes it up if somebody made it dormant.
-pub(super) fn new_table() -> Message {
-    debug_assert_eq!(NFTA_TABLE_NAME, NFTA_TABLE);
-    message(NEWTABLE, NLM_F_CREATE, |attrs| {
-        attrs.u32(NFTA_TABLE_FLAGS, 0);
-    })
+/// Makes our table with these `NFT_TABLE_F_*`, or gives them to the one that is there.
+pub(super) fn new_table(flags: u32) -> Message {
+    table(claims::NFT_TABLE, flags)
+}
+
+/// Makes a table of any name.
+pub(super) fn table(name: &str, flags: u32) -> Message {
+    let mut attrs = Attrs::new();
+    attrs.str(NFTA_TABLE_NAME, name).u32(NFTA_TABLE_FLAGS, flags);
+    Message { kind: super::subsystem(NEWTABLE), flags: NLM_F_CREATE, family: NFPROTO_INET, attrs }
+}
+
+/// Is refused: there is no table without a name.
+pub(super) fn nothing() -> Message {
+    Message { kind: super::subsystem(NEWCHAIN), flags: 0, family: NFPROTO_INET, attrs: Attrs::new() }
 }
 
 /// Deletes our table with all that is in it.

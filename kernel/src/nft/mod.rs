@@ -9,6 +9,7 @@ mod batch;
 mod decode;
 mod encode;
 mod expr;
+mod table;
 
 /// What it takes to read and write tables of others, see [`crate::foreign`].
 pub(crate) mod wire {
@@ -39,12 +40,16 @@ const NFTA_GEN_ID: u16 = 1;
 /// nf_tables of one network namespace.
 pub struct Nft {
     netlink: Nfnetlink,
+    /// Whether the kernel knows tables that belong to a socket.
+    ownable: bool,
 }
 
 impl Nft {
     /// nf_tables of the calling thread's network namespace.
     pub fn open() -> Result<Nft, KernelError> {
-        Ok(Nft { netlink: Nfnetlink::open()? })
+        let mut netlink = Nfnetlink::open()?;
+        let ownable = table::can_be_owned(&mut netlink);
+        Ok(Nft { netlink, ownable })
     }
 
     /// The netlink port that notifications of our own transactions carry.
@@ -62,6 +67,18 @@ impl Nft {
             .ok_or(KernelError::Interrupted("the nft generation"))
     }
 
+    /// Makes the table this socket's if it was another's that is closed. From then on nobody else can change it.
+    pub fn adopt(&mut self) -> Result<(), KernelError> {
+        match self.table()? {
+            Some(flags) if table::is_orphan(flags) => {
+                let refused = self.netlink.transact([&encode::new_table(table::OWNED)].into_iter()).pop();
+                let doing = "take over the nft table of the agent before this one";
+                refused.map_or(Ok(()), |refusal| Err(batch::refused(doing, &refusal)))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Our table as it is; empty if it is not there.
     pub fn read(&mut self) -> Result<State, KernelError> {
         let before = self.generation()?;
@@ -74,16 +91,28 @@ impl Nft {
 
     /// Carries out all nft steps among `ops` in one transaction, and goes on without those the kernel refuses.
     pub fn apply(&mut self, ops: &[(Op, Owner)]) -> Vec<Failure> {
-        batch::apply(ops, |messages| self.netlink.transact(messages.iter().copied()))
+        let makes_table = ops.iter().any(|(op, _)| matches!(op, Op::Create(Key::NftTable, _)));
+        // Whose table it is can be said only when it is made; if nobody answers, so will nobody make it.
+        let flags = match makes_table.then(|| self.table()) {
+            Some(Ok(Some(there))) => table::awake(there),
+            _ if self.ownable => table::OWNED,
+            _ => 0,
+        };
+        batch::apply(ops, flags, |messages| self.netlink.transact(messages.iter().copied()))
+    }
+
+    /// The `NFT_TABLE_F_*` of our table, if it is there.
+    fn table(&mut self) -> Result<Option<u32>, KernelError> {
+        match self.netlink.request(&encode::message(encode::GETTABLE, 0, |_| {}), "read the nft table") {
+            Err(KernelError::Refused { errno: Errno::ENOENT, .. }) => Ok(None),
+            replies => Ok(replies?.first().map(table::flags)),
+        }
     }
 
     fn read_unchecked(&mut self) -> Result<State, KernelError> {
         let mut state = State::new();
-        let table = match self.netlink.request(&encode::message(encode::GETTABLE, 0, |_| {}), "read the nft table") {
-            Err(KernelError::Refused { errno: Errno::ENOENT, .. }) => return Ok(state),
-            table => table?,
-        };
-        if table.iter().all(decode::table_is_awake) {
+        let Some(flags) = self.table()? else { return Ok(state) };
+        if flags == table::awake(flags) {
             state.insert(Key::NftTable, Object::NftTable, Owner::Read);
         }
         let mut chains: Vec<_> =

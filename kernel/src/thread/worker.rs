@@ -55,6 +55,8 @@ pub(super) struct Worker {
     wanted: Option<(u64, State)>,
     /// The rest of the last difference.
     steps: Steps,
+    /// The latest wanted state of which all that pods need is among those steps, or was carried out.
+    planned: u64,
     /// Mirror and wanted state may differ.
     unsettled: bool,
     backoff: Backoff,
@@ -99,6 +101,7 @@ impl Worker {
             look_at: now + LOOK,
             wanted: None,
             steps: Steps::default(),
+            planned: 0,
             unsettled: false,
             backoff: Backoff::default(),
             per_chunk: 64,
@@ -234,6 +237,9 @@ impl Worker {
             let ahead = (self.pods_generation == generation_before).then_some(generation);
             let steps = self.pods_steps(&before, &state, &changed);
             self.pods_first(steps, ahead, now);
+            if self.planned == generation_before {
+                self.planned = generation;
+            }
             if ahead.is_some() {
                 self.pods_are_done(generation);
             }
@@ -398,6 +404,7 @@ impl Worker {
         let pending: BTreeSet<&Key> = all.ops.iter().map(|(op, _)| op.key()).collect();
         self.news |= self.backoff.retain(|key| pending.contains(key));
         self.steps = Steps::new(self.in_order(all));
+        self.planned = generation;
         let held = |op: &Op| self.backoff.holds(op.key(), now);
         let whole_is_held = self.steps.iter().any(|(op, _)| op.key().is_whole() && held(op));
         self.steps.retain(|op| !(held(op) || whole_is_held && op.key().is_whole()));
@@ -457,8 +464,8 @@ impl Worker {
             _ => {}
         }
         let pods_left = self.steps.iter().next().is_some_and(|step| rank(step) < 2);
-        if let (Some((generation, _)), false) = (&self.wanted, pods_left) {
-            self.pods_are_done(*generation);
+        if !pods_left {
+            self.pods_are_done(self.planned);
         }
     }
 

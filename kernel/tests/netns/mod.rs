@@ -58,6 +58,11 @@ impl Netns {
         output
     }
 
+    /// What nft says of our table, but for whose it is: the program that has it, and that somebody has it.
+    pub fn listing(&self) -> String {
+        self.sh(r"nft -s list table inet tartan | sed -E '1s/ # progname .*//; /^\tflags (owner)?$/{N;d}'")
+    }
+
     /// Runs a shell script inside. Gives back whether it succeeded, and its output, errors included.
     pub fn try_sh(&self, script: &str) -> (bool, String) {
         let script = script.to_owned();

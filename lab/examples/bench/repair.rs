@@ -64,6 +64,9 @@ impl Subject for Repair {
     fn measure(&mut self, question: &[&str]) -> Result<Series> {
         let damage = DAMAGES.iter().find(|damage| [damage.name] == question).with_context(|| unknown(question))?;
         let node = self.lab.node("n1")?;
+        if damage.name == "nft-table" {
+            node.disown_nft_table()?;
+        }
         let took = damage.do_and_wait(node).with_context(|| node.troubleshooting())?;
         self.lab.wait_for_matrix(PATIENCE)?;
         Ok(vec![vec![took]])

@@ -113,14 +113,16 @@ fn is_steady(lab: &Lab, fabric: &str) -> bool {
 // --- what a node holds ---
 
 /// Links, addresses, routes, rules, neighbours, forwarding entries and nft rules of a node. Counters, lifetimes, numbers
-/// of links and the order of what has none are left out; so is how often something was revoked.
+/// of links, whose the nft table is, and the order of what has none are left out; so is how often something was revoked.
 pub(crate) fn census(node: &Node) -> Result<String> {
     sh(
         node,
         "{ ip -o link | sed 's/qlen.*//'; ip -o addr | sed 's/valid_lft.*//'; ip route show table all; \
          ip -6 route show table all | sed 's/expires [^ ]*//'; ip rule; ip -6 rule; ip neigh show nud permanent; \
          ip -6 neigh show nud permanent; bridge fdb show; } | sed 's/^[0-9]*: //' | sort; \
-         nft -s list ruleset | sed -E '/ct mark/{s/0x..000000/STAMP/g; s/0x..ffffff/REST/g}; /set policy_generation/,/}/s/0x.*/N }/'",
+         nft list tables; nft -s list ruleset | sed -E 's/ # progname .*//; /^\\tflags (owner)?$/{N;d}; s/^(table .*|\\})$//; \
+         /ct mark/{s/0x..000000/STAMP/g; s/0x..ffffff/REST/g}; /set policy_generation/,/}/s/0x.*/N }/' | \
+         tr '\\n' '\\r' | sed -E 's/^\\r//; s/\\r\\r+/\\n/g' | sort",
     )
 }
 
