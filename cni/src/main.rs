@@ -22,6 +22,10 @@ use crate::input::{Asked, Refused};
 
 /// How long the agent may take. It gives up on an ADD before that, and says why.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// How long STATUS waits for an agent that is not there or that knows nothing yet. A node whose STATUS fails is not ready,
+/// and then none of its pods counts as ready; an upgrade is over sooner. A kubelet gives its runtime 30 s.
+const BETWEEN_AGENTS: Duration = Duration::from_secs(10);
+const AGAIN: Duration = Duration::from_millis(100);
 
 fn main() -> ExitCode {
     let (said, exit) = match run() {
@@ -69,6 +73,7 @@ fn call(request: CniRequest) -> Result<Value, CniError> {
     let [request, undo] = [request, undo].map(|request| Request::Cni(Box::new(request)));
     let ask = |request, netns| agent::ask(Path::new(&socket), request, netns, Instant::now() + PATIENCE);
     let answer = match ask(&request, file.as_ref()) {
+        answer if command == Command::Status => between_agents(answer, || ask(&request, None), BETWEEN_AGENTS),
         Err(failure) if command == Command::Del && failure.is_down() => {
             Ok(delete_later(Path::new(&state_dir), &id, || ask(&request, file.as_ref()))?)
         }
@@ -84,6 +89,26 @@ fn call(request: CniRequest) -> Result<Value, CniError> {
         Ok(Reply::Error(error)) => Err(error),
         Err(failure) => Err(no_answer(command, &socket, &failure)),
     }
+}
+
+/// What STATUS comes to: the first answer other than that nobody serves pods, or the last one in that time.
+#[allow(clippy::disallowed_methods, reason = "who is not there yet tells nobody when he is")]
+fn between_agents(
+    mut answer: Result<Reply, Failure>,
+    mut ask: impl FnMut() -> Result<Reply, Failure>,
+    time: Duration,
+) -> Result<Reply, Failure> {
+    let nobody = |answer: &Result<Reply, Failure>| match answer {
+        Ok(Reply::Error(error)) => error.code == code::NOT_AVAILABLE,
+        Err(failure) => failure.is_down(),
+        Ok(_) => false,
+    };
+    let start = Instant::now();
+    while nobody(&answer) && start.elapsed() < time {
+        std::thread::sleep(AGAIN);
+        answer = ask();
+    }
+    answer
 }
 
 /// DEL while there is no agent: a note for the next one.

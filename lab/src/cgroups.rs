@@ -49,6 +49,11 @@ impl Hierarchy {
         });
         entered.with_context(|| format!("entering control group {}", dir.display()))
     }
+
+    /// Removes a group and all within. Its processes must be on their way out.
+    pub fn remove(&self, group: &str) -> Result<()> {
+        remove_group(&self.at.join(group))
+    }
 }
 
 /// Every group at the top of a hierarchy.
@@ -62,14 +67,16 @@ pub(crate) fn top_groups() -> Result<BTreeSet<PathBuf>> {
 pub(crate) fn remove(prefix: &str) -> Result<()> {
     ensure!(!prefix.is_empty(), "every group begins with nothing");
     let ours = |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(prefix));
-    for group in top_groups()?.iter().filter(|path| ours(path)) {
-        let mut left = Ok(());
-        wait_for(PATIENCE, &format!("control group {} to be empty", group.display()), || {
-            left = remove_tree(group);
-            left.is_ok()
-        })
-        .with_context(|| format!("{left:?}"))?;
-    }
+    top_groups()?.iter().filter(|path| ours(path)).try_for_each(|group| remove_group(group))
+}
+
+fn remove_group(group: &Path) -> Result<()> {
+    let mut left = Ok(());
+    wait_for(PATIENCE, &format!("control group {} to be empty", group.display()), || {
+        left = remove_tree(group);
+        left.is_ok()
+    })
+    .with_context(|| format!("{left:?}"))?;
     Ok(())
 }
 

@@ -99,6 +99,12 @@ impl Netns {
         Self { name: name.to_owned() }
     }
 
+    /// A handle to the namespace that a file leads to, which needs no name for `ip netns`.
+    pub fn at(path: &Path) -> Self {
+        // `path` leaves an absolute one as it is.
+        Self { name: path.display().to_string() }
+    }
+
     /// Its name for `ip netns`.
     pub fn name(&self) -> &str {
         &self.name

@@ -60,7 +60,7 @@ pub enum StoreEvent {
     Put(ObjectId, Object, Revision),
     /// The object is gone.
     Delete(ObjectId),
-    /// The list of the kind is complete.
+    /// The list of the kind is complete. Without a list: the store is back where it was, and what was missed follows.
     Synced(Kind),
     /// There is an object that cannot be read; what was known of it stays.
     Invalid(ObjectId, Box<Condition>),
@@ -69,8 +69,8 @@ pub enum StoreEvent {
     Notice(Arc<str>, Vec<Condition>),
     /// All this at one moment: nobody acts on a part of it.
     Moment(Vec<StoreEvent>),
-    /// The store cannot be reached, as far as this kind goes, or all of them; what is known stays. A relist follows when it
-    /// is back.
+    /// The store cannot be reached, as far as this kind goes, or all of them; what is known stays. When it is back, a list
+    /// follows or `Synced` alone.
     Away(Option<Kind>, String),
 }
 

@@ -200,7 +200,7 @@ impl World {
     pub fn store(&mut self, event: StoreEvent, at: Instant) {
         match event {
             StoreEvent::Init(kind) => {
-                self.away.retain(|away, _| away.is_some_and(|away| away != kind));
+                self.is_back(kind);
                 self.listing.insert(kind, BTreeSet::new());
             }
             StoreEvent::Put(id, object, revision) => {
@@ -218,6 +218,7 @@ impl World {
                 self.settle(id.kind);
             }
             StoreEvent::Synced(kind) => {
+                self.is_back(kind);
                 self.finish_list(kind, at);
                 self.settle(kind);
             }
@@ -383,6 +384,10 @@ impl World {
             Kind::NodeNetwork if id.name == self.local => true,
             kind => !self.is_synced(kind),
         }
+    }
+
+    fn is_back(&mut self, kind: Kind) {
+        self.away.retain(|away, _| away.is_some_and(|away| away != kind));
     }
 
     fn finish_list(&mut self, kind: Kind, at: Instant) {

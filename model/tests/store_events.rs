@@ -205,6 +205,9 @@ fn only_a_complete_list_removes() {
                 (put(kind, b, 1), &both),
                 (delete(kind, a), &b1),
                 (delete(kind, a), &b1),
+                (Away(Some(kind), "cut off".into()), &b1),
+                (Synced(kind), &b1),
+                (put(kind, a, 1), &both),
             ],
         );
     }
@@ -328,6 +331,11 @@ fn notices_and_absence_are_known_until_taken_back() {
     assert_eq!(world.store_away().map(|why| &**why), Some("no such directory"));
     world.store(Init(Kind::Node), Instant::now());
     assert_eq!(world.store_away(), None);
+    for kind in [Kind::Node, Kind::IpPool] {
+        world.store(Away(Some(kind), format!("no {kind}")), Instant::now());
+    }
+    world.store(Synced(Kind::Node), Instant::now());
+    assert_eq!(world.store_away().map(|why| &**why), Some("no IPPool"), "back without a list, but for one kind only");
 }
 
 #[test]
@@ -495,6 +503,11 @@ fn a_list_starts_all_leases_anew_and_a_sign_of_life_its_own() {
     check(&world, [after(4), after(4)]);
     world.store(put(Kind::NodeNetwork, "b", 2), after(5));
     check(&world, [after(4), after(5)]);
+    world.store(Away(Some(Kind::NodeNetwork), "gone".into()), after(6));
+    assert!(world.leases_rest);
+    world.store(Synced(Kind::NodeNetwork), after(7));
+    assert!(!world.leases_rest);
+    check(&world, [after(7), after(7)]);
 }
 
 #[test]

@@ -16,7 +16,7 @@ use std::{
 };
 
 /// As `deploy/tartan.yaml` names it.
-const NAME: &str = concat!("tartan.dev/tartan:", env!("CARGO_PKG_VERSION"));
+pub(crate) const NAME: &str = concat!("tartan.dev/tartan:", env!("CARGO_PKG_VERSION"));
 
 const PROGRAMS: [&str; 2] = ["tartan", "tartan-cni"];
 
@@ -70,21 +70,27 @@ pub(crate) fn mib(archive: &Path) -> Result<f64> {
 /// # Errors
 /// A program does not build, or a tool that makes the archive fails.
 pub(crate) fn build(platforms: &[Platform], profile: &str) -> Result<PathBuf> {
-    let folder = command::target_dir().join("image").join(profile);
-    fs::create_dir_all(&folder)?;
     let programs = |platform: &Platform| platform.programs(profile);
     let programs = platforms.iter().map(programs).collect::<Result<Vec<_>>>()?;
-    let layout = folder.join("layout");
-    let _ = fs::remove_dir_all(&layout);
-    fs::create_dir_all(layout.join("blobs/sha256"))?;
-    write_layout(&layout, &platforms.iter().copied().zip(programs).collect::<Vec<_>>())?;
-    let archive = folder.join("tartan.tar");
-    tar(&archive, &layout)?;
-    fs::remove_dir_all(&layout)?;
+    let archive = command::target_dir().join("image").join(profile).join("tartan.tar");
+    pack(&archive, &platforms.iter().copied().zip(programs).collect::<Vec<_>>(), NAME)?;
     Ok(archive)
 }
 
-fn write_layout(layout: &Path, images: &[(Platform, PathBuf)]) -> Result<()> {
+/// Puts programs, each platform's in a folder, into an archive.
+///
+/// # Errors
+/// A tool that makes the archive fails.
+pub(crate) fn pack(archive: &Path, images: &[(Platform, PathBuf)], name: &str) -> Result<()> {
+    let layout = archive.with_extension("layout");
+    let _ = fs::remove_dir_all(&layout);
+    fs::create_dir_all(layout.join("blobs/sha256"))?;
+    write_layout(&layout, images, name)?;
+    tar(archive, &layout)?;
+    Ok(fs::remove_dir_all(&layout)?)
+}
+
+fn write_layout(layout: &Path, images: &[(Platform, PathBuf)], name: &str) -> Result<()> {
     let mut manifests = Vec::new();
     for (platform, programs) in images {
         let manifest = write_image(layout, platform, programs)?;
@@ -93,10 +99,10 @@ fn write_layout(layout: &Path, images: &[(Platform, PathBuf)]) -> Result<()> {
     }
     let index = |manifests: &str| format!(r#"{{"schemaVersion":2,"mediaType":"{INDEX}","manifests":[{manifests}]}}"#);
     let all = write_blob(layout, index(&manifests.join(",")).as_bytes())?;
-    let name = format!(
-        r#","annotations":{{"io.containerd.image.name":"{NAME}","org.opencontainers.image.ref.name":"{NAME}"}}"#
+    let named = format!(
+        r#","annotations":{{"io.containerd.image.name":"{name}","org.opencontainers.image.ref.name":"{name}"}}"#
     );
-    fs::write(layout.join("index.json"), index(&all.descriptor(INDEX, &name)))?;
+    fs::write(layout.join("index.json"), index(&all.descriptor(INDEX, &named)))?;
     Ok(fs::write(layout.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#)?)
 }
 
@@ -177,8 +183,13 @@ impl Platform {
 
     /// Builds the programs; gives the folder they are in.
     pub(crate) fn programs(&self, profile: &str) -> Result<PathBuf> {
+        self.programs_of(command::root(), profile, &command::target_dir())
+    }
+
+    /// The same of another checkout, into a folder that cargo has for itself.
+    pub(crate) fn programs_of(&self, checkout: &Path, profile: &str, target_dir: &Path) -> Result<PathBuf> {
         let mut build = command::cargo(&["build", "--profile", profile, "--target", self.target]);
-        build.args(["-p", "tartan-cli", "-p", "tartan-cni"]);
+        build.args(["-p", "tartan-cli", "-p", "tartan-cni", "--target-dir"]).arg(target_dir).current_dir(checkout);
         if !self.is_of_this_machine() {
             let variable = self.target.replace('-', "_");
             build.env(format!("CC_{variable}"), self.cross);
@@ -187,7 +198,7 @@ impl Platform {
         command::run(&mut build).map_err(|error| {
             format!("{error}\nDoes it lack `rustup target add {}`, or the packages of {}?", self.target, self.cross)
         })?;
-        Ok(command::target_dir().join(self.target).join(profile))
+        Ok(target_dir.join(self.target).join(profile))
     }
 }
 
@@ -219,7 +230,7 @@ mod tests {
             fs::create_dir_all(layout.join("blobs/sha256")).expect("a temporary folder");
             fs::create_dir_all(&programs).expect("a temporary folder");
             PROGRAMS.iter().for_each(|program| fs::write(programs.join(program), program).expect("writable"));
-            write_layout(&layout, &PLATFORMS.map(|platform| (platform, programs.clone()))).expect("tar, gzip");
+            write_layout(&layout, &PLATFORMS.map(|platform| (platform, programs.clone())), NAME).expect("tar, gzip");
             let archive = layout.with_extension("tar");
             tar(&archive, &layout).expect("tar");
             fs::read(archive).expect("made")

@@ -9,6 +9,7 @@ use crate::{
     command::{self, Result},
     image,
     packages::{self, Lane},
+    previous,
 };
 use std::{
     collections::hash_map::DefaultHasher,
@@ -85,6 +86,19 @@ pub(crate) fn e2e(version: &str, focus: &[&str], line: impl FnMut(&str)) -> Resu
     command::stream(e2e.arg("e2e").args(focus).env(PATH, env::join_paths(path)?), line)
 }
 
+/// Figures of a cluster with Tartan as it is shipped. What the harness says is printed, and handed to `line`. True when it
+/// measured all.
+///
+/// # Errors
+/// A package that cannot be installed, a build that fails.
+pub(crate) fn measure(line: impl FnMut(&str)) -> Result<bool> {
+    let mut path = programs_in(NEWEST, "release")?;
+    path.push(previous::build(&cache_dir()?)?);
+    build_harness()?;
+    let mut measure = command::as_root(harness_program());
+    command::stream(measure.arg("measure").env(PATH, env::join_paths(path)?), line)
+}
+
 /// Builds the harness as the user and runs it as root.
 fn harness(args: &[&str], path: &[PathBuf]) -> Result<()> {
     build_harness()?;
@@ -103,13 +117,18 @@ fn build_harness() -> Result<()> {
 
 /// Everything a cluster of that version runs, built if need be: the folders it is in.
 fn programs(version: &str) -> Result<Vec<PathBuf>> {
+    programs_in(version, "demo")
+}
+
+/// The same with Tartan in a cargo profile.
+fn programs_in(version: &str, profile: &str) -> Result<Vec<PathBuf>> {
     let kubernetes = kubernetes(version)?;
     packages::ensure(&[Lane::Build, Lane::Kube])?;
     let mut folders = vec![kubernetes.build()?];
     for common in COMMON {
         folders.push(Module::open(Path::new("kube").join(common))?.build()?);
     }
-    let image = image::build(&[image::Platform::of_this_machine()?], "demo")?;
+    let image = image::build(&[image::Platform::of_this_machine()?], profile)?;
     folders.extend(image.parent().map(Path::to_path_buf));
     Ok(folders)
 }

@@ -12,6 +12,7 @@ mod image;
 mod kube;
 mod mutants;
 mod packages;
+mod previous;
 mod test;
 mod tidy;
 

@@ -182,9 +182,44 @@ fn without_an_agent_del_succeeds_and_the_others_say_so_at_once() {
         check_down("ADD", stale, Some(11), &[]);
         check_down("CHECK", stale, Some(11), &[]);
         check_down("GC", stale, Some(11), &[]);
-        check_down("STATUS", stale, Some(50), &[]);
         check_down("DEL", stale, None, &["c1@eth0"]);
     }
+}
+
+/// Runtimes take a node whose STATUS fails out of service, with all its pods: the time between two agents is no reason.
+#[test]
+fn a_status_waits_for_the_next_agent() {
+    let dir = Dir::new();
+    let agent = agent(&dir.socket(), 3, |stream, number| match number {
+        0 => drop(request(stream)),
+        1 => {
+            request(stream);
+            reply(stream, &json!({"error": {"code": 50, "msg": "the store was not read yet", "details": ""}}));
+        }
+        _ => {
+            request(stream);
+            reply(stream, &json!({"result": null}));
+        }
+    });
+    let said = call(&environment("STATUS", ""), &netconf(&dir, "1.1.0"));
+    assert!(said.success && said.stdout.is_empty(), "{said:?}");
+    agent.join().unwrap();
+}
+
+#[test]
+fn a_status_does_not_wait_for_ever_nor_with_what_is_broken() {
+    let dir = Dir::new();
+    let said = call(&environment("STATUS", ""), &netconf(&dir, "1.1.0"));
+    assert_eq!((said.success, said.json()["code"].as_u64()), (false, Some(50)), "{said:?}");
+    assert!((10..15).contains(&said.took.as_secs()), "{:?}", said.took);
+
+    let agent = agent(&dir.socket(), 1, |stream, _| {
+        request(stream);
+        reply(stream, &json!({"error": {"code": 51, "msg": "no pod works", "details": ""}}));
+    });
+    let said = call(&environment("STATUS", ""), &netconf(&dir, "1.1.0"));
+    assert_eq!((said.success, said.json()["code"].as_u64()), (false, Some(51)), "{said:?}");
+    agent.join().unwrap();
 }
 
 #[test]

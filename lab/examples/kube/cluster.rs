@@ -39,9 +39,18 @@ pub(crate) struct Cluster {
     machines: Vec<Machine>,
     control: Option<Control>,
     control_netns: Netns,
+    ground: Option<Ground>,
     facts: Facts,
     programs: Programs,
     wants: Wants,
+}
+
+/// What a node is made of, beside what it is called.
+#[derive(Debug)]
+struct Ground {
+    underlay: UnderlayControl,
+    pki: Pki,
+    images: Vec<PathBuf>,
 }
 
 /// What a cluster has that not every cluster has.
@@ -51,6 +60,8 @@ pub(crate) struct Wants {
     pub(crate) proxy: Option<Proxy>,
     /// Images with the tools that Kubernetes' own tests call.
     pub(crate) tools: bool,
+    /// The image of the release before.
+    pub(crate) previous: bool,
 }
 
 /// What a Node object says of its pods' addresses.
@@ -69,7 +80,8 @@ impl Cluster {
         let facts = Facts::claim(name)?;
         let control_netns = Netns::named(&format!("{}control", facts.prefix()));
         // From here on a failure drops the cluster, and that removes what there is of it.
-        let mut cluster = Self { machines: Vec::new(), control: None, control_netns, facts, programs, wants };
+        let mut cluster =
+            Self { machines: Vec::new(), control: None, control_netns, ground: None, facts, programs, wants };
         cluster.build()?;
         if cluster.has_services() {
             dns::install(&cluster)?;
@@ -78,43 +90,76 @@ impl Cluster {
     }
 
     fn build(&mut self) -> Result<()> {
-        let prefix = self.facts.prefix();
-        let underlay = UnderlayControl::create(Underlay::L2, &format!("{prefix}underlay"))?;
-        let mut seats = Vec::new();
-        for number in 1..=NODES {
-            let netns = Netns::create(&format!("{prefix}n{number}"))?;
-            seats.push((format!("n{number}"), netns.clone(), underlay.plug_in(&format!("n{number}"), number, &netns)?));
-        }
+        let underlay = UnderlayControl::create(Underlay::L2, &format!("{}underlay", self.facts.prefix()))?;
+        let seats = (1..=NODES).map(|number| self.seat(&underlay, number)).collect::<Result<Vec<_>>>()?;
         let control_netns = Netns::create(self.control_netns.name())?;
         let seat = underlay.plug_in("control", CONTROL_NUMBER, &control_netns)?;
-        self.note("control", &control_netns, &seat);
-        seats.iter().for_each(|(name, netns, seat)| self.note(name, netns, seat));
-        self.facts.write()?;
+        self.note("control", &control_netns, &seat)?;
 
         fs::create_dir_all(self.facts.disk())?;
         let pki = Pki::create(&self.facts.dir.join("pki"))?;
         // Images are packed while the API server starts.
         let (programs, disk, wants) = (&self.programs, self.facts.disk(), self.wants);
-        let (control, image) = std::thread::scope(|scope| {
-            let image = scope.spawn(|| image::archives(programs, wants, &pki, &disk));
+        let (control, images) = std::thread::scope(|scope| {
+            let images = scope.spawn(|| image::archives(programs, wants, &pki, &disk));
             let control = Control::start(&control_netns, &seat, &pki, &self.facts.dir, programs);
-            (control, image.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+            (control, images.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
         });
-        let control = self.control.insert(control?);
-        let images = image?;
-        for (name, netns, seat) in seats {
-            let spec = node_spec(&name, &self.facts, &self.programs, &images, &seat, wants)?;
-            sign_kubelet(&pki, &spec, &seat, control.server())?;
-            sign_proxy(&pki, &spec, control.server())?;
-            put_loopback(&self.programs, &spec)?;
-            self.machines.push(Machine::start(&spec, &netns, seat)?);
-        }
+        self.control = Some(control?);
+        self.ground = Some(Ground { underlay, pki, images: images? });
+        seats.into_iter().try_for_each(|(name, netns, seat)| self.start_node(&name, &netns, seat))
+    }
+
+    /// A place on the segment: the node's name, its network namespace, its addresses.
+    fn seat(&mut self, underlay: &UnderlayControl, number: u8) -> Result<(String, Netns, Seat)> {
+        let name = format!("n{number}");
+        let netns = Netns::create(&format!("{}{name}", self.facts.prefix()))?;
+        let seat = underlay.plug_in(&name, number, &netns)?;
+        self.note(&name, &netns, &seat)?;
+        Ok((name, netns, seat))
+    }
+
+    fn start_node(&mut self, name: &str, netns: &Netns, seat: Seat) -> Result<()> {
+        let ground = self.ground.as_ref().context("nodes come after what they are made of")?;
+        let spec = node_spec(name, &self.facts, &self.programs, &ground.images, &seat, self.wants)?;
+        let server = self.server()?;
+        sign_kubelet(&ground.pki, &spec, &seat, server)?;
+        sign_proxy(&ground.pki, &spec, server)?;
+        put_loopback(&self.programs, &spec)?;
+        self.machines.push(Machine::start(&spec, netns, seat)?);
         Ok(())
     }
 
-    fn note(&mut self, name: &str, netns: &Netns, seat: &Seat) {
+    /// One node more; does not wait for anything on it.
+    pub(crate) fn join(&mut self) -> Result<String> {
+        let ground = self.ground.take().context("nodes come after what they are made of")?;
+        let number = u8::try_from(self.machines.len() + 1)?;
+        let joined = self.seat(&ground.underlay, number);
+        self.ground = Some(ground);
+        let (name, netns, seat) = joined?;
+        self.start_node(&name, &netns, seat)?;
+        Ok(name)
+    }
+
+    /// Ends all that runs on the node and its network, and starts it again from its disk.
+    pub(crate) fn reboot(&mut self, name: &str) -> Result<()> {
+        let at = self.machines.iter().position(|machine| machine.name == name);
+        let machine = self.machines.remove(at.with_context(|| format!("there is no node {name:?}"))?);
+        let ground = self.ground.as_ref().context("nodes come after what they are made of")?;
+        let (spec, netns) = machine.end()?;
+        ground.underlay.netns().ip(&format!("link delete {name}\n"))?;
+        netns.delete()?;
+        let netns = Netns::create(netns.name())?;
+        let number = name.trim_start_matches('n').parse()?;
+        let seat = ground.underlay.plug_in(name, number, &netns)?;
+        self.machines.push(Machine::start(&spec, &netns, seat)?);
+        Ok(())
+    }
+
+    fn note(&mut self, name: &str, netns: &Netns, seat: &Seat) -> Result<()> {
         let member = Member { netns: netns.name().into(), v4: seat.v4.0, v6: seat.v6.0, socket: None, node: None };
         self.facts.members.insert(name.into(), member);
+        self.facts.write()
     }
 
     pub(crate) fn programs(&self) -> &Programs {
@@ -222,12 +267,11 @@ impl Cluster {
     }
 
     /// The control plane, to break it.
-    #[cfg(test)]
     pub(crate) fn control_mut(&mut self) -> Result<&mut Control> {
         self.control.as_mut().context("the control plane runs")
     }
 
-    fn control(&self) -> Result<&Control> {
+    pub(crate) fn control(&self) -> Result<&Control> {
         self.control.as_ref().context("the control plane runs")
     }
 

@@ -9,6 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
+use serde_json::Value;
 use tartan_lab::probe::wait_for;
 use tartan_lab::{Netns, Seat};
 
@@ -22,6 +23,13 @@ pub(crate) const PODS: &str = "10.244.0.0/16,fd00:10:244::/56";
 const API_SERVER: &str = "kube-apiserver";
 const PORT: u16 = 6443;
 const PATIENCE: Duration = Duration::from_secs(60);
+const AUDIT_POLICY: &str = "audit.json";
+const AUDIT_LOG: &str = "audit.log";
+/// Requests of Tartan's agents, as they come in; nobody else's.
+const AUDITED: &str = r#"{"apiVersion": "audit.k8s.io/v1", "kind": "Policy", "rules": [
+  {"level": "Metadata", "users": ["system:serviceaccount:tartan-system:tartan-agent"],
+   "omitStages": ["ResponseStarted", "ResponseComplete", "Panic"]},
+  {"level": "None"}]}"#;
 
 /// The running control plane.
 #[derive(Debug)]
@@ -50,13 +58,14 @@ impl Control {
             admin: user("admin", "admin", "system:masters")?,
             logs: dir.to_owned(),
             server: server.clone(),
-            api_server: (programs.find(API_SERVER)?, api_server(pki, seat)),
+            api_server: (programs.find(API_SERVER)?, api_server(pki, seat, dir)),
             children: BTreeMap::new(),
         };
         let manager = user("manager", "system:kube-controller-manager", "system:kube-controller-manager")?;
         let scheduler = user("scheduler", "system:kube-scheduler", "system:kube-scheduler")?;
         sign_servers(pki, seat)?;
 
+        fs::write(dir.join(AUDIT_POLICY), AUDITED)?;
         control.spawn(&programs.find("server")?, &etcd(dir))?;
         control.start_api_server()?;
         control.spawn(&programs.find("kube-controller-manager")?, &controller_manager(pki, &manager))?;
@@ -67,7 +76,6 @@ impl Control {
     }
 
     /// Kills the API server; etcd and the others run on.
-    #[cfg(test)]
     pub(crate) fn kill_api_server(&mut self) -> Result<()> {
         let mut child = self.children.remove(API_SERVER).context("the API server runs")?;
         child.kill()?;
@@ -80,6 +88,14 @@ impl Control {
         let (program, args) = self.api_server.clone();
         self.spawn(&program, &args)?;
         self.wait_until_ready()
+    }
+
+    /// What agents have asked the API server since it was first started: verb and path of each request.
+    pub(crate) fn asked_by_agents(&self) -> Result<Vec<(String, String)>> {
+        let log = fs::read_to_string(self.logs.join(AUDIT_LOG)).context("reading the API server's audit log")?;
+        // The last line may be half written.
+        let whole = log.rsplit_once('\n').map_or("", |(whole, _)| whole);
+        whole.lines().map(asked).collect()
     }
 
     /// Where clients find the API server.
@@ -151,6 +167,13 @@ impl Drop for Control {
     }
 }
 
+fn asked(line: &str) -> Result<(String, String)> {
+    let event: Value = serde_json::from_str(line).with_context(|| format!("parsing the audit log's {line}"))?;
+    let text = |field: &str| event[field].as_str().map(str::to_owned).with_context(|| format!("{field} in {line}"));
+    let path = text("requestURI")?;
+    Ok((text("verb")?, path.split('?').next().unwrap_or_default().to_owned()))
+}
+
 /// The last lines of a log, under its name.
 pub(crate) fn log_tail(file: &Path) -> String {
     let log = fs::read_to_string(file).unwrap_or_default();
@@ -191,7 +214,7 @@ fn etcd(dir: &Path) -> Vec<String> {
     ]
 }
 
-fn api_server(pki: &Pki, seat: &Seat) -> Vec<String> {
+fn api_server(pki: &Pki, seat: &Seat, dir: &Path) -> Vec<String> {
     let file = |flag: &str, path: PathBuf| format!("--{flag}={}", path.display());
     vec![
         "--etcd-servers=http://127.0.0.1:2379".into(),
@@ -212,6 +235,8 @@ fn api_server(pki: &Pki, seat: &Seat) -> Vec<String> {
         file("kubelet-certificate-authority", pki.cert("ca")),
         file("kubelet-client-certificate", pki.cert("to-kubelet")),
         file("kubelet-client-key", pki.key("to-kubelet")),
+        file("audit-policy-file", dir.join(AUDIT_POLICY)),
+        file("audit-log-path", dir.join(AUDIT_LOG)),
     ]
 }
 
@@ -230,4 +255,17 @@ fn controller_manager(pki: &Pki, kubeconfig: &Path) -> Vec<String> {
         file("cluster-signing-cert-file", &pki.cert("ca")),
         file("cluster-signing-key-file", &pki.key("ca")),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::asked;
+
+    #[test]
+    fn a_request_is_read_without_its_query() {
+        let line = r#"{"verb": "watch", "requestURI": "/api/v1/pods?watch=true", "stage": "RequestReceived"}"#;
+        assert_eq!(asked(line).unwrap(), ("watch".into(), "/api/v1/pods".into()));
+        assert!(asked(r#"{"verb": "watch"}"#).is_err());
+        assert!(asked("half a li").is_err());
+    }
 }

@@ -48,6 +48,9 @@ pub(crate) fn archives(programs: &Programs, wants: Wants, pki: &Pki, dir: &Path)
         if wants.tools { upstream_content(programs, pki, root) } else { Ok(()) }
     };
     let mut archives = vec![archive("agnhost", dir, &images, content)?, programs.find("tartan.tar")?];
+    if wants.previous {
+        archives.push(programs.find("tartan-previous.tar")?);
+    }
     if wants.proxy.is_some() {
         let coredns = programs.find("coredns")?;
         let images = [image(COREDNS.into(), &["/coredns"], &[])];

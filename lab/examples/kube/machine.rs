@@ -4,10 +4,11 @@
 
 use std::fs;
 use std::io::Write;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
@@ -17,6 +18,8 @@ use tartan_lab::{Hierarchy, Netns, Seat};
 use crate::control::log_tail;
 use crate::{Programs, this_program};
 
+/// What a node is started from, on its disk.
+const SPEC: &str = "spec.json";
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What a node has to know, handed over as a file.
@@ -67,7 +70,7 @@ impl Spec {
     }
 
     fn file(&self) -> PathBuf {
-        self.disk.join("spec.json")
+        self.disk.join(SPEC)
     }
 
     pub(crate) fn log(&self, program: &str) -> PathBuf {
@@ -88,6 +91,17 @@ impl Machine {
         Ok(Self { name: spec.name.clone(), netns: netns.clone(), seat, disk: spec.disk.clone(), child })
     }
 
+    /// Ends everything on the node: what it is started from again.
+    pub(crate) fn end(self) -> Result<(Spec, Netns)> {
+        let (spec, netns) = (Spec::read(&self.disk.join(SPEC))?, self.netns.clone());
+        drop(self);
+        let node = inode(&netns.path());
+        let runs = |process: &Path| inode(&process.join("ns/net")) == node;
+        wait_for(PATIENCE, &format!("the end of {}", spec.name), || processes_that(runs).is_empty())?;
+        spec.hierarchies.iter().try_for_each(|hierarchy| hierarchy.remove(&spec.group))?;
+        Ok((spec, netns))
+    }
+
     /// Puts a file on the node.
     pub(crate) fn write(&self, file: &str, content: &[u8], mode: &str) -> Result<()> {
         let script =
@@ -97,6 +111,16 @@ impl Machine {
         let written = child.stdin.take().context("the child has a stdin")?.write_all(content);
         text(&child.wait_with_output()?).with_context(|| format!("writing {file} on {}", self.name))?;
         Ok(written?)
+    }
+
+    /// What a command on the node prints.
+    pub(crate) fn run(&self, argv: &[&str]) -> Result<String> {
+        text(&self.inside(argv)?.output()?).with_context(|| format!("{} on {}", argv.join(" "), self.name))
+    }
+
+    /// When that program of the node was started.
+    pub(crate) fn started(&self, program: &str) -> Result<SystemTime> {
+        Ok(fs::metadata(self.disk.join(format!("{program}.log")))?.created()?)
     }
 
     /// A command that runs in all of the node's namespaces.
@@ -119,16 +143,13 @@ impl Machine {
     }
 
     /// The agent that runs on the node, as a pid of the machine; none while none does.
-    #[cfg(test)]
     pub(crate) fn agent(&self) -> Option<i32> {
-        let namespace = |path: PathBuf| fs::metadata(path).ok().map(|meta| std::os::unix::fs::MetadataExt::ino(&meta));
-        let node = namespace(self.netns.path());
-        let processes = fs::read_dir("/proc").into_iter().flatten().flatten().map(|entry| entry.path());
-        let is_agent = |process: &PathBuf| {
+        let node = inode(&self.netns.path());
+        let is_agent = |process: &Path| {
             fs::read(process.join("cmdline")).is_ok_and(|line| line.starts_with(b"/tartan\0agent\0"))
-                && namespace(process.join("ns/net")) == node
+                && inode(&process.join("ns/net")) == node
         };
-        processes.filter(is_agent).find_map(|process| process.file_name()?.to_str()?.parse().ok())
+        processes_that(is_agent).first().copied()
     }
 
     /// The node's first process, seen from outside.
@@ -150,6 +171,27 @@ impl Drop for Machine {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// The processes in the control group of the pod with that UID, all of which are in its network.
+pub(crate) fn processes_of_pod(uid: &str) -> Vec<i32> {
+    let group = format!("/pod{uid}/");
+    processes_that(|process| fs::read_to_string(process.join("cgroup")).is_ok_and(|groups| groups.contains(&group)))
+}
+
+/// Which namespace it is that a file leads to.
+pub(crate) fn inode(namespace: &Path) -> Option<u64> {
+    fs::metadata(namespace).ok().map(|file| file.ino())
+}
+
+/// The pids of all processes that a look at their folder in /proc finds to be right.
+fn processes_that(are_right: impl Fn(&Path) -> bool) -> Vec<i32> {
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pid = |process: fs::DirEntry| {
+        let pid = process.file_name().to_str()?.parse().ok()?;
+        are_right(&process.path()).then_some(pid)
+    };
+    processes.filter_map(pid).collect()
 }
 
 /// Joins the node's control groups and goes on as PID 1 in namespaces of its own.

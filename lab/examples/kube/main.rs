@@ -6,8 +6,10 @@
 //! hold    makes the cluster and keeps it until SIGTERM (it is the lab's holder)
 //! down    ends a cluster that `up` made
 //! e2e     Kubernetes' own network tests on a cluster made for them; all that Tartan is held to, or those in focus
+//! measure figures of a cluster made for them
 //! machine (internal) joins a node's cgroups and becomes its namespaces
 //! init    (internal) PID 1 of a node
+//! first-packet (internal) stands in for the plugin and says when a pod had its first answer
 //! ```
 //!
 //! Invariant: like any lab, all of it carries the holder's name and pid and goes with the holder.
@@ -16,10 +18,16 @@
 mod cluster;
 mod control;
 mod dns;
+mod first;
 mod image;
 mod init;
+mod life;
 mod machine;
+mod measure;
 mod pki;
+mod pods;
+#[cfg(test)]
+mod policies;
 #[cfg(test)]
 mod services;
 mod stock;
@@ -73,9 +81,11 @@ fn run(args: &[&str]) -> Result<()> {
         ["hold", network] => hold(network),
         ["down"] => down(),
         ["e2e", focus @ ..] => suite::run(focus),
+        ["measure"] => measure::run(),
+        ["first-packet", plugin, targets @ ..] => first::run(plugin, targets),
         ["machine", spec] => machine::become_machine(Path::new(spec)),
         ["init", spec] => init::run(Path::new(spec)),
-        other => bail!("`{}` is not a command: up, down, e2e", other.join(" ")),
+        other => bail!("`{}` is not a command: up, down, e2e, measure", other.join(" ")),
     }
 }
 
@@ -111,7 +121,7 @@ fn hold(network: &str) -> Result<()> {
         other => bail!("`{other}` is no network: tartan, stock"),
     };
     let signals = Signals::hold_back()?;
-    let wants = Wants { proxy: Some(Proxy::Nftables), tools: false };
+    let wants = Wants { proxy: Some(Proxy::Nftables), ..Wants::default() };
     let cluster = Cluster::up(NAME, Programs::from_environment()?, wants)?;
     install(&cluster)?;
     cluster.wait_until_ready()?;

@@ -1,5 +1,5 @@
 //! Services and names with kube-proxy in each of its modes: from pods of the same node and of another, from the server
-//! itself, from nodes and from outside; both families.
+//! itself, from nodes and from outside; both families; then the same under policies.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -10,14 +10,15 @@ use tartan_lab::{Census, Netns};
 
 use crate::cluster::{Cluster, Wants};
 use crate::machine::Proxy;
-use crate::tests::{PATIENCE, SERVER_PORT, apply, ask, pod, run_pods};
-use crate::{Programs, tartan};
+use crate::pods::{self, PATIENCE, SERVER_PORT};
+use crate::tests::{addresses, ask};
+use crate::{Programs, policies, tartan};
 
-const PORT: u16 = 80;
+pub(crate) const PORT: u16 = 80;
 /// Of its node, for the pod `near`.
 const HOST_PORT: u16 = 8081;
 /// Where the server is that Services lead to.
-const SERVER: &str = "on-n2";
+pub(crate) const SERVER: &str = "on-n2";
 
 #[test]
 fn services_with_nftables() {
@@ -38,17 +39,18 @@ struct Question<'a> {
 
 fn services(name: &str, proxy: Proxy) {
     let before = Census::take().unwrap();
-    let wants = Wants { proxy: Some(proxy), tools: false };
+    let wants = Wants { proxy: Some(proxy), ..Wants::default() };
     let cluster = Cluster::up(name, Programs::from_environment().unwrap(), wants).unwrap();
     tartan::install(&cluster).unwrap();
     cluster.wait_until_ready().unwrap();
     let mut near = server("near", "n2");
     near["spec"]["containers"][0]["ports"] = json!([{"containerPort": SERVER_PORT, "hostPort": HOST_PORT}]);
-    let pods = run_pods(
-        &cluster,
-        ["n1", "n2", "n3"].map(|node| server(&format!("on-{node}"), node)).into_iter().chain([near]).collect(),
-    );
-    apply(&cluster, "services.json", vec![service("web", "Cluster"), service("local", "Local"), headless()]);
+    let on_each = ["n1", "n2", "n3"].map(|node| server(&format!("on-{node}"), node));
+    pods::run(&cluster, on_each.into_iter().chain([near, server("stranger", "n2")]).collect()).unwrap();
+    let pods = addresses(&cluster);
+    let services =
+        [service("web", SERVER, "Cluster"), service("local", SERVER, "Local"), service("other", "on-n3", "Cluster")];
+    pods::apply(&cluster, "services.json", services.into_iter().chain([headless()]).collect()).unwrap();
 
     let mut failed = Vec::new();
     let questions = from_pods(&cluster, &pods).into_iter().chain(by_name(&cluster)).chain(from_outside(&cluster));
@@ -64,6 +66,7 @@ fn services(name: &str, proxy: Proxy) {
     }
     assert_eq!(failed, [""; 0]);
     only_the_servers_node_answers(&cluster);
+    policies::hold(&cluster);
 
     drop(cluster);
     let difference = Census::take().unwrap().since(&before);
@@ -146,7 +149,7 @@ fn question<'a>(what: String, ask: impl Fn() -> Result<String> + 'a, wanted: &st
     Question { what, ask: Box::new(ask), wanted: wanted.into() }
 }
 
-fn curl(netns: &Netns, to: SocketAddr, path: &str) -> Result<String> {
+pub(crate) fn curl(netns: &Netns, to: SocketAddr, path: &str) -> Result<String> {
     netns.output(&["curl", "--silent", "--show-error", "--max-time", "2", "--globoff", &format!("http://{to}/{path}")])
 }
 
@@ -155,20 +158,20 @@ fn ip_of(socket: &str) -> Result<String> {
 }
 
 fn server(name: &str, node: &str) -> Value {
-    let mut pod = pod(name, node);
+    let mut pod = pods::pod(name, node);
     pod["metadata"]["labels"] = json!({"name": name, "app": "server"});
     pod["spec"]["hostname"] = json!(name);
     pod["spec"]["subdomain"] = json!("headless");
     pod
 }
 
-/// To the one server, on a port of the nodes as well.
-fn service(name: &str, external_traffic_policy: &str) -> Value {
+/// To one server, on a port of the nodes as well.
+fn service(name: &str, server: &str, external_traffic_policy: &str) -> Value {
     json!({
         "apiVersion": "v1", "kind": "Service", "metadata": {"name": name},
         "spec": {
             "type": "NodePort", "externalTrafficPolicy": external_traffic_policy, "ipFamilyPolicy": "RequireDualStack",
-            "selector": {"name": SERVER}, "ports": [{"port": PORT, "targetPort": SERVER_PORT}],
+            "selector": {"name": server}, "ports": [{"port": PORT, "targetPort": SERVER_PORT}],
         },
     })
 }
@@ -183,13 +186,13 @@ fn headless() -> Value {
     })
 }
 
-fn cluster_ips(cluster: &Cluster, service: &str) -> Vec<String> {
+pub(crate) fn cluster_ips(cluster: &Cluster, service: &str) -> Vec<String> {
     let service = cluster.get(&["service", service]).unwrap();
     let listed = service["spec"]["clusterIPs"].as_array().unwrap();
     listed.iter().map(|address| address.as_str().unwrap().to_owned()).collect()
 }
 
-fn node_port(cluster: &Cluster, service: &str) -> u16 {
+pub(crate) fn node_port(cluster: &Cluster, service: &str) -> u16 {
     let service = cluster.get(&["service", service]).unwrap();
     service["spec"]["ports"][0]["nodePort"].as_u64().unwrap().try_into().unwrap()
 }

@@ -21,10 +21,11 @@ use crate::tartan;
 const NETWORK: &str = "[sig-network]";
 
 /// What Tartan is held to: the network's specs whose names hold one of the texts.
-const SETS: [Set; 3] = [
+const SETS: [Set; 4] = [
     Set { name: "conformance", texts: &["[Conformance]"] },
     Set { name: "granular", texts: &["Granular Checks", "NoSNAT", "should preserve source pod IP"] },
     Set { name: "dual_stack", texts: &["[Feature:IPv6DualStack]"] },
+    Set { name: "netpol", texts: &["Netpol"] },
 ];
 
 /// Texts in the names of specs that are not run, and why.
@@ -63,7 +64,7 @@ enum Outcome {
 pub(crate) fn run(focus: &[&str]) -> Result<()> {
     // Ctrl-C ends ginkgo; the cluster must still be taken down, and what has run is told.
     let _signals = Signals::hold_back()?;
-    let wants = Wants { proxy: Some(Proxy::Nftables), tools: true };
+    let wants = Wants { proxy: Some(Proxy::Nftables), tools: true, ..Wants::default() };
     let cluster = Cluster::up("kube-e2e", Programs::from_environment()?, wants)?;
     tartan::install(&cluster)?;
     cluster.wait_until_ready()?;

@@ -5,18 +5,13 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
-use serde_json::{Value, json};
+use serde_json::Value;
 use tartan_lab::Census;
-use tartan_lab::probe::wait_for;
+use tartan_lab::probe::Running;
 
 use crate::cluster::{Cluster, Wants, items};
-use crate::image::AGNHOST;
-use crate::{Programs, stock, tartan};
-
-pub(crate) const SERVER_PORT: u16 = 8080;
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+use crate::pods::{self, SERVER_PORT};
+use crate::{Programs, life, stock, tartan};
 
 /// What the harness itself can do, and what Tartan is compared with.
 #[test]
@@ -29,45 +24,54 @@ fn one_apply_and_pods_talk() {
     pods_talk_and_nothing_stays("kube-tartan", tartan::install);
 }
 
-/// An agent dies and starts again while there is no API server; a pod is made when it is back.
+/// An agent dies and starts again, and a pod gets another sandbox, while there is no API server; a pod is made when it is
+/// back.
 #[test]
-fn without_an_api_server_packets_go_on() {
-    let mut cluster = Cluster::up("kube-away", Programs::from_environment().unwrap(), Wants::default()).unwrap();
-    tartan::install(&cluster).unwrap();
-    cluster.wait_until_ready().unwrap();
-    let pods = a_pod_a_node(&cluster, &["n1", "n2", "n3"]);
-    reach_all(&cluster, "n1", &pods).unwrap();
+fn without_an_api_server_packets_go_on_and_pods_start_again() {
+    let mut cluster = with_a_pod_a_node("kube-away");
+    let victim = pods::pod("victim", "n3");
+    pods::run(&cluster, vec![victim]).unwrap();
+    let talking = pods::endpoints(&cluster, &TALKING).unwrap();
+    let event = |_: &Running| life::api_server_away(&mut cluster, Duration::from_secs(10), "victim", &talking[0]);
+    life::through(&talking, event).unwrap().check_nothing_lost().unwrap();
 
-    cluster.control_mut().unwrap().kill_api_server().unwrap();
-    reach_all(&cluster, "n1", &pods).unwrap();
-    let machine = cluster.machine("n2").unwrap();
-    let killed = machine.agent().unwrap();
-    kill(Pid::from_raw(killed), Signal::SIGKILL).unwrap();
-    reach_all(&cluster, "n1", &pods).unwrap();
-    wait_for(PATIENCE, "another agent on n2", || machine.agent().is_some_and(|agent| agent != killed)).unwrap();
-    reach_all(&cluster, "n2", &pods).unwrap();
-
-    cluster.control_mut().unwrap().start_api_server().unwrap();
     let agents = ["--namespace=tartan-system", "pods", "--selector=app.kubernetes.io/name=tartan-agent"];
     cluster.wait_for("condition=Ready", &agents).unwrap();
-    let file = cluster.file("late.json", pod("late", "n2").to_string().as_bytes()).unwrap();
-    cluster.kubectl(&["apply", "--filename", &file]).unwrap();
-    cluster.wait_for("condition=Ready", &["pod/late"]).unwrap();
-    let late = cluster.get(&["pod", "late"]).unwrap();
-    reach_all(&cluster, "n3", &[("late".into(), addresses(&late))]).unwrap();
+    pods::run(&cluster, vec![pods::pod("late", "n2")]).unwrap();
+    let late = &pods::endpoints(&cluster, &["late"]).unwrap()[0];
+    assert!(talking.iter().all(|pod| pods::answers(pod, late)));
 }
 
-/// From a node to each address of the pods.
-fn reach_all(cluster: &Cluster, from: &str, pods: &[(String, Vec<String>)]) -> Result<()> {
-    let agnhost = cluster.programs().find("agnhost")?.display().to_string();
-    let netns = &cluster.machine(from)?.netns;
-    for (pod, addresses) in pods {
-        for address in addresses {
-            let to = SocketAddr::new(address.parse()?, SERVER_PORT).to_string();
-            netns.output(&[&agnhost, "connect", "--timeout=3s", &to]).with_context(|| format!("{from} to {pod}"))?;
-        }
-    }
-    Ok(())
+/// Agents are replaced, then are gone, and packets go on; and a node starts again from its disk while the others go on.
+#[test]
+fn without_agents_and_a_node_packets_go_on() {
+    let mut cluster = with_a_pod_a_node("kube-life");
+    let talking = pods::endpoints(&cluster, &TALKING).unwrap();
+    let restart = ["--namespace=tartan-system", "rollout", "restart", "daemonset/tartan-agent"];
+    let event = |_: &Running| {
+        assert_eq!(life::roll(&cluster, &restart)?, 0, "nodes went out of service");
+        Ok(())
+    };
+    life::through(&talking, event).unwrap().check_nothing_lost().unwrap();
+    let manifest = tartan::manifest(&cluster).unwrap();
+    let event = |load: &Running| life::without_agents(&cluster, load, &manifest);
+    life::through(&talking, event).unwrap().check_nothing_lost().unwrap();
+
+    let others = pods::endpoints(&cluster, &["on-n1", "on-n3"]).unwrap();
+    let event = |_: &Running| life::reboot(&mut cluster, "n2", "on-n2", &others[0]);
+    life::through(&others, event).unwrap().check_nothing_lost().unwrap();
+    let back = pods::endpoints(&cluster, &TALKING).unwrap();
+    life::through(&back, |_| Ok(())).unwrap().check_nothing_lost().unwrap();
+}
+
+const TALKING: [&str; 3] = ["on-n1", "on-n2", "on-n3"];
+
+fn with_a_pod_a_node(name: &str) -> Cluster {
+    let cluster = Cluster::up(name, Programs::from_environment().unwrap(), Wants::default()).unwrap();
+    tartan::install(&cluster).unwrap();
+    cluster.wait_until_ready().unwrap();
+    pods::run(&cluster, pods::one_a_node(&["n1", "n2", "n3"])).unwrap();
+    cluster
 }
 
 fn pods_talk_and_nothing_stays(name: &str, install: impl Fn(&Cluster) -> Result<()>) {
@@ -79,7 +83,8 @@ fn pods_talk_and_nothing_stays(name: &str, install: impl Fn(&Cluster) -> Result<
     let names: Vec<&str> = items(&nodes).iter().filter_map(|node| node["metadata"]["name"].as_str()).collect();
     assert_eq!(names, ["n1", "n2", "n3"]);
 
-    let pods = a_pod_a_node(&cluster, &names);
+    pods::run(&cluster, pods::one_a_node(&names)).unwrap();
+    let pods = addresses(&cluster);
     let mut failed = Vec::new();
     for (from, own) in &pods {
         for (to, addresses) in pods.iter().filter(|(to, _)| to != from) {
@@ -97,41 +102,17 @@ fn pods_talk_and_nothing_stays(name: &str, install: impl Fn(&Cluster) -> Result<
     assert!(difference.is_nothing(), "{difference}");
 }
 
-/// Pods with a server each: their names and addresses, both families.
-fn a_pod_a_node(cluster: &Cluster, nodes: &[&str]) -> Vec<(String, Vec<String>)> {
-    run_pods(cluster, nodes.iter().map(|node| pod(&format!("on-{node}"), node)).collect())
-}
-
-/// Makes the pods and waits until they are ready: their names and addresses, both families.
-pub(crate) fn run_pods(cluster: &Cluster, pods: Vec<Value>) -> Vec<(String, Vec<String>)> {
-    // Pods are refused until their namespace has its account.
-    cluster.wait_for("create", &["serviceaccount/default"]).unwrap();
-    apply(cluster, "pods.json", pods);
-    cluster.wait_for("condition=Ready", &["pods", "--all"]).unwrap();
+/// Names and addresses, both families, of all pods.
+pub(crate) fn addresses(cluster: &Cluster) -> Vec<(String, Vec<String>)> {
     let pods = cluster.get(&["pods"]).unwrap();
+    let listed = |pod: &Value| -> Vec<String> {
+        let listed = pod["status"]["podIPs"].as_array().into_iter().flatten();
+        listed.filter_map(|address| address["ip"].as_str().map(str::to_owned)).collect()
+    };
     let pods: Vec<_> =
-        items(&pods).iter().map(|pod| (pod["metadata"]["name"].as_str().unwrap().to_owned(), addresses(pod))).collect();
+        items(&pods).iter().map(|pod| (pod["metadata"]["name"].as_str().unwrap().to_owned(), listed(pod))).collect();
     assert!(pods.iter().all(|(_, addresses)| addresses.len() == 2), "{pods:?}");
     pods
-}
-
-pub(crate) fn apply(cluster: &Cluster, file: &str, items: Vec<Value>) {
-    let list = json!({"apiVersion": "v1", "kind": "List", "items": items});
-    let file = cluster.file(file, list.to_string().as_bytes()).unwrap();
-    cluster.kubectl(&["apply", "--filename", &file]).unwrap();
-}
-
-fn addresses(pod: &Value) -> Vec<String> {
-    let listed = pod["status"]["podIPs"].as_array().into_iter().flatten();
-    listed.filter_map(|address| address["ip"].as_str().map(str::to_owned)).collect()
-}
-
-pub(crate) fn pod(name: &str, node: &str) -> Value {
-    let server = json!({"name": "server", "image": AGNHOST, "args": ["netexec", format!("--http-port={SERVER_PORT}")]});
-    json!({
-        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name},
-        "spec": {"nodeName": node, "containers": [server], "terminationGracePeriodSeconds": 0},
-    })
 }
 
 /// Has one pod ask another who it sees, and expects the asking pod's own address.

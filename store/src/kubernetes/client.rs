@@ -167,6 +167,17 @@ impl Client {
 
 // === impl Trouble ===
 
+impl Trouble {
+    /// Nobody was there, or nobody who has the time: nothing is said of what we know.
+    pub(super) fn says_nothing(&self) -> bool {
+        let busy = |code| matches!(code, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE);
+        match self {
+            Trouble::Away(_) => true,
+            Trouble::Status { code, .. } => busy(*code),
+        }
+    }
+}
+
 impl fmt::Display for Trouble {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

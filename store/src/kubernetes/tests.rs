@@ -200,6 +200,42 @@ async fn trouble_is_told_once_and_a_list_follows() {
     .await;
 }
 
+#[tokio::test]
+async fn an_api_server_that_was_away_is_gone_on_with() {
+    let ok = |body: String| Answer::with(200, body);
+    let first = || ("", ok(list(10, "", &[("a", 1)])));
+    let watch = |frames: &[String]| ok(frames.concat());
+    let probe = "?limit=1&resourceVersion=15&resourceVersionMatch=NotOlderThan";
+    check(
+        "what was missed follows, and no list",
+        vec![
+            first(),
+            ("resourceVersion=10&", ok(bookmark(15))),
+            ("watch=true&allowWatchBookmarks=true&resourceVersion=15&", Answer::None),
+            (probe, Answer::None),
+            (probe, Answer::with(429, "{}".into())),
+            (probe, ok(list(30, "more", &[("b", 2)]))),
+            (
+                "watch=true&allowWatchBookmarks=true&resourceVersion=15&",
+                watch(&[frame("DELETED", &pool("a", 1, 16)), frame("ADDED", &pool("b", 2, 17))]),
+            ),
+        ],
+        &["init", "put a 10.1.0.0/16", "synced", "away IPPool: ", "synced", "delete a", "put b 10.2.0.0/16"],
+    )
+    .await;
+    let relisted = ["init", "put a 10.1.0.0/16", "synced", "away IPPool: ", "init", "put b 10.2.0.0/16", "synced"];
+    let again = || ok(list(30, "", &[("b", 2)]));
+    let away = || [first(), ("resourceVersion=10&", ok(bookmark(15))), ("resourceVersion=15&", Answer::None)];
+    let set_back = [(probe, Answer::with(504, "{}".into())), ("", again())];
+    check("one that was set back", away().into_iter().chain(set_back).collect(), &relisted).await;
+    let too_old = [
+        (probe, ok(list(30, "more", &[("b", 2)]))),
+        ("watch=true&allowWatchBookmarks=true&resourceVersion=15&", Answer::with(410, "{}".into())),
+        ("?limit=250&resourceVersion=15&", again()),
+    ];
+    check("one that has forgotten", away().into_iter().chain(too_old).collect(), &relisted).await;
+}
+
 #[test]
 fn places_that_lead_nowhere_say_why() {
     let check = |place: &str, wanted: &str| {

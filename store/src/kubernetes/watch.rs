@@ -1,15 +1,15 @@
 //! One kind, listed and then followed, for as long as somebody listens.
 //!
 //! ```text
-//!     list, page by page ──► follow from the list's version ──► follow from where it ended   (ended in order, broken)
-//!      ▲ ▲                                │      │
-//!      │ └──────── version too old ───────┘      └── cannot be opened: away
+//!     list, page by page ──► follow from the list's version ──► follow from where it ended   (ended in order, broken,
+//!      ▲ ▲                                │      │                                            nobody there: away)
+//!      │ └──────── version too old ───────┘      └── refused: away
 //!      └─ back-off ◄── away ◄─────────────────────────────┘
 //! ```
 //!
-//! Invariants: after `Away` a whole list follows; a list that fails half-way is begun again with `Init`; a list is never
-//! older than what was told before (`resourceVersionMatch=NotOlderThan`), so no object comes and goes because another
-//! API server is behind.
+//! Invariants: after `Away` a whole list follows, or `Synced` and all that was missed; a list that fails half-way is begun
+//! again with `Init`; a list is never older than what was told before (`resourceVersionMatch=NotOlderThan`), so no object
+//! comes and goes because another API server is behind.
 
 use std::collections::BTreeMap;
 use std::pin::Pin;
@@ -125,7 +125,7 @@ struct Follower {
     version: Option<String>,
     /// What was last told of each object; none: that it cannot be read.
     told: BTreeMap<Arc<str>, Option<Revision>>,
-    /// Away was said and no list has come since.
+    /// Away was said, and neither a list nor a watch has come since.
     away: bool,
     /// Lists in a row whose rest the API server had forgotten.
     forgotten: u32,
@@ -179,6 +179,11 @@ impl Follower {
             let since = Instant::now();
             let end = match self.watch().await? {
                 Ok(end) => end,
+                // A thousand agents that list again are what an API server that is just back can do without.
+                Err(trouble) if trouble.says_nothing() => {
+                    self.trouble(trouble).await?;
+                    continue;
+                }
                 Err(trouble) => return Ok(Some(trouble)),
             };
             match since.elapsed() > WORKED {
@@ -249,17 +254,39 @@ impl Follower {
     }
 
     async fn watch(&mut self) -> Result<Result<End, Trouble>, Unheard> {
-        let version = self.version.as_deref().unwrap_or_default();
+        let version = self.version.clone().unwrap_or_default();
+        if self.away
+            && let Err(trouble) = self.client.request(Method::GET, &self.probe_path(&version), None).await
+        {
+            return Ok(match NoList::from(trouble) {
+                NoList::Trouble(trouble) => Err(trouble),
+                NoList::Absent | NoList::TooOld => {
+                    self.version = None;
+                    Ok(End::TooOld)
+                }
+            });
+        }
         let path = format!(
             "{}?watch=true&allowWatchBookmarks=true&resourceVersion={version}&timeoutSeconds={}",
             collection(self.kind),
             spread(OPEN.0, OPEN.1).as_secs()
         );
         match self.client.stream(&path).await {
-            Ok(body) => self.frames(body).await.map(Ok),
+            Ok(body) => {
+                if std::mem::take(&mut self.away) {
+                    self.tell(StoreEvent::Synced(self.kind)).await?;
+                }
+                self.frames(body).await.map(Ok)
+            }
             Err(Trouble::Status { code: StatusCode::GONE | StatusCode::NOT_FOUND, .. }) => Ok(Ok(End::TooOld)),
             Err(trouble) => Ok(Err(trouble)),
         }
+    }
+
+    /// A list of one, which an API server that was set back (its etcd restored) refuses; a watch it would leave silent until
+    /// it gets there again.
+    fn probe_path(&self, version: &str) -> String {
+        format!("{}?limit=1&resourceVersion={version}&resourceVersionMatch=NotOlderThan", collection(self.kind))
     }
 
     /// Lines of JSON, one an event.

@@ -10,6 +10,8 @@ pub(super) const FIGURES: &[&str] = &[
     "e2e.granular.failed",
     "e2e.dual_stack.passed",
     "e2e.dual_stack.failed",
+    "e2e.netpol.passed",
+    "e2e.netpol.failed",
 ];
 
 pub(super) fn run(report: &mut Report) -> Result<()> {

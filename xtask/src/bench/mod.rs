@@ -8,6 +8,7 @@ mod demo;
 mod e2e;
 mod figure;
 mod image;
+mod kube;
 mod noise;
 mod packets;
 mod path;
@@ -55,6 +56,7 @@ pub(crate) const GROUPS: &[Group] = &[
     group("repair",  repair::FIGURES,  repair::run,  "until what was deleted by hand is there again"),
     group("image",   image::FIGURES,   image::run,   "the container image as it is shipped, packed"),
     group("e2e",     e2e::FIGURES,     e2e::run,     "Kubernetes' own network tests with Tartan; wanted: none failed"),
+    group("kube",    kube::FIGURES,    kube::run,    "a cluster through upgrades and without its API server; pods that start; wanted: none lost"),
     group("demo",    demo::FIGURES,    demo::run,    "from a fresh clone to the demo's first matrix, and what it lost"),
 ];
 

@@ -34,7 +34,7 @@ pub(crate) const CRATES: &[Crate] = &[
     krate("agent",    "program",     8000, &["api", "model", "netstate", "ipam", "fabric", "policy", "datapath", "kernel", "store"]),
     krate("cli",      "program",     3000, &["api", "model", "policy", "store", "agent", "lab"]),
     krate("cni",      "program",     1500, &["api"]),
-    krate("lab",      "development", 8500, &["api"]),
+    krate("lab",      "development", 9000, &["api"]),
     krate("fuzz",     "development", 600, &[]),
     krate("xtask",    "development", 3000, &[]),
 ];

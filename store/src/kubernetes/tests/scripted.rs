@@ -1,8 +1,8 @@
 //! An API server that gives the answers of a list, one a request, and never answers after that.
 
 use std::collections::VecDeque;
-use std::convert::Infallible;
 use std::future::pending;
+use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -18,6 +18,8 @@ use tokio::net::TcpListener;
 /// What one request gets.
 pub(super) enum Answer {
     With(u16, String),
+    /// The request is broken off.
+    None,
     Never,
 }
 
@@ -75,7 +77,7 @@ async fn serve(listener: TcpListener, script: Arc<Mutex<Script>>) {
     }
 }
 
-async fn answer(request: Request<Incoming>, script: Arc<Mutex<Script>>) -> Result<Response<Full<Bytes>>, Infallible> {
+async fn answer(request: Request<Incoming>, script: Arc<Mutex<Script>>) -> io::Result<Response<Full<Bytes>>> {
     let next = {
         let mut script = script.lock().unwrap();
         script.asked.push(request.uri().path_and_query().unwrap().to_string());
@@ -85,6 +87,7 @@ async fn answer(request: Request<Incoming>, script: Arc<Mutex<Script>>) -> Resul
         Some(Answer::With(code, body)) => {
             Ok(Response::builder().status(code).body(Full::from(body)).expect("a code and a text"))
         }
+        Some(Answer::None) => Err(io::ErrorKind::ConnectionReset.into()),
         Some(Answer::Never) | None => pending().await,
     }
 }

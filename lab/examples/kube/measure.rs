@@ -1,0 +1,277 @@
+//! Figures of a cluster with Tartan: a line `NAME VALUE` each, and what is behind them.
+//!
+//! Invariant: a figure is printed when it was measured and not otherwise; `cargo xtask bench kube` says which are missing.
+
+use std::collections::BTreeMap;
+use std::env;
+use std::fs;
+use std::net::IpAddr;
+use std::time::{Duration, Instant, SystemTime};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::json;
+use tartan_lab::probe::{LoadReport, Talk, Transport, wait_for};
+use tartan_lab::{Echo, Endpoint, Family, Signals};
+
+use crate::Programs;
+use crate::cluster::{Cluster, Wants};
+use crate::image::AGNHOST;
+use crate::{first, life, pods, stock, tartan};
+
+const PODS_AT_ONCE: usize = 100;
+/// How long agents and API server are left alone before they are looked at.
+const QUIET: Duration = Duration::from_secs(15);
+const IDLE: Duration = Duration::from_secs(60);
+/// Seconds that the API server is away.
+const AWAY: &str = "TARTAN_AWAY_SECS";
+const AWAY_SECS: u64 = 30;
+const LONGEST_AWAY_SECS: u64 = 1_200;
+const TALKING: [&str; 3] = ["on-n1", "on-n2", "on-n3"];
+const PATIENCE: Duration = Duration::from_secs(300);
+
+/// Makes a cluster and takes its figures.
+pub(crate) fn run() -> Result<()> {
+    let _signals = Signals::hold_back()?;
+    let mut cluster =
+        Cluster::up("kube-bench", Programs::from_environment()?, Wants { previous: true, ..Wants::default() })?;
+    tartan::install(&cluster)?;
+    cluster.wait_until_ready()?;
+    rss(&cluster)?;
+    pods::run(&cluster, pods::one_a_node(&["n1", "n2", "n3"]))?;
+    rolls(&cluster)?;
+    let first = pods_at_once(&cluster)?;
+    away(&mut cluster)?;
+    gone(&mut cluster)?;
+    join(&mut cluster)?;
+    drop(cluster);
+    beside_stock(first)
+}
+
+fn figure(name: &str, value: f64) {
+    println!("kube.{name} {value}");
+}
+
+fn lost(name: &str, report: &LoadReport) {
+    println!("# kube.{name}: {report}");
+    // A connection that was reset or fell silent has lost what it carried.
+    let broken = report.tcp.resets + report.tcp.broken.len() as u64;
+    figure(name, (report.udp.lost + broken) as f64);
+}
+
+/// Lets time pass.
+fn quiet(length: Duration) -> Result<()> {
+    let since = Instant::now();
+    wait_for(length, "some quiet", || since.elapsed() >= length).map(drop)
+}
+
+fn rss(cluster: &Cluster) -> Result<()> {
+    quiet(QUIET)?;
+    let mut largest: f64 = 0.0;
+    for machine in cluster.machines() {
+        let agent = machine.agent().with_context(|| format!("{} has no agent", machine.name))?;
+        let status = fs::read_to_string(format!("/proc/{agent}/status"))?;
+        let [now, peak] = ["VmRSS:", "VmHWM:"].map(|field| mib(&status, field));
+        let (now, peak) = (now.context("VmRSS")?, peak.context("VmHWM")?);
+        println!("# kube.rss_idle: {} {now:.1} MiB, at most {peak:.1}", machine.name);
+        largest = largest.max(now);
+    }
+    figure("rss_idle", largest);
+    Ok(())
+}
+
+/// Of a line such as `VmRSS:     12345 kB`.
+fn mib(status: &str, field: &str) -> Option<f64> {
+    let kib = status.lines().find_map(|line| line.strip_prefix(field))?.trim().strip_suffix(" kB")?;
+    Some(kib.parse::<f64>().ok()? / 1024.0)
+}
+
+/// To the release before and back.
+fn rolls(cluster: &Cluster) -> Result<()> {
+    let talking = pods::endpoints(cluster, &TALKING)?;
+    let (now, before) = (tartan::manifest(cluster)?, tartan::previous_manifest(cluster)?);
+    for (name, manifest) in [("downgrade.lost", before), ("upgrade.lost", now)] {
+        let mut out_of_service = 0;
+        let report = life::through(&talking, |_| {
+            out_of_service = life::roll(cluster, &["apply", "--filename", &manifest])?;
+            Ok(())
+        })?;
+        println!("# kube.{name}: {out_of_service} nodes went out of service meanwhile");
+        lost(name, &report);
+    }
+    Ok(())
+}
+
+fn pods_at_once(cluster: &Cluster) -> Result<f64> {
+    // Signs of life, and looks for kinds that are not there: each comes once in that time at least.
+    let idle = requests_in(cluster, || quiet(IDLE))?;
+    let (mut took, mut first) = (Duration::ZERO, 0.0);
+    let many = requests_in(cluster, || {
+        (took, first) = start_many(cluster, "tartan-cni")?;
+        Ok(())
+    })?;
+    figure("first_packet_p99", first);
+    let share = took.as_secs_f64() / IDLE.as_secs_f64();
+    let beside = |kind: &String| idle.get(kind).copied().unwrap_or_default() as f64 * share;
+    let more: f64 = many.iter().map(|(kind, count)| (*count as f64 - beside(kind)).max(0.0)).sum();
+    println!("# kube.api_requests_per_pod: while pods started: {many:?}; in an idle minute: {idle:?}");
+    figure("api_requests_per_pod", more / PODS_AT_ONCE as f64);
+    // Until their nodes have let go of them.
+    cluster.kubectl(&["delete", "pods", "--selector=many", "--wait"])?;
+    Ok(first)
+}
+
+/// Starts pods on all nodes: how long until all are ready, and 99 of 100 first packets in ms.
+fn start_many(cluster: &Cluster, plugin: &str) -> Result<(Duration, f64)> {
+    let talking = pods::endpoints(cluster, &TALKING)?;
+    let _echoes = talking.iter().map(|pod| Echo::serve(&pod.netns, &pod.name)).collect::<Result<Vec<_>>>()?;
+    // Each node's pods ask the next node's.
+    let addresses = |pod: &Endpoint| [IpAddr::from(pod.v4), pod.v6.into()];
+    first::watch(cluster, plugin, talking.iter().cycle().skip(1).map(addresses))?;
+    let start = Instant::now();
+    pods::apply(cluster, "many.json", (0..PODS_AT_ONCE).map(paused).collect())?;
+    let timeout = format!("--timeout={}s", PATIENCE.as_secs());
+    cluster.kubectl(&["wait", "--for=condition=Ready", &timeout, "pods", "--selector=many"])?;
+    let took = start.elapsed();
+    let times = first::times(cluster, plugin)?;
+    println!("# kube.first_packet: {plugin}: all {PODS_AT_ONCE} pods were ready after {:.1} s", took.as_secs_f64());
+    for (what, times) in ["in the plugin", "until an answer"].into_iter().zip(&times) {
+        ensure!(times.len() == PODS_AT_ONCE, "{} pods of {PODS_AT_ONCE} had a first packet", times.len());
+        let [half, most, slowest] = [50, 99, 100].map(|percent| rank(times, percent));
+        println!("# kube.first_packet: {plugin}: {what} p50 {half:.1} ms, p99 {most:.1}, slowest {slowest:.1}");
+    }
+    Ok((took, rank(&times[1], 99)))
+}
+
+/// The same with the stock network, on a cluster of its own.
+fn beside_stock(ours: f64) -> Result<()> {
+    let cluster = Cluster::up("kube-bench", Programs::from_environment()?, Wants::default())?;
+    stock::install(&cluster)?;
+    cluster.wait_until_ready()?;
+    pods::run(&cluster, pods::one_a_node(&["n1", "n2", "n3"]))?;
+    let (_, stock) = start_many(&cluster, "ptp")?;
+    figure("first_packet_p99.vs_stock", ours / stock);
+    Ok(())
+}
+
+/// The smallest that so many percent do not exceed; of sorted values.
+fn rank(values: &[f64], percent: usize) -> f64 {
+    values[(percent * values.len()).div_ceil(100).max(1) - 1]
+}
+
+/// A pod that does nothing.
+fn paused(number: usize) -> serde_json::Value {
+    json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": format!("many-{number}"), "labels": {"many": ""}},
+        "spec": {
+            "nodeName": format!("n{}", number % 3 + 1), "terminationGracePeriodSeconds": 1,
+            "containers": [{"name": "pause", "image": AGNHOST, "args": ["pause"]}],
+        },
+    })
+}
+
+/// What agents ask the API server meanwhile: how often, by verb and path.
+fn requests_in(cluster: &Cluster, event: impl FnOnce() -> Result<()>) -> Result<BTreeMap<String, usize>> {
+    let before = cluster.control()?.asked_by_agents()?.len();
+    event()?;
+    Ok(by_kind(&cluster.control()?.asked_by_agents()?[before..]))
+}
+
+fn by_kind(requests: &[(String, String)]) -> BTreeMap<String, usize> {
+    let mut counts = BTreeMap::new();
+    for (verb, path) in requests {
+        let mut parts = path.split('/').skip(1);
+        let kind = match parts.next() {
+            Some("api") => parts.nth(1),
+            Some("apis") => parts.nth(2),
+            _ => None,
+        };
+        *counts.entry(format!("{verb} {}", kind.unwrap_or(path))).or_default() += 1;
+    }
+    counts
+}
+
+fn away(cluster: &mut Cluster) -> Result<()> {
+    let said = env::var(AWAY).ok();
+    let secs = said.as_deref().map_or(Ok(AWAY_SECS), str::parse).with_context(|| format!("{AWAY}={said:?}"))?;
+    ensure!(secs <= LONGEST_AWAY_SECS, "{AWAY}={secs}: at most {LONGEST_AWAY_SECS}");
+    pods::run(cluster, vec![pods::pod("victim", "n3")])?;
+    let talking = pods::endpoints(cluster, &TALKING)?;
+    let before = cluster.control()?.asked_by_agents()?.len();
+    let away = Duration::from_secs(secs);
+    let report = life::through(&talking, |_| life::api_server_away(cluster, away, "victim", &talking[0]))?;
+    // Until the longest back-off is over.
+    quiet(IDLE)?;
+    let asked = cluster.control()?.asked_by_agents()?;
+    println!(
+        "# kube.apiserver_away: {secs} s; requests of all agents in the minute when it was back: {:?}",
+        by_kind(&asked[before..])
+    );
+    figure("apiserver_away.requests", (asked.len() - before) as f64);
+    lost("apiserver_away.lost", &report);
+    Ok(())
+}
+
+/// All agents, and a whole node.
+fn gone(cluster: &mut Cluster) -> Result<()> {
+    let talking = pods::endpoints(cluster, &TALKING)?;
+    let manifest = tartan::manifest(cluster)?;
+    lost("agents_gone.lost", &life::through(&talking, |load| life::without_agents(cluster, load, &manifest))?);
+    let others = pods::endpoints(cluster, &["on-n1", "on-n2"])?;
+    let reboot = |_: &_| life::reboot(cluster, "n3", "on-n3", &others[0]);
+    lost("reboot.others_lost", &life::through(&others, reboot)?);
+    Ok(())
+}
+
+/// From the start of the kubelet of one more node to the answers that its first pod has from pods of all others.
+fn join(cluster: &mut Cluster) -> Result<()> {
+    let others = pods::endpoints(cluster, &TALKING)?;
+    let _echoes = others.iter().map(|pod| Echo::serve(&pod.netns, &pod.name)).collect::<Result<Vec<_>>>()?;
+    let node = cluster.join()?;
+    cluster.wait_for("create", &[&format!("node/{node}")])?;
+    let name = format!("on-{node}");
+    pods::apply(cluster, "joined.json", pods::one_a_node(&[&node]))?;
+    let pod = pods::endpoint(&name, &pods::uid(cluster, &name)?)?;
+    for other in &others {
+        for family in Family::BOTH {
+            let pair = (pod.clone(), other.clone());
+            let answered = || Talk::open(&pair, family, Transport::Udp, Duration::from_millis(20)).is_ok();
+            wait_for(PATIENCE, &format!("{name} to reach {} by {family}", other.name), answered)?;
+        }
+    }
+    let took = SystemTime::now().duration_since(cluster.machine(&node)?.started("kubelet")?)?;
+    figure("join_first_packet", took.as_secs_f64());
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{by_kind, mib, rank};
+
+    #[test]
+    fn memory_is_read_by_its_field() {
+        assert_eq!(mib("VmHWM:\t  4096 kB\nVmRSS:\t  2048 kB\n", "VmRSS:"), Some(2.0));
+        assert_eq!(mib("VmHWM:\t  4096 kB\n", "VmRSS:"), None);
+        assert_eq!(mib("VmRSS:\t  many kB\n", "VmRSS:"), None);
+    }
+
+    #[test]
+    fn a_rank_is_a_value_that_was_measured() {
+        let hundred: Vec<f64> = (1..=100).map(f64::from).collect();
+        assert_eq!([50, 99, 100].map(|percent| rank(&hundred, percent)), [50.0, 99.0, 100.0]);
+        assert_eq!([1, 50, 51].map(|percent| rank(&[1.0, 3.0], percent)), [1.0, 1.0, 3.0]);
+    }
+
+    #[test]
+    fn requests_are_counted_by_kind() {
+        let asked = |verb: &str, path: &str| (verb.to_owned(), path.to_owned());
+        let counts = by_kind(&[
+            asked("update", "/apis/tartan.dev/v1alpha1/nodenetworks/n1"),
+            asked("update", "/apis/tartan.dev/v1alpha1/nodenetworks/n2"),
+            asked("watch", "/api/v1/pods"),
+        ]);
+        assert_eq!(
+            counts.into_iter().collect::<Vec<_>>(),
+            [("update nodenetworks".into(), 2), ("watch pods".into(), 1)]
+        );
+    }
+}
