@@ -148,6 +148,7 @@ fn node(name: &str, address: &str, ranges: &[&str]) -> Node {
         pod_cidrs: ranges.iter().map(|range| range.parse().expect("a prefix")).collect(),
         labels: Default::default(),
         annotations: Default::default(),
+        placement: Default::default(),
     }
 }
 
@@ -233,6 +234,8 @@ impl Peer {
             mtu: 1450,
             accepts: vec![Endpoint { instance: instance.clone(), address: self.address(), mac: Some(mac) }],
             sends: vec![instance],
+            joining: false,
+            acknowledges: None,
             edition: 1 + u64::from(self.generation),
             heartbeat: 1,
         }

@@ -188,6 +188,7 @@ fn node() -> StoreEvent {
         pod_cidrs: ranges.to_vec(),
         labels: Default::default(),
         annotations: Default::default(),
+        placement: Default::default(),
     };
     put(Kind::Node, LOCAL_NODE.to_owned(), Object::Node(node.into()))
 }

@@ -10,8 +10,9 @@ use std::time::{Instant, SystemTime};
 
 use tartan_api::cni::CniRequest;
 use tartan_kernel::thread::Applied;
-use tartan_model::{Condition, Failed, NodeCondition, Programmed, StoreEvent, World};
+use tartan_model::{Availability, Condition, Failed, Kind, NodeCondition, ObjectId, Programmed, StoreEvent, World};
 use tartan_netstate::State;
+use tartan_store::Word;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{error, info, warn};
 
@@ -229,6 +230,8 @@ impl Agent {
             advert,
             conditions: self.conditions.clone(),
             beat: publish::beat(self.world.config.lease),
+            acknowledging: publish::acknowledging(self.world.nodes.len()),
+            words: self.plan.availability.clone().map(|word| self.of_own_node(word)).into_iter().collect(),
             claims: if lets_go { self.plan.claims.clone() } else { Vec::new() },
         };
         self.publisher.send_if_modified(|last| {
@@ -238,6 +241,10 @@ impl Agent {
             }
             differs
         });
+    }
+
+    fn of_own_node(&self, word: Availability) -> (ObjectId, Word) {
+        (ObjectId { kind: Kind::Node, name: self.world.local.clone() }, Word::Available(word))
     }
 
     /// Answers CNI callers whose objects are in the kernel, and takes back what cannot be or is no longer wanted.

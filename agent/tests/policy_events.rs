@@ -111,6 +111,7 @@ fn first() -> Cluster {
                 pod_cidrs: vec![format!("10.0.{at}.0/24").parse().unwrap(), format!("fd00:{at}::/64").parse().unwrap()],
                 labels: BTreeMap::new(),
                 annotations: BTreeMap::new(),
+                placement: Default::default(),
             }
             .into(),
         )

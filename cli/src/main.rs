@@ -34,6 +34,18 @@ enum Tartan {
         #[arg(long)]
         node: Option<String>,
     },
+    /// Run what is done once for the whole cluster, where this process leads (in Kubernetes)
+    Operator {
+        /// Boot file (YAML); of its keys store and log count
+        #[arg(long, default_value = "/etc/tartan/boot.yaml")]
+        config: PathBuf,
+        /// Namespace of the Lease that decides who leads
+        #[arg(long, env = "POD_NAMESPACE", default_value = "tartan-system")]
+        namespace: String,
+        /// Name of this process, different for each
+        #[arg(long, env = "POD_NAME")]
+        identity: String,
+    },
     /// Show this node, its peers, what is wrong and what to do about it
     Status {
         #[command(flatten)]
@@ -122,6 +134,7 @@ enum Tartan {
 fn main() -> ExitCode {
     let result = match Tartan::parse() {
         Tartan::Agent { config, node } => agent::run(&config, node),
+        Tartan::Operator { config, namespace, identity } => agent::operate(&config, &namespace, &identity),
         Tartan::Status { at, output } => client::status_command(&at, output),
         Tartan::Apply { file, at, output } => client::apply(&at, &file, output),
         Tartan::Set { key, value, at, output } => client::set(&at, &key, &value, output),

@@ -29,6 +29,7 @@ pub(crate) fn whole(now: Instant) -> World {
         pod_cidrs: Vec::new(),
         labels: BTreeMap::new(),
         annotations: BTreeMap::new(),
+        placement: Default::default(),
     };
     world.nodes.insert("n1".into(), Arc::new(node));
     for (name, pool, range, block_size) in

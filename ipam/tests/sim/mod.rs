@@ -123,6 +123,7 @@ impl Cluster {
                 pod_cidrs: vec![format!("fd00:{i}::/64").parse().expect("tests write good values")],
                 labels: BTreeMap::new(),
                 annotations: BTreeMap::new(),
+                placement: Default::default(),
             };
             cluster.write(id(Kind::Node, name), Some(Object::Node(node.into())));
         }
@@ -463,6 +464,8 @@ fn advert(node: &str, out: &Out) -> Advert {
         mtu: 1500,
         accepts: Vec::new(),
         sends: Vec::new(),
+        joining: false,
+        acknowledges: None,
         edition: 0,
         heartbeat: 0,
     }

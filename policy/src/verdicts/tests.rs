@@ -60,6 +60,7 @@ fn world() -> World {
             pod_cidrs: Vec::new(),
             labels: [("team".to_owned(), team.to_owned())].into(),
             annotations: Default::default(),
+            placement: Default::default(),
         };
         world.nodes.insert(name.into(), Arc::new(node));
     }

@@ -5,13 +5,14 @@ mod scripted;
 
 use std::sync::Arc;
 
-use tartan_model::{Kind, StoreEvent};
+use tartan_model::{Availability, Kind, ObjectId, StoreEvent};
 
 use self::real::{ApiServer, Behind};
 use self::scripted::{Answer, Scripted};
 use super::KubernetesStore;
 use super::access::Access;
 use crate::conformance::{self, Watching};
+use crate::{Store, Word, WriteError};
 
 /// A list of pools, in that version: names and the second byte of their range.
 fn list(version: u32, rest: &str, pools: &[(&str, u8)]) -> String {
@@ -242,4 +243,68 @@ fn kubeconfigs_that_lead_nowhere_say_why() {
 async fn conforms() {
     let server = Arc::new(ApiServer::start().await);
     conformance::conformance(|| Behind::new(server.clone())).await;
+}
+
+fn node() -> ObjectId {
+    ObjectId { kind: Kind::Node, name: "n1".into() }
+}
+
+/// What is told of a node, what the API server says, and what was asked for: methods, paths and bodies.
+async fn check_told(available: bool, answers: Vec<Answer>, wanted: &[(&str, &str, &[&str])]) {
+    let server = Scripted::start(answers).await;
+    let store = KubernetesStore::open(&server.url()).unwrap();
+    let word = Word::Available(Availability { node_uid: "u1".into(), available });
+    store.tell(node(), word).await.unwrap();
+    server.all_asked().await;
+    let requests = server.requests();
+    assert_eq!(requests.len(), wanted.len(), "{requests:#?}");
+    for (request, (method, path, parts)) in requests.iter().zip(wanted) {
+        assert_eq!((request.method.as_str(), &*request.path), (*method, *path));
+        for part in *parts {
+            assert!(request.body.contains(part), "{part} is not in {}", request.body);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_node_is_told_its_condition_and_loses_its_taint() {
+    let ok = |body: &str| Answer::with(200, body.to_owned());
+    let node = r#"{"metadata":{"name":"n1","resourceVersion":"7"},"spec":{"taints":[
+        {"key":"a","effect":"NoExecute"},{"key":"tartan.dev/agent-not-ready","effect":"NoSchedule"}]}}"#;
+    let untainted = r#"{"metadata":{"name":"n1","resourceVersion":"8"},"spec":{}}"#;
+    let conflict = Answer::with(409, r#"{"message":"the object has been modified","code":409}"#.to_owned());
+    let status = "/api/v1/nodes/n1/status";
+    let is_up: &[&str] = &[r#""uid":"u1""#, r#""type":"NetworkUnavailable""#, r#""status":"False""#, "TartanIsUp"];
+    let (look, untaint): (&[&str], &[&str]) =
+        (&[], &[r#""resourceVersion":"7""#, r#""taints":[{"effect":"NoExecute","key":"a"}]"#]);
+    check_told(
+        false,
+        vec![ok("{}")],
+        &[("PATCH", status, &[r#""status":"True""#, r#""reason":"TartanJoins""#, "lastTransitionTime"])],
+    )
+    .await;
+    check_told(true, vec![ok("{}"), ok(untainted)], &[("PATCH", status, is_up), ("GET", "/api/v1/nodes/n1", look)])
+        .await;
+    check_told(
+        true,
+        vec![ok("{}"), ok(node), conflict, ok(node), ok("{}")],
+        &[
+            ("PATCH", status, is_up),
+            ("GET", "/api/v1/nodes/n1", look),
+            ("PATCH", "/api/v1/nodes/n1", untaint),
+            ("GET", "/api/v1/nodes/n1", look),
+            ("PATCH", "/api/v1/nodes/n1", untaint),
+        ],
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn a_node_of_another_uid_is_left_alone() {
+    let refused = r#"{"message":"Node "n1" is invalid: metadata.uid: field is immutable","code":422}"#;
+    let server = Scripted::start(vec![Answer::with(422, refused.to_owned())]).await;
+    let store = KubernetesStore::open(&server.url()).unwrap();
+    let word = Word::Available(Availability { node_uid: "u1".into(), available: true });
+    let error = store.tell(node(), word).await.unwrap_err();
+    assert!(matches!(error, WriteError::Refused(..)), "{error}");
 }

@@ -117,6 +117,7 @@ fn world() -> World {
             external_ips: Vec::new(),
             labels: BTreeMap::new(),
             annotations: BTreeMap::new(),
+            placement: Default::default(),
         };
         world.nodes.insert(name.into(), node.into());
     }
