@@ -9,6 +9,9 @@ use clap::ValueEnum;
 
 use crate::output::say;
 
+#[cfg(test)]
+mod chart;
+
 const MANIFEST: &str = include_str!("../../deploy/tartan.yaml");
 const IMAGE: &str = concat!("image: tartan.dev/tartan:", env!("CARGO_PKG_VERSION"));
 const STORE: &str = r#"store: "kubernetes:""#;

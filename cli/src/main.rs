@@ -3,6 +3,7 @@
 mod agent;
 mod client;
 mod demo;
+mod doctor;
 mod flows;
 mod install;
 mod lab;
@@ -108,6 +109,18 @@ enum Tartan {
         #[arg(long)]
         yes: bool,
     },
+    /// Look for what keeps the network from working on this node, before it is installed and after, and say what to do
+    Doctor {
+        /// Boot file (YAML); there need be none
+        #[arg(long, default_value = "/etc/tartan/boot.yaml")]
+        config: PathBuf,
+        /// The cluster, in place of the boot file's: kubernetes:/path/of/kubeconfig
+        #[arg(long)]
+        store: Option<String>,
+        /// text, json or yaml
+        #[arg(short, long, default_value = "text")]
+        output: Format,
+    },
     /// Print the manifest for a cluster: `tartan install --for k3s | kubectl apply -f -`
     Install {
         /// What the cluster was made with
@@ -143,6 +156,7 @@ fn main() -> ExitCode {
         Tartan::Record { out, at } => policy::record(&at, &out),
         Tartan::Lab(command) => lab::run(command),
         Tartan::Demo { yes } => demo::run(yes),
+        Tartan::Doctor { config, store, output } => doctor::run(&config, store.as_deref(), output),
         Tartan::Install { distribution, api_server, image } => {
             install::run(distribution, api_server.as_deref(), image.as_deref())
         }

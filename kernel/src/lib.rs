@@ -23,6 +23,7 @@ mod nfnetlink;
 pub mod nft;
 mod notify;
 pub mod passed;
+pub mod path;
 mod read;
 mod route;
 mod rule;
