@@ -1,7 +1,7 @@
 //! The Helm chart in `deploy/chart/`, made of the manifest that `tartan install` prints: the same places vary.
 //!
 //! Invariant: rendered with its own values, in the namespace of the manifest, the chart is the manifest, object for object,
-//! but for the Namespace, which Helm makes. `cargo xtask gen` writes it; the test fails while a file is not what it is made of.
+//! but for the Namespace, which Helm makes, and the definitions of pools beside it. `cargo xtask gen` writes it; the test fails while a file is not what it is made of.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -35,10 +35,6 @@ log: info
 operator:
   enabled: true
   replicas: 2
-# Definitions of our own kinds. They stay when the chart is removed.
-definitions: true
-# Definitions of IPPool and IPReservation, for clusters without Calico's own.
-poolDefinitions: false
 # IPPools: {NAME: {cidr: 10.244.0.0/16, …}}
 pools: {}
 "#;
@@ -63,8 +59,6 @@ const SCHEMA: &str = r#"{
       "additionalProperties": false,
       "properties": {"enabled": {"type": "boolean"}, "replicas": {"type": "integer", "minimum": 1}}
     },
-    "definitions": {"type": "boolean"},
-    "poolDefinitions": {"type": "boolean"},
     "pools": {"type": "object", "additionalProperties": {"type": "object", "required": ["cidr"]}}
   }
 }
@@ -97,6 +91,8 @@ const NOTES: &str =
 Where Pod Security is enforced by default, the namespace has to allow host network:
   kubectl label namespace {{ .Release.Namespace }} pod-security.kubernetes.io/enforce=privileged
 
+Helm leaves definitions as they are: before an upgrade, kubectl apply -f crds/tartan.yaml of the new chart.
+
 Before and after: `tartan doctor` on a node.
 ";
 
@@ -118,8 +114,9 @@ fn files() -> BTreeMap<String, String> {
         ("values.schema.json".to_owned(), SCHEMA.to_owned()),
         ("templates/agent.yaml".to_owned(), template(&agent, None)),
         ("templates/operator.yaml".to_owned(), template(&operator, Some("operator.enabled"))),
-        ("templates/definitions.yaml".to_owned(), template(&kept(&definitions), Some("definitions"))),
-        ("templates/pool-definitions.yaml".to_owned(), template(&kept(&pools), Some("poolDefinitions"))),
+        // Helm makes them before anything of their kinds, where they are not there: Calico's own are left alone.
+        ("crds/tartan.yaml".to_owned(), plain(&definitions)),
+        ("crds/pools.yaml".to_owned(), plain(&pools)),
         ("templates/config.yaml".to_owned(), CONFIG.to_owned()),
         ("templates/pools.yaml".to_owned(), POOL.to_owned()),
         ("templates/NOTES.txt".to_owned(), NOTES.to_owned()),
@@ -154,19 +151,16 @@ fn kind(document: &str) -> &str {
     document.lines().find_map(|line| line.strip_prefix("kind: ")).unwrap_or_default()
 }
 
-/// Helm must not take all objects of a kind away with the chart.
-fn kept(definitions: &[&str]) -> Vec<String> {
-    const METADATA: &str = "\nmetadata:\n";
-    let keep =
-        |text: &&str| text.replacen(METADATA, "\nmetadata:\n  annotations:\n    helm.sh/resource-policy: keep\n", 1);
-    definitions.iter().map(keep).collect()
+/// Documents without the header of the file they are from, under ours.
+fn plain(documents: &[&str]) -> String {
+    let text = documents.join("---\n");
+    let lines = text.lines().filter(|line| !line.starts_with("# Made by ")).map(|line| format!("{line}\n"));
+    format!("{HEADER}{}", lines.collect::<String>())
 }
 
 /// The documents with what varies in it, all of them only if that value is so.
-fn template(documents: &[impl AsRef<str>], only_if: Option<&str>) -> String {
-    let mut text = documents.iter().map(AsRef::as_ref).collect::<Vec<_>>().join("---\n");
-    // A header of the manifest's own.
-    text = text.lines().filter(|line| !line.starts_with("# Made by ")).map(|line| format!("{line}\n")).collect();
+fn template(documents: &[&str], only_if: Option<&str>) -> String {
+    let mut text = documents.join("---\n");
     let pull = "      {{- with .Values.imagePullSecrets }}\n      imagePullSecrets:\n        {{- toYaml . | nindent 8 }}\n      {{- end }}\n";
     for (place, value) in [
         (IMAGE, "image: {{ .Values.image | quote }}".to_owned()),
@@ -229,7 +223,8 @@ fn rendered(values: &str, namespace: &str) -> Vec<Value> {
     let mut all: Value = serde_yaml_ng::from_str(&files["values.yaml"]).unwrap();
     merge(&mut all, serde_yaml_ng::from_str(values).unwrap());
     let templates = files.iter().filter(|(path, _)| path.starts_with("templates/") && path.ends_with(".yaml"));
-    let texts = templates.map(|(_, text)| render(text, &all, namespace));
+    let definitions = files.iter().filter(|(path, _)| path.starts_with("crds/")).map(|(_, text)| text.clone());
+    let texts = templates.map(|(_, text)| render(text, &all, namespace)).chain(definitions);
     let objects = texts.flat_map(|text| {
         documents(&text).into_iter().map(|text| serde_yaml_ng::from_str(text).unwrap()).collect::<Vec<Value>>()
     });
@@ -374,8 +369,8 @@ fn with_its_own_values_the_chart_is_the_manifest() {
     wanted.remove(&format!("Namespace/{NAMESPACE}")).unwrap();
     for object in rendered("{}", NAMESPACE) {
         let (name, mut object) = (name(&object), object);
-        if let Some(metadata) = object["metadata"].as_mapping_mut() {
-            metadata.remove("annotations");
+        if name.ends_with(".projectcalico.org") {
+            continue;
         }
         // The default of the boot file, said out loud.
         if let Some(boot) = object.get_mut("data").and_then(|data| data.get_mut("boot.yaml")) {
@@ -389,7 +384,7 @@ fn with_its_own_values_the_chart_is_the_manifest() {
 #[test]
 fn every_value_is_where_it_should_be() {
     let values = "{image: 'r/x:1', imagePullSecrets: [{name: s}], apiServer: 'https://[fd00::1]:6443', config: {fabric: host-gw}, \
-                  paths: {cniBin: /a, cniConf: /b}, log: debug, operator: {replicas: 1}, definitions: false, poolDefinitions: true, \
+                  paths: {cniBin: /a, cniConf: /b}, log: debug, operator: {replicas: 1}, \
                   pools: {p: {cidr: 10.9.0.0/16}, q: {cidr: 'fd00::/64'}}}";
     let objects: BTreeMap<String, Value> =
         rendered(values, "elsewhere").into_iter().map(|object| (name(&object), object)).collect();
@@ -406,8 +401,6 @@ fn every_value_is_where_it_should_be() {
     check("IPPool/p", &["cidr: 10.9.0.0/16"]);
     check("IPPool/q", &["cidr: fd00::/64"]);
     check("ValidatingAdmissionPolicy/tartan-agent", &["system:serviceaccount:elsewhere:tartan-agent"]);
-    check("CustomResourceDefinition/ippools.projectcalico.org", &["helm.sh/resource-policy: keep"]);
-    assert!(!objects.contains_key("CustomResourceDefinition/ipblocks.tartan.dev"), "definitions: false");
     assert!(!objects.values().any(|object| serde_yaml_ng::to_string(object).unwrap().contains(NAMESPACE)));
     let without = rendered("{operator: {enabled: false}}", NAMESPACE);
     assert!(without.iter().all(|object| !name(object).contains("tartan-operator")), "operator.enabled: false");
