@@ -263,6 +263,7 @@ fn attachment(namespace: u32, netns: &File) -> Result<Attachment> {
         addresses: PerFamily::first_of(addresses(namespace, 0)),
         mac: Mac([2, 0, 0, 0, 1, u8::try_from(namespace)?]),
         ports: Vec::new(),
+        limits: Default::default(),
         answered: true,
     })
 }

@@ -276,6 +276,7 @@ impl Agent {
                 addresses: PerFamily::first_of(addresses(*at)),
                 mac: Mac([2, 0, 0, 0, 0, *at]),
                 ports: Vec::new(),
+                limits: Default::default(),
                 answered: true,
             });
         }

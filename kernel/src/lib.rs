@@ -24,6 +24,7 @@ pub mod nft;
 mod notify;
 pub mod passed;
 pub mod path;
+mod qdisc;
 mod read;
 mod route;
 mod rule;

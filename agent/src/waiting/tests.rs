@@ -80,6 +80,7 @@ fn attachment(container: &str) -> Attachment {
         addresses: PerFamily::first_of(["10.244.1.9".parse().unwrap()]),
         mac: Mac([2, 0, 0, 0, 0, 1]),
         ports: Vec::new(),
+        limits: Default::default(),
         answered: false,
     }
 }

@@ -88,6 +88,7 @@ impl Setup {
             addresses: first_of(addresses),
             mac: Mac([2, 0, 0, 0, 0, 1]),
             ports: Vec::new(),
+            limits: Default::default(),
             answered: true,
         });
     }

@@ -279,6 +279,7 @@ fn attach(world: &mut World, pod: &str, address: &str) {
         addresses,
         mac: tartan_netstate::Mac([2, 0, 0, 0, 0, 1]),
         ports: Vec::new(),
+        limits: Default::default(),
         answered: true,
     });
 }

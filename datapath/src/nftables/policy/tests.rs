@@ -64,6 +64,7 @@ fn attachment(number: u8) -> Attachment {
         addresses: PerFamily::first_of(addresses(number)),
         mac: Mac([2, 0, 0, 0, 0, number]),
         ports: Vec::new(),
+        limits: Default::default(),
         answered: true,
     }
 }
