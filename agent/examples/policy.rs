@@ -127,7 +127,7 @@ impl Bench {
 
 fn failed(failure: &tartan_kernel::Failure) -> tartan_model::Failed {
     let error = failure.error.to_string().into();
-    tartan_model::Failed { key: failure.key.clone(), owner: failure.owner.clone(), error }
+    tartan_model::Failed { key: failure.key.clone(), owner: failure.owner.clone(), error, netns_gone: false }
 }
 
 /// The node's address is on a link, as on any node.

@@ -21,6 +21,7 @@ mod hanging;
 pub mod http;
 mod inherited;
 pub mod journal;
+pub mod leftover;
 pub mod metrics;
 pub mod operator;
 pub mod placement;

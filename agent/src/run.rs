@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use tartan_api::cni::CniRequest;
+use tartan_kernel::KernelError;
 use tartan_kernel::thread::Applied;
 use tartan_model::{Availability, Condition, Failed, Kind, NodeCondition, ObjectId, Programmed, StoreEvent, World};
 use tartan_netstate::State;
@@ -18,6 +19,7 @@ use tracing::{error, info, warn};
 
 use crate::attach::{self, Decision};
 use crate::journal::{Journal, Record};
+use crate::leftover::Leftovers;
 use crate::plan::{Plan, Planners};
 use crate::snapshot::keeper::{Keeper, Told};
 use crate::waiting::{CniReply, Waiting};
@@ -59,6 +61,7 @@ pub struct Agent {
     snapshot: Keeper,
     planners: Planners,
     waiting: Waiting,
+    leftovers: Leftovers,
     plan: Plan,
     /// Of the last state that the kernel thread was given.
     generation: u64,
@@ -85,6 +88,7 @@ impl Agent {
             snapshot,
             planners: Planners::default(),
             waiting: Waiting::default(),
+            leftovers: Leftovers::default(),
             plan: Plan::default(),
             generation: 0,
             given: State::new(),
@@ -98,7 +102,8 @@ impl Agent {
     pub async fn run(mut self, mut inbox: mpsc::Receiver<Input>) -> anyhow::Result<()> {
         let mut batch = Vec::with_capacity(BATCH);
         loop {
-            let wake_at = [self.plan.wake_at, self.waiting.wake_at()].into_iter().flatten().min();
+            let wake_at = [self.plan.wake_at, self.waiting.wake_at(), self.leftovers.wake_at()];
+            let wake_at = wake_at.into_iter().flatten().min();
             tokio::select! {
                 received = inbox.recv_many(&mut batch, BATCH) => if received == 0 { return Ok(()) },
                 () = until(wake_at) => {}
@@ -125,6 +130,7 @@ impl Agent {
                 }
             }
             self.settle(now);
+            self.clear_up(now);
             let before = std::mem::replace(&mut self.plan, self.planners.plan(&self.world, now));
             self.plan.conditions.extend(self.snapshot.condition());
             log(&before.conditions, &self.plan.conditions);
@@ -142,6 +148,7 @@ impl Agent {
                 key: failure.key.clone(),
                 owner: failure.owner.clone(),
                 error: failure.error.to_string().into(),
+                netns_gone: matches!(failure.error, KernelError::NetnsGone(_)),
             })
             .collect();
         self.counters.applied(&applied);
@@ -255,6 +262,17 @@ impl Agent {
             self.world.answered(&id);
         }
         for id in outcome.undone {
+            self.write(Record::Del { id: id.clone() });
+            self.world.detach(&id, now);
+        }
+    }
+
+    /// Takes back pods that nobody takes back.
+    fn clear_up(&mut self, now: Instant) {
+        for id in self.leftovers.update(&self.world, now) {
+            warn!(
+                "{id}: neither its Pod nor its namespace is there, and nobody has called DEL; its addresses are free again"
+            );
             self.write(Record::Del { id: id.clone() });
             self.world.detach(&id, now);
         }

@@ -111,6 +111,8 @@ pub struct Failed {
     pub key: Key,
     pub owner: Owner,
     pub error: Arc<str>,
+    /// The network namespace it should be in is gone.
+    pub netns_gone: bool,
 }
 
 // === impl World ===

@@ -49,6 +49,7 @@ impl Loop {
             key: Key::Link { ns: Netns::Host, link: LinkName::new("ttp1").unwrap() },
             owner: Owner::Pod(Attachment::id_of(container, "eth0")),
             error: "File exists (os error 17)".into(),
+            netns_gone: false,
         };
         self.world.programmed.failures = refused.iter().map(failed).collect();
     }

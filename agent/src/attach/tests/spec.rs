@@ -105,7 +105,7 @@ fn status_tells_what_is_wrong_with_all_pods_from_what_is_wrong_with_some() {
         let mut world = whole(Instant::now());
         let key = Key::NftTable;
         world.programmed.failures =
-            [Failed { key, owner, error: "Operation not supported".into() }].into();
+            [Failed { key, owner, error: "Operation not supported".into(), netns_gone: false }].into();
         check(&world, &status, expected);
     };
     let refused = "51 the kernel refuses what all pods of this node need: nft table";
@@ -224,7 +224,7 @@ fn check_finds_what_the_kernel_refused() {
     let refuse = |world: &mut World, _: &mut CniRequest| {
         let key = Key::Link { ns: Netns::Host, link: LinkName::new("ttp1").unwrap() };
         let owner = Owner::Pod("a/eth0".into());
-        world.programmed.failures = [Failed { key, owner, error: "EPERM".into() }].into();
+        world.programmed.failures = [Failed { key, owner, error: "EPERM".into(), netns_gone: false }].into();
     };
     check_after(refuse, "103 pod shop/a: the kernel refused link ttp1 in host: EPERM");
 }
