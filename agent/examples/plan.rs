@@ -148,6 +148,7 @@ fn node(name: &str, address: &str, ranges: &[&str]) -> Node {
         pod_cidrs: ranges.iter().map(|range| range.parse().expect("a prefix")).collect(),
         labels: Default::default(),
         annotations: Default::default(),
+        placement: Default::default(),
     }
 }
 
@@ -166,6 +167,7 @@ fn attachment(number: u8) -> Attachment {
         },
         mac: Mac([2, 0, 0, 0, 0, number]),
         ports: Vec::new(),
+        limits: Default::default(),
         answered: true,
     }
 }
@@ -233,6 +235,8 @@ impl Peer {
             mtu: 1450,
             accepts: vec![Endpoint { instance: instance.clone(), address: self.address(), mac: Some(mac) }],
             sends: vec![instance],
+            joining: false,
+            acknowledges: None,
             edition: 1 + u64::from(self.generation),
             heartbeat: 1,
         }

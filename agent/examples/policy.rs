@@ -127,7 +127,7 @@ impl Bench {
 
 fn failed(failure: &tartan_kernel::Failure) -> tartan_model::Failed {
     let error = failure.error.to_string().into();
-    tartan_model::Failed { key: failure.key.clone(), owner: failure.owner.clone(), error }
+    tartan_model::Failed { key: failure.key.clone(), owner: failure.owner.clone(), error, netns_gone: false }
 }
 
 /// The node's address is on a link, as on any node.
@@ -188,6 +188,7 @@ fn node() -> StoreEvent {
         pod_cidrs: ranges.to_vec(),
         labels: Default::default(),
         annotations: Default::default(),
+        placement: Default::default(),
     };
     put(Kind::Node, LOCAL_NODE.to_owned(), Object::Node(node.into()))
 }
@@ -262,6 +263,7 @@ fn attachment(namespace: u32, netns: &File) -> Result<Attachment> {
         addresses: PerFamily::first_of(addresses(namespace, 0)),
         mac: Mac([2, 0, 0, 0, 1, u8::try_from(namespace)?]),
         ports: Vec::new(),
+        limits: Default::default(),
         answered: true,
     })
 }

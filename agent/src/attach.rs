@@ -95,6 +95,7 @@ fn add(world: &World, request: &CniRequest, now: Instant) -> Result<Attachment, 
         pod_name: request.pod.name.as_str().into(),
         addresses,
         ports: wanted.ports,
+        limits: wanted.limits,
         answered: false,
     })
 }

@@ -89,7 +89,7 @@ fn conflist(boot: &Boot) -> Value {
         "type": PLUGIN,
         "socket": boot.socket,
         "stateDir": boot.state_dir,
-        "capabilities": {"portMappings": true, "ips": true, "mac": true},
+        "capabilities": {"portMappings": true, "ips": true, "mac": true, "bandwidth": true},
     });
     json!({"cniVersion": "1.1.0", "name": "tartan", "plugins": [plugin]})
 }

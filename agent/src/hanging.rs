@@ -3,7 +3,7 @@
 use std::sync::{Mutex, PoisonError};
 
 use tartan_model::{Kind, Object, ObjectId, Revision, StoreEvent};
-use tartan_store::{BoxFuture, BoxStream, Expect, MemoryStore, Store, WriteError};
+use tartan_store::{BoxFuture, BoxStream, Expect, MemoryStore, Store, Word, WriteError};
 
 /// Never answers writes to one kind, for a while.
 pub(crate) struct Hanging {
@@ -36,5 +36,9 @@ impl Store for Hanging {
 
     fn delete(&self, id: ObjectId, expect: Expect) -> BoxFuture<'_, Result<(), WriteError>> {
         if self.hangs(&id) { Box::pin(std::future::pending()) } else { self.store.delete(id, expect) }
+    }
+
+    fn tell(&self, about: ObjectId, word: Word) -> BoxFuture<'_, Result<(), WriteError>> {
+        if self.hangs(&about) { Box::pin(std::future::pending()) } else { self.store.tell(about, word) }
     }
 }

@@ -35,6 +35,8 @@ pub struct Journal {
     file: File,
     path: PathBuf,
     boot_id: Arc<str>,
+    /// What its header says.
+    format: u32,
     /// End of the last whole record.
     len: u64,
     /// A write failed and what it left could not be cut off yet.
@@ -111,17 +113,17 @@ impl Journal {
                 }
                 None
             }
-            Header::Whole { boot_id: ours, body } if ours == boot_id => Some(body),
+            Header::Whole { boot_id: ours, format, body } if ours == boot_id => Some((format, body)),
             Header::Whole { .. } => {
                 warnings.push(format!("{}: written before the last boot; its pods are gone", path.display()));
                 None
             }
         };
         let mut live = Live::default();
-        let Some(start) = keep else {
+        let Some((format, start)) = keep else {
             let (file, len) = write_anew(path, boot_id, &live).map_err(io("write it"))?;
-            let journal =
-                Journal { file, path: path.into(), boot_id: boot_id.into(), len, torn: false, records: 0, live };
+            let (boot_id, format) = (boot_id.into(), live.format());
+            let journal = Journal { file, path: path.into(), boot_id, format, len, torn: false, records: 0, live };
             return Ok((journal, Replayed { warnings, ..Replayed::default() }));
         };
         let (records, end) = replay(&bytes, start, &mut live);
@@ -136,19 +138,34 @@ impl Journal {
         live.forget_old(now_ms());
         let replayed = live.replayed(now_ms(), warnings);
         let len = end as u64;
-        Ok((Journal { file, path: path.into(), boot_id: boot_id.into(), len, torn: false, records, live }, replayed))
+        let (path, boot_id) = (path.into(), boot_id.into());
+        Ok((Journal { file, path, boot_id, format, len, torn: false, records, live }, replayed))
     }
 
     /// Writes one record. On an error nothing was recorded and the journal can be used on.
     pub fn append(&mut self, record: Record) -> Result<(), JournalError> {
         let at = now_ms();
         let body = Body::from_record(&record, at);
+        if body.format() > self.format {
+            return self.write_with(body);
+        }
         self.write(&frame::encode(&body))?;
         self.records += 1;
         self.live.apply(body);
         if self.records > DEAD_RATIO * self.live.len() + DEAD_FLOOR {
             self.compact(at);
         }
+        Ok(())
+    }
+
+    /// A record that the file's format does not have: the file is made anew with it.
+    fn write_with(&mut self, body: Body) -> Result<(), JournalError> {
+        let mut live = self.live.clone();
+        live.apply(body);
+        let (file, len) =
+            write_anew(&self.path, &self.boot_id, &live).map_err(JournalError::io(&self.path, "write it anew"))?;
+        (self.file, self.len, self.torn) = (file, len, false);
+        (self.format, self.records, self.live) = (live.format(), live.len(), live);
         Ok(())
     }
 
@@ -170,8 +187,7 @@ impl Journal {
     fn compact(&mut self, now: u64) {
         self.live.forget_old(now);
         if let Ok((file, len)) = write_anew(&self.path, &self.boot_id, &self.live) {
-            self.file = file;
-            self.len = len;
+            (self.file, self.len, self.format) = (file, len, self.live.format());
         }
         // Counted anew even after a failure, so that a full disk is not tried again at each record.
         self.records = self.live.len();
@@ -216,6 +232,11 @@ impl Live {
         self.attachments.len() + self.released.len()
     }
 
+    /// The lowest format that has all of it.
+    fn format(&self) -> u32 {
+        self.bodies().map(|body| body.format()).max().unwrap_or(*frame::FORMATS.start())
+    }
+
     fn forget_old(&mut self, now: u64) {
         self.released.retain(|_, at| age(*at, now) < REMEMBERED);
     }
@@ -254,7 +275,7 @@ fn write_anew(path: &Path, boot_id: &str, live: &Live) -> io::Result<(File, u64)
         _ => {}
     }
     let mut file = File::options().write(true).create_new(true).mode(0o600).open(&beside)?;
-    let mut bytes = frame::encode_header(boot_id);
+    let mut bytes = frame::encode_header(boot_id, live.format());
     bytes.extend(live.bodies().flat_map(|body| frame::encode(&body)));
     let written = file.write_all(&bytes).and_then(|()| fs::rename(&beside, path));
     if let Err(error) = written {

@@ -22,7 +22,10 @@ mod hanging;
 pub mod http;
 mod inherited;
 pub mod journal;
+pub mod leftover;
 pub mod metrics;
+pub mod operator;
+pub mod placement;
 pub mod plan;
 mod policy;
 pub mod publish;
@@ -125,7 +128,7 @@ pub fn assemble(
     let kernel = Box::new(Noting::new(kernel, state_dir));
     let kernel = tartan_kernel::thread::spawn(kernel, report(sender.clone(), vital))?;
     let events = store.watch(&Kind::ALL);
-    tokio::spawn(Vital::new("the watch of the store", &alive).around(listen(events, sender.clone())));
+    tokio::spawn(Vital::new("the watch of the store", &alive).around(listen(events, to_inbox(sender.clone()))));
     let (publisher, publishing) = publish::publisher(store);
     tokio::spawn(Vital::new("the publisher", &alive).around(publishing));
 
@@ -191,7 +194,11 @@ fn lock(state_dir: &Path) -> Result<Flock<fs::File>> {
     }
 }
 
-fn open_store(url: &str) -> Result<Arc<dyn Store>> {
+/// The store of that name, as the boot file has it.
+///
+/// # Errors
+/// There is no such store, or no credentials for it.
+pub fn open_store(url: &str) -> Result<Arc<dyn Store>> {
     match url.split_once(':') {
         Some(("file", path)) if !path.is_empty() => Ok(Arc::new(FileStore::new(path))),
         Some(("kubernetes", place)) => {
@@ -210,24 +217,43 @@ fn report(sender: mpsc::Sender<Input>, vital: Vital) -> impl Fn(Applied) + Send 
     }
 }
 
-async fn listen(mut events: Pin<Box<dyn Stream<Item = StoreEvent> + Send>>, sender: mpsc::Sender<Input>) {
+fn to_inbox(sender: mpsc::Sender<Input>) -> impl Fn(StoreEvent) -> Pin<Box<dyn Future<Output = bool> + Send>> {
+    move |event| {
+        let sender = sender.clone();
+        Box::pin(async move { sender.send(Input::Store(Box::new(event))).await.is_ok() })
+    }
+}
+
+/// Passes on what the store says until nobody takes it.
+async fn listen<F: Future<Output = bool>>(
+    mut events: Pin<Box<dyn Stream<Item = StoreEvent> + Send>>,
+    pass_on: impl Fn(StoreEvent) -> F,
+) {
     while let Some(event) = std::future::poll_fn(|context| events.as_mut().poll_next(context)).await {
         if let StoreEvent::Away(_, why) = &event {
             warn!("the store is away: {why}; what is known stays");
         }
-        if sender.send(Input::Store(Box::new(event))).await.is_err() {
+        if !pass_on(event).await {
             return;
         }
     }
 }
 
 async fn stop_on_signal(sender: mpsc::Sender<Input>) {
-    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-    else {
-        return error!("cannot take signals; SIGKILL ends this agent");
+    if let Err(error) = stopped().await {
+        return error!("{error}");
+    }
+    let _ended = sender.send(Input::Stop).await;
+}
+
+/// SIGTERM or SIGINT came.
+async fn stopped() -> Result<()> {
+    let signals = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()));
+    let (Ok(mut terminate), Ok(mut interrupt)) = signals else {
+        bail!("cannot take signals; SIGKILL ends this program")
     };
     tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
-    let _ended = sender.send(Input::Stop).await;
+    Ok(())
 }
 
 // === impl Vital ===

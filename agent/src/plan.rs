@@ -9,10 +9,11 @@ use imbl::OrdMap;
 use ipnet::IpNet;
 use tartan_datapath::nftables::Nat;
 use tartan_datapath::pod::Mtu;
-use tartan_model::{Advert, Condition, Node, Pool, World};
+use tartan_model::{Advert, Availability, Condition, Node, Pool, World};
 use tartan_netstate::{Conflict, Layers, State};
 
 use crate::inherited::Inherited;
+use crate::placement::availability;
 use crate::policy::{self, Policy};
 use crate::refused;
 
@@ -47,6 +48,8 @@ pub struct Plan {
     /// For the publisher; nothing before World is whole.
     pub advert: Option<Advert>,
     pub claims: Vec<tartan_ipam::Claim>,
+    /// For those who place pods on nodes, where they do not know it.
+    pub availability: Option<Availability>,
     /// Ranges that addresses may be given out of now.
     pub gives: Vec<IpNet>,
     /// What policy wants; none while it is off.
@@ -103,6 +106,7 @@ impl Planners {
             state: Some(self.inherited.kept(world, self.layers.merged()).clone()),
             advert: fabric.advert.clone().filter(|_| world.is_whole()),
             claims: ipam.claims.clone(),
+            availability: availability(world, fabric.open).filter(|_| world.is_whole()),
             gives: ipam.gives.clone(),
             policy: policy.out,
             conditions,

@@ -5,13 +5,14 @@
 //! stays wanted is tried again, later and later, whatever became of it; a write without an answer is given up, and holds
 //! up nothing else for longer than that takes.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
 use tartan_ipam::Claim;
 use tartan_model::{Advert, Kind, NodeCondition, NodeNetwork, Object, ObjectId, World};
-use tartan_store::{Expect, Store, WriteError};
+use tartan_store::{Expect, Store, Word, WriteError};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{debug, info, warn};
@@ -25,6 +26,10 @@ pub struct Wanted {
     pub conditions: Vec<NodeCondition>,
     /// Between two signs of life.
     pub beat: Duration,
+    /// How long an acknowledgement waits for a sign of life to go with.
+    pub acknowledging: Duration,
+    /// For others than Tartan, about these objects.
+    pub words: BTreeMap<ObjectId, Word>,
     /// Claims on blocks.
     pub claims: Vec<Claim>,
 }
@@ -35,19 +40,34 @@ const FIRST_WAIT: Duration = Duration::from_millis(50);
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
 /// Between two writes for conditions alone, which may come and go quickly.
 const CONDITIONS_REST: Duration = Duration::from_secs(1);
+/// A node that joins makes every other one write; so they do it at this distance, all together.
+const ACKNOWLEDGING: Duration = Duration::from_millis(10);
 /// How long a store may take for one write. A late one does no harm: see [`Store::put`].
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The task that writes; what is sent into the channel is wanted from then on. Ends when the channel is closed.
 pub fn publisher(store: Arc<dyn Store>) -> (watch::Sender<Wanted>, impl Future<Output = ()>) {
     let (sender, wanted) = watch::channel(Wanted::default());
-    let publisher = Publisher { store, wanted, heartbeat: start_of_heartbeat(), said: None, tried: Vec::new() };
+    let publisher = Publisher {
+        store,
+        wanted,
+        heartbeat: start_of_heartbeat(),
+        said: None,
+        tried: Vec::new(),
+        told: BTreeMap::new(),
+    };
     (sender, publisher.run())
 }
 
 /// How often a node gives a sign of life: a few may be late before its lease is over.
 pub fn beat(lease: Duration) -> Duration {
     (lease / 4).max(Duration::from_millis(100))
+}
+
+/// How long an acknowledgement may wait in a cluster of that many nodes, so that a node that joins is not the reason for
+/// more than a hundred writes a second.
+pub fn acknowledging(nodes: usize) -> Duration {
+    ACKNOWLEDGING.saturating_mul(u32::try_from(nodes).unwrap_or(u32::MAX))
 }
 
 /// The word of a node that may not let go of a range yet: of its Node's podCIDRs it has what it last said it has. Blocks
@@ -72,6 +92,8 @@ struct Publisher {
     said: Option<(NodeNetwork, Instant)>,
     /// Claims that are wanted and have been tried.
     tried: Vec<Tried>,
+    /// What others have been told, as long as it is wanted: they are not told twice.
+    told: BTreeMap<ObjectId, Word>,
 }
 
 struct Tried {
@@ -88,7 +110,8 @@ impl Publisher {
         loop {
             let wanted = self.wanted.borrow_and_update().clone();
             let said = self.say(&wanted).await;
-            let again = match said.and(self.claim(&wanted).await) {
+            let claimed = self.claim(&wanted).await;
+            let again = match said.and(claimed).and(self.tell(&wanted).await) {
                 Ok(()) => {
                     wait = None;
                     complaint.clear();
@@ -119,9 +142,32 @@ impl Publisher {
     /// When this node's own object is to be written; none: at once.
     fn due(&self, wanted: &Wanted) -> Option<Instant> {
         let (said, at) = self.said.as_ref()?;
-        let same_word = wanted.advert.as_ref().is_none_or(|advert| *advert == *said.advert);
-        let rest = if said.conditions == wanted.conditions { wanted.beat } else { CONDITIONS_REST.min(wanted.beat) };
+        let Some(advert) = &wanted.advert else { return Some(*at + wanted.beat) };
+        let rests = [
+            Some(wanted.beat),
+            (said.conditions != wanted.conditions).then_some(CONDITIONS_REST),
+            (said.advert.acknowledges != advert.acknowledges).then_some(wanted.acknowledging),
+        ];
+        let rest = rests.into_iter().flatten().min().unwrap_or(wanted.beat);
+        let same_word = advert.edition == said.advert.edition && advert.same_but_heartbeat(&said.advert);
         same_word.then(|| *at + rest)
+    }
+
+    async fn tell(&mut self, wanted: &Wanted) -> Result<(), WriteError> {
+        self.told.retain(|about, word| wanted.words.get(about) == Some(word));
+        for (about, word) in &wanted.words {
+            if self.told.contains_key(about) {
+                continue;
+            }
+            match in_time(self.store.tell(about.clone(), word.clone())).await {
+                Ok(()) => debug!("told of {about}: {word:?}"),
+                Err(WriteError::Away(why)) => return Err(WriteError::Away(why)),
+                // It has gone, or is another one by now: the watch brings it.
+                Err(error) => info!("{error}"),
+            }
+            self.told.insert(about.clone(), word.clone());
+        }
+        Ok(())
     }
 
     async fn say(&mut self, wanted: &Wanted) -> Result<(), WriteError> {
@@ -192,8 +238,6 @@ fn start_of_heartbeat() -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use tartan_model::{Block, Features, Node, PerFamily};
     use tartan_store::MemoryStore;
 
@@ -210,6 +254,8 @@ mod tests {
             mtu: 1450,
             accepts: Vec::new(),
             sends: Vec::new(),
+            joining: false,
+            acknowledges: None,
             edition: 1,
             heartbeat: 0,
         };
@@ -222,7 +268,13 @@ mod tests {
         };
         let id = ObjectId { kind: Kind::IpBlock, name: "10-0-0-0-26".into() };
         let claim = Claim { id, object: Some(Object::Block(block.into())), expect: None };
-        Wanted { advert: Some(advert), conditions: Vec::new(), beat: Duration::from_secs(3600), claims: vec![claim] }
+        Wanted {
+            advert: Some(advert),
+            beat: Duration::from_secs(3600),
+            acknowledging: Duration::from_secs(1),
+            claims: vec![claim],
+            ..Wanted::default()
+        }
     }
 
     #[test]
@@ -239,6 +291,7 @@ mod tests {
                 pod_cidrs: ranges(text),
                 labels: BTreeMap::new(),
                 annotations: BTreeMap::new(),
+                placement: Default::default(),
             };
             world.nodes.insert("n1".into(), node.into());
         };

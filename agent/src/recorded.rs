@@ -117,6 +117,7 @@ mod tests {
             addresses: PerFamily { v4: Some("10.0.0.1".parse().unwrap()), v6: None },
             mac: Mac([2, 0, 0, 0, 0, 1]),
             ports: Vec::new(),
+            limits: Default::default(),
             answered: true,
         });
         world

@@ -35,7 +35,7 @@ fn hidden(world: &World) -> impl Iterator<Item = Condition> {
 }
 
 fn condition(world: &World, failed: &Failed) -> Condition {
-    let Failed { key, owner, error } = failed;
+    let Failed { key, owner, error, netns_gone: _ } = failed;
     let (about, field, fix) = blame(world, owner);
     // Most errors begin with what was tried, the object included.
     let message = match error.contains(&key.to_string()) {
@@ -92,7 +92,7 @@ mod tests {
         let check = |owner: Owner, about: &str, field: &str| {
             let mut world = World::new("n1".into(), Features::default());
             let key = Key::Sysctl { ns: Netns::Host, name: "ipv4/ip_forward".into() };
-            let failures = Arc::from([Failed { key, owner, error: "write: EROFS".into() }]);
+            let failures = Arc::from([Failed { key, owner, error: "write: EROFS".into(), netns_gone: false }]);
             let programmed = Programmed { failures, ..Programmed::default() };
             world.programmed(programmed, Arc::default(), Instant::now());
             let said: Vec<Condition> = conditions(&world).collect();
@@ -112,7 +112,7 @@ mod tests {
         let mut world = World::new("n1".into(), Features::default());
         let key = Key::Sysctl { ns: Netns::Host, name: "ipv4/ip_forward".into() };
         let (error, name) = (format!("add {key}: EROFS").into(), key.to_string());
-        let failures = Arc::from([Failed { key, owner: Owner::Peer("n2".into()), error }]);
+        let failures = Arc::from([Failed { key, owner: Owner::Peer("n2".into()), error, netns_gone: false }]);
         world.programmed(Programmed { failures, ..Programmed::default() }, Arc::default(), Instant::now());
         let said: Vec<Condition> = conditions(&world).collect();
         assert_eq!(said[0].message, format!("the kernel refuses to add {name}: EROFS"));

@@ -9,14 +9,17 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use tartan_api::cni::CniRequest;
+use tartan_kernel::KernelError;
 use tartan_kernel::thread::Applied;
-use tartan_model::{Condition, Failed, NodeCondition, Programmed, StoreEvent, World};
+use tartan_model::{Availability, Condition, Failed, Kind, NodeCondition, ObjectId, Programmed, StoreEvent, World};
 use tartan_netstate::State;
+use tartan_store::Word;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{error, info, warn};
 
 use crate::attach::{self, Decision};
 use crate::journal::{Journal, Record};
+use crate::leftover::Leftovers;
 use crate::plan::{Plan, Planners};
 use crate::snapshot::keeper::{Keeper, Told};
 use crate::waiting::{CniReply, Waiting};
@@ -58,6 +61,7 @@ pub struct Agent {
     snapshot: Keeper,
     planners: Planners,
     waiting: Waiting,
+    leftovers: Leftovers,
     plan: Plan,
     /// Of the last state that the kernel thread was given.
     generation: u64,
@@ -84,6 +88,7 @@ impl Agent {
             snapshot,
             planners: Planners::default(),
             waiting: Waiting::default(),
+            leftovers: Leftovers::default(),
             plan: Plan::default(),
             generation: 0,
             given: State::new(),
@@ -97,7 +102,8 @@ impl Agent {
     pub async fn run(mut self, mut inbox: mpsc::Receiver<Input>) -> anyhow::Result<()> {
         let mut batch = Vec::with_capacity(BATCH);
         loop {
-            let wake_at = [self.plan.wake_at, self.waiting.wake_at()].into_iter().flatten().min();
+            let wake_at = [self.plan.wake_at, self.waiting.wake_at(), self.leftovers.wake_at()];
+            let wake_at = wake_at.into_iter().flatten().min();
             tokio::select! {
                 received = inbox.recv_many(&mut batch, BATCH) => if received == 0 { return Ok(()) },
                 () = until(wake_at) => {}
@@ -124,6 +130,7 @@ impl Agent {
                 }
             }
             self.settle(now);
+            self.clear_up(now);
             let before = std::mem::replace(&mut self.plan, self.planners.plan(&self.world, now));
             self.plan.conditions.extend(self.snapshot.condition());
             log(&before.conditions, &self.plan.conditions);
@@ -141,6 +148,7 @@ impl Agent {
                 key: failure.key.clone(),
                 owner: failure.owner.clone(),
                 error: failure.error.to_string().into(),
+                netns_gone: matches!(failure.error, KernelError::NetnsGone(_)),
             })
             .collect();
         self.counters.applied(&applied);
@@ -229,6 +237,8 @@ impl Agent {
             advert,
             conditions: self.conditions.clone(),
             beat: publish::beat(self.world.config.lease),
+            acknowledging: publish::acknowledging(self.world.nodes.len()),
+            words: self.plan.availability.clone().map(|word| self.of_own_node(word)).into_iter().collect(),
             claims: if lets_go { self.plan.claims.clone() } else { Vec::new() },
         };
         self.publisher.send_if_modified(|last| {
@@ -240,6 +250,10 @@ impl Agent {
         });
     }
 
+    fn of_own_node(&self, word: Availability) -> (ObjectId, Word) {
+        (ObjectId { kind: Kind::Node, name: self.world.local.clone() }, Word::Available(word))
+    }
+
     /// Answers CNI callers whose objects are in the kernel, and takes back what cannot be or is no longer wanted.
     fn settle(&mut self, now: Instant) {
         let outcome = self.waiting.settle(&self.world, lacks(&self.world, &self.plan), now);
@@ -248,6 +262,17 @@ impl Agent {
             self.world.answered(&id);
         }
         for id in outcome.undone {
+            self.write(Record::Del { id: id.clone() });
+            self.world.detach(&id, now);
+        }
+    }
+
+    /// Takes back pods that nobody takes back.
+    fn clear_up(&mut self, now: Instant) {
+        for id in self.leftovers.update(&self.world, now) {
+            warn!(
+                "{id}: neither its Pod nor its namespace is there, and nobody has called DEL; its addresses are free again"
+            );
             self.write(Record::Del { id: id.clone() });
             self.world.detach(&id, now);
         }

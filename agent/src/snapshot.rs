@@ -131,7 +131,7 @@ fn objects(world: &World) -> impl Iterator<Item = (ObjectId, Object)> {
     let config = (id(Kind::NetworkConfig, CONFIG_NAME), Object::Config(world.config.clone()));
     let nodes = world.nodes.iter().map(move |(name, it)| (id(Kind::Node, name), Object::Node(it.clone())));
     let adverts = world.adverts.iter().map(move |(name, heard)| {
-        let advert = Advert { heartbeat: 0, ..(*heard.advert).clone() };
+        let advert = Advert { heartbeat: 0, acknowledges: None, ..(*heard.advert).clone() };
         (id(Kind::NodeNetwork, name), Object::from(advert))
     });
     let pools = world.pools.iter().map(move |(name, it)| (id(Kind::IpPool, name), Object::Pool(it.clone())));

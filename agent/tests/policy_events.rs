@@ -111,6 +111,7 @@ fn first() -> Cluster {
                 pod_cidrs: vec![format!("10.0.{at}.0/24").parse().unwrap(), format!("fd00:{at}::/64").parse().unwrap()],
                 labels: BTreeMap::new(),
                 annotations: BTreeMap::new(),
+                placement: Default::default(),
             }
             .into(),
         )
@@ -275,6 +276,7 @@ impl Agent {
                 addresses: PerFamily::first_of(addresses(*at)),
                 mac: Mac([2, 0, 0, 0, 0, *at]),
                 ports: Vec::new(),
+                limits: Default::default(),
                 answered: true,
             });
         }

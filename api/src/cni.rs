@@ -110,6 +110,9 @@ pub struct RuntimeConfig {
     pub ips: Vec<String>,
     /// Requested MAC address.
     pub mac: Option<String>,
+    /// How fast the pod may hear and send.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bandwidth: Option<Bandwidth>,
     /// Capabilities that Tartan does not have.
     #[serde(flatten)]
     pub others: Map<String, Value>,
@@ -129,6 +132,21 @@ pub struct PortMapping {
     /// Only this address of the node; `0.0.0.0` or `::`: all of that family; empty: all.
     #[serde(rename = "hostIP", alias = "HostIP", default)]
     pub host_ip: String,
+}
+
+/// Rates in bits a second, bursts in bits; ingress is what the pod hears. containerd writes the keys with capitals.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default, expecting = "a bandwidth")]
+pub struct Bandwidth {
+    /// 0: unlimited.
+    #[serde(alias = "IngressRate")]
+    pub ingress_rate: u64,
+    #[serde(alias = "IngressBurst")]
+    pub ingress_burst: u64,
+    #[serde(alias = "EgressRate")]
+    pub egress_rate: u64,
+    #[serde(alias = "EgressBurst")]
+    pub egress_burst: u64,
 }
 
 /// An attachment that GC leaves alone.

@@ -10,13 +10,15 @@ use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, Schema};
 use serde_json::{Map, Value, json};
 
-use crate::kinds::{self, IPPoolSpec, IPReservationSpec};
-use crate::tartan::{self, CONFIG_NAME, IPBlockSpec, NetworkConfigSpec, NodeNetworkSpec, NodeNetworkStatus};
+use crate::kinds::{self, Conditions, IPPoolSpec, IPReservationSpec};
+use crate::tartan::{self, CONFIG_NAME, IPBlockSpec, NetworkConfigSpec, NodeNetworkSpec};
 
 /// Asks for the files to be written.
 const WRITE: &str = "TARTAN_GEN";
-const HEADER: &str =
-    "# Made by `cargo xtask gen`: definitions of the types in the crate api, the rest of deploy/agent.yaml.\n";
+const HEADER: &str = "# Made by `cargo xtask gen`: definitions of the types in the crate api, the rest of deploy/agent.yaml and operator.yaml.\n";
+
+/// What the operator says of an object.
+const ACCEPTED: (&str, &str) = ("Accepted", ".status.conditions[?(@.type==\"Accepted\")].status");
 
 /// What a definition says besides its fields.
 struct Kind {
@@ -36,8 +38,8 @@ struct Kind {
 #[test]
 fn the_definitions_are_current() {
     let ours = definitions(&[network_config(), node_network(), ip_block()]);
-    let agent = fs::read_to_string(deploy("agent.yaml")).unwrap();
-    check("tartan.yaml", &format!("{ours}---\n{agent}"));
+    let [agent, operator] = ["agent.yaml", "operator.yaml"].map(|file| fs::read_to_string(deploy(file)).unwrap());
+    check("tartan.yaml", &format!("{ours}---\n{agent}---\n{operator}"));
     check("crds.yaml", &ours);
     check("pool-crds.yaml", &definitions(&[ip_pool(), ip_reservation()]));
 }
@@ -50,8 +52,8 @@ fn network_config() -> Kind {
         short: &["netconf"],
         about: "The configuration of the cluster's network.",
         spec: schema::<NetworkConfigSpec>(),
-        status: None,
-        columns: &[("Fabric", ".spec.fabric"), ("Age", ".metadata.creationTimestamp")],
+        status: Some(schema::<Conditions>()),
+        columns: &[("Fabric", ".spec.fabric"), ACCEPTED, ("Age", ".metadata.creationTimestamp")],
         rule: Some((
             format!("self.metadata.name == '{CONFIG_NAME}'"),
             format!("a cluster has one network: name it {CONFIG_NAME}"),
@@ -67,7 +69,7 @@ fn node_network() -> Kind {
         short: &["nodenet"],
         about: "What a node tells its peers and the cluster about itself. Written by its agent.",
         spec: schema::<NodeNetworkSpec>(),
-        status: Some(schema::<NodeNetworkStatus>()),
+        status: Some(schema::<Conditions>()),
         columns: &[
             ("Addresses", ".spec.addresses"),
             ("Pods", ".spec.blocks"),
@@ -100,8 +102,8 @@ fn ip_pool() -> Kind {
         short: &[],
         about: "Addresses that pods get. For clusters without Calico's own definition.",
         spec: with_others_keys(schema::<IPPoolSpec>()),
-        status: None,
-        columns: &[("CIDR", ".spec.cidr"), ("Nodes", ".spec.nodeSelector"), ("Disabled", ".spec.disabled")],
+        status: Some(schema::<Conditions>()),
+        columns: &[("CIDR", ".spec.cidr"), ("Nodes", ".spec.nodeSelector"), ("Disabled", ".spec.disabled"), ACCEPTED],
         rule: None,
     }
 }
@@ -114,8 +116,8 @@ fn ip_reservation() -> Kind {
         short: &[],
         about: "Addresses that no pod gets. For clusters without Calico's own definition.",
         spec: with_others_keys(schema::<IPReservationSpec>()),
-        status: None,
-        columns: &[("CIDRs", ".spec.reservedCIDRs")],
+        status: Some(schema::<Conditions>()),
+        columns: &[("CIDRs", ".spec.reservedCIDRs"), ACCEPTED],
         rule: None,
     }
 }

@@ -2,12 +2,16 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::kinds::{self, Empty, Envelope};
+use crate::kinds::{Conditions, Empty, Envelope};
 
 /// `apiVersion` of our kinds.
 pub const API_VERSION: &str = "tartan.dev/v1alpha1";
 /// Name of the one NetworkConfig that counts.
 pub const CONFIG_NAME: &str = "default";
+
+/// Key of the taint that a kubelet may register its Node with (`--register-with-taints=tartan.dev/agent-not-ready:NoSchedule`);
+/// the agent takes it off once the node's network is there.
+pub const STARTUP_TAINT: &str = "tartan.dev/agent-not-ready";
 
 /// The configuration of the cluster's network.
 pub type NetworkConfig = Envelope<NetworkConfigSpec>;
@@ -93,7 +97,7 @@ pub struct NodeAddressSpec {
 }
 
 /// What a node tells its peers (the Advert) and the cluster about itself; named as the node.
-pub type NodeNetwork = Envelope<NodeNetworkSpec, NodeNetworkStatus>;
+pub type NodeNetwork = Envelope<NodeNetworkSpec, Conditions>;
 
 /// `spec` of NodeNetwork: the Advert.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -115,10 +119,26 @@ pub struct NodeNetworkSpec {
     pub accepts: Vec<Endpoint>,
     /// Names of all instances this node may still send on.
     pub sends: Vec<String>,
+    /// This node is new, and asks its peers to acknowledge what it says.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub joining: bool,
+    /// Words of joining nodes that this one's kernel acts on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub acknowledges: Option<Vec<Acknowledged>>,
     /// Counted up when anything above changes.
     pub edition: u64,
     /// Counted up with every sign of life; that it changes is what counts.
     pub heartbeat: u64,
+}
+
+/// A word of another node.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase", default)]
+pub struct Acknowledged {
+    pub node: String,
+    /// The node's `edition` when it said it.
+    pub edition: u64,
 }
 
 /// One instance of a fabric on which a node receives.
@@ -133,15 +153,6 @@ pub struct Endpoint {
     /// Link-layer address behind it, where the fabric has one.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub mac: String,
-}
-
-/// `status` of NodeNetwork.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-#[serde(rename_all = "camelCase", default)]
-pub struct NodeNetworkStatus {
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub conditions: Vec<kinds::Condition>,
 }
 
 /// Something a user should know or do.

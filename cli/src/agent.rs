@@ -1,4 +1,4 @@
-//! `tartan agent` and `tartan uninstall`: the two commands that read the boot file.
+//! `tartan agent`, `tartan operator` and `tartan uninstall`: the commands that read the boot file.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -24,6 +24,13 @@ pub(crate) fn run(config: &Path, node: Option<String>) -> Result<ExitCode> {
     tartan_agent::run(&boot).map(|()| ExitCode::SUCCESS)
 }
 
+/// Runs the operator until SIGTERM or SIGINT.
+pub(crate) fn operate(config: &Path, namespace: &str, identity: &str) -> Result<ExitCode> {
+    let boot = read(config)?;
+    log(&boot.log)?;
+    tartan_agent::operator::run(&boot, namespace, identity).map(|()| ExitCode::SUCCESS)
+}
+
 /// Takes back what is ours.
 pub(crate) fn uninstall(config: &Path, format: Format) -> Result<ExitCode> {
     let report = tartan_agent::take_back(&read(config)?)?;
@@ -35,7 +42,8 @@ pub(crate) fn uninstall(config: &Path, format: Format) -> Result<ExitCode> {
     Ok(if report.failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn read(config: &Path) -> Result<Boot> {
+/// The boot file.
+pub(crate) fn read(config: &Path) -> Result<Boot> {
     let text = std::fs::read_to_string(config)
         .with_context(|| format!("reading the boot file {}; name another with --config", config.display()))?;
     serde_yaml_ng::from_str(&text).with_context(|| {

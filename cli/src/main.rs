@@ -3,6 +3,7 @@
 mod agent;
 mod client;
 mod demo;
+mod doctor;
 mod flows;
 mod install;
 mod lab;
@@ -33,6 +34,18 @@ enum Tartan {
         /// This node's name, in place of the boot file's
         #[arg(long)]
         node: Option<String>,
+    },
+    /// Run what is done once for the whole cluster, where this process leads (in Kubernetes)
+    Operator {
+        /// Boot file (YAML); of its keys store and log count
+        #[arg(long, default_value = "/etc/tartan/boot.yaml")]
+        config: PathBuf,
+        /// Namespace of the Lease that decides who leads
+        #[arg(long, env = "POD_NAMESPACE", default_value = "tartan-system")]
+        namespace: String,
+        /// Name of this process, different for each
+        #[arg(long, env = "POD_NAME")]
+        identity: String,
     },
     /// Show this node, its peers, what is wrong and what to do about it
     Status {
@@ -96,6 +109,18 @@ enum Tartan {
         #[arg(long)]
         yes: bool,
     },
+    /// Look for what keeps the network from working on this node, before it is installed and after, and say what to do
+    Doctor {
+        /// Boot file (YAML); there need be none
+        #[arg(long, default_value = "/etc/tartan/boot.yaml")]
+        config: PathBuf,
+        /// The cluster, in place of the boot file's: kubernetes:/path/of/kubeconfig
+        #[arg(long)]
+        store: Option<String>,
+        /// text, json or yaml
+        #[arg(short, long, default_value = "text")]
+        output: Format,
+    },
     /// Print the manifest for a cluster: `tartan install --for k3s | kubectl apply -f -`
     Install {
         /// What the cluster was made with
@@ -122,6 +147,7 @@ enum Tartan {
 fn main() -> ExitCode {
     let result = match Tartan::parse() {
         Tartan::Agent { config, node } => agent::run(&config, node),
+        Tartan::Operator { config, namespace, identity } => agent::operate(&config, &namespace, &identity),
         Tartan::Status { at, output } => client::status_command(&at, output),
         Tartan::Apply { file, at, output } => client::apply(&at, &file, output),
         Tartan::Set { key, value, at, output } => client::set(&at, &key, &value, output),
@@ -130,6 +156,7 @@ fn main() -> ExitCode {
         Tartan::Record { out, at } => policy::record(&at, &out),
         Tartan::Lab(command) => lab::run(command),
         Tartan::Demo { yes } => demo::run(yes),
+        Tartan::Doctor { config, store, output } => doctor::run(&config, store.as_deref(), output),
         Tartan::Install { distribution, api_server, image } => {
             install::run(distribution, api_server.as_deref(), image.as_deref())
         }

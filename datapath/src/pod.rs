@@ -17,13 +17,13 @@ use std::net::IpAddr;
 use std::ops::Range;
 use std::sync::Arc;
 
-use tartan_model::{Attachment, Family, Memo, World};
+use tartan_model::{Attachment, Family, Limit, Memo, World};
 use tartan_netstate::claims::{
     FIRST_INTERFACE, FURTHER_METRICS, FURTHER_PRIORITIES, FURTHER_TABLES, MAIN_TABLE, POD_GATEWAY_V4, POD_GATEWAY_V6,
     POD_LINK_GROUP, POD_LINK_PREFIX, ROUTE_METRIC,
 };
 use tartan_netstate::{
-    Key, Link, LinkKind, LinkName, Mac, Neigh, Netns, Object, Owner, Part, Route, Rule, Scope, State, stable_hash,
+    Key, Link, LinkKind, LinkName, Mac, Neigh, Netns, Object, Owner, Part, Route, Rule, Scope, State, Tbf, stable_hash,
 };
 
 /// How large packets of pods may be, in bytes.
@@ -112,6 +112,7 @@ fn host_end(attachment: &Attachment, common: Common, add: &mut impl FnMut(Key, O
         up: true,
     };
     add(Key::Link { ns: ns.clone(), link: link.clone() }, Object::Link(made.into()));
+    limit(&ns, &link, attachment.limits.to_pod, common, add);
     let ipv6 = common.ipv6.then_some(("ipv6/accept_ra", "0"));
     for (name, value) in [("ipv4/rp_filter", "1")].into_iter().chain(ipv6) {
         add(Key::LinkSysctl { ns: ns.clone(), link: link.clone(), name: name.into() }, Object::Sysctl(value.into()));
@@ -130,6 +131,7 @@ fn pod_end(attachment: &Attachment, common: Common, add: &mut impl FnMut(Key, Ob
     let link = pod_link(attachment);
     let made = Link { kind: LinkKind::VethPeer, mac: attachment.mac, mtu: common.mtu.link, group: 0, up: true };
     add(Key::Link { ns: ns.clone(), link: link.clone() }, Object::Link(made.into()));
+    limit(&ns, &link, attachment.limits.from_pod, common, add);
     if *attachment.ifname != *FIRST_INTERFACE {
         // Loose: by its routes, the way back is the first interface's.
         let key = Key::LinkSysctl { ns: ns.clone(), link: link.clone(), name: "ipv4/rp_filter".into() };
@@ -161,6 +163,14 @@ fn pod_end(attachment: &Attachment, common: Common, add: &mut impl FnMut(Key, Ob
             add(key, Object::Route(Route { onlink: true, ..everything.clone() }.into()));
         }
         add(default_route(attachment, family), Object::Route(everything.into()));
+    }
+}
+
+/// Each end of the link limits what it sends.
+fn limit(ns: &Netns, link: &LinkName, limit: Option<Limit>, common: Common, add: &mut impl FnMut(Key, Object)) {
+    if let Some(Limit { rate_bits, burst_bits }) = limit {
+        let tbf = Tbf::new(rate_bits, burst_bits, common.mtu.link);
+        add(Key::Qdisc { ns: ns.clone(), link: link.clone() }, Object::Tbf(tbf));
     }
 }
 

@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use tartan_model::{Advert, PerFamily, Said, World};
+use tartan_model::{Acknowledged, Advert, PerFamily, Said, World};
 
 use crate::{Instance, LocalNode, fabric_of};
 
@@ -29,6 +29,7 @@ pub(crate) fn advert(
     mtu_in_force: u32,
     accepts: &BTreeSet<Instance>,
     sends: &BTreeSet<Instance>,
+    (joining, acknowledges): (bool, Vec<Acknowledged>),
 ) -> Advert {
     let mut addresses = PerFamily { v4: None, v6: None };
     for (family, uplink) in node.uplinks.iter() {
@@ -43,6 +44,8 @@ pub(crate) fn advert(
         mtu: mtu_in_force,
         accepts: accepts.iter().filter_map(|at| fabric_of(at.mode()).endpoint(node, at)).collect(),
         sends: sends.iter().map(|at| Arc::from(at.to_string())).collect(),
+        joining,
+        acknowledges: Some(acknowledges.into()),
         edition: 0,
         heartbeat: 0,
     };

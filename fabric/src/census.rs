@@ -53,6 +53,8 @@ pub(crate) struct Census {
     accepts: Counts,
     /// Peers that are not live, though their Node is there.
     pub(crate) not_live: BTreeSet<Arc<str>>,
+    /// Peers that ask to be acknowledged.
+    pub(crate) joining: BTreeSet<Arc<str>>,
     claims: BTreeSet<Claimant>,
     expiry: BTreeSet<(Instant, Arc<str>)>,
     sends_changed: BTreeSet<(Instant, Arc<str>)>,
@@ -188,6 +190,9 @@ impl Census {
         } else {
             self.not_live.insert(name.clone());
         }
+        if member.live && member.advert.joining {
+            self.joining.insert(name.clone());
+        }
         self.expect_sign_of_life(world, name, &member);
         for claim in member.claims() {
             changed.extend(self.claimants(claim).cloned());
@@ -206,6 +211,7 @@ impl Census {
         } else {
             self.not_live.remove(name);
         }
+        self.joining.remove(name);
         for claim in member.claims() {
             self.claims.remove(&Claimant { claim, not_live: !member.live, name: name.clone() });
             changed.extend(self.claimants(claim).cloned());

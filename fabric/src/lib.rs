@@ -11,6 +11,7 @@ mod census;
 pub mod choose;
 mod host_gw;
 mod instance;
+mod join;
 mod mtu;
 mod own;
 mod ownership;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use tartan_model::{Condition, Config, Endpoint, Family, PerFamily, World};
 use tartan_netstate::claims::{FABRIC_LINK_PREFIX, MAIN_TABLE, ROUTE_METRIC};
-use tartan_netstate::{Fdb, Key, Neigh, Netns, Object, Owner, Part, Route};
+use tartan_netstate::{Fdb, Key, Neigh, Netns, Object, Owner, Part, Route, State};
 
 use crate::census::{Census, Member};
 use crate::choose::{Choice, Ground, choose, target};
@@ -204,6 +204,12 @@ impl PeerState {
         let served = |family| self.blocks.iter().any(|block| Family::of_net(block) == family);
         let wrong = |(family, choice): (Family, &Choice)| served(family) && choice.used != choice.target;
         !self.leaving.is_empty() || self.choices.iter().any(wrong)
+    }
+
+    /// Whether packets to all its ranges go their way, as the kernel was read or acknowledged to hold.
+    pub(crate) fn is_reached(&self, mirror: &State) -> bool {
+        let served = |family| self.choices.get(family).is_some_and(|choice| choice.used.is_some());
+        self.blocks.iter().all(|block| served(Family::of_net(block))) && self.part.is_in(mirror)
     }
 
     /// Every instance that packets to this peer may take, now or soon.

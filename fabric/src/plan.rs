@@ -18,7 +18,7 @@ use crate::census::{Census, Claim, Counts};
 use crate::choose::{Ground, own_targets};
 use crate::mtu::{pod_mtu, underlay_mtu};
 use crate::peer::{self, Common, PeerState};
-use crate::{Instance, LocalNode, own};
+use crate::{Instance, LocalNode, join, own};
 
 /// What other planners and the kernel say about this node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -45,6 +45,8 @@ pub struct Out {
     pub pod_mtu: u32,
     /// What to tell the peers; the heartbeat is the publisher's.
     pub advert: Option<Advert>,
+    /// Pods may be placed here: their packets get to the peers and back.
+    pub open: bool,
     /// For `tartan status`.
     pub peers: BTreeMap<Arc<str>, Box<PeerState>>,
     /// Instances this node receives on.
@@ -113,18 +115,22 @@ pub fn plan<'a>(memo: &'a mut Memo, world: &World, owned: &Owned, now: Instant) 
         sends.extend(&word.last_sends);
     }
     let mtu_in_force = owned.mtu_in_force.unwrap_or(0).max(pod_mtu);
-    let advert = advert::advert(world, node, mtu_in_force, &(&wanted & ready), &sends);
+    let join = join::plan(world, &memo.out.peers, &memo.census, now);
+    let acknowledges = join::acknowledged(world, &memo.out.peers, &memo.census);
+    let advert = advert::advert(world, node, mtu_in_force, &(&wanted & ready), &sends, (join.joining, acknowledges));
     let state = own::state(world, node, &memo.out.receives);
     memo.out.state.replace(&memo.own, &state);
     memo.own = state;
     conditions.extend(own::unsupported(world, &wanted));
     conditions.extend(memo.troubled.iter().flat_map(|name| memo.out.peers[name].conditions.iter().cloned()));
+    conditions.extend(join.condition.clone());
     let drained_at = memo.drained_at(world).filter(|at| *at > now);
     let out = &mut memo.out;
     out.advert = world.local_node().is_some().then_some(advert);
     (out.underlay_mtu, out.pod_mtu) = (underlay_mtu(node), pod_mtu);
     (out.conditions, out.node) = (conditions, common.node);
-    out.wake_at = [memo.census.next_expiry(), drained_at, until].into_iter().flatten().min();
+    out.wake_at = [memo.census.next_expiry(), drained_at, until, join.until].into_iter().flatten().min();
+    out.open = join.open;
     &memo.out
 }
 

@@ -53,6 +53,7 @@ fn world(choice: AddressChoice, internal: &[&str], annotations: &[(&str, &str)],
         pod_cidrs: Vec::new(),
         labels: BTreeMap::new(),
         annotations: annotations.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect(),
+        placement: Default::default(),
     };
     world.nodes.insert("n1".into(), Arc::new(node));
     world

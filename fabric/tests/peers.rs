@@ -44,6 +44,7 @@ fn node(says: &Says) -> Node {
         pod_cidrs: says.blocks.iter().map(|block| block.parse().unwrap()).collect(),
         labels: BTreeMap::new(),
         annotations: BTreeMap::new(),
+        placement: Default::default(),
     }
 }
 
@@ -65,6 +66,8 @@ fn advert(says: &Says) -> Advert {
         mtu: 1500,
         accepts: says.accepts.iter().map(endpoint).collect(),
         sends: Vec::new(),
+        joining: false,
+        acknowledges: None,
         edition: 1,
         heartbeat: 1,
     }

@@ -34,6 +34,7 @@ fn node(i: u32) -> Node {
         ],
         labels: BTreeMap::new(),
         annotations: BTreeMap::new(),
+        placement: Default::default(),
     }
 }
 
@@ -50,6 +51,8 @@ fn advert(i: u32, heartbeat: u64) -> Advert {
         mtu: 1450,
         accepts: vec![Endpoint { instance: INSTANCE.into(), address, mac: Some(Mac([2, 0, 0, 0, high, low])) }],
         sends: vec![INSTANCE.into()],
+        joining: false,
+        acknowledges: None,
         edition: 1,
         heartbeat,
     }

@@ -152,6 +152,8 @@ fn check_at_rest(cluster: &mut Cluster) {
     for (name, agent) in &cluster.agents {
         assert!(agent.is_idle(), "{name} is busy");
         assert_eq!(agent.out, agent.plan_afresh(now), "{name}");
+        let joining = agent.out.advert.as_ref().is_some_and(|advert| advert.joining);
+        assert!(agent.out.open && !joining, "{name} has not joined\n{}", cluster.describe(name));
         let kernel = &cluster.machines[name].kernel;
         let missing = agent.out.state.iter().find(|(key, entry)| !kernel.holds(key, &entry.object));
         assert_eq!(missing, None, "{name}\n{}", cluster.describe(name));

@@ -13,6 +13,7 @@
 
 pub mod alloc;
 pub mod blocks;
+mod diagnose;
 pub mod fence;
 mod held;
 mod orphans;
@@ -26,5 +27,6 @@ mod usage;
 
 pub use alloc::{Request, allocate, any_left};
 pub use blocks::{Claim, Memo, Out, plan};
+pub use diagnose::{abandoned, diagnose};
 pub use fence::Fence;
 pub use refused::{Exhausted, NotThatOne, Ranges, Refused};

@@ -40,7 +40,7 @@ pub(crate) fn exhausted(group: &[&Arc<Pool>], ranges: &[&Counted], room: u128) -
     }
 }
 
-fn overlap(pool: &Pool, other: &Pool) -> Condition {
+pub(crate) fn overlap(pool: &Pool, other: &Pool) -> Condition {
     Condition {
         about: format!("IPPool/{}", pool.name),
         field: "spec.cidr".into(),

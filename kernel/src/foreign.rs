@@ -77,6 +77,16 @@ enum Ours {
     Intact,
 }
 
+/// A chain of somebody else.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ForeignChain {
+    pub family: &'static str,
+    pub table: String,
+    pub name: String,
+    /// It sees what is sent to the node itself, and drops what none of its rules lets in.
+    pub drops_input: bool,
+}
+
 impl Foreign {
     /// Firewalls in the network namespace of the calling thread.
     pub fn open() -> Result<Foreign, KernelError> {
@@ -88,6 +98,13 @@ impl Foreign {
         let mut blocks: Vec<ForwardBlock> = self.tables()?.iter().flat_map(Table::blocks).collect();
         blocks.sort();
         Ok(blocks)
+    }
+
+    /// Every chain in nf_tables that is not ours, sorted; those of `iptables-nft` among them.
+    pub fn chains(&mut self) -> Result<Vec<ForeignChain>, KernelError> {
+        let mut chains = nft_chains::names(&mut self.netlink)?;
+        chains.sort();
+        Ok(chains)
     }
 
     /// Our rules in chains of others.

@@ -23,6 +23,8 @@ mod nfnetlink;
 pub mod nft;
 mod notify;
 pub mod passed;
+pub mod path;
+mod qdisc;
 mod read;
 mod route;
 mod rule;

@@ -57,6 +57,7 @@ impl Linux {
         let links = self.host.one_link(name)?;
         let Some(index) = links.only() else { return Ok(state) };
         self.host.put_links(&links, &mut state);
+        self.host.put_limits(&links, &mut state)?;
         self.host.put_addresses(&links, Some(index), &mut state)?;
         self.host.put_neighbours(&links, Some(index), &mut state)?;
         self.host.put_routes(&links, Some(index), &mut state)?;
@@ -69,6 +70,7 @@ impl Linux {
             let mut namespace = Namespace::open(pod.clone().into(), self.host.addresses_unmarked)?;
             let links = namespace.links(ends)?;
             namespace.put_links(&links, &mut state);
+            namespace.put_limits(&links, &mut state)?;
             namespace.put_addresses(&links, None, &mut state)?;
             namespace.put_neighbours(&links, None, &mut state)?;
             namespace.put_routes(&links, None, &mut state)?;
@@ -166,6 +168,7 @@ impl Kernel for Linux {
             Scope::Links => {
                 let links = self.host.links(&nobody)?;
                 self.host.put_links(&links, &mut state);
+                self.host.put_limits(&links, &mut state)?;
                 self.host.put_addresses(&links, None, &mut state)?;
             }
             Scope::Neighbours => {

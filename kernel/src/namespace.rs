@@ -16,7 +16,7 @@ use tartan_netstate::{Key, Link, LinkKind, LinkName, Netns, Object, Op, Owner, R
 
 use crate::netlink::{Netlink, Refusal, Request};
 use crate::netns::PodNetnses;
-use crate::{Failure, KernelError, addr, link, neigh, route, rule, sysctl};
+use crate::{Failure, KernelError, addr, link, neigh, qdisc, route, rule, sysctl};
 
 /// For what the kernel does on its own time; mostly it takes much less than a millisecond.
 const PATIENCE: Duration = Duration::from_millis(20);
@@ -125,6 +125,10 @@ impl Run<'_> {
                 let old = if let Some(Object::Link(old)) = old { Some(&**old) } else { None };
                 self.put_link(at, name, old, new)
             }
+            (Key::Qdisc { link, .. }, _, new) => self.on_link(at, link, new.is_some(), |index| match new {
+                Some(Object::Tbf(tbf)) => vec![qdisc::put(index, *tbf)],
+                _ => vec![qdisc::delete(index)],
+            }),
             (Key::Address { link, address, .. }, old, new) => self.on_link(at, link, new.is_some(), |index| {
                 match (old, new) {
                     (old, Some(Object::Address(scope))) => {
@@ -265,6 +269,14 @@ impl Run<'_> {
             matches!(refusal.errno, Errno::ENOENT | Errno::ESRCH | Errno::ENODEV | Errno::EADDRNOTAVAIL | Errno::ENXIO);
         match (op, refusal.errno) {
             (Op::Delete(..), _) if gone => {}
+            // The root is another one's, or nobody's.
+            (Op::Delete(Key::Qdisc { .. }, _), Errno::EINVAL) => {}
+            // Of a kind that it does not know the kernel says that there is no such thing.
+            (op, Errno::ENOENT | Errno::EOPNOTSUPP) if matches!(op.key(), Key::Qdisc { .. }) => {
+                let says = "this kernel has no tbf: load the module sch_tbf (CONFIG_NET_SCH_TBF), or take the bandwidth annotations off the pod";
+                let refusal = Refusal { says: Some(says.into()), ..refusal };
+                self.fail(at, refusal.doing(doing(op)));
+            }
             // The old rule or address of a replacement is gone already.
             (Op::Replace { key: Key::Rule { .. } | Key::Address { .. }, .. }, _) if gone => {}
             (Op::Create(key @ Key::Address { link, address, .. }, Object::Address(scope)), Errno::EEXIST) => {

@@ -9,7 +9,7 @@ use tartan_model::Family;
 use tartan_netstate::{Key, LinkKind, LinkName, Netns, Object, Owner, State};
 
 use crate::namespace::Namespace;
-use crate::{KernelError, addr, link, neigh, route, rule};
+use crate::{KernelError, addr, link, neigh, qdisc, route, rule};
 
 /// The links of a namespace, with their numbers.
 pub(crate) struct Links {
@@ -110,6 +110,18 @@ impl Namespace {
                 let RouteNetlinkMessage::NewRoute(message) = message else { continue };
                 let Some((key, object)) = links.route(&self.ns, &message) else { continue };
                 state.insert(key, object, Owner::Read);
+            }
+        }
+        Ok(())
+    }
+
+    /// What limits our links among these.
+    pub(crate) fn put_limits(&mut self, links: &Links, state: &mut State) -> Result<(), KernelError> {
+        for message in self.netlink.dump("qdiscs", qdisc::list())? {
+            let RouteNetlinkMessage::NewQueueDiscipline(message) = message else { continue };
+            let Some((index, tbf)) = qdisc::decode(&message) else { continue };
+            if let Some((link, _)) = links.ours.get(&index) {
+                state.insert(Key::Qdisc { ns: self.ns.clone(), link: link.clone() }, Object::Tbf(tbf), Owner::Read);
             }
         }
         Ok(())

@@ -7,7 +7,7 @@ use tartan_netstate::{Key, LinkName, Netns, Object, PodNetns};
 /// A part of the kernel's state that is read at once.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Scope {
-    /// All our links of the node's namespace, and our addresses, on whatever link.
+    /// All our links of the node's namespace with what limits them, and our addresses, on whatever link.
     Links,
     /// All our neighbours and forwarding entries of the node's namespace.
     Neighbours,
@@ -30,7 +30,7 @@ impl Scope {
     pub fn covers(&self, key: &Key, object: &Object) -> bool {
         let in_host = *key.netns() == Netns::Host;
         match self {
-            Scope::Links => in_host && matches!(key, Key::Link { .. } | Key::Address { .. }),
+            Scope::Links => in_host && matches!(key, Key::Link { .. } | Key::Qdisc { .. } | Key::Address { .. }),
             Scope::Neighbours => in_host && matches!(key, Key::Neigh { .. } | Key::Fdb { .. }),
             Scope::Routes => in_host && matches!(key, Key::Route { .. } | Key::Rule { .. }),
             Scope::Nft => key.is_nft(),

@@ -352,3 +352,16 @@ fn the_kernel_thread_opens_keeps_open_and_closes() {
         assert_eq!(lab.node.sh("nft -a list ruleset"), before);
     }
 }
+
+#[test]
+fn every_chain_of_others_has_a_name_and_ours_are_not_among_them() {
+    let netns = netns::Netns::new();
+    netns.sh(
+        "nft 'table ip filter { chain INPUT { type filter hook input priority 0; policy drop; }; chain cali-FORWARD { }; }'; \
+         nft 'table inet x { chain c { type filter hook input priority 0; }; }; table inet tartan { chain c { }; }'",
+    );
+    let chains = netns.run(|| settled(Foreign::chains));
+    let names: Vec<String> =
+        chains.iter().map(|it| format!("{} {} {} {}", it.family, it.table, it.name, it.drops_input)).collect();
+    assert_eq!(names, ["inet x c false", "ip filter INPUT true", "ip filter cali-FORWARD false"]);
+}

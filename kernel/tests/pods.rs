@@ -185,3 +185,44 @@ fn a_node_that_never_had_a_route_has_none() {
     let host = Netns::new().run(|| Linux::open().unwrap().host().unwrap());
     assert_eq!(host.default_routes, []);
 }
+
+#[test]
+fn a_limited_pod_is_sent_no_more_than_that() {
+    let place = Place::new();
+    let node = Netns::new();
+    let state = two_pods(&place);
+    let (key, limit) = state.iter().find(|(key, _)| matches!(key, Key::Qdisc { ns: Ns::Host, .. })).unwrap();
+    let (link, limit) = (key.link().unwrap().clone(), limit.object.clone());
+    let (key, wanted) = (key.clone(), state.clone());
+    node.run(move || {
+        let mut kernel = Linux::open().unwrap();
+        assert_eq!(kernel.apply(&diff(&State::new(), &wanted, |_| true)), []);
+        let read = |kernel: &mut Linux| kernel.read(&tartan_kernel::Scope::Links).unwrap();
+        assert_eq!(read(&mut kernel).get(&key).map(|entry| entry.object.clone()), Some(limit.clone()));
+        let Object::Tbf(tbf) = limit else { panic!() };
+        // Far more than may wait, in far less than a second.
+        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+        let all = u64::from(tbf.limit) + 2 * tbf.rate;
+        for _ in 0..all / 1000 {
+            // A full queue is told to who sends.
+            let _full = socket.send_to(&[0; 1000], "10.1.0.2:9");
+        }
+        let faster = Object::Tbf(tartan_netstate::Tbf { rate: tbf.rate * 2, ..tbf });
+        let change = |op| Change { ops: vec![(op, Owner::Node)] };
+        let replace = Op::Replace { key: key.clone(), old: Object::Tbf(tbf), new: faster.clone() };
+        assert_eq!(kernel.apply(&change(replace)), []);
+        assert!(read(&mut kernel).holds(&key, &faster));
+    });
+    let shown = node.sh(&format!("tc -s qdisc show dev {link}"));
+    assert!(shown.contains("qdisc tbf 7474:") && !shown.contains("dropped 0,"), "{shown}");
+    node.run(move || {
+        let mut kernel = Linux::open().unwrap();
+        let key = Key::Qdisc { ns: Ns::Host, link };
+        let links = kernel.read(&tartan_kernel::Scope::Links).unwrap();
+        let gone = Op::Delete(key.clone(), links.get(&key).unwrap().object.clone());
+        for _ in 0..2 {
+            assert_eq!(kernel.apply(&Change { ops: vec![(gone.clone(), Owner::Node)] }), [], "gone is gone");
+            assert!(kernel.read(&tartan_kernel::Scope::Links).unwrap().get(&key).is_none());
+        }
+    });
+}

@@ -22,6 +22,24 @@ pub struct Node {
     pub pod_cidrs: Vec<IpNet>,
     pub labels: BTreeMap<String, String>,
     pub annotations: BTreeMap<String, String>,
+    pub placement: Placement,
+}
+
+/// What keeps pods off a Node for its network's sake.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Placement {
+    /// Its condition `NetworkUnavailable`; none where nobody has said anything.
+    pub unavailable: Option<bool>,
+    /// Its kubelet registered it with the taint that is to go once the network is there.
+    pub startup_taint: bool,
+}
+
+/// What those who place pods on nodes are told of one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Availability {
+    /// Of no other Node of that name.
+    pub node_uid: Arc<str>,
+    pub available: bool,
 }
 
 /// What a node tells its peers about itself.
@@ -41,10 +59,22 @@ pub struct Advert {
     pub accepts: Vec<Endpoint>,
     /// Instances it may still send on.
     pub sends: Vec<Arc<str>>,
+    /// It is new to the cluster, and asks its peers to acknowledge what it says.
+    pub joining: bool,
+    /// Words of joining nodes that this one acts on: what they need is in its kernel. Not a part of the edition, or two that
+    /// join would acknowledge each other's acknowledgements. None: it cannot say.
+    pub acknowledges: Option<Box<[Acknowledged]>>,
     /// Counted up when anything above changes, so that the node knows which of its words the cluster has heard.
     pub edition: u64,
     /// Changes with every sign of life.
     pub heartbeat: u64,
+}
+
+/// A word of another node.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Acknowledged {
+    pub node: Arc<str>,
+    pub edition: u64,
 }
 
 /// All that a node writes about itself.
@@ -91,7 +121,15 @@ pub struct Heard {
 // === impl Advert ===
 
 impl Advert {
-    /// Whether the other says the same, at another beat.
+    /// Whether it acknowledges that word.
+    pub fn has_acknowledged(&self, node: &str, edition: u64) -> bool {
+        self.acknowledges
+            .iter()
+            .flat_map(|words| words.iter())
+            .any(|word| *word.node == *node && word.edition == edition)
+    }
+
+    /// Whether the other says the same, at another beat and whatever it acknowledges.
     pub fn same_but_heartbeat(&self, other: &Advert) -> bool {
         let Advert {
             node,
@@ -102,10 +140,12 @@ impl Advert {
             mtu,
             accepts,
             sends,
+            joining,
+            acknowledges: _,
             edition: _,
             heartbeat: _,
         } = self;
-        (node, node_uid, addresses, fabric_addresses, blocks, mtu, accepts, sends)
+        (node, node_uid, addresses, fabric_addresses, blocks, mtu, accepts, sends, joining)
             == (
                 &other.node,
                 &other.node_uid,
@@ -115,6 +155,7 @@ impl Advert {
                 &other.mtu,
                 &other.accepts,
                 &other.sends,
+                &other.joining,
             )
     }
 

@@ -22,8 +22,25 @@ pub struct Attachment {
     pub addresses: PerFamily<IpAddr>,
     pub mac: Mac,
     pub ports: Vec<PortMapping>,
+    pub limits: Limits,
     /// The runtime was told that it worked.
     pub answered: bool,
+}
+
+/// How fast a pod may hear and send; none: as fast as it can.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Limits {
+    pub to_pod: Option<Limit>,
+    pub from_pod: Option<Limit>,
+}
+
+/// A rate, and how much may go at once after a pause.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limit {
+    /// Bits a second.
+    pub rate_bits: u64,
+    /// 0: what suits the rate.
+    pub burst_bits: u64,
 }
 
 /// A port of the node that leads to a port of a pod.

@@ -50,6 +50,10 @@ pub struct World {
     pub missed: OrdMap<Part, Instant>,
     /// What the kernel was last read or acknowledged to hold, and what it refused.
     pub programmed: Programmed,
+    /// The kernel held nothing of ours when it was read first: the node is new, or has booted.
+    pub began_empty: bool,
+    /// When a plan of this life was first applied.
+    pub up_since: Option<Instant>,
     /// Generation of the state that the kernel thread was given last; see [`Programmed::generation`].
     pub asked: u64,
     /// What the publisher was given last; none before the first word of this life.
@@ -107,6 +111,8 @@ pub struct Failed {
     pub key: Key,
     pub owner: Owner,
     pub error: Arc<str>,
+    /// The network namespace it should be in is gone.
+    pub netns_gone: bool,
 }
 
 // === impl World ===
@@ -240,6 +246,12 @@ impl World {
     pub fn programmed(&mut self, programmed: Programmed, host: Arc<Host>, now: Instant) {
         if !self.programmed.read && !self.is_whole() {
             self.inherited = programmed.mirror.clone();
+        }
+        if !self.programmed.read {
+            self.began_empty = programmed.mirror.is_empty();
+        }
+        if programmed.generation > 0 {
+            self.up_since.get_or_insert(now);
         }
         self.programmed = programmed;
         if *self.host != *host {
@@ -381,7 +393,8 @@ impl World {
     fn keeps_revision(&self, id: &ObjectId) -> bool {
         match id.kind {
             Kind::NetworkConfig | Kind::IpPool | Kind::IpReservation | Kind::IpBlock => true,
-            Kind::NodeNetwork if id.name == self.local => true,
+            // Who is no node, as the operator, clears up behind all of them.
+            Kind::NodeNetwork if id.name == self.local || self.local.is_empty() => true,
             kind => !self.is_synced(kind),
         }
     }

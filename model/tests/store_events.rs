@@ -28,6 +28,7 @@ fn object(kind: Kind, name: &str, seed: u8) -> Object {
                 pod_cidrs: Vec::new(),
                 labels: Default::default(),
                 annotations: Default::default(),
+                placement: Default::default(),
             }
             .into(),
         ),
@@ -44,6 +45,8 @@ fn object(kind: Kind, name: &str, seed: u8) -> Object {
             mtu: 1450,
             accepts: Vec::new(),
             sends: Vec::new(),
+            joining: false,
+            acknowledges: None,
             edition: 0,
             heartbeat: u64::from(seed),
         }),

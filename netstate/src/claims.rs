@@ -19,6 +19,9 @@ pub const POD_LINK_GROUP: u32 = 0x7474;
 /// `IFLA_GROUP` of a link on its way out: one message deletes the whole group.
 pub const DYING_LINK_GROUP: u32 = 0x7475;
 
+/// Handle of the qdisc that limits a pod's link.
+pub const QDISC_HANDLE: u32 = 0x7474_0000;
+
 /// The gateway every IPv4 pod sees: link-local, never on the wire between nodes.
 pub const POD_GATEWAY_V4: std::net::Ipv4Addr = std::net::Ipv4Addr::new(169, 254, 1, 1);
 /// The gateway every IPv6 pod sees.

@@ -15,6 +15,7 @@ pub mod neigh;
 pub mod netns;
 pub mod nft;
 pub mod part;
+mod qdisc;
 pub mod route;
 pub mod state;
 
@@ -25,5 +26,6 @@ pub use link::{Link, LinkKind, LinkName, Mac, VxlanParams, stable_hash};
 pub use neigh::{Fdb, Neigh};
 pub use netns::{Netns, PodNetns};
 pub use part::Part;
+pub use qdisc::Tbf;
 pub use route::{Route, RouteKind, Rule, Scope};
 pub use state::{Conflict, Entry, Key, Object, Owner, State};

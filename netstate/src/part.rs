@@ -28,6 +28,11 @@ impl Part {
         Part(entries.into())
     }
 
+    /// Whether a state has all of it.
+    pub fn is_in(&self, state: &State) -> bool {
+        self.0.iter().all(|(key, entry)| state.holds(key, &entry.object))
+    }
+
     fn has(&self, key: &Key) -> bool {
         self.0.binary_search_by(|(there, _)| (**there).cmp(key)).is_ok()
     }

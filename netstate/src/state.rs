@@ -13,7 +13,7 @@ use imbl::ordmap::DiffItem;
 use imbl::{OrdMap, OrdSet};
 use ipnet::IpNet;
 
-use crate::{Fdb, Link, LinkName, Mac, Neigh, Netns, Route, Rule, Scope, nft};
+use crate::{Fdb, Link, LinkName, Mac, Neigh, Netns, Route, Rule, Scope, Tbf, nft};
 
 /// What names an object in the kernel. One object a key; everything else about it is in [`Object`].
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -36,6 +36,8 @@ pub enum Key {
     /// A sysctl of a device of ours, as a path below `/proc/sys/net/{ipv4,ipv6}/conf/LINK` with its family in
     /// front: `ipv4/rp_filter`.
     LinkSysctl { ns: Netns, link: LinkName, name: Arc<str> },
+    /// What limits how fast a device of ours sends.
+    Qdisc { ns: Netns, link: LinkName },
     /// An address on a device.
     Address { ns: Netns, link: LinkName, address: IpNet },
     /// A policy rule.
@@ -68,6 +70,8 @@ pub enum Object {
     NftVerdict(nft::Verdict),
     /// See [`Link`].
     Link(Arc<Link>),
+    /// See [`Tbf`].
+    Tbf(Tbf),
     /// An address's scope.
     Address(Scope),
     /// See [`Rule`].
@@ -242,6 +246,7 @@ impl State {
         let first = [
             Key::Link { ns: ns.clone(), link: link.clone() },
             Key::LinkSysctl { ns: ns.clone(), link: link.clone(), name: "".into() },
+            Key::Qdisc { ns: ns.clone(), link: link.clone() },
             Key::Address { ns: ns.clone(), link: link.clone(), address: IpNet::default() },
             Key::Neigh { ns: ns.clone(), link: link.clone(), address: Ipv4Addr::UNSPECIFIED.into() },
             Key::Fdb { link: link.clone(), mac: Mac([0; 6]) },
@@ -271,6 +276,7 @@ impl State {
             Key::Sysctl { ns: ns.clone(), name: name() },
             Key::Link { ns: ns.clone(), link: link.clone() },
             Key::LinkSysctl { ns: ns.clone(), link: link.clone(), name: name() },
+            Key::Qdisc { ns: ns.clone(), link: link.clone() },
             Key::Address { ns: ns.clone(), link: link.clone(), address: IpNet::default() },
             Key::Rule { ns: ns.clone(), v6: false, priority: 0 },
             Key::Neigh { ns: ns.clone(), link, address: Ipv4Addr::UNSPECIFIED.into() },
@@ -347,6 +353,7 @@ impl Key {
             Key::Sysctl { ns, .. }
             | Key::Link { ns, .. }
             | Key::LinkSysctl { ns, .. }
+            | Key::Qdisc { ns, .. }
             | Key::Address { ns, .. }
             | Key::Rule { ns, .. }
             | Key::Neigh { ns, .. }
@@ -359,6 +366,7 @@ impl Key {
     pub fn link(&self) -> Option<&LinkName> {
         match self {
             Key::LinkSysctl { link, .. }
+            | Key::Qdisc { link, .. }
             | Key::Address { link, .. }
             | Key::Neigh { link, .. }
             | Key::Fdb { link, .. } => Some(link),
@@ -401,6 +409,7 @@ impl fmt::Display for Key {
             Key::NftElement { set, key } => write!(f, "nft element {key} of {set}"),
             Key::Link { ns, link } => write!(f, "link {link} in {ns}"),
             Key::LinkSysctl { ns, link, name } => write!(f, "sysctl {name} of {link} in {ns}"),
+            Key::Qdisc { ns, link } => write!(f, "limit of {link} in {ns}"),
             Key::Address { ns, link, address } => write!(f, "address {address} on {link} in {ns}"),
             Key::Rule { ns, v6, priority } => {
                 write!(f, "{} rule {priority} in {ns}", if *v6 { "IPv6" } else { "IPv4" })

@@ -71,6 +71,8 @@ fn advert(name: &str, heartbeat: u64) -> (ObjectId, Object) {
         mtu: 1450,
         accepts: Vec::new(),
         sends: Vec::new(),
+        joining: false,
+        acknowledges: None,
         edition: 0,
         heartbeat,
     };

@@ -11,7 +11,7 @@
 //! read of an object, as in every store: what others change beside it is no change to us and makes no event.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tartan_model::{Kind, Object, ObjectId, Revision, StoreEvent};
 use tokio::sync::mpsc;
@@ -20,11 +20,14 @@ use self::access::Access;
 pub use self::access::AccessError;
 use self::client::Client;
 use self::write::Writer;
-use crate::{BoxFuture, BoxStream, Expect, Store, WriteError};
+use crate::{BoxFuture, BoxStream, Expect, Store, Word, WriteError};
 
 mod access;
 mod backoff;
 mod client;
+mod diagnosis;
+mod lease;
+mod placement;
 mod watch;
 mod write;
 
@@ -51,6 +54,24 @@ impl KubernetesStore {
         let client = Arc::new(Client::new(Access::open(place)?));
         Ok(KubernetesStore { writer: Arc::new(Writer::new(client.clone())), client })
     }
+
+    /// What the API server has at a path, as JSON, and what its clock says: for what is no object of ours.
+    ///
+    /// # Errors
+    /// It cannot be reached, or does not give that.
+    pub async fn look(&self, path: &str) -> Result<(serde_json::Value, Option<SystemTime>), WriteError> {
+        let away = |why: &dyn std::fmt::Display| WriteError::Away(why.to_string());
+        let (body, date) = self.client.look(path).await.map_err(|trouble| away(&trouble))?;
+        Ok((serde_json::from_slice(&body).map_err(|error| away(&error))?, date))
+    }
+
+    /// Whether this process leads, of all that ask for the Lease of that name. `me` is different for each of them.
+    pub fn lead(&self, namespace: &str, name: &str, me: &str) -> tokio::sync::watch::Receiver<bool> {
+        let (leads, led) = tokio::sync::watch::channel(false);
+        let [namespace, name, me] = [namespace, name, me].map(str::to_owned);
+        tokio::spawn(lease::Candidate { client: self.client.clone(), namespace, name, me }.run(leads));
+        led
+    }
 }
 
 impl Store for KubernetesStore {
@@ -68,6 +89,15 @@ impl Store for KubernetesStore {
 
     fn delete(&self, id: ObjectId, expect: Expect) -> BoxFuture<'_, Result<(), WriteError>> {
         Box::pin(async move { self.writer.delete(&id, &expect).await })
+    }
+
+    fn tell(&self, about: ObjectId, word: Word) -> BoxFuture<'_, Result<(), WriteError>> {
+        Box::pin(async move {
+            match word {
+                Word::Available(word) => placement::tell(&self.client, &about, &word).await,
+                Word::Diagnosis(conditions) => diagnosis::tell(&self.client, &about, &conditions).await,
+            }
+        })
     }
 }
 

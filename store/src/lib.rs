@@ -9,7 +9,7 @@ use std::future::Future;
 use std::pin::Pin;
 
 use futures_core::Stream;
-use tartan_model::{Kind, Object, ObjectId, Revision, StoreEvent};
+use tartan_model::{Availability, Condition, Kind, Object, ObjectId, Revision, StoreEvent};
 
 pub mod decode;
 pub mod file;
@@ -37,6 +37,19 @@ pub trait Store: Send + Sync {
     fn put(&self, id: ObjectId, object: Object, expect: Expect) -> BoxFuture<'_, Result<Revision, WriteError>>;
     /// Deletes an object if what is there is as expected. That it is gone already is success unless `At` was expected.
     fn delete(&self, id: ObjectId, expect: Expect) -> BoxFuture<'_, Result<(), WriteError>>;
+    /// Tells others than Tartan something about an object, where they look for it. In most stores nobody looks.
+    fn tell(&self, _about: ObjectId, _word: Word) -> BoxFuture<'_, Result<(), WriteError>> {
+        Box::pin(async { Ok(()) })
+    }
+}
+
+/// Something about an object that is no part of what Tartan writes into objects.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Word {
+    /// Whether a Node's network is there, for those who place pods. Once it is, the Node's startup taint goes.
+    Available(Availability),
+    /// What is wrong with an object, for its owner; nothing, if that list is empty.
+    Diagnosis(Vec<Condition>),
 }
 
 /// What a write expects to find.

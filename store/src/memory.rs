@@ -6,10 +6,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 
 use futures_core::Stream;
-use tartan_model::{Condition, Kind, Object, ObjectId, Revision, StoreEvent};
+use tartan_model::{Condition, Kind, Node, Object, ObjectId, Placement, Revision, StoreEvent};
 use tokio::sync::mpsc;
 
-use crate::{BoxFuture, BoxStream, Expect, Store, WriteError, decode};
+use crate::{BoxFuture, BoxStream, Expect, Store, Word, WriteError, decode};
 
 /// A store in memory; clones are handles on the same one.
 #[derive(Clone, Default)]
@@ -24,6 +24,7 @@ struct Inner {
     away: Option<String>,
     conflicts: usize,
     writes: u64,
+    diagnoses: BTreeMap<ObjectId, Vec<Condition>>,
 }
 
 struct Held {
@@ -105,6 +106,11 @@ impl MemoryStore {
         self.lock().writes
     }
 
+    /// What was told last to be wrong with an object, if anything was told.
+    pub fn diagnosis(&self, of: &ObjectId) -> Option<Vec<Condition>> {
+        self.lock().diagnoses.get(of).cloned()
+    }
+
     fn lock(&self) -> MutexGuard<'_, Inner> {
         // Every change under the lock is whole before anything that could panic.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
@@ -133,11 +139,36 @@ impl Store for MemoryStore {
     fn delete(&self, id: ObjectId, expect: Expect) -> BoxFuture<'_, Result<(), WriteError>> {
         Box::pin(async move { self.lock().delete(&id, &expect) })
     }
+
+    fn tell(&self, about: ObjectId, word: Word) -> BoxFuture<'_, Result<(), WriteError>> {
+        Box::pin(async move { self.lock().tell(about, word) })
+    }
 }
 
 // === impl Inner ===
 
 impl Inner {
+    fn tell(&mut self, about: ObjectId, word: Word) -> Result<(), WriteError> {
+        if let Some(why) = &self.away {
+            return Err(WriteError::Away(why.clone()));
+        }
+        let word = match word {
+            Word::Diagnosis(conditions) => {
+                self.diagnoses.insert(about, conditions);
+                return Ok(());
+            }
+            Word::Available(word) => word,
+        };
+        let Some(Object::Node(there)) = self.objects.get(&about).map(|held| &held.object) else { return Ok(()) };
+        if there.uid != word.node_uid {
+            return Err(WriteError::Conflict(about));
+        }
+        let startup_taint = there.placement.startup_taint && !word.available;
+        let placement = Placement { unavailable: Some(!word.available), startup_taint };
+        let node = Node { placement, ..(**there).clone() };
+        self.put(about, Object::Node(node.into()), &Expect::Any).map(drop)
+    }
+
     fn put(&mut self, id: ObjectId, object: Object, expect: &Expect) -> Result<Revision, WriteError> {
         crate::written(&id, &object)?;
         self.check(&id, expect)?;

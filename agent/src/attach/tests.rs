@@ -6,7 +6,9 @@ use serde_json::json;
 use tartan_api::cni::{NetConf, NetnsFile, PodName, Version};
 use tartan_datapath::nftables::{Nat, Nftables};
 use tartan_datapath::pod::{Mtu, Pods, host_mac, pod_mac};
-use tartan_model::{Block, Features, Kind, Node, PerFamily, Pool, PortMapping, Protocol, Selector, StoreEvent};
+use tartan_model::{
+    Block, Features, Kind, Limit, Limits, Node, PerFamily, Pool, PortMapping, Protocol, Selector, StoreEvent,
+};
 use tartan_netstate::Mac;
 
 use super::*;
@@ -29,6 +31,7 @@ pub(crate) fn whole(now: Instant) -> World {
         pod_cidrs: Vec::new(),
         labels: BTreeMap::new(),
         annotations: BTreeMap::new(),
+        placement: Default::default(),
     };
     world.nodes.insert("n1".into(), Arc::new(node));
     for (name, pool, range, block_size) in
@@ -127,6 +130,7 @@ fn an_attachment_is_what_was_asked_for() {
         addresses: PerFamily::first_of(["10.244.1.9".parse().unwrap(), "fd00:244:0:1::9".parse().unwrap()]),
         mac: "02:00:5e:10:00:01".parse::<Mac>().unwrap(),
         ports: vec![port(Protocol::Tcp, None, 8080, 80), port(Protocol::Udp, Some("192.0.2.1"), 53, 5353)],
+        limits: Default::default(),
         answered: false,
     };
     assert_eq!(found, expected);
@@ -235,4 +239,19 @@ fn a_result_goes_on_from_the_one_before_in_the_chain() {
     assert_eq!(found["ips"][1]["interface"], 2);
     assert_eq!(found["routes"].as_array().map(Vec::len), Some(3));
     assert_eq!(found["dns"], before["dns"]);
+}
+
+#[test]
+fn a_pod_is_limited_as_its_runtime_says() {
+    let limit = |rate_bits, burst_bits| Some(Limit { rate_bits, burst_bits });
+    for (asked, to_pod, from_pod) in [
+        (json!({}), None, None),
+        (json!({"ingressRate": 0, "ingressBurst": 0}), None, None),
+        (json!({"ingressRate": 8000, "ingressBurst": 80, "egressRate": 1000}), limit(8000, 80), limit(1000, 0)),
+        (json!({"EgressRate": 10_000_000, "EgressBurst": u32::MAX}), None, limit(10_000_000, u32::MAX.into())),
+    ] {
+        let netconf = json!({"runtimeConfig": {"bandwidth": asked}});
+        let attachment = add_with(&whole(Instant::now()), "a", &netconf).unwrap();
+        assert_eq!(attachment.limits, Limits { to_pod, from_pod }, "{netconf}");
+    }
 }

@@ -4,8 +4,11 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use tartan_api::cni::{self, CniError, NetConf, Success, Version, code};
-use tartan_model::{Family, PerFamily, PortMapping, Protocol};
+use tartan_model::{Family, Limit, Limits, PerFamily, PortMapping, Protocol};
 use tartan_netstate::Mac;
+
+/// Kubernetes allows no slower annotation.
+const SLOWEST_BITS: u64 = 1000;
 
 /// What the runtime wants of this pod beyond an address in every family.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -13,13 +16,19 @@ pub(super) struct Wanted {
     pub(super) addresses: PerFamily<IpAddr>,
     pub(super) mac: Option<Mac>,
     pub(super) ports: Vec<PortMapping>,
+    pub(super) limits: Limits,
 }
 
 impl Wanted {
     pub(super) fn read(netconf: &NetConf) -> Result<Wanted, CniError> {
         refuse_unsupported(netconf)?;
         let config = &netconf.runtime_config;
-        Ok(Wanted { addresses: addresses(&config.ips)?, mac: mac(config.mac.as_deref())?, ports: ports(config)? })
+        Ok(Wanted {
+            addresses: addresses(&config.ips)?,
+            mac: mac(config.mac.as_deref())?,
+            ports: ports(config)?,
+            limits: limits(&config.bandwidth.unwrap_or_default())?,
+        })
     }
 }
 
@@ -76,6 +85,25 @@ fn mac(asked: Option<&str>) -> Result<Option<Mac>, CniError> {
         return Err(bad(msg, "the first pair is to be even, as in 02:…, and not all are 00"));
     }
     Ok(Some(mac))
+}
+
+fn limits(asked: &cni::Bandwidth) -> Result<Limits, CniError> {
+    let limit = |way: &str, rate_bits: u64, burst_bits: u64| match (rate_bits, burst_bits) {
+        (0, 0) => Ok(None),
+        (0, burst) => {
+            let msg = format!("runtimeConfig.bandwidth: {way}Burst is {burst}, and there is no {way}Rate");
+            Err(bad(msg, "say how many bits a second, or leave both out"))
+        }
+        (rate, _) if rate < SLOWEST_BITS => {
+            let msg = format!("runtimeConfig.bandwidth.{way}Rate: {rate} bits a second let no packet through");
+            Err(bad(msg, "write it in bits, as in 10000000 for 10 Mbit/s; the slowest is 1000"))
+        }
+        _ => Ok(Some(Limit { rate_bits, burst_bits })),
+    };
+    Ok(Limits {
+        to_pod: limit("ingress", asked.ingress_rate, asked.ingress_burst)?,
+        from_pod: limit("egress", asked.egress_rate, asked.egress_burst)?,
+    })
 }
 
 fn ports(config: &cni::RuntimeConfig) -> Result<Vec<PortMapping>, CniError> {

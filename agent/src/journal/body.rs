@@ -1,10 +1,12 @@
-//! The JSON in a record. Format 1: names and meanings here never change; what is new is a new format.
+//! The JSON in a record. Names and meanings here never change; what is new is a new format.
+//!
+//! Format 2 has pods with limits, and only a journal with such a pod has it: builds that know format 1 read all others.
 
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use tartan_model::{Attachment, PerFamily, PortMapping, Protocol};
+use tartan_model::{Attachment, Limit, Limits, PerFamily, PortMapping, Protocol};
 use tartan_netstate::{Mac, PodNetns};
 
 use super::Record;
@@ -40,7 +42,24 @@ pub(super) struct Pod {
     addresses: Vec<IpAddr>,
     mac: [u8; 6],
     ports: Vec<Port>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    limits: Option<PodLimits>,
     answered: bool,
+}
+
+/// Since format 2.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct PodLimits {
+    to_pod: Option<PodLimit>,
+    from_pod: Option<PodLimit>,
+}
+
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct PodLimit {
+    rate_bits: u64,
+    burst_bits: u64,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -70,6 +89,11 @@ impl Body {
             Record::Del { id } => Body::Del { id: id.clone(), at },
         }
     }
+
+    /// The first format that has such a record.
+    pub(super) fn format(&self) -> u32 {
+        if matches!(self, Body::Add(Pod { limits: Some(_), .. })) { 2 } else { 1 }
+    }
 }
 
 // === impl Pod ===
@@ -77,8 +101,19 @@ impl Body {
 impl From<&Attachment> for Pod {
     fn from(attachment: &Attachment) -> Pod {
         // The id is derived: see `Attachment::id_of`.
-        let Attachment { id: _, container, ifname, netns, pod_namespace, pod_name, addresses, mac, ports, answered } =
-            attachment.clone();
+        let Attachment {
+            id: _,
+            container,
+            ifname,
+            netns,
+            pod_namespace,
+            pod_name,
+            addresses,
+            mac,
+            ports,
+            limits,
+            answered,
+        } = attachment.clone();
         Pod {
             container,
             ifname,
@@ -88,6 +123,7 @@ impl From<&Attachment> for Pod {
             addresses: addresses.iter().map(|(_, address)| *address).collect(),
             mac: mac.0,
             ports: ports.into_iter().map(Port::from).collect(),
+            limits: (limits != Limits::default()).then(|| limits.into()),
             answered,
         }
     }
@@ -95,7 +131,7 @@ impl From<&Attachment> for Pod {
 
 impl From<Pod> for Attachment {
     fn from(pod: Pod) -> Attachment {
-        let Pod { container, ifname, netns, pod_namespace, pod_name, addresses, mac, ports, answered } = pod;
+        let Pod { container, ifname, netns, pod_namespace, pod_name, addresses, mac, ports, limits, answered } = pod;
         Attachment {
             id: Attachment::id_of(&container, &ifname),
             container,
@@ -106,8 +142,25 @@ impl From<Pod> for Attachment {
             addresses: PerFamily::first_of(addresses),
             mac: Mac(mac),
             ports: ports.into_iter().map(PortMapping::from).collect(),
+            limits: limits.map(Limits::from).unwrap_or_default(),
             answered,
         }
+    }
+}
+
+// === impl PodLimits ===
+
+impl From<Limits> for PodLimits {
+    fn from(Limits { to_pod, from_pod }: Limits) -> PodLimits {
+        let limit = |Limit { rate_bits, burst_bits }: Limit| PodLimit { rate_bits, burst_bits };
+        PodLimits { to_pod: to_pod.map(limit), from_pod: from_pod.map(limit) }
+    }
+}
+
+impl From<PodLimits> for Limits {
+    fn from(PodLimits { to_pod, from_pod }: PodLimits) -> Limits {
+        let limit = |PodLimit { rate_bits, burst_bits }: PodLimit| Limit { rate_bits, burst_bits };
+        Limits { to_pod: to_pod.map(limit), from_pod: from_pod.map(limit) }
     }
 }
 

@@ -10,6 +10,7 @@
 //! The header is text and keeps this form for ever, so that every build can tell a newer format and refuse it.
 
 use std::hash::Hasher as _;
+use std::ops::RangeInclusive;
 use std::path::Path;
 
 use siphasher::sip::SipHasher13;
@@ -17,8 +18,8 @@ use siphasher::sip::SipHasher13;
 use super::JournalError;
 use super::body::Body;
 
-/// The format this build writes, and the highest it reads.
-pub(super) const FORMAT: u32 = 1;
+/// The formats this build reads. It writes the lowest that has what is to be written.
+pub(super) const FORMATS: RangeInclusive<u32> = 1..=2;
 
 const MAGIC: &str = "tartan-journal ";
 /// A boot id has 36 bytes; a first line much longer than ours is not ours.
@@ -30,11 +31,11 @@ pub(super) enum Header<'a> {
     /// Nothing, or less than a line: the agent died, or the disk was full, when it was made.
     Torn,
     /// Records of that boot begin at `body`.
-    Whole { boot_id: &'a str, body: usize },
+    Whole { boot_id: &'a str, format: u32, body: usize },
 }
 
-pub(super) fn encode_header(boot_id: &str) -> Vec<u8> {
-    let text = format!("{MAGIC}{FORMAT} {boot_id} ");
+pub(super) fn encode_header(boot_id: &str, format: u32) -> Vec<u8> {
+    let text = format!("{MAGIC}{format} {boot_id} ");
     let check = checksum(&[text.as_bytes()]);
     format!("{text}{check:016x}\n").into_bytes()
 }
@@ -57,8 +58,10 @@ pub(super) fn header<'a>(bytes: &'a [u8], path: &Path) -> Result<Header<'a>, Jou
     }
     let (format, boot_id) = text[MAGIC.len()..].split_once(' ').ok_or_else(|| foreign("its first line is damaged"))?;
     match format.parse() {
-        Ok(FORMAT) => Ok(Header::Whole { boot_id, body: end + 1 }),
-        Ok(found) if found > FORMAT => Err(JournalError::Newer { path: path.to_owned(), found, known: FORMAT }),
+        Ok(format) if FORMATS.contains(&format) => Ok(Header::Whole { boot_id, format, body: end + 1 }),
+        Ok(found) if found > *FORMATS.end() => {
+            Err(JournalError::Newer { path: path.to_owned(), found, known: *FORMATS.end() })
+        }
         _ => Err(foreign("no format has that number")),
     }
 }

@@ -4,7 +4,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use proptest::prelude::*;
-use tartan_model::{PerFamily, PortMapping, Protocol};
+use tartan_model::{Limit, Limits, PerFamily, PortMapping, Protocol};
 use tartan_netstate::{Mac, PodNetns};
 
 use super::*;
@@ -58,6 +58,7 @@ fn pod(n: u8) -> Attachment {
                 container_port: 80,
             })
             .collect(),
+        limits: Default::default(),
         answered: false,
     }
 }
@@ -145,9 +146,9 @@ fn what_cannot_be_opened_says_why_and_stays_as_it_is() {
         std::hash::Hasher::write(&mut hasher, text.as_bytes());
         format!("{text}{:016x}\nwhatever", std::hash::Hasher::finish(&hasher))
     };
-    let good = String::from_utf8(frame::encode_header(BOOT)).unwrap();
+    let good = String::from_utf8(frame::encode_header(BOOT, 1)).unwrap();
     for (bytes, said) in [
-        (newer, "the journal has format 7, this build reads up to 1"),
+        (newer, "the journal has format 7, this build reads up to 2"),
         ("{\"format\": 1}\n".to_owned(), "not a journal of Tartan (it begins with other bytes)"),
         (format!("tartan-journal 1 {}", "x".repeat(300)), "not a journal of Tartan (its first line does not end)"),
         (good.replace("3c5c", "3c5d"), "not a journal of Tartan (its first line is damaged)"),
@@ -277,7 +278,7 @@ proptest! {
     #[test]
     fn any_bytes_can_be_read(bytes in prop::collection::vec(any::<u8>(), 0..400), after_header in any::<bool>()) {
         let dir = Dir::new();
-        let header = if after_header { frame::encode_header(BOOT) } else { Vec::new() };
+        let header = if after_header { frame::encode_header(BOOT, 1) } else { Vec::new() };
         fs::write(dir.journal(), [header, bytes].concat()).unwrap();
         if let Ok((mut journal, _)) = Journal::open(&dir.journal(), BOOT) {
             journal.append(Record::Add(pod(1))).unwrap();
@@ -299,4 +300,32 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn only_a_journal_with_a_limited_pod_has_the_format_that_older_builds_refuse() {
+    let dir = Dir::new();
+    let limit = Some(Limit { rate_bits: 8000, burst_bits: 0 });
+    let limited = Attachment { limits: Limits { to_pod: limit, from_pod: None }, ..pod(2) };
+    let format = || {
+        let bytes = fs::read(dir.journal()).unwrap();
+        let frame::Header::Whole { format, .. } = frame::header(&bytes, &dir.journal()).unwrap() else { panic!() };
+        format
+    };
+    let (mut journal, _) = Journal::open(&dir.journal(), BOOT).unwrap();
+    journal.append(Record::Add(pod(1))).unwrap();
+    assert_eq!(format(), 1);
+    journal.append(Record::Add(limited.clone())).unwrap();
+    assert_eq!(format(), 2);
+    journal.append(Record::Answered { id: pod(1).id }).unwrap();
+    let (mut journal, replayed) = Journal::open(&dir.journal(), BOOT).unwrap();
+    assert_eq!(replayed.attachments, [Attachment { answered: true, ..pod(1) }, limited.clone()]);
+    journal.append(Record::Del { id: limited.id.clone() }).unwrap();
+    // Until it is rewritten, which it is when mostly dead.
+    for _ in 0..2000 {
+        journal.append(Record::Answered { id: pod(1).id }).unwrap();
+    }
+    assert_eq!(format(), 1);
+    let (_, replayed) = Journal::open(&dir.journal(), BOOT).unwrap();
+    assert_eq!(replayed.attachments, [Attachment { answered: true, ..pod(1) }]);
 }

@@ -38,6 +38,7 @@ fn attachment(namespace: &str, name: &str) -> Attachment {
         addresses: PerFamily::first_of([[10, 244, 1, name.bytes().next().unwrap_or_default()].into()]),
         mac: Mac([2, 0, 0, 0, 0, 1]),
         ports: Vec::new(),
+        limits: Default::default(),
         answered: false,
     }
 }

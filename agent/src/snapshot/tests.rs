@@ -48,6 +48,7 @@ fn world() -> World {
         pod_cidrs: vec!["10.1.0.0/24".parse().unwrap()],
         labels: BTreeMap::from([("zone".to_owned(), "a \"quoted\" one\n".to_owned())]),
         annotations: BTreeMap::new(),
+        placement: Default::default(),
     };
     let advert = Advert {
         node: "n1".into(),
@@ -58,6 +59,8 @@ fn world() -> World {
         mtu: 1450,
         accepts: Vec::new(),
         sends: vec!["vxlan/ipv4/vni1/port8472".into()],
+        joining: false,
+        acknowledges: None,
         edition: 7,
         heartbeat: 99,
     };

@@ -49,6 +49,7 @@ impl Loop {
             key: Key::Link { ns: Netns::Host, link: LinkName::new("ttp1").unwrap() },
             owner: Owner::Pod(Attachment::id_of(container, "eth0")),
             error: "File exists (os error 17)".into(),
+            netns_gone: false,
         };
         self.world.programmed.failures = refused.iter().map(failed).collect();
     }
@@ -80,6 +81,7 @@ fn attachment(container: &str) -> Attachment {
         addresses: PerFamily::first_of(["10.244.1.9".parse().unwrap()]),
         mac: Mac([2, 0, 0, 0, 0, 1]),
         ports: Vec::new(),
+        limits: Default::default(),
         answered: false,
     }
 }

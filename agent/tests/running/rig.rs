@@ -172,6 +172,7 @@ impl Rig {
             pod_cidrs: ranges.iter().map(|range| range.parse().unwrap()).collect(),
             labels: BTreeMap::new(),
             annotations: BTreeMap::new(),
+            placement: Default::default(),
         };
         self.put(Kind::Node, name, Object::Node(node.into())).await;
     }
@@ -195,6 +196,8 @@ impl Rig {
             mtu: 1450,
             accepts: vec![Endpoint { instance: instance.clone(), address, mac }],
             sends: vec![instance],
+            joining: false,
+            acknowledges: None,
             edition: 1,
             heartbeat: 1,
         };

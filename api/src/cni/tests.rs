@@ -138,13 +138,14 @@ fn a_configuration_may_hold_what_others_put_there() {
         "args": {"labels": []},
         "runtimeConfig": {
             "portMappings": [{"hostPort": 80, "containerPort": 8080, "protocol": "tcp", "hostIP": ""}],
-            "bandwidth": {"ingressRate": 1},
+            "bandwidth": {"ingressRate": 1}, "ipRanges": [],
         },
         "cni.dev/valid-attachments": [{"containerID": "a", "ifname": "eth0"}],
     }))
     .unwrap();
     assert_eq!(netconf.runtime_config.port_mappings.len(), 1);
-    assert_eq!(netconf.runtime_config.others.keys().collect::<Vec<_>>(), ["bandwidth"]);
+    assert_eq!(netconf.runtime_config.others.keys().collect::<Vec<_>>(), ["ipRanges"]);
+    assert_eq!(netconf.runtime_config.bandwidth.map(|limits| limits.ingress_rate), Some(1));
     assert_eq!(netconf.valid_attachments.map(|all| all.len()), Some(1));
     let sent = serde_json::to_string(&serde_json::from_str::<NetConf>("{}").unwrap()).unwrap();
     assert_eq!(serde_json::from_str::<NetConf>(&sent).unwrap(), NetConf::default());
@@ -158,4 +159,14 @@ fn port_mappings_are_read_as_containerd_and_as_cri_o_write_them() {
     let containerd = json!({"HostPort": 80, "ContainerPort": 8080, "Protocol": "udp", "HostIP": "10.0.0.1"});
     let cri_o = json!({"hostPort": 80, "containerPort": 8080, "protocol": "udp", "hostIP": "10.0.0.1"});
     assert_eq!([read(containerd), read(cri_o)], [wanted.clone(), wanted]);
+}
+
+#[test]
+fn a_bandwidth_is_read_as_the_spec_and_as_containerd_write_it() {
+    let read = |value| serde_json::from_value::<Bandwidth>(value).unwrap();
+    let wanted = Bandwidth { ingress_rate: 1, ingress_burst: 2, egress_rate: 3, egress_burst: 4 };
+    let spec = json!({"ingressRate": 1, "ingressBurst": 2, "egressRate": 3, "egressBurst": 4});
+    let containerd = json!({"IngressRate": 1, "IngressBurst": 2, "EgressRate": 3, "EgressBurst": 4});
+    assert_eq!([read(spec), read(containerd)], [wanted, wanted]);
+    assert_eq!(read(json!({"egressRate": 3})), Bandwidth { egress_rate: 3, ..Bandwidth::default() });
 }

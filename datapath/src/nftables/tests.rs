@@ -46,6 +46,7 @@ fn pod(n: u8, mappings: &[&str]) -> Attachment {
         addresses: PerFamily::first_of(addresses),
         mac: Mac([2, 0, 0, 0, 0, n]),
         ports: mappings.iter().copied().map(mapping).collect(),
+        limits: Default::default(),
         answered: true,
     }
 }

@@ -2,7 +2,7 @@
 
 use std::net::Ipv6Addr;
 
-use tartan_model::{Features, PerFamily};
+use tartan_model::{Features, Limits, PerFamily};
 use tartan_netstate::PodNetns;
 
 use super::*;
@@ -22,6 +22,7 @@ fn attachment(ifname: &str, number: u8) -> Attachment {
             Ipv6Addr::from(0xfd00 << 112 | u128::from(number)).into(),
         ]),
         ports: Vec::new(),
+        limits: Default::default(),
         answered: true,
     }
 }
@@ -120,5 +121,25 @@ fn a_plan_after_another_is_the_plan_anew() {
     for (ifnames, ipv6) in [(&["eth0"][..], true), (&["eth0", "net1"], true), (&["net1"], true), (&["net1"], false)] {
         let world = world(ifnames, ipv6);
         assert_eq!(*memo.plan(&world, Mtu { link: 1500, route: 1450 }), wanted(&world), "{ifnames:?}");
+    }
+}
+
+#[test]
+fn each_end_limits_what_it_sends() {
+    let (to_pod, from_pod) = (Limit { rate_bits: 8_000_000, burst_bits: 0 }, Limit { rate_bits: 1000, burst_bits: 8 });
+    for (limits, wanted) in [
+        (Limits::default(), vec![]),
+        (Limits { to_pod: Some(to_pod), from_pod: None }, vec![(false, to_pod)]),
+        (Limits { to_pod: Some(to_pod), from_pod: Some(from_pod) }, vec![(false, to_pod), (true, from_pod)]),
+    ] {
+        let mut world = world(&[], true);
+        world.attach(Attachment { limits, ..attachment("eth0", 2) });
+        let state = self::wanted(&world);
+        let found: Vec<_> = state.iter().filter(|(key, _)| matches!(key, Key::Qdisc { .. })).collect();
+        assert_eq!(found.len(), wanted.len());
+        for ((key, entry), (inside, limit)) in found.into_iter().zip(wanted) {
+            assert_eq!(*key.netns() != Netns::Host, inside, "{key}");
+            assert_eq!(entry.object, Object::Tbf(Tbf::new(limit.rate_bits, limit.burst_bits, 1500)), "{key}");
+        }
     }
 }

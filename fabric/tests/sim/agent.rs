@@ -104,7 +104,8 @@ impl Agent {
         }
         while self.reports.front().is_some_and(|(at, _)| *at <= millis) {
             let (_, programmed) = self.reports.pop_front().unwrap();
-            self.world.programmed = programmed;
+            let host = self.world.host.clone();
+            self.world.programmed(programmed, host, now);
             anything = true;
         }
         if *self.world.host != machine.host() {

@@ -86,6 +86,7 @@ impl Cluster {
             pod_cidrs: machine.blocks.iter().map(|(_, block)| *block).collect(),
             labels: BTreeMap::new(),
             annotations: BTreeMap::new(),
+            placement: Default::default(),
         };
         self.machines.insert(name.clone(), Machine { on: true, ..machine });
         self.write(Write::Node(node));

@@ -88,6 +88,7 @@ impl Setup {
             addresses: first_of(addresses),
             mac: Mac([2, 0, 0, 0, 0, 1]),
             ports: Vec::new(),
+            limits: Default::default(),
             answered: true,
         });
     }
@@ -163,6 +164,7 @@ pub(crate) fn node(name: &str, pod_cidrs: &str) -> Put {
             pod_cidrs: nets(pod_cidrs),
             labels: Default::default(),
             annotations: Default::default(),
+            placement: Default::default(),
         }
         .into(),
     ))
@@ -201,6 +203,8 @@ pub(crate) fn advert(node: &str, blocks: &str) -> Put {
         mtu: 1500,
         accepts: Vec::new(),
         sends: Vec::new(),
+        joining: false,
+        acknowledges: None,
         edition: 0,
         heartbeat: 0,
     }))

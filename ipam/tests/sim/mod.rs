@@ -123,6 +123,7 @@ impl Cluster {
                 pod_cidrs: vec![format!("fd00:{i}::/64").parse().expect("tests write good values")],
                 labels: BTreeMap::new(),
                 annotations: BTreeMap::new(),
+                placement: Default::default(),
             };
             cluster.write(id(Kind::Node, name), Some(Object::Node(node.into())));
         }
@@ -463,6 +464,8 @@ fn advert(node: &str, out: &Out) -> Advert {
         mtu: 1500,
         accepts: Vec::new(),
         sends: Vec::new(),
+        joining: false,
+        acknowledges: None,
         edition: 0,
         heartbeat: 0,
     }
@@ -479,6 +482,7 @@ fn pod(id: &str, addresses: PerFamily<IpAddr>) -> Attachment {
         addresses,
         mac: Mac([2, 0, 0, 0, 0, 1]),
         ports: Vec::new(),
+        limits: Default::default(),
         answered: true,
     }
 }

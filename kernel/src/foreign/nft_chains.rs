@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use tartan_netstate::claims::{FOREIGN_RULE_COMMENT, NFT_TABLE};
 
-use super::{Chain, ForeignRule, Ours, PLACES, Table, WAYS, opening};
+use super::{Chain, ForeignChain, ForeignRule, Ours, PLACES, Table, WAYS, opening};
 use crate::KernelError;
 use crate::nfnetlink::{
     Attrs, Message, NLM_F_DUMP, Nfnetlink, Refusal, Reply, attr, attr_str, attr_u32, attr_u64, attrs,
@@ -14,6 +14,7 @@ use crate::nfnetlink::{
 use crate::nft::wire;
 
 const FAMILIES: [(u8, &str); 3] = [(1, "inet"), (2, "ip"), (10, "ip6")];
+const NF_INET_LOCAL_IN: u32 = 1;
 const NF_INET_FORWARD: u32 = 2;
 const NF_DROP: u32 = 0;
 
@@ -43,13 +44,32 @@ pub(super) fn read(netlink: &mut Nfnetlink) -> Result<Vec<Table>, KernelError> {
     Ok(tables.into_values().collect())
 }
 
+/// All chains that are not ours.
+pub(super) fn names(netlink: &mut Nfnetlink) -> Result<Vec<ForeignChain>, KernelError> {
+    let all = Message { kind: wire::subsystem(wire::GETCHAIN), flags: NLM_F_DUMP, family: 0, attrs: Attrs::new() };
+    let replies = netlink.request(&all, "read the chains of other firewalls")?;
+    Ok(replies.iter().filter_map(foreign_name).collect())
+}
+
+fn foreign_name(reply: &Reply) -> Option<ForeignChain> {
+    let (_, family) = FAMILIES.iter().find(|(number, _)| *number == reply.family)?;
+    let table = attr_str(&reply.attrs, wire::NFTA_TABLE)?;
+    let name = attr_str(&reply.attrs, wire::NFTA_CHAIN_NAME)?;
+    let drops_by_policy = attr_u32(&reply.attrs, wire::NFTA_CHAIN_POLICY) == Some(NF_DROP);
+    let drops_input = drops_by_policy && hook(reply) == Some(NF_INET_LOCAL_IN);
+    ((*family, table.as_str()) != ("inet", NFT_TABLE)).then_some(ForeignChain { family, table, name, drops_input })
+}
+
+fn hook(reply: &Reply) -> Option<u32> {
+    attr(&reply.attrs, wire::NFTA_CHAIN_HOOK).and_then(|hook| attr_u32(hook, wire::NFTA_HOOK_NUM))
+}
+
 /// Family, table, name and chain without its rules, if it is somebody else's and matters.
 fn foreign_chain(reply: &Reply) -> Option<(&'static str, String, String, Chain)> {
     let (_, family) = FAMILIES.iter().find(|(number, _)| *number == reply.family)?;
     let table = attr_str(&reply.attrs, wire::NFTA_TABLE)?;
     let name = attr_str(&reply.attrs, wire::NFTA_CHAIN_NAME)?;
-    let hook = attr(&reply.attrs, wire::NFTA_CHAIN_HOOK).and_then(|hook| attr_u32(hook, wire::NFTA_HOOK_NUM));
-    let forward = hook == Some(NF_INET_FORWARD);
+    let forward = hook(reply) == Some(NF_INET_FORWARD);
     let is_ours = (*family, table.as_str()) == ("inet", NFT_TABLE);
     let matters = forward || PLACES.contains(&name.as_str()) || WAYS.contains(&name.as_str());
     let drops_by_policy = attr_u32(&reply.attrs, wire::NFTA_CHAIN_POLICY) == Some(NF_DROP);

@@ -96,7 +96,7 @@ pub(super) fn sysctls<'a>(keys: impl Iterator<Item = &'a Key>) -> Vec<Scope> {
 /// The scope to read when this object is not what the mirror says.
 pub(super) fn scope_of(key: &Key) -> Scope {
     match key {
-        Key::Link { link, .. } | Key::Address { link, .. } => Scope::Link(link.clone()),
+        Key::Link { link, .. } | Key::Qdisc { link, .. } | Key::Address { link, .. } => Scope::Link(link.clone()),
         Key::Neigh { link, .. } | Key::Fdb { link, .. } => Scope::Link(link.clone()),
         Key::Route { .. } | Key::Rule { .. } => Scope::Routes,
         Key::Sysctl { .. } | Key::UplinkSysctl { .. } | Key::LinkSysctl { .. } => Scope::Sysctls(vec![key.clone()]),

@@ -48,6 +48,7 @@ pub fn attachment(n: u8, ports: Vec<PortMapping>) -> Attachment {
         addresses: PerFamily::first_of(addresses),
         mac: Mac([2, 0, 0, 0, 0, n]),
         ports,
+        limits: Default::default(),
         answered: true,
     }
 }

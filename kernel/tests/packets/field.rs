@@ -209,6 +209,7 @@ impl Field {
             pod_name: name.into(),
             addresses: PerFamily::first_of(seat.addresses),
             ports: Vec::new(),
+            limits: Default::default(),
             answered: true,
         }
     }

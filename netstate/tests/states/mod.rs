@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use tartan_netstate::claims::POD_LINK_GROUP;
 use tartan_netstate::nft::{Chain, ChainKind, ElementData, Fields, HookPoint, Nfproto, Selector, Set, Type, rule};
 use tartan_netstate::{
-    Fdb, Key, Link, LinkKind, LinkName, Mac, Neigh, Netns, Object, Owner, PodNetns, Route, Rule, Scope, State,
+    Fdb, Key, Link, LinkKind, LinkName, Mac, Neigh, Netns, Object, Owner, PodNetns, Route, Rule, Scope, State, Tbf,
     VxlanParams,
 };
 
@@ -82,6 +82,12 @@ impl Maker<'_> {
             Link { kind: LinkKind::VethPeer, mac: mac(look % 5), mtu: 1400 + u32::from(look % 7), group: 0, up: true };
         self.put(Key::Link { ns: inside.clone(), link: eth.clone() }, Object::Link(end.into()));
         self.sysctl(&inside, &eth, "ipv6/disable_ipv6", "0");
+        for (ns, link, limited) in [(&Netns::Host, &host, look % 4 == 1), (&inside, &eth, look % 8 > 4)] {
+            if limited {
+                let limit = Tbf::new(1_000_000 * (1 + u64::from(look % 3)), 80_000 * u64::from(there % 5), 1500);
+                self.put(Key::Qdisc { ns: ns.clone(), link: link.clone() }, Object::Tbf(limit));
+            }
+        }
         for (v6, gateway) in [(false, "169.254.1.1"), (true, "fe80::1")] {
             let choice = self.byte();
             if choice.is_multiple_of(3) {

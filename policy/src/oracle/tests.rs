@@ -42,7 +42,10 @@ fn pod(namespace: &str, name: &str) -> Pod {
 fn cluster(documents: &str) -> Cluster {
     let node = |name: &str, ip: &str| {
         let addresses = vec![NodeAddress { kind: "InternalIP".to_owned(), address: ip.to_owned() }];
-        Envelope { status: NodeStatus { addresses }, ..object(name, "", ("node", name), NodeSpec::default()) }
+        Envelope {
+            status: NodeStatus { addresses, ..NodeStatus::default() },
+            ..object(name, "", ("node", name), NodeSpec::default())
+        }
     };
     let mut cluster = Cluster {
         namespaces: ["x", "y"].map(|name| object(name, "", ("ns", name), Empty {})).to_vec(),

@@ -60,6 +60,7 @@ fn world() -> World {
             pod_cidrs: Vec::new(),
             labels: [("team".to_owned(), team.to_owned())].into(),
             annotations: Default::default(),
+            placement: Default::default(),
         };
         world.nodes.insert(name.into(), Arc::new(node));
     }
@@ -278,6 +279,7 @@ fn attach(world: &mut World, pod: &str, address: &str) {
         addresses,
         mac: tartan_netstate::Mac([2, 0, 0, 0, 0, 1]),
         ports: Vec::new(),
+        limits: Default::default(),
         answered: true,
     });
 }

@@ -7,11 +7,11 @@ use proptest::option::{self, weighted};
 use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
 use tartan_api::kinds::{
-    Container, ContainerPort, Empty, Envelope, IPPoolSpec, NodeAddress, NodeSpec, NodeStatus, ObjectMeta, Pod, PodIP,
-    PodSpec, PodStatus,
+    Conditions, Container, ContainerPort, Empty, Envelope, IPPoolSpec, NodeAddress, NodeSpec, NodeStatus, ObjectMeta,
+    Pod, PodIP, PodSpec, PodStatus,
 };
 use tartan_api::policy::*;
-use tartan_api::tartan::{NodeNetworkSpec, NodeNetworkStatus};
+use tartan_api::tartan::NodeNetworkSpec;
 
 use super::history::{History, NODES, Op};
 
@@ -115,9 +115,10 @@ pub(crate) fn node(name: impl Strategy<Value = &'static str>) -> impl Strategy<V
             let spec = NodeSpec {
                 pod_cidr: String::new(),
                 pod_cidrs: cidr.map(|()| format!("10.0.{number}.0/24")).into_iter().collect(),
+                ..NodeSpec::default()
             };
             Op::Node(Envelope {
-                status: NodeStatus { addresses },
+                status: NodeStatus { addresses, ..NodeStatus::default() },
                 ..envelope("v1", "Node", named(name, "", labels), spec)
             })
         },
@@ -136,7 +137,7 @@ pub(crate) fn network(name: impl Strategy<Value = &'static str>) -> impl Strateg
             },
             ..NodeNetworkSpec::default()
         };
-        let network: Envelope<_, NodeNetworkStatus> =
+        let network: Envelope<_, Conditions> =
             envelope("tartan.dev/v1alpha1", "NodeNetwork", named(name, "", BTreeMap::new()), spec);
         Op::Network(network)
     })

@@ -3,9 +3,9 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use tartan_api::kinds::{self, NodeSpec, NodeStatus, ObjectMeta};
-use tartan_api::tartan::{self, NodeNetworkSpec, NodeNetworkStatus};
-use tartan_model::{Advert, Endpoint, Family, Node, NodeCondition, NodeNetwork, PerFamily};
+use tartan_api::kinds::{self, Conditions, NETWORK_UNAVAILABLE, NodeSpec, NodeStatus, ObjectMeta, Taint};
+use tartan_api::tartan::{self, NodeNetworkSpec};
+use tartan_model::{Acknowledged, Advert, Endpoint, Family, Node, NodeCondition, NodeNetwork, PerFamily, Placement};
 
 use super::fault::Fault;
 use super::fields;
@@ -34,6 +34,14 @@ pub(super) fn decode(name: &Arc<str>, document: &kinds::Node) -> Result<Node, Fa
         pod_cidrs: exactly(pod_cidrs),
         labels: metadata.labels.clone(),
         annotations: metadata.annotations.clone(),
+        placement: Placement {
+            unavailable: status
+                .conditions
+                .iter()
+                .find(|it| it.kind == NETWORK_UNAVAILABLE)
+                .map(|it| it.status != "False"),
+            startup_taint: spec.taints.iter().any(|taint| taint.key == tartan::STARTUP_TAINT),
+        },
     })
 }
 
@@ -54,9 +62,22 @@ pub(super) fn encode(node: &Node) -> kinds::Node {
         spec: NodeSpec {
             pod_cidr: node.pod_cidrs.first().map(ToString::to_string).unwrap_or_default(),
             pod_cidrs: node.pod_cidrs.iter().map(ToString::to_string).collect(),
+            taints: node.placement.startup_taint.then(startup_taint).into_iter().collect(),
         },
-        status: NodeStatus { addresses: internal.chain(external).map(address).collect() },
+        status: NodeStatus {
+            addresses: internal.chain(external).map(address).collect(),
+            conditions: node.placement.unavailable.map(network_unavailable).into_iter().collect(),
+        },
     }
+}
+
+fn startup_taint() -> Taint {
+    Taint { key: tartan::STARTUP_TAINT.to_owned(), effect: "NoSchedule".to_owned() }
+}
+
+fn network_unavailable(unavailable: bool) -> kinds::NodeCondition {
+    let status = if unavailable { "True" } else { "False" };
+    kinds::NodeCondition { kind: NETWORK_UNAVAILABLE.to_owned(), status: status.to_owned() }
 }
 
 pub(super) fn decode_network(name: &Arc<str>, document: &tartan::NodeNetwork) -> Result<NodeNetwork, Fault> {
@@ -89,6 +110,8 @@ fn decode_advert(name: &Arc<str>, document: &tartan::NodeNetwork) -> Result<Adve
         mtu: spec.mtu,
         accepts,
         sends,
+        joining: spec.joining,
+        acknowledges: spec.acknowledges.as_ref().map(|words| words.iter().map(acknowledged).collect()),
         edition: spec.edition,
         heartbeat: spec.heartbeat,
     })
@@ -101,9 +124,10 @@ pub(super) fn encode_network(network: &NodeNetwork) -> tartan::NodeNetwork {
         reason: it.reason.clone(),
         message: it.message.clone(),
         last_transition_time: it.since.clone(),
+        observed_generation: None,
     };
     let conditions = network.conditions.iter().map(condition).collect();
-    tartan::NodeNetwork { status: NodeNetworkStatus { conditions }, ..encode_advert(&network.advert) }
+    tartan::NodeNetwork { status: Conditions { conditions }, ..encode_advert(&network.advert) }
 }
 
 fn encode_advert(advert: &Advert) -> tartan::NodeNetwork {
@@ -120,10 +144,12 @@ fn encode_advert(advert: &Advert) -> tartan::NodeNetwork {
             mtu: advert.mtu,
             accepts: advert.accepts.iter().map(encode_endpoint).collect(),
             sends: advert.sends.iter().map(ToString::to_string).collect(),
+            joining: advert.joining,
+            acknowledges: advert.acknowledges.as_ref().map(|words| words.iter().map(encode_acknowledged).collect()),
             edition: advert.edition,
             heartbeat: advert.heartbeat,
         },
-        status: NodeNetworkStatus::default(),
+        status: Conditions::default(),
     }
 }
 
@@ -131,6 +157,14 @@ fn encode_advert(advert: &Advert) -> tartan::NodeNetwork {
 fn exactly<T>(mut list: Vec<T>) -> Vec<T> {
     list.shrink_to_fit();
     list
+}
+
+fn acknowledged(word: &tartan::Acknowledged) -> Acknowledged {
+    Acknowledged { node: word.node.as_str().into(), edition: word.edition }
+}
+
+fn encode_acknowledged(word: &Acknowledged) -> tartan::Acknowledged {
+    tartan::Acknowledged { node: word.node.to_string(), edition: word.edition }
 }
 
 fn one_per_family(field: &str, texts: &[String]) -> Result<PerFamily<IpAddr>, Fault> {

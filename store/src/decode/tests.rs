@@ -263,6 +263,8 @@ fn our_own_come_back_as_they_were() {
             mac: Some("02:00:00:00:00:01".parse().unwrap()),
         }],
         sends: vec!["host-gw/ipv4".into()],
+        joining: true,
+        acknowledges: Some([tartan_model::Acknowledged { node: "n2".into(), edition: 7 }].into()),
         edition: 3,
         heartbeat: u64::MAX,
     };

@@ -4,15 +4,16 @@
 //! limits, and a connection whose other end is silent is given up. Only a watch may last, and it is pinged.
 
 use std::fmt;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper::client::conn::http2::{Builder, SendRequest};
-use hyper::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, USER_AGENT};
+use hyper::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, DATE, USER_AGENT};
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use serde::Deserialize;
+use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::Mutex;
@@ -32,6 +33,9 @@ pub(super) const NOTICED: Duration = Duration::from_secs(PING.as_secs() + PONG.a
 /// Far above a page of a list.
 const LARGEST: usize = 64 << 20;
 const JSON: &str = "application/json";
+/// Lists of a Node are merged by what names their items; kinds that are not built in know no such thing.
+pub(super) const MERGE_ITEMS: &str = "application/strategic-merge-patch+json";
+pub(super) const MERGE: &str = "application/merge-patch+json";
 const AGENT: &str = concat!("tartan/", env!("CARGO_PKG_VERSION"));
 
 type Body = Full<Bytes>;
@@ -68,17 +72,36 @@ impl Client {
 
     /// Sends, and reads the whole answer.
     pub(super) async fn request(&self, method: Method, path: &str, body: Option<String>) -> Result<Bytes, Trouble> {
-        let response = self.send(method, path, body).await?;
+        let response = self.send(method, path, JSON, body).await?;
+        self.whole(response).await
+    }
+
+    /// What is at a path, and what the API server's clock says.
+    pub(super) async fn look(&self, path: &str) -> Result<(Bytes, Option<SystemTime>), Trouble> {
+        let response = self.send(Method::GET, path, JSON, None).await?;
+        let date = response.headers().get(DATE).and_then(|date| tartan_model::http_date(date.to_str().ok()?));
+        Ok((self.whole(response).await?, date))
+    }
+
+    /// Changes a part of an object; `how` says what kind of patch it is.
+    pub(super) async fn patch(&self, path: &str, how: &'static str, patch: &Value) -> Result<Bytes, Trouble> {
+        let response = self.send(Method::PATCH, path, how, Some(patch.to_string())).await?;
         self.whole(response).await
     }
 
     /// Sends, and gives the answer's body as it comes.
     pub(super) async fn stream(&self, path: &str) -> Result<Incoming, Trouble> {
-        self.send(Method::GET, path, None).await.map(Response::into_body)
+        self.send(Method::GET, path, JSON, None).await.map(Response::into_body)
     }
 
-    async fn send(&self, method: Method, path: &str, body: Option<String>) -> Result<Response<Incoming>, Trouble> {
-        let request = self.compose(method, path, body)?;
+    async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        content: &'static str,
+        body: Option<String>,
+    ) -> Result<Response<Incoming>, Trouble> {
+        let request = self.compose(method, path, content, body)?;
         let mut sender = self.sender().await?;
         let answer = async {
             sender.ready().await?;
@@ -107,7 +130,13 @@ impl Client {
         }
     }
 
-    fn compose(&self, method: Method, path: &str, body: Option<String>) -> Result<Request<Body>, Trouble> {
+    fn compose(
+        &self,
+        method: Method,
+        path: &str,
+        content: &'static str,
+        body: Option<String>,
+    ) -> Result<Request<Body>, Trouble> {
         let scheme = if self.access.tls.is_some() { "https" } else { "http" };
         let host =
             if self.access.host.contains(':') { format!("[{}]", self.access.host) } else { self.access.host.clone() };
@@ -117,7 +146,7 @@ impl Client {
             request = request.header(AUTHORIZATION, authorization);
         }
         if body.is_some() {
-            request = request.header(CONTENT_TYPE, JSON);
+            request = request.header(CONTENT_TYPE, content);
         }
         request.body(Full::from(body.unwrap_or_default())).map_err(|error| self.away(&error))
     }

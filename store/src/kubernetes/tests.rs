@@ -4,14 +4,17 @@ mod real;
 mod scripted;
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use tartan_model::{Kind, StoreEvent};
+use tartan_model::{Availability, Kind, ObjectId, Placement, StoreEvent};
+use tokio::sync::watch;
 
 use self::real::{ApiServer, Behind};
 use self::scripted::{Answer, Scripted};
 use super::KubernetesStore;
 use super::access::Access;
-use crate::conformance::{self, Watching};
+use crate::conformance::{self, Rig as _, Watching};
+use crate::{Expect, Store, Word, WriteError};
 
 /// A list of pools, in that version: names and the second byte of their range.
 fn list(version: u32, rest: &str, pools: &[(&str, u8)]) -> String {
@@ -278,4 +281,141 @@ fn kubeconfigs_that_lead_nowhere_say_why() {
 async fn conforms() {
     let server = Arc::new(ApiServer::start().await);
     conformance::conformance(|| Behind::new(server.clone())).await;
+    what_is_told_arrives(&server).await;
+    of_two_that_want_to_one_leads(&server).await;
+}
+
+async fn what_is_told_arrives(server: &Arc<ApiServer>) {
+    let rig = Behind::new(server.clone());
+    let store = rig.store();
+    server
+        .apply(
+            r#"{"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n1"}, "spec": {"taints": [
+                {"key": "tartan.dev/agent-not-ready", "effect": "NoSchedule"}, {"key": "a", "effect": "NoExecute"}]}}
+               {"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": "p", "namespace": "default"},
+                "spec": {"podSelector": {}}}"#,
+        )
+        .unwrap();
+    let mut watching = Watching::of(&*store, &[Kind::Node]);
+    watching.until("the Node", |world| world.nodes.contains_key("n1")).await;
+    let uid = watching.world.nodes["n1"].uid.clone();
+    for (available, placement) in [
+        (false, Placement { unavailable: Some(true), startup_taint: true }),
+        (true, Placement { unavailable: Some(false), startup_taint: false }),
+    ] {
+        let word = Word::Available(Availability { node_uid: uid.clone(), available });
+        store.tell(node(), word).await.unwrap();
+        watching.until("what was told", |world| world.nodes["n1"].placement == placement).await;
+    }
+    let taints = server.kubectl(&["get", "node", "n1", "--output=jsonpath={.spec.taints[*].key}"]).unwrap();
+    let taints: Vec<&str> = taints.split(' ').collect();
+    assert!(taints.contains(&"a") && !taints.contains(&"tartan.dev/agent-not-ready"), "{taints:?}");
+    let stranger = Word::Available(Availability { node_uid: "another".into(), available: true });
+    assert!(matches!(store.tell(node(), stranger).await, Err(WriteError::Refused(..))), "a Node of another UID");
+
+    let (pool, object) = conformance::pool("p", 1);
+    store.put(pool.clone(), object, Expect::Absent).await.unwrap();
+    let fault = conformance::spoiled(&pool);
+    for (conditions, wanted) in [(vec![fault.clone()], "False BadSyntax"), (vec![], "True AllIsWell")] {
+        store.tell(pool.clone(), Word::Diagnosis(conditions)).await.unwrap();
+        let path = r#"--output=jsonpath={.status.conditions[?(@.type=="Accepted")]['status','reason']}"#;
+        assert_eq!(server.kubectl(&["get", "ippool", "p", path]).unwrap(), wanted);
+    }
+    let policy = ObjectId { kind: Kind::NetworkPolicy, name: "default/p".into() };
+    for _ in 0..2 {
+        store.tell(policy.clone(), Word::Diagnosis(vec![fault.clone()])).await.unwrap();
+    }
+    let events = ["get", "events", "--field-selector=involvedObject.name=p", "--output=jsonpath={.items[*].reason}"];
+    assert_eq!(server.kubectl(&events).unwrap(), "BadSyntax", "told once");
+    let gone = ObjectId { kind: Kind::NetworkPolicy, name: "default/gone".into() };
+    store.tell(gone, Word::Diagnosis(vec![fault])).await.unwrap();
+}
+
+async fn of_two_that_want_to_one_leads(server: &Arc<ApiServer>) {
+    let rigs = [Behind::new(server.clone()), Behind::new(server.clone())];
+    let mut candidates = Vec::new();
+    for (me, rig) in ["a", "b"].into_iter().zip(&rigs) {
+        candidates.push(rig.kubernetes().lead("default", "l", me));
+    }
+    let leaders = |candidates: &[watch::Receiver<bool>]| candidates.iter().filter(|leads| *leads.borrow()).count();
+    let until_one_leads = async |candidates: &[watch::Receiver<bool>], which: Option<usize>| {
+        let is_so = || leaders(candidates) == 1 && which.is_none_or(|at| *candidates[at].borrow());
+        for _ in 0..600 {
+            assert!(leaders(candidates) <= 1);
+            if is_so() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        panic!("nobody leads");
+    };
+    until_one_leads(&candidates, None).await;
+    let first = candidates.iter().position(|leads| *leads.borrow()).unwrap();
+    // Cut off it stops by itself, and then the other's turn comes.
+    rigs[first].go_away();
+    until_one_leads(&candidates, Some(1 - first)).await;
+}
+
+fn node() -> ObjectId {
+    ObjectId { kind: Kind::Node, name: "n1".into() }
+}
+
+/// What is told of a node, what the API server says, and what was asked for: methods, paths and bodies.
+async fn check_told(available: bool, answers: Vec<Answer>, wanted: &[(&str, &str, &[&str])]) {
+    let server = Scripted::start(answers).await;
+    let store = KubernetesStore::open(&server.url()).unwrap();
+    let word = Word::Available(Availability { node_uid: "u1".into(), available });
+    store.tell(node(), word).await.unwrap();
+    server.all_asked().await;
+    let requests = server.requests();
+    assert_eq!(requests.len(), wanted.len(), "{requests:#?}");
+    for (request, (method, path, parts)) in requests.iter().zip(wanted) {
+        assert_eq!((request.method.as_str(), &*request.path), (*method, *path));
+        for part in *parts {
+            assert!(request.body.contains(part), "{part} is not in {}", request.body);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_node_is_told_its_condition_and_loses_its_taint() {
+    let ok = |body: &str| Answer::with(200, body.to_owned());
+    let node = r#"{"metadata":{"name":"n1","resourceVersion":"7"},"spec":{"taints":[
+        {"key":"a","effect":"NoExecute"},{"key":"tartan.dev/agent-not-ready","effect":"NoSchedule"}]}}"#;
+    let untainted = r#"{"metadata":{"name":"n1","resourceVersion":"8"},"spec":{}}"#;
+    let conflict = Answer::with(409, r#"{"message":"the object has been modified","code":409}"#.to_owned());
+    let status = "/api/v1/nodes/n1/status";
+    let is_up: &[&str] = &[r#""uid":"u1""#, r#""type":"NetworkUnavailable""#, r#""status":"False""#, "TartanIsUp"];
+    let (look, untaint): (&[&str], &[&str]) =
+        (&[], &[r#""resourceVersion":"7""#, r#""taints":[{"effect":"NoExecute","key":"a"}]"#]);
+    check_told(
+        false,
+        vec![ok("{}")],
+        &[("PATCH", status, &[r#""status":"True""#, r#""reason":"TartanJoins""#, "lastTransitionTime"])],
+    )
+    .await;
+    check_told(true, vec![ok("{}"), ok(untainted)], &[("PATCH", status, is_up), ("GET", "/api/v1/nodes/n1", look)])
+        .await;
+    check_told(
+        true,
+        vec![ok("{}"), ok(node), conflict, ok(node), ok("{}")],
+        &[
+            ("PATCH", status, is_up),
+            ("GET", "/api/v1/nodes/n1", look),
+            ("PATCH", "/api/v1/nodes/n1", untaint),
+            ("GET", "/api/v1/nodes/n1", look),
+            ("PATCH", "/api/v1/nodes/n1", untaint),
+        ],
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn a_node_of_another_uid_is_left_alone() {
+    let refused = r#"{"message":"Node "n1" is invalid: metadata.uid: field is immutable","code":422}"#;
+    let server = Scripted::start(vec![Answer::with(422, refused.to_owned())]).await;
+    let store = KubernetesStore::open(&server.url()).unwrap();
+    let word = Word::Available(Availability { node_uid: "u1".into(), available: true });
+    let error = store.tell(node(), word).await.unwrap_err();
+    assert!(matches!(error, WriteError::Refused(..)), "{error}");
 }

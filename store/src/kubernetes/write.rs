@@ -15,7 +15,7 @@ use super::{ORIGIN, home};
 use crate::{Expect, WriteError, decode};
 
 /// How often we look again before we say that others write too much.
-const TRIES: usize = 16;
+pub(super) const TRIES: usize = 16;
 
 /// What writes.
 pub(super) struct Writer {
@@ -34,7 +34,7 @@ struct Found {
 }
 
 /// What became of one try.
-enum Done<T> {
+pub(super) enum Done<T> {
     With(T),
     /// It was changed meanwhile.
     LookAgain,
@@ -172,7 +172,7 @@ fn ours(id: &ObjectId, object: &Object) -> Map<String, Value> {
 }
 
 /// What a failed write means: look again, or an error.
-fn settle<T>(id: &ObjectId, trouble: Trouble) -> Result<Done<T>, WriteError> {
+pub(super) fn settle<T>(id: &ObjectId, trouble: Trouble) -> Result<Done<T>, WriteError> {
     match trouble {
         // Changed, there already, or gone.
         Trouble::Status { code: StatusCode::CONFLICT, .. } => Ok(Done::LookAgain),
@@ -183,7 +183,7 @@ fn settle<T>(id: &ObjectId, trouble: Trouble) -> Result<Done<T>, WriteError> {
     }
 }
 
-fn refused(id: &ObjectId, trouble: Trouble) -> WriteError {
+pub(super) fn refused(id: &ObjectId, trouble: Trouble) -> WriteError {
     match trouble {
         Trouble::Status { code: StatusCode::UNPROCESSABLE_ENTITY | StatusCode::BAD_REQUEST, message } => {
             WriteError::Refused(id.clone(), message)
@@ -192,11 +192,11 @@ fn refused(id: &ObjectId, trouble: Trouble) -> WriteError {
     }
 }
 
-fn busy(id: &ObjectId) -> WriteError {
+pub(super) fn busy(id: &ObjectId) -> WriteError {
     WriteError::Away(format!("{id} was changed by others each of {TRIES} times we wanted to"))
 }
 
-fn path(id: &ObjectId) -> String {
+pub(super) fn path(id: &ObjectId) -> String {
     let (collection, name) = home(id);
     format!("{collection}/{name}")
 }

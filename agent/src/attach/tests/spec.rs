@@ -50,7 +50,8 @@ fn del_is_a_success_whatever_is_left() {
     check(&world, &bare, "detach a/eth0");
     check(&world, &request(Command::Del, "unheard-of"), "detach ");
     check(&World::default(), &request(Command::Del, "a"), "detach ");
-    let nonsense = json!({"runtimeConfig": {"mac": "x", "bandwidth": 1}, "ipam": {"type": "host-local"}});
+    let nonsense =
+        json!({"runtimeConfig": {"mac": "x", "bandwidth": {"ingressBurst": 1}}, "ipam": {"type": "host-local"}});
     check(&world, &CniRequest { netconf: netconf(&nonsense), ..bare }, "detach a/eth0");
 }
 
@@ -103,7 +104,8 @@ fn status_tells_what_is_wrong_with_all_pods_from_what_is_wrong_with_some() {
     let after = |owner: Owner, expected: &str| {
         let mut world = whole(Instant::now());
         let key = Key::NftTable;
-        world.programmed.failures = [Failed { key, owner, error: "Operation not supported".into() }].into();
+        world.programmed.failures =
+            [Failed { key, owner, error: "Operation not supported".into(), netns_gone: false }].into();
         check(&world, &status, expected);
     };
     let refused = "51 the kernel refuses what all pods of this node need: nft table";
@@ -222,7 +224,7 @@ fn check_finds_what_the_kernel_refused() {
     let refuse = |world: &mut World, _: &mut CniRequest| {
         let key = Key::Link { ns: Netns::Host, link: LinkName::new("ttp1").unwrap() };
         let owner = Owner::Pod("a/eth0".into());
-        world.programmed.failures = [Failed { key, owner, error: "EPERM".into() }].into();
+        world.programmed.failures = [Failed { key, owner, error: "EPERM".into(), netns_gone: false }].into();
     };
     check_after(refuse, "103 pod shop/a: the kernel refused link ttp1 in host: EPERM");
 }

@@ -33,7 +33,7 @@ fn file(bytes: &[u8]) -> Vec<u8> {
         return bytes.to_vec();
     }
     let records = bytes.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
-    [frame::encode_header(BOOT), records.flat_map(frame::around).collect()].concat()
+    [frame::encode_header(BOOT, 1), records.flat_map(frame::around).collect()].concat()
 }
 
 #[test]

@@ -64,6 +64,7 @@ fn attachment(number: u8) -> Attachment {
         addresses: PerFamily::first_of(addresses(number)),
         mac: Mac([2, 0, 0, 0, 0, number]),
         ports: Vec::new(),
+        limits: Default::default(),
         answered: true,
     }
 }
@@ -117,6 +118,7 @@ fn world() -> World {
             external_ips: Vec::new(),
             labels: BTreeMap::new(),
             annotations: BTreeMap::new(),
+            placement: Default::default(),
         };
         world.nodes.insert(name.into(), node.into());
     }

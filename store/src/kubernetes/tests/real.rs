@@ -116,7 +116,14 @@ impl ApiServer {
         )
     }
 
-    fn kubectl(&self, args: &[&str]) -> Result<String, String> {
+    /// Objects as JSON, one after the other.
+    pub(super) fn apply(&self, objects: &str) -> Result<String, String> {
+        let file = self.dir.join("objects.json");
+        fs::write(&file, objects).unwrap();
+        self.kubectl(&["apply", "--filename", file.to_str().unwrap()])
+    }
+
+    pub(super) fn kubectl(&self, args: &[&str]) -> Result<String, String> {
         let config = format!("--kubeconfig={}", self.dir.join("admin.conf").display());
         let output = Command::new(&self.kubectl).arg(config).args(args).output().unwrap();
         match output.status.success() {
@@ -159,6 +166,10 @@ impl Behind {
         Behind { server, kubeconfig, way }
     }
 
+    pub(super) fn kubernetes(&self) -> KubernetesStore {
+        KubernetesStore::open(self.kubeconfig.to_str().unwrap()).unwrap()
+    }
+
     fn set_selector(&self, id: &ObjectId, selector: &str) {
         let patch = format!(r#"{{"spec":{{"nodeSelector":"{selector}"}}}}"#);
         self.server.kubectl(&["patch", "ippool", &id.name, "--type=merge", "--patch", &patch]).unwrap();
@@ -167,7 +178,7 @@ impl Behind {
 
 impl Rig for Behind {
     fn store(&self) -> Arc<dyn Store> {
-        Arc::new(KubernetesStore::open(self.kubeconfig.to_str().unwrap()).unwrap())
+        Arc::new(self.kubernetes())
     }
 
     fn go_away(&self) {

@@ -7,11 +7,11 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use http_body_util::Full;
+use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::server::conn::http2::Builder;
 use hyper::service::service_fn;
-use hyper::{Request, Response};
+use hyper::{Method, Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::TcpListener;
 
@@ -36,7 +36,15 @@ pub(super) struct Scripted {
 
 struct Script {
     answers: VecDeque<Answer>,
-    asked: Vec<String>,
+    asked: Vec<Asked>,
+}
+
+/// A request.
+#[derive(Clone, Debug)]
+pub(super) struct Asked {
+    pub(super) method: Method,
+    pub(super) path: String,
+    pub(super) body: String,
 }
 
 impl Scripted {
@@ -65,6 +73,11 @@ impl Scripted {
 
     /// Paths of the requests so far.
     pub(super) fn asked(&self) -> Vec<String> {
+        self.requests().into_iter().map(|asked| asked.path).collect()
+    }
+
+    /// The requests so far.
+    pub(super) fn requests(&self) -> Vec<Asked> {
         self.script.lock().unwrap().asked.clone()
     }
 }
@@ -78,9 +91,12 @@ async fn serve(listener: TcpListener, script: Arc<Mutex<Script>>) {
 }
 
 async fn answer(request: Request<Incoming>, script: Arc<Mutex<Script>>) -> io::Result<Response<Full<Bytes>>> {
+    let (method, path) = (request.method().clone(), request.uri().path_and_query().unwrap().to_string());
+    let body = request.into_body().collect().await.unwrap().to_bytes();
+    let body = String::from_utf8_lossy(&body).into_owned();
     let next = {
         let mut script = script.lock().unwrap();
-        script.asked.push(request.uri().path_and_query().unwrap().to_string());
+        script.asked.push(Asked { method, path, body });
         script.answers.pop_front()
     };
     match next {
