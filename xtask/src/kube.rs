@@ -143,7 +143,7 @@ impl Module {
     fn open(path: PathBuf) -> Result<Self> {
         let go_mod = fs::read_to_string(path.join("go.mod"))?;
         let name = cache_name(&path, &go_mod, &fs::read_to_string(path.join("go.sum"))?);
-        Ok(Self { path, go_mod, folder: cache_dir()?.join(name) })
+        Ok(Self { path, go_mod, folder: command::cache_dir()?.join("kube").join(name) })
     }
 
     /// Builds its tools that are not there yet; gives their folder.
@@ -173,12 +173,6 @@ impl Module {
         command::run(build.arg(linker_flags(&self.go_mod)).arg("-o").arg(&half).arg(package))?;
         Ok(fs::rename(half, whole)?)
     }
-}
-
-fn cache_dir() -> Result<PathBuf> {
-    let cache = env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
-    let cache = cache.or_else(|| env::var_os("HOME").map(|home| Path::new(&home).join(".cache")));
-    Ok(cache.ok_or("neither XDG_CACHE_HOME nor HOME is set")?.join("tartan").join("kube"))
 }
 
 fn cache_name(module: &Path, go_mod: &str, go_sum: &str) -> String {

@@ -16,6 +16,7 @@ mod policy;
 mod program;
 mod repair;
 mod restart;
+mod vm;
 
 use crate::{
     command::Result,
@@ -55,6 +56,7 @@ pub(crate) const GROUPS: &[Group] = &[
     group("repair",  repair::FIGURES,  repair::run,  "until what was deleted by hand is there again"),
     group("image",   image::FIGURES,   image::run,   "the container image as it is shipped, packed"),
     group("e2e",     e2e::FIGURES,     e2e::run,     "Kubernetes' own network tests with Tartan; wanted: none failed"),
+    group("vm",      vm::FIGURES,      vm::run,      "tests under each of Debian's kernels; wanted: none failed"),
     group("demo",    demo::FIGURES,    demo::run,    "from a fresh clone to the demo's first matrix, and what it lost"),
 ];
 
