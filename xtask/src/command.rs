@@ -26,6 +26,16 @@ pub(crate) fn target_dir() -> PathBuf {
     env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
 }
 
+/// Where what is costly to make or to fetch is kept between checkouts, by version.
+///
+/// # Errors
+/// Nobody says where the user's caches are.
+pub(crate) fn cache_dir() -> Result<PathBuf> {
+    let cache = env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+    let cache = cache.or_else(|| env::var_os("HOME").map(|home| Path::new(&home).join(".cache")));
+    Ok(cache.ok_or("neither XDG_CACHE_HOME nor HOME is set")?.join("tartan"))
+}
+
 /// The cargo that runs us, with arguments.
 pub(crate) fn cargo(args: &[&str]) -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));

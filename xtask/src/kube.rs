@@ -93,7 +93,7 @@ pub(crate) fn e2e(version: &str, focus: &[&str], line: impl FnMut(&str)) -> Resu
 /// A package that cannot be installed, a build that fails.
 pub(crate) fn measure(line: impl FnMut(&str)) -> Result<bool> {
     let mut path = programs_in(NEWEST, "release")?;
-    path.push(previous::build(&cache_dir()?)?);
+    path.push(previous::build(&command::cache_dir()?)?);
     build_harness()?;
     let mut measure = command::as_root(harness_program());
     command::stream(measure.arg("measure").env(PATH, env::join_paths(path)?), line)
@@ -162,7 +162,7 @@ impl Module {
     fn open(path: PathBuf) -> Result<Self> {
         let go_mod = fs::read_to_string(path.join("go.mod"))?;
         let name = cache_name(&path, &go_mod, &fs::read_to_string(path.join("go.sum"))?);
-        Ok(Self { path, go_mod, folder: cache_dir()?.join(name) })
+        Ok(Self { path, go_mod, folder: command::cache_dir()?.join("kube").join(name) })
     }
 
     /// Builds its tools that are not there yet; gives their folder.
@@ -192,12 +192,6 @@ impl Module {
         command::run(build.arg(linker_flags(&self.go_mod)).arg("-o").arg(&half).arg(package))?;
         Ok(fs::rename(half, whole)?)
     }
-}
-
-fn cache_dir() -> Result<PathBuf> {
-    let cache = env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
-    let cache = cache.or_else(|| env::var_os("HOME").map(|home| Path::new(&home).join(".cache")));
-    Ok(cache.ok_or("neither XDG_CACHE_HOME nor HOME is set")?.join("tartan").join("kube"))
 }
 
 fn cache_name(module: &Path, go_mod: &str, go_sum: &str) -> String {

@@ -1,4 +1,4 @@
-//! `cargo xtask`: every chore of the repository: test, tidy, gen, demo, bench, kube, image.
+//! `cargo xtask`: every chore of the repository: test, tidy, gen, demo, bench, kube, vm, image.
 //!
 //! Invariant: it depends on no crate at all, ours or others'. So it links with the linker that rustup brings, starts
 //! on a machine that has no C compiler, and can install one there (packages.rs).
@@ -15,6 +15,7 @@ mod packages;
 mod previous;
 mod test;
 mod tidy;
+mod vm;
 
 use command::Result;
 use std::process::ExitCode;
@@ -37,19 +38,27 @@ pub(crate) const COMMANDS: &[(&str, &str)] = &[
         "kube e2e [VERSION] [FOCUS…]",
         "Kubernetes' own network tests against Tartan: `bench e2e`, or the specs whose names match a FOCUS",
     ),
+    (
+        "vm [--kernel bookworm|trixie|backports]… [-- CARGO-TEST-ARGUMENTS]",
+        "tests under a kernel of Debian's, in QEMU, for what this machine's own lacks",
+    ),
     ("image [ARCH…]", "the container image, for this machine's architecture or the named ones, in one archive"),
     ("gen", "write the generated tables of the docs and the definitions in deploy/ again"),
 ];
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    match run(&args.iter().map(String::as_str).collect::<Vec<_>>()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("xtask: {error}");
-            ExitCode::FAILURE
-        }
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    if let ["vm-run", rest @ ..] = args.as_slice() {
+        // cargo starts it where the program is to run, and takes its exit code for the program's.
+        return vm::run_in_guest(rest).map_or_else(failed, ExitCode::from);
     }
+    run(&args).map_or_else(failed, |()| ExitCode::SUCCESS)
+}
+
+fn failed(error: Box<dyn std::error::Error>) -> ExitCode {
+    eprintln!("xtask: {error}");
+    ExitCode::FAILURE
 }
 
 fn run(args: &[&str]) -> Result<()> {
@@ -62,6 +71,7 @@ fn run(args: &[&str]) -> Result<()> {
         ["bench", groups @ ..] => bench::run(groups),
         ["mutants"] => mutants::run(),
         ["kube", rest @ ..] => kube::run(rest),
+        ["vm", rest @ ..] => vm::run(rest),
         ["image", rest @ ..] => image::run(rest),
         ["gen"] => r#gen::run(),
         [] | ["help" | "--help" | "-h"] => {

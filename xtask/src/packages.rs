@@ -24,12 +24,14 @@ pub(crate) enum Lane {
     Kube,
     /// Run Kubernetes' own tests in one.
     E2e,
+    /// Run tests under other kernels.
+    Vm,
 }
 
 impl Lane {
     fn root_for(self) -> Option<&'static str> {
         match self {
-            Lane::Build | Lane::E2e => None,
+            Lane::Build | Lane::E2e | Lane::Vm => None,
             Lane::Lab => Some("tests that make network namespaces, links, routes and nft tables of their own"),
             Lane::Demo => Some("the demo's network namespaces; it removes them at its end"),
             Lane::Bench => Some("the network namespaces that benches measure in"),
@@ -64,6 +66,10 @@ const PACKAGES: &[Package] = &[
     package("bind9-dnsutils",   "dig",             &[Lane::E2e],                         "Kubernetes' tests ask DNS servers in pods with it"),
     package("netcat-openbsd",   "nc",              &[Lane::E2e],                         "Kubernetes' tests connect from pods with it"),
     package("wget",        "wget",                 &[Lane::E2e],                         "Kubernetes' tests fetch from pods with it"),
+    package("qemu-system-x86",  "qemu-system-x86_64", &[Lane::Vm],                       "runs other kernels"),
+    package("busybox-static",   "/bin/busybox",    &[Lane::Vm],                          "the first programs under another kernel"),
+    package("kmod",        "depmod",               &[Lane::Vm],                          "says which modules a kernel's module needs, and loads them"),
+    package("xz-utils",    "unxz",                 &[Lane::Vm],                          "unpacks kernels' modules"),
     package("openssl",     "openssl",              &[Lane::Kube],                        "the cluster's certificates"),
 ];
 

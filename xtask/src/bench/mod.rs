@@ -17,6 +17,7 @@ mod policy;
 mod program;
 mod repair;
 mod restart;
+mod vm;
 
 use crate::{
     command::Result,
@@ -57,6 +58,7 @@ pub(crate) const GROUPS: &[Group] = &[
     group("image",   image::FIGURES,   image::run,   "the container image as it is shipped, packed"),
     group("e2e",     e2e::FIGURES,     e2e::run,     "Kubernetes' own network tests with Tartan; wanted: none failed"),
     group("kube",    kube::FIGURES,    kube::run,    "a cluster through upgrades and without its API server; pods that start; wanted: none lost"),
+    group("vm",      vm::FIGURES,      vm::run,      "tests under each of Debian's kernels; wanted: none failed"),
     group("demo",    demo::FIGURES,    demo::run,    "from a fresh clone to the demo's first matrix, and what it lost"),
 ];
 

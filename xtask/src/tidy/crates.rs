@@ -36,7 +36,7 @@ pub(crate) const CRATES: &[Crate] = &[
     krate("cni",      "program",     1500, &["api"]),
     krate("lab",      "development", 9000, &["api"]),
     krate("fuzz",     "development", 600, &[]),
-    krate("xtask",    "development", 3000, &[]),
+    krate("xtask",    "development", 3500, &[]),
 ];
 
 /// A dependency that only some crates may have below them, and why.
