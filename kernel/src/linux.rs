@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 
 use nix::errno::Errno;
-use tartan_model::{Features, Host};
+use tartan_model::{Family, Features, Host};
 use tartan_netstate::claims::CT_MARK_GENERATION;
 use tartan_netstate::{Change, Generation, Key, LinkKind, LinkName, Netns, Object, Op, Owner, PodNetns, State};
 
@@ -58,8 +58,11 @@ impl Linux {
         let Some(index) = links.only() else { return Ok(state) };
         self.host.put_links(&links, &mut state);
         self.host.put_addresses(&links, Some(index), &mut state)?;
-        self.host.put_neighbours(&links, Some(index), &mut state)?;
-        self.host.put_routes(&links, Some(index), &mut state)?;
+        self.host.put_fdb(&links, &mut state)?;
+        for family in Family::ALL {
+            self.host.put_neighbours(&links, family, Some(index), &mut state)?;
+            self.host.put_routes(&links, family, Some(index), &mut state)?;
+        }
         Ok(state)
     }
 
@@ -70,9 +73,11 @@ impl Linux {
             let links = namespace.links(ends)?;
             namespace.put_links(&links, &mut state);
             namespace.put_addresses(&links, None, &mut state)?;
-            namespace.put_neighbours(&links, None, &mut state)?;
-            namespace.put_routes(&links, None, &mut state)?;
-            namespace.put_rules(&mut state)?;
+            for family in Family::ALL {
+                namespace.put_neighbours(&links, family, None, &mut state)?;
+                namespace.put_routes(&links, family, None, &mut state)?;
+                namespace.put_rules(family, &mut state)?;
+            }
             Ok(state)
         })
     }
@@ -168,14 +173,18 @@ impl Kernel for Linux {
                 self.host.put_links(&links, &mut state);
                 self.host.put_addresses(&links, None, &mut state)?;
             }
-            Scope::Neighbours => {
+            Scope::Neighbours(family) => {
                 let links = self.host.links(&nobody)?;
-                self.host.put_neighbours(&links, None, &mut state)?;
+                self.host.put_neighbours(&links, *family, None, &mut state)?;
             }
-            Scope::Routes => {
+            Scope::Fdb => {
                 let links = self.host.links(&nobody)?;
-                self.host.put_routes(&links, None, &mut state)?;
-                self.host.put_rules(&mut state)?;
+                self.host.put_fdb(&links, &mut state)?;
+            }
+            Scope::Routes(family) => {
+                let links = self.host.links(&nobody)?;
+                self.host.put_routes(&links, *family, None, &mut state)?;
+                self.host.put_rules(*family, &mut state)?;
             }
             Scope::Link(name) => state = self.read_link(name)?,
             Scope::Nft => state = self.nft.read()?,
