@@ -54,7 +54,7 @@ pub fn render(
         ("tartan_policy_sets", "Different sets of policies that they have", policy.sets),
         ("tartan_policy_rows", "Verdicts of these sets", policy.rows),
         ("tartan_policy_identities", "What addresses are to any policy", policy.identities),
-        ("tartan_policy_addresses", "Addresses whose identity is known one by one", policy.addresses),
+        ("tartan_policy_addresses", "Addresses that policy tells apart from the range around them", policy.addresses),
         ("tartan_policy_ranges", "Ranges of all other addresses", policy.ranges),
     ] {
         text.one(name, "gauge", help, value as f64);

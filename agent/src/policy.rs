@@ -121,7 +121,7 @@ impl Found {
 }
 
 fn entries_of_policy(state: &State) -> impl Iterator<Item = (Key, tartan_netstate::Entry)> + '_ {
-    state.iter().filter(|(key, _)| key.is_whole()).map(|(key, entry)| (key.clone(), entry.clone()))
+    state.whole().map(|(key, entry)| (key.clone(), entry.clone()))
 }
 
 /// That policies are not in force must not go without a word.

@@ -27,7 +27,7 @@ pub struct Report {
 /// Takes back everything of ours in this network namespace, then the agent's state.
 pub fn uninstall(kernel: &mut dyn Kernel, state_dir: &Path) -> Result<Report> {
     let mut ours = State::new();
-    for scope in [Scope::Links, Scope::Neighbours, Scope::Routes, Scope::Nft, Scope::Foreign] {
+    for scope in Scope::of_node() {
         let read = kernel.read(&scope).with_context(|| format!("reading {scope:?}"))?;
         ours.replace(&State::new(), &read);
     }

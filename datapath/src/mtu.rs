@@ -36,8 +36,11 @@ impl InForce {
 }
 
 fn mtu(state: &State, key: &Key) -> Option<u32> {
-    match (key, &state.get(key)?.object) {
-        (Key::Route { ns: Netns::Pod(_), dst, .. }, Object::Route(route)) if dst.prefix_len() == 0 => route.mtu,
+    match key {
+        Key::Route { ns: Netns::Pod(_), dst, .. } if dst.prefix_len() == 0 => match &state.get(key)?.object {
+            Object::Route(route) => route.mtu,
+            _ => None,
+        },
         _ => None,
     }
 }

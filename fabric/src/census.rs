@@ -84,6 +84,8 @@ impl Census {
         let mut changed = BTreeSet::new();
         let stale = self.stale(world, now);
         let most_are_new = stale.len() > 2 * self.peers.len();
+        // Then whoever has a rival is told of for its own sake.
+        let all_are_new = self.peers.is_empty();
         for name in stale {
             let member = (name != world.local).then(|| member(world, &name, now)).flatten();
             let before = self.peers.get(&name);
@@ -93,7 +95,10 @@ impl Census {
             }
             self.count_out(&name, &mut changed);
             if let Some(member) = member {
-                self.count_in(world, &name, member, &mut changed);
+                if !all_are_new {
+                    changed.extend(member.claims().into_iter().flat_map(|claim| self.claimants(claim)).cloned());
+                }
+                self.count_in(world, &name, member);
             }
             changed.insert(name);
         }
@@ -182,7 +187,7 @@ impl Census {
         }
     }
 
-    fn count_in(&mut self, world: &World, name: &Arc<str>, member: Member, changed: &mut BTreeSet<Arc<str>>) {
+    fn count_in(&mut self, world: &World, name: &Arc<str>, member: Member) {
         if member.live {
             self.sends.add(member.sends());
             self.accepts.add(member.accepts().map(|(instance, _)| instance));
@@ -195,7 +200,6 @@ impl Census {
         }
         self.expect_sign_of_life(world, name, &member);
         for claim in member.claims() {
-            changed.extend(self.claimants(claim).cloned());
             self.claims.insert(Claimant { claim, not_live: !member.live, name: name.clone() });
         }
         self.peers.insert(name.clone(), Box::new(member));

@@ -3,6 +3,7 @@
 //! Invariant: the name holds all of them. Two nodes that say the same name mean the same wire format; a changed
 //! parameter is another instance, and the change from one to the other is a transition like any change of fabric.
 
+use std::cell::RefCell;
 use std::fmt;
 use std::str::FromStr;
 
@@ -56,7 +57,17 @@ impl Instance {
     /// Name of its device on every node, for instances that have one. It differs per instance, because during a
     /// transition two of them exist side by side.
     pub fn device(&self) -> LinkName {
-        LinkName::hashed(FABRIC_LINK_PREFIX, stable_hash(&self.to_string()))
+        thread_local! {
+            /// Thousands of peers ask for the same, one after the other, each several times.
+            static LAST: RefCell<Option<(Instance, LinkName)>> = const { RefCell::new(None) };
+        }
+        LAST.with_borrow_mut(|last| match last {
+            Some((of, device)) if of == self => device.clone(),
+            _ => {
+                let device = LinkName::hashed(FABRIC_LINK_PREFIX, stable_hash(&self.to_string()));
+                last.insert((*self, device)).1.clone()
+            }
+        })
     }
 }
 

@@ -62,7 +62,8 @@ pub(crate) fn stolen(node: &LocalNode, census: &Census, name: &str, member: &Mem
     };
     let rival = |ip: std::net::IpAddr| {
         let holder = if mine(&ip) { Some(&node.name) } else { census.holder(Claim::Address(ip)) };
-        Some((ip.to_string(), holder.filter(|holder| &***holder != name)?))
+        let holder = holder.filter(|holder| &***holder != name)?;
+        Some((ip.to_string(), holder))
     };
     let macs = advert.accepts.iter().filter_map(|end| end.mac);
     let twin = |mac| {

@@ -180,6 +180,11 @@ impl Memo {
     /// Peers whose routes in the kernel are not what they were, or whose endpoint is known from there alone.
     fn rerouted(&mut self, world: &World) -> BTreeSet<Arc<str>> {
         let mut names = self.clinging.clone();
+        if self.common.is_none() {
+            // All of them are planned anyway.
+            self.mirror = world.programmed.mirror.clone();
+            return names;
+        }
         for key in self.mirror.differing_keys(&world.programmed.mirror) {
             if let Key::Route { ns: Netns::Host, table: MAIN_TABLE, dst, metric: ROUTE_METRIC } = key {
                 names.extend(self.census.holder(Claim::Block(*dst)).cloned());

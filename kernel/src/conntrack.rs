@@ -21,6 +21,7 @@ use tartan_netstate::{Key, LinkName, Netns, Op};
 
 use crate::KernelError;
 use crate::nfnetlink::{Attrs, Message, NLM_F_DUMP, Nfnetlink, attr, attr_u32};
+use crate::nft::is_addresses;
 
 /// What comes within this time of the first goes in the same walk.
 const TOGETHER: Duration = Duration::from_millis(50);
@@ -119,14 +120,15 @@ pub fn effect(op: &Op) -> Option<Effect> {
     }
 }
 
-/// The address that somebody has from this step on: a pod of this node, or a pod elsewhere that policy begins to know.
+/// The address that somebody has from this step on: a pod of this node, or somebody elsewhere whom policy begins to tell
+/// apart.
 pub fn arrival(op: &Op) -> Option<IpAddr> {
     match op {
         Op::Create(Key::Neigh { ns: Netns::Host, link, address }, _) if link.as_str().starts_with(POD_LINK_PREFIX) => {
             Some(*address)
         }
         Op::Create(Key::NftElement { set, key }, _) | Op::Replace { key: Key::NftElement { set, key }, .. }
-            if matches!(&**set, "policy_addresses4" | "policy_addresses6") =>
+            if is_addresses(set) =>
         {
             let v4 = || Some(IpAddr::from(<[u8; 4]>::try_from(&*key.bytes).ok()?));
             let v6 = || Some(IpAddr::from(<[u8; 16]>::try_from(&*key.bytes).ok()?));

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 
 use nix::errno::Errno;
-use tartan_model::{Features, Host};
+use tartan_model::{Family, Features, Host};
 use tartan_netstate::claims::CT_MARK_GENERATION;
 use tartan_netstate::{Change, Generation, Key, LinkKind, LinkName, Netns, Object, Op, Owner, PodNetns, State};
 
@@ -17,7 +17,7 @@ use crate::foreign::Foreign;
 use crate::gravedigger::Gravedigger;
 use crate::namespace::Namespace;
 use crate::netns::PodNetnses;
-use crate::nft::{Nft, fail_together};
+use crate::nft::{Nft, fail_together, phases};
 use crate::notify::Notifications;
 use crate::{Failure, Kernel, KernelError, Scope, Waker, strangers, sysctl};
 
@@ -59,8 +59,11 @@ impl Linux {
         self.host.put_links(&links, &mut state);
         self.host.put_limits(&links, &mut state)?;
         self.host.put_addresses(&links, Some(index), &mut state)?;
-        self.host.put_neighbours(&links, Some(index), &mut state)?;
-        self.host.put_routes(&links, Some(index), &mut state)?;
+        self.host.put_fdb(&links, &mut state)?;
+        for family in Family::ALL {
+            self.host.put_neighbours(&links, family, Some(index), &mut state)?;
+            self.host.put_routes(&links, family, Some(index), &mut state)?;
+        }
         Ok(state)
     }
 
@@ -72,9 +75,11 @@ impl Linux {
             namespace.put_links(&links, &mut state);
             namespace.put_limits(&links, &mut state)?;
             namespace.put_addresses(&links, None, &mut state)?;
-            namespace.put_neighbours(&links, None, &mut state)?;
-            namespace.put_routes(&links, None, &mut state)?;
-            namespace.put_rules(&mut state)?;
+            for family in Family::ALL {
+                namespace.put_neighbours(&links, family, None, &mut state)?;
+                namespace.put_routes(&links, family, None, &mut state)?;
+                namespace.put_rules(family, &mut state)?;
+            }
             Ok(state)
         })
     }
@@ -171,14 +176,18 @@ impl Kernel for Linux {
                 self.host.put_limits(&links, &mut state)?;
                 self.host.put_addresses(&links, None, &mut state)?;
             }
-            Scope::Neighbours => {
+            Scope::Neighbours(family) => {
                 let links = self.host.links(&nobody)?;
-                self.host.put_neighbours(&links, None, &mut state)?;
+                self.host.put_neighbours(&links, *family, None, &mut state)?;
             }
-            Scope::Routes => {
+            Scope::Fdb => {
                 let links = self.host.links(&nobody)?;
-                self.host.put_routes(&links, None, &mut state)?;
-                self.host.put_rules(&mut state)?;
+                self.host.put_fdb(&links, &mut state)?;
+            }
+            Scope::Routes(family) => {
+                let links = self.host.links(&nobody)?;
+                self.host.put_routes(&links, *family, None, &mut state)?;
+                self.host.put_rules(*family, &mut state)?;
             }
             Scope::Link(name) => state = self.read_link(name)?,
             Scope::Nft => {
@@ -255,44 +264,6 @@ impl Kernel for Linux {
     }
 }
 
-/// The transactions in which steps on the nft table come into force, one after the other.
-///
-/// A packet is judged by several lookups, and the kernel goes over to what is new map by map: in between, a packet would
-/// find the new answer of one map and the old one of the next. So what maps point to comes before they do, and goes after;
-/// and the generation begins when no old answer is left that could be stamped with it.
-fn phases(nft: Vec<(Op, Owner)>) -> Vec<Vec<(Op, Owner)>> {
-    if nft.iter().any(|(op, _)| matches!(op.key(), Key::NftTable | Key::NftSet { .. })) {
-        return vec![nft];
-    }
-    let is_row = |key: &Key| match key {
-        Key::NftElement { set, .. } => set.starts_with("policy_") && (set.ends_with("_words") || set.ends_with("_any")),
-        _ => false,
-    };
-    // Classes of a set that is new, or gone, as a whole.
-    let set_of = |key: &Key| match key {
-        Key::NftElement { set, key } if set.starts_with("policy_") && set.ends_with("_classes") => {
-            Some((set.clone(), key.bytes.get(..4)?.to_vec()))
-        }
-        _ => None,
-    };
-    let sets = |is: fn(&Op) -> bool| -> BTreeSet<_> {
-        nft.iter().map(|(op, _)| op).filter(|op| is(op)).filter_map(|op| set_of(op.key())).collect()
-    };
-    let (stay, come) = (sets(|op| !matches!(op, Op::Create(..))), sets(|op| !matches!(op, Op::Delete(..))));
-    let is_of_new = |key: &Key| set_of(key).is_some_and(|set| !stay.contains(&set));
-    let is_of_gone = |key: &Key| set_of(key).is_some_and(|set| !come.contains(&set));
-    let phase = |(op, _): &(Op, Owner)| match op {
-        Op::Create(key, _) if is_row(key) || is_of_new(key) => 0,
-        Op::Delete(key, _) if is_row(key) || is_of_gone(key) => 2,
-        op if matches!(op.key(), Key::NftChain { .. }) || Generation::of(op.key()).is_some() => 3,
-        _ => 1,
-    };
-    let mut phases = vec![Vec::new(); 4];
-    nft.into_iter().for_each(|step| phases[phase(&step)].push(step));
-    phases.retain(|steps| !steps.is_empty());
-    phases
-}
-
 /// Links that come by these steps.
 fn new_links<'a>(steps: &[&'a (Op, Owner)]) -> impl Iterator<Item = &'a LinkName> {
     steps.iter().filter_map(|(op, _)| match op {
@@ -349,53 +320,5 @@ impl Namespace {
             Some(Err(refusal)) => refusal.errno != Errno::EOPNOTSUPP,
             _ => true,
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use tartan_netstate::nft::{Chain, ElementData, Fields};
-
-    use super::*;
-
-    #[test]
-    fn what_maps_point_to_comes_before_them_and_goes_after_and_the_generation_is_last() {
-        let element =
-            |set: &str, number: u32| Key::NftElement { set: set.into(), key: Fields::new().number(number).key() };
-        let class = |set: u32, port: u16| Key::NftElement {
-            set: "policy_egress_classes".into(),
-            key: Fields::new().number(set).proto(6).port(port).key(),
-        };
-        let object = || Object::NftElement(ElementData::default());
-        let chain = Object::NftChain(Chain::regular(Vec::new()).into());
-        let replaced = |key: Key| Op::Replace { key, old: object(), new: object() };
-        let steps = [
-            (3, Op::Replace { key: Key::NftChain { chain: "policy_through".into() }, old: chain.clone(), new: chain }),
-            (1, replaced(element("policy_addresses4", 1))),
-            (0, Op::Create(element("policy_ingress_words", 1), object())),
-            (1, replaced(element("policy_ingress_any", 2))),
-            (0, Op::Create(element("policy_egress_classes", 1), object())),
-            (1, Op::Create(class(2, 80), object())),
-            (3, Op::Create(Generation(2).key(), object())),
-            (2, Op::Delete(element("policy_ingress_words", 3), object())),
-            (2, Op::Delete(element("policy_egress_classes", 3), object())),
-            (1, Op::Delete(class(2, 443), object())),
-            (0, Op::Create(element("policy_egress_any", 1), object())),
-            (3, Op::Delete(Generation(1).key(), object())),
-            (1, Op::Create(element("hostports4", 1), object())),
-        ];
-        let all: Vec<(Op, Owner)> = steps.iter().map(|(_, op)| (op.clone(), Owner::Policy)).collect();
-        let wanted = (0..4).map(|phase| {
-            let of_phase = steps.iter().filter(|(of, _)| *of == phase);
-            of_phase.map(|(_, op)| (op.clone(), Owner::Policy)).collect::<Vec<_>>()
-        });
-        assert_eq!(phases(all.clone()), wanted.collect::<Vec<_>>());
-        assert!(phases(Vec::new()).is_empty());
-        // Where sets are made there is nothing in force that could be half old and half new.
-        let set = tartan_netstate::nft::Set::exact(&[]);
-        let made =
-            (Op::Create(Key::NftSet { set: "policy_egress_any".into() }, Object::NftSet(set.into())), Owner::Policy);
-        let with_set = [vec![made], all].concat();
-        assert_eq!(phases(with_set.clone()), [with_set]);
     }
 }

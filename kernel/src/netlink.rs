@@ -85,9 +85,19 @@ impl Netlink {
         what: &'static str,
         message: RouteNetlinkMessage,
     ) -> Result<Vec<RouteNetlinkMessage>, KernelError> {
+        self.dump_of(what, message, Some)
+    }
+
+    /// Asks for a list, and keeps of each object what `of` makes of it: decoded messages take ten times the room.
+    pub(crate) fn dump_of<T>(
+        &mut self,
+        what: &'static str,
+        message: RouteNetlinkMessage,
+        mut of: impl FnMut(RouteNetlinkMessage) -> Option<T>,
+    ) -> Result<Vec<T>, KernelError> {
         let mut outcome = Err(KernelError::Interrupted(what));
         for _ in 0..DUMP_TRIES {
-            outcome = self.ask(what, message.clone(), NLM_F_DUMP);
+            outcome = self.ask(what, message.clone(), NLM_F_DUMP, &mut of);
             if !matches!(outcome, Err(KernelError::Interrupted(_))) {
                 break;
             }
@@ -101,7 +111,7 @@ impl Netlink {
         what: &'static str,
         message: RouteNetlinkMessage,
     ) -> Result<Option<RouteNetlinkMessage>, KernelError> {
-        match self.ask(what, message, 0) {
+        match self.ask(what, message, 0, Some) {
             Ok(mut answers) => Ok(answers.pop()),
             Err(KernelError::Refused { errno: Errno::ENODEV | Errno::ENOENT | Errno::ESRCH, .. }) => Ok(None),
             Err(error) => Err(error),
@@ -143,12 +153,13 @@ impl Netlink {
         }
     }
 
-    fn ask(
+    fn ask<T>(
         &mut self,
         what: &'static str,
         message: RouteNetlinkMessage,
         flags: u16,
-    ) -> Result<Vec<RouteNetlinkMessage>, KernelError> {
+        mut of: impl FnMut(RouteNetlinkMessage) -> Option<T>,
+    ) -> Result<Vec<T>, KernelError> {
         self.begin();
         let sequence = self.next_sequence(1);
         let mut datagram = Vec::new();
@@ -168,7 +179,7 @@ impl Netlink {
                     Some(Ok(())) if mixed => Some(Err(KernelError::Interrupted(what))),
                     Some(Ok(())) => Some(Ok(std::mem::take(&mut answers))),
                     None => {
-                        answers.push(part.decode(what)?);
+                        answers.extend(of(part.decode(what)?));
                         // One object comes alone, and nothing after it.
                         (flags & NLM_F_DUMP != NLM_F_DUMP).then(|| Ok(std::mem::take(&mut answers)))
                     }

@@ -19,6 +19,7 @@ use nix::errno::Errno;
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{setsockopt, sockopt};
+use tartan_model::Family;
 use tartan_netstate::claims::NFT_TABLE;
 use tartan_netstate::{Key, LinkName, Netns, Object};
 
@@ -222,7 +223,7 @@ impl Listener {
             (self.wake)(Wake::Host);
         }
         if !there {
-            (self.wake)(Wake::Changed(Scope::Routes));
+            (self.wake)(Wake::Changed(Scope::Routes(Family::of_net(&found.address))));
         }
     }
 

@@ -74,43 +74,44 @@ impl Namespace {
         Ok(())
     }
 
-    /// Neighbours and forwarding entries on our links among these, or on `only` one of them.
+    /// Neighbours of a family on our links among these, or on `only` one of them.
     pub(crate) fn put_neighbours(
         &mut self,
         links: &Links,
+        family: Family,
         only: Option<u32>,
         state: &mut State,
     ) -> Result<(), KernelError> {
-        let asked = Family::ALL.map(|family| neigh::list(family, only)).into_iter();
-        let vxlan = |(index, (_, link)): (&u32, &(LinkName, tartan_netstate::Link))| {
-            matches!(link.kind, LinkKind::Vxlan(_)).then(|| neigh::list_fdb(*index))
-        };
-        for request in asked.chain(links.ours.iter().filter_map(vxlan)) {
-            for message in self.netlink.dump("neighbours", request)? {
-                let RouteNetlinkMessage::NewNeighbour(message) = message else { continue };
-                let Some((key, object)) = neigh::decode(&message).and_then(|found| links.neighbour(&self.ns, &found))
-                else {
-                    continue;
-                };
-                state.insert(key, object, Owner::Read);
-            }
+        self.put_of("neighbours", neigh::list(family, only), links, state)
+    }
+
+    /// Forwarding entries of our links among these.
+    pub(crate) fn put_fdb(&mut self, links: &Links, state: &mut State) -> Result<(), KernelError> {
+        let is_vxlan = |link: &tartan_netstate::Link| matches!(link.kind, LinkKind::Vxlan(_));
+        for index in links.ours.iter().filter(|(_, (_, link))| is_vxlan(link)).map(|(index, _)| *index) {
+            self.put_of("forwarding entries", neigh::list_fdb(index), links, state)?;
         }
         Ok(())
     }
 
-    /// Our routes, or those of ours that leave by `only` one link.
+    /// Our routes of a family, or those of ours that leave by `only` one link.
     pub(crate) fn put_routes(
         &mut self,
         links: &Links,
+        family: Family,
         only: Option<u32>,
         state: &mut State,
     ) -> Result<(), KernelError> {
-        for family in Family::ALL {
-            for message in self.netlink.dump("routes", route::list(family, only))? {
-                let RouteNetlinkMessage::NewRoute(message) = message else { continue };
-                let Some((key, object)) = links.route(&self.ns, &message) else { continue };
-                state.insert(key, object, Owner::Read);
-            }
+        self.put_of("routes", route::list(family, only), links, state)
+    }
+
+    /// Our policy rules of a family.
+    pub(crate) fn put_rules(&mut self, family: Family, state: &mut State) -> Result<(), KernelError> {
+        for message in self.netlink.dump("rules", rule::list(family))? {
+            let RouteNetlinkMessage::NewRule(message) = message else { continue };
+            let Some((v6, priority, rule)) = rule::decode(&message) else { continue };
+            let key = Key::Rule { ns: self.ns.clone(), v6, priority };
+            state.insert(key, Object::Rule(rule.into()), Owner::Read);
         }
         Ok(())
     }
@@ -127,16 +128,21 @@ impl Namespace {
         Ok(())
     }
 
-    /// Our policy rules.
-    pub(crate) fn put_rules(&mut self, state: &mut State) -> Result<(), KernelError> {
-        for family in Family::ALL {
-            for message in self.netlink.dump("rules", rule::list(family))? {
-                let RouteNetlinkMessage::NewRule(message) = message else { continue };
-                let Some((v6, priority, rule)) = rule::decode(&message) else { continue };
-                let key = Key::Rule { ns: self.ns.clone(), v6, priority };
-                state.insert(key, Object::Rule(rule.into()), Owner::Read);
-            }
-        }
+    /// What is ours among the neighbours, forwarding entries or routes that the kernel lists.
+    fn put_of(
+        &mut self,
+        what: &'static str,
+        list: RouteNetlinkMessage,
+        links: &Links,
+        state: &mut State,
+    ) -> Result<(), KernelError> {
+        let Namespace { netlink, ns, .. } = self;
+        let found = netlink.dump_of(what, list, |message| match message {
+            RouteNetlinkMessage::NewNeighbour(message) => links.neighbour(ns, &neigh::decode(&message)?),
+            RouteNetlinkMessage::NewRoute(message) => links.route(ns, &message),
+            _ => None,
+        })?;
+        found.into_iter().for_each(|(key, object)| state.insert(key, object, Owner::Read));
         Ok(())
     }
 }

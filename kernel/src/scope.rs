@@ -2,17 +2,21 @@
 
 use std::collections::BTreeSet;
 
+use tartan_model::Family;
 use tartan_netstate::{Key, LinkName, Netns, Object, PodNetns};
 
-/// A part of the kernel's state that is read at once.
+/// A part of the kernel's state that is read at once. A node may have thousands of peers, and a pod that comes waits for the
+/// read that is under way: so what is of two families is two parts.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Scope {
     /// All our links of the node's namespace with what limits them, and our addresses, on whatever link.
     Links,
-    /// All our neighbours and forwarding entries of the node's namespace.
-    Neighbours,
-    /// All our routes and rules of the node's namespace.
-    Routes,
+    /// All our neighbours of a family in the node's namespace.
+    Neighbours(Family),
+    /// All our forwarding entries.
+    Fdb,
+    /// All our routes and rules of a family in the node's namespace.
+    Routes(Family),
     /// One link of the node's namespace, ours or not, with what hangs on it: addresses, neighbours, FDB, routes.
     Link(LinkName),
     /// Our nft table.
@@ -26,13 +30,28 @@ pub enum Scope {
 }
 
 impl Scope {
+    /// Everything that is not inside pods and no sysctl.
+    pub fn of_node() -> impl Iterator<Item = Scope> {
+        let of_family = |of| [Scope::Neighbours(of), Scope::Routes(of)];
+        [Scope::Links, Scope::Fdb, Scope::Nft, Scope::Foreign]
+            .into_iter()
+            .chain(Family::ALL.into_iter().flat_map(of_family))
+    }
+
     /// Whether a read of this scope tells about such an object.
     pub fn covers(&self, key: &Key, object: &Object) -> bool {
         let in_host = *key.netns() == Netns::Host;
         match self {
             Scope::Links => in_host && matches!(key, Key::Link { .. } | Key::Qdisc { .. } | Key::Address { .. }),
-            Scope::Neighbours => in_host && matches!(key, Key::Neigh { .. } | Key::Fdb { .. }),
-            Scope::Routes => in_host && matches!(key, Key::Route { .. } | Key::Rule { .. }),
+            Scope::Neighbours(of) => {
+                in_host && matches!(key, Key::Neigh { address, .. } if Family::of(*address) == *of)
+            }
+            Scope::Fdb => matches!(key, Key::Fdb { .. }),
+            Scope::Routes(of) => match key {
+                Key::Route { dst, .. } => in_host && Family::of_net(dst) == *of,
+                Key::Rule { v6, .. } => in_host && *v6 == (*of == Family::V6),
+                _ => false,
+            },
             Scope::Nft => key.is_nft(),
             Scope::Foreign => matches!(key, Key::ForwardOpening { .. }),
             Scope::Sysctls(keys) => keys.contains(key),

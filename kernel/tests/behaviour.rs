@@ -19,6 +19,7 @@ use states::{mac, name};
 use tartan_kernel::fake::Fake;
 use tartan_kernel::linux::Linux;
 use tartan_kernel::{Failure, Kernel, KernelError, Scope, Wake};
+use tartan_model::Family;
 use tartan_netstate::{
     Change, Fdb, Key, Link, LinkKind, Neigh, Netns as Ns, Object, Op, Owner, PodNetns, Route, State, VxlanParams,
     claims,
@@ -223,7 +224,8 @@ fn a_link_takes_along_what_hangs_on_it() {
     on_both(|machine| {
         made(machine, [vxlan(), neigh(VXLAN), fdb(), route(VXLAN)]);
         machine.delete(&link_key(VXLAN));
-        for scope in [Scope::Links, Scope::Neighbours, Scope::Routes, Scope::Link(name(VXLAN))] {
+        let of_rtnetlink = Scope::of_node().filter(|scope| !matches!(scope, Scope::Nft | Scope::Foreign));
+        for scope in of_rtnetlink.chain([Scope::Link(name(VXLAN))]) {
             assert_eq!(read(machine, scope), BTreeSet::new());
         }
     });
@@ -262,7 +264,7 @@ fn a_route_of_others_is_left_alone() {
         machine.foreign_route(&route(VXLAN).0);
         let failures = machine.kernel().apply(&create([route(VXLAN)]));
         assert!(matches!(only_error(failures), KernelError::Conflict { .. }));
-        assert_eq!(read(machine, Scope::Routes), BTreeSet::new());
+        assert_eq!(read(machine, Scope::Routes(Family::V4)), BTreeSet::new());
         assert_eq!(machine.kernel().apply(&delete(route(VXLAN))), []);
         let failures = machine.kernel().apply(&create([route(VXLAN)]));
         assert!(matches!(only_error(failures), KernelError::Conflict { .. }), "theirs is still there");
@@ -277,7 +279,7 @@ fn a_route_of_ours_that_was_not_known_is_taken_over() {
         let Object::Route(other) = object else { panic!("a route") };
         let other = Object::Route(Route { scope: tartan_netstate::Scope::Global, ..(*other).clone() }.into());
         made(machine, [(key.clone(), other.clone())]);
-        assert!(machine.kernel().read(&Scope::Routes).unwrap().holds(&key, &other));
+        assert!(machine.kernel().read(&Scope::Routes(Family::V4)).unwrap().holds(&key, &other));
     });
 }
 
@@ -310,7 +312,9 @@ fn another_mac_costs_a_link_its_neighbours() {
         let new = Object::Link(Link { mac: mac(7), ..(*link).clone() }.into());
         let failures = machine.kernel().apply(&Change { ops: vec![(Op::Replace { key, old, new }, Owner::Node)] });
         assert_eq!(failures, []);
-        assert_eq!(read(machine, Scope::Neighbours), keys([fdb()]));
+        let neighbours = [Scope::Fdb, Scope::Neighbours(Family::V4), Scope::Neighbours(Family::V6)];
+        let left: BTreeSet<String> = neighbours.into_iter().flat_map(|scope| read(machine, scope)).collect();
+        assert_eq!(left, keys([fdb()]));
     });
 }
 
@@ -346,8 +350,7 @@ fn a_pod_that_ended_takes_its_link_along_and_is_not_mistaken() {
 #[test]
 fn a_read_of_nothing_is_nothing() {
     on_both(|machine| {
-        let all = [Scope::Links, Scope::Neighbours, Scope::Routes, Scope::Nft, Scope::Foreign];
-        for scope in all {
+        for scope in Scope::of_node() {
             assert_eq!(machine.kernel().read(&scope).unwrap(), State::new());
         }
     });

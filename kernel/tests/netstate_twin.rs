@@ -33,7 +33,8 @@ fn read(kernel: &mut Linux, before: &State, wanted: &State) -> State {
             pods.entry(ns.clone()).or_default().insert(peer_name.clone());
         }
     }
-    let mut scopes = vec![Scope::Links, Scope::Neighbours, Scope::Routes, Scope::Nft, Scope::Sysctls(sysctls)];
+    let mut scopes: Vec<Scope> = Scope::of_node().filter(|scope| *scope != Scope::Foreign).collect();
+    scopes.push(Scope::Sysctls(sysctls));
     scopes.extend(pods.into_iter().map(|(ns, ends)| Scope::Pod { ns: (*ns).clone(), ends }));
     scopes.iter().flat_map(|scope| entries(&kernel.read(scope).unwrap())).collect()
 }

@@ -32,19 +32,23 @@ impl<const N: usize> Layers<N> {
     /// Puts a new version of a part in place of the last one.
     pub fn set(&mut self, index: usize, part: &State) {
         let before = std::mem::replace(&mut self.parts[index], part.clone());
-        let changed: Vec<Key> = before.differing_keys(part).cloned().collect();
-        self.settled += changed.len();
-        if self.settled > self.merged.len() / SHARED {
+        let room = (self.merged.len() / SHARED).saturating_sub(self.settled);
+        let changed: Vec<Key> = before.differing_keys(part).take(room + 1).cloned().collect();
+        if changed.len() > room {
             self.start_from_largest();
+            return;
         }
+        self.settled += changed.len();
         changed.iter().for_each(|key| self.settle(key));
     }
 
     fn start_from_largest(&mut self) {
         self.settled = 0;
+        self.conflicts.clear();
         let mut parts: Vec<State> = self.parts.to_vec();
         parts.sort_by_key(State::len);
         self.merged = parts.pop().unwrap_or_default();
+        // Of two that want one key, one is not the largest.
         parts.iter().flat_map(State::iter).for_each(|(key, _)| self.settle(key));
     }
 

@@ -199,6 +199,21 @@ impl State {
         self.entries.range::<_, Key>((Bound::Included(first), Bound::Unbounded)).map(|(key, entry)| (&**key, &**entry))
     }
 
+    /// Entries of those that make sense together only, see [`Key::is_whole`].
+    pub fn whole(&self) -> impl Iterator<Item = (&Key, &Entry)> {
+        let prefix = || Arc::<str>::from(crate::claims::NFT_WHOLE_PREFIX);
+        let first = [
+            Key::NftSet { set: prefix() },
+            Key::NftChain { chain: prefix() },
+            Key::NftElement { set: prefix(), key: nft::ElementKey::catch_all() },
+        ];
+        first.into_iter().flat_map(|from| {
+            let kind = std::mem::discriminant(&from);
+            let is_whole = move |key: &Key| std::mem::discriminant(key) == kind && key.is_whole();
+            self.entries_from(&from).take_while(move |(key, _)| is_whole(key))
+        })
+    }
+
     /// Number of entries.
     pub fn len(&self) -> usize {
         self.entries.len()

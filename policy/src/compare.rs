@@ -70,8 +70,12 @@ type Outcome = (api::Verdict, api::Verdict, &'static str, String, String);
 /// Every connection whose verdict differs.
 pub fn differences(now: &World, then: &World) -> Vec<api::Difference> {
     let mut memo = Memo::default();
-    let now_tables = verdicts::plan(&mut memo, &on_one_node(now)).tables.clone();
-    let then_tables = verdicts::plan(&mut memo, &on_one_node(then)).tables.clone();
+    // With all addresses and ranges: a group is named for what they are.
+    let mut tables = |world: &World| {
+        verdicts::plan(&mut memo, &on_one_node(world));
+        memo.unabridged()
+    };
+    let (now_tables, then_tables) = (tables(now), tables(then));
     let units = units(now, then, &now_tables, &then_tables);
     let comparison = Comparison { now: now_tables, then: then_tables, units };
     comparison.differences()

@@ -2,6 +2,7 @@
 //!
 //! Invariant: a packet to a pod, on whatever node, keeps its source.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -31,26 +32,31 @@ pub(super) fn rule_of(family: Family) -> Rule {
         .masquerade()
 }
 
-pub(super) fn plan(nat: &Nat) -> State {
-    let multicast = MULTICAST.map(|range| range.parse().expect("a prefix"));
-    let inside: Vec<IpNet> = [&nat.local_ranges, &nat.cluster_ranges, &nat.non_masquerade]
-        .into_iter()
-        .flatten()
-        .copied()
-        .chain(multicast)
-        .collect();
-    let mut state = State::new();
-    // There may be thousands of them.
+/// Takes the ranges of before out of a state and puts those of now in, leaving alone what stays: there may be thousands.
+pub(super) fn replan(state: &mut State, before: Option<&Nat>, now: &Nat) {
+    let (old, new) = (before.map(elements).unwrap_or_default(), elements(now));
+    for key in old.difference(&new) {
+        state.remove(key);
+    }
     let entry = Arc::new(Entry { object: Object::NftElement(ElementData::default()), owner: Owner::Node });
+    for key in new.difference(&old) {
+        state.share(Arc::new(key.clone()), entry.clone());
+    }
+}
+
+fn elements(nat: &Nat) -> BTreeSet<Key> {
+    let multicast = MULTICAST.map(|range| range.parse().expect("a prefix"));
+    let inside = [&nat.local_ranges, &nat.cluster_ranges, &nat.non_masquerade].into_iter().flatten().copied();
+    let inside: Vec<IpNet> = inside.chain(multicast).collect();
+    let mut elements = BTreeSet::new();
     for (stem, ranges) in [(LOCAL, &nat.local_ranges), (INSIDE, &inside)] {
         let sets = Family::ALL.map(|family| (family, Arc::<str>::from(named(stem, family))));
         // Intervals of a set must not overlap.
-        for range in IpNet::aggregate(ranges) {
+        elements.extend(IpNet::aggregate(ranges).into_iter().map(|range| {
             let of_range = |(family, _): &&(Family, Arc<str>)| *family == Family::of_net(&range);
             let (_, set) = sets.iter().find(of_range).expect("a set for each family");
-            let key = Key::NftElement { set: set.clone(), key: ElementKey::prefix(range) };
-            state.share(Arc::new(key), entry.clone());
-        }
+            Key::NftElement { set: set.clone(), key: ElementKey::prefix(range) }
+        }));
     }
-    state
+    elements
 }

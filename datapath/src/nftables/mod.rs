@@ -40,6 +40,8 @@ pub struct Nat {
 pub struct Nftables {
     nat: Option<Nat>,
     node: State,
+    /// The part of `node` that is not ranges.
+    base: State,
     ports: Memo<Arc<str>, Arc<Attachment>, (), State>,
     state: State,
     conflicts: Vec<Conflict>,
@@ -50,9 +52,10 @@ impl Nftables {
     pub fn plan(&mut self, world: &World, nat: &Nat) -> &State {
         let mut changed = self.nat.as_ref() != Some(nat);
         if changed {
-            // Into the larger of the two: there may be thousands of ranges.
-            self.node = masquerade::plan(nat);
-            self.node.merge(&base::plan(nat), &mut Vec::new());
+            masquerade::replan(&mut self.node, self.nat.as_ref(), nat);
+            let base = base::plan(nat);
+            self.node.replace(&self.base, &base);
+            self.base = base;
             self.nat = Some(nat.clone());
         }
         let matters = |state: Option<&State>| state.is_some_and(|state| !state.is_empty());

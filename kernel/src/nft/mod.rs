@@ -9,6 +9,7 @@ mod batch;
 mod decode;
 mod encode;
 mod expr;
+mod phases;
 mod table;
 
 /// What it takes to read and write tables of others, see [`crate::foreign`].
@@ -30,6 +31,7 @@ use tartan_netstate::nft::{ElementData, ElementKey, Set, SetKind};
 use tartan_netstate::{Entry, Key, Object, Op, Owner, State};
 
 pub(crate) use batch::fail_together;
+pub(crate) use phases::{is_addresses, phases};
 
 use crate::nfnetlink::{Attrs, Message, NLM_F_DUMP, Nfnetlink, Reply, attr_u32};
 use crate::{Failure, KernelError};

@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
+use tartan_model::Family;
+use tartan_netstate::claims::FABRIC_LINK_PREFIX;
 use tartan_netstate::{Key, LinkKind, LinkName, Netns, Object, PodNetns, State};
 
 use crate::Scope;
@@ -28,9 +30,7 @@ impl Dirty {
 
     /// Everything that is not inside pods and no sysctl: what has to be read before those are known.
     pub(super) fn mark_node(&mut self) {
-        for scope in [Scope::Links, Scope::Neighbours, Scope::Routes, Scope::Nft, Scope::Foreign] {
-            self.mark(scope);
-        }
+        self.scopes.extend(Scope::of_node());
     }
 
     /// The inside of every pod, and the sysctls that are wanted.
@@ -93,14 +93,63 @@ pub(super) fn sysctls<'a>(keys: impl Iterator<Item = &'a Key>) -> Vec<Scope> {
     chunks.map(|keys| Scope::Sysctls(keys.to_vec())).collect()
 }
 
+/// The scope to read when the kernel tells that this object is not what the mirror says: of one of a fabric's neighbours, not
+/// all that is on the link, which thousands are.
+pub(super) fn scope_told(key: &Key) -> Scope {
+    match key {
+        Key::Neigh { link, address, .. } if link.as_str().starts_with(FABRIC_LINK_PREFIX) => {
+            Scope::Neighbours(Family::of(*address))
+        }
+        Key::Fdb { .. } => Scope::Fdb,
+        _ => scope_of(key),
+    }
+}
+
 /// The scope to read when this object is not what the mirror says.
 pub(super) fn scope_of(key: &Key) -> Scope {
     match key {
         Key::Link { link, .. } | Key::Qdisc { link, .. } | Key::Address { link, .. } => Scope::Link(link.clone()),
         Key::Neigh { link, .. } | Key::Fdb { link, .. } => Scope::Link(link.clone()),
-        Key::Route { .. } | Key::Rule { .. } => Scope::Routes,
+        Key::Route { dst, .. } => Scope::Routes(Family::of_net(dst)),
+        Key::Rule { v6, .. } => Scope::Routes(if *v6 { Family::V6 } else { Family::V4 }),
         Key::Sysctl { .. } | Key::UplinkSysctl { .. } | Key::LinkSysctl { .. } => Scope::Sysctls(vec![key.clone()]),
         Key::NftTable | Key::NftSet { .. } | Key::NftChain { .. } | Key::NftElement { .. } => Scope::Nft,
         Key::ForwardOpening { .. } => Scope::Foreign,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tartan_netstate::{Fdb, Mac, Neigh, Object, Route};
+
+    use super::*;
+
+    /// What is read is what was told of, and no more than there is need for.
+    #[test]
+    fn what_is_told_is_read() {
+        let link = |name: &str| LinkName::new(name).expect("a name");
+        let neigh = |on: &str, address: &str| {
+            let key = Key::Neigh { ns: Netns::Host, link: link(on), address: address.parse().expect("an address") };
+            (key, Object::Neigh(Neigh { mac: Mac([2; 6]) }))
+        };
+        let route = |dst: &str| {
+            let key = Key::Route { ns: Netns::Host, table: 254, dst: dst.parse().expect("a prefix"), metric: 0 };
+            (key, Object::Route(Route::unreachable().into()))
+        };
+        let fdb = Fdb { dst: "192.0.2.1".parse().expect("an address") };
+        let cases = [
+            (neigh("ttx1", "10.0.0.1"), Scope::Neighbours(Family::V4)),
+            (neigh("ttx1", "fe80::1"), Scope::Neighbours(Family::V6)),
+            (neigh("ttp1", "10.0.0.1"), Scope::Link(link("ttp1"))),
+            ((Key::Fdb { link: link("ttx1"), mac: Mac([2; 6]) }, Object::Fdb(fdb)), Scope::Fdb),
+            (route("10.0.0.0/24"), Scope::Routes(Family::V4)),
+            (route("fd00::/64"), Scope::Routes(Family::V6)),
+        ];
+        for ((key, object), wanted) in cases {
+            let scope = scope_told(&key);
+            assert_eq!(scope, wanted, "{key}");
+            let covering = Scope::of_node().filter(|scope| scope.covers(&key, &object)).count();
+            assert!(scope.covers(&key, &object) && covering == 1, "{key}");
+        }
     }
 }

@@ -10,12 +10,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tartan_model::Host;
+use tartan_model::{Family, Host};
 use tartan_netstate::{Change, Key, Netns, Object, Op, Owner, PodNetns, State, diff, diff::hanging_on};
 
 use super::Applied;
 use super::backoff::Backoff;
-use super::dirty::{Dirty, scope_of, sysctls};
+use super::dirty::{Dirty, scope_of, scope_told, sysctls};
 use super::inbox::{Inbox, News};
 use super::mirror::{condemn, dying, forget_link, is_dying, out_of_the_way, share, take_applied, take_read};
 use super::newborn::Newborn;
@@ -201,7 +201,7 @@ impl Worker {
                 return;
             }
         }
-        self.dirty.mark(scope_of(key));
+        self.dirty.mark(scope_told(key));
     }
 
     fn mark_all(&mut self) {
@@ -524,7 +524,9 @@ impl Worker {
             Op::Replace { key: Key::Link { ns: Netns::Host, link }, new, .. } if !is_dying(new) => {
                 self.dirty.mark(Scope::Link(link.clone()));
             }
-            Op::Delete(Key::Address { ns: Netns::Host, .. }, _) => self.dirty.mark(Scope::Routes),
+            Op::Delete(Key::Address { ns: Netns::Host, address, .. }, _) => {
+                self.dirty.mark(Scope::Routes(Family::of_net(address)));
+            }
             // Legacy tables tell nobody that they are open now.
             op if matches!(op.key(), Key::ForwardOpening { .. }) => self.host_is_dirty = true,
             _ => {}

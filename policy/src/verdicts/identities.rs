@@ -15,6 +15,7 @@ use imbl::ordmap::DiffItem;
 use ipnet::IpNet;
 use tartan_model::{Attachment, Block, Family, Heard, Labels, Namespace, Node, Pod, Pool, World};
 
+use super::known::{Addresses, Claimant, Claimants};
 use super::mentions::{Mentions, Ranges};
 use super::numbers::Numbers;
 use crate::ir::Entity;
@@ -39,25 +40,29 @@ pub(super) struct Identities {
     /// Identities of addresses and ranges that are there.
     live: OrdMap<u32, Arc<Identity>>,
     uses: BTreeMap<u32, usize>,
-    /// Who says that an address is theirs.
-    claims: BTreeSet<(IpAddr, Claimant)>,
     /// Pods of this node, by the addresses that they were given here: nobody else's word counts against that.
     attached: BTreeMap<IpAddr, Arc<str>>,
-    addresses: OrdMap<IpAddr, u32>,
-    ranges: OrdMap<IpNet, u32>,
+    addresses: Addresses,
+    ranges: BTreeMap<IpNet, u32>,
     /// Ranges that only pods have addresses of.
-    pools: BTreeSet<IpNet>,
-    around: Ranges,
+    pools: Ranges,
+    /// Those of them that are claims whose pool is gone: a claim outlives it; all others are inside theirs.
+    orphans: BTreeSet<IpNet>,
     /// By name, the ports that live identities call so, and how many of them do.
     named: BTreeMap<Arc<str>, BTreeMap<(u8, u16), usize>>,
     changed: BTreeSet<u32>,
     seen: Seen,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Claimant {
-    Node(Arc<str>),
-    Pod(Arc<str>),
+/// What an update has changed.
+#[derive(Default)]
+pub(super) struct Changed {
+    /// Identities that came or went.
+    pub(super) identities: BTreeSet<u32>,
+    /// Addresses that have another one, or none.
+    pub(super) addresses: Vec<IpAddr>,
+    /// Some ranges have another one, or came or went.
+    pub(super) ranges: bool,
 }
 
 #[derive(Default)]
@@ -75,7 +80,8 @@ struct Seen {
 /// What is on the way: addresses and ranges whose identity may differ now.
 #[derive(Default)]
 struct Dirty {
-    addresses: BTreeSet<IpAddr>,
+    /// Some more than once: there may be tens of thousands.
+    addresses: Vec<IpAddr>,
     ranges: BTreeSet<IpNet>,
     /// Pods of this node: theirs are also the addresses that they were given here.
     local: BTreeSet<Arc<str>>,
@@ -153,12 +159,11 @@ impl Identities {
             numbers: Numbers::new(FIRST_FREE, u32::MAX),
             live: OrdMap::new(),
             uses: BTreeMap::new(),
-            claims: BTreeSet::new(),
             attached: BTreeMap::new(),
-            addresses: OrdMap::new(),
-            ranges: OrdMap::new(),
-            pools: BTreeSet::new(),
-            around: Ranges::default(),
+            addresses: Addresses::default(),
+            ranges: BTreeMap::new(),
+            pools: Ranges::default(),
+            orphans: BTreeSet::new(),
             named: BTreeMap::new(),
             changed: BTreeSet::new(),
             seen: Seen::default(),
@@ -173,11 +178,11 @@ impl Identities {
         &self.live
     }
 
-    pub(super) fn addresses(&self) -> &OrdMap<IpAddr, u32> {
+    pub(super) fn addresses(&self) -> &Addresses {
         &self.addresses
     }
 
-    pub(super) fn ranges(&self) -> &OrdMap<IpNet, u32> {
+    pub(super) fn ranges(&self) -> &BTreeMap<IpNet, u32> {
         &self.ranges
     }
 
@@ -186,33 +191,45 @@ impl Identities {
         self.named.get(name).into_iter().flatten().map(|(port, _)| *port)
     }
 
-    /// Brings everything up to date; returns the identities that came or went.
-    pub(super) fn update(&mut self, world: &World, mentions: &Mentions) -> BTreeSet<u32> {
+    /// Brings everything up to date.
+    pub(super) fn update(&mut self, world: &World, mentions: &Mentions) -> Changed {
         let mut dirty = Dirty::default();
         self.changed_pools(world, &mut dirty);
         self.changed_pods(world, &mut dirty);
         self.changed_nodes(world, &mut dirty);
         changed_mentions(world, mentions, &mut dirty);
         self.changed_attachments(world, &mut dirty);
-        for range in mentions.ranges.changed().iter().chain(&dirty.ranges.clone()) {
-            self.inside(range, &mut dirty);
+        for range in mentions.ranges.changed() {
+            dirty.addresses.extend(self.addresses.between(range.network(), range.broadcast()));
+            dirty.ranges.insert(*range);
+            dirty.ranges.extend(self.ranges_in(range));
         }
         if self.ranges.is_empty() {
             dirty.ranges.extend(Family::ALL.map(Family::everything));
         }
+        let mut changed = Changed::default();
+        dirty.addresses.sort_unstable();
+        dirty.addresses.dedup();
+        let mut addresses = std::mem::take(&mut self.addresses);
         for address in dirty.addresses {
-            let identity = self.identity_of(world, mentions, address);
-            let number = identity.map(|identity| self.begin(identity));
-            let before = self.addresses.get(&address).copied();
-            replace(&mut self.addresses, address, before, number);
+            let [before, now] = addresses.revise(address, |claimants| {
+                let identity = self.identity_of(world, mentions, address, claimants);
+                identity.map(|identity| self.begin(identity))
+            });
             before.into_iter().for_each(|number| self.end(number));
+            changed.addresses.extend((before != now).then_some(address));
         }
+        addresses.pack();
+        self.addresses = addresses;
         for range in dirty.ranges {
             let identity = self.identity_around(mentions, &range);
             let number = identity.map(|identity| self.begin(identity));
-            let before = self.ranges.get(&range).copied();
-            replace(&mut self.ranges, range, before, number);
+            let before = match number {
+                Some(number) => self.ranges.insert(range, number),
+                None => self.ranges.remove(&range),
+            };
             before.into_iter().for_each(|number| self.end(number));
+            changed.ranges |= before != number;
         }
         self.seen = Seen {
             local: world.local.clone(),
@@ -224,7 +241,8 @@ impl Identities {
             blocks: world.blocks.clone(),
             attachments: world.attachments.clone(),
         };
-        std::mem::take(&mut self.changed)
+        changed.identities = std::mem::take(&mut self.changed);
+        changed
     }
 
     fn changed_pods(&mut self, world: &World, dirty: &mut Dirty) {
@@ -236,10 +254,10 @@ impl Identities {
                 DiffItem::Remove(key, before) => (key, Some(before), None),
             };
             for address in before.into_iter().flat_map(|pod| pod_addresses(pod)) {
-                self.claims.remove(&(address, Claimant::Pod(key.clone())));
+                self.addresses.disclaim(&address, &Claimant::Pod(key.clone()));
             }
             for address in after.into_iter().flat_map(|pod| pod_addresses(pod)) {
-                self.claims.insert((address, Claimant::Pod(key.clone())));
+                self.addresses.claim(address, Claimant::Pod(key.clone()));
             }
             dirty.pods(world, before.into_iter().chain(after).map(|pod| (key, pod)));
         }
@@ -260,12 +278,12 @@ impl Identities {
             };
             for (_, address) in before.into_iter().flat_map(|it| it.addresses.iter()) {
                 self.attached.remove(address);
-                dirty.addresses.insert(*address);
+                dirty.addresses.push(*address);
             }
             for (_, address) in after.into_iter().flat_map(|it| it.addresses.iter()) {
                 let key = after.map(|it| it.pod()).unwrap_or_default();
                 self.attached.insert(*address, key.into());
-                dirty.addresses.insert(*address);
+                dirty.addresses.push(*address);
             }
         }
         let of_these = self.attached.iter().filter(|(_, key)| dirty.local.contains(*key));
@@ -290,10 +308,10 @@ impl Identities {
             let before = node_addresses(name, &nodes, &adverts);
             let after = node_addresses(name, &world.nodes, &world.adverts);
             for address in before.difference(&after) {
-                self.claims.remove(&(*address, Claimant::Node(name.clone())));
+                self.addresses.disclaim(address, &Claimant::Node(name.clone()));
             }
             for address in after.difference(&before) {
-                self.claims.insert((*address, Claimant::Node(name.clone())));
+                self.addresses.claim(*address, Claimant::Node(name.clone()));
             }
             let relabelled = nodes.get(name).map(|node| &node.labels) != world.nodes.get(name).map(|node| &node.labels);
             if relabelled || self.seen.local != world.local {
@@ -305,49 +323,56 @@ impl Identities {
     }
 
     fn changed_pools(&mut self, world: &World, dirty: &mut Dirty) {
-        let same_nodes = self.seen.nodes.ptr_eq(&world.nodes);
-        let same = same_nodes && self.seen.pools.ptr_eq(&world.pools) && self.seen.blocks.ptr_eq(&world.blocks);
-        if same {
-            return;
+        let (pools, nodes) = (std::mem::take(&mut self.seen.pools), &self.seen.nodes);
+        for (pool, add) in pools.diff(&world.pools).flat_map(old_and_new) {
+            self.pools.count(&pool.cidr, add);
         }
-        let ranges = world.pools.values().map(|pool| pool.cidr);
-        let mut pools: BTreeSet<IpNet> =
-            ranges.chain(world.nodes.values().flat_map(|node| node.pod_cidrs.clone())).collect();
-        // A claim outlives its pool; all others are inside theirs.
-        pools.extend(
-            world.blocks.iter().filter(|(_, block)| !world.pools.contains_key(&block.pool)).map(|(range, _)| *range),
-        );
-        for range in self.pools.symmetric_difference(&pools) {
-            self.around.count(range, pools.contains(range));
-            dirty.ranges.insert(*range);
+        for (node, add) in nodes.diff(&world.nodes).flat_map(old_and_new) {
+            node.pod_cidrs.iter().for_each(|range| self.pools.count(range, add));
         }
-        self.pools = pools;
+        if !pools.ptr_eq(&world.pools) || !self.seen.blocks.ptr_eq(&world.blocks) {
+            let is_orphan = |block: &Block| !world.pools.contains_key(&block.pool);
+            let orphans = world.blocks.iter().filter(|(_, block)| is_orphan(block)).map(|(range, _)| *range).collect();
+            for range in self.orphans.symmetric_difference(&orphans) {
+                self.pools.count(range, orphans.contains(range));
+            }
+            self.orphans = orphans;
+        }
+        // Addresses in them are whose they are.
+        let changed = self.pools.take_changed();
+        if !self.ranges.is_empty() {
+            dirty.ranges.extend(changed.iter().flat_map(|range| self.ranges_in(range)));
+        }
+        dirty.ranges.extend(changed);
     }
 
-    /// Everything listed that is inside a range that came or went.
-    fn inside(&self, range: &IpNet, dirty: &mut Dirty) {
-        dirty.ranges.insert(*range);
-        dirty.addresses.extend(self.addresses.range(range.network()..=range.broadcast()).map(|(address, _)| *address));
+    /// Every range inside this one, itself too.
+    fn ranges_in(&self, range: &IpNet) -> impl Iterator<Item = IpNet> {
         let whole = |address: IpAddr, length: u8| IpNet::new(address, length).expect("a length of its family");
         let first = whole(range.network(), range.prefix_len());
         let last = whole(range.broadcast(), range.max_prefix_len());
-        dirty.ranges.extend(self.ranges.range(first..=last).map(|(range, _)| *range));
+        self.ranges.range(first..=last).map(|(range, _)| *range)
     }
 
     /// None where nobody known has the address.
-    fn identity_of(&self, world: &World, mentions: &Mentions, address: IpAddr) -> Option<Identity> {
-        let mut claims = self.claims.range((address, Claimant::Node("".into()))..).take_while(|(of, _)| *of == address);
+    fn identity_of(
+        &self,
+        world: &World,
+        mentions: &Mentions,
+        address: IpAddr,
+        claimants: &Claimants,
+    ) -> Option<Identity> {
         let pod = |key: &str| match mentioned_workload(world, mentions, key) {
             Some(workload) => Traits { workload: Some(workload), ..Traits::of(Entity::Pod) },
             None => Traits::of(Entity::UnknownPod),
         };
-        let traits = match (self.attached.get(&address), claims.next(), claims.next()) {
-            (Some(key), ..) => pod(key),
-            (None, None, _) => return None,
+        let traits = match (self.attached.get(&address), claimants) {
+            (Some(key), _) => pod(key),
+            (None, Claimants::Nobody) => return None,
             // One of them is late: it is not known whose it is.
-            (None, Some(_), Some(_)) => Traits::of(Entity::UnknownPod),
-            (None, Some((_, Claimant::Pod(key))), None) => pod(key),
-            (None, Some((_, Claimant::Node(name))), None) => {
+            (None, Claimants::Several(_)) => Traits::of(Entity::UnknownPod),
+            (None, Claimants::One(Claimant::Pod(key))) => pod(key),
+            (None, Claimants::One(Claimant::Node(name))) => {
                 let entity = if *name == world.local { Entity::Host } else { Entity::RemoteNode };
                 let labels = world.nodes.get(name).map(|node| {
                     let known = node.labels.iter().map(|(key, value)| (key.as_str(), value.as_str()));
@@ -361,10 +386,11 @@ impl Identities {
 
     /// Of addresses that are in no smaller range; none where the range need not be listed.
     fn identity_around(&self, mentions: &Mentions, range: &IpNet) -> Option<Identity> {
-        if range.prefix_len() > 0 && !self.pools.contains(range) && !mentions.ranges.contains(range) {
+        let is_pool = self.pools.contains(range);
+        if range.prefix_len() > 0 && !is_pool && !mentions.ranges.contains(range) {
             return None;
         }
-        let in_pool = self.around.smallest_around(range).is_some();
+        let in_pool = is_pool || self.pools.smallest_around(range).is_some();
         let entity = if in_pool { Entity::UnknownPod } else { Entity::World };
         Some(Identity { traits: Traits::of(entity), range: mentions.ranges.smallest_around(range) })
     }
@@ -408,15 +434,6 @@ impl Identities {
                 self.named.remove(name);
             }
         }
-    }
-}
-
-/// What stays is not touched: whoever compares the maps must not find a difference.
-fn replace<K: Ord + Clone>(map: &mut OrdMap<K, u32>, key: K, before: Option<u32>, after: Option<u32>) {
-    match after {
-        Some(number) if before != after => drop(map.insert(key, number)),
-        None if before.is_some() => drop(map.remove(&key)),
-        _ => {}
     }
 }
 
@@ -464,6 +481,16 @@ fn changed_mentions(world: &World, mentions: &Mentions, dirty: &mut Dirty) {
             world.nodes.iter().filter(|(_, node)| node.labels.keys().any(|key| labels.contains(key.as_str())));
         affected.for_each(|(name, _)| dirty.addresses.extend(node_addresses(name, &world.nodes, &world.adverts)));
     }
+}
+
+/// What went, and what came.
+fn old_and_new<'a, K, V>(item: DiffItem<'a, 'a, K, V>) -> impl Iterator<Item = (&'a V, bool)> {
+    let (before, after) = match item {
+        DiffItem::Add(_, after) => (None, Some(after)),
+        DiffItem::Update { old: (_, before), new: (_, after) } => (Some(before), Some(after)),
+        DiffItem::Remove(_, before) => (Some(before), None),
+    };
+    before.map(|it| (it, false)).into_iter().chain(after.map(|it| (it, true)))
 }
 
 /// The pods of a namespace.

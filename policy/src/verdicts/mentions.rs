@@ -28,7 +28,7 @@ pub(super) struct Counts<K> {
     changed: BTreeSet<K>,
 }
 
-/// Ranges that are mentioned.
+/// Ranges, with how often each is counted in.
 #[derive(Default)]
 pub(super) struct Ranges {
     counts: Counts<IpNet>,
@@ -91,6 +91,11 @@ impl Ranges {
 
     pub(super) fn changed(&self) -> &BTreeSet<IpNet> {
         self.counts.changed()
+    }
+
+    /// Those that came or went since this was last called.
+    pub(super) fn take_changed(&mut self) -> BTreeSet<IpNet> {
+        std::mem::take(&mut self.counts.changed)
     }
 
     /// The smallest of them that holds all of a range.

@@ -22,6 +22,8 @@ use tartan_model::{Condition, Memo as Cache, ObjectId, PolicyText, World};
 mod classes;
 mod flatten;
 pub(crate) mod identities;
+mod known;
+mod listed;
 mod mentions;
 mod numbers;
 mod rows;
@@ -38,6 +40,7 @@ use crate::dialect::{self, Lowered};
 use crate::ir::{Direction, Policy, Program, Rank, RuleRef};
 use crate::walk::{Decision, Packet, Verdict};
 use identities::Identities;
+use listed::Listed;
 use mentions::Mentions;
 use numbers::Numbers;
 use selections::Selections;
@@ -53,11 +56,11 @@ pub struct Tables {
     /// Attachments of no pod are [`NAMELESS`](tartan_model::NAMELESS).
     pub subjects: OrdMap<Arc<str>, u32>,
     pub sets: OrdMap<u32, Arc<Set>>,
-    /// Addresses of known pods and nodes.
+    /// Addresses of known pods and nodes, if any rule of a set tells them apart from the range around them.
     pub addresses: OrdMap<IpAddr, u32>,
-    /// All others, by the smallest range around them.
+    /// All others, by the smallest range around them; of these, too, only what is told apart from the next wider one.
     pub ranges: OrdMap<IpNet, u32>,
-    /// What identities stand for.
+    /// What identities stand for, those of addresses and ranges that are not listed, too.
     pub identities: OrdMap<u32, Arc<Identity>>,
     /// What the rule numbers in words stand for.
     pub rules: OrdMap<u32, Arc<RuleRef>>,
@@ -88,22 +91,24 @@ pub struct Memo {
     identities: Identities,
     selections: Selections,
     sets: Sets,
+    listed: Listed,
     out: Out,
 }
 
 /// The tables for a world.
 pub fn plan<'a>(memo: &'a mut Memo, world: &World) -> &'a Out {
     memo.lower(world);
-    let changed = memo.identities.update(world, &memo.mentions);
+    let mut changed = memo.identities.update(world, &memo.mentions);
     memo.mentions.settle();
-    memo.selections.update(memo.identities.live(), &changed);
-    let Memo { rules, identities, selections, sets, out, .. } = memo;
-    sets.update(world, &out.program, rules, identities, selections, &changed);
+    memo.selections.update(memo.identities.live(), &changed.identities);
+    let Memo { mentions, rules, identities, selections, sets, listed, out, .. } = memo;
+    changed.identities.extend(sets.update(world, &out.program, rules, identities, selections, &changed.identities));
+    listed.update(identities, mentions, sets, &changed);
     out.tables = Tables {
         subjects: sets.subjects().clone(),
         sets: sets.sets().clone(),
-        addresses: identities.addresses().clone(),
-        ranges: identities.ranges().clone(),
+        addresses: listed.addresses().clone(),
+        ranges: listed.ranges().clone(),
         identities: identities.live().clone(),
         rules: rules.known().clone(),
     };
@@ -121,6 +126,7 @@ impl Default for Memo {
             identities: Identities::new(),
             selections: Selections::default(),
             sets: Sets::default(),
+            listed: Listed::default(),
             out: Out::default(),
         }
     }
@@ -130,6 +136,13 @@ impl Memo {
     /// What was planned last.
     pub fn last(&self) -> &Out {
         &self.out
+    }
+
+    /// The tables with all addresses of known pods and nodes and all ranges, whether anything tells them apart or not.
+    pub(crate) fn unabridged(&self) -> Tables {
+        let addresses = self.identities.addresses().iter().map(|(address, number)| (*address, number));
+        let ranges = self.identities.ranges().iter().map(|(range, number)| (*range, *number));
+        Tables { addresses: addresses.collect(), ranges: ranges.collect(), ..self.out.tables.clone() }
     }
 
     /// Notes what the kernel's maps hold, after each read and each acknowledged change: numbers of what is gone are free

@@ -10,7 +10,7 @@ use imbl::OrdMap;
 use imbl::ordmap::DiffItem;
 use tartan_model::{Labels, NAMELESS, Pod, World};
 
-use super::identities::{Identities, is_workload, workload};
+use super::identities::{ANY, Identities, is_workload, workload};
 use super::numbers::Numbers;
 use super::rows::{Compiled, Rows, Sources, Subject};
 use super::selections::Selections;
@@ -42,6 +42,8 @@ pub(super) struct Sets {
     all: BTreeMap<u32, State>,
     subjects: OrdMap<Arc<str>, u32>,
     sets: OrdMap<u32, Arc<Set>>,
+    /// How many rows of all sets are an identity's own.
+    own_rows: BTreeMap<u32, usize>,
     seen: Seen,
 }
 
@@ -78,6 +80,11 @@ impl Sets {
         &self.sets
     }
 
+    /// Whether any set treats the identity unlike [`ANY`].
+    pub(super) fn has_rows(&self, identity: u32) -> bool {
+        self.own_rows.contains_key(&identity)
+    }
+
     pub(super) fn held(&mut self, held: &BTreeSet<u32>) {
         self.numbers().held(held);
     }
@@ -86,7 +93,8 @@ impl Sets {
         self.numbers.get_or_insert_with(|| Numbers::new(1, u32::MAX))
     }
 
-    /// Brings everything up to date. `identities` are those of now, of which `changed` came or went since last time.
+    /// Brings everything up to date. `identities` are those of now, of which `changed` came or went since last time. Returns
+    /// those that have rows now and had none, or the other way round.
     pub(super) fn update(
         &mut self,
         world: &World,
@@ -95,11 +103,12 @@ impl Sets {
         identities: &Identities,
         selections: &mut Selections,
         changed: &BTreeSet<u32>,
-    ) {
+    ) -> BTreeSet<u32> {
         let before = std::mem::take(&mut self.seen.program);
         let policies = changed_policies(&before, program);
         let mut moving = self.changed_pods(world, program);
         self.reselect(&policies, &mut moving);
+        let all_before = self.sets.clone();
         let mut anew = self.assign(&moving, program);
         let touched: BTreeSet<&Rank> = policies.iter().map(|(rank, _)| *rank).collect();
         anew.extend(
@@ -130,6 +139,40 @@ impl Sets {
             selections.retain(&self.all.values().flat_map(each).collect());
         }
         self.seen = Seen { local: world.local.clone(), world: world.clone(), program: program.clone() };
+        self.count_rows(&all_before)
+    }
+
+    /// Identities that have rows and had none before, or the other way round.
+    fn count_rows(&mut self, before: &OrdMap<u32, Arc<Set>>) -> BTreeSet<u32> {
+        let mut counts: BTreeMap<u32, isize> = BTreeMap::new();
+        let nothing = Arc::default();
+        for item in before.diff(&self.sets) {
+            let (old, new): (&Arc<Set>, &Arc<Set>) = match item {
+                DiffItem::Add(_, new) => (&nothing, new),
+                DiffItem::Update { old: (_, old), new: (_, new) } => (old, new),
+                DiffItem::Remove(_, old) => (old, &nothing),
+            };
+            for (old, new) in [(&old.ingress, &new.ingress), (&old.egress, &new.egress)] {
+                for item in old.words.diff(&new.words) {
+                    match item {
+                        DiffItem::Add((number, _), _) => *counts.entry(*number).or_insert(0) += 1,
+                        DiffItem::Remove((number, _), _) => *counts.entry(*number).or_insert(0) -= 1,
+                        DiffItem::Update { .. } => {}
+                    }
+                }
+            }
+        }
+        counts.remove(&ANY);
+        counts.retain(|number, more| {
+            let had = self.own_rows.get(number).copied().unwrap_or(0);
+            let has = had.saturating_add_signed(*more);
+            match has {
+                0 => drop(self.own_rows.remove(number)),
+                _ => drop(self.own_rows.insert(*number, has)),
+            }
+            (had == 0) != (has == 0)
+        });
+        counts.into_keys().collect()
     }
 
     /// Pods of this node that are new, gone or not as they were.

@@ -238,8 +238,29 @@ fn packets() -> Vec<Packet> {
     packets
 }
 
+/// The slow way: what has to be listed, asked of each address and range.
+fn listed(all: &Tables) -> (OrdMap<IpAddr, u32>, OrdMap<IpNet, u32>) {
+    let has_rows = |number: u32| {
+        let rows = all.sets.values().flat_map(|set| [&set.ingress, &set.egress]);
+        rows.into_iter().any(|rows| rows.words.keys().any(|(of, _)| *of == number))
+    };
+    let is_around = |range: Option<IpNet>| {
+        let is_of_ranges = |it: &Identity| matches!(it.traits.entity, Entity::World | Entity::UnknownPod);
+        all.identities.iter().any(|(number, it)| it.range == range && is_of_ranges(it) && has_rows(*number))
+    };
+    let mentioned = |number: u32| all.identities[&number].range;
+    let of_range = |range: &IpNet, number: u32| {
+        let wider = range.supernet().and_then(|wider| all.identity_around(&wider));
+        range.prefix_len() == 0 || is_around(mentioned(number)) || wider.is_some_and(|it| is_around(mentioned(it)))
+    };
+    let addresses = all.addresses.iter().filter(|(_, it)| has_rows(**it) || is_around(mentioned(**it)));
+    let ranges = all.ranges.iter().filter(|(range, it)| of_range(range, **it));
+    (addresses.map(|(at, it)| (*at, *it)).collect(), ranges.map(|(at, it)| (*at, *it)).collect())
+}
+
 fn check(memo: &mut Memo, world: &World) {
     let tables = plan(memo, world).tables.clone();
+    assert_eq!((tables.addresses.clone(), tables.ranges.clone()), listed(&memo.unabridged()));
     for (pod, _) in world.pods.iter().filter(|(_, pod)| pod.node == world.local) {
         for own in world.pods[pod].addresses.iter().copied() {
             let subject = end(world, own);
@@ -284,14 +305,16 @@ fn attach(world: &mut World, pod: &str, address: &str) {
     });
 }
 
-/// What the tables make of an address, planned step by step and anew.
+/// Whose an address is, planned step by step and anew.
 fn who(memo: &mut Memo, world: &World, address: &str) -> (Entity, Option<String>) {
-    let look = |tables: &Tables| {
+    let look = |memo: &mut Memo| {
+        plan(memo, world);
+        let tables = memo.unabridged();
         let identity = tables.identities[&tables.identity(address.parse().unwrap())].clone();
         let app = identity.traits.workload.as_ref().and_then(|it| it.labels.to_map().get("app").cloned());
         (identity.traits.entity, app)
     };
-    let found = look(&plan(memo, world).tables);
+    let found = look(memo);
     let Memo { out, .. } = memo;
     let mut anew = Memo::default();
     exchange(
@@ -301,7 +324,7 @@ fn who(memo: &mut Memo, world: &World, address: &str) -> (Entity, Option<String>
         &[],
         &out.program.iter().map(|(r, p)| (r.clone(), p.clone())).collect::<Vec<_>>(),
     );
-    assert_eq!(found, look(&plan(&mut anew, world).tables), "{address}, planned anew");
+    assert_eq!(found, look(&mut anew), "{address}, planned anew");
     found
 }
 
@@ -356,6 +379,50 @@ fn what_a_change_cannot_reach_is_not_touched() {
     let after = plan(&mut memo, &world).tables.clone();
     assert!(same(&after, "a/p"));
     assert_eq!(after.subjects, before.subjects, "the set moves with its only pod");
+}
+
+#[test]
+fn what_no_rule_tells_apart_is_not_listed() {
+    let mut world = world();
+    let mut memo = Memo::default();
+    let lists = |memo: &mut Memo, world: &World| {
+        let tables = plan(memo, world).tables.clone();
+        assert_eq!((tables.addresses.clone(), tables.ranges.clone()), listed(&memo.unabridged()));
+        let texts = |all: Vec<String>| all.join(" ");
+        let addresses = texts(tables.addresses.keys().map(ToString::to_string).collect());
+        (addresses, texts(tables.ranges.keys().map(ToString::to_string).collect()))
+    };
+    let check = |memo: &mut Memo, world: &World, addresses: &str, ranges: &str| {
+        assert_eq!(lists(memo, world), (addresses.to_owned(), ranges.to_owned()));
+    };
+    let everything = "0.0.0.0/0 ::/0";
+    check(&mut memo, &world, "", everything);
+    // A policy for pods of other nodes, and one that is for one here and treats everybody alike.
+    lets_in(&mut memo, "app == 'z'", Selector::all());
+    lets_in(&mut memo, "app == 'x'", Selector::has("nobody"));
+    check(&mut memo, &world, "", everything);
+    let tier = "has(tier) && app == 'y'";
+    let rank = lets_in(&mut memo, tier, Selector::is_in("tier", ["y"]));
+    check(&mut memo, &world, "10.0.0.3 fd00::3", everything);
+    world.pods.insert("b/r".into(), pod("n2", 4, &[("tier", "y")], "sa", &[]));
+    world.pods.insert("b/s".into(), pod("n2", 5, &[("tier", "z")], "sa", &[]));
+    check(&mut memo, &world, "10.0.0.3 10.0.0.4 fd00::3 fd00::4", everything);
+    lets_in(&mut memo, tier, Selector::is_in("tier", ["z"]));
+    check(&mut memo, &world, "10.0.0.5 fd00::5", everything);
+    // All addresses of its family are in a range of which rules treat the rest as nobody else.
+    let outside = Term::that(Is::In(Nets {
+        blocks: vec![Block { cidr: "0.0.0.0/0".parse().unwrap(), except: Vec::new() }],
+        scope: Scope::Outside,
+    }));
+    let policy = memo.out.program[&rank].clone();
+    let mut rules = policy.ingress.clone().unwrap();
+    rules.rules[0].remote = Peers::OneOf(vec![Peer(vec![outside])]);
+    let other = Policy { ingress: Some(rules), ..Policy::clone(&policy) };
+    replace(&mut memo, Some((rank.clone(), policy)), Some((rank.clone(), other.clone().into())));
+    let v4 = "10.0.0.1 10.0.0.2 10.0.0.3 10.0.0.4 10.0.0.5 192.0.2.1 192.0.2.2";
+    check(&mut memo, &world, v4, "0.0.0.0/0 10.0.0.0/24 ::/0");
+    replace(&mut memo, Some((rank, other.into())), None);
+    check(&mut memo, &world, "", everything);
 }
 
 #[test]

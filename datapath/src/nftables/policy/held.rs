@@ -40,6 +40,12 @@ impl Mirrored {
     /// Numbers in the maps of the mirror as it is now.
     pub fn held(&mut self, mirror: &State) -> &Held {
         let before = std::mem::replace(&mut self.seen, mirror.clone());
+        if before.is_empty() {
+            for (key, entry) in mirror.whole() {
+                numbers(key, &entry.object).for_each(|(of, number)| self.count(of, number, true));
+            }
+            return &self.held;
+        }
         for key in before.differing_keys(mirror).filter(|key| key.is_whole()) {
             for (state, add) in [(&before, false), (mirror, true)] {
                 if let Some(entry) = state.get(key) {

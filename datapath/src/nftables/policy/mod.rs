@@ -110,8 +110,7 @@ impl Policy {
             (None, None) => self.begin(Generation(0)),
             (None, Some(there)) => {
                 self.begin(there);
-                let held = mirror.iter().filter(|(key, _)| key.is_whole()).count();
-                if held != self.state.len() || !mirror.holds_all(&self.state) {
+                if mirror.whole().count() != self.state.len() || !mirror.holds_all(&self.state) {
                     self.begin(there.next(None));
                 }
             }
