@@ -29,7 +29,7 @@ pub(crate) const CRATES: &[Crate] = &[
     krate("fabric",   "planner",     4000, &["model", "netstate"]),
     krate("policy",   "planner",     8000, &["api", "model"]),
     krate("datapath", "planner",     4000, &["model", "netstate", "policy"]),
-    krate("kernel",   "door",        12000, &["model", "netstate"]),
+    krate("kernel",   "door",        12500, &["model", "netstate"]),
     krate("store",    "door",        6000, &["api", "model", "netstate"]),
     krate("agent",    "program",     9500, &["api", "model", "netstate", "ipam", "fabric", "policy", "datapath", "kernel", "store"]),
     krate("cli",      "program",     3500, &["api", "model", "policy", "kernel", "store", "agent", "lab"]),
