@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use tartan_model::{Acknowledged, Condition, World};
 
+use crate::LocalNode;
 use crate::census::Census;
 use crate::peer::PeerState;
 
@@ -44,7 +45,13 @@ struct Missed<'a> {
 
 /// Where this node stands. Peers that cannot be reached as things are configured have conditions of their own, and those
 /// that are not live or cannot acknowledge keep nobody waiting.
-pub(crate) fn plan(world: &World, peers: &BTreeMap<Arc<str>, Box<PeerState>>, census: &Census, now: Instant) -> Join {
+pub(crate) fn plan(
+    world: &World,
+    node: &LocalNode,
+    peers: &BTreeMap<Arc<str>, Box<PeerState>>,
+    census: &Census,
+    now: Instant,
+) -> Join {
     if has_joined(world) {
         return Join { open: true, ..Join::default() };
     }
@@ -52,7 +59,7 @@ pub(crate) fn plan(world: &World, peers: &BTreeMap<Arc<str>, Box<PeerState>>, ce
     let (Some(up_since), Some(heard_since)) = (world.up_since, world.leases_from) else {
         return Join { joining: true, ..Join::default() };
     };
-    let missed = missed(world, peers, census);
+    let missed = missed(world, node, peers, census);
     if world.kernel_is_settled() && missed.unreached.is_empty() && missed.are_few() {
         return Join { open: true, ..Join::default() };
     }
@@ -66,16 +73,21 @@ pub(crate) fn plan(world: &World, peers: &BTreeMap<Arc<str>, Box<PeerState>>, ce
     }
 }
 
-/// The words of joining peers that this node acts on.
+/// The words of joining peers that this node acts on, as far as it can: one that it cannot reach as things are configured
+/// has a condition of its own, and keeps nobody waiting.
 pub(crate) fn acknowledged(
     world: &World,
+    node: &LocalNode,
     peers: &BTreeMap<Arc<str>, Box<PeerState>>,
     census: &Census,
 ) -> Vec<Acknowledged> {
-    let reached = |name: &&Arc<str>| peers.get(*name).is_some_and(|peer| peer.is_reached(&world.programmed.mirror));
+    let acted = |name: &&Arc<str>| {
+        let mirror = &world.programmed.mirror;
+        peers.get(*name).is_some_and(|peer| peer.is_reached(node, mirror) || !peer.conditions.is_empty())
+    };
     let word =
         |name: &Arc<str>| Some(Acknowledged { node: name.clone(), edition: census.peers.get(name)?.advert.edition });
-    census.joining.iter().filter(reached).filter_map(word).collect()
+    census.joining.iter().filter(acted).filter_map(word).collect()
 }
 
 fn has_joined(world: &World) -> bool {
@@ -85,11 +97,16 @@ fn has_joined(world: &World) -> bool {
     last.is_some_and(|word| !word.joining && uid == Some(&word.node_uid))
 }
 
-fn missed<'a>(world: &World, peers: &'a BTreeMap<Arc<str>, Box<PeerState>>, census: &Census) -> Missed<'a> {
+fn missed<'a>(
+    world: &World,
+    node: &LocalNode,
+    peers: &'a BTreeMap<Arc<str>, Box<PeerState>>,
+    census: &Census,
+) -> Missed<'a> {
     let edition = world.said.as_ref().map(|said| said.last.edition);
     let mut missed = Missed::default();
     for (name, peer) in peers.iter().filter(|(_, peer)| peer.live && peer.conditions.is_empty()) {
-        if !peer.is_reached(&world.programmed.mirror) {
+        if !peer.is_reached(node, &world.programmed.mirror) {
             missed.unreached.push(name);
         }
         let Some(advert) = census.peers.get(name).map(|member| &member.advert) else { continue };

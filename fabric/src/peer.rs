@@ -206,10 +206,12 @@ impl PeerState {
         !self.leaving.is_empty() || self.choices.iter().any(wrong)
     }
 
-    /// Whether packets to all its ranges go their way, as the kernel was read or acknowledged to hold.
-    pub(crate) fn is_reached(&self, mirror: &State) -> bool {
+    /// Whether packets to all its ranges of which family this node has pods go their way, as the kernel was read or
+    /// acknowledged to hold.
+    pub(crate) fn is_reached(&self, node: &LocalNode, mirror: &State) -> bool {
         let served = |family| self.choices.get(family).is_some_and(|choice| choice.used.is_some());
-        self.blocks.iter().all(|block| served(Family::of_net(block))) && self.part.is_in(mirror)
+        let missed = |family| node.fabric_addresses.get(family).is_some() && !served(family);
+        !self.blocks.iter().any(|block| missed(Family::of_net(block))) && self.part.is_in(mirror)
     }
 
     /// Every instance that packets to this peer may take, now or soon.

@@ -306,6 +306,14 @@ fn check_there_and_back(skew: u64, trouble: impl Fn(&mut Cluster)) {
 }
 
 #[test]
+fn a_node_joins_though_peers_without_pods_of_its_family_cannot_reach_its_own() {
+    let shape = |pods| Shape { underlay: &BOTH[..1], pods, site: 0 };
+    let shapes = [&BOTH[..1], &BOTH[..1], &BOTH[..1], &BOTH[1..]].map(shape);
+    let host_gw = config(FabricMode::HostGw, 1, 8472, false);
+    simulate(0, Delays { word: 100, write: 100, kernel: 100 }, host_gw, &shapes, &[(0, Event::Join(3))]);
+}
+
+#[test]
 fn there_and_back_at_any_skew() {
     for skew in [0, 3_000, 10_000] {
         check_there_and_back(skew, |_| {});
