@@ -35,7 +35,10 @@ fn lost(mirror: &State, scope: &Scope, read: &State) -> Vec<Key> {
         Scope::Link(link) => mirror.on_link(&Netns::Host, link).filter(is_lost).cloned().collect(),
         Scope::Pod { ns, .. } => mirror.in_netns(&ns.clone().into()).filter(is_lost).cloned().collect(),
         Scope::Sysctls(keys) => keys.iter().filter(is_lost).cloned().collect(),
-        _ => mirror.iter().map(|(key, _)| key).filter(is_lost).cloned().collect(),
+        _ => {
+            let covered = mirror.iter().filter(|(key, entry)| scope.covers(key, &entry.object));
+            covered.map(|(key, _)| key).filter(|key| read.get(key).is_none()).cloned().collect()
+        }
     }
 }
 

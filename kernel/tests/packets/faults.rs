@@ -1,5 +1,5 @@
-//! Faults, made on purpose, that the packets must show: each takes what policy wanted and what it wants, and gives what the
-//! node is told to want instead, one after the other.
+//! Faults, made on purpose, that the packets must show: each takes what of policy the node was told to want last and what policy
+//! wants, and gives what the node is told to want instead, one after the other.
 
 use tartan_netstate::nft::Chain;
 use tartan_netstate::{Entry, Key, Object, State};

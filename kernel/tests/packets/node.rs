@@ -34,8 +34,9 @@ pub(crate) struct Node {
     wanted: State,
     /// What is wanted after that.
     next: VecDeque<State>,
-    /// What policy wanted last.
+    /// What policy wanted last, and what of it the node was told to want.
     policy: State,
+    told: State,
 }
 
 #[derive(Default)]
@@ -57,7 +58,7 @@ impl Node {
         });
         let station = Station::in_the_stack(&netns);
         let (planners, world, wanted) = (Planners::default(), World::default(), State::new());
-        let (next, policy) = (VecDeque::new(), State::new());
+        let (next, policy, told) = (VecDeque::new(), State::new(), State::new());
         Node {
             handle,
             reports,
@@ -72,6 +73,7 @@ impl Node {
             wanted,
             next,
             policy,
+            told,
         }
     }
 
@@ -120,12 +122,13 @@ impl Node {
         layers.set(1, nat.plan(&self.world, &translation()));
         let before = std::mem::replace(&mut self.policy, policy.clone());
         let steps = match self.fault {
-            Some(fault) if before.differing_keys(&policy).next().is_some() => fault(&before, &policy),
+            Some(fault) if before.differing_keys(&policy).next().is_some() => fault(&self.told, &policy),
             Some(_) => Vec::new(),
             None => vec![policy],
         };
         for step in steps {
             layers.set(2, &step);
+            self.told = step;
             self.next.push_back(layers.merged().clone());
         }
         if let Some(first) = self.next.pop_front() {
