@@ -8,7 +8,7 @@ use std::fs;
 use std::net::IpAddr;
 use std::time::{Duration, Instant, SystemTime};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::json;
 use tartan_lab::probe::{LoadReport, Talk, Transport, wait_for};
 use tartan_lab::{Echo, Endpoint, Family, Signals};
@@ -85,17 +85,20 @@ fn mib(status: &str, field: &str) -> Option<f64> {
     Some(kib.parse::<f64>().ok()? / 1024.0)
 }
 
-/// To the release before and back.
+/// To the release before and back. Each must have pods that come then reached by those of before.
 fn rolls(cluster: &Cluster) -> Result<()> {
     let talking = pods::endpoints(cluster, &TALKING)?;
     let (now, before) = (tartan::manifest(cluster)?, tartan::previous_manifest(cluster)?);
-    for (name, manifest) in [("downgrade.lost", before), ("upgrade.lost", now)] {
+    for (name, manifest, pod) in [("downgrade.lost", before, "downgraded"), ("upgrade.lost", now, "upgraded")] {
         let mut out_of_service = 0;
         let report = life::through(&talking, |_| {
             out_of_service = life::roll(cluster, &["apply", "--filename", &manifest])?;
             Ok(())
         })?;
         println!("# kube.{name}: {out_of_service} nodes went out of service meanwhile");
+        pods::run(cluster, vec![pods::pod(pod, "n2")])?;
+        let [new] = &pods::endpoints(cluster, &[pod])?[..] else { bail!("one pod was asked for") };
+        ensure!(talking.iter().all(|pod| pods::answers(pod, new)), "pod {pod} is not reached by all");
         lost(name, &report);
     }
     Ok(())
