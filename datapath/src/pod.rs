@@ -112,7 +112,7 @@ fn host_end(attachment: &Attachment, common: Common, add: &mut impl FnMut(Key, O
         up: true,
     };
     add(Key::Link { ns: ns.clone(), link: link.clone() }, Object::Link(made.into()));
-    limit(&ns, &link, attachment.limits.to_pod, common, add);
+    limit(&ns, &link, attachment.limits.as_ref().and_then(|it| it.to_pod), common, add);
     let ipv6 = common.ipv6.then_some(("ipv6/accept_ra", "0"));
     for (name, value) in [("ipv4/rp_filter", "1")].into_iter().chain(ipv6) {
         add(Key::LinkSysctl { ns: ns.clone(), link: link.clone(), name: name.into() }, Object::Sysctl(value.into()));
@@ -131,7 +131,7 @@ fn pod_end(attachment: &Attachment, common: Common, add: &mut impl FnMut(Key, Ob
     let link = pod_link(attachment);
     let made = Link { kind: LinkKind::VethPeer, mac: attachment.mac, mtu: common.mtu.link, group: 0, up: true };
     add(Key::Link { ns: ns.clone(), link: link.clone() }, Object::Link(made.into()));
-    limit(&ns, &link, attachment.limits.from_pod, common, add);
+    limit(&ns, &link, attachment.limits.as_ref().and_then(|it| it.from_pod), common, add);
     if *attachment.ifname != *FIRST_INTERFACE {
         // Loose: by its routes, the way back is the first interface's.
         let key = Key::LinkSysctl { ns: ns.clone(), link: link.clone(), name: "ipv4/rp_filter".into() };

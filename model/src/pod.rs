@@ -22,7 +22,8 @@ pub struct Attachment {
     pub addresses: PerFamily<IpAddr>,
     pub mac: Mac,
     pub ports: Vec<PortMapping>,
-    pub limits: Limits,
+    /// Few pods have any.
+    pub limits: Option<Box<Limits>>,
     /// The runtime was told that it worked.
     pub answered: bool,
 }

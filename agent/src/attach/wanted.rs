@@ -16,7 +16,7 @@ pub(super) struct Wanted {
     pub(super) addresses: PerFamily<IpAddr>,
     pub(super) mac: Option<Mac>,
     pub(super) ports: Vec<PortMapping>,
-    pub(super) limits: Limits,
+    pub(super) limits: Option<Box<Limits>>,
 }
 
 impl Wanted {
@@ -87,7 +87,7 @@ fn mac(asked: Option<&str>) -> Result<Option<Mac>, CniError> {
     Ok(Some(mac))
 }
 
-fn limits(asked: &cni::Bandwidth) -> Result<Limits, CniError> {
+fn limits(asked: &cni::Bandwidth) -> Result<Option<Box<Limits>>, CniError> {
     let limit = |way: &str, rate_bits: u64, burst_bits: u64| match (rate_bits, burst_bits) {
         (0, 0) => Ok(None),
         (0, burst) => {
@@ -100,10 +100,11 @@ fn limits(asked: &cni::Bandwidth) -> Result<Limits, CniError> {
         }
         _ => Ok(Some(Limit { rate_bits, burst_bits })),
     };
-    Ok(Limits {
+    let limits = Limits {
         to_pod: limit("ingress", asked.ingress_rate, asked.ingress_burst)?,
         from_pod: limit("egress", asked.egress_rate, asked.egress_burst)?,
-    })
+    };
+    Ok((limits != Limits::default()).then(|| limits.into()))
 }
 
 fn ports(config: &cni::RuntimeConfig) -> Result<Vec<PortMapping>, CniError> {

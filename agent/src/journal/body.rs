@@ -123,7 +123,7 @@ impl From<&Attachment> for Pod {
             addresses: addresses.iter().map(|(_, address)| *address).collect(),
             mac: mac.0,
             ports: ports.into_iter().map(Port::from).collect(),
-            limits: (limits != Limits::default()).then(|| limits.into()),
+            limits: limits.map(|limits| PodLimits::from(*limits)),
             answered,
         }
     }
@@ -142,7 +142,7 @@ impl From<Pod> for Attachment {
             addresses: PerFamily::first_of(addresses),
             mac: Mac(mac),
             ports: ports.into_iter().map(PortMapping::from).collect(),
-            limits: limits.map(Limits::from).unwrap_or_default(),
+            limits: limits.map(|limits| Limits::from(limits).into()),
             answered,
         }
     }

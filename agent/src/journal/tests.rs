@@ -306,7 +306,7 @@ proptest! {
 fn only_a_journal_with_a_limited_pod_has_the_format_that_older_builds_refuse() {
     let dir = Dir::new();
     let limit = Some(Limit { rate_bits: 8000, burst_bits: 0 });
-    let limited = Attachment { limits: Limits { to_pod: limit, from_pod: None }, ..pod(2) };
+    let limited = Attachment { limits: Some(Limits { to_pod: limit, from_pod: None }.into()), ..pod(2) };
     let format = || {
         let bytes = fs::read(dir.journal()).unwrap();
         let frame::Header::Whole { format, .. } = frame::header(&bytes, &dir.journal()).unwrap() else { panic!() };

@@ -20,7 +20,7 @@ struct Network {
 #[rustfmt::skip]
 const NETWORKS: &[Network] = &[
     Network { name: "Flannel",     programs: &["flanneld"],                  links: &["flannel", "cni0"],                chains: &["FLANNEL-"] },
-    Network { name: "Calico",      programs: &["calico-node", "calico-felix"], links: &["cali", "vxlan.calico", "vxlan-v6.calico", "wireguard.cali"], chains: &["cali-", "cali"] },
+    Network { name: "Calico",      programs: &["calico-node", "calico-felix"], links: &["cali", "vxlan.calico", "vxlan-v6.calico", "wireguard.cali"], chains: &["cali"] },
     Network { name: "Cilium",      programs: &["cilium-agent"],              links: &["cilium_", "lxc_health"],          chains: &["CILIUM_", "OLD_CILIUM_"] },
     Network { name: "Weave Net",   programs: &["weaver"],                    links: &["weave", "vethwe", "datapath"],    chains: &["WEAVE"] },
     Network { name: "kube-router", programs: &["kube-router"],               links: &["kube-bridge", "kube-dummy-if"],   chains: &["KUBE-ROUTER", "KUBE-POD-FW-", "KUBE-NWPLCY-"] },

@@ -238,7 +238,7 @@ fn other_networks() {
             it.chains = vec![chain("FLANNEL-FWD", false), chain("cali-FORWARD", false), chain("KUBE-SERVICES", false)];
         },
         &[
-            "Warning leftovers: chains of Calico are left|cali-FORWARD|grep -v 'cali-",
+            "Warning leftovers: chains of Calico are left|cali-FORWARD|grep -v 'cali'",
             "Warning leftovers: chains of Flannel are left|FLANNEL-FWD",
             "Warning leftovers: links of Flannel are left: flannel.1, cni0|ip link delete",
         ],

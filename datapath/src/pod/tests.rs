@@ -133,7 +133,7 @@ fn each_end_limits_what_it_sends() {
         (Limits { to_pod: Some(to_pod), from_pod: Some(from_pod) }, vec![(false, to_pod), (true, from_pod)]),
     ] {
         let mut world = world(&[], true);
-        world.attach(Attachment { limits, ..attachment("eth0", 2) });
+        world.attach(Attachment { limits: Some(limits.into()), ..attachment("eth0", 2) });
         let state = self::wanted(&world);
         let found: Vec<_> = state.iter().filter(|(key, _)| matches!(key, Key::Qdisc { .. })).collect();
         assert_eq!(found.len(), wanted.len());
