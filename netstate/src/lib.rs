@@ -25,5 +25,5 @@ pub use link::{Link, LinkKind, LinkName, Mac, VxlanParams, stable_hash};
 pub use neigh::{Fdb, Neigh};
 pub use netns::{Netns, PodNetns};
 pub use part::Part;
-pub use route::{Route, RouteKind, Rule, Scope};
+pub use route::{Encap, Route, RouteKind, Rule, Scope};
 pub use state::{Conflict, Entry, Key, Object, Owner, State};
