@@ -31,7 +31,7 @@ pub(crate) const CRATES: &[Crate] = &[
     krate("datapath", "planner",     4000, &["model", "netstate", "policy"]),
     krate("kernel",   "door",        11500, &["model", "netstate"]),
     krate("store",    "door",        5200, &["api", "model", "netstate"]),
-    krate("agent",    "program",     8000, &["api", "model", "netstate", "ipam", "fabric", "policy", "datapath", "kernel", "store"]),
+    krate("agent",    "program",     8200, &["api", "model", "netstate", "ipam", "fabric", "policy", "datapath", "kernel", "store"]),
     krate("cli",      "program",     3000, &["api", "model", "policy", "store", "agent", "lab"]),
     krate("cni",      "program",     1500, &["api"]),
     krate("lab",      "development", 8500, &["api"]),
