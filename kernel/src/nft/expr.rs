@@ -50,6 +50,7 @@ fn name(expression: &Expr) -> &'static str {
         Expr::FibType { .. } => "fib",
         Expr::Ct { .. } | Expr::SetCtMark { .. } => "ct",
         Expr::Immediate { .. } | Expr::Verdict(_) => "immediate",
+        Expr::Notrack => "notrack",
         Expr::Counter => "counter",
         Expr::Limit { .. } => "limit",
         Expr::Log { .. } => "log",
@@ -112,6 +113,7 @@ fn body(data: &mut Attrs, expression: &Expr) {
             data.u32(1, reg(*dreg));
             value(data, 2, constant);
         }
+        Expr::Notrack => {}
         Expr::Counter => {
             data.u64(1, 0).u64(2, 0);
         }
