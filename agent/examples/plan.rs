@@ -4,16 +4,18 @@
 //! and plans after another node said something new (planning and diff).
 #![allow(clippy::print_stdout, reason = "its output is its product")]
 
-use std::net::{IpAddr, Ipv4Addr};
+#[path = "shared/cluster.rs"]
+mod cluster;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use ipnet::IpNet;
+use cluster::{Peer, ip, node, put};
 use tartan_agent::plan::{Plan, Planners};
 use tartan_model::{
-    Advert, Attachment, DefaultRoute, Endpoint, Features, Host, HostLink, Kind, Labels, Namespace, Node, Object,
-    ObjectId, PerFamily, Pod, Programmed, StoreEvent, World,
+    Attachment, DefaultRoute, Features, Host, HostLink, Kind, Labels, Namespace, Object, ObjectId, PerFamily, Pod,
+    Programmed, StoreEvent, World,
 };
 use tartan_netstate::{Mac, PodNetns, State, diff};
 
@@ -123,10 +125,6 @@ fn world(now: Instant) -> World {
     world
 }
 
-fn put(id: ObjectId, object: Object) -> StoreEvent {
-    StoreEvent::Put(id, object, 1.into())
-}
-
 fn host() -> Host {
     let uplink = HostLink {
         name: "eth0".into(),
@@ -139,19 +137,6 @@ fn host() -> Host {
     };
     let default = DefaultRoute { v6: false, link: "eth0".into(), via: Some(ip(172, 30, 0, 254)), metric: 0 };
     Host { links: vec![uplink], default_routes: vec![default], ..Host::default() }
-}
-
-fn node(name: &str, address: &str, ranges: &[&str]) -> Node {
-    Node {
-        name: name.into(),
-        uid: format!("uid of {name}").into(),
-        internal_ips: vec![address.parse().expect("an address")],
-        external_ips: Vec::new(),
-        pod_cidrs: ranges.iter().map(|range| range.parse().expect("a prefix")).collect(),
-        labels: Default::default(),
-        annotations: Default::default(),
-        placement: Default::default(),
-    }
 }
 
 fn attachment(number: u8) -> Attachment {
@@ -184,63 +169,5 @@ fn pod(attachment: &Attachment) -> Pod {
         ports: Box::default(),
         host_network: false,
         finished: false,
-    }
-}
-
-fn ip(a: u8, b: u8, c: u8, d: u8) -> IpAddr {
-    Ipv4Addr::new(a, b, c, d).into()
-}
-
-/// A node elsewhere.
-struct Peer {
-    number: u16,
-    /// How often it moved to another address.
-    generation: u8,
-}
-
-impl Peer {
-    fn name(&self) -> Arc<str> {
-        format!("p{}", self.number).into()
-    }
-
-    fn object_id(&self) -> ObjectId {
-        ObjectId { kind: Kind::NodeNetwork, name: self.name() }
-    }
-
-    fn ranges(&self) -> [String; 2] {
-        let [high, low] = self.number.to_be_bytes();
-        [format!("10.{}.{low}.0/24", 128 + high), format!("fd00:20:{:x}::/64", self.number)]
-    }
-
-    fn address(&self) -> IpAddr {
-        let [high, low] = self.number.to_be_bytes();
-        ip(172, 29 - self.generation, high, low)
-    }
-
-    fn node(&self) -> Node {
-        let ranges = self.ranges();
-        node(&self.name(), &self.address().to_string(), &[&ranges[0], &ranges[1]])
-    }
-
-    fn advert(&self) -> Advert {
-        let [high, low] = self.number.to_be_bytes();
-        let instance: Arc<str> = "vxlan/ipv4/vni1/port8472".into();
-        let mac = Mac([2, 29, 0, self.generation, high, low]);
-        let blocks: Vec<IpNet> = self.ranges().iter().map(|range| range.parse().expect("a prefix")).collect();
-        let fabric_address = |block: &IpNet| Some(block.addr());
-        Advert {
-            node: self.name(),
-            node_uid: format!("uid of {}", self.name()).into(),
-            addresses: PerFamily { v4: Some(self.address()), v6: None },
-            fabric_addresses: PerFamily { v4: fabric_address(&blocks[0]), v6: fabric_address(&blocks[1]) },
-            blocks,
-            mtu: 1450,
-            accepts: vec![Endpoint { instance: instance.clone(), address: self.address(), mac: Some(mac) }],
-            sends: vec![instance],
-            joining: false,
-            acknowledges: None,
-            edition: 1 + u64::from(self.generation),
-            heartbeat: 1,
-        }
     }
 }

@@ -3,24 +3,22 @@
 //!
 //! Prints a line of milliseconds for each question: a policy, one pod's labels, a new pod elsewhere. Each is from World
 //! being told to the report that the kernel has it.
-#![allow(clippy::print_stdout, reason = "its output is its product")]
+
+#[path = "shared/small.rs"]
+mod small;
 
 use std::fs::File;
 use std::net::IpAddr;
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::MetadataExt as _;
-use std::sync::mpsc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::Result;
 use nix::sched::{CloneFlags, unshare};
-use tartan_agent::plan::{Plan, Planners};
-use tartan_kernel::Kernel as _;
-use tartan_kernel::linux::Linux;
-use tartan_kernel::thread::{Applied, Handle, spawn};
+use small::Small;
 use tartan_model::{
-    Attachment, Kind, Labels, Namespace, Node, Object, ObjectId, PerFamily, Pod, PolicyText, Programmed, Revision,
-    StoreEvent, World,
+    Attachment, Kind, Labels, Namespace, Node, Object, ObjectId, PerFamily, Pod, PolicyText, Revision, StoreEvent,
+    World,
 };
 use tartan_netstate::{Mac, PodNetns};
 
@@ -34,10 +32,10 @@ const POLICIES: u32 = 10;
 const LOCAL: u32 = 100;
 const RUNS: u32 = 200;
 const LOCAL_NODE: &str = "n0";
+const ADDRESS: &str = "192.0.2.1/24";
 
 fn main() -> Result<()> {
-    unshare(CloneFlags::CLONE_NEWNET).context("a network namespace of its own (this needs root)")?;
-    uplink()?;
+    small::isolate(ADDRESS)?;
     let mut bench = Bench::start()?;
     bench.measure(|run| policy(run % LOCAL, run % POLICIES, 8_000 + run))?;
     bench.measure(|run| pod(run % LOCAL, 0, &format!("app{}", run % DEPLOYMENTS)))?;
@@ -46,42 +44,29 @@ fn main() -> Result<()> {
 
 /// The loop in small, and what it needs.
 struct Bench {
-    world: World,
-    planners: Planners,
-    kernel: Handle,
-    reports: mpsc::Receiver<Applied>,
-    generation: u64,
+    small: Small,
     /// Namespaces of the pods here, for as long as this runs.
     _netns: Vec<File>,
 }
 
 impl Bench {
     fn start() -> Result<Bench> {
-        let mut linux = Linux::open()?;
-        let mut world = World::new(LOCAL_NODE.into(), linux.features());
-        fill(&mut world);
         let mut netns = Vec::new();
-        for namespace in 0..LOCAL {
-            let file = new_netns()?;
-            world.attach(attachment(namespace, &file)?);
-            netns.push(file);
-        }
-        let (report, reports) = mpsc::channel();
-        let kernel = spawn(Box::new(linux), move |applied| {
-            // Nobody listens any more once this ends.
-            let _ended = report.send(applied);
+        let small = Small::start(ADDRESS, |features| {
+            let mut world = World::new(LOCAL_NODE.into(), features);
+            fill(&mut world);
+            for namespace in 0..LOCAL {
+                let file = new_netns()?;
+                world.attach(attachment(namespace, &file)?);
+                netns.push(file);
+            }
+            Ok(world)
         })?;
-        let planners = Planners::default();
-        let mut bench = Bench { world, planners, kernel, reports, generation: 0, _netns: netns };
-        let first = bench.reports.recv()?;
-        bench.hear(first);
+        let mut bench = Bench { small, _netns: netns };
         let began = Instant::now();
-        bench.plan_and_wait()?;
-        eprintln!(
-            "everything in the kernel after {:?}: {} objects",
-            began.elapsed(),
-            bench.world.programmed.mirror.len()
-        );
+        bench.small.plan_and_wait(false)?;
+        let objects = bench.small.world.programmed.mirror.len();
+        eprintln!("everything in the kernel after {:?}: {objects} objects", began.elapsed());
         Ok(bench)
     }
 
@@ -91,52 +76,13 @@ impl Bench {
         for run in 0..RUNS {
             let word = word(run);
             let began = Instant::now();
-            self.world.store(word, began);
-            self.plan_and_wait()?;
+            self.small.world.store(word, began);
+            self.small.plan_and_wait(false)?;
             times.push(began.elapsed());
         }
-        println!("{}", times.iter().map(|time| (time.as_secs_f64() * 1e3).to_string()).collect::<Vec<_>>().join(" "));
+        small::print(&times);
         Ok(())
     }
-
-    fn plan_and_wait(&mut self) -> Result<()> {
-        let Plan { state, .. } = self.planners.plan(&self.world, Instant::now());
-        self.generation += 1;
-        self.kernel.want(self.generation, state.context("the World is whole")?);
-        self.world.asked = self.generation;
-        while self.world.programmed.pods_generation < self.generation {
-            let applied = self.reports.recv_timeout(Duration::from_secs(60)).context("the kernel thread is silent")?;
-            self.hear(applied);
-        }
-        ensure!(self.world.programmed.failures.is_empty(), "refused: {:?}", self.world.programmed.failures);
-        Ok(())
-    }
-
-    fn hear(&mut self, applied: Applied) {
-        let programmed = Programmed {
-            generation: applied.generation,
-            pods_generation: applied.pods_generation,
-            mirror: applied.mirror,
-            failures: applied.failures.iter().map(failed).collect(),
-            read: true,
-            ..Programmed::default()
-        };
-        self.world.programmed(programmed, applied.host, Instant::now());
-    }
-}
-
-fn failed(failure: &tartan_kernel::Failure) -> tartan_model::Failed {
-    let error = failure.error.to_string().into();
-    tartan_model::Failed { key: failure.key.clone(), owner: failure.owner.clone(), error, netns_gone: false }
-}
-
-/// The node's address is on a link, as on any node.
-fn uplink() -> Result<()> {
-    for line in ["link add eth0 type veth peer name far", "addr add 192.0.2.1/24 dev eth0", "link set eth0 up"] {
-        let status = std::process::Command::new("ip").args(line.split(' ')).status()?;
-        ensure!(status.success(), "ip {line}: {status}");
-    }
-    Ok(())
 }
 
 /// A namespace that lives as long as the file.

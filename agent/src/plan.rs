@@ -87,6 +87,7 @@ impl Planners {
             cluster_ranges: self.ranges.of(world).to_vec(),
             non_masquerade: world.config.non_masquerade.clone(),
             masquerade: world.config.masquerade,
+            vxlan_port: world.config.vxlan.port,
         };
         self.layers.set(0, &fabric.state);
         self.layers.set(1, pods);

@@ -54,8 +54,16 @@ fn blame(world: &World, owner: &Owner) -> (String, &'static str, &'static str) {
             let fix = "look at this node's own addresses and routes (`ip address`, `ip route get` to that node): its pods cannot be reached from here";
             (format!("Node/{node}"), "", fix)
         }
-        Owner::Fabric(_) => {
-            let fix = "load the kernel module that the fabric needs, or choose another fabric";
+        Owner::Fabric(instance) => {
+            let fix = match instance.split_once('/') {
+                Some(("ipip", "ipv4")) => {
+                    "load the kernel modules that the fabric needs (`modprobe -a ipip sit`), or choose another fabric"
+                }
+                Some(("ipip", _)) => {
+                    "load the kernel module that the fabric needs (`modprobe ip6_tunnel`), or choose another fabric"
+                }
+                _ => "load the kernel module that the fabric needs (`modprobe vxlan`), or choose another fabric",
+            };
             ("NetworkConfig/default".into(), "spec.fabric", fix)
         }
         Owner::Policy => {

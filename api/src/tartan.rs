@@ -21,12 +21,15 @@ pub type NetworkConfig = Envelope<NetworkConfigSpec>;
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct NetworkConfigSpec {
-    /// `vxlan` or `host-gw`.
+    /// `vxlan`, `ipip`, `host-gw`, or `none`, which leaves the way to other nodes to somebody else.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(test, schemars(extend("enum" = ["vxlan", "host-gw"])))]
+    #[cfg_attr(test, schemars(extend("enum" = ["vxlan", "ipip", "host-gw", "none"])))]
     pub fabric: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vxlan: Option<VxlanSpec>,
+    /// Peers on one of this node's links are reached without encapsulation, whatever the fabric.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cross_subnet: Option<bool>,
     /// `auto`, `ipv4` or `ipv6`: the family of packets between nodes.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[cfg_attr(test, schemars(extend("enum" = ["auto", "ipv4", "ipv6"])))]
@@ -75,9 +78,6 @@ pub struct VxlanSpec {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[cfg_attr(test, schemars(range(min = 1, max = 65535)))]
     pub port: Option<u16>,
-    /// Peers on one of this node's links are reached without encapsulation.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub direct_routing: Option<bool>,
 }
 
 /// How a node finds the address it tells its peers; the first that is set counts.

@@ -106,7 +106,7 @@ fn host_end(attachment: &Attachment, common: Common, add: &mut impl FnMut(Key, O
     let link = host_link(&attachment.id);
     let made = Link {
         kind: LinkKind::Veth { peer: Netns::from(attachment.netns.clone()), peer_name: pod_link(attachment) },
-        mac: host_mac(&attachment.id),
+        mac: Some(host_mac(&attachment.id)),
         mtu: common.mtu.link,
         group: POD_LINK_GROUP,
         up: true,
@@ -129,7 +129,7 @@ fn host_end(attachment: &Attachment, common: Common, add: &mut impl FnMut(Key, O
 fn pod_end(attachment: &Attachment, common: Common, add: &mut impl FnMut(Key, Object)) {
     let ns = Netns::from(attachment.netns.clone());
     let link = pod_link(attachment);
-    let made = Link { kind: LinkKind::VethPeer, mac: attachment.mac, mtu: common.mtu.link, group: 0, up: true };
+    let made = Link { kind: LinkKind::VethPeer, mac: Some(attachment.mac), mtu: common.mtu.link, group: 0, up: true };
     add(Key::Link { ns: ns.clone(), link: link.clone() }, Object::Link(made.into()));
     limit(&ns, &link, attachment.limits.as_ref().and_then(|it| it.from_pod), common, add);
     if *attachment.ifname != *FIRST_INTERFACE {

@@ -25,7 +25,7 @@ pub const ANNOTATION_CAN_REACH: &str = "tartan.dev/node-address-can-reach";
 /// Annotation: what peers are told instead, for a node behind one-to-one NAT; comma-separated, one per family.
 pub const ANNOTATION_PUBLIC: &str = "tartan.dev/public-address";
 
-const FOREIGN_KINDS: [&str; 8] = ["dummy", "tun", "wireguard", "ipip", "sit", "gre", "vxlan", "ifb"];
+const FOREIGN_KINDS: [&str; 9] = ["dummy", "tun", "wireguard", "ipip", "sit", "ip6tnl", "gre", "vxlan", "ifb"];
 const FOREIGN_PREFIXES: [&str; 10] =
     ["docker", "br-", "virbr", "lxcbr", "lxdbr", "cni", "podman", "flannel", "cali", "weave"];
 
@@ -39,6 +39,8 @@ pub struct LocalNode {
     pub fabric_addresses: PerFamily<IpAddr>,
     /// Address ranges whose pods are here.
     pub blocks: Vec<IpNet>,
+    /// The kernel has IPv6. Where it has not, it knows neither the devices nor the sysctls of it.
+    pub ipv6: bool,
 }
 
 /// Where packets to peers leave.
@@ -49,6 +51,8 @@ pub struct Uplink {
     pub address: IpAddr,
     /// What peers are told, where a NAT stands between.
     pub public: Option<IpAddr>,
+    /// All of that family on the link, this one among them: packets still come for one that is about to go.
+    pub addresses: Vec<IpAddr>,
     /// Ranges on the link itself, of the address's family.
     pub subnets: Vec<IpNet>,
     /// In bytes; as configured, else the link's.
@@ -245,11 +249,13 @@ fn by<'a>(
 fn uplink(world: &World, link: &HostLink, address: IpAddr, why: String) -> Option<Uplink> {
     let family = Family::of(address);
     let public = world.local_node().and_then(|node| public(node).ok()?.get(family).copied());
+    let of_family = link.addresses.iter().filter(|net| Family::of_net(net) == family);
     Some(Uplink {
         link: LinkName::new(&link.name)?,
+        addresses: of_family.clone().map(IpNet::addr).collect(),
         address,
         public,
-        subnets: link.addresses.iter().filter(|net| Family::of_net(net) == family).map(IpNet::trunc).collect(),
+        subnets: of_family.map(IpNet::trunc).collect(),
         mtu: world.config.underlay_mtu.unwrap_or(link.mtu),
         why,
     })

@@ -42,7 +42,7 @@ pub(crate) fn advert(
         fabric_addresses: node.fabric_addresses,
         blocks: node.blocks.clone(),
         mtu: mtu_in_force,
-        accepts: accepts.iter().filter_map(|at| fabric_of(at.mode()).endpoint(node, at)).collect(),
+        accepts: accepts.iter().filter_map(|at| fabric_of(at).endpoint(node, at)).collect(),
         sends: sends.iter().map(|at| Arc::from(at.to_string())).collect(),
         joining,
         acknowledges: Some(acknowledges.into()),

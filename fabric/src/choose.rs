@@ -56,25 +56,21 @@ pub(crate) fn target(
 ) -> Option<Instance> {
     match config.fabric {
         FabricMode::HostGw => Some(Instance::HostGw),
-        FabricMode::Vxlan if config.vxlan.direct_routing && on_one_link(node, theirs, packets) => {
-            Some(Instance::HostGw)
-        }
-        FabricMode::Vxlan => {
-            let shared = |family: &Family| node.uplinks.get(*family).is_some() && theirs.get(*family).is_some();
-            vxlan(config, shared)
-        }
+        FabricMode::None => None,
+        _ if config.cross_subnet && on_one_link(node, theirs, packets) => Some(Instance::HostGw),
+        _ => wrapped(config, |family| node.uplinks.get(*family).is_some() && theirs.get(*family).is_some()),
     }
 }
 
 /// What this node receives on by its configuration alone, whoever its peers are.
 pub(crate) fn own_targets(config: &Config, node: &LocalNode) -> BTreeSet<Instance> {
-    let own = |family: &Family| node.uplinks.get(*family).is_some();
-    let wrapped = || vxlan(config, own);
-    match config.fabric {
-        FabricMode::HostGw => BTreeSet::from([Instance::HostGw]),
-        FabricMode::Vxlan if config.vxlan.direct_routing => wrapped().into_iter().chain([Instance::HostGw]).collect(),
-        FabricMode::Vxlan => wrapped().into_iter().collect(),
-    }
+    let direct = match config.fabric {
+        FabricMode::HostGw => true,
+        FabricMode::None => false,
+        FabricMode::Vxlan | FabricMode::Ipip => config.cross_subnet,
+    };
+    let wrapped = wrapped(config, |family| node.uplinks.get(*family).is_some());
+    wrapped.into_iter().chain(direct.then_some(Instance::HostGw)).collect()
 }
 
 /// The choice for one family of packets to one peer. `usable` is what that peer hears and a next hop leads to, and
@@ -96,10 +92,15 @@ pub(crate) fn choose(
     Choice { target, used: best.filter(free).or(current).or_else(agreed), announce: best }
 }
 
-fn vxlan(config: &Config, possible: impl Fn(&Family) -> bool) -> Option<Instance> {
+/// The configured fabric's instance over the first family that will do; none for a fabric that wraps nothing.
+fn wrapped(config: &Config, possible: impl Fn(&Family) -> bool) -> Option<Instance> {
     let families = config.underlay.map_or(Family::ALL.to_vec(), |family| vec![family]);
     let underlay = families.into_iter().find(possible)?;
-    Some(Instance::Vxlan { underlay, vni: config.vxlan.vni, port: config.vxlan.port })
+    match config.fabric {
+        FabricMode::HostGw | FabricMode::None => None,
+        FabricMode::Vxlan => Some(Instance::Vxlan { underlay, vni: config.vxlan.vni, port: config.vxlan.port }),
+        FabricMode::Ipip => Some(Instance::Ipip { underlay }),
+    }
 }
 
 fn on_one_link(node: &LocalNode, theirs: &PerFamily<IpAddr>, family: Family) -> bool {

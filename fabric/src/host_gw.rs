@@ -46,7 +46,7 @@ impl Fabric for HostGw {
         if !uplink.is_on_link(*theirs) {
             return Err(off_link(node, to.name, *theirs, uplink));
         }
-        Ok(Hop { via: *theirs, dev: uplink.link.clone(), onlink: false })
+        Ok(Hop { via: Some(*theirs), dev: uplink.link.clone(), onlink: false, encap: None })
     }
 
     fn reach(&self, _: &Instance, _: &Peer<'_>, _: Family) -> Vec<(Key, Object)> {
@@ -68,7 +68,7 @@ fn off_link(node: &LocalNode, peer: &str, theirs: IpAddr, uplink: &Uplink) -> Co
         uplink.link
     );
     let fix =
-        "set spec.fabric to vxlan; with spec.vxlan.directRouting peers on one link still go without encapsulation";
+        "set spec.fabric to vxlan or ipip; with spec.crossSubnet peers on one link still go without encapsulation";
     condition(peer, "PeerOffLink", message, fix)
 }
 

@@ -23,6 +23,11 @@ pub enum Instance {
         vni: u32,
         port: u16,
     },
+    /// IP in IP.
+    Ipip {
+        /// Family of the outer packet.
+        underlay: Family,
+    },
 }
 
 // === impl Instance ===
@@ -33,6 +38,7 @@ impl Instance {
         match self {
             Instance::HostGw => FabricMode::HostGw,
             Instance::Vxlan { .. } => FabricMode::Vxlan,
+            Instance::Ipip { .. } => FabricMode::Ipip,
         }
     }
 
@@ -40,7 +46,7 @@ impl Instance {
     pub fn underlay(&self) -> Option<Family> {
         match self {
             Instance::HostGw => None,
-            Instance::Vxlan { underlay, .. } => Some(*underlay),
+            Instance::Vxlan { underlay, .. } | Instance::Ipip { underlay } => Some(*underlay),
         }
     }
 
@@ -50,6 +56,8 @@ impl Instance {
             LinkKind::Vxlan(VxlanParams { vni, port, local, .. }) => {
                 Some(Instance::Vxlan { underlay: Family::of(*local), vni: *vni, port: *port })
             }
+            LinkKind::Ipip { .. } | LinkKind::Sit { .. } => Some(Instance::Ipip { underlay: Family::V4 }),
+            LinkKind::Ip6Tnl => Some(Instance::Ipip { underlay: Family::V6 }),
             _ => None,
         }
     }
@@ -76,6 +84,7 @@ impl fmt::Display for Instance {
         match self {
             Instance::HostGw => f.write_str("host-gw"),
             Instance::Vxlan { underlay, vni, port } => write!(f, "vxlan/{underlay}/vni{vni}/port{port}"),
+            Instance::Ipip { underlay } => write!(f, "ipip/{underlay}"),
         }
     }
 }
@@ -85,14 +94,14 @@ impl FromStr for Instance {
 
     fn from_str(name: &str) -> Result<Instance, String> {
         let unknown = || format!("'{name}' is not a fabric this version of Tartan knows");
-        if name == "host-gw" {
-            return Ok(Instance::HostGw);
-        }
-        let mut parts = name.split('/');
-        let [Some("vxlan"), Some(underlay), Some(vni), Some(port), None] = [(); 5].map(|()| parts.next()) else {
-            return Err(unknown());
+        let family = |name: &str| Family::ALL.into_iter().find(|family| family.as_str() == name).ok_or_else(unknown);
+        let parts: Vec<&str> = name.split('/').collect();
+        let (underlay, vni, port) = match parts.as_slice() {
+            ["host-gw"] => return Ok(Instance::HostGw),
+            ["ipip", underlay] => return Ok(Instance::Ipip { underlay: family(underlay)? }),
+            ["vxlan", underlay, vni, port] => (family(underlay)?, vni, port),
+            _ => return Err(unknown()),
         };
-        let underlay = Family::ALL.into_iter().find(|family| family.as_str() == underlay).ok_or_else(unknown)?;
         let vni = vni.strip_prefix("vni").and_then(|vni| vni.parse().ok()).filter(|vni| *vni < 1 << 24);
         let port = port.strip_prefix("port").and_then(|port| port.parse().ok());
         match (vni, port) {
@@ -112,10 +121,20 @@ mod tests {
             Instance::HostGw,
             Instance::Vxlan { underlay: Family::V4, vni: 1, port: 8472 },
             Instance::Vxlan { underlay: Family::V6, vni: 0xff_ffff, port: 4789 },
+            Instance::Ipip { underlay: Family::V4 },
+            Instance::Ipip { underlay: Family::V6 },
         ] {
             assert_eq!(instance.to_string().parse(), Ok(instance));
         }
-        for name in ["", "vxlan", "vxlan/ipv4/vni1", "vxlan/ipv5/vni1/port1", "vxlan/ipv4/vni16777216/port1", "ipip"] {
+        for name in [
+            "",
+            "vxlan",
+            "vxlan/ipv4/vni1",
+            "vxlan/ipv5/vni1/port1",
+            "vxlan/ipv4/vni16777216/port1",
+            "ipip",
+            "ipip/ipv4/",
+        ] {
             assert!(name.parse::<Instance>().is_err(), "{name}");
         }
     }

@@ -11,6 +11,7 @@ mod census;
 pub mod choose;
 mod host_gw;
 mod instance;
+mod ipip;
 mod join;
 mod mtu;
 mod own;
@@ -21,8 +22,8 @@ mod vxlan;
 
 use std::net::IpAddr;
 
-use tartan_model::{Condition, Endpoint, FabricMode, Family, Features, PerFamily};
-use tartan_netstate::{Key, LinkName, Object, State};
+use tartan_model::{Condition, Endpoint, Family, Features, PerFamily};
+use tartan_netstate::{Encap, Key, LinkName, Object, State};
 
 pub use address::{LocalNode, Uplink};
 pub use choose::Choice;
@@ -66,15 +67,19 @@ pub struct Peer<'a> {
 /// A next hop.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hop {
-    pub via: IpAddr,
+    /// None where the device is the hop.
+    pub via: Option<IpAddr>,
     pub dev: LinkName,
     pub onlink: bool,
+    /// The outer header, where the route and not the device knows it.
+    pub encap: Option<Encap>,
 }
 
-/// The modes there are.
-pub fn fabric_of(mode: FabricMode) -> &'static dyn Fabric {
-    match mode {
-        FabricMode::HostGw => &host_gw::HostGw,
-        FabricMode::Vxlan => &vxlan::Vxlan,
+/// The modes there are, but for `none`, which has no instance.
+pub fn fabric_of(at: &Instance) -> &'static dyn Fabric {
+    match at {
+        Instance::HostGw => &host_gw::HostGw,
+        Instance::Vxlan { .. } => &vxlan::Vxlan,
+        Instance::Ipip { .. } => &ipip::Ipip,
     }
 }

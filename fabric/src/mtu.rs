@@ -12,7 +12,7 @@ const DEFAULT_MTU: u32 = 1500;
 
 /// MTU of an instance's device, or of what can be sent through it: the underlay's less the overhead.
 pub(crate) fn device_mtu(underlay_mtu: u32, at: &Instance) -> u32 {
-    let overhead = fabric_of(at.mode()).overhead(at.underlay().unwrap_or(Family::V4));
+    let overhead = fabric_of(at).overhead(at.underlay().unwrap_or(Family::V4));
     underlay_mtu.saturating_sub(overhead).max(MIN_MTU)
 }
 
@@ -47,6 +47,7 @@ mod tests {
             link: LinkName::new("eth0").unwrap(),
             address: address.parse().unwrap(),
             public: None,
+            addresses: Vec::new(),
             subnets: Vec::new(),
             mtu,
             why: String::new(),
@@ -73,5 +74,9 @@ mod tests {
         check(Some(9000), Some(1500), &[host_gw], 1500);
         check(Some(9000), None, &[v4, v6], 8950);
         check(Some(1300), None, &[v4], 1280);
+        let ipip = |underlay| Instance::Ipip { underlay };
+        check(Some(1500), None, &[ipip(Family::V4)], 1480);
+        check(Some(1500), Some(1500), &[ipip(Family::V6)], 1460);
+        check(Some(1500), Some(1500), &[ipip(Family::V4), v6], 1430);
     }
 }

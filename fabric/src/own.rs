@@ -46,7 +46,7 @@ pub(crate) fn state(world: &World, node: &LocalNode, receives: &BTreeSet<Instanc
 
 /// All it takes to hear an instance on this kernel.
 fn receive(world: &World, node: &LocalNode, at: &Instance) -> State {
-    let mut state = fabric_of(at.mode()).receive(node, at);
+    let mut state = fabric_of(at).receive(node, at);
     if !world.features.ipv6 {
         let is_ipv6 = |key: &Key| matches!(key, Key::LinkSysctl { name, .. } if name.starts_with("ipv6/"));
         let without: Vec<Key> = state.iter().map(|(key, _)| key).filter(|key| is_ipv6(key)).cloned().collect();
@@ -57,7 +57,7 @@ fn receive(world: &World, node: &LocalNode, at: &Instance) -> State {
 
 /// Whether this node has what the instance needs: a kernel that can, and an address of its family.
 pub(crate) fn is_possible(world: &World, node: &LocalNode, at: &Instance) -> bool {
-    let fabric = fabric_of(at.mode());
+    let fabric = fabric_of(at);
     fabric.needs(&world.features).is_ok() && fabric.endpoint(node, at).is_some()
 }
 
@@ -86,7 +86,7 @@ pub(crate) fn devices(world: &World) -> BTreeMap<LinkName, Instance> {
 
 /// A condition for each instance that is called for and that this kernel cannot do.
 pub(crate) fn unsupported(world: &World, called_for: &BTreeSet<Instance>) -> Vec<Condition> {
-    let missing = |at: &Instance| Some((*at, fabric_of(at.mode()).needs(&world.features).err()?));
+    let missing = |at: &Instance| Some((*at, fabric_of(at).needs(&world.features).err()?));
     let condition = |(at, missing): (Instance, &str)| Condition {
         about: format!("Node/{}", world.local),
         field: "NetworkConfig spec.fabric".into(),

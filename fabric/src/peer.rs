@@ -5,13 +5,13 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use tartan_model::{Condition, Config, Endpoint, Family, PerFamily, World};
+use tartan_model::{Condition, Config, Endpoint, FabricMode, Family, PerFamily, World};
 use tartan_netstate::claims::{FABRIC_LINK_PREFIX, MAIN_TABLE, ROUTE_METRIC};
-use tartan_netstate::{Fdb, Key, Neigh, Netns, Object, Owner, Part, Route, State};
+use tartan_netstate::{Fdb, Key, Neigh, Netns, Object, Owner, Part, Route, Scope, State};
 
 use crate::census::{Census, Member};
 use crate::choose::{Choice, Ground, choose, target};
-use crate::{Hop, Instance, LocalNode, Peer, fabric_of, ownership};
+use crate::{Hop, Instance, LocalNode, Peer, fabric_of, ipip, ownership};
 
 /// How things stand with one peer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -52,7 +52,9 @@ pub(crate) fn plan(
         return state;
     }
     state.blocks = ownership::blocks(node, census, name, member, &mut state.conditions);
-    let heard = |at: &Instance| member.live || receives.contains(at);
+    // With somebody else's fabric there is no way of ours, whatever the peer says.
+    let ours = common.config.fabric != FabricMode::None;
+    let heard = |at: &Instance| ours && (member.live || receives.contains(at));
     let accepts: Vec<(Instance, &Endpoint)> = member.accepts().collect();
     let accepted = |at: &Instance| accepts.iter().any(|(accepts, _)| accepts == at);
     let heard_of = accepts.iter().filter(|(at, _)| heard(at));
@@ -73,7 +75,7 @@ pub(crate) fn plan(
             let kept = kept.and_then(|at| Some((at, endpoint_in_kernel(world, at, member, &blocks)?)));
             let mut hears = hears.clone();
             hears.extend(kept.iter().map(|(at, endpoint)| (*at, to_peer(name, member, endpoint))));
-            let leads = |(at, peer): &&(Instance, Peer<'_>)| fabric_of(at.mode()).hop(node, at, peer, family).is_ok();
+            let leads = |(at, peer): &&(Instance, Peer<'_>)| fabric_of(at).hop(node, at, peer, family).is_ok();
             let usable: Vec<Instance> = hears.iter().filter(leads).map(|(at, _)| *at).collect();
             choice = choose(&common.ground, member.live, &usable, target, current);
             if let Some((at, peer)) = hears.iter().find(|(at, _)| Some(*at) == choice.used) {
@@ -99,7 +101,7 @@ fn to_peer<'a>(name: &'a str, member: &Member, endpoint: &'a Endpoint) -> Peer<'
 
 /// The routes to these ranges, and what their next hop takes.
 fn carry(common: &Common, at: &Instance, to: &Peer<'_>, family: Family, blocks: &[&IpNet]) -> Vec<(Key, Object)> {
-    let fabric = fabric_of(at.mode());
+    let fabric = fabric_of(at);
     let Ok(hop) = fabric.hop(&common.node, at, to, family) else { return Vec::new() };
     let routes = blocks.iter().map(|block| (route_to(block), Object::Route(route(&common.node, family, &hop).into())));
     fabric.reach(at, to, family).into_iter().chain(routes).collect()
@@ -111,7 +113,9 @@ fn route_to(block: &IpNet) -> Key {
 
 fn route(node: &LocalNode, family: Family, hop: &Hop) -> Route {
     let src = node.fabric_addresses.get(family).copied();
-    Route { src, onlink: hop.onlink, ..Route::via(hop.via, hop.dev.clone()) }
+    // IPv4 calls a route with a next hop global, one without local to its link.
+    let scope = if family == Family::V4 && hop.via.is_none() { Scope::Link } else { Scope::Global };
+    Route { via: hop.via, src, onlink: hop.onlink, scope, encap: hop.encap, ..Route::on_link(hop.dev.clone()) }
 }
 
 /// What carries packets to this range in the kernel, as far as it was read or acknowledged.
@@ -132,6 +136,13 @@ fn endpoint_in_kernel(world: &World, at: Instance, member: &Member, blocks: &[&I
         return Some(Endpoint { instance, address: *address, mac: None });
     }
     let object = |key: Key| world.programmed.mirror.get(&key).map(|entry| &entry.object);
+    if matches!(at, Instance::Ipip { .. }) {
+        let address = blocks.iter().find_map(|block| match object(route_to(block))? {
+            Object::Route(route) => ipip::endpoint_of(route),
+            _ => None,
+        })?;
+        return Some(Endpoint { instance, address, mac: None });
+    }
     let link = at.device();
     let via = blocks.iter().find_map(|block| match object(route_to(block))? {
         Object::Route(route) if route.dev.as_ref() == Some(&link) => route.via,
@@ -157,6 +168,9 @@ fn shortfall(
     let node = &common.node;
     // A node without pods of a family has nobody who would miss it.
     node.fabric_addresses.get(family)?;
+    if common.config.fabric == FabricMode::None {
+        return None;
+    }
     let now = match choice.used {
         Some(used) => format!("{used} goes on carrying packets there"),
         None => "no route leads there".into(),
@@ -173,7 +187,7 @@ fn shortfall(
         return Some(condition(message, "give both an address of one family, or change spec.underlay"));
     };
     if let Some((at, peer)) = hears.iter().find(|(at, _)| *at == target) {
-        let wrong = fabric_of(at.mode()).hop(node, at, peer, family).err()?;
+        let wrong = fabric_of(at).hop(node, at, peer, family).err()?;
         return Some(Condition { message: format!("{}; {now}", wrong.message), ..wrong });
     }
     // A peer that accepts nothing yet is about to; one that accepts only other things is a matter for its admin.

@@ -91,6 +91,7 @@ pub fn plan<'a>(memo: &'a mut Memo, world: &World, owned: &Owned, now: Instant) 
         uplinks,
         fabric_addresses: owned.fabric_addresses,
         blocks: owned.blocks.clone(),
+        ipv6: world.features.ipv6,
     };
     let own_targets = own_targets(&world.config, &node);
     let word = advert::word(world);

@@ -39,7 +39,7 @@ impl Fabric for Vxlan {
         let device = at.device();
         let link = Link {
             kind: LinkKind::Vxlan(VxlanParams { vni, port, local: uplink.address, learning: false, gbp: false }),
-            mac: vtep_mac(node, at),
+            mac: Some(vtep_mac(node, at)),
             mtu: device_mtu(uplink.mtu, at),
             group: 0,
             up: true,
@@ -76,7 +76,9 @@ impl Fabric for Vxlan {
             fix: format!("look at the agent of {}: its NodeNetwork object is written by it alone", to.name),
         };
         match (to.endpoint.mac, gateway(to, family)) {
-            (Some(_), Some(via)) => Ok(Hop { via, dev: at.device(), onlink: family == Family::V4 }),
+            (Some(_), Some(via)) => {
+                Ok(Hop { via: Some(via), dev: at.device(), onlink: family == Family::V4, encap: None })
+            }
             (None, _) => {
                 let message = format!("{} says it hears {at} but not under which MAC", to.name);
                 Err(condition("EndpointWithoutMac", message))

@@ -9,13 +9,15 @@ use std::time::{Duration, Instant};
 use tartan_fabric::{Instance, Memo, Out, Owned, plan};
 use tartan_model::{
     Advert, Config, Endpoint, FabricMode, Family, Features, Heard, Host, HostLink, Node, PerFamily, Programmed, Said,
-    VxlanConfig, World,
+    World,
 };
 use tartan_netstate::{Key, LinkKind, Mac, Object, Owner, State};
 
 const HOST_GW: &str = "host-gw";
 const VXLAN4: &str = "vxlan/ipv4/vni1/port8472";
 const VXLAN6: &str = "vxlan/ipv6/vni1/port8472";
+const IPIP4: &str = "ipip/ipv4";
+const IPIP6: &str = "ipip/ipv6";
 
 /// A peer, or this node: underlay addresses, ranges of pods, instances it accepts.
 #[derive(Clone, Copy)]
@@ -51,11 +53,11 @@ fn node(says: &Says) -> Node {
 fn advert(says: &Says) -> Advert {
     let node = node(says);
     let address = |instance: &str| {
-        let family = if instance == VXLAN6 { Family::V6 } else { Family::V4 };
+        let family = if [VXLAN6, IPIP6].contains(&instance) { Family::V6 } else { Family::V4 };
         let of_family = node.internal_ips.iter().find(|ip| Family::of(**ip) == family);
         *of_family.unwrap_or(&node.internal_ips[0])
     };
-    let mac = |instance: &str| (instance != HOST_GW).then(|| Mac([2, 0, 0, 0, says.name.as_bytes()[0], 1]));
+    let mac = |instance: &str| instance.starts_with("vxlan").then(|| Mac([2, 0, 0, 0, says.name.as_bytes()[0], 1]));
     let endpoint = |at: &&str| Endpoint { instance: (*at).into(), address: address(at), mac: mac(at) };
     Advert {
         node: node.name.clone(),
@@ -133,8 +135,8 @@ fn with_length(ip: &str) -> ipnet::IpNet {
     format!("{ip}/{}", if ip.contains(':') { 64 } else { 24 }).parse().unwrap()
 }
 
-fn config(fabric: FabricMode, direct_routing: bool) -> Config {
-    Config { fabric, vxlan: VxlanConfig { direct_routing, ..Config::default().vxlan }, ..Config::default() }
+fn config(fabric: FabricMode, cross_subnet: bool) -> Config {
+    Config { fabric, cross_subnet, ..Config::default() }
 }
 
 fn host_gw() -> Config {
@@ -191,6 +193,31 @@ fn each_family_goes_its_own_way() {
     // Pods of one family over nodes of the other.
     let v6_only = Says { underlay: &["2001:db8::1"], blocks: &["10.1.0.0/24"], ..ME };
     check(vxlan(), v6_only, Says { blocks: &["10.2.0.0/24"], ..v6 }, Some(VXLAN6), None, &[]);
+}
+
+#[test]
+fn ipip_leads_to_the_address_that_the_peer_says() {
+    let peer = Says { accepts: &[HOST_GW, IPIP4, IPIP6], ..DUAL };
+    let ipip = |underlay| Config { underlay, ..config(FabricMode::Ipip, false) };
+    check(ipip(None), ME, peer, Some(IPIP4), Some(IPIP4), &[]);
+    check(ipip(Some(Family::V6)), ME, peer, Some(IPIP6), Some(IPIP6), &[]);
+    check(config(FabricMode::Ipip, true), ME, peer, Some(HOST_GW), Some(HOST_GW), &[]);
+}
+
+#[test]
+fn none_leaves_the_way_to_somebody_else() {
+    check(config(FabricMode::None, false), ME, DUAL, None, None, &[]);
+    // On the way there: routes go at once, and the door stays open for who still sends.
+    let mut fixture = Fixture::new(vxlan(), ME, &[DUAL]);
+    fixture.world.config = Arc::new(config(FabricMode::None, false));
+    let out = fixture.plan();
+    assert!(!out.state.iter().any(|(_, entry)| entry.owner == Owner::Peer("dual".into())));
+    assert_eq!(out.receives.iter().map(ToString::to_string).collect::<Vec<_>>(), [VXLAN4]);
+    fixture.hear(&Says { accepts: &[], ..DUAL });
+    fixture.at_rest();
+    let out = fixture.plan();
+    assert!(out.receives.is_empty() && out.conditions.is_empty(), "{:?} {:?}", out.receives, out.conditions);
+    assert_eq!(out.pod_mtu, out.underlay_mtu);
 }
 
 #[test]

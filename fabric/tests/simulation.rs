@@ -81,8 +81,8 @@ fn machine(node: u8, shape: Shape) -> Machine {
     }
 }
 
-fn config(fabric: FabricMode, vni: u32, port: u16, direct_routing: bool) -> Config {
-    Config { fabric, vxlan: VxlanConfig { vni, port, direct_routing }, ..Config::default() }
+fn config(fabric: FabricMode, vni: u32, port: u16, cross_subnet: bool) -> Config {
+    Config { fabric, vxlan: VxlanConfig { vni, port }, cross_subnet, ..Config::default() }
 }
 
 fn happen(cluster: &mut Cluster, shapes: &[Shape], event: &Event, fresh: &mut u16) {
@@ -189,9 +189,10 @@ fn check_nothing_is_left(cluster: &Cluster, config: &Config) {
     let vxlan = |at: &Instance| matches!(at, Instance::Vxlan { vni, port, .. } if (*vni, *port) == (config.vxlan.vni, config.vxlan.port));
     for (name, agent) in &cluster.agents {
         for at in &agent.out.receives {
-            let called_for = match config.fabric {
-                FabricMode::HostGw => *at == Instance::HostGw,
-                FabricMode::Vxlan => vxlan(at) || config.vxlan.direct_routing && *at == Instance::HostGw,
+            let called_for = match (config.fabric, at) {
+                (fabric, Instance::HostGw) => fabric == FabricMode::HostGw || config.cross_subnet,
+                (FabricMode::Vxlan, at) => vxlan(at),
+                (fabric, at) => at.mode() == fabric,
             };
             assert!(called_for, "{name} still receives on {at}\n{}", cluster.describe(name));
         }
@@ -209,17 +210,22 @@ fn possible(config: &Config, a: &Machine, b: &Machine, family: Family) -> Option
     let direct = both(family) && a.site == b.site;
     match config.fabric {
         FabricMode::HostGw => direct.then_some(Instance::HostGw),
-        FabricMode::Vxlan if config.vxlan.direct_routing && direct => Some(Instance::HostGw),
-        FabricMode::Vxlan => {
+        FabricMode::None => None,
+        _ if config.cross_subnet && direct => Some(Instance::HostGw),
+        wraps => {
             let allowed = |underlay: &Family| config.underlay.is_none_or(|only| only == *underlay) && both(*underlay);
             let underlay = BOTH.into_iter().find(allowed)?;
-            Some(Instance::Vxlan { underlay, vni: config.vxlan.vni, port: config.vxlan.port })
+            let Config { vxlan: VxlanConfig { vni, port }, .. } = config;
+            Some(match wraps {
+                FabricMode::Ipip => Instance::Ipip { underlay },
+                _ => Instance::Vxlan { underlay, vni: *vni, port: *port },
+            })
         }
     }
 }
 
 fn any_config() -> impl Strategy<Value = Config> {
-    let fabric = prop_oneof![Just(FabricMode::HostGw), Just(FabricMode::Vxlan), Just(FabricMode::Vxlan)];
+    let fabric = prop_oneof![Just(FabricMode::HostGw), Just(FabricMode::Vxlan), Just(FabricMode::Ipip)];
     let underlay = prop_oneof![3 => Just(None), 1 => Just(Some(Family::V4)), 1 => Just(Some(Family::V6))];
     let mtu = prop_oneof![3 => Just(None), 1 => Just(Some(1400))];
     (fabric, 1..3u32, prop_oneof![Just(8472u16), Just(4789)], any::<bool>(), underlay, mtu).prop_map(
@@ -293,10 +299,11 @@ proptest! {
 fn check_there_and_back(skew: u64, trouble: impl Fn(&mut Cluster)) {
     let shapes = [Shape { underlay: &BOTH, pods: &BOTH, site: 0 }; 4];
     let delays = Delays { word: skew.max(100), write: 500, kernel: 500 };
-    let (vxlan, host_gw) = (config(FabricMode::Vxlan, 1, 8472, false), config(FabricMode::HostGw, 1, 8472, false));
+    let [vxlan, ipip, host_gw] =
+        [FabricMode::Vxlan, FabricMode::Ipip, FabricMode::HostGw].map(|fabric| config(fabric, 1, 8472, false));
     let mut cluster = start(skew, delays, vxlan.clone(), &shapes);
     let before = cluster.kept;
-    for next in [&host_gw, &vxlan, &host_gw] {
+    for next in [&host_gw, &vxlan, &ipip, &vxlan, &host_gw, &ipip, &host_gw] {
         cluster.write(Write::Config(next.clone()));
         cluster.run(skew + 1_000);
         trouble(&mut cluster);

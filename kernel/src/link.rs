@@ -4,15 +4,15 @@
 //! link of ours names it as its other end. The kernel does not tell the other end of a veth pair, so the host end's
 //! alias does: `tartan:NAME@DEV:INO:PATH`.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
-use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{
-    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVeth, InfoVxlan, LinkAttribute, LinkExtentMask,
-    LinkFlags, LinkInfo, LinkMessage, State,
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoIpTunnel, InfoKind, InfoVeth, InfoVxlan, Ip6TunnelFlags,
+    LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage, State,
 };
+use netlink_packet_route::{IpProtocol, RouteNetlinkMessage};
 use tartan_netstate::claims::{DYING_LINK_GROUP, FABRIC_LINK_PREFIX, POD_LINK_PREFIX};
 use tartan_netstate::{Link, LinkKind, LinkName, Mac, Netns, PodNetns, VxlanParams};
 
@@ -20,6 +20,8 @@ use crate::netlink::Request;
 
 /// First word of the alias of a pod link's host end.
 const ALIAS: &str = "tartan:";
+/// Hop limit of outer headers.
+pub(crate) const TUNNEL_TTL: u8 = 64;
 
 /// Whether a link of the node's namespace is ours, by its name.
 pub(crate) fn is_ours(name: &str) -> bool {
@@ -35,11 +37,11 @@ pub(crate) fn is_ours(name: &str) -> bool {
 pub(crate) fn create(name: &LinkName, link: &Link, peer: Option<BorrowedFd<'_>>) -> Vec<Request> {
     let mut made = named(name);
     made.attributes.extend([
-        LinkAttribute::Address(link.mac.0.to_vec()),
         LinkAttribute::Mtu(link.mtu),
         LinkAttribute::Group(link.group),
         LinkAttribute::LinkInfo(info(&link.kind, peer)),
     ]);
+    made.attributes.extend(link.mac.map(|mac| LinkAttribute::Address(mac.0.to_vec())));
     if matches!(link.kind, LinkKind::Veth { .. }) {
         made.attributes.extend(one_queue());
     }
@@ -68,7 +70,7 @@ pub(crate) fn set(name: &LinkName, old: Option<&Link>, new: &Link) -> Vec<Reques
     let differs = |field: fn(&Link) -> u32| old.is_none_or(|old| field(old) != field(new));
     let mut message = named(name);
     if old.is_none_or(|old| old.mac != new.mac) {
-        message.attributes.push(LinkAttribute::Address(new.mac.0.to_vec()));
+        message.attributes.extend(new.mac.map(|mac| LinkAttribute::Address(mac.0.to_vec())));
     }
     message.attributes.extend(differs(|link| link.mtu).then_some(LinkAttribute::Mtu(new.mtu)));
     message.attributes.extend(differs(|link| link.group).then_some(LinkAttribute::Group(new.group)));
@@ -173,8 +175,24 @@ fn info(kind: &LinkKind, peer: Option<BorrowedFd<'_>>) -> Vec<LinkInfo> {
         LinkKind::Vxlan(params) => {
             vec![LinkInfo::Kind(InfoKind::Vxlan), LinkInfo::Data(InfoData::Vxlan(vxlan_info(params)))]
         }
+        LinkKind::Ipip { local } => tunnel(InfoKind::IpIp, vec![InfoIpTunnel::Local((*local).into()), tunnel_ttl()]),
+        LinkKind::Sit { local } => tunnel(InfoKind::SitTun, vec![InfoIpTunnel::Local((*local).into()), tunnel_ttl()]),
+        LinkKind::Ip6Tnl => {
+            let any = InfoIpTunnel::Protocol(IpProtocol::from(0));
+            let no_limit = InfoIpTunnel::Ipv6Flags(Ip6TunnelFlags::IgnEncapLimit);
+            tunnel(InfoKind::Ip6Tnl, vec![any, no_limit, InfoIpTunnel::CollectMetadata])
+        }
         LinkKind::Bridge => vec![LinkInfo::Kind(InfoKind::Bridge)],
     }
+}
+
+fn tunnel(kind: InfoKind, data: Vec<InfoIpTunnel>) -> Vec<LinkInfo> {
+    vec![LinkInfo::Kind(kind), LinkInfo::Data(InfoData::IpTunnel(data))]
+}
+
+/// Of the outer header: what gets it to the peer, and not what the inner one has left (RFC 2003 section 3.1).
+fn tunnel_ttl() -> InfoIpTunnel {
+    InfoIpTunnel::Ttl(TUNNEL_TTL)
 }
 
 /// Checksums, TTL and DF stay the kernel's defaults, which are Flannel's too.
@@ -236,10 +254,21 @@ pub(crate) fn decode(message: &LinkMessage, far: bool) -> Option<Link> {
             None => LinkKind::Veth { peer: Netns::Host, peer_name: name(message)? },
         },
         (InfoKind::Vxlan, Some(InfoData::Vxlan(infos))) => LinkKind::Vxlan(vxlan_params(infos)),
+        (InfoKind::IpIp, Some(InfoData::IpTunnel(infos))) => LinkKind::Ipip { local: local_of(infos) },
+        (InfoKind::SitTun, Some(InfoData::IpTunnel(infos))) => LinkKind::Sit { local: local_of(infos) },
+        (InfoKind::Ip6Tnl, _) => LinkKind::Ip6Tnl,
         (InfoKind::Bridge, _) => LinkKind::Bridge,
         _ => return None,
     };
-    Some(Link { kind, mac: mac?, mtu, group, up: message.header.flags.contains(LinkFlags::Up) })
+    Some(Link { kind, mac, mtu, group, up: message.header.flags.contains(LinkFlags::Up) })
+}
+
+fn local_of(infos: &[InfoIpTunnel]) -> Ipv4Addr {
+    let local = infos.iter().find_map(|info| match info {
+        InfoIpTunnel::Local(IpAddr::V4(local)) => Some(*local),
+        _ => None,
+    });
+    local.unwrap_or(Ipv4Addr::UNSPECIFIED)
 }
 
 fn vxlan_params(infos: &[InfoVxlan]) -> VxlanParams {

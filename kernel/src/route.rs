@@ -3,19 +3,21 @@
 //! Invariant: a route is ours if it carries our protocol. Creation is exclusive: the kernel would let us replace
 //! another program's route of the same destination and metric.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use ipnet::IpNet;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::route::{
-    RouteAttribute, RouteFlags, RouteMessage, RouteMetric, RouteProtocol, RouteScope, RouteType, RouteVia,
+    RouteAttribute, RouteFlags, RouteIp6Tunnel, RouteLwEnCapType, RouteLwTunnelEncap, RouteMessage, RouteMetric,
+    RouteProtocol, RouteScope, RouteType, RouteVia,
 };
 use tartan_model::Family;
 use tartan_netstate::claims::{MAIN_TABLE, ROUTE_PROTOCOL};
-use tartan_netstate::{Route, RouteKind, Scope};
+use tartan_netstate::{Encap, Route, RouteKind, Scope};
 
 use crate::family::{address_family, family, of_route, route_address};
+use crate::link::TUNNEL_TTL;
 use crate::netlink::Request;
 
 /// The key of a route within its namespace.
@@ -116,6 +118,12 @@ fn message(place: Place, route: &Route, oif: Option<u32>) -> RouteMessage {
     }));
     message.attributes.extend(oif.map(RouteAttribute::Oif));
     message.attributes.extend(route.src.map(|src| RouteAttribute::PrefSource(route_address(src))));
+    if let Some(Encap { src, dst }) = route.encap {
+        let header =
+            [RouteIp6Tunnel::Source(src), RouteIp6Tunnel::Destination(dst), RouteIp6Tunnel::Hoplimit(TUNNEL_TTL)];
+        message.attributes.push(RouteAttribute::EncapType(RouteLwEnCapType::Ip6));
+        message.attributes.push(RouteAttribute::Encap(header.map(RouteLwTunnelEncap::Ip6).into()));
+    }
     message.attributes.extend(route.mtu.map(|mtu| RouteAttribute::Metrics(vec![RouteMetric::Mtu(mtu)])));
     message
 }
@@ -125,7 +133,7 @@ pub(crate) fn decode(message: &RouteMessage) -> Option<Found> {
     let header = &message.header;
     let family = family(header.address_family)?;
     let (mut dst, mut table, mut metric, mut oif) = (family.everything().addr(), u32::from(header.table), 0, None);
-    let (mut via, mut src, mut mtu) = (None, None, None);
+    let (mut via, mut src, mut mtu, mut encap) = (None, None, None, None);
     for attribute in &message.attributes {
         match attribute {
             RouteAttribute::Destination(found) => dst = of_route(found)?,
@@ -135,6 +143,7 @@ pub(crate) fn decode(message: &RouteMessage) -> Option<Found> {
             RouteAttribute::Gateway(found) => via = of_route(found),
             RouteAttribute::Via(RouteVia::Inet6(found)) => via = Some((*found).into()),
             RouteAttribute::PrefSource(found) => src = of_route(found),
+            RouteAttribute::Encap(headers) => encap = outer(headers),
             RouteAttribute::Metrics(metrics) => {
                 mtu = metrics
                     .iter()
@@ -162,6 +171,19 @@ pub(crate) fn decode(message: &RouteMessage) -> Option<Found> {
             onlink: header.flags.contains(RouteFlags::Onlink),
             scope: if link_scope { Scope::Link } else { Scope::Global },
             mtu,
+            encap,
         },
     })
+}
+
+fn outer(headers: &[RouteLwTunnelEncap]) -> Option<Encap> {
+    let (mut src, mut dst) = (Ipv6Addr::UNSPECIFIED, None);
+    for header in headers {
+        match header {
+            RouteLwTunnelEncap::Ip6(RouteIp6Tunnel::Source(found)) => src = *found,
+            RouteLwTunnelEncap::Ip6(RouteIp6Tunnel::Destination(found)) => dst = Some(*found),
+            _ => {}
+        }
+    }
+    dst.map(|dst| Encap { src, dst })
 }

@@ -152,13 +152,13 @@ fn link_key(link: &str) -> Key {
 
 fn vxlan() -> (Key, Object) {
     let params = VxlanParams { vni: 1, port: 8472, local: "192.0.2.1".parse().unwrap(), learning: false, gbp: false };
-    let link = Link { kind: LinkKind::Vxlan(params), mac: mac(1), mtu: 1400, group: 0, up: true };
+    let link = Link { kind: LinkKind::Vxlan(params), mac: Some(mac(1)), mtu: 1400, group: 0, up: true };
     (link_key(VXLAN), Object::Link(link.into()))
 }
 
 fn veth(pod: &PodNetns) -> (Key, Object) {
     let kind = LinkKind::Veth { peer: Ns::from(pod.clone()), peer_name: name("eth0") };
-    let link = Link { kind, mac: mac(2), mtu: 1400, group: claims::POD_LINK_GROUP, up: true };
+    let link = Link { kind, mac: Some(mac(2)), mtu: 1400, group: claims::POD_LINK_GROUP, up: true };
     (link_key(POD), Object::Link(link.into()))
 }
 
@@ -309,7 +309,7 @@ fn another_mac_costs_a_link_its_neighbours() {
         made(machine, [vxlan(), neigh(VXLAN), fdb()]);
         let (key, old) = vxlan();
         let Object::Link(link) = old.clone() else { panic!("a link") };
-        let new = Object::Link(Link { mac: mac(7), ..(*link).clone() }.into());
+        let new = Object::Link(Link { mac: Some(mac(7)), ..(*link).clone() }.into());
         let failures = machine.kernel().apply(&Change { ops: vec![(Op::Replace { key, old, new }, Owner::Node)] });
         assert_eq!(failures, []);
         let neighbours = [Scope::Fdb, Scope::Neighbours(Family::V4), Scope::Neighbours(Family::V6)];

@@ -16,10 +16,10 @@ use netns::Netns;
 use place::Place;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
-use states::{Choice, state};
+use states::{Choice, state, with_tunnels};
 use tartan_kernel::linux::Linux;
 use tartan_kernel::{Kernel, Scope};
-use tartan_netstate::{Key, LinkKind, Object, Owner, State, diff};
+use tartan_netstate::{Key, LinkKind, Object, Owner, PodNetns, State, diff};
 
 /// Everything of ours, as far as `wanted` or `before` may have put it there.
 fn read(kernel: &mut Linux, before: &State, wanted: &State) -> State {
@@ -73,6 +73,16 @@ fn becomes(kernel: &mut Linux, before: &State, wanted: &State) -> Result<(), Tes
 
 #[test]
 fn one_pass_makes_the_kernel_equal_to_any_wanted_state() {
+    check(state);
+}
+
+#[test]
+#[ignore = "wants the kernel modules ipip, sit and ip6_tunnel: `cargo xtask vm`"]
+fn vm_one_pass_makes_the_kernel_equal_to_any_wanted_state_with_tunnels() {
+    check(with_tunnels);
+}
+
+fn check(state: fn(&[PodNetns], &Choice) -> State) {
     let place = Place::new();
     let node = Netns::new();
     node.run(move || {

@@ -26,7 +26,7 @@ fn create(objects: impl IntoIterator<Item = (Key, Object)>) -> Change {
 
 fn veth(pod: &PodNetns) -> (Key, Object) {
     let kind = LinkKind::Veth { peer: Ns::from(pod.clone()), peer_name: name("eth0") };
-    let link = Link { kind, mac: mac(2), mtu: 1400, group: claims::POD_LINK_GROUP, up: true };
+    let link = Link { kind, mac: Some(mac(2)), mtu: 1400, group: claims::POD_LINK_GROUP, up: true };
     (Key::Link { ns: Ns::Host, link: name("ttp0") }, Object::Link(link.into()))
 }
 

@@ -319,7 +319,7 @@ fn links_are_condemned_at_once_and_deleted_together_later() {
             let key = Key::Link { ns: Netns::Host, link: name(&format!("ttpz{number}")) };
             let link = tartan_netstate::Link {
                 kind: tartan_netstate::LinkKind::Bridge,
-                mac: mac(number),
+                mac: Some(mac(number)),
                 mtu: 1400,
                 group: claims::POD_LINK_GROUP,
                 up: true,

@@ -47,6 +47,33 @@ fn vxlan_crosses_routers_and_direct_routing_stays_on_the_link() -> Result<()> {
 }
 
 #[test]
+fn no_connection_is_kept_of_packets_between_nodes() -> Result<()> {
+    let lab = lab("untracked", "vxlan")?;
+    lab.matrix()?.check()?;
+    for node in lab.nodes() {
+        let kept = sh(node, "cat /proc/net/nf_conntrack")?;
+        ensure!(kept.contains("dport=80 "), "nothing of what pods say is there, so this proves nothing:\n{kept}");
+        ensure!(!kept.contains("dport=8472"), "{} keeps connections of outer packets:\n{kept}", node.name());
+    }
+    Ok(())
+}
+
+#[test]
+fn none_leaves_the_way_between_nodes_to_somebody_else() -> Result<()> {
+    let lab = Lab::builder("none").nodes(2).pods_per_node(1).fabric("none").up()?;
+    for (node, other) in [("n1", 2), ("n2", 1)] {
+        let node = lab.node(node)?;
+        // Somebody else's routes: refused if there were one of ours in their place.
+        sh(node, &format!("ip route add 10.244.{other}.0/24 via 172.30.0.{other} metric 1024"))?;
+        sh(node, &format!("ip -6 route add fd00:10:244:{other}::/64 via fd30::{other} metric 1024"))?;
+    }
+    lab.wait_for_matrix(PATIENCE)?.check()?;
+    let said = status(lab.node("n1")?)?;
+    ensure!(said["podMtu"] == 1500 && said["conditions"] == json!([]), "{said}");
+    Ok(())
+}
+
+#[test]
 fn host_gw_names_the_peer_behind_a_router() -> Result<()> {
     let lab = Lab::builder("offlink").nodes(2).pods_per_node(1).underlay(Underlay::Routed).fabric("host-gw").up()?;
     let mut last = Value::Null;

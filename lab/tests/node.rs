@@ -240,7 +240,7 @@ fn direct_routing_is_used_inside_a_rack_and_vxlan_across() -> Result<()> {
         .pods_per_node(1)
         .underlay(Underlay::Racks)
         .fabric("vxlan")
-        .config("vxlan", json!({"directRouting": true}))
+        .config("crossSubnet", json!(true))
         .up()?;
     lab.wait_for_matrix(PATIENCE)?;
     let by: Value = status(lab.node("n1")?)?["peers"]

@@ -15,6 +15,8 @@ use crate::Family;
 pub struct Config {
     pub fabric: FabricMode,
     pub vxlan: VxlanConfig,
+    /// Packets to peers on one link with this node go as they are, whatever the fabric.
+    pub cross_subnet: bool,
     /// Family of packets between nodes; none: IPv4 where both ends have it, else IPv6.
     pub underlay: Option<Family>,
     /// In bytes; none: the uplink's.
@@ -39,6 +41,9 @@ pub struct Config {
 pub enum FabricMode {
     HostGw,
     Vxlan,
+    Ipip,
+    /// Somebody else's: no routes to peers, no devices, nothing heard.
+    None,
 }
 
 /// See `NetworkConfig.spec.vxlan`.
@@ -46,7 +51,6 @@ pub enum FabricMode {
 pub struct VxlanConfig {
     pub vni: u32,
     pub port: u16,
-    pub direct_routing: bool,
 }
 
 /// What to do about somebody else's firewall that drops what pods send through the node.
@@ -86,6 +90,8 @@ impl std::fmt::Display for FabricMode {
         f.write_str(match self {
             FabricMode::HostGw => "host-gw",
             FabricMode::Vxlan => "vxlan",
+            FabricMode::Ipip => "ipip",
+            FabricMode::None => "none",
         })
     }
 }
@@ -104,7 +110,8 @@ impl Default for Config {
     fn default() -> Config {
         Config {
             fabric: FabricMode::Vxlan,
-            vxlan: VxlanConfig { vni: 1, port: 8472, direct_routing: false },
+            vxlan: VxlanConfig { vni: 1, port: 8472 },
+            cross_subnet: false,
             underlay: None,
             underlay_mtu: None,
             masquerade: true,

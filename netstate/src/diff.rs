@@ -204,7 +204,7 @@ impl LinkKind {
     /// Whether the two cannot be there at the same time.
     ///
     /// Two VXLAN devices with one port and underlay family share a socket, so they must differ in their identifier and
-    /// agree on the group policy extension. Two veth pairs cannot end under one name in one namespace.
+    /// agree on the group policy extension. Of tunnels there is one an address. Two veth pairs cannot end under one name in one namespace.
     fn excludes(&self, other: &LinkKind) -> bool {
         match (self, other) {
             (LinkKind::Veth { peer: one, peer_name: a }, LinkKind::Veth { peer: two, peer_name: b }) => {
@@ -214,6 +214,10 @@ impl LinkKind {
                 let one_socket = one.port == two.port && one.local.is_ipv4() == two.local.is_ipv4();
                 one_socket && (one.vni == two.vni || one.gbp != two.gbp)
             }
+            (LinkKind::Ipip { .. }, LinkKind::Ipip { .. }) | (LinkKind::Sit { .. }, LinkKind::Sit { .. }) => {
+                self == other
+            }
+            (LinkKind::Ip6Tnl, LinkKind::Ip6Tnl) => true,
             _ => false,
         }
     }

@@ -27,5 +27,5 @@ pub use neigh::{Fdb, Neigh};
 pub use netns::{Netns, PodNetns};
 pub use part::Part;
 pub use qdisc::Tbf;
-pub use route::{Route, RouteKind, Rule, Scope};
+pub use route::{Encap, Route, RouteKind, Rule, Scope};
 pub use state::{Conflict, Entry, Key, Object, Owner, State};

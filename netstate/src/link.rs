@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::hash::{Hash, Hasher};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use siphasher::sip::SipHasher13;
 
@@ -22,8 +22,8 @@ pub struct Mac(pub [u8; 6]);
 pub struct Link {
     /// What the device is, with the parameters that belong to its kind.
     pub kind: LinkKind,
-    /// Always explicit: udev would change an implicit one after the fact.
-    pub mac: Mac,
+    /// Always explicit where the device has one, which tunnels have not: udev would change an implicit one after the fact.
+    pub mac: Option<Mac>,
     /// In bytes, without the Ethernet header.
     pub mtu: u32,
     /// `IFLA_GROUP`; 0 is the kernel's default.
@@ -47,6 +47,18 @@ pub enum LinkKind {
     VethPeer,
     /// A VXLAN device without learning: every neighbour and FDB entry is ours.
     Vxlan(VxlanParams),
+    /// IPv4 in IPv4 (RFC 2003), to the next hop of each route.
+    Ipip {
+        /// Source address of outer packets, and the only one at which they are taken.
+        local: Ipv4Addr,
+    },
+    /// IPv6 in IPv4 (RFC 4213), to the IPv4-compatible next hop of each route.
+    Sit {
+        /// As for [`LinkKind::Ipip`].
+        local: Ipv4Addr,
+    },
+    /// Both families in IPv6 (RFC 2473), by the outer addresses that each route carries. The kernel has one a namespace.
+    Ip6Tnl,
     /// A bridge, for adopting what other systems left behind.
     Bridge,
 }

@@ -1,6 +1,6 @@
 //! Routes and policy rules. A rule's and a route's protocol is always ours ([`crate::claims::ROUTE_PROTOCOL`]).
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use crate::LinkName;
 
@@ -21,6 +21,15 @@ pub struct Route {
     pub scope: Scope,
     /// Largest packet this node itself sends there, in bytes (`RTAX_MTU`); none: what the link takes.
     pub mtu: Option<u32>,
+    /// Header that the device is to put in front.
+    pub encap: Option<Encap>,
+}
+
+/// Addresses of an outer IPv6 header (`LWTUNNEL_ENCAP_IP6`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Encap {
+    pub src: Ipv6Addr,
+    pub dst: Ipv6Addr,
 }
 
 /// `rtm_type`.
@@ -67,7 +76,7 @@ impl Route {
 
     /// Refused with "host unreachable".
     pub fn unreachable() -> Route {
-        let (via, dev, src, mtu) = (None, None, None, None);
-        Route { kind: RouteKind::Unreachable, via, dev, src, onlink: false, scope: Scope::Global, mtu }
+        let (via, dev, src, mtu, encap) = (None, None, None, None, None);
+        Route { kind: RouteKind::Unreachable, via, dev, src, onlink: false, scope: Scope::Global, mtu, encap }
     }
 }

@@ -7,14 +7,14 @@ mod states;
 use std::collections::BTreeSet;
 
 use proptest::prelude::*;
-use states::{Choice, mac, name, pretended_pods, state};
+use states::{Choice, mac, name, pretended_pods, state, with_tunnels};
 use tartan_netstate::{
     Change, Entry, Key, Link, LinkKind, Netns, Object, Op, Owner, Route, State, VxlanParams, diff, diff::hanging_on,
 };
 
 fn pair(a: &Choice, b: &Choice) -> (State, State) {
     let pods = pretended_pods();
-    (state(&pods, a), state(&pods, b))
+    (with_tunnels(&pods, a), with_tunnels(&pods, b))
 }
 
 /// Object by object, whoever the owners are.
@@ -113,7 +113,7 @@ proptest! {
 
 fn vxlan(vni: u32, port: u16, gbp: bool) -> Object {
     let params = VxlanParams { vni, port, local: "192.0.2.1".parse().unwrap(), learning: false, gbp };
-    Object::Link(Link { kind: LinkKind::Vxlan(params), mac: mac(1), mtu: 1450, group: 0, up: true }.into())
+    Object::Link(Link { kind: LinkKind::Vxlan(params), mac: Some(mac(1)), mtu: 1450, group: 0, up: true }.into())
 }
 
 fn device(link: &str, object: Object) -> State {
@@ -185,7 +185,7 @@ fn a_device_goes_first_only_if_it_stands_in_the_way() {
 fn only_a_local_address_of_the_same_family_moves_in_place() {
     let local = |text: &str| {
         let params = VxlanParams { vni: 1, port: 8472, local: text.parse().unwrap(), learning: false, gbp: false };
-        Object::Link(Link { kind: LinkKind::Vxlan(params), mac: mac(1), mtu: 1450, group: 0, up: true }.into())
+        Object::Link(Link { kind: LinkKind::Vxlan(params), mac: Some(mac(1)), mtu: 1450, group: 0, up: true }.into())
     };
     let check = |before: &str, wanted: &str, is: &[&str]| {
         assert_eq!(steps(&device("ttx0", local(before)), &device("ttx0", local(wanted))), is);

@@ -20,8 +20,8 @@ use std::{env, path::Path};
 
 /// What runs unless somebody says what.
 const TESTS: &[&[&str]] = &[
-    &["-p", "tartan-kernel", "--test", "netstate_twin"],
-    &["-p", "tartan-lab", "--test", "live", "--", "every_pod", "--test-threads", "1"],
+    &["-p", "tartan-kernel", "--test", "netstate_twin", "--", "--include-ignored"],
+    &["-p", "tartan-lab", "--test", "vm", "--", "--include-ignored", "--test-threads", "1"],
 ];
 
 /// What became of the tests under one kernel.

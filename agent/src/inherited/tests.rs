@@ -29,7 +29,7 @@ fn address(link: &str) -> (Key, Object) {
 }
 
 fn link(name: &str) -> (Key, Object) {
-    let made = Link { kind: LinkKind::Bridge, mac: Mac([2; 6]), mtu: 1500, group: 0, up: true };
+    let made = Link { kind: LinkKind::Bridge, mac: Some(Mac([2; 6])), mtu: 1500, group: 0, up: true };
     (Key::Link { ns: Netns::Host, link: LinkName::new(name).unwrap() }, Object::Link(made.into()))
 }
 

@@ -14,7 +14,8 @@ use nix::errno::Errno;
 use tartan_api::cni::{Command, code};
 use tartan_kernel::fake::Fake;
 use tartan_model::{Config, FabricMode, Kind, ObjectId, PolicyMode, World};
-use tartan_netstate::{Key, State};
+use tartan_netstate::claims::FABRIC_LINK_PREFIX;
+use tartan_netstate::{Key, LinkName, Netns, State, stable_hash};
 
 use rig::{Dying, Rig, addresses, link, netns, pool};
 
@@ -110,6 +111,32 @@ async fn what_the_kernel_refuses_later_is_a_condition_until_it_works() {
     rig.kernel.fail(link("a"), None);
     agent.until("it is repaired", |status| status.ready && status.conditions.is_empty()).await;
     assert!(rig.kernel.state().get(&link("a")).is_some());
+}
+
+#[tokio::test]
+async fn a_fabric_that_the_kernel_lacks_is_said_with_its_modules_and_the_present_one_goes_on() {
+    let rig = Rig::new().await;
+    rig.put_peer(1).await;
+    rig.put_config(Config { fabric: FabricMode::Vxlan, ..Config::default() }).await;
+    let agent = rig.ready().await;
+    let by_vxlan = |status: &tartan_api::status::Status| {
+        !status.peers.is_empty() && status.peers.iter().all(|peer| peer.fabric.starts_with("vxlan"))
+    };
+    agent.until("the peer is reached", by_vxlan).await;
+    for family in ["ipv4", "ipv6"] {
+        let device = stable_hash(&format!("ipip/ipv4 from 172.30.0.1 for {family}"));
+        let link = LinkName::hashed(FABRIC_LINK_PREFIX, device);
+        rig.kernel.fail(Key::Link { ns: Netns::Host, link }, Some(Errno::EOPNOTSUPP));
+    }
+    rig.put_config(Config { fabric: FabricMode::Ipip, ..Config::default() }).await;
+    let said = |status: &tartan_api::status::Status| {
+        let all = &mut status.conditions.iter();
+        all.any(|said| said.message.contains("EOPNOTSUPP") && said.fix.contains("`modprobe -a ipip sit`"))
+    };
+    let status = agent.until("what is missing is said", said).await;
+    assert!(by_vxlan(&status), "{status:#?}");
+    let accepts: Vec<String> = rig.advert().unwrap().accepts.iter().map(|end| end.instance.to_string()).collect();
+    assert_eq!(accepts, ["vxlan/ipv4/vni1/port8472"], "nobody may send what this kernel cannot take");
 }
 
 #[tokio::test]

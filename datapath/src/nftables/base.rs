@@ -1,7 +1,8 @@
 //! Chains, sets and maps of the table, all of them there from the start.
 //!
 //! ```text
-//! raw_prerouting    filter -300   what a pod must not send: loopback addresses
+//! raw_prerouting    filter -300   what a pod must not send: loopback addresses; what no connection is kept of
+//! raw_output        filter -300   what no connection is kept of
 //! nat_prerouting    nat    -100   to an address of this node  ──► hostports
 //! nat_output        nat    -100   the same, sent by this node ──► hostports
 //! nat_postrouting   nat     100   towards pods: the fabric address; out of the cluster: masquerade
@@ -34,14 +35,24 @@ pub(super) fn plan(nat: &Nat) -> State {
     state
 }
 
-fn chains(nat: &Nat) -> [(&'static str, Chain); 5] {
+fn chains(nat: &Nat) -> [(&'static str, Chain); 6] {
     use ChainKind::{Filter, Nat as Translate};
+    // Each flow inside has a source port of its own outside, and answers come under another: an entry for each way of each
+    // flow, and none that an answer meets.
+    let outer = || rule("packets between nodes are looked at inside").udp_dport(nat.vxlan_port);
+    let came_in = outer().fib_local(AddressSide::Daddr).notrack();
     let to_node = || vec![rule("ports of pods").fib_local(AddressSide::Daddr).jump(hostport::CHAIN)];
     [
         (
             "raw_prerouting",
-            Chain::base(Filter, HookPoint::Prerouting, NFT_RAW_PRIORITY, Vec::from(no_loopback_from_pods())),
+            Chain::base(
+                Filter,
+                HookPoint::Prerouting,
+                NFT_RAW_PRIORITY,
+                no_loopback_from_pods().into_iter().chain([came_in]).collect(),
+            ),
         ),
+        ("raw_output", Chain::base(Filter, HookPoint::Output, NFT_RAW_PRIORITY, vec![outer().notrack()])),
         ("nat_prerouting", Chain::base(Translate, HookPoint::Prerouting, NFT_DSTNAT_PRIORITY, to_node())),
         ("nat_output", Chain::base(Translate, HookPoint::Output, NFT_DSTNAT_PRIORITY, to_node())),
         (hostport::CHAIN, Chain::regular(Family::ALL.into_iter().flat_map(hostport::rules).collect())),

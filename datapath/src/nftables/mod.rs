@@ -33,6 +33,8 @@ pub struct Nat {
     pub non_masquerade: Vec<IpNet>,
     /// Packets from pods to everywhere else leave under the node's address.
     pub masquerade: bool,
+    /// UDP port at which nodes take encapsulated packets.
+    pub vxlan_port: u16,
 }
 
 /// The table, and what it was computed from.

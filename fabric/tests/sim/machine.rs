@@ -83,7 +83,7 @@ impl Machine {
     /// Devices of fabrics.
     pub(crate) fn devices(&self) -> impl Iterator<Item = (&LinkName, &Link)> {
         self.kernel.iter().filter_map(|(key, entry)| match (key, &entry.object) {
-            (Key::Link { link, .. }, Object::Link(device)) if matches!(device.kind, LinkKind::Vxlan(_)) => {
+            (Key::Link { link, .. }, Object::Link(device)) if !matches!(device.kind, LinkKind::VethPeer) => {
                 Some((link, &**device))
             }
             _ => None,
@@ -136,7 +136,7 @@ pub(crate) fn check_mtu(a: &Machine) {
 
 /// What stands for a pod: its link, whose MTU is that of what it sends.
 pub(crate) fn pod_link() -> (Key, impl Fn(u32) -> Object) {
-    let link = |mtu| Link { kind: LinkKind::VethPeer, mac: Mac([2, 0, 0, 0, 0, 1]), mtu, group: 0, up: true };
+    let link = |mtu| Link { kind: LinkKind::VethPeer, mac: Some(Mac([2, 0, 0, 0, 0, 1])), mtu, group: 0, up: true };
     let key = Key::Link { ns: Netns::Host, link: LinkName::new("ttp0").unwrap() };
     (key, move |mtu| Object::Link(link(mtu).into()))
 }
@@ -146,9 +146,10 @@ pub(crate) fn pod_link() -> (Key, impl Fn(u32) -> Object) {
 pub(crate) fn send(a: &Machine, b: &Machine, family: Family) -> Result<Instance, String> {
     let (theirs, ours) = (b.blocks.get(family).ok_or("b has no pods")?, a.blocks.get(family).ok_or("a has no pods")?);
     let route = a.out_to(theirs).ok_or("a has no route")?;
-    let (Some(dev), Some(via)) = (&route.dev, route.via) else { return Err("a's route leads nowhere".into()) };
+    let Some(dev) = &route.dev else { return Err("a's route leads nowhere".into()) };
     let back = b.out_to(ours).and_then(|route| route.dev.clone());
     if dev.as_str() == "eth0" {
+        let via = route.via.ok_or("a's route has no next hop")?;
         let on_link = a.addresses.iter().any(|net| net.contains(&via));
         if !on_link || !b.has_address(via) || a.site != b.site {
             return Err(format!("nobody answers for {via}"));
@@ -160,7 +161,58 @@ pub(crate) fn send(a: &Machine, b: &Machine, family: Family) -> Result<Instance,
         return Ok(Instance::HostGw);
     }
     let device = a.device(dev).ok_or("a has no such device")?;
-    let LinkKind::Vxlan(params) = &device.kind else { return Err("not a vxlan device".into()) };
+    let (name, instance) = match &device.kind {
+        LinkKind::Vxlan(params) => {
+            let VxlanParams { vni, port, local, .. } = params;
+            let at = Instance::Vxlan { underlay: Family::of(*local), vni: *vni, port: *port };
+            (by_vxlan(a, b, dev, device, route.via.ok_or("no next hop")?)?, at)
+        }
+        _ => by_tunnel(b, device, route, family)?,
+    };
+    let loose = Key::LinkSysctl { ns: Netns::Host, link: name.clone(), name: "ipv4/rp_filter".into() };
+    if family == Family::V4 && !b.holds(loose, "2") && back.as_ref() != Some(name) {
+        return Err("b's reverse path filter drops it".into());
+    }
+    Ok(instance)
+}
+
+/// By which device of `b` it comes in.
+fn by_tunnel<'b>(
+    b: &'b Machine,
+    device: &Link,
+    route: &tartan_netstate::Route,
+    family: Family,
+) -> Result<(&'b LinkName, Instance), String> {
+    let (dst, underlay): (IpAddr, _) = match (&device.kind, family, route.via, route.encap) {
+        (LinkKind::Ipip { .. }, Family::V4, Some(via), None) => (via, Family::V4),
+        (LinkKind::Sit { .. }, Family::V6, Some(IpAddr::V6(via)), None) => {
+            (via.to_ipv4().ok_or("no IPv4 address in its next hop")?.into(), Family::V4)
+        }
+        (LinkKind::Ip6Tnl, _, None, Some(encap)) => (encap.dst.into(), Family::V6),
+        other => return Err(format!("no kernel carries {other:?}")),
+    };
+    if !b.has_address(dst) {
+        return Err(format!("nobody answers at {dst}"));
+    }
+    let hears = |there: &Link| match (&device.kind, &there.kind) {
+        (LinkKind::Ipip { .. }, LinkKind::Ipip { local }) | (LinkKind::Sit { .. }, LinkKind::Sit { local }) => {
+            IpAddr::from(*local) == dst
+        }
+        (LinkKind::Ip6Tnl, LinkKind::Ip6Tnl) => true,
+        _ => false,
+    };
+    let (name, _) = b.devices().find(|(_, there)| hears(there)).ok_or("b does not hear it")?;
+    Ok((name, Instance::Ipip { underlay }))
+}
+
+/// By which device of `b` it comes in.
+fn by_vxlan<'b>(
+    a: &Machine,
+    b: &'b Machine,
+    dev: &LinkName,
+    device: &Link,
+    via: IpAddr,
+) -> Result<&'b LinkName, String> {
     let neigh = Key::Neigh { ns: Netns::Host, link: dev.clone(), address: via };
     let Some(Object::Neigh(neigh)) = a.kernel.get(&neigh).map(|entry| &entry.object) else {
         return Err(format!("a has no neighbour {via}"));
@@ -173,15 +225,10 @@ pub(crate) fn send(a: &Machine, b: &Machine, family: Family) -> Result<Instance,
         return Err(format!("nobody answers at {}", fdb.dst));
     }
     let (name, door) = b.devices().find(|(_, there)| same_socket(there, device)).ok_or("b does not hear it")?;
-    if door.mac != neigh.mac {
-        return Err(format!("b is {} and a says {}", door.mac, neigh.mac));
+    if door.mac != Some(neigh.mac) {
+        return Err(format!("b is {:?} and a says {}", door.mac, neigh.mac));
     }
-    let loose = Key::LinkSysctl { ns: Netns::Host, link: name.clone(), name: "ipv4/rp_filter".into() };
-    if family == Family::V4 && !b.holds(loose, "2") && back.as_ref() != Some(name) {
-        return Err("b's reverse path filter drops it".into());
-    }
-    let VxlanParams { vni, port, local, .. } = params;
-    Ok(Instance::Vxlan { underlay: Family::of(*local), vni: *vni, port: *port })
+    Ok(name)
 }
 
 fn same_socket(a: &Link, b: &Link) -> bool {

@@ -57,6 +57,7 @@ fn name(expression: &Expr) -> &'static str {
         Expr::FibType { .. } => "fib",
         Expr::Ct { .. } | Expr::SetCtMark { .. } => "ct",
         Expr::Immediate { .. } | Expr::Verdict(_) => "immediate",
+        Expr::Notrack => "notrack",
         Expr::Counter => "counter",
         Expr::Count { .. } => "dynset",
         Expr::Limit { .. } => "limit",
@@ -120,6 +121,7 @@ fn body(data: &mut Attrs, expression: &Expr) {
             data.u32(1, reg(*dreg));
             value(data, 2, constant);
         }
+        Expr::Notrack => {}
         Expr::Counter => {
             data.u64(1, 0).u64(NFTA_COUNTER_PACKETS, 0);
         }

@@ -32,6 +32,7 @@ pub fn nat() -> Nat {
         cluster_ranges: vec!["10.244.0.0/16".parse().unwrap(), "fd00::/16".parse().unwrap()],
         non_masquerade: vec!["192.168.0.0/16".parse().unwrap(), "fc99::/16".parse().unwrap()],
         masquerade: true,
+        vxlan_port: 8472,
     }
 }
 

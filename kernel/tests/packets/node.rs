@@ -153,5 +153,6 @@ fn translation() -> Nat {
         cluster_ranges: ranges,
         non_masquerade: Vec::new(),
         masquerade: true,
+        vxlan_port: 8472,
     }
 }

@@ -49,6 +49,8 @@ pub enum Expr {
     SetCtMark { sreg: Reg },
     /// A constant into a register.
     Immediate { dreg: Reg, data: Vec<u8> },
+    /// The packet is of no connection: conntrack leaves it alone.
+    Notrack,
     /// Counts packets and bytes.
     Counter,
     /// Counts packets by key, in a set of [`super::SetKind::Counts`].
@@ -191,6 +193,8 @@ pub struct RuleBuilder {
 const IPS_DST_NAT: u32 = 1 << 5;
 /// Bit of the state of what a connection brings about: errors, and what a helper expects.
 const CT_STATE_RELATED: u32 = 1 << 2;
+/// `IPPROTO_UDP`.
+const UDP: u8 = 17;
 /// `RTN_LOCAL`: the address is one of this node's own.
 const RTN_LOCAL: u32 = 2;
 
@@ -240,6 +244,12 @@ impl RuleBuilder {
     /// `meta l4proto NUMBER`.
     pub fn l4proto(self, number: u8) -> RuleBuilder {
         self.meta(MetaKey::L4proto, vec![number])
+    }
+
+    /// `udp dport PORT`.
+    pub fn udp_dport(self, port: u16) -> RuleBuilder {
+        let loaded = self.l4proto(UDP).then(Selector::Dport.load(Nfproto::Ipv4, Reg(0)));
+        loaded.compare(CmpOp::Eq, port.to_be_bytes().to_vec())
     }
 
     /// `ip saddr NET`.
@@ -327,6 +337,11 @@ impl RuleBuilder {
             .then(Expr::Immediate { dreg: Reg(0), data: octets(address) })
             .then(Expr::Nat { kind: NatKind::Snat, nfproto, addr: Reg(0), port: None })
             .build()
+    }
+
+    /// `notrack`.
+    pub fn notrack(self) -> Rule {
+        self.then(Expr::Notrack).build()
     }
 
     /// `masquerade fully-random`.

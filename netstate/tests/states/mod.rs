@@ -2,14 +2,14 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its own part")]
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 use tartan_netstate::claims::POD_LINK_GROUP;
 use tartan_netstate::nft::{Chain, ChainKind, ElementData, Fields, HookPoint, Nfproto, Selector, Set, Type, rule};
 use tartan_netstate::{
-    Fdb, Key, Link, LinkKind, LinkName, Mac, Neigh, Netns, Object, Owner, PodNetns, Route, Rule, Scope, State, Tbf,
-    VxlanParams,
+    Encap, Fdb, Key, Link, LinkKind, LinkName, Mac, Neigh, Netns, Object, Owner, PodNetns, Route, Rule, Scope, State,
+    Tbf, VxlanParams,
 };
 
 /// What there is of everything; all zero is nothing. Small values first, so that a failure shrinks well.
@@ -22,7 +22,7 @@ pub fn pretended_pods() -> Vec<PodNetns> {
 
 struct Maker<'a> {
     state: State,
-    bytes: std::slice::Iter<'a, u8>,
+    bytes: &'a mut dyn Iterator<Item = &'a u8>,
 }
 
 impl Maker<'_> {
@@ -36,7 +36,9 @@ impl Maker<'_> {
 
     fn link(&mut self, name: &LinkName, kind: LinkKind, look: u8) {
         let group = if matches!(kind, LinkKind::Veth { .. }) { POD_LINK_GROUP } else { 0 };
-        let link = Link { kind, mac: mac(look % 3), mtu: 1400 + u32::from(look % 4), group, up: true };
+        let has_mac = !matches!(kind, LinkKind::Ipip { .. } | LinkKind::Sit { .. } | LinkKind::Ip6Tnl);
+        let mac = has_mac.then(|| mac(look % 3));
+        let link = Link { kind, mac, mtu: 1400 + u32::from(look % 4), group, up: true };
         self.put(Key::Link { ns: Netns::Host, link: name.clone() }, Object::Link(link.into()));
     }
 
@@ -78,8 +80,13 @@ impl Maker<'_> {
         self.link(&host, LinkKind::Veth { peer: inside.clone(), peer_name: eth.clone() }, look);
         self.sysctl(&Netns::Host, &host, "ipv4/rp_filter", "1");
         self.sysctl(&Netns::Host, &host, "ipv6/accept_ra", "0");
-        let end =
-            Link { kind: LinkKind::VethPeer, mac: mac(look % 5), mtu: 1400 + u32::from(look % 7), group: 0, up: true };
+        let end = Link {
+            kind: LinkKind::VethPeer,
+            mac: Some(mac(look % 5)),
+            mtu: 1400 + u32::from(look % 7),
+            group: 0,
+            up: true,
+        };
         self.put(Key::Link { ns: inside.clone(), link: eth.clone() }, Object::Link(end.into()));
         self.sysctl(&inside, &eth, "ipv6/disable_ipv6", "0");
         for (ns, link, limited) in [(&Netns::Host, &host, look % 4 == 1), (&inside, &eth, look % 8 > 4)] {
@@ -145,6 +152,35 @@ impl Maker<'_> {
         }
     }
 
+    /// One tunnel, with routes that may be another device's in another state.
+    fn tunnel(&mut self, number: u8, kind: impl Fn(u8) -> LinkKind, hops: impl Fn(u8) -> Vec<(bool, Route)>) {
+        let (there, look) = (self.byte(), self.byte());
+        if there.is_multiple_of(3) {
+            return;
+        }
+        let device = name(&format!("ttx{}", 8 + number + there % 2 * 4));
+        self.link(&device, kind(look % 3), look);
+        self.sysctl(&Netns::Host, &device, "ipv4/rp_filter", "2");
+        for peer in 0..3 {
+            let choice = self.byte();
+            for (v6, hop) in hops(choice % 4).into_iter().filter(|_| !choice.is_multiple_of(3)) {
+                self.route(&Netns::Host, block(v6, peer), 1024, Route { dev: Some(device.clone()), ..hop });
+            }
+        }
+    }
+
+    fn tunnels(&mut self) {
+        let v4 = |last: u8| Ipv4Addr::new(192, 0, 2, last);
+        let hop = |via: IpAddr| Route { onlink: true, ..Route::via(via, name("lo")) };
+        self.tunnel(0, |look| LinkKind::Ipip { local: v4(1 + look) }, |peer| vec![(false, hop(v4(10 + peer).into()))]);
+        let compatible = |peer| v4(10 + peer).to_ipv6_compatible();
+        self.tunnel(1, |look| LinkKind::Sit { local: v4(1 + look) }, |peer| vec![(true, hop(compatible(peer).into()))]);
+        let (src, dst) = ("2001:db8::1".parse().unwrap(), |peer| Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, peer));
+        let carried = |peer| Some(Encap { src, dst: dst(10 + u16::from(peer)) });
+        let both = |peer| [false, true].map(|v6| (v6, Route { encap: carried(peer), ..Route::on_link(name("lo")) }));
+        self.tunnel(2, |_| LinkKind::Ip6Tnl, |peer| both(peer).into());
+    }
+
     fn nft(&mut self) {
         let (there, elements) = (self.byte(), self.byte());
         if there.is_multiple_of(3) {
@@ -206,7 +242,7 @@ impl Maker<'_> {
 
 /// The state that the bytes choose.
 pub fn state(pods: &[PodNetns], choice: &Choice) -> State {
-    let mut maker = Maker { state: State::new(), bytes: choice.iter() };
+    let mut maker = Maker { state: State::new(), bytes: &mut choice.iter() };
     for (number, pod) in (0..).zip(pods) {
         maker.pod(number, pod);
     }
@@ -214,6 +250,13 @@ pub fn state(pods: &[PodNetns], choice: &Choice) -> State {
     maker.vxlan(0, "192.0.2.1".parse().unwrap());
     maker.vxlan(1, "2001:db8::1".parse().unwrap());
     maker.nft();
+    maker.state
+}
+
+/// The same, with tunnels that not every kernel can make; the same bytes choose them, from the end.
+pub fn with_tunnels(pods: &[PodNetns], choice: &Choice) -> State {
+    let mut maker = Maker { state: state(pods, choice), bytes: &mut choice.iter().rev() };
+    maker.tunnels();
     maker.state
 }
 

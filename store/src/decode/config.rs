@@ -15,12 +15,18 @@ use super::fields;
 
 /// What IPv6 needs of every link (RFC 8200 §5).
 const MIN_POD_MTU: u32 = 1280;
-/// What vxlan adds to a packet at most: over an IPv6 underlay.
+/// What fabrics add to a packet at most: over an IPv6 underlay.
 const VXLAN_OVERHEAD: u32 = 70;
+const IPIP_OVERHEAD: u32 = 40;
 /// IFNAMSIZ without its final NUL.
 const MAX_LINK_NAME: usize = 15;
 
-const FABRICS: [(&str, FabricMode); 2] = [("vxlan", FabricMode::Vxlan), ("host-gw", FabricMode::HostGw)];
+const FABRICS: [(&str, FabricMode); 4] = [
+    ("vxlan", FabricMode::Vxlan),
+    ("ipip", FabricMode::Ipip),
+    ("host-gw", FabricMode::HostGw),
+    ("none", FabricMode::None),
+];
 const UNDERLAYS: [(&str, Option<Family>); 3] = [("auto", None), ("ipv4", Some(Family::V4)), ("ipv6", Some(Family::V6))];
 const FIREWALLS: [(&str, HostFirewall); 2] = [("open", HostFirewall::Open), ("report", HostFirewall::Report)];
 const POLICY: [(&str, PolicyMode); 3] =
@@ -63,10 +69,16 @@ pub(super) fn encode(name: &str, config: &Config) -> tartan::NetworkConfig {
 fn config(spec: &NetworkConfigSpec) -> Result<Config, Fault> {
     let default = Config::default();
     let fabric = word("spec.fabric", &spec.fabric, &FABRICS, default.fabric)?;
-    let lowest_mtu = MIN_POD_MTU + if fabric == FabricMode::Vxlan { VXLAN_OVERHEAD } else { 0 };
+    let lowest_mtu = MIN_POD_MTU
+        + match fabric {
+            FabricMode::HostGw | FabricMode::None => 0,
+            FabricMode::Vxlan => VXLAN_OVERHEAD,
+            FabricMode::Ipip => IPIP_OVERHEAD,
+        };
     Ok(Config {
         fabric,
         vxlan: vxlan(&spec.vxlan.clone().unwrap_or_default(), default.vxlan)?,
+        cross_subnet: spec.cross_subnet.unwrap_or(default.cross_subnet),
         underlay: word("spec.underlay", &spec.underlay, &UNDERLAYS, default.underlay)?,
         underlay_mtu: spec
             .underlay_mtu
@@ -87,11 +99,7 @@ fn vxlan(spec: &VxlanSpec, default: VxlanConfig) -> Result<VxlanConfig, Fault> {
     let vni = spec.vni.unwrap_or(default.vni);
     let port = spec.port.unwrap_or(default.port);
     fields::number("spec.vxlan.port", u32::from(port), 1..=65535, "")?;
-    Ok(VxlanConfig {
-        vni: fields::number("spec.vxlan.vni", vni, 1..=(1 << 24) - 1, "")?,
-        port,
-        direct_routing: spec.direct_routing.unwrap_or(default.direct_routing),
-    })
+    Ok(VxlanConfig { vni: fields::number("spec.vxlan.vni", vni, 1..=(1 << 24) - 1, "")?, port })
 }
 
 fn node_address(spec: &NodeAddressSpec) -> Result<AddressChoice, Fault> {
@@ -161,6 +169,7 @@ fn spec(config: &Config) -> NetworkConfigSpec {
     NetworkConfigSpec {
         fabric: (config.fabric != default.fabric).then(|| name_of(config.fabric, &FABRICS)),
         vxlan: (config.vxlan != default.vxlan).then(|| vxlan_spec(&config.vxlan, &default.vxlan)),
+        cross_subnet: differing(&config.cross_subnet, &default.cross_subnet),
         underlay: (config.underlay != default.underlay).then(|| name_of(config.underlay, &UNDERLAYS)),
         underlay_mtu: config.underlay_mtu,
         masquerade: differing(&config.masquerade, &default.masquerade),
@@ -177,11 +186,7 @@ fn spec(config: &Config) -> NetworkConfigSpec {
 }
 
 fn vxlan_spec(vxlan: &VxlanConfig, default: &VxlanConfig) -> VxlanSpec {
-    VxlanSpec {
-        vni: differing(&vxlan.vni, &default.vni),
-        port: differing(&vxlan.port, &default.port),
-        direct_routing: differing(&vxlan.direct_routing, &default.direct_routing),
-    }
+    VxlanSpec { vni: differing(&vxlan.vni, &default.vni), port: differing(&vxlan.port, &default.port) }
 }
 
 fn node_address_spec(choice: &AddressChoice) -> Option<NodeAddressSpec> {

@@ -63,8 +63,8 @@ fn a_configuration_is_whole() {
         Config { fabric: FabricMode::HostGw, underlay_mtu: Some(1280), ..default() },
     );
     check_config(
-        "spec: {vxlan: {vni: 16777215, port: 65535, directRouting: true}}",
-        Config { vxlan: VxlanConfig { vni: 16_777_215, port: 65535, direct_routing: true }, ..default() },
+        "spec: {crossSubnet: true, vxlan: {vni: 16777215, port: 65535}}",
+        Config { cross_subnet: true, vxlan: VxlanConfig { vni: 16_777_215, port: 65535 }, ..default() },
     );
     check_config(
         "spec: {nonMasqueradeCIDRs: [10.0.0.0/8, 'fd00::/8', 192.0.2.1]}",

@@ -12,6 +12,7 @@ mod kube;
 mod noise;
 mod packets;
 mod path;
+mod peers;
 mod plan;
 mod policy;
 mod program;
@@ -51,6 +52,7 @@ pub(crate) const GROUPS: &[Group] = &[
     group("path",    path::FIGURES,    path::run,    "packets, beside the same devices and namespaces made by hand; 1: as good"),
     group("cni",     cni::FIGURES,     cni::run,     "ADD and DEL, beside the stock plugins; less is better"),
     group("plan",    plan::FIGURES,    plan::run,    "planning and memory with 5,000 nodes and 250 pods here"),
+    group("peers",   peers::FIGURES,   peers::run,   "1,000 peers in the kernel, from none to all, and one that changes"),
     group("packets", packets::FIGURES, packets::run, "packets in three hundred random worlds that change, beside the oracle"),
     group("policy",  policy::FIGURES,  policy::run,  "from a word of the store to the kernel, and to a new pod's first connection"),
     group("restart", restart::FIGURES, restart::run, "what packets notice of restarts and changes"),

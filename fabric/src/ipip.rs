@@ -1,0 +1,140 @@
+//! ipip: packets in IP packets and nothing else (RFC 2003, RFC 4213, RFC 2473), which costs the least of all envelopes.
+//!
+//! Over IPv4 the next hop of a route says where its packets go, so one device of each kind serves all peers: `ipip` for
+//! IPv4, `sit` for IPv6, whose next hops hold an IPv4 address. Over IPv6 the kernel refuses a next hop that some other
+//! route leads to, as the peer's own address is; there the route itself carries the outer header's addresses, and one
+//! `ip6tnl` device in collect-metadata mode carries both families. It adds no encapsulation limit: that option would cost
+//! eight bytes and is for tunnels in tunnels.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+
+use tartan_model::{Condition, Endpoint, Family, Features};
+use tartan_netstate::claims::{DEVICE_ADDRESS, FABRIC_LINK_PREFIX};
+use tartan_netstate::{Encap, Key, Link, LinkKind, LinkName, Netns, Object, Owner, Scope, State, stable_hash};
+
+use crate::mtu::device_mtu;
+use crate::{Fabric, Hop, Instance, LocalNode, Peer, Uplink};
+
+pub(crate) struct Ipip;
+
+impl Fabric for Ipip {
+    /// To ask a kernel whether it can would load its modules, and with them come devices in every namespace. So nobody
+    /// asks before it is wanted; what the kernel then refuses is a condition like any other.
+    fn needs(&self, _: &Features) -> Result<(), &'static str> {
+        Ok(())
+    }
+
+    fn overhead(&self, underlay: Family) -> u32 {
+        match underlay {
+            Family::V4 => 20,
+            Family::V6 => 40,
+        }
+    }
+
+    fn receive(&self, node: &LocalNode, at: &Instance) -> State {
+        let Some(uplink) = at.underlay().and_then(|underlay| node.uplinks.get(underlay)) else { return State::new() };
+        let owner = Owner::Fabric(at.to_string().into());
+        let mut state = State::new();
+        for (device, kind) in devices(node, at, uplink) {
+            let link = Link { kind, mac: None, mtu: device_mtu(uplink.mtu, at), group: 0, up: true };
+            let key = Key::Link { ns: Netns::Host, link: device.clone() };
+            state.insert(key, Object::Link(link.into()), owner.clone());
+            // Loose, and with an address, for the same reason as the vxlan device.
+            let address = Family::host_net(DEVICE_ADDRESS.into());
+            let key = Key::Address { ns: Netns::Host, link: device.clone(), address };
+            state.insert(key, Object::Address(Scope::Link), owner.clone());
+            for (name, value) in [("ipv4/rp_filter", "2"), ("ipv6/accept_ra", "0")] {
+                let key = Key::LinkSysctl { ns: Netns::Host, link: device.clone(), name: name.into() };
+                state.insert(key, Object::Sysctl(value.into()), owner.clone());
+            }
+        }
+        state
+    }
+
+    fn endpoint(&self, node: &LocalNode, at: &Instance) -> Option<Endpoint> {
+        let uplink = node.uplinks.get(at.underlay()?)?;
+        Some(Endpoint { instance: Arc::from(at.to_string()), address: uplink.advertised(), mac: None })
+    }
+
+    fn hop(&self, node: &LocalNode, at: &Instance, to: &Peer<'_>, family: Family) -> Result<Hop, Condition> {
+        let outer = at.underlay().and_then(|underlay| node.uplinks.get(underlay)).map(|uplink| uplink.address);
+        match (outer, to.endpoint.address) {
+            (Some(IpAddr::V4(src)), IpAddr::V4(dst)) => {
+                let via = match family {
+                    Family::V4 => dst.into(),
+                    Family::V6 => compatible(dst).into(),
+                };
+                Ok(Hop { via: Some(via), dev: device(at, src, family), onlink: true, encap: None })
+            }
+            (Some(IpAddr::V6(src)), IpAddr::V6(dst)) => {
+                Ok(Hop { via: None, dev: at.device(), onlink: false, encap: Some(Encap { src, dst }) })
+            }
+            (_, theirs) => Err(Condition {
+                about: format!("NodeNetwork/{}", to.name),
+                field: "spec.accepts".into(),
+                reason: "EndpointOfOtherFamily",
+                message: format!("{} says it hears {at} at {theirs}, which is of another family", to.name),
+                fix: format!("look at the agent of {}: its NodeNetwork object is written by it alone", to.name),
+            }),
+        }
+    }
+
+    fn reach(&self, _: &Instance, _: &Peer<'_>, _: Family) -> Vec<(Key, Object)> {
+        Vec::new()
+    }
+}
+
+/// Where a route by a device of this fabric leads.
+pub(crate) fn endpoint_of(route: &tartan_netstate::Route) -> Option<IpAddr> {
+    if let Some(Encap { dst, .. }) = route.encap {
+        return Some(dst.into());
+    }
+    match route.via? {
+        IpAddr::V6(via) => via.to_ipv4().map(IpAddr::V4),
+        via => Some(via),
+    }
+}
+
+/// All devices: a tunnel takes what comes for its own address, so over IPv4 there are some for each.
+fn devices(node: &LocalNode, at: &Instance, uplink: &Uplink) -> Vec<(LinkName, LinkKind)> {
+    if uplink.address.is_ipv6() {
+        return vec![(at.device(), LinkKind::Ip6Tnl)];
+    }
+    let v4 = uplink.addresses.iter().filter_map(|address| if let IpAddr::V4(v4) = address { Some(*v4) } else { None });
+    let of_address = |local| {
+        let ipv6 = node.ipv6.then(|| (device(at, local, Family::V6), LinkKind::Sit { local }));
+        [(device(at, local, Family::V4), LinkKind::Ipip { local })].into_iter().chain(ipv6)
+    };
+    v4.flat_map(of_address).collect()
+}
+
+/// Name of the device that carries a family of packets from an address.
+fn device(at: &Instance, local: Ipv4Addr, family: Family) -> LinkName {
+    LinkName::hashed(FABRIC_LINK_PREFIX, stable_hash(&format!("{at} from {local} for {family}")))
+}
+
+/// The IPv4-compatible address (RFC 4291 section 2.5.5.1): to a `sit` device, the next hop at that IPv4 address.
+fn compatible(address: Ipv4Addr) -> Ipv6Addr {
+    let [a, b, c, d] = address.octets();
+    Ipv6Addr::new(0, 0, 0, 0, 0, 0, u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d]))
+}
+
+#[cfg(test)]
+mod tests {
+    use tartan_netstate::Route;
+
+    use super::*;
+
+    #[test]
+    fn a_route_says_where_its_packets_go() {
+        let dev = || LinkName::new("ttx0").unwrap();
+        let peer: Ipv4Addr = "192.0.2.2".parse().unwrap();
+        let (src, dst) = ("2001:db8::1".parse().unwrap(), "2001:db8::2".parse().unwrap());
+        assert_eq!(endpoint_of(&Route::via(peer.into(), dev())), Some(peer.into()));
+        assert_eq!(endpoint_of(&Route::via(compatible(peer).into(), dev())), Some(peer.into()));
+        let carried = Route { encap: Some(Encap { src, dst }), ..Route::on_link(dev()) };
+        assert_eq!(endpoint_of(&carried), Some(dst.into()));
+        assert_eq!(endpoint_of(&Route::on_link(dev())), None);
+    }
+}
