@@ -170,8 +170,11 @@ impl Drop for Control {
 fn asked(line: &str) -> Result<(String, String)> {
     let event: Value = serde_json::from_str(line).with_context(|| format!("parsing the audit log's {line}"))?;
     let text = |field: &str| event[field].as_str().map(str::to_owned).with_context(|| format!("{field} in {line}"));
-    let path = text("requestURI")?;
-    Ok((text("verb")?, path.split('?').next().unwrap_or_default().to_owned()))
+    let uri = text("requestURI")?;
+    let (path, query) = uri.split_once('?').unwrap_or((&uri, ""));
+    // A list of one object is how an agent asks whether it can go on where it was.
+    let verb = if query.starts_with("limit=1&") { "probe".into() } else { text("verb")? };
+    Ok((verb, path.to_owned()))
 }
 
 /// The last lines of a log, under its name.
@@ -265,6 +268,9 @@ mod tests {
     fn a_request_is_read_without_its_query() {
         let line = r#"{"verb": "watch", "requestURI": "/api/v1/pods?watch=true", "stage": "RequestReceived"}"#;
         assert_eq!(asked(line).unwrap(), ("watch".into(), "/api/v1/pods".into()));
+        let list =
+            |limit| format!(r#"{{"verb": "list", "requestURI": "/api/v1/pods?limit={limit}&resourceVersion=7"}}"#);
+        assert_eq!([1, 10].map(|limit| asked(&list(limit)).unwrap().0), ["probe", "list"]);
         assert!(asked(r#"{"verb": "watch"}"#).is_err());
         assert!(asked("half a li").is_err());
     }
