@@ -40,6 +40,7 @@ pub(super) struct Kernel {
 /// What a network needs; without, a kernel is 400 MB of drivers.
 const PARTS: &[&str] = &[
     "*/boot/vmlinuz-*",
+    "*/lib/modules/*/vmlinuz",
     "*/modules.builtin*",
     "*/modules.order",
     "*/kernel/arch/*",
@@ -142,11 +143,14 @@ fn make(kernel: &Known, folder: &Path) -> Result<String> {
     let newest = command::capture(with("apt-cache").args(["show", "--no-all-versions", "linux-image-amd64"]))?;
     let package =
         image_of(&newest).ok_or_else(|| format!("linux-image-amd64 of {} depends on no image", kernel.suite))?;
-    command::run(with("apt-get").args(["download", "--quiet", package]).current_dir(&packages))?;
+    let release = package.trim_start_matches("linux-image-");
+    let image = command::capture(with("apt-cache").args(["show", "--no-all-versions", package]))?;
+    let mut download = with("apt-get");
+    download.args(["download", "--quiet", package]).args(parts_of(&image, release));
+    command::run(download.current_dir(&packages))?;
     unpack(&packages, folder)?;
     fs::remove_dir_all(apt)?;
     fs::remove_dir_all(packages)?;
-    let release = package.trim_start_matches("linux-image-");
     command::run(Command::new("/sbin/depmod").arg("-b").arg(folder).arg(release))?;
     Ok(release.to_owned())
 }
@@ -155,6 +159,12 @@ fn make(kernel: &Known, folder: &Path) -> Result<String> {
 fn image_of(package: &str) -> Option<&str> {
     let depends = package.lines().find_map(|line| line.strip_prefix("Depends: "))?;
     depends.split([' ', ',']).find(|word| word.starts_with("linux-image-"))
+}
+
+/// Packages of the same release that newer images consist of.
+fn parts_of<'a>(image: &'a str, release: &str) -> Vec<&'a str> {
+    let depends = image.lines().find_map(|line| line.strip_prefix("Depends: ")).unwrap_or("");
+    depends.split([' ', ',']).filter(|word| word.ends_with(&format!("-{release}"))).collect()
 }
 
 /// Where this machine gets Debian from.
@@ -167,7 +177,9 @@ fn mirror() -> Result<String> {
 
 fn unpack(packages: &Path, folder: &Path) -> Result<()> {
     let mut unpack = Command::new("sh");
-    unpack.args(["-c", "dpkg-deb --fsys-tarfile \"$0\"/*.deb | tar -x -C \"$@\""]).arg(packages).arg(folder);
+    // No package has all of these, which tar takes for a fault; what is missing in the end is.
+    let each = "for deb in \"$0\"/*.deb; do dpkg-deb --fsys-tarfile $deb | tar -x -C \"$@\" 2>/dev/null; done; true";
+    unpack.args(["-c", each]).arg(packages).arg(folder);
     unpack.args(NOT_THESE.iter().map(|part| format!("--exclude={part}")));
     command::run(unpack.args(["--wildcards", "--no-same-owner"]).args(PARTS).env("LC_ALL", "C"))?;
     if !folder.join("lib").exists() {
@@ -175,7 +187,7 @@ fn unpack(packages: &Path, folder: &Path) -> Result<()> {
     }
     let mut settle = Command::new("sh");
     // A first root has no program that unpacks modules.
-    settle.args(["-c", "mv \"$0\"/boot/vmlinuz-* \"$0\"/vmlinuz && find \"$0\" -name '*.ko.xz' -exec unxz {} +"]);
+    settle.args(["-c", "mv $(ls \"$0\"/boot/vmlinuz-* \"$0\"/lib/modules/*/vmlinuz 2>/dev/null) \"$0\"/vmlinuz && ls \"$0\"/lib/modules/*/kernel/net >/dev/null && find \"$0\" -name '*.ko.xz' -exec unxz {} +"]);
     command::run(settle.arg(folder))
 }
 
@@ -189,6 +201,11 @@ mod tests {
         check("Package: x\nDepends: linux-image-6.1.0-56-amd64 (= 6.1.192-2)\n", Some("linux-image-6.1.0-56-amd64"));
         check("Depends: kmod, linux-image-6.12.1+deb13-amd64\n", Some("linux-image-6.12.1+deb13-amd64"));
         check("Package: x\n", None);
+        let split =
+            "Depends: dracut | x, linux-base-7.3.4+deb13-amd64 (= 7.3), linux-modules-7.3.4+deb13-amd64 (= 7.3)\n";
+        let parts = ["linux-base-7.3.4+deb13-amd64", "linux-modules-7.3.4+deb13-amd64"];
+        assert_eq!(parts_of(split, "7.3.4+deb13-amd64"), parts);
+        assert!(parts_of("Depends: kmod, linux-base\n", "6.1.0-56-amd64").is_empty());
     }
 
     #[test]
