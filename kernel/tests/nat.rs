@@ -5,7 +5,7 @@
 mod netns;
 
 use netns::node::{attachment, lab, mapping, nat};
-use netns::traffic::{Over, refused, sees};
+use netns::traffic::{Over, refused, sees, serve};
 use tartan_datapath::nftables::Nat;
 use tartan_model::Protocol;
 use tartan_netstate::State;
@@ -111,4 +111,19 @@ fn a_pod_does_not_reach_the_nodes_loopback() {
     lab.node.sh("nft flush chain inet tartan raw_prerouting");
     refused(pod, Over::Udp, "127.0.0.1:7777");
     assert!(arrived());
+}
+
+/// A node that unwraps asks nobody who wrapped.
+#[test]
+fn a_pod_does_not_speak_for_nodes() {
+    let lab = lab();
+    serve(&lab.client, "[::]:8472");
+    lab.apply(&State::new(), &Nat { vxlan_port: 8472, ..nat() });
+    let pod = &lab.pods[0];
+    for to in ["192.0.2.2", "[2001:db8::2]"] {
+        refused(pod, Over::Udp, &format!("{to}:8472"));
+    }
+    sees(pod, Over::Tcp, "192.0.2.2:8472", "192.0.2.1");
+    sees(pod, Over::Udp, "192.0.2.2:8080", "192.0.2.1");
+    sees(&lab.node, Over::Udp, "192.0.2.2:8472", "192.0.2.1");
 }

@@ -1,7 +1,7 @@
 //! Chains, sets and maps of the table, all of them there from the start.
 //!
 //! ```text
-//! raw_prerouting    filter -300   what a pod must not send: loopback addresses; what no connection is kept of
+//! raw_prerouting    filter -300   what a pod must not send: loopback addresses, wrapped packets; what no connection is kept of
 //! raw_output        filter -300   what no connection is kept of
 //! nat_prerouting    nat    -100   to an address of this node  ──► hostports
 //! nat_output        nat    -100   the same, sent by this node ──► hostports
@@ -17,6 +17,10 @@ use tartan_netstate::nft::{AddressSide, Chain, ChainKind, HookPoint, Rule, Selec
 use tartan_netstate::{Key, Object, Owner, State};
 
 use super::{Nat, hostport, masquerade, named, nfproto};
+
+/// IPv4 in IP, and IPv6 in IP (RFC 2003, RFC 2473).
+const IPPROTO_IPIP: u8 = 4;
+const IPPROTO_IPV6: u8 = 41;
 
 /// A pod's packet that passes through the node and comes back to the same pod.
 pub(super) const HAIRPIN: &str = "hairpin";
@@ -49,7 +53,11 @@ fn chains(nat: &Nat) -> [(&'static str, Chain); 6] {
                 Filter,
                 HookPoint::Prerouting,
                 NFT_RAW_PRIORITY,
-                no_loopback_from_pods().into_iter().chain([came_in]).collect(),
+                no_loopback_from_pods()
+                    .into_iter()
+                    .chain(no_outer_packets_from_pods(nat.vxlan_port))
+                    .chain([came_in])
+                    .collect(),
             ),
         ),
         ("raw_output", Chain::base(Filter, HookPoint::Output, NFT_RAW_PRIORITY, vec![outer().notrack()])),
@@ -69,6 +77,17 @@ fn no_loopback_from_pods() -> [Rule; 2] {
     let loopback = "127.0.0.0/8".parse().expect("a prefix");
     let from_pod = || rule("pods have no business with the node's loopback").iifgroup(POD_LINK_GROUP);
     [from_pod().daddr(loopback).drop(), from_pod().saddr(loopback).drop()]
+}
+
+/// What is wrapped is taken for what a node has looked at already, wherever it is unwrapped: a pod that wrapped packets
+/// itself could send under any address, past all policy.
+fn no_outer_packets_from_pods(vxlan_port: u16) -> [Rule; 3] {
+    let from_pod = || rule("only nodes wrap packets").iifgroup(POD_LINK_GROUP);
+    [
+        from_pod().udp_dport(vxlan_port).drop(),
+        from_pod().l4proto(IPPROTO_IPIP).drop(),
+        from_pod().l4proto(IPPROTO_IPV6).drop(),
+    ]
 }
 
 fn source_translation(nat: &Nat) -> Vec<Rule> {
