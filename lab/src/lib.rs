@@ -40,7 +40,7 @@ pub use cni::{Answer, Attachment, CNI_VERSION, Network, Verb};
 pub use echo::{ECHO_PORT, Echo, HTTP_PORT};
 pub use facts::{Facts, LAB_DIR, Member};
 pub use netns::{Endpoint, Family, NETNS_DIR, Netns, Place};
-pub use node::Node;
+pub use node::{NFT_LISTING, Node};
 pub use pod::{NAMESPACE, Pod, cni_args};
 pub use scenario::Scenario;
 pub use signals::{Asked, Signals};

@@ -42,6 +42,13 @@ pub struct Node {
     agent: Mutex<Option<Child>>,
 }
 
+/// Lists a node's nft rules, for a shell. Whose the tables are, counts, the order of what has none and how often something
+/// was revoked are left out.
+pub const NFT_LISTING: &str = "nft list tables; nft -s list ruleset | sed -E 's/ # progname .*//; /^\\tflags (owner)?$/{N;d}; s/^(table .*|\\})$//; \
+         /ct mark/{s/0x..000000/STAMP/g; s/0x..ffffff/REST/g}; /set policy_generation/,/}/s/0x.*/N }/; \
+         /set policy_judged/,/}/{/elements|^ *\\t*0x/d}' | \
+         tr '\\n' '\\r' | sed -E 's/^\\r//; s/\\r\\r+/\\n/g' | sort";
+
 impl Node {
     /// Makes the namespace, plugs it in and writes the agent's boot file.
     pub(crate) fn create(

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use tartan_lab::probe::wait_for;
-use tartan_lab::{Lab, Node};
+use tartan_lab::{Lab, NFT_LISTING, Node};
 
 use crate::{PATIENCE, Series, Subject, lab, ms, unknown};
 
@@ -45,7 +45,7 @@ const DAMAGES: [Damage; 6] = [
         delete: "bridge fdb del $(bridge fdb show dev $dev | grep dst | head -1 | cut -d' ' -f1) dev $dev",
         listing: ON_DEVICE,
     },
-    Damage { name: "nft-table", delete: "nft delete table inet tartan", listing: "nft -s list table inet tartan" },
+    Damage { name: "nft-table", delete: "nft delete table inet tartan", listing: NFT_LISTING },
     Damage {
         name: "node-address",
         delete: "ip addr del $(ip -4 -o addr show dev lo | grep -o '10[.]244[.][0-9./]*' | head -1) dev lo",

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use tartan_lab::probe::{Load, LoadReport, Pair, Running, wait_for};
-use tartan_lab::{Binaries, Endpoint, Lab, Node};
+use tartan_lab::{Binaries, Endpoint, Lab, NFT_LISTING, Node};
 
 /// How long anything may take before a test gives it up.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
@@ -117,13 +117,12 @@ fn is_steady(lab: &Lab, fabric: &str) -> bool {
 pub(crate) fn census(node: &Node) -> Result<String> {
     sh(
         node,
-        "{ ip -o link | sed 's/qlen.*//'; ip -o addr | sed 's/valid_lft.*//'; ip route show table all; \
+        &format!(
+            "{{ ip -o link | sed 's/qlen.*//'; ip -o addr | sed 's/valid_lft.*//'; ip route show table all; \
          ip -6 route show table all | sed 's/expires [^ ]*//'; ip rule; ip -6 rule; ip neigh show nud permanent; \
-         ip -6 neigh show nud permanent; bridge fdb show; } | sed 's/^[0-9]*: //' | sort; \
-         nft list tables; nft -s list ruleset | sed -E 's/ # progname .*//; /^\\tflags (owner)?$/{N;d}; s/^(table .*|\\})$//; \
-         /ct mark/{s/0x..000000/STAMP/g; s/0x..ffffff/REST/g}; /set policy_generation/,/}/s/0x.*/N }/; \
-         /set policy_judged/,/}/{/elements|^ *\\t*0x/d}' | \
-         tr '\\n' '\\r' | sed -E 's/^\\r//; s/\\r\\r+/\\n/g' | sort",
+         ip -6 neigh show nud permanent; bridge fdb show; }} | sed 's/^[0-9]*: //' | sort; \
+         {NFT_LISTING}"
+        ),
     )
 }
 
