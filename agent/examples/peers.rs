@@ -12,7 +12,7 @@ mod small;
 use std::time::Instant;
 
 use anyhow::{Result, ensure};
-use cluster::{Peer, node, put};
+use cluster::{Peer, put};
 use small::Small;
 use tartan_model::{Features, Kind, Object, ObjectId, World};
 use tartan_netstate::{Key, Object as InKernel};
@@ -70,14 +70,7 @@ fn world(features: Features) -> World {
     for kind in Kind::ALL {
         world.store(tartan_model::StoreEvent::Init(kind), now);
     }
-    let local = node("local", "172.30.0.1", &["10.127.0.0/24", "fd00:10:244:1::/64"]);
-    world.store(put(ObjectId { kind: Kind::Node, name: local.name.clone() }, Object::Node(local.into())), now);
-    for number in 1..=PEERS {
-        let peer = Peer { number, generation: 0 };
-        let id = ObjectId { kind: Kind::Node, name: peer.name() };
-        world.store(put(id, Object::Node(peer.node().into())), now);
-        world.store(put(peer.object_id(), Object::from(peer.advert())), now);
-    }
+    cluster::fill(&mut world, PEERS, now);
     for kind in Kind::ALL {
         world.store(tartan_model::StoreEvent::Synced(kind), now);
     }

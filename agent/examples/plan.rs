@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use cluster::{Peer, ip, node, put};
+use cluster::{Peer, ip, put};
 use tartan_agent::plan::{Plan, Planners};
 use tartan_model::{
     Attachment, DefaultRoute, Features, Host, HostLink, Kind, Labels, Namespace, Object, ObjectId, PerFamily, Pod,
@@ -102,14 +102,7 @@ fn world(now: Instant) -> World {
     for kind in Kind::ALL {
         world.store(StoreEvent::Init(kind), now);
     }
-    let local = node("local", "172.30.0.1", &["10.127.0.0/24", "fd00:10:244:1::/64"]);
-    world.store(put(ObjectId { kind: Kind::Node, name: local.name.clone() }, Object::Node(local.into())), now);
-    for number in 1..=PEERS {
-        let peer = Peer { number, generation: 0 };
-        let id = ObjectId { kind: Kind::Node, name: peer.name() };
-        world.store(put(id, Object::Node(peer.node().into())), now);
-        world.store(put(peer.object_id(), Object::from(peer.advert())), now);
-    }
+    cluster::fill(&mut world, PEERS, now);
     let namespace = Namespace { name: "bench".into(), labels: Labels::default() };
     world
         .store(put(ObjectId { kind: Kind::Namespace, name: "bench".into() }, Object::Namespace(namespace.into())), now);

@@ -54,7 +54,7 @@ pub fn decide(world: &World, request: &CniRequest, now: Instant) -> Result<Decis
 
 /// The journal's record of a new attachment.
 pub fn record(attachment: &Attachment) -> Record {
-    Record::Add(attachment.clone().into())
+    Record::Add(attachment.clone())
 }
 
 /// What the caller is told when the journal cannot be written.

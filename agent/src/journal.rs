@@ -50,7 +50,7 @@ pub struct Journal {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Record {
     /// It was decided, before anything is made in the kernel.
-    Add(Box<Attachment>),
+    Add(Attachment),
     /// The runtime was told that it worked.
     Answered { id: Arc<str> },
     /// It is over; its addresses rest from now on.

@@ -68,16 +68,7 @@ mod tests {
     }
 
     fn some_pod() -> Pod {
-        Pod {
-            uid: 0,
-            node: "n1".into(),
-            labels: Default::default(),
-            service_account: "".into(),
-            addresses: [].into(),
-            ports: [].into(),
-            host_network: false,
-            finished: false,
-        }
+        Pod { node: "n1".into(), ..Pod::default() }
     }
 
     #[test]

@@ -20,7 +20,7 @@ use tokio::time::timeout;
 use tracing::{debug, warn};
 
 use crate::counts;
-use crate::denied::{self, Reports};
+use crate::denied::{self, Names, Reports};
 use crate::edit;
 use crate::recorded;
 use crate::run::Input;
@@ -141,10 +141,9 @@ impl Asking {
     }
 
     async fn record(&self, mut stream: UnixStream) -> io::Result<()> {
-        let (reply, world) = oneshot::channel();
-        let sent = self.inbox.send(Input::Record(reply)).await;
-        let (Ok(()), Ok(world)) = (sent, world.await) else {
-            return self.reply(&mut stream, Reply::Error(ending())).await;
+        let world = match self.ask(Input::Record).await {
+            Ok(world) => world,
+            Err(error) => return self.reply(&mut stream, Reply::Error(error)).await,
         };
         let (parts, mut texts) = mpsc::channel(1);
         // A world of a hundred thousand pods takes a while to write.
@@ -164,9 +163,7 @@ impl Asking {
                 next = watch.next() => next,
                 () = hung_up(&stream) => return Ok(()),
             };
-            let (reply, names) = oneshot::channel();
-            let sent = self.inbox.send(Input::Names(reply)).await;
-            let (Some((report, lost)), Ok(()), Ok(names)) = (next, sent, names.await) else {
+            let (Some((report, lost)), Ok(names)) = (next, self.names().await) else {
                 return self.reply(&mut stream, Reply::Error(ending())).await;
             };
             // Whose an address is takes a look at every pod.
@@ -176,9 +173,7 @@ impl Asking {
     }
 
     async fn counts(&self) -> Result<Value, CniError> {
-        let (reply, names) = oneshot::channel();
-        self.inbox.send(Input::Names(reply)).await.map_err(|_| ending())?;
-        let names = names.await.map_err(|_| ending())?;
+        let names = self.names().await?;
         let unread = |error| CniError::new(code::IO, "the counts cannot be read", format!("{error}"));
         value(&counts::read(&names).map_err(unread)?)
     }
@@ -190,9 +185,18 @@ impl Asking {
     }
 
     async fn look(&self) -> Result<Seen, CniError> {
-        let (reply, seen) = oneshot::channel();
-        self.inbox.send(Input::Look(reply)).await.map_err(|_| ending())?;
-        seen.await.map_err(|_| ending())
+        self.ask(Input::Look).await
+    }
+
+    async fn names(&self) -> Result<Names, CniError> {
+        self.ask(Input::Names).await
+    }
+
+    /// The loop's answer.
+    async fn ask<T>(&self, question: impl FnOnce(oneshot::Sender<T>) -> Input) -> Result<T, CniError> {
+        let (reply, answer) = oneshot::channel();
+        self.inbox.send(question(reply)).await.map_err(|_| ending())?;
+        answer.await.map_err(|_| ending())
     }
 
     async fn reply(&self, stream: &mut UnixStream, reply: Reply) -> io::Result<()> {

@@ -10,8 +10,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use tartan_model::{Condition, Endpoint, Family, Features};
-use tartan_netstate::claims::{DEVICE_ADDRESS, FABRIC_LINK_PREFIX};
-use tartan_netstate::{Encap, Key, Link, LinkKind, LinkName, Netns, Object, Owner, Scope, State, stable_hash};
+use tartan_netstate::claims::FABRIC_LINK_PREFIX;
+use tartan_netstate::{Encap, Key, Link, LinkKind, LinkName, Object, State, stable_hash};
 
 use crate::mtu::device_mtu;
 use crate::{Fabric, Hop, Instance, LocalNode, Peer, Uplink};
@@ -34,20 +34,10 @@ impl Fabric for Ipip {
 
     fn receive(&self, node: &LocalNode, at: &Instance) -> State {
         let Some(uplink) = at.underlay().and_then(|underlay| node.uplinks.get(underlay)) else { return State::new() };
-        let owner = Owner::Fabric(at.to_string().into());
         let mut state = State::new();
         for (device, kind) in devices(node, at, uplink) {
             let link = Link { kind, mac: None, mtu: device_mtu(uplink.mtu, at), group: 0, up: true };
-            let key = Key::Link { ns: Netns::Host, link: device.clone() };
-            state.insert(key, Object::Link(link.into()), owner.clone());
-            // Loose, and with an address, for the same reason as the vxlan device.
-            let address = Family::host_net(DEVICE_ADDRESS.into());
-            let key = Key::Address { ns: Netns::Host, link: device.clone(), address };
-            state.insert(key, Object::Address(Scope::Link), owner.clone());
-            for (name, value) in [("ipv4/rp_filter", "2"), ("ipv6/accept_ra", "0")] {
-                let key = Key::LinkSysctl { ns: Netns::Host, link: device.clone(), name: name.into() };
-                state.insert(key, Object::Sysctl(value.into()), owner.clone());
-            }
+            crate::device::put(&mut state, device, link, at);
         }
         state
     }

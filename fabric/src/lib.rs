@@ -9,6 +9,7 @@ pub mod address;
 pub mod advert;
 mod census;
 pub mod choose;
+mod device;
 mod host_gw;
 mod instance;
 mod ipip;

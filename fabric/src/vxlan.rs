@@ -9,10 +9,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 
 use tartan_model::{Condition, Endpoint, Family, Features};
-use tartan_netstate::claims::DEVICE_ADDRESS;
-use tartan_netstate::{
-    Fdb, Key, Link, LinkKind, Mac, Neigh, Netns, Object, Owner, Scope, State, VxlanParams, stable_hash,
-};
+use tartan_netstate::{Fdb, Key, Link, LinkKind, Mac, Neigh, Netns, Object, State, VxlanParams, stable_hash};
 
 use crate::mtu::device_mtu;
 use crate::{Fabric, Hop, Instance, LocalNode, Peer};
@@ -35,7 +32,6 @@ impl Fabric for Vxlan {
     fn receive(&self, node: &LocalNode, at: &Instance) -> State {
         let Instance::Vxlan { underlay, vni, port } = *at else { return State::new() };
         let Some(uplink) = node.uplinks.get(underlay) else { return State::new() };
-        let owner = Owner::Fabric(at.to_string().into());
         let device = at.device();
         let link = Link {
             kind: LinkKind::Vxlan(VxlanParams { vni, port, local: uplink.address, learning: false, gbp: false }),
@@ -45,16 +41,7 @@ impl Fabric for Vxlan {
             up: true,
         };
         let mut state = State::new();
-        state.insert(Key::Link { ns: Netns::Host, link: device.clone() }, Object::Link(link.into()), owner.clone());
-        // Loose, which takes an address on the device: while a fabric changes, a peer's packets come in here though our
-        // own route to it leads elsewhere.
-        let address = Family::host_net(DEVICE_ADDRESS.into());
-        let key = Key::Address { ns: Netns::Host, link: device.clone(), address };
-        state.insert(key, Object::Address(Scope::Link), owner.clone());
-        for (name, value) in [("ipv4/rp_filter", "2"), ("ipv6/accept_ra", "0")] {
-            let key = Key::LinkSysctl { ns: Netns::Host, link: device.clone(), name: name.into() };
-            state.insert(key, Object::Sysctl(value.into()), owner.clone());
-        }
+        crate::device::put(&mut state, device, link, at);
         state
     }
 

@@ -70,8 +70,12 @@ fn full(world: &World, pool: &Pool) -> Option<Condition> {
 
 fn reserves_nothing(world: &World, reservation: &Reservation) -> Option<Condition> {
     let given_out = |cidr: &&IpNet| {
-        world.pools.values().any(|pool| range::overlap(&pool.cidr, cidr))
-            || world.nodes.values().flat_map(|node| &node.pod_cidrs).any(|pod_cidr| range::overlap(pod_cidr, cidr))
+        world.pools.values().any(|pool| tartan_model::overlap(&pool.cidr, cidr))
+            || world
+                .nodes
+                .values()
+                .flat_map(|node| &node.pod_cidrs)
+                .any(|pod_cidr| tartan_model::overlap(pod_cidr, cidr))
     };
     let idle = reservation.cidrs.iter().find(|cidr| !given_out(cidr))?;
     Some(Condition {

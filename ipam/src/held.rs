@@ -10,7 +10,7 @@ use imbl::OrdMap;
 use ipnet::IpNet;
 use tartan_model::{Block, Family, Holder, Node, Pool, World};
 
-use crate::{pools, range};
+use crate::pools;
 
 /// A range of this node.
 #[derive(Clone, Debug, PartialEq)]
@@ -103,7 +103,10 @@ fn rivals(world: &World) -> Vec<Arc<str>> {
     let Some(local) = world.local_node() else { return Vec::new() };
     let overlaps = |node: &&Arc<Node>| {
         node.name != local.name
-            && node.pod_cidrs.iter().any(|theirs| local.pod_cidrs.iter().any(|ours| range::overlap(theirs, ours)))
+            && node
+                .pod_cidrs
+                .iter()
+                .any(|theirs| local.pod_cidrs.iter().any(|ours| tartan_model::overlap(theirs, ours)))
     };
     world.nodes.values().filter(overlaps).map(|node| node.name.clone()).collect()
 }
@@ -155,10 +158,10 @@ pub(crate) fn fenced_by<'a>(world: &'a World, concerns: &Concerns, family: Famil
     let cidr = own_pod_cidr(world, family)?;
     let says = |name: &str| {
         let advert = world.adverts.get(name).map(|heard| &heard.advert);
-        advert.is_some_and(|advert| advert.blocks.iter().any(|block| range::overlap(block, &cidr)))
+        advert.is_some_and(|advert| advert.blocks.iter().any(|block| tartan_model::overlap(block, &cidr)))
     };
     let stronger = |rival: &&Arc<Node>| {
-        let overlaps = rival.pod_cidrs.iter().any(|theirs| range::overlap(theirs, &cidr));
+        let overlaps = rival.pod_cidrs.iter().any(|theirs| tartan_model::overlap(theirs, &cidr));
         overlaps && (!says(&rival.name), &rival.name) < (!says(&world.local), &world.local)
     };
     concerns.rivals.iter().filter_map(|name| world.nodes.get(name)).find(stronger)

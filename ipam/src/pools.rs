@@ -19,7 +19,7 @@ const NAMESPACE_LABELS: [&str; 2] = ["kubernetes.io/metadata.name", "projectcali
 pub(crate) fn usable(world: &World) -> Vec<&Arc<Pool>> {
     let mut usable: Vec<&Arc<Pool>> = Vec::new();
     for pool in world.pools.values().filter(|pool| !pool.disabled) {
-        if !usable.iter().any(|other| range::overlap(&other.cidr, &pool.cidr)) {
+        if !usable.iter().any(|other| tartan_model::overlap(&other.cidr, &pool.cidr)) {
             usable.push(pool);
         }
     }
@@ -32,7 +32,7 @@ pub(crate) fn overlapping(world: &World) -> Vec<(&Arc<Pool>, &Arc<Pool>)> {
     let not_usable =
         world.pools.values().filter(|pool| !pool.disabled && !usable.iter().any(|it| it.name == pool.name));
     not_usable
-        .filter_map(|pool| Some((pool, *usable.iter().find(|other| range::overlap(&other.cidr, &pool.cidr))?)))
+        .filter_map(|pool| Some((pool, *usable.iter().find(|other| tartan_model::overlap(&other.cidr, &pool.cidr))?)))
         .collect()
 }
 
@@ -130,7 +130,7 @@ fn obstacles(world: &World, pool: &Pool) -> Vec<Span> {
         usable(world).into_iter().filter(|pool| Family::of_net(&pool.cidr) == family).collect();
     let pod_cidrs = world.nodes.values().filter_map(|node| {
         let cidr = node.pod_cidrs.iter().find(|cidr| Family::of_net(cidr) == family)?;
-        (range::overlap(cidr, &pool.cidr) && may_use_pod_cidr(world, &usable, node, cidr)).then_some(*cidr)
+        (tartan_model::overlap(cidr, &pool.cidr) && may_use_pod_cidr(world, &usable, node, cidr)).then_some(*cidr)
     });
     let same_family = |cidr: &IpNet| Family::of_net(cidr) == family;
     claims.chain(reserved).chain(pod_cidrs).filter(same_family).map(|cidr| Span::of(&cidr)).collect()
@@ -138,7 +138,7 @@ fn obstacles(world: &World, pool: &Pool) -> Vec<Span> {
 
 /// Whether no pool of its family selects the node, or it says that it has pods there from before one did.
 fn may_use_pod_cidr(world: &World, usable: &[&Arc<Pool>], node: &Node, cidr: &IpNet) -> bool {
-    let says_so = |advert: &Advert| advert.blocks.iter().any(|block| range::overlap(block, cidr));
+    let says_so = |advert: &Advert| advert.blocks.iter().any(|block| tartan_model::overlap(block, cidr));
     !usable.iter().any(|pool| pool.nodes.matches(&node.labels))
         || world.adverts.get(&node.name).is_some_and(|heard| says_so(&heard.advert))
 }

@@ -30,11 +30,6 @@ pub(crate) fn address(family: Family, number: u128) -> IpAddr {
     }
 }
 
-/// Whether two ranges have an address in common.
-pub(crate) fn overlap(a: &IpNet, b: &IpNet) -> bool {
-    a.contains(b) || b.contains(a)
-}
-
 /// The aligned range of that prefix length that holds the number.
 pub(crate) fn aligned(family: Family, number: u128, prefix: u8) -> IpNet {
     IpNet::new(address(family, number), prefix).expect("prefix lengths come from ranges of the family").trunc()

@@ -16,7 +16,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 
 use crate::KernelError;
 use crate::netlink::{Refusal, parts, receive};
-use crate::nfnetlink::{Attrs, NLM_F_ACK, NLM_F_REQUEST, attr, attr_u32};
+use crate::nfnetlink::{Attrs, NFGEN_HEADER, NLM_F_ACK, NLM_F_REQUEST, NLMSG_ERROR, attr, attr_u32, write_header};
 
 /// A burst of reports waits here; rules bound their rate.
 const RECEIVE_BUFFER_BYTES: usize = 1 << 20;
@@ -33,8 +33,6 @@ const NFULNL_CFG_CMD_BIND: u8 = 1;
 const NFULNL_COPY_PACKET: u8 = 2;
 const NFULA_MARK: u16 = 2;
 const NFULA_PAYLOAD: u16 = 9;
-const NLMSG_ERROR: u16 = 2;
-const NFGEN_HEADER: usize = 4;
 
 /// What a rule reports.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -104,15 +102,8 @@ fn configuration(group: u16, sequence: u32, attr: u16, value: &[u8]) -> Vec<u8> 
     let mut attrs = Attrs::new();
     attrs.bytes(attr, value);
     let mut message = Vec::new();
-    let length = u32::try_from(16 + NFGEN_HEADER + attrs.0.len()).expect("a few bytes");
-    message.extend_from_slice(&length.to_ne_bytes());
-    message.extend_from_slice(&(NFNL_SUBSYS_ULOG << 8 | NFULNL_MSG_CONFIG).to_ne_bytes());
-    message.extend_from_slice(&(NLM_F_REQUEST | NLM_F_ACK).to_ne_bytes());
-    message.extend_from_slice(&sequence.to_ne_bytes());
-    message.extend_from_slice(&[0; 4]);
-    message.extend_from_slice(&[0, 0]);
-    message.extend_from_slice(&group.to_be_bytes());
-    message.extend_from_slice(&attrs.0);
+    let kind = NFNL_SUBSYS_ULOG << 8 | NFULNL_MSG_CONFIG;
+    write_header(&mut message, kind, NLM_F_REQUEST | NLM_F_ACK, sequence, 0, group, &attrs.0);
     message
 }
 

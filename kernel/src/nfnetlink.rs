@@ -21,10 +21,10 @@ const RECEIVE_BUFFER_BYTES: usize = 8 << 20;
 /// More than the kernel puts into one datagram.
 const DATAGRAM_BYTES: usize = 64 << 10;
 
-const NLMSG_ERROR: u16 = 2;
+pub(crate) const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
 const NLMSG_HEADER: usize = 16;
-const NFGEN_HEADER: usize = 4;
+pub(crate) const NFGEN_HEADER: usize = 4;
 const NFNL_MSG_BATCH_BEGIN: u16 = 0x10;
 const NFNL_MSG_BATCH_END: u16 = 0x11;
 const NFNL_SUBSYS_NFTABLES: u16 = 10;
@@ -236,7 +236,15 @@ impl Message {
 }
 
 /// `nlmsghdr`, `nfgenmsg` and attributes.
-fn write_header(to: &mut Vec<u8>, kind: u16, flags: u16, sequence: u32, family: u8, res_id: u16, attrs: &[u8]) {
+pub(crate) fn write_header(
+    to: &mut Vec<u8>,
+    kind: u16,
+    flags: u16,
+    sequence: u32,
+    family: u8,
+    res_id: u16,
+    attrs: &[u8],
+) {
     let len = u32::try_from(NLMSG_HEADER + NFGEN_HEADER + attrs.len()).expect("a message is split long before 4 GiB");
     to.extend_from_slice(&len.to_ne_bytes());
     to.extend_from_slice(&kind.to_ne_bytes());

@@ -18,7 +18,7 @@ pub mod time;
 pub mod workload;
 pub mod world;
 
-pub use cidr::{Family, PerFamily};
+pub use cidr::{Family, PerFamily, overlap};
 pub use condition::{Condition, NodeCondition};
 pub use config::{AddressChoice, Config, FabricMode, HostFirewall, PolicyMode, VxlanConfig};
 pub use features::Features;

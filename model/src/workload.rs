@@ -19,7 +19,7 @@ pub struct Namespace {
 }
 
 /// A pod of any node. Its map has it under `NAMESPACE/NAME`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Pod {
     /// Which of the pods it is that had this name one after the other, see [`uid_of`]; 0 where nobody says.
     pub uid: u128,

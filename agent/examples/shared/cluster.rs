@@ -3,9 +3,10 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
+use std::time::Instant;
 
 use ipnet::IpNet;
-use tartan_model::{Advert, Endpoint, Kind, Node, Object, ObjectId, PerFamily, StoreEvent};
+use tartan_model::{Advert, Endpoint, Kind, Node, Object, ObjectId, PerFamily, StoreEvent, World};
 use tartan_netstate::Mac;
 
 pub fn put(id: ObjectId, object: Object) -> StoreEvent {
@@ -27,6 +28,18 @@ pub fn node(name: &str, address: &str, ranges: &[&str]) -> Node {
 
 pub fn ip(a: u8, b: u8, c: u8, d: u8) -> IpAddr {
     Ipv4Addr::new(a, b, c, d).into()
+}
+
+/// The local node, and so many elsewhere.
+pub fn fill(world: &mut World, peers: u16, now: Instant) {
+    let local = node("local", "172.30.0.1", &["10.127.0.0/24", "fd00:10:244:1::/64"]);
+    world.store(put(ObjectId { kind: Kind::Node, name: local.name.clone() }, Object::Node(local.into())), now);
+    for number in 1..=peers {
+        let peer = Peer { number, generation: 0 };
+        let id = ObjectId { kind: Kind::Node, name: peer.name() };
+        world.store(put(id, Object::Node(peer.node().into())), now);
+        world.store(put(peer.object_id(), Object::from(peer.advert())), now);
+    }
 }
 
 /// A node elsewhere.

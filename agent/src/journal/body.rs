@@ -84,7 +84,7 @@ enum Transport {
 impl Body {
     pub(super) fn from_record(record: &Record, at: u64) -> Body {
         match record {
-            Record::Add(attachment) => Body::Add((&**attachment).into()),
+            Record::Add(attachment) => Body::Add(attachment.into()),
             Record::Answered { id } => Body::Answered { id: id.clone() },
             Record::Del { id } => Body::Del { id: id.clone(), at },
         }

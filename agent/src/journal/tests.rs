@@ -70,7 +70,7 @@ fn expected(records: &[Record]) -> Vec<Attachment> {
         match record {
             Record::Add(pod) => {
                 pods.retain(|other| other.id != pod.id);
-                pods.push(Attachment::clone(pod));
+                pods.push(pod.clone());
             }
             Record::Answered { id } => pods.iter_mut().filter(|pod| pod.id == *id).for_each(|pod| pod.answered = true),
             Record::Del { id } => pods.retain(|pod| pod.id != *id),
@@ -81,10 +81,10 @@ fn expected(records: &[Record]) -> Vec<Attachment> {
 }
 
 fn some_records() -> Vec<Record> {
-    let mut records: Vec<Record> = (1..6).map(|n| Record::Add(pod(n).into())).collect();
+    let mut records: Vec<Record> = (1..6).map(|n| Record::Add(pod(n))).collect();
     records.extend([1, 2, 4].map(|n| Record::Answered { id: pod(n).id }));
     records.extend([2, 3, 9].map(|n| Record::Del { id: pod(n).id }));
-    records.push(Record::Add(pod(2).into()));
+    records.push(Record::Add(pod(2)));
     records
 }
 
@@ -113,8 +113,8 @@ fn every_truncation_point_keeps_the_records_before_it() {
         let at_an_end = end == 0 || states.iter().any(|state| state.len() == end);
         assert_eq!(replayed.warnings.is_empty(), at_an_end, "cut at {end}: {:?}", replayed.warnings);
 
-        let more = [&records[..kept], &[Record::Add(pod(7).into())]].concat();
-        journal.append(Record::Add(pod(7).into())).unwrap();
+        let more = [&records[..kept], &[Record::Add(pod(7))]].concat();
+        journal.append(Record::Add(pod(7))).unwrap();
         let (_, replayed) = Journal::open(&dir.journal(), BOOT).unwrap();
         assert_eq!(replayed.attachments, expected(&more), "cut at {end}, then written on");
         assert!(replayed.warnings.is_empty());
@@ -169,7 +169,7 @@ fn a_journal_of_another_boot_is_void() {
     let (mut journal, replayed) = Journal::open(&dir.journal(), "another").unwrap();
     assert!(replayed.attachments.is_empty() && replayed.released.is_empty());
     assert!(replayed.warnings[0].contains("written before the last boot"), "{:?}", replayed.warnings);
-    journal.append(Record::Add(pod(1).into())).unwrap();
+    journal.append(Record::Add(pod(1))).unwrap();
     let (_, replayed) = Journal::open(&dir.journal(), "another").unwrap();
     assert_eq!(replayed, Replayed { attachments: vec![pod(1)], ..Replayed::default() });
 }
@@ -179,10 +179,10 @@ fn it_is_rewritten_when_mostly_dead() {
     let dir = Dir::new();
     let (mut journal, _) = Journal::open(&dir.journal(), BOOT).unwrap();
     let mut longest = 0;
-    journal.append(Record::Add(pod(1).into())).unwrap();
+    journal.append(Record::Add(pod(1))).unwrap();
     journal.append(Record::Answered { id: pod(1).id }).unwrap();
     for _ in 0..2000 {
-        journal.append(Record::Add(pod(2).into())).unwrap();
+        journal.append(Record::Add(pod(2))).unwrap();
         journal.append(Record::Del { id: pod(2).id }).unwrap();
         longest = longest.max(fs::metadata(dir.journal()).unwrap().len());
     }
@@ -208,7 +208,7 @@ fn a_full_disk_is_an_error_and_the_journal_goes_on() {
         fs::write(&filler, vec![0; 32 << 10]).unwrap();
         let mut recorded = Vec::new();
         let error = loop {
-            let record = Record::Add(pod(recorded.len() as u8).into());
+            let record = Record::Add(pod(recorded.len() as u8));
             match journal.append(record.clone()) {
                 Ok(()) => recorded.push(record),
                 Err(error) => break error.to_string(),
@@ -216,11 +216,11 @@ fn a_full_disk_is_an_error_and_the_journal_goes_on() {
         };
         assert!(error.contains("cannot append to it") && error.contains("No space left"), "{error}");
         assert!(recorded.len() > 10, "{} records fit", recorded.len());
-        journal.append(Record::Add(pod(254).into())).unwrap_err();
+        journal.append(Record::Add(pod(254))).unwrap_err();
         assert_eq!(Journal::open(&dir.journal(), BOOT).unwrap().1.attachments, expected(&recorded));
 
         fs::remove_file(&filler).unwrap();
-        recorded.push(Record::Add(pod(255).into()));
+        recorded.push(Record::Add(pod(255)));
         journal.append(recorded.last().unwrap().clone()).unwrap();
         let (_, replayed) = Journal::open(&dir.journal(), BOOT).unwrap();
         assert_eq!((replayed.attachments, replayed.warnings), (expected(&recorded), vec![]));
@@ -242,7 +242,7 @@ fn small_disk(at: &Path) {
 
 fn any_record() -> impl Strategy<Value = Record> {
     (0..3, 0..8_u8).prop_map(|(kind, n)| match kind {
-        0 => Record::Add(pod(n).into()),
+        0 => Record::Add(pod(n)),
         1 => Record::Answered { id: pod(n).id },
         _ => Record::Del { id: pod(n).id },
     })
@@ -281,7 +281,7 @@ proptest! {
         let header = if after_header { frame::encode_header(BOOT, 1) } else { Vec::new() };
         fs::write(dir.journal(), [header, bytes].concat()).unwrap();
         if let Ok((mut journal, _)) = Journal::open(&dir.journal(), BOOT) {
-            journal.append(Record::Add(pod(1).into())).unwrap();
+            journal.append(Record::Add(pod(1))).unwrap();
         }
     }
 
@@ -313,9 +313,9 @@ fn only_a_journal_with_a_limited_pod_has_the_format_that_older_builds_refuse() {
         format
     };
     let (mut journal, _) = Journal::open(&dir.journal(), BOOT).unwrap();
-    journal.append(Record::Add(pod(1).into())).unwrap();
+    journal.append(Record::Add(pod(1))).unwrap();
     assert_eq!(format(), 1);
-    journal.append(Record::Add(limited.clone().into())).unwrap();
+    journal.append(Record::Add(limited.clone())).unwrap();
     assert_eq!(format(), 2);
     journal.append(Record::Answered { id: pod(1).id }).unwrap();
     let (mut journal, replayed) = Journal::open(&dir.journal(), BOOT).unwrap();

@@ -13,7 +13,9 @@ use imbl::ordmap::DiffItem;
 use ipnet::IpNet;
 use tartan_api::tartan::CONFIG_NAME;
 use tartan_ipam::Claim;
-use tartan_model::{Block, Condition, Family, Heard, Kind, Object, ObjectId, PolicyText, Pool, Selector, World};
+use tartan_model::{
+    Block, Condition, Family, Heard, Kind, Object, ObjectId, PolicyText, Pool, Selector, World, overlap,
+};
 use tartan_store::Word;
 
 /// For how long nodes may take care of blocks that are nobody's, and clusters of their own addresses.
@@ -129,10 +131,6 @@ fn default_pool(world: &World, family: Family, service: Option<IpAddr>) -> Optio
     };
     let id = ObjectId { kind: Kind::IpPool, name };
     Some(Claim { id, object: Some(Object::Pool(pool.into())), expect: None })
-}
-
-fn overlap(a: &IpNet, b: &IpNet) -> bool {
-    a.contains(&b.network()) || b.contains(&a.network())
 }
 
 /// What is wrong with each object: of kinds that have a status also that nothing is.

@@ -44,16 +44,7 @@ fn attachment(namespace: &str, name: &str) -> Attachment {
 }
 
 fn pod(node: &str) -> Pod {
-    Pod {
-        uid: 0,
-        node: node.into(),
-        labels: Labels::default(),
-        service_account: "default".into(),
-        addresses: Box::default(),
-        ports: Box::default(),
-        host_network: false,
-        finished: false,
-    }
+    Pod { node: node.into(), service_account: "default".into(), ..Pod::default() }
 }
 
 fn put_namespace(world: &mut World) {

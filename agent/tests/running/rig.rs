@@ -18,8 +18,8 @@ use tartan_kernel::fake::Fake;
 use tartan_kernel::{Failure, Kernel, KernelError, Scope, Waker};
 use tartan_model::workload::NAMESPACE_NAME_LABEL;
 use tartan_model::{
-    Advert, Config, DefaultRoute, Endpoint, Features, Host, HostLink, Kind, Labels, Namespace, Node, NodeNetwork,
-    Object, ObjectId, PerFamily, Pod, Pool, Selector, World,
+    Advert, Config, DefaultRoute, Endpoint, Features, Host, HostLink, Kind, Namespace, Node, NodeNetwork, Object,
+    ObjectId, PerFamily, Pod, Pool, Selector, World,
 };
 use tartan_netstate::{Change, Key, LinkName, Mac, Netns, PodNetns, State};
 use tartan_store::{Expect, MemoryStore, Store};
@@ -301,16 +301,7 @@ impl Running {
 
 /// A pod as the API server has it before it has an address.
 pub(crate) fn pod(node: &str) -> Pod {
-    Pod {
-        uid: 0,
-        node: node.into(),
-        labels: Labels::default(),
-        service_account: "default".into(),
-        addresses: Box::default(),
-        ports: Box::default(),
-        host_network: false,
-        finished: false,
-    }
+    Pod { node: node.into(), service_account: "default".into(), ..Pod::default() }
 }
 
 /// The addresses in an answer to an ADD.

@@ -71,7 +71,7 @@ pub(super) fn ranges(found: &Found) -> Findings {
 
     let mut findings = Findings::new();
     let mut both = |a: &Range, b: &Range| {
-        if overlap(&a.cidr, &b.cidr) {
+        if tartan_model::overlap(&a.cidr, &b.cidr) {
             let message = format!("{} ({}) and {} ({}) have addresses in common", a.what, a.cidr, b.what, b.cidr);
             let fix = "change one of the two ranges; packets to what they share get to one of them only".to_owned();
             findings.push((Error, message, fix));
@@ -87,10 +87,6 @@ pub(super) fn ranges(found: &Found) -> Findings {
         others.iter().for_each(|other| both(service, other));
     }
     findings
-}
-
-fn overlap(a: &IpNet, b: &IpNet) -> bool {
-    a.contains(&b.network()) || b.contains(&a.network())
 }
 
 /// Machines that were copied with their id: DHCP gives them one address, and their links one MAC.

@@ -3,8 +3,8 @@
 use anyhow::Result;
 use tartan_api::explain::Count;
 
-use super::Answer;
 use super::trace::word;
+use super::{Answer, rule};
 use crate::client::{self, At};
 use crate::output::{self, Format, table};
 
@@ -14,10 +14,7 @@ pub(super) fn answer(at: &At, format: Format) -> Result<Answer> {
 }
 
 fn text(counts: &[Count]) -> String {
-    let cells = |it: &Count| {
-        let by = if it.object.is_empty() { "no policy".to_owned() } else { format!("{} {}", it.object, it.field) };
-        vec![it.packets.to_string(), word(it.verdict).to_owned(), by]
-    };
+    let cells = |it: &Count| vec![it.packets.to_string(), word(it.verdict).to_owned(), rule(&it.object, &it.field, "")];
     table(&["PACKETS", "VERDICT", "BY"], &counts.iter().map(cells).collect::<Vec<_>>())
 }
 

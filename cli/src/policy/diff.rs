@@ -11,9 +11,9 @@ use tartan_model::{Object, ObjectId};
 use tartan_policy::{compare, dialect};
 use tartan_store::decode;
 
-use super::Answer;
 use super::source::{self, Known};
 use super::trace::word;
+use super::{Answer, first_of, rule};
 use crate::output::{self, Format, table};
 
 /// What would be changed.
@@ -98,29 +98,15 @@ fn text(differences: &[Difference], then: &Known) -> String {
         merged.entry((to, rest)).or_default().extend(from);
     }
     let cells = |((to, rest), from): (&(Vec<String>, [String; 4]), &Vec<String>)| {
-        let mut cells = vec![listed(from), listed(to)];
+        let mut cells = vec![first_of(from), first_of(to)];
         cells.extend(rest.iter().cloned());
         cells
     };
     table(&["FROM", "TO", "PACKETS", "NOW", "THEN", "BY"], &merged.iter().map(cells).collect::<Vec<_>>())
 }
 
-/// The first few; a program gets them all.
-fn listed(groups: &[String]) -> String {
-    const SHOWN: usize = 3;
-    let first = groups.iter().take(SHOWN).cloned().collect::<Vec<_>>().join("; ");
-    match groups.len().saturating_sub(SHOWN) {
-        0 => first,
-        more => format!("{first}; {more} more"),
-    }
-}
-
 fn by(it: &Difference, then: &Known) -> String {
-    match (it.object.as_str(), then.place(&it.object, &it.field)) {
-        ("", _) => format!("no policy, {}", it.end),
-        (object, place) if place.is_empty() => format!("{object} {}, {}", it.field, it.end),
-        (object, place) => format!("{object} {} ({place}), {}", it.field, it.end),
-    }
+    format!("{}, {}", rule(&it.object, &it.field, &then.place(&it.object, &it.field)), it.end)
 }
 
 fn group(group: &Group) -> String {

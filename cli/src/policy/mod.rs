@@ -107,6 +107,25 @@ fn answer(command: Command) -> Result<Answer> {
     }
 }
 
+/// Which rule decides, and where it stands as far as that is known.
+fn rule(object: &str, field: &str, place: &str) -> String {
+    match (object, place) {
+        ("", _) => "no policy".to_owned(),
+        (object, "") => format!("{object} {field}"),
+        (object, place) => format!("{object} {field} ({place})"),
+    }
+}
+
+/// The first few; a program gets them all.
+fn first_of(names: &[String]) -> String {
+    const SHOWN: usize = 3;
+    let first = names.iter().take(SHOWN).cloned().collect::<Vec<_>>().join("; ");
+    match names.len().saturating_sub(SHOWN) {
+        0 => first,
+        more => format!("{first}; {more} more"),
+    }
+}
+
 /// `tartan record`
 pub(crate) fn record(at: &client::At, out: &Path) -> Result<ExitCode> {
     let record = client::record(&at.socket()?)?;

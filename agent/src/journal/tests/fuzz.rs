@@ -13,7 +13,7 @@ fn check(bytes: &[u8]) -> String {
         Ok(opened) => opened,
         Err(error) => return error.to_string().replace(&dir.0.display().to_string(), ""),
     };
-    journal.append(Record::Add(pod(7).into())).unwrap();
+    journal.append(Record::Add(pod(7))).unwrap();
     let (_, again) = Journal::open(&dir.journal(), BOOT).unwrap();
     assert_eq!(again.warnings, [""; 0]);
     let mut expected: BTreeMap<Arc<str>, Attachment> =
