@@ -6,9 +6,10 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use tartan_model::{Acknowledged, Advert, PerFamily, Said, World};
+use tartan_model::{Acknowledged, Advert, Endpoint, PerFamily, Said, World};
 
-use crate::{Instance, LocalNode, fabric_of};
+use crate::plan::Owned;
+use crate::{Instance, LocalNode, fabric_of, own};
 
 /// What the cluster may hold of this node's word. Between the word it was heard to hold and the one said last, it may
 /// hold any.
@@ -27,7 +28,7 @@ pub(crate) fn advert(
     world: &World,
     node: &LocalNode,
     mtu_in_force: u32,
-    accepts: &BTreeSet<Instance>,
+    accepts: Vec<Endpoint>,
     sends: &BTreeSet<Instance>,
     (joining, acknowledges): (bool, Vec<Acknowledged>),
 ) -> Advert {
@@ -42,20 +43,39 @@ pub(crate) fn advert(
         fabric_addresses: node.fabric_addresses,
         blocks: node.blocks.clone(),
         mtu: mtu_in_force,
-        accepts: accepts.iter().filter_map(|at| fabric_of(at).endpoint(node, at)).collect(),
+        accepts,
         sends: sends.iter().map(|at| Arc::from(at.to_string())).collect(),
         joining,
         acknowledges: Some(acknowledges.into()),
         edition: 0,
         heartbeat: 0,
     };
-    let heard = world.adverts.get(&world.local).map(|heard| &heard.advert);
-    let edition = match world.said.as_ref().map(|said| &said.last).or(heard) {
+    let heard = world.adverts.get(&world.local).map_or(0, |heard| heard.advert.edition);
+    let edition = match last(world) {
         Some(last) if last.same_but_heartbeat(&advert) => last.edition,
-        Some(last) => last.edition.max(heard.map_or(0, |heard| heard.edition)) + 1,
+        Some(last) => last.edition.max(heard) + 1,
         None => 1,
     };
     Advert { edition, ..advert }
+}
+
+/// Where peers are to send on these instances: to a new address only once this kernel hears what comes for it.
+pub(crate) fn endpoints(world: &World, node: &LocalNode, owned: &Owned, accepts: &BTreeSet<Instance>) -> Vec<Endpoint> {
+    let told = last(world).map_or(&[][..], |last| &last.accepts);
+    let endpoint = |at: &Instance| {
+        let wanted = fabric_of(at).endpoint(node, at)?;
+        match told.iter().find(|told| told.instance == wanted.instance) {
+            Some(told) if *told != wanted && !own::is_in_kernel(world, node, owned, at) => Some(told.clone()),
+            _ => Some(wanted),
+        }
+    };
+    accepts.iter().filter_map(endpoint).collect()
+}
+
+/// What was said last, maybe by the agent before this one.
+fn last(world: &World) -> Option<&Advert> {
+    let heard = || world.adverts.get(&world.local).map(|heard| &*heard.advert);
+    world.said.as_ref().map(|said| &*said.last).or_else(heard)
 }
 
 /// See [`Word`].

@@ -118,7 +118,8 @@ pub fn plan<'a>(memo: &'a mut Memo, world: &World, owned: &Owned, now: Instant) 
     let mtu_in_force = owned.mtu_in_force.unwrap_or(0).max(pod_mtu);
     let join = join::plan(world, node, &memo.out.peers, &memo.census, now);
     let acknowledges = join::acknowledged(world, node, &memo.out.peers, &memo.census);
-    let advert = advert::advert(world, node, mtu_in_force, &(&wanted & ready), &sends, (join.joining, acknowledges));
+    let accepts = advert::endpoints(world, node, owned, &(&wanted & ready));
+    let advert = advert::advert(world, node, mtu_in_force, accepts, &sends, (join.joining, acknowledges));
     let state = own::state(world, node, &memo.out.receives);
     memo.out.state.replace(&memo.own, &state);
     memo.own = state;

@@ -360,9 +360,12 @@ fn the_uplink_is_followed() {
     fixture.world.nodes.insert("me".into(), Arc::new(Node { uid: "another".into(), ..node(&moved) }));
     let after = fixture.plan();
     assert_eq!((device(&after), after.pod_mtu), ((mac, 8950, "192.0.2.77".into()), 8950));
-    let advert = after.advert.unwrap();
-    assert_eq!(advert.accepts[0].address.to_string(), "192.0.2.77", "told at once");
-    assert_eq!(advert.edition, before.advert.unwrap().edition + 1);
+    let told = |out: &Out| out.advert.as_ref().unwrap().accepts[0].address.to_string();
+    assert_eq!(told(&after), "192.0.2.1", "the kernel has yet to hear it");
+    fixture.world.programmed.mirror = after.state;
+    let heard = fixture.plan();
+    assert_eq!(told(&heard), "192.0.2.77");
+    assert_eq!(heard.advert.unwrap().edition, before.advert.unwrap().edition + 1);
 }
 
 #[test]

@@ -339,6 +339,17 @@ fn an_agent_killed_in_the_middle_and_back_five_seconds_later() {
 }
 
 #[test]
+fn a_new_address_is_told_when_it_is_heard_at() {
+    let shapes = [Shape { underlay: &BOTH[..1], pods: &BOTH, site: 0 }; 4];
+    for fabric in [FabricMode::Ipip, FabricMode::Vxlan, FabricMode::HostGw] {
+        for seed in 0..5 {
+            let delays = Delays { word: 100, write: 100, kernel: 1_500 };
+            simulate(seed, delays, config(fabric, 1, 8472, false), &shapes, &[(10_000, Event::Readdress(0))]);
+        }
+    }
+}
+
+#[test]
 fn the_dead_block_nobody() {
     check_there_and_back(3_000, |cluster| {
         cluster.kill("n1");
