@@ -191,8 +191,8 @@ impl Kernel for Linux {
             }
             Scope::Link(name) => state = self.read_link(name)?,
             Scope::Nft => {
-                self.nft.adopt()?;
-                state = self.nft.read()?;
+                state = self.nft.adopt()?;
+                self.nft.forget_counts(&state);
             }
             Scope::Foreign => state = self.foreign.read()?,
             Scope::Sysctls(keys) => state = self.read_sysctls(keys)?,

@@ -4,6 +4,8 @@
 //! `POLICY_CASES` sets how many histories are played, `POLICY_SEED` from which seed. A failure prints the seed and the
 //! shortest history found that fails, as YAML.
 
+#![allow(clippy::print_stdout, reason = "figures")]
+
 use std::cell::Cell;
 use std::net::IpAddr;
 
