@@ -207,7 +207,7 @@ fn what_policy_says_of_a_pod_it_says_of_its_ports_but_not_to_the_pod_itself() ->
     Ok(())
 }
 
-/// As NodeLocal DNSCache has it: an address of a dummy link on the node, and no connection tracking for it.
+/// As NodeLocal DNSCache has it: an address of the node's own, and no connection tracking for it.
 const CACHE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(169, 254, 20, 10)), 53);
 
 #[test]
@@ -215,9 +215,7 @@ fn a_cache_on_the_node_whose_packets_nobody_tracks_is_judged_packet_by_packet() 
     let case = Case::new("ports-cache", json!([]))?;
     let node = case.lab.node("n1")?;
     let address = CACHE.ip();
-    node.netns().ip(&format!(
-        "link add nodelocaldns type dummy\naddr add {address}/32 dev nodelocaldns\nlink set nodelocaldns up"
-    ))?;
+    node.netns().ip(&format!("addr add {address}/32 dev lo"))?;
     node.netns().nft(&format!(
         "table ip cache {{
             chain pre {{ type filter hook prerouting priority raw; ip daddr {address} udp dport 53 notrack; }}
