@@ -1,5 +1,5 @@
-//! A node in a cluster of 50,000 pods, with policies: two pods that all of them select beside two that none does, and what
-//! the agent has in memory. And a node without, whose pods' packets go through the same rules as a list of nft.
+//! A node in a cluster of 50,000 pods, with policies: two pods that one in a hundred of them selects beside two that none
+//! does, and what the agent has in memory. And a node without, whose pods' packets go through the same rules as a list of nft.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -18,13 +18,17 @@ use crate::scale::memory;
 use crate::{Series, Subject, lab, unknown};
 
 const PODS: u32 = 50_000;
-/// What pods are called by rules, three by each of 10,000 policies: each is an identity, and a row in each direction.
+/// What pods are called by rules: each is an identity, and where policies for 30,000 of them select a pod, a row of its set
+/// in each direction.
 const APPS: u32 = 30_000;
-const APPS_OF_POLICY: u32 = 3;
+/// Of so many policies one selects the pods here, and is for so many times three apps.
+const ONE_IN: u32 = 100;
+const APPS_OF_RULE: u32 = 3;
 /// Pods of one file of the store. The last of each file differs from all others, so that one can tell that it was read.
 const PODS_OF_FILE: u32 = 1_000;
 const FILES: u32 = PODS / PODS_OF_FILE;
-const POLICIES_OF_LIST: u32 = 10_000;
+/// Of three apps each, as many as the rows of 10,000 policies make.
+const RULES_OF_LIST: u32 = 10_000;
 /// For a list of everything, in a store of tens of megabytes.
 const PATIENCE: Duration = Duration::from_secs(180);
 const NODE: &str = "n1";
@@ -151,7 +155,7 @@ impl Subject for Policies {
     }
 }
 
-/// A node whose pods' packets go through 10,000 policies as a list; those of the second pair behind what lets pass all of
+/// A node whose pods' packets go through 10,000 rules as a list; those of the second pair behind what lets pass all of
 /// connections that are there.
 pub(crate) struct Linear {
     lab: Lab,
@@ -217,9 +221,13 @@ fn pod(number: u32, app: Option<u32>) -> Value {
     })
 }
 
-/// Lets three apps in and out. The first lets them by UDP, too.
+/// Lets apps in and out: of the pods here, or of others. The first lets them by UDP, too.
 fn policy(number: u32) -> Value {
-    let apps: Vec<String> = apps(number).map(|app| format!("a{app}")).collect();
+    let (subject, apps) = match number % ONE_IN {
+        0 => (json!({"judged": "yes"}), number * APPS_OF_RULE..(number + ONE_IN) * APPS_OF_RULE),
+        _ => (json!({"app": format!("a{number}")}), apps(number)),
+    };
+    let apps: Vec<String> = apps.map(|app| format!("a{app}")).collect();
     let peers = json!([{"podSelector": {"matchExpressions": [{"key": "app", "operator": "In", "values": apps}]}}]);
     let all = |protocol: &str| json!({"protocol": protocol, "port": 1, "endPort": 65_535});
     let ports: Vec<Value> = ["TCP", "UDP"][..if number == 0 { 2 } else { 1 }].iter().map(|it| all(it)).collect();
@@ -228,7 +236,7 @@ fn policy(number: u32) -> Value {
         "kind": "NetworkPolicy",
         "metadata": {"name": format!("p{number}"), "namespace": NAMESPACE},
         "spec": {
-            "podSelector": {"matchLabels": {"judged": "yes"}},
+            "podSelector": {"matchLabels": subject},
             "policyTypes": ["Ingress", "Egress"],
             "ingress": [{"from": peers, "ports": ports}],
             "egress": [{"to": peers, "ports": ports}],
@@ -236,24 +244,24 @@ fn policy(number: u32) -> Value {
     })
 }
 
-fn apps(policy: u32) -> std::ops::Range<u32> {
-    policy * APPS_OF_POLICY..(policy + 1) * APPS_OF_POLICY
+fn apps(rule: u32) -> std::ops::Range<u32> {
+    rule * APPS_OF_RULE..(rule + 1) * APPS_OF_RULE
 }
 
-/// The policies of [`policy`] as rules, one for each and direction: the pods of its apps, by address. Those in the middle
-/// have the lab's pods, so that half of the list is asked.
+/// What 10,000 policies let a pod do as rules, one for three apps and a direction, by address. Those in the middle have the
+/// lab's pods, so that half of the list is asked.
 fn list(lab: &Lab) -> Result<String> {
     let own: Vec<String> = lab.pods().iter().map(|pod| pod.endpoint().v4.to_string()).collect();
     let rule = |end: &str, number: u32| {
         let apps = apps(number);
         let [first, last] = [apps.start, apps.end - 1].map(|pod| addresses(pod)[0]);
-        match number == POLICIES_OF_LIST / 2 {
+        match number == RULES_OF_LIST / 2 {
             true => format!("ip {end} {{ {} }} tcp dport 1-65535 return", own.join(", ")),
             false => format!("ip {end} {first}-{last} tcp dport 1-65535 return"),
         }
     };
     let chain = |name: &str, end: &str| {
-        let rules: Vec<String> = (0..POLICIES_OF_LIST).map(|number| rule(end, number)).collect();
+        let rules: Vec<String> = (0..RULES_OF_LIST).map(|number| rule(end, number)).collect();
         format!("chain {name} {{\n{}\ndrop\n}}\n", rules.join("\n"))
     };
     let behind = format!("ip saddr {{ {}, {} }} ct state established accept", own[2], own[3]);
