@@ -111,6 +111,11 @@ impl Nft {
 
     /// Carries out all nft steps among `ops` in one transaction, and goes on without those the kernel refuses.
     pub fn apply(&mut self, ops: &[(Op, Owner)]) -> Vec<Failure> {
+        self.apply_these(&ops.iter().collect::<Vec<_>>())
+    }
+
+    /// The same: there may be hundreds of thousands, of which no second copy is made.
+    pub(crate) fn apply_these(&mut self, ops: &[&(Op, Owner)]) -> Vec<Failure> {
         let makes_table = ops.iter().any(|(op, _)| matches!(op, Op::Create(Key::NftTable, _)));
         // Whose table it is can be said only when it is made; where nobody answers, nobody will make it either.
         let flags = match makes_table.then(|| self.table()) {
