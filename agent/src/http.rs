@@ -75,8 +75,9 @@ async fn answer(request: Request<Incoming>, inbox: mpsc::Sender<Input>) -> Resul
 async fn metrics(inbox: &mpsc::Sender<Input>) -> Option<String> {
     let seen = ask(inbox, Input::Look).await?;
     let names = ask(inbox, Input::Names).await?;
-    let conntrack = Conntrack::open().and_then(|mut conntrack| conntrack.stats()).ok();
-    let counts = counts::read(&names).unwrap_or_default();
+    let conntrack = || Conntrack::open().and_then(|mut conntrack| conntrack.stats());
+    let conntrack = tokio::task::spawn_blocking(conntrack).await.ok().and_then(Result::ok);
+    let counts = counts::read(names).await.unwrap_or_default();
     Some(metrics::render(&seen.status, &seen.counters, &counts, conntrack.as_ref()))
 }
 

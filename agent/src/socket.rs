@@ -175,7 +175,7 @@ impl Asking {
     async fn counts(&self) -> Result<Value, CniError> {
         let names = self.names().await?;
         let unread = |error| CniError::new(code::IO, "the counts cannot be read", format!("{error}"));
-        value(&counts::read(&names).map_err(unread)?)
+        value(&counts::read(names).await.map_err(unread)?)
     }
 
     async fn set(&self, key: &str, value: &str) -> Result<Value, CniError> {

@@ -16,7 +16,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use tartan_netstate::claims::POD_LINK_PREFIX;
+use tartan_netstate::claims::{NFT_HOSTPORTS_MAP, POD_LINK_PREFIX};
 use tartan_netstate::{Key, LinkName, Netns, Op};
 
 use crate::KernelError;
@@ -110,7 +110,7 @@ pub fn effect(op: &Op) -> Option<Effect> {
         Op::Delete(Key::Neigh { ns: Netns::Host, link, address }, _) if link.as_str().starts_with(POD_LINK_PREFIX) => {
             Some(Effect::FlushAddress(*address))
         }
-        Op::Create(Key::NftElement { set, key }, _) if set.starts_with("hostports") => match *key.bytes {
+        Op::Create(Key::NftElement { set, key }, _) if set.starts_with(NFT_HOSTPORTS_MAP) => match *key.bytes {
             [.., IPPROTO_UDP, 0, 0, 0, high, low, 0, 0] => {
                 Some(Effect::FlushUntranslated { v6: set.ends_with('6'), port: u16::from_be_bytes([high, low]) })
             }

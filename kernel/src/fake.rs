@@ -381,7 +381,7 @@ impl Kernel for Fake {
         let mut whole = change.ops.iter().map(|(op, _)| op).filter(|op| op.key().is_whole());
         let refused = whole.find_map(|op| inside.failing.get(op.key()).copied());
         let refused = refused.map(|errno| KernelError::Refused { doing: "do all of it".into(), errno, says: None });
-        failures.extend(refused.iter().flat_map(|error| fail_together(&change.ops, error)));
+        failures.extend(refused.iter().flat_map(|error| fail_together(&change.ops.iter().collect::<Vec<_>>(), error)));
         for (op, owner) in change.ops.iter().filter(|(op, _)| refused.is_none() || !op.key().is_whole()) {
             if let Err(error) = inside.step(op) {
                 failures.push(Failure { key: op.key().clone(), owner: owner.clone(), error });

@@ -100,7 +100,7 @@ impl Linux {
     }
 
     /// Before an era of generations begins, no connection may carry a stamp that one of them will have.
-    fn apply_nft(&mut self, mut nft: Vec<(Op, Owner)>) -> Vec<Failure> {
+    fn apply_nft(&mut self, mut nft: Vec<&(Op, Owner)>) -> Vec<Failure> {
         let mut failures = Vec::new();
         if Generation::begins_era(nft.iter().map(|(op, _)| op))
             && let Err(error) = self.conntrack.clear_mark(CT_MARK_GENERATION)
@@ -118,7 +118,7 @@ impl Linux {
                 phase.retain(|(op, _)| !op.key().is_whole());
             }
             if !phase.is_empty() {
-                failures.extend(self.nft.apply(&phase));
+                failures.extend(self.nft.apply_these(&phase));
             }
         }
         failures
@@ -191,8 +191,8 @@ impl Kernel for Linux {
             }
             Scope::Link(name) => state = self.read_link(name)?,
             Scope::Nft => {
-                self.nft.adopt()?;
-                state = self.nft.read()?;
+                state = self.nft.adopt()?;
+                self.nft.forget_counts(&state);
             }
             Scope::Foreign => state = self.foreign.read()?,
             Scope::Sysctls(keys) => state = self.read_sysctls(keys)?,
@@ -206,7 +206,7 @@ impl Kernel for Linux {
     }
 
     fn apply(&mut self, change: &Change) -> Vec<Failure> {
-        let nft: Vec<(Op, Owner)> = change.ops.iter().filter(|(op, _)| op.key().is_nft()).cloned().collect();
+        let nft: Vec<&(Op, Owner)> = change.ops.iter().filter(|(op, _)| op.key().is_nft()).collect();
         let is_opening = |(op, _): &&(Op, Owner)| matches!(op.key(), Key::ForwardOpening { .. });
         let openings: Vec<(Op, Owner)> = change.ops.iter().filter(is_opening).cloned().collect();
         let mut here = Vec::new();

@@ -361,8 +361,7 @@ fn open(netns: &Netns) -> Nft {
 
 /// Makes the table as wanted, whatever it is.
 fn mend(nft: &mut Nft, wanted: &State) {
-    nft.adopt().unwrap();
-    let change = diff(&nft.read().unwrap(), wanted, |_| true);
+    let change = diff(&nft.adopt().unwrap(), wanted, |_| true);
     assert_eq!(nft.apply(&change.ops), []);
     assert_same(&nft.read().unwrap(), wanted);
 }

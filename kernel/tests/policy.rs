@@ -17,9 +17,9 @@ use netns::node::{Lab, lab, nat};
 use netns::traffic::{Echo, Over, Persistent, Stream, pings, refused, sees, serve};
 use tartan_datapath::nftables::Nftables;
 use tartan_datapath::nftables::policy::{Mode, Policy};
-use tartan_kernel::Kernel;
 use tartan_kernel::linux::Linux;
 use tartan_kernel::nft::Nft;
+use tartan_kernel::{Kernel, Scope};
 use tartan_model::{Kind, Labels, Namespace, Object as Stored, ObjectId, Pod, PolicyText, Revision, StoreEvent};
 use tartan_netstate::claims::NFT_JUDGED_SET;
 use tartan_netstate::nft::{ElementData, ElementKey};
@@ -199,6 +199,17 @@ fn every_packet_that_is_judged_is_counted_once_by_the_word_that_decides() {
     let end = counts(&judged);
     assert!(denied(&end) > denied(&after), "{end:?}");
     assert_eq!((passed(&end, true), passed(&end, false)), (passed(&after, true), passed(&after, false)));
+    // Whoever reads the table whole forgets what was counted for rules that are gone, and nothing else.
+    let read = |judged: &Judged| {
+        judged.lab.node.run(|| Linux::open().unwrap().read(&Scope::Nft).unwrap());
+        counts(judged)
+    };
+    assert_eq!(read(&judged), end);
+    judged.policies(&[]);
+    let kept = read(&judged);
+    assert!(passed(&end, true) > 0 && denied(&end) > 0);
+    assert_eq!((passed(&kept, true), denied(&kept)), (0, 0), "{kept:?}");
+    assert!(passed(&kept, false) >= passed(&end, false), "{kept:?}");
 }
 
 #[test]

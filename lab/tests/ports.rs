@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use common::PATIENCE;
 use serde_json::{Map, Value, json};
 use tartan_lab::probe::{http_get, wait_for};
-use tartan_lab::{Binaries, ECHO_PORT, Endpoint, HTTP_PORT, Lab, Network};
+use tartan_lab::{Binaries, ECHO_PORT, Endpoint, HTTP_PORT, Lab, NAMESPACE, Network};
 
 /// A lab of two nodes, `web` with ports on n1, `other` beside it.
 struct Case {
@@ -166,4 +166,88 @@ fn a_flow_to_a_pod_that_was_replaced_goes_to_the_new_one() -> Result<()> {
             .with_context(|| case.lab.troubleshooting())?;
     }
     Ok(())
+}
+
+/// A policy for `web` alone.
+fn put_policy(case: &Case, spec: Value) -> Result<()> {
+    let mut spec = spec;
+    spec["podSelector"] = json!({"matchLabels": {"name": "web"}});
+    case.lab.put(&json!({
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": {"name": "web", "namespace": NAMESPACE},
+        "spec": spec,
+    }))
+}
+
+#[test]
+fn what_policy_says_of_a_pod_it_says_of_its_ports_but_not_to_the_pod_itself() -> Result<()> {
+    let case = Case::new("ports-policy", json!([mapping(8080, HTTP_PORT, "tcp")]))?;
+    let (n1, outside) = (case.at("n1")?, case.lab.underlay().outside());
+    let block = |address: IpAddr| json!({"ipBlock": {"cidr": format!("{address}/{}", if address.is_ipv4() { 32 } else { 128 })}});
+    let from = [block(outside.v4.into()), block(outside.v6.into())];
+    // The pod's port counts, and not the node's.
+    put_policy(&case, json!({"ingress": [{"from": from, "ports": [{"port": HTTP_PORT}]}]}))?;
+    for node in [IpAddr::from(n1.v4), n1.v6.into()] {
+        let to = SocketAddr::new(node, 8080);
+        wait_for(PATIENCE, "the policy", || case.closed("other", to).is_ok())
+            .with_context(|| case.lab.troubleshooting())?;
+        case.closed("far", to)?;
+        case.answers("outside", to, "web sees ")?;
+        case.answers("web", to, "web sees ")?;
+        case.answers("n1", to, "web sees ")?;
+    }
+    put_policy(&case, json!({"ingress": [{"from": from, "ports": [{"port": 8080}]}]}))?;
+    for node in [IpAddr::from(n1.v4), n1.v6.into()] {
+        let to = SocketAddr::new(node, 8080);
+        wait_for(PATIENCE, "the other policy", || case.closed("outside", to).is_ok())
+            .with_context(|| case.lab.troubleshooting())?;
+        case.answers("web", to, "web sees ")?;
+    }
+    Ok(())
+}
+
+/// As NodeLocal DNSCache has it: an address of the node's own, and no connection tracking for it.
+const CACHE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(169, 254, 20, 10)), 53);
+
+#[test]
+fn a_cache_on_the_node_whose_packets_nobody_tracks_is_judged_packet_by_packet() -> Result<()> {
+    let case = Case::new("ports-cache", json!([]))?;
+    let node = case.lab.node("n1")?;
+    let address = CACHE.ip();
+    node.netns().ip(&format!("addr add {address}/32 dev lo"))?;
+    node.netns().nft(&format!(
+        "table ip cache {{
+            chain pre {{ type filter hook prerouting priority raw; ip daddr {address} udp dport 53 notrack; }}
+            chain out {{ type filter hook output priority raw; ip saddr {address} udp sport 53 notrack; }}
+        }}"
+    ))?;
+    let server = node.run(|| UdpSocket::bind(CACHE))??;
+    let asker = udp_socket(&case.at("web")?, address)?;
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut word = [0; 16];
+            // An empty word ends it.
+            while let Ok((length @ 1.., from)) = server.recv_from(&mut word) {
+                let _gone = server.send_to(&word[..length], from);
+            }
+        });
+        let answered = (|| -> Result<()> {
+            let heard = |want: bool| {
+                wait_for(PATIENCE, &format!("answers of the cache: {want}"), || udp_echo(&asker, CACHE) == want)
+                    .map(drop)
+                    .with_context(|| case.lab.troubleshooting())
+            };
+            heard(true)?;
+            for (port, want) in [(54, false), (53, true)] {
+                let to = json!([{"ipBlock": {"cidr": format!("{address}/32")}}]);
+                let ports = json!([{"port": port, "protocol": "UDP"}]);
+                put_policy(&case, json!({"policyTypes": ["Egress"], "egress": [{"to": to, "ports": ports}]}))?;
+                heard(want)?;
+            }
+            Ok(())
+        })();
+        node.run(|| UdpSocket::bind("0.0.0.0:0")?.send_to(&[], CACHE))??;
+        answered
+    })
 }

@@ -2,13 +2,14 @@
 
 mod common;
 
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use common::{PATIENCE, census, lab, sh, status, wait_until_holds, wait_until_steady};
 use serde_json::{Map, Value, json};
-use tartan_lab::probe::{Load, Pair, Running};
-use tartan_lab::{Lab, Underlay};
+use tartan_lab::probe::{Load, Pair, Running, Talk, Transport, wait_for};
+use tartan_lab::{ECHO_PORT, Endpoint, Family, Lab, NAMESPACE, Underlay};
 
 /// Probes answered before an event begins and after it has ended.
 const PROBES: u64 = 3_000;
@@ -97,4 +98,72 @@ fn vm_ipip_is_for_peers_behind_a_router_where_it_is_for_those_only() -> Result<(
     let is = |node: &str, fabric: &str| by[node].as_str().is_some_and(|by| by.starts_with(fabric));
     ensure!(is("n2", "host-gw") && is("n3", "ipip") && is("n4", "ipip"), "{by:?}");
     Ok(())
+}
+
+/// Addresses of a Service as IPVS translates them on a node: kube-proxy's mode `ipvs`, by hand.
+fn ipvs_service(lab: &Lab, last: u8, backend: &str) -> Result<Endpoint> {
+    let (node, to) = (lab.node("n1")?, lab.endpoint(backend)?);
+    let (v4, v6) = (Ipv4Addr::new(10, 96, 0, last), Ipv6Addr::new(0xfd96, 0, 0, 0, 0, 0, 0, last.into()));
+    sh(node, &format!("ip addr add {v4}/32 dev kube-ipvs0; ip addr add {v6}/128 dev kube-ipvs0 nodad"))?;
+    for (service, pod) in [(v4.to_string(), to.v4.to_string()), (format!("[{v6}]"), format!("[{}]", to.v6))] {
+        for transport in ["t", "u"] {
+            let at = format!("-{transport} {service}:{ECHO_PORT}");
+            sh(node, &format!("ipvsadm -A {at} -s rr && ipvsadm -a {at} -r {pod}:{ECHO_PORT} -m"))?;
+        }
+    }
+    Ok(Endpoint { name: format!("the service of {backend}"), netns: node.netns().clone(), v4, v6 })
+}
+
+/// Waits until all connections of a pair come about, or none does.
+fn wait_until(lab: &Lab, pair: &Pair, open: bool) -> Result<()> {
+    let ways = || Family::BOTH.into_iter().flat_map(|family| Transport::BOTH.map(|by| (family, by)));
+    let opens = |(family, by)| Talk::open(pair, family, by, Duration::from_secs(1)).is_ok();
+    let what = format!("{} to {} to be {}", pair.0.name, pair.1.name, if open { "open" } else { "shut" });
+    wait_for(PATIENCE, &what, || ways().all(|way| opens(way) == open)).map(drop).with_context(|| lab.troubleshooting())
+}
+
+#[test]
+#[ignore = "wants the kernel module ip_vs: `cargo xtask vm`"]
+fn vm_policy_is_asked_of_what_ipvs_translates() -> Result<()> {
+    let lab = Lab::builder("ipvs").nodes(2).pods_per_node(2).fabric("vxlan").up()?;
+    lab.wait_for_matrix(PATIENCE)?;
+    sh(lab.node("n1")?, "ip link add kube-ipvs0 type dummy && ipvsadm -l && sysctl -qw net.ipv4.vs.conntrack=1")?;
+    let (near, far) = (ipvs_service(&lab, 10, "a2")?, ipvs_service(&lab, 11, "b2")?);
+    let (near, far) = ((lab.endpoint("a1")?, near), (lab.endpoint("a1")?, far));
+    let put = |pod: &str, rules: Value| {
+        let mut spec = json!({"podSelector": {"matchLabels": {"name": pod}}});
+        spec.as_object_mut().into_iter().for_each(|spec| spec.extend(rules.as_object().cloned().unwrap_or_default()));
+        lab.put(&json!({
+            "apiVersion": "networking.k8s.io/v1",
+            "kind": "NetworkPolicy",
+            "metadata": {"name": pod, "namespace": NAMESPACE},
+            "spec": spec,
+        }))
+    };
+    let pods = |name: &str| json!([{"podSelector": {"matchLabels": {"name": name}}}]);
+    for pair in [&near, &far] {
+        wait_until(&lab, pair, true)?;
+    }
+    let mut open = Talk::open(&near, Family::V4, Transport::Udp, PATIENCE)?;
+    // Of the pod it enters, by who it really is.
+    for pod in ["a2", "b2"] {
+        put(pod, json!({"ingress": [{"from": pods("b1")}]}))?;
+    }
+    for pair in [&near, &far] {
+        wait_until(&lab, pair, false)?;
+    }
+    wait_for(PATIENCE, "the open connection to be cut", || !open.carries(Duration::from_secs(1)))?;
+    for pod in ["a2", "b2"] {
+        put(pod, json!({"ingress": [{"from": pods("a1")}]}))?;
+    }
+    for pair in [&near, &far] {
+        wait_until(&lab, pair, true)?;
+    }
+    // Of the pod it leaves, by where it really goes.
+    put("a1", json!({"policyTypes": ["Egress"], "egress": [{"to": pods("b2")}]}))?;
+    wait_until(&lab, &near, false)?;
+    wait_until(&lab, &far, true)?;
+    put("a1", json!({"policyTypes": ["Egress"], "egress": [{"to": pods("a2")}]}))?;
+    wait_until(&lab, &far, false)?;
+    wait_until(&lab, &near, true)
 }

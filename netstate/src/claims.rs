@@ -41,9 +41,22 @@ pub const NFT_DSTNAT_PRIORITY: i32 = -100;
 pub const NFT_SRCNAT_PRIORITY: i32 = 100;
 /// Priority of the chains in which policy judges: nft's `filter`, after destinations and before sources are translated.
 pub const NFT_POLICY_PRIORITY: i32 = 0;
+/// The same for what ends on this node: after IPVS has taken what it passes on (`NF_IP_PRI_NAT_SRC - 2`), whose destination
+/// is only known when it leaves again.
+pub const NFT_POLICY_INPUT_PRIORITY: i32 = NFT_SRCNAT_PRIORITY - 1;
 /// How the names of chains, sets and maps begin that make sense together only: of what changes in them all goes in, or
 /// nothing.
 pub const NFT_WHOLE_PREFIX: &str = "policy_";
+/// The map of addresses that policy tells apart one by one; its name ends with the family's digit.
+pub const NFT_ADDRESSES_MAP: &str = "policy_addresses";
+/// How the names of policy's maps end that hold classes of packets,
+pub const NFT_CLASSES_SUFFIX: &str = "_classes";
+/// words of one identity and class,
+pub const NFT_WORDS_SUFFIX: &str = "_words";
+/// and words of a class for all identities without one of their own.
+pub const NFT_ANY_SUFFIX: &str = "_any";
+/// How the names of maps begin that lead ports of this node to pods.
+pub const NFT_HOSTPORTS_MAP: &str = "hostports";
 /// The set that counts the packets that each word has decided.
 pub const NFT_JUDGED_SET: &str = "policy_judged";
 /// The set that holds the number of the generation that connections are judged under.

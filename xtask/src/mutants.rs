@@ -65,8 +65,8 @@ const TEST: &[&str] = &[
     "--skip",
     "dialect",
 ];
-/// Histories that are played against each mutant.
-const CASES: &str = "300";
+/// Histories of each mix of dialects that are played against each mutant.
+const CASES: &str = "100";
 
 /// Tries every row.
 ///

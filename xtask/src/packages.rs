@@ -70,6 +70,7 @@ const PACKAGES: &[Package] = &[
     package("busybox-static",   "/bin/busybox",    &[Lane::Vm],                          "the first programs under another kernel"),
     package("kmod",        "depmod",               &[Lane::Vm],                          "says which modules a kernel's module needs, and loads them"),
     package("xz-utils",    "unxz",                 &[Lane::Vm],                          "unpacks kernels' modules"),
+    package("ipvsadm",     "ipvsadm",              &[Lane::Vm],                          "Services as kube-proxy's mode ipvs has them"),
     package("openssl",     "openssl",              &[Lane::Kube],                        "the cluster's certificates"),
 ];
 

@@ -8,6 +8,7 @@
 use std::net::IpAddr;
 
 use tartan_model::{Attachment, Family, PortMapping, Protocol};
+use tartan_netstate::claims::NFT_HOSTPORTS_MAP;
 use tartan_netstate::nft::{ElementData, ElementKey, Fields, Rule, Selector, Set, Type, rule};
 use tartan_netstate::{Key, Netns, Object, Owner, State};
 
@@ -20,7 +21,7 @@ pub(super) const CHAIN: &str = "hostports";
 /// Port of one address of the node → port of a pod.
 const AT_ADDRESS: &str = "hostports_at";
 /// Port of any address of the node → port of a pod.
-const ANYWHERE: &str = "hostports";
+const ANYWHERE: &str = NFT_HOSTPORTS_MAP;
 
 pub(super) fn sets(family: Family) -> [(String, Set); 3] {
     let addr = Type::addr(nfproto(family));

@@ -49,7 +49,7 @@ struct Known {
 
 /// Carries out all steps that can be, in one transaction given to `transact`. The table gets these `NFT_TABLE_F_*`.
 pub(super) fn apply(
-    ops: &[(Op, Owner)],
+    ops: &[&(Op, Owner)],
     table_flags: u32,
     mut transact: impl FnMut(&[&Message]) -> Vec<Refusal>,
 ) -> Vec<Failure> {
@@ -70,7 +70,7 @@ pub(super) fn apply(
         known.learn(ops, &steps, &refusals);
     }
     let failure = |(index, error): (Index, KernelError)| {
-        let (op, owner) = &ops[index];
+        let (op, owner) = ops[index];
         Failure { key: op.key().clone(), owner: owner.clone(), error }
     };
     let together = known.whole.map(|error| fail_together(ops, &error)).unwrap_or_default();
@@ -79,14 +79,14 @@ pub(super) fn apply(
 
 /// Failures of all steps that make sense together only. There may be hundreds of thousands: for each owner one stands for
 /// all.
-pub(crate) fn fail_together(ops: &[(Op, Owner)], error: &KernelError) -> Vec<Failure> {
+pub(crate) fn fail_together(ops: &[&(Op, Owner)], error: &KernelError) -> Vec<Failure> {
     let mut told = BTreeSet::new();
     let whole = ops.iter().filter(|(op, _)| op.key().is_whole());
     let first = whole.filter(|(_, owner)| told.insert(owner));
     first.map(|(op, owner)| Failure { key: op.key().clone(), owner: owner.clone(), error: error.clone() }).collect()
 }
 
-fn compose(ops: &[(Op, Owner)], table_flags: u32, known: &Known) -> Vec<Step> {
+fn compose(ops: &[&(Op, Owner)], table_flags: u32, known: &Known) -> Vec<Step> {
     if let Some((index, _)) = ops.iter().enumerate().find(|(_, (op, _))| matches!(op, Op::Delete(Key::NftTable, _))) {
         let done = known.failed.contains_key(&index) || known.gone.contains(&index);
         let step = Step { message: encode::del_table(), about: vec![index], deletes: true, elements: false };
@@ -223,7 +223,7 @@ impl Known {
     ///
     /// A bad set or rule makes the kernel refuse innocent messages after it, so of those only the first counts, and
     /// elements count when nothing else was refused.
-    fn learn(&mut self, ops: &[(Op, Owner)], steps: &[Step], refusals: &[Refusal]) {
+    fn learn(&mut self, ops: &[&(Op, Owner)], steps: &[Step], refusals: &[Refusal]) {
         let mut blamed = false;
         for refusal in refusals {
             let Some(step) = refusal.index.and_then(|index| steps.get(index)) else {
@@ -245,21 +245,21 @@ impl Known {
 
     /// The transaction is too large, or memory too small, and what makes sense together only is most of it: all else is
     /// tried without that first.
-    fn fail_largest(&mut self, ops: &[(Op, Owner)], refusal: &Refusal) {
+    fn fail_largest(&mut self, ops: &[&(Op, Owner)], refusal: &Refusal) {
         match ops.iter().position(|(op, _)| op.key().is_whole()) {
             Some(index) if self.whole.is_none() => self.fail(ops, index, refusal),
             _ => self.fail_rest(ops, refusal),
         }
     }
 
-    fn fail_rest(&mut self, ops: &[(Op, Owner)], refusal: &Refusal) {
+    fn fail_rest(&mut self, ops: &[&(Op, Owner)], refusal: &Refusal) {
         for index in 0..ops.len() {
             self.fail(ops, index, refusal);
         }
     }
 
-    fn fail(&mut self, ops: &[(Op, Owner)], index: Index, refusal: &Refusal) {
-        let (op, _) = &ops[index];
+    fn fail(&mut self, ops: &[&(Op, Owner)], index: Index, refusal: &Refusal) {
+        let (op, _) = ops[index];
         if op.key().is_whole() {
             self.whole.get_or_insert_with(|| refused(&doing(op), refusal));
         } else {
@@ -320,7 +320,7 @@ mod tests {
     /// Applies against a kernel that refuses what `judge` says; gives back who failed and how often it was tried.
     fn check(ops: &[(Op, Owner)], judge: impl Fn(&[&Message]) -> Vec<Refusal>) -> (Vec<String>, usize) {
         let mut tries = 0;
-        let failures = apply(ops, 0, |messages| {
+        let failures = apply(&ops.iter().collect::<Vec<_>>(), 0, |messages| {
             tries += 1;
             judge(messages)
         });
@@ -367,7 +367,7 @@ mod tests {
         ];
         for errno in [Errno::ENFILE, Errno::ENOMEM, Errno::EEXIST] {
             let mut sent = Vec::new();
-            let failures = apply(&ops, 0, |messages| {
+            let failures = apply(&ops.iter().collect::<Vec<_>>(), 0, |messages| {
                 sent = messages.iter().map(|message| message.attrs.0.clone()).collect();
                 refuse(&[6, 0, 1, 0, 0, 8], errno)(messages)
             });

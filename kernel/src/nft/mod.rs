@@ -23,11 +23,12 @@ pub(crate) mod wire {
     pub(crate) use crate::nfnetlink::NLM_F_CREATE;
 }
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use nix::errno::Errno;
-use tartan_netstate::nft::{ElementData, ElementKey, Set, SetKind};
+use tartan_netstate::claims::NFT_JUDGED_SET;
+use tartan_netstate::nft::{ElementData, ElementKey, Fields, Set, SetKind};
 use tartan_netstate::{Entry, Key, Object, Op, Owner, State};
 
 pub(crate) use batch::fail_together;
@@ -65,30 +66,56 @@ impl Nft {
             .ok_or(KernelError::Interrupted("the nft generation"))
     }
 
-    /// Makes the table this socket's if it was another's that is closed. From then on nobody else can change it.
-    pub fn adopt(&mut self) -> Result<(), KernelError> {
-        match self.table()? {
-            Some(flags) if table::is_orphan(flags) => {
-                let refused = self.netlink.transact([&encode::new_table(table::OWNED)].into_iter()).pop();
-                let doing = "take over the nft table of the agent before this one";
-                refused.map_or(Ok(()), |refusal| Err(batch::refused(doing, &refusal)))
-            }
-            _ => Ok(()),
+    /// Reads our table, once it is this socket's if it was another's that is closed: then nobody else can change it.
+    pub fn adopt(&mut self) -> Result<State, KernelError> {
+        let (before, flags) = (self.generation()?, self.table()?);
+        if !flags.is_some_and(table::is_orphan) {
+            return self.read_since(before, flags);
+        }
+        match self.netlink.transact([&encode::new_table(table::OWNED)].into_iter()).pop() {
+            Some(refusal) => Err(batch::refused("take over the nft table of the agent before this one", &refusal)),
+            None => self.read(),
         }
     }
 
     /// Our table as it is; empty if it is not there.
     pub fn read(&mut self) -> Result<State, KernelError> {
-        let before = self.generation()?;
-        let read = self.read_unchecked();
+        let (before, flags) = (self.generation()?, self.table()?);
+        self.read_since(before, flags)
+    }
+
+    fn read_since(&mut self, before: u32, flags: Option<u32>) -> Result<State, KernelError> {
+        let read = self.read_unchecked(flags);
         if self.generation()? != before {
             return Err(KernelError::Interrupted("the nft table"));
         }
         read
     }
 
+    /// Forgets what was counted for words that no row of this table holds: their rules are gone, and numbers of rules come to
+    /// be others'. What cannot be forgotten now is the next time.
+    pub fn forget_counts(&mut self, table: &State) {
+        let Ok(counts) = self.counts(NFT_JUDGED_SET) else { return };
+        let held: BTreeSet<u32> = table.whole().filter_map(|(key, entry)| phases::word(key, &entry.object)).collect();
+        // 0 is what looked for a word of its own and found none.
+        let gone = counts.into_keys().filter(|word| *word != 0 && !held.contains(word));
+        let forget = |word| {
+            let key = Key::NftElement { set: NFT_JUDGED_SET.into(), key: Fields::new().number(word).key() };
+            (Op::Delete(key, Object::NftElement(ElementData::default())), Owner::Read)
+        };
+        let steps: Vec<(Op, Owner)> = gone.map(forget).collect();
+        if !steps.is_empty() {
+            self.apply(&steps);
+        }
+    }
+
     /// Carries out all nft steps among `ops` in one transaction, and goes on without those the kernel refuses.
     pub fn apply(&mut self, ops: &[(Op, Owner)]) -> Vec<Failure> {
+        self.apply_these(&ops.iter().collect::<Vec<_>>())
+    }
+
+    /// The same: there may be hundreds of thousands, of which no second copy is made.
+    pub(crate) fn apply_these(&mut self, ops: &[&(Op, Owner)]) -> Vec<Failure> {
         let makes_table = ops.iter().any(|(op, _)| matches!(op, Op::Create(Key::NftTable, _)));
         // Whose table it is can be said only when it is made; where nobody answers, nobody will make it either.
         let flags = match makes_table.then(|| self.table()) {
@@ -107,9 +134,9 @@ impl Nft {
         }
     }
 
-    fn read_unchecked(&mut self) -> Result<State, KernelError> {
+    fn read_unchecked(&mut self, flags: Option<u32>) -> Result<State, KernelError> {
         let mut state = State::new();
-        let Some(flags) = self.table()? else { return Ok(state) };
+        let Some(flags) = flags else { return Ok(state) };
         if flags == table::awake(flags) {
             state.insert(Key::NftTable, Object::NftTable, Owner::Read);
         }

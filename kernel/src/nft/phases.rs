@@ -15,6 +15,9 @@
 
 use std::collections::BTreeSet;
 
+use tartan_netstate::claims::{
+    NFT_ADDRESSES_MAP, NFT_ANY_SUFFIX, NFT_CLASSES_SUFFIX, NFT_WHOLE_PREFIX, NFT_WORDS_SUFFIX,
+};
 use tartan_netstate::nft::{ElementData, ElementKey};
 use tartan_netstate::{Generation, Key, Object, Op, Owner};
 
@@ -25,7 +28,7 @@ type Class<'a> = (&'a str, &'a [u8], &'a [u8]);
 const NUMBER: usize = 4;
 
 /// The steps of each transaction.
-pub(crate) fn phases(nft: Vec<(Op, Owner)>) -> Vec<Vec<(Op, Owner)>> {
+pub(crate) fn phases(nft: Vec<&(Op, Owner)>) -> Vec<Vec<&(Op, Owner)>> {
     if nft.iter().any(|(op, _)| matches!(op.key(), Key::NftTable | Key::NftSet { .. })) {
         return vec![nft];
     }
@@ -50,10 +53,10 @@ struct Classes<'a> {
 // === impl Classes ===
 
 impl<'a> Classes<'a> {
-    fn of(nft: &'a [(Op, Owner)]) -> Classes<'a> {
+    fn of(nft: &[&'a (Op, Owner)]) -> Classes<'a> {
         let (mut old, mut new) = (BTreeSet::new(), BTreeSet::new());
         for (op, _) in nft {
-            let Some((side, key)) = policy_element(op.key(), "_classes") else { continue };
+            let Some((side, key)) = policy_element(op.key(), NFT_CLASSES_SUFFIX) else { continue };
             let Some(set) = key.bytes.get(..NUMBER) else { continue };
             let (before, after) = match op {
                 Op::Create(_, after) => (None, Some(after)),
@@ -69,7 +72,8 @@ impl<'a> Classes<'a> {
 
     fn phase(&self, op: &Op) -> usize {
         let key = op.key();
-        let of_set = || policy_element(key, "_classes").and_then(|(side, key)| Some((side, key.bytes.get(..NUMBER)?)));
+        let of_set =
+            || policy_element(key, NFT_CLASSES_SUFFIX).and_then(|(side, key)| Some((side, key.bytes.get(..NUMBER)?)));
         let of_row = || row(key).is_some_and(|class| self.new.contains(&class));
         let is_address = || matches!(key, Key::NftElement { set, .. } if is_addresses(set));
         match op {
@@ -85,19 +89,25 @@ impl<'a> Classes<'a> {
 
 /// The map of identities of addresses that are listed one by one.
 pub(crate) fn is_addresses(set: &str) -> bool {
-    matches!(set, "policy_addresses4" | "policy_addresses6")
+    matches!(set.strip_prefix(NFT_ADDRESSES_MAP), Some("4" | "6"))
+}
+
+/// The word that a row holds.
+pub(super) fn word(key: &Key, object: &Object) -> Option<u32> {
+    row(key)?;
+    data(object)?.try_into().ok().map(u32::from_ne_bytes)
 }
 
 /// The class that a row is about.
 fn row(key: &Key) -> Option<Class<'_>> {
-    let (side, key) = policy_element(key, "_words").or_else(|| policy_element(key, "_any"))?;
+    let (side, key) = policy_element(key, NFT_WORDS_SUFFIX).or_else(|| policy_element(key, NFT_ANY_SUFFIX))?;
     Some((side, key.bytes.get(..NUMBER)?, key.bytes.get(key.bytes.len().checked_sub(NUMBER)?..)?))
 }
 
 /// Whose map it is, if its name ends so.
 fn policy_element<'a>(key: &'a Key, end: &str) -> Option<(&'a str, &'a ElementKey)> {
     match key {
-        Key::NftElement { set, key } => Some((set.strip_prefix("policy_")?.strip_suffix(end)?, key)),
+        Key::NftElement { set, key } => Some((set.strip_prefix(NFT_WHOLE_PREFIX)?.strip_suffix(end)?, key)),
         _ => None,
     }
 }
@@ -179,13 +189,16 @@ mod tests {
             let of_phase = steps.iter().filter(|(of, _)| *of == phase);
             of_phase.map(|(_, op)| (op.clone(), Owner::Policy)).collect::<Vec<_>>()
         });
-        assert_eq!(phases(all.clone()), wanted.collect::<Vec<_>>());
+        let in_phases = |steps: &[(Op, Owner)]| -> Vec<Vec<(Op, Owner)>> {
+            phases(steps.iter().collect()).into_iter().map(|steps| steps.into_iter().cloned().collect()).collect()
+        };
+        assert_eq!(in_phases(&all), wanted.collect::<Vec<_>>());
         assert!(phases(Vec::new()).is_empty());
         // Where sets are made there is nothing in force that could be half old and half new.
         let set = Set::exact(&[]);
         let made =
             (Op::Create(Key::NftSet { set: "policy_egress_any".into() }, Object::NftSet(set.into())), Owner::Policy);
         let with_set = [vec![made], all].concat();
-        assert_eq!(phases(with_set.clone()), [with_set]);
+        assert_eq!(in_phases(&with_set), [with_set]);
     }
 }

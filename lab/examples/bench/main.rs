@@ -7,6 +7,7 @@
 mod cni;
 mod load;
 mod path;
+mod policies;
 mod policy;
 mod repair;
 mod restart;
@@ -51,6 +52,8 @@ fn subject(args: &[&str]) -> Result<Box<dyn Subject>> {
         ["scale"] => Box::new(scale::Scale::up()?),
         ["restart"] => Box::new(restart::Restart::up()?),
         ["policy"] => Box::new(policy::Policy::up()?),
+        ["policies", "linear"] => Box::new(policies::Linear::up()?),
+        ["policies", count] => Box::new(policies::Policies::up(count.parse()?)?),
         ["repair"] => Box::new(repair::Repair::up()?),
         other => bail!("`{}` is nothing to measure", other.join(" ")),
     })

@@ -1,5 +1,5 @@
 //! A server that lets in what has a label, and clients that come up elsewhere: how soon the first connection of each comes
-//! about, and whether anybody else's is cut meanwhile.
+//! about, and whether anybody else's is cut meanwhile, or while agents and store go and come.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::{Duration, Instant};
@@ -7,12 +7,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use serde_json::{Map, Value, json};
 use tartan_lab::probe::{Load, Talk, Transport, wait_for};
-use tartan_lab::{Attachment, Endpoint, Family, Lab, NAMESPACE, Netns, Network, cni_args};
+use tartan_lab::{Attachment, Endpoint, Family, Lab, NAMESPACE, Netns, Network, Node, cni_args};
 
 use crate::{PATIENCE, Series, Subject, binaries, lab, ms, unknown};
 
 /// One attempt to connect; then the next.
 const ATTEMPT: Duration = Duration::from_millis(20);
+/// Probes that are answered before something happens, and after it.
+const ANSWERS: u64 = 100;
 const CLIENT: &[(&str, &str)] = &[("role", "client")];
 const SERVER: &str = "a1";
 
@@ -44,22 +46,79 @@ impl Policy {
 
 impl Subject for Policy {
     /// `connect LAG-MS COUNT`: for each client that comes, ms from its addresses being known to its first connection; and
-    /// how many probes and connections of the client of old were lost meanwhile.
+    /// how many probes and connections of the client of old were lost meanwhile. `restart|relist|away`: how many were
+    /// lost by that.
     fn measure(&mut self, question: &[&str]) -> Result<Series> {
-        let &["connect", lag, count] = question else { return Err(unknown(question)) };
-        let (lag, count) = (Duration::from_millis(lag.parse()?), count.parse::<usize>()?);
-        let old = (self.lab.endpoint("b1")?, self.lab.endpoint(SERVER)?);
-        let load = Load::new().udp([old.clone()]).tcp_bulk([old.clone()]).tcp_idle([old]).start()?;
-        load.wait_for_answers(100, PATIENCE)?;
-        let times = (0..count).map(|_| self.client(lag)).collect::<Result<Vec<f64>>>()?;
-        load.wait_for_answers(100, PATIENCE)?;
-        let report = load.stop()?;
-        let cut = report.udp.lost + report.tcp.resets + report.tcp.broken.len() as u64;
-        Ok(vec![times, vec![cut as f64]])
+        match question {
+            ["connect", lag, count] => {
+                let (lag, count) = (Duration::from_millis(lag.parse()?), count.parse::<usize>()?);
+                let (times, cut) =
+                    self.watched(|it| (0..count).map(|_| it.client(lag)).collect::<Result<Vec<f64>>>())?;
+                Ok(vec![times, vec![cut]])
+            }
+            ["restart"] => Ok(vec![vec![self.watched(|it| it.restart())?.1]]),
+            ["relist"] => Ok(vec![vec![self.watched(|it| it.relist())?.1]]),
+            ["away"] => Ok(vec![vec![self.watched(|it| it.away())?.1]]),
+            _ => Err(unknown(question)),
+        }
     }
 }
 
 impl Policy {
+    /// Does it while the client of old talks; how many of its probes and connections were lost.
+    fn watched<T>(&mut self, work: impl FnOnce(&mut Self) -> Result<T>) -> Result<(T, f64)> {
+        let old = (self.lab.endpoint("b1")?, self.lab.endpoint(SERVER)?);
+        let load = Load::new().udp([old.clone()]).tcp_bulk([old.clone()]).tcp_idle([old]).start()?;
+        load.wait_for_answers(ANSWERS, PATIENCE)?;
+        let done = work(self)?;
+        load.wait_for_answers(ANSWERS, PATIENCE)?;
+        let report = load.stop()?;
+        Ok((done, (report.udp.lost + report.tcp.resets + report.tcp.broken.len() as u64) as f64))
+    }
+
+    /// Each agent is killed and starts again.
+    fn restart(&self) -> Result<()> {
+        for node in self.lab.nodes() {
+            node.kill_agent()?;
+            node.start_agent()?;
+            node.wait_ready()?;
+        }
+        Ok(())
+    }
+
+    /// All is listed anew, and what went meanwhile is seen to have gone: so the list is complete.
+    fn relist(&self) -> Result<()> {
+        let marker = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "marker"}});
+        let policy = json!({
+            "apiVersion": "networking.k8s.io/v1",
+            "kind": "NetworkPolicy",
+            "metadata": {"name": "marker", "namespace": "marker"},
+            "spec": {"podSelector": {}},
+        });
+        self.lab.put(&marker)?;
+        self.lab.put(&policy)?;
+        self.wait_for_policies(2)?;
+        self.lab.store_away()?;
+        self.lab.store_back()?;
+        self.lab.delete(&policy)?;
+        self.lab.delete(&marker)?;
+        self.wait_for_policies(1)
+    }
+
+    fn wait_for_policies(&self, count: u64) -> Result<()> {
+        let know =
+            || self.lab.nodes().iter().all(|node| policy_status(node, "policies").is_ok_and(|there| there == count));
+        wait_for(PATIENCE, "all to know of the policies", know).map(drop).with_context(|| self.lab.troubleshooting())
+    }
+
+    /// Agents start while the store is away, and it comes back.
+    fn away(&self) -> Result<()> {
+        self.lab.store_away()?;
+        self.restart()?;
+        self.lab.store_back()?;
+        self.relist()
+    }
+
     /// A client on n2, as a kubelet and a slow API server bring it up. Gone again when it has connected.
     fn client(&mut self, lag: Duration) -> Result<f64> {
         self.clients += 1;
@@ -91,6 +150,15 @@ impl Policy {
         self.lab.delete(&json!({"kind": "Pod", "metadata": {"name": name, "namespace": NAMESPACE}}))?;
         Ok(ms(took))
     }
+}
+
+/// A number of what the agent says of policy.
+pub(crate) fn policy_status(node: &Node, what: &str) -> Result<u64> {
+    let (program, socket) = (binaries()?.tartan, node.socket());
+    let said =
+        node.output(&[&program.to_string_lossy(), "status", "-o", "json", "--socket", &socket.to_string_lossy()])?;
+    let said: Value = serde_json::from_str(&said)?;
+    said["policy"][what].as_u64().with_context(|| format!("no policy.{what} in {said}"))
 }
 
 fn endpoint(name: &str, netns: &Netns, result: &Value) -> Result<Endpoint> {

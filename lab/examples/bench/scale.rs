@@ -141,7 +141,7 @@ fn wait_for_route(node: &Node, peer: &Peer, there: bool) -> Result<()> {
 }
 
 /// A line of /proc/PID/status, in MiB.
-fn memory(node: &Node, line: &str) -> Result<f64> {
+pub(crate) fn memory(node: &Node, line: &str) -> Result<f64> {
     let file = PathBuf::from(format!("/proc/{}/status", node.agent_pid()?));
     let status = std::fs::read_to_string(&file).with_context(|| format!("reading {}", file.display()))?;
     let value = status.lines().find_map(|l| l.strip_prefix(line)?.strip_prefix(':')?.trim().strip_suffix(" kB"));

@@ -277,6 +277,11 @@ impl RuleBuilder {
         self.then(Expr::FibType { of, dreg: Reg(0) }).compare(CmpOp::Eq, RTN_LOCAL.to_ne_bytes().to_vec())
     }
 
+    /// `fib saddr type != local` or `fib daddr type != local`: it is not.
+    pub fn not_fib_local(self, of: AddressSide) -> RuleBuilder {
+        self.then(Expr::FibType { of, dreg: Reg(0) }).compare(CmpOp::Neq, RTN_LOCAL.to_ne_bytes().to_vec())
+    }
+
     /// `ct status dnat`: the connection's destination was translated, by us or by others.
     pub fn ct_status_dnat(self) -> RuleBuilder {
         self.then(Expr::Ct { key: CtKey::Status, dreg: Reg(0) })

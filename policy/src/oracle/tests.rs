@@ -72,6 +72,7 @@ fn address(end: &str) -> IpAddr {
         "n1" => "192.0.2.1",
         "n2" => "192.0.2.2",
         "world" => "203.0.113.9",
+        "cache" => "169.254.20.10",
         "unknown" => "10.0.0.99",
         pod => {
             let (namespace, name) = pod.split_once('/').expect("a pod");
@@ -82,7 +83,9 @@ fn address(end: &str) -> IpAddr {
     text.parse().expect("an address")
 }
 
-/// `x/a > y/b TCP:80 ok`, one a line: from, to, what, and whether it goes through. `via` is a Service in between.
+/// `x/a > y/b TCP:80 ok`, one a line: from, to, what, and whether it goes through. `via` is an address and port in between
+/// that are not the receiver's: a Service's or the node's, whoever translates them. `as n2` is whose address the source has
+/// become on the way.
 fn check(policies: &str, flows: &str) {
     let cluster = cluster(policies);
     for line in flows.lines().map(str::trim).filter(|line| !line.is_empty()) {
@@ -106,7 +109,8 @@ fn check(policies: &str, flows: &str) {
             },
             _ => plain,
         };
-        let judgement = cluster.judge(&flow);
+        let masqueraded = words.iter().position(|word| *word == "as").map(|at| address(words[at + 1]));
+        let judgement = cluster.judge(&Flow { masqueraded, ..flow });
         assert_eq!(if judgement.allowed() { "ok" } else { "no" }, *want, "{line}\n{policies}\n{judgement:?}");
     }
 }
@@ -234,4 +238,37 @@ fn tiers() {
     );
     check(&(egress.clone() + isolate), "x/a > x/b TCP:80 no\n x/a > y/b TCP:80 ok");
     check(&(egress.replace("ns: x", "ns: y") + isolate), "y/a > x/b TCP:80 no");
+}
+
+#[test]
+fn addresses_that_stand_for_others() {
+    let policy =
+        |rest: &str| format!("kind: NetworkPolicy\nspec: {{podSelector: {{matchLabels: {{pod: a}}}}, {rest}}}\n");
+    // A ClusterIP, a NodePort or a hostPort: the pod behind it and its port count, and who asks, as the pod's node gets it.
+    let from_b = policy("ingress: [{from: [{podSelector: {matchLabels: {pod: b}}}], ports: [{port: 80}]}]");
+    check(
+        &from_b,
+        "x/b > x/a TCP:80 ok via
+         x/c > x/a TCP:80 no via
+         x/b > x/a TCP:443 no via
+         world > x/a TCP:80 no via
+         x/b > x/a TCP:80 no via as n2",
+    );
+    let from_n2 = policy("ingress: [{from: [{ipBlock: {cidr: 192.0.2.2/32}}], ports: [{port: 80}]}]");
+    check(
+        &from_n2,
+        "world > x/a TCP:80 no via
+         world > x/a TCP:80 ok via as n2
+         x/b > x/a TCP:80 ok via as n2
+         n1 > x/a TCP:80 ok via",
+    );
+    // A pod by way of any of them to itself is nobody's business.
+    let shut = policy("policyTypes: [Ingress, Egress]");
+    check(&shut, "x/a > x/a TCP:80 ok via\n x/a > x/b TCP:80 no via\n x/b > x/a TCP:80 no via");
+    // A cache on the node, at an address of its own, is no pod and no node that objects tell of: a range says it.
+    check(&shut, "x/a > cache UDP:53 no\n x/b > cache UDP:53 ok");
+    let out = policy(
+        "policyTypes: [Egress], egress: [{to: [{ipBlock: {cidr: 169.254.20.10/32}}], ports: [{port: 53, protocol: UDP}]}]",
+    );
+    check(&out, "x/a > cache UDP:53 ok\n x/a > cache TCP:53 no\n x/a > n1 UDP:53 no");
 }

@@ -39,9 +39,23 @@ const BLOCKS: [(&str, &[&str]); 6] = [
     ("fd00:a::/64", &["fd00:a::3/128"]),
 ];
 
+/// Of which dialects a history's policies are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mix {
+    /// NetworkPolicies.
+    Kubernetes,
+    /// ClusterNetworkPolicies, and what they were before.
+    Cluster,
+    Both,
+}
+
 pub(crate) fn history() -> impl Strategy<Value = History> {
-    let first = vec(op(), 8..20);
-    let then = vec(prop_oneof![4 => op(), 1 => (0usize..24).prop_map(Op::Gone)], 0..6);
+    history_of(Mix::Both)
+}
+
+pub(crate) fn history_of(mix: Mix) -> impl Strategy<Value = History> {
+    let first = vec(op(mix), 8..20);
+    let then = vec(prop_oneof![4 => op(mix), 1 => (0usize..24).prop_map(Op::Gone)], 0..6);
     (base(), first, then)
         .prop_map(|(base, first, then)| History { first: base.into_iter().chain(first).collect(), then })
 }
@@ -57,13 +71,16 @@ pub(crate) fn base() -> impl Strategy<Value = Vec<Op>> {
         .prop_map(|(ops, there)| ops.into_iter().zip(there).filter_map(|(op, there)| there.then_some(op)).collect())
 }
 
-fn op() -> impl Strategy<Value = Op> {
+fn op(mix: Mix) -> impl Strategy<Value = Op> {
+    let cluster = || prop_oneof![4 => cluster_policy(), 2 => admin_policy(), 1 => baseline_policy()];
+    let policy = match mix {
+        Mix::Kubernetes => network_policy().boxed(),
+        Mix::Cluster => cluster().boxed(),
+        Mix::Both => prop_oneof![5 => network_policy(), 7 => cluster()].boxed(),
+    };
     prop_oneof![
         8 => pod(),
-        5 => network_policy(),
-        4 => cluster_policy(),
-        2 => admin_policy(),
-        1 => baseline_policy(),
+        12 => policy,
         1 => namespace(select(&NAMESPACES)),
         1 => node(select(&NODES)),
         1 => network(select(&NODES)),

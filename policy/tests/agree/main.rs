@@ -4,6 +4,8 @@
 //! `POLICY_CASES` sets how many histories are played, `POLICY_SEED` from which seed. A failure prints the seed and the
 //! shortest history found that fails, as YAML.
 
+#![allow(clippy::print_stdout, reason = "figures")]
+
 use std::cell::Cell;
 use std::net::IpAddr;
 
@@ -14,6 +16,7 @@ use tartan_policy::oracle::{Cluster, Decision, Flow, Judgement, Transport};
 use tartan_policy::verdicts::{self, Memo, Tables};
 use tartan_policy::walk::{self, Packet};
 
+use generate::Mix;
 use history::{History, NODES, State};
 
 mod canon;
@@ -24,8 +27,8 @@ mod history;
 mod misread;
 mod traced;
 
-/// Histories of an everyday run: about five seconds, and 130,000 decisions.
-const EVERYDAY: u64 = 100;
+/// Histories of each mix of an everyday run: about five seconds, and 130,000 decisions.
+const EVERYDAY: u64 = 35;
 
 fn setting(name: &str, default: u64) -> u64 {
     std::env::var(name).ok().map_or(default, |text| text.parse().expect("a number"))
@@ -33,16 +36,25 @@ fn setting(name: &str, default: u64) -> u64 {
 
 #[test]
 fn tables_agree_with_the_oracle() {
-    let judged = play(setting("POLICY_CASES", EVERYDAY));
-    println!("figure policy.oracle_cases {judged} cases\nfigure policy.oracle_wrong 0 cases");
+    report(setting("POLICY_CASES", EVERYDAY), 1);
 }
 
 #[test]
-#[ignore = "long: a million connections, a minute"]
+#[ignore = "long: a million connections of each mix, minutes"]
 fn tables_agree_with_the_oracle_on_a_million_connections() {
-    let judged = play(setting("POLICY_CASES", 1_000));
-    assert!(judged >= 1_000_000 || std::env::var_os("POLICY_CASES").is_some(), "only {judged} connections");
-    println!("figure policy.oracle_cases {judged} cases\nfigure policy.oracle_wrong 0 cases");
+    report(setting("POLICY_CASES", 1_000), if std::env::var_os("POLICY_CASES").is_some() { 1 } else { 1_000_000 });
+}
+
+/// Plays so many histories of each mix of dialects, and says how many decisions were compared.
+fn report(cases: u64, least: u64) {
+    let mut all = 0;
+    for mix in [Mix::Kubernetes, Mix::Cluster, Mix::Both] {
+        let [v4, v6] = play(mix, cases);
+        println!("# policy.oracle_cases {mix:?}: {v4} of IPv4, {v6} of IPv6, in {cases} histories");
+        assert!(v4 + v6 >= least && v6 > 0, "{mix:?}: only {v4} and {v6} connections");
+        all += v4 + v6;
+    }
+    println!("figure policy.oracle_cases {all} cases\nfigure policy.oracle_wrong 0 cases");
 }
 
 /// A seed of its own for each run, unless `POLICY_SEED` says which, and who plays so many histories from it.
@@ -56,28 +68,34 @@ fn runner(cases: u64, max_shrink_iters: u32) -> (u64, TestRunner) {
     (seed, TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &bytes)))
 }
 
-/// Plays so many histories; returns how many decisions were compared.
-fn play(cases: u64) -> u64 {
+/// Decisions that were compared, of IPv4 and of IPv6.
+type Compared = [u64; 2];
+
+fn sum(one: Compared, other: Compared) -> Compared {
+    [one[0] + other[0], one[1] + other[1]]
+}
+
+/// Plays so many histories.
+fn play(mix: Mix, cases: u64) -> Compared {
     let (seed, mut runner) = runner(cases, 20_000);
-    let judged = Cell::new(0);
-    let result = runner.run(&generate::history(), |history| {
-        judged.set(judged.get() + check(&history).map_err(TestCaseError::fail)?);
+    let compared = Cell::new([0; 2]);
+    let result = runner.run(&generate::history_of(mix), |history| {
+        compared.set(sum(compared.get(), check(&history).map_err(TestCaseError::fail)?));
         Ok(())
     });
+    let which = || format!("{mix:?}, POLICY_SEED={seed} POLICY_CASES={cases}");
     match result {
-        Ok(()) => judged.get(),
-        Err(TestError::Fail(reason, history)) => {
-            panic!("POLICY_SEED={seed} POLICY_CASES={cases}: {reason}\n{history:?}")
-        }
-        Err(TestError::Abort(reason)) => panic!("POLICY_SEED={seed} POLICY_CASES={cases}: {reason}"),
+        Ok(()) => compared.get(),
+        Err(TestError::Fail(reason, history)) => panic!("{}: {reason}\n{history:?}", which()),
+        Err(TestError::Abort(reason)) => panic!("{}: {reason}", which()),
     }
 }
 
-/// Plays a history; returns how many decisions were compared.
-fn check(history: &History) -> Result<u64, String> {
+/// Plays a history.
+fn check(history: &History) -> Result<Compared, String> {
     let mut memos: Vec<Memo> = NODES.iter().map(|_| Memo::default()).collect();
     let mut before: Vec<Tables> = NODES.iter().map(|_| Tables::default()).collect();
-    let mut compared = 0;
+    let mut compared = [0; 2];
     for (step, state) in history.states().enumerate() {
         assert!(state.world.namespaces.values().all(|it| it.labels.iter().any(|(key, _)| key == NAMESPACE_NAME_LABEL)));
         for ((node, memo), before) in NODES.iter().zip(&mut memos).zip(&mut before) {
@@ -90,7 +108,8 @@ fn check(history: &History) -> Result<u64, String> {
             canon::numbers_stay(&tables, fresh).map_err(|why| format!("step {step} on {node}: anew, {why}"))?;
             *before = tables;
         }
-        compared += compare(&state, &state.cluster, &before).map_err(|why| format!("step {step}: {why}"))?;
+        let these = compare(&state, &state.cluster, &before).map_err(|why| format!("step {step}: {why}"))?;
+        compared = sum(compared, these);
     }
     Ok(compared)
 }
@@ -113,9 +132,9 @@ fn judged<'a>(flow: &Flow, judgement: &'a Judgement) -> (Packet, impl Iterator<I
     (packet(flow.transport, port, to), sides)
 }
 
-/// Compares what each node's tables say of every connection with what the oracle says; returns how many decisions.
-fn compare(state: &State, cluster: &Cluster, tables: &[Tables]) -> Result<u64, String> {
-    let mut compared = 0;
+/// Compares what each node's tables say of every connection with what the oracle says.
+fn compare(state: &State, cluster: &Cluster, tables: &[Tables]) -> Result<Compared, String> {
+    let mut compared = [0; 2];
     for flow in state.flows() {
         let judgement = cluster.judge(&flow);
         let (packet, sides) = judged(&flow, &judgement);
@@ -126,7 +145,7 @@ fn compare(state: &State, cluster: &Cluster, tables: &[Tables]) -> Result<u64, S
             agree(want, got.as_ref()).map_err(|why| {
                 format!("{direction:?} of {pod} at {own}, other end {remote}, {packet:?} of {flow:?}: {why}")
             })?;
-            compared += 1;
+            compared[usize::from(own.is_ipv6())] += 1;
         }
     }
     Ok(compared)

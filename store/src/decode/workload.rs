@@ -1,8 +1,8 @@
 //! Namespace and Pod, trimmed to what policy looks at.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tartan_api::kinds::{self, Container, ContainerPort, Empty, ObjectMeta, PodIP, PodSpec, PodStatus};
 use tartan_model::workload::{NAMESPACE_NAME_LABEL, uid_of};
@@ -18,6 +18,8 @@ const FINISHED: [&str; 2] = ["Succeeded", "Failed"];
 const STATIC_UID: &str = "kubernetes.io/config.hash";
 /// What makes an init container a sidecar.
 const ALWAYS: &str = "Always";
+/// So many different texts are shared before those that nobody holds are looked for.
+const SHARED: usize = 16_384;
 
 pub(super) fn decode_namespace(document: &kinds::Namespace) -> Result<Namespace, Fault> {
     let mut all = document.metadata.labels.clone();
@@ -51,9 +53,9 @@ pub(super) fn decode_pod(document: &kinds::Pod) -> Result<Pod, Fault> {
     let uid = metadata.annotations.get(STATIC_UID).unwrap_or(&metadata.uid);
     Ok(Pod {
         uid: uid_of(uid),
-        node: spec.node_name.as_str().into(),
+        node: shared(&spec.node_name),
         labels: labels(&metadata.labels)?,
-        service_account: spec.service_account_name.as_str().into(),
+        service_account: shared(&spec.service_account_name),
         addresses: addresses.into(),
         ports: named_ports(spec)?,
         host_network: spec.host_network,
@@ -102,11 +104,26 @@ fn named_ports(spec: &PodSpec) -> Result<Box<[NamedPort]>, Fault> {
         for (j, port) in container.ports.iter().enumerate().filter(|(_, port)| !port.name.is_empty()) {
             let protocol = protocol(&format!("{field}.ports[{j}].protocol"), &port.protocol)?;
             if !found.iter().any(|there| *there.name == *port.name && there.protocol == protocol) {
-                found.push(NamedPort { name: Arc::from(port.name.as_str()), protocol, port: port.container_port });
+                found.push(NamedPort { name: shared(&port.name), protocol, port: port.container_port });
             }
         }
     }
     Ok(found.into())
+}
+
+/// One copy of what thousands of pods say: names of nodes, service accounts and ports.
+fn shared(text: &str) -> Arc<str> {
+    static TEXTS: Mutex<BTreeSet<Arc<str>>> = Mutex::new(BTreeSet::new());
+    let mut texts = TEXTS.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(there) = texts.get(text) {
+        return there.clone();
+    }
+    if texts.len() >= SHARED {
+        texts.retain(|text| Arc::strong_count(text) > 1);
+    }
+    let new: Arc<str> = text.into();
+    texts.insert(new.clone());
+    new
 }
 
 fn protocol(field: &str, text: &str) -> Result<Protocol, Fault> {
@@ -124,4 +141,20 @@ fn labels(map: &BTreeMap<String, String>) -> Result<Labels, Fault> {
         let field = format!("metadata.labels.{}", bad.key.replace('\0', ""));
         Fault::value(field, bad.key.escape_debug(), bad.to_string(), "take the NUL out")
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_pods_have_in_common_is_held_once_and_not_for_ever() {
+        let one = shared("a node of this test");
+        assert!(Arc::ptr_eq(&one, &shared("a node of this test")));
+        let gone = Arc::downgrade(&one);
+        drop(one);
+        let texts: Vec<Arc<str>> = (0..SHARED).map(|number| shared(&format!("of this test {number}"))).collect();
+        assert!(gone.upgrade().is_none(), "nobody holds it any more");
+        assert!(texts.iter().enumerate().all(|(number, text)| **text == *format!("of this test {number}")));
+    }
 }

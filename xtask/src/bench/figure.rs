@@ -190,11 +190,19 @@ impl Report {
         assert!(self.owed.remove(name), "{name} is not in its group's list of figures, or was printed twice");
     }
 
+    /// Those of these that are still owed are missing for `reason`.
+    pub(crate) fn give_up(&mut self, names: &[&'static str], reason: &str) {
+        for name in names {
+            if self.owed.contains(name) {
+                self.missing(name, reason);
+            }
+        }
+    }
+
     /// Every figure still owed is missing for `reason`; gives the names of all that are missing.
     pub(crate) fn close(mut self, reason: &str) -> Vec<&'static str> {
-        for name in self.owed.clone() {
-            self.missing(name, reason);
-        }
+        let owed: Vec<&'static str> = self.owed.iter().copied().collect();
+        self.give_up(&owed, reason);
         self.missing
     }
 }

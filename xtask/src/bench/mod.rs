@@ -10,7 +10,6 @@ mod figure;
 mod image;
 mod kube;
 mod noise;
-mod packets;
 mod path;
 mod peers;
 mod plan;
@@ -53,8 +52,7 @@ pub(crate) const GROUPS: &[Group] = &[
     group("cni",     cni::FIGURES,     cni::run,     "ADD and DEL, beside the stock plugins; less is better"),
     group("plan",    plan::FIGURES,    plan::run,    "planning and memory with 5,000 nodes and 250 pods here"),
     group("peers",   peers::FIGURES,   peers::run,   "1,000 peers in the kernel, from none to all, and one that changes"),
-    group("packets", packets::FIGURES, packets::run, "packets in three hundred random worlds that change, beside the oracle"),
-    group("policy",  policy::FIGURES,  policy::run,  "from a word of the store to the kernel, and to a new pod's first connection"),
+    group("policy",  policy::FIGURES,  policy::run,  "verdicts and packets beside the oracle; what policies cost, how soon they are in force, and whom they cut"),
     group("restart", restart::FIGURES, restart::run, "what packets notice of restarts and changes"),
     group("repair",  repair::FIGURES,  repair::run,  "until what was deleted by hand is there again"),
     group("image",   image::FIGURES,   image::run,   "the container image as it is shipped, packed"),

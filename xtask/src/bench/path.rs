@@ -29,9 +29,23 @@ pub(super) const FIGURES: &[&str] = &[
 const PATHS: [(&str, &str, &str); 3] =
     [("hostgw", "host-gw", "across"), ("local", "host-gw", "local"), ("vxlan", "vxlan", "across")];
 
-/// What is measured, in what unit, and whether it is a time.
-const MEASURES: [(&str, &str, bool); 4] =
-    [("tcp", "Gbit/s", false), ("rr", "µs", true), ("crr", "1/s", false), ("pps", "1/s", false)];
+/// What is measured between two pods.
+pub(super) struct Measure {
+    pub(super) name: &'static str,
+    pub(super) unit: &'static str,
+    is_time: bool,
+}
+
+const fn measure(name: &'static str, unit: &'static str, is_time: bool) -> Measure {
+    Measure { name, unit, is_time }
+}
+
+pub(super) const MEASURES: [Measure; 4] = [
+    measure("tcp", "Gbit/s", false),
+    measure("rr", "µs", true),
+    measure("crr", "1/s", false),
+    measure("pps", "1/s", false),
+];
 
 /// Ours, two identical yardsticks, and the bare devices.
 const ARMS: [&str; 4] = ["ours", "twin1", "twin2", "bare"];
@@ -43,7 +57,7 @@ pub(super) fn run(report: &mut Report) -> Result<()> {
     for (path, fabric, pair) in PATHS {
         let program = Program::start(&["path", fabric])?;
         for measure in MEASURES {
-            worst = worst.min(one(report, &program, (path, pair), measure)?);
+            worst = worst.min(one(report, &program, (path, pair), &measure)?);
         }
     }
     report.comment("path.noise: of all ratios of one yardstick to its identical twin, the one farthest from 1, as ≤ 1");
@@ -52,31 +66,41 @@ pub(super) fn run(report: &mut Report) -> Result<()> {
 }
 
 /// Measures one thing on one path; gives how alike the two yardsticks were.
-fn one(
-    report: &mut Report,
-    program: &Program,
-    (path, pair): (&str, &str),
-    (measure, unit, is_time): (&str, &str, bool),
-) -> Result<f64> {
-    let mut arms = ARMS.map(|arm| Arm::new(move || program.ask(&format!("{arm} {measure} {pair}"))));
+fn one(report: &mut Report, program: &Program, (path, pair): (&str, &str), measure: &Measure) -> Result<f64> {
+    let Measure { name, unit, .. } = measure;
+    let mut arms = ARMS.map(|arm| Arm::new(move || program.ask(&format!("{arm} {name} {pair}"))));
     interleave(ROUNDS, &mut arms)?;
     let [ours, twin, other_twin, bare] = &arms;
-    let best: fn(&Samples) -> f64 = if is_time { Samples::least } else { Samples::most };
-    let against = |arm: &Arm<'_>, yardstick: &Arm<'_>| {
-        let ratio = arm.ratio(yardstick, 0, best);
-        if is_time { ratio.inverse() } else { ratio }
-    };
-    let noise = against(other_twin, twin).get();
+    let noise = measure.against(other_twin, twin).get();
     let values: Vec<String> =
-        ARMS.iter().zip(&arms).map(|(name, arm)| format!("{name}={}", number(arm.value(0, best).get()))).collect();
+        ARMS.iter().zip(&arms).map(|(name, arm)| format!("{name}={}", number(measure.best(arm).get()))).collect();
     report.comment(&format!(
-        "path.{path}.{measure} {} {unit}; twin2/twin1={} ours/bare={}",
+        "path.{path}.{name} {} {unit}; twin2/twin1={} ours/bare={}",
         values.join(" "),
         number(noise),
-        number(against(ours, bare).get())
+        number(measure.against(ours, bare).get())
     ));
-    report.figure(figure(path, measure), against(ours, twin), "ratio");
+    report.figure(figure(path, name), measure.against(ours, twin), "ratio");
     Ok(noise.min(1.0 / noise))
+}
+
+// === impl Measure ===
+
+impl Measure {
+    fn statistic(&self) -> fn(&Samples) -> f64 {
+        if self.is_time { Samples::least } else { Samples::most }
+    }
+
+    /// Of the round that was disturbed least.
+    pub(super) fn best(&self, arm: &Arm<'_>) -> Value {
+        arm.value(0, self.statistic())
+    }
+
+    /// The arm's best against the yardstick's: more is better.
+    pub(super) fn against(&self, arm: &Arm<'_>, yardstick: &Arm<'_>) -> Value {
+        let ratio = arm.ratio(yardstick, 0, self.statistic());
+        if self.is_time { ratio.inverse() } else { ratio }
+    }
 }
 
 fn figure(path: &str, measure: &str) -> &'static str {
@@ -91,8 +115,8 @@ mod tests {
     #[test]
     fn every_path_and_measure_has_its_figure() {
         for (path, _, _) in PATHS {
-            for (measure, _, _) in MEASURES {
-                assert!(figure(path, measure).contains(path));
+            for measure in MEASURES {
+                assert!(figure(path, measure.name).contains(path));
             }
         }
         assert_eq!(FIGURES.len(), PATHS.len() * MEASURES.len() + 1);

@@ -34,9 +34,9 @@ pub(crate) const CRATES: &[Crate] = &[
     krate("agent",    "program",     9500, &["api", "model", "netstate", "ipam", "fabric", "policy", "datapath", "kernel", "store"]),
     krate("cli",      "program",     3500, &["api", "model", "policy", "kernel", "store", "agent", "lab"]),
     krate("cni",      "program",     1500, &["api"]),
-    krate("lab",      "development", 9000, &["api"]),
+    krate("lab",      "development", 9700, &["api"]),
     krate("fuzz",     "development", 600, &[]),
-    krate("xtask",    "development", 3500, &[]),
+    krate("xtask",    "development", 3800, &[]),
 ];
 
 /// A dependency that only some crates may have below them, and why.

@@ -4,12 +4,17 @@
 //! leave. This node's own packets to its pods are not judged, probes must pass; but what it answers to a pod whose
 //! egress was revoked is. All hooks are after destinations and before sources are translated.
 //!
+//! What IPVS passes on (kube-proxy's mode `ipvs`) it takes from the input hook and gives to the output hook, translated: there it
+//! is judged as if it were forwarded, and what tells it is its source, which is not this node's.
+//!
 //! Invariant: a packet that enters from a pod or leaves to one passes because its connection's stamp is of this
 //! generation, because every pod concerned lets it pass, or because it is one of the few that are never judged.
 
 use tartan_model::Family;
-use tartan_netstate::claims::{CT_MARK_GENERATION, NFT_POLICY_PRIORITY, NFT_RAW_PRIORITY, POD_LINK_GROUP};
-use tartan_netstate::nft::{Chain, ChainKind, Expr, HookPoint, Nfproto, Rule, Selector, rule};
+use tartan_netstate::claims::{
+    CT_MARK_GENERATION, NFT_POLICY_INPUT_PRIORITY, NFT_POLICY_PRIORITY, NFT_RAW_PRIORITY, POD_LINK_GROUP,
+};
+use tartan_netstate::nft::{AddressSide, Chain, ChainKind, Expr, HookPoint, Nfproto, Rule, Selector, rule};
 use tartan_netstate::{Generation, Key, Object};
 use tartan_policy::ir::protocol;
 
@@ -29,8 +34,11 @@ const THROUGH_BACK: &str = "policy_through_back";
 const TO_NODE: &str = "policy_to_node";
 const FROM_NODE: &str = "policy_from_node";
 
-/// Everything that is there whatever pods and policies there are, but for what [`judging`] gives.
-pub(super) fn fixed(mode: Mode) -> Vec<(Key, Object)> {
+/// What IPVS passes on.
+const PASSED_ON: &str = "policy_passed_on";
+
+/// Everything that is there whatever pods and policies there are, but for what [`judging`] gives. `ipvs`: it is in use.
+pub(super) fn fixed(mode: Mode, ipvs: bool) -> Vec<(Key, Object)> {
     let mut all = maps::fixed(mode);
     let base = |point, priority, rules| Chain::base(ChainKind::Filter, point, priority, rules);
     let mut add = |name: &str, chain| all.push(object(name, chain));
@@ -42,8 +50,10 @@ pub(super) fn fixed(mode: Mode) -> Vec<(Key, Object)> {
     ];
     add("policy_forward", base(HookPoint::Forward, NFT_POLICY_PRIORITY, forwarded));
     let to_node = vec![rule("from a pod").iifgroup(POD_LINK_GROUP).goto(TO_NODE)];
-    add("policy_input", base(HookPoint::Input, NFT_POLICY_PRIORITY, to_node));
-    let from_node = vec![rule("to a pod").oifgroup(POD_LINK_GROUP).goto(FROM_NODE)];
+    add("policy_input", base(HookPoint::Input, NFT_POLICY_INPUT_PRIORITY, to_node));
+    // Where there is no IPVS, nothing that a pod sent leaves by this hook.
+    let mut from_node: Vec<Rule> = if ipvs { Family::ALL.map(from_a_pod).into() } else { Vec::new() };
+    from_node.push(rule("to a pod").oifgroup(POD_LINK_GROUP).goto(FROM_NODE));
     add("policy_output", base(HookPoint::Output, NFT_POLICY_PRIORITY, from_node));
     for way in Way::ALL {
         let mut dispatch = Vec::new();
@@ -66,7 +76,7 @@ pub(super) fn fixed(mode: Mode) -> Vec<(Key, Object)> {
 }
 
 /// The chains that hold the generation.
-pub(super) fn judging(mode: Mode, generation: Generation) -> [(Key, Object); 4] {
+pub(super) fn judging(mode: Mode, generation: Generation) -> [(Key, Object); 5] {
     let stamp = generation.stamp();
     let judged = || rule("judged in this generation").ct_mark(CT_MARK_GENERATION, stamp).returns();
     let stamped = || rule("allowed").set_ct_mark(CT_MARK_GENERATION, stamp);
@@ -99,9 +109,17 @@ pub(super) fn judging(mode: Mode, generation: Generation) -> [(Key, Object); 4] 
         judged(),
         rule("errors").ct_state_related().returns(),
         rule("answers to a pod").ct_direction_reply().jump(&egress_back),
+        rule("of others, passed on").not_fib_local(AddressSide::Saddr).jump(&ingress),
         stamped(),
     ];
-    [(THROUGH, through), (THROUGH_BACK, back), (TO_NODE, to_node), (FROM_NODE, from_node)]
+    let mut passed_on = vec![judged()];
+    passed_on.extend(Family::ALL.map(to_itself));
+    passed_on.extend([
+        rule("of the pod it leaves").jump(&egress),
+        rule("of the pod it enters").oifgroup(POD_LINK_GROUP).jump(&ingress),
+        stamped(),
+    ]);
+    [(THROUGH, through), (THROUGH_BACK, back), (TO_NODE, to_node), (FROM_NODE, from_node), (PASSED_ON, passed_on)]
         .map(|(name, rules)| object(name, Chain::regular(rules)))
 }
 
@@ -129,6 +147,12 @@ fn sources(mode: Mode) -> Vec<Rule> {
 fn discovery(rule: tartan_netstate::nft::RuleBuilder) -> tartan_netstate::nft::RuleBuilder {
     let icmpv6 = rule.nfproto(Nfproto::Ipv6).l4proto(protocol::ICMPV6);
     icmpv6.within(Nfproto::Ipv6, &[Selector::IcmpType], DISCOVERY)
+}
+
+/// By the pair that stands for what has come by no link.
+fn from_a_pod(family: Family) -> Rule {
+    let pair = [Selector::Iifname, Selector::Saddr];
+    rule("of a pod, passed on").within(crate::nftables::nfproto(family), &pair, &named(SOURCES, family)).goto(PASSED_ON)
 }
 
 fn to_itself(family: Family) -> Rule {

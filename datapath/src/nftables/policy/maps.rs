@@ -33,7 +33,7 @@ pub(super) const SUBJECTS: &str = "policy_subjects";
 pub(super) const SOURCES: &str = "policy_sources";
 /// A pod to itself, by way of a Service.
 pub(super) const SELF: &str = "policy_self";
-pub(super) const ADDRESSES: &str = "policy_addresses";
+pub(super) const ADDRESSES: &str = claims::NFT_ADDRESSES_MAP;
 pub(super) const RANGES: &str = "policy_ranges";
 /// Whether a word lets a packet pass at once, or says nothing.
 pub(super) const PASS: &str = "policy_pass";
@@ -86,16 +86,20 @@ impl Side {
         }
     }
 
+    fn map(self, suffix: &str) -> String {
+        format!("{}{}{suffix}", claims::NFT_WHOLE_PREFIX, self.name())
+    }
+
     pub(super) fn classes(self) -> String {
-        format!("policy_{}_classes", self.name())
+        self.map(claims::NFT_CLASSES_SUFFIX)
     }
 
     pub(super) fn words(self) -> String {
-        format!("policy_{}_words", self.name())
+        self.map(claims::NFT_WORDS_SUFFIX)
     }
 
     pub(super) fn any(self) -> String {
-        format!("policy_{}_any", self.name())
+        self.map(claims::NFT_ANY_SUFFIX)
     }
 }
 

@@ -3,7 +3,7 @@
 //! ```text
 //! policy_source    prerouting -300  a pod sends under its own addresses only
 //! policy_forward   forward       0  ┐ judged since the last revocation? ──► passes at once
-//! policy_input     input         0  ├ else egress of the pod it leaves, ingress of the pod it enters;
+//! policy_input     input        99  ├ else egress of the pod it leaves, ingress of the pod it enters;
 //! policy_output    output        0  ┘ what passes is stamped with the generation
 //! ```
 //!
@@ -40,6 +40,9 @@ pub use tartan_model::PolicyMode as Mode;
 
 use maps::Side;
 
+/// The link that kube-proxy makes for the addresses of Services, in the mode in which IPVS translates them.
+const IPVS_LINK: &str = "kube-ipvs0";
+
 /// What policy wants of the nft table, and what it was computed from.
 #[derive(Default)]
 pub struct Policy {
@@ -59,6 +62,8 @@ struct Seen {
     mode: Mode,
     tables: Tables,
     attachments: OrdMap<Arc<str>, Arc<Attachment>>,
+    /// kube-proxy translates by IPVS.
+    ipvs: bool,
 }
 
 /// Elements whose data is a number: tens of thousands, with few numbers, so that they share their entries.
@@ -80,10 +85,13 @@ impl Policy {
             return &self.state;
         }
         let first = self.state.is_empty();
-        let next = Seen { mode, tables: tables.clone(), attachments: world.attachments.clone() };
+        let ipvs = world.host.links.iter().any(|link| &*link.name == IPVS_LINK);
+        let next = Seen { mode, tables: tables.clone(), attachments: world.attachments.clone(), ipvs };
         let before = std::mem::replace(&mut self.seen, next);
-        if first || before.mode != mode {
-            chains::fixed(mode).into_iter().for_each(|(key, object)| self.state.insert(key, object, Owner::Policy));
+        if first || before.mode != mode || before.ipvs != ipvs {
+            chains::fixed(mode, ipvs)
+                .into_iter()
+                .for_each(|(key, object)| self.state.insert(key, object, Owner::Policy));
         }
         self.addresses(&before.tables.addresses, &tables.addresses);
         if before.tables.ranges != tables.ranges || first {
@@ -211,7 +219,7 @@ impl Policy {
     fn pods(&mut self, before: &Seen) {
         let nothing = Part::default();
         for id in pods::changed(before, &self.seen) {
-            let after = self.seen.attachments.get(&id).and_then(|it| pods::part(it, &self.seen.tables.subjects));
+            let after = self.seen.attachments.get(&id).and_then(|it| pods::part(it, &self.seen));
             let last = match &after {
                 Some(part) => self.pods.insert(id, part.clone()),
                 None => self.pods.remove(&id),

@@ -5,7 +5,6 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use imbl::OrdMap;
 use imbl::ordmap::DiffItem;
 use tartan_model::Attachment;
 use tartan_netstate::nft::{ElementData, Fields};
@@ -24,38 +23,45 @@ pub fn is_of_pods(set: &str) -> bool {
 
 /// Whether this state has a set for it: then packets from and to it are judged, and else dropped.
 pub fn is_judged(state: &State, attachment: &Attachment) -> bool {
-    elements(attachment, 0).all(|(key, _)| state.get(&key).is_some())
+    elements(attachment, 0, false).all(|(key, _)| state.get(&key).is_some())
 }
 
 /// All elements that may be its.
 pub fn keys(attachment: &Attachment) -> impl Iterator<Item = Key> {
-    elements(attachment, 0).map(|(key, _)| key)
+    elements(attachment, 0, true).map(|(key, _)| key)
 }
 
 /// What it adds; none without a set.
-pub(super) fn part(attachment: &Attachment, subjects: &OrdMap<Arc<str>, u32>) -> Option<Part> {
-    let set = *subjects.get(&*attachment.pod())?;
-    Some(Part::of(&Owner::Pod(attachment.id.clone()), elements(attachment, set).collect()))
+pub(super) fn part(attachment: &Attachment, seen: &Seen) -> Option<Part> {
+    let set = *seen.tables.subjects.get(&*attachment.pod())?;
+    Some(Part::of(&Owner::Pod(attachment.id.clone()), elements(attachment, set, seen.ipvs).collect()))
 }
 
-fn elements(attachment: &Attachment, set: u32) -> impl Iterator<Item = (Key, Object)> {
+fn elements(attachment: &Attachment, set: u32, ipvs: bool) -> impl Iterator<Item = (Key, Object)> {
     let link = host_link(&attachment.id);
     attachment.addresses.iter().flat_map(move |(family, address)| {
         let element = |stem: &str, fields: Fields, data: ElementData| {
             let key = Key::NftElement { set: named(stem, family).into(), key: fields.key() };
             (key, Object::NftElement(data))
         };
-        let ends = || Fields::new().ifname(link.as_str()).addr(*address);
-        [
-            element(SUBJECTS, ends(), maps::number(set)),
-            element(SOURCES, ends(), ElementData::default()),
+        let ends = |link: &str| Fields::new().ifname(link).addr(*address);
+        let own = [
+            element(SUBJECTS, ends(link.as_str()), maps::number(set)),
+            element(SOURCES, ends(link.as_str()), ElementData::default()),
             element(SELF, Fields::new().addr(*address).addr(*address), ElementData::default()),
-        ]
+        ];
+        // What IPVS passes on has come by no link; that its source is its own was seen when it came from the pod.
+        let passed_on =
+            [element(SUBJECTS, ends(""), maps::number(set)), element(SOURCES, ends(""), ElementData::default())];
+        own.into_iter().chain(passed_on.into_iter().filter(move |_| ipvs))
     })
 }
 
 /// Attachments whose part may differ.
 pub(super) fn changed(before: &Seen, after: &Seen) -> BTreeSet<Arc<str>> {
+    if before.ipvs != after.ipvs {
+        return before.attachments.keys().chain(after.attachments.keys()).cloned().collect();
+    }
     let mut ids: BTreeSet<Arc<str>> = BTreeSet::new();
     for item in before.attachments.diff(&after.attachments) {
         let (DiffItem::Add(id, _) | DiffItem::Update { new: (id, _), .. } | DiffItem::Remove(id, _)) = item;

@@ -125,10 +125,25 @@ fn world() -> World {
     world
 }
 
+/// kube-proxy begins to translate by IPVS, or ends it.
+fn ipvs(world: &mut World, there: bool) {
+    let link = tartan_model::HostLink {
+        name: IPVS_LINK.into(),
+        kind: "dummy".into(),
+        mtu: 1500,
+        up: false,
+        loopback: false,
+        addresses: Vec::new(),
+        accept_ra: 0,
+    };
+    Arc::make_mut(&mut world.host).links = Vec::from_iter(there.then_some(link));
+}
+
 /// Something happens to the world; what, say two bytes.
 fn step(world: &mut World, what: u8, which: u8) {
     let number = which % 8;
-    match what % 6 {
+    match what % 7 {
+        6 => ipvs(world, world.host.links.is_empty()),
         0 | 1 => {
             let (name, spec) = POLICIES[usize::from(which) % POLICIES.len()];
             let kind = if name.contains('/') { Kind::NetworkPolicy } else { Kind::ClusterNetworkPolicy };
@@ -347,7 +362,7 @@ fn what_comes_and_goes_is_elements_and_only_what_takes_away_begins_a_generation(
         assert_eq!(began, revokes, "{what}");
         let is_element = |key: &Key| matches!(key, Key::NftElement { .. });
         let chains = change.ops.iter().filter(|(op, _)| !is_element(op.key())).count();
-        assert_eq!(chains, if revokes { 4 } else { 0 }, "{what}: {change:#?}");
+        assert_eq!(chains, if revokes { 5 } else { 0 }, "{what}: {change:#?}");
         assert!(change.ops.len() < 40, "{what}: {} steps", change.ops.len());
     };
     let put = |number: u8, app: &'static str| {
@@ -412,7 +427,7 @@ fn audit_stops_nothing() {
             }
             _ => None,
         };
-        chains::fixed(mode).into_iter().filter_map(of_final).collect::<BTreeMap<u32, Verdict>>()
+        chains::fixed(mode, true).into_iter().filter_map(of_final).collect::<BTreeMap<u32, Verdict>>()
     };
     let enforced = verdicts(Mode::Enforce);
     assert_eq!(enforced.len(), 8, "all verdicts, logged or not");
@@ -420,7 +435,7 @@ fn audit_stops_nothing() {
     assert_eq!(enforced[&0x43], Verdict::Goto(chains::REJECTED.into()));
     assert!(verdicts(Mode::Audit).into_values().all(|verdict| verdict == Verdict::Continue));
     let drops = |mode: Mode| {
-        let all = chains::fixed(mode).into_iter().chain(chains::judging(mode, Generation(0)));
+        let all = chains::fixed(mode, true).into_iter().chain(chains::judging(mode, Generation(0)));
         let chains = all.filter_map(|(key, object)| match object {
             Object::NftChain(chain) if key != denied() => Some(chain),
             _ => None,
@@ -433,6 +448,42 @@ fn audit_stops_nothing() {
     };
     assert!(drops(Mode::Enforce) > 16);
     assert_eq!(drops(Mode::Audit), 0);
+}
+
+#[test]
+fn where_a_packet_itself_would_have_to_be_asked_the_answer_that_denies_is_taken() {
+    let (allow, other, deny, reject) = (Word(1 << 24 | 1), Word(1 << 24 | 2), Word(2 << 24 | 3), Word(3 << 24 | 4));
+    let check = |ways: &[Word], word: Word, want: Word| {
+        let way =
+            |word: &Word| verdicts::Residual { asks: vec![verdicts::Ask::SourcePort(Default::default())], word: *word };
+        let rows = Rows {
+            words: [((7, 0), word)].into_iter().collect(),
+            residual: [((7, 0), ways.iter().map(way).collect::<Arc<[_]>>())].into_iter().collect(),
+            ..Rows::default()
+        };
+        assert_eq!(maps::word(&rows, (7, 0)), Some(want.0), "{ways:?}, {word:?}");
+        assert_eq!(maps::differing(&Rows { words: rows.words.clone(), ..Rows::default() }, &rows), [(7, 0)]);
+    };
+    check(&[other], allow, allow);
+    check(&[allow], deny, deny);
+    check(&[deny], allow, deny);
+    check(&[allow, reject, deny], allow, reject);
+}
+
+#[test]
+fn what_ipvs_passes_on_is_of_the_pod_whose_address_it_has() {
+    for there in [true, false] {
+        let (change, begun) = change(|world| ipvs(world, there));
+        assert_eq!(begun, there, "what was judged before may have been translated since");
+        let of_no_link = change.ops.iter().filter(|(op, _)| match op.key() {
+            Key::NftElement { key, .. } => key.bytes.starts_with(&[0; 16]) && key.bytes.len() > 16,
+            _ => false,
+        });
+        // Of the one pod of this node, in both families: its set, and that it is its own.
+        assert_eq!(of_no_link.count(), if there { 4 } else { 0 });
+        let rules = |(op, _): &(tartan_netstate::Op, Owner)| matches!(op.key(), Key::NftChain { chain } if **chain == *"policy_output");
+        assert_eq!(change.ops.iter().any(rules), there);
+    }
 }
 
 fn denied() -> Key {
