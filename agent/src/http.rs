@@ -77,7 +77,7 @@ async fn metrics(inbox: &mpsc::Sender<Input>) -> Option<String> {
     let names = ask(inbox, Input::Names).await?;
     let conntrack = Conntrack::open().and_then(|mut conntrack| conntrack.stats()).ok();
     let counts = counts::read(&names).unwrap_or_default();
-    Some(metrics::render(&seen.status, &seen.counters, &counts, conntrack.as_ref()))
+    Some(metrics::render(&seen, &counts, conntrack.as_ref()))
 }
 
 /// The loop's answer; none if it gives none.
