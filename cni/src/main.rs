@@ -53,11 +53,13 @@ fn run() -> Result<Value, Refused> {
         Asked::Version(version) => Ok(supported_versions(&version)),
         Asked::Agent(request) => {
             let version = request.version;
-            let delegate = ipam::Delegate::of(&request.netconf, &var, &stdin);
-            let answer = delegate.and_then(|delegate| match delegate {
-                Some(delegate) => ipam::around(&delegate, *request, call),
-                None => call(*request),
-            });
+            let answer = match ipam::Delegate::of(&request.netconf, &var, &stdin) {
+                Ok(Some(delegate)) => ipam::around(&delegate, *request, call),
+                Ok(None) => call(*request),
+                // The pod goes all the same.
+                Err(error) if request.command == Command::Del => call(*request).and(Err(error)),
+                Err(error) => Err(error),
+            };
             answer.map_err(|error| Refused { version, error })
         }
     }

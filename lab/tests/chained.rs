@@ -92,7 +92,7 @@ fn static_addresses_are_a_pods_where_its_node_has_them() {
 fn stock_plugins_work_behind_it() {
     let mut lab = Lab::builder("chain-stock").nodes(2).pods_per_node(1).up().unwrap();
     let behind = vec![
-        json!({"type": "tuning", "sysctl": {"net.core.somaxconn": "500"}, "mtu": 1300}),
+        json!({"type": "tuning", "sysctl": {"net.core.somaxconn": "500", "net.ipv4.conf.eth0.log_martians": "1"}}),
         json!({"type": "bandwidth", "capabilities": {"bandwidth": true}}),
         json!({"type": "portmap", "capabilities": {"portMappings": true}, "snat": true}),
     ];
@@ -107,7 +107,7 @@ fn stock_plugins_work_behind_it() {
     let link = pod.result()["interfaces"][0]["name"].as_str().unwrap().to_owned();
     let inside = |argv: &[&str]| pod.netns().output(argv).unwrap();
     assert_eq!(inside(&["cat", "/proc/sys/net/core/somaxconn"]).trim(), "500");
-    assert!(inside(&["ip", "link", "show", "dev", "eth0"]).contains("mtu 1300"));
+    assert_eq!(inside(&["cat", "/proc/sys/net/ipv4/conf/eth0/log_martians"]).trim(), "1");
     let node = lab.node("n1").unwrap();
     let shown = node.output(&["tc", "qdisc", "show", "dev", &link]).unwrap();
     assert!(shown.contains("tbf") && shown.contains("rate 8Mbit"), "{shown}");

@@ -194,10 +194,14 @@ fn the_whole_cluster_is_shown_from_its_store() -> Result<()> {
         Ok(nodes.map(|node| format!("{} {}", node["node"], node["agent"]).replace('"', "")).collect())
     };
     let boot = node.state_dir().with_file_name("boot.yaml").display().to_string();
-    for args in [["--store", &store], ["--config", &boot]] {
-        let found = agents(&args)?;
-        ensure!(found == ["n1 alive", "n2 alive", "n3 silent"], "{found:?}");
-    }
+    let mut found = Vec::new();
+    // Nodes that are new to each other are joining, until they have acknowledged each other.
+    wait_for(PATIENCE, "two agents alive and a silent one", || {
+        found = agents(&["--store", &store]).unwrap_or_default();
+        found == ["n1 alive", "n2 alive", "n3 silent"]
+    })
+    .with_context(|| format!("{found:?}"))?;
+    ensure!(agents(&["--config", &boot])? == found, "the boot file names the same store");
     let said = said(node, &["status", "--cluster", "--store", &store])?;
     let row = said.stdout.lines().find(|line| line.starts_with("n2 ")).context("a row of n2")?;
     for part in ["alive", env!("CARGO_PKG_VERSION"), "True", "172.30.0.2, fd30::2", "vxlan/", "10.244.2.0/24"] {

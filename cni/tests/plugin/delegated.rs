@@ -86,4 +86,10 @@ fn what_the_other_plugin_refuses_the_runtime_is_told() {
         assert_eq!((&*asked, said.success), (log, false), "{said:?}");
         assert!(said.json()["msg"].as_str().unwrap().starts_with(wanted), "{said:?}");
     }
+    let (asked, said) = asked("DEL", &json!({"type": "nobody"}), Some(json!({"result": null})));
+    assert_eq!(
+        (&*asked, said.success),
+        ("agent DEL nothing", false),
+        "the pod goes, and what it had stays taken: {said:?}"
+    );
 }
