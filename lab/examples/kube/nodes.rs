@@ -1,6 +1,7 @@
 //! What befalls one node: programs that are killed, pods that come by the dozen and are deleted by force, a Node that is
 //! made anew.
 
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -15,7 +16,9 @@ use crate::tests::{TALKING, with_a_pod_a_node};
 const KUBELET: &str = "kubelet\0";
 const CONTAINERD: &str = "containerd\0";
 /// Where an agent serves its metrics on its node.
-const METRICS: &str = "127.0.0.1:9470";
+const METRICS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9470);
+/// Where a kubelet says that it works.
+const HEALTHZ: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 10248);
 const CHURN_ROUNDS: u64 = 3;
 const CHURN_PODS: u64 = 30;
 /// A runtime takes its time over dozens of pods that nobody waits for.
@@ -29,6 +32,10 @@ fn what_befalls_one_node_is_nothing_to_other_pods() {
     let talking = pods::endpoints(&cluster, &TALKING).unwrap();
     let event = |_: &Running| {
         life::kill_process(&cluster, "n2", KUBELET)?;
+        // One that finds no runtime when it starts ends.
+        let local = local(&cluster, "n2")?;
+        let healthy = || http_get(&local, HEALTHZ, "/healthz").is_ok_and(|(code, _)| code == 200);
+        wait_for(PATIENCE, "the kubelet to be healthy", healthy)?;
         life::kill_process(&cluster, "n2", CONTAINERD)?;
         churn(&cluster, "n2")
     };
@@ -47,10 +54,7 @@ fn what_befalls_one_node_is_nothing_to_other_pods() {
 /// Dozens of pods start on a node and are deleted by force, again and again; its agent lets go of each.
 fn churn(cluster: &Cluster, node: &str) -> Result<()> {
     let pods_there = || -> Result<u64> {
-        let machine = cluster.machine(node)?;
-        let local =
-            Endpoint { name: node.into(), netns: machine.netns.clone(), v4: machine.seat.v4.0, v6: machine.seat.v6.0 };
-        let (_, metrics) = http_get(&local, METRICS.parse()?, "/metrics")?;
+        let (_, metrics) = http_get(&local(cluster, node)?, METRICS, "/metrics")?;
         let pods = metrics.lines().find_map(|line| line.strip_prefix("tartan_pods ")).context("tartan_pods")?;
         Ok(pods.parse()?)
     };
@@ -76,4 +80,11 @@ fn made_anew(cluster: &Cluster, node: &str) -> Result<()> {
     let anew = || uid(".metadata.uid").is_ok_and(|now| !now.is_empty() && now != before);
     wait_for(PATIENCE, &format!("another Node {node}"), anew)?;
     cluster.wait_for("condition=Ready", &[&format!("node/{node}")])
+}
+
+/// The node itself, for a look at what listens there.
+fn local(cluster: &Cluster, node: &str) -> Result<Endpoint> {
+    let machine = cluster.machine(node)?;
+    let (v4, v6) = (machine.seat.v4.0, machine.seat.v6.0);
+    Ok(Endpoint { name: node.into(), netns: machine.netns.clone(), v4, v6 })
 }
