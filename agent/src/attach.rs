@@ -48,7 +48,7 @@ pub fn decide(world: &World, request: &CniRequest, now: Instant) -> Result<Decis
         Command::Del => Ok(Decision::Detach(del(world, request))),
         Command::Gc => Ok(Decision::Detach(gc(world, request)?)),
         Command::Check => check::look(world, request).map(Decision::Check),
-        Command::Status => status(world, now).map(|()| Decision::Answer(Value::Null)),
+        Command::Status => status(world, request, now).map(|()| Decision::Answer(Value::Null)),
     }
 }
 
@@ -77,7 +77,7 @@ fn journal_refused(details: String) -> CniError {
 
 fn add(world: &World, request: &CniRequest, now: Instant) -> Result<Attachment, CniError> {
     ready(world, code::TRY_LATER)?;
-    let wanted = wanted::Wanted::read(&request.netconf)?;
+    let wanted = wanted::Wanted::read(request)?;
     let netns = netns(request)?;
     let id = Attachment::id_of(&request.container, &request.ifname);
     let unfinished = world.attachments.get(&id);
@@ -143,7 +143,7 @@ fn gc(world: &World, request: &CniRequest) -> Result<Vec<Arc<str>>, CniError> {
 
 /// Whether an ADD could work now, and the pod then. A failure of one peer's or one pod's objects is theirs alone: the
 /// node can take pods.
-fn status(world: &World, now: Instant) -> Result<(), CniError> {
+fn status(world: &World, request: &CniRequest, now: Instant) -> Result<(), CniError> {
     if let (false, Some(why)) = (world.programmed.read, &world.programmed.unknown) {
         let msg = "what is in the kernel cannot be read, so nothing in it is kept as it should be";
         return Err(CniError::new(code::NOT_WORKING, msg, why.to_string()));
@@ -154,7 +154,11 @@ fn status(world: &World, now: Instant) -> Result<(), CniError> {
         let msg = format!("the kernel refuses what all pods of this node need: {}", failed.key);
         return Err(CniError::new(code::NOT_WORKING, msg, failed.error.to_string()));
     }
-    addresses::any_left(world, now)
+    match request.netconf.ipam_type() {
+        // That one is asked by the plugin.
+        Some(_) => Ok(()),
+        None => addresses::any_left(world, now),
+    }
 }
 
 fn ready(world: &World, code: u32) -> Result<(), CniError> {

@@ -1,8 +1,9 @@
 //! The plugin and its configuration, where the container runtime looks for them.
 //!
 //! Invariant: each file is replaced whole; the configuration is written only once the agent can answer for it, since the
-//! kubelet takes the file for a network that works, and it stays when the agent ends. Files of others are never touched:
-//! one that sorts before ours is what the runtime uses, so it is named, with the command that moves it away.
+//! kubelet takes the file for a network that works, and it stays when the agent ends. Plugins that others have put into our
+//! file stay where they are. Files of others are never touched: one that sorts before ours is what the runtime uses, so it
+//! is named, with the command that moves it away.
 
 use std::fs;
 use std::io;
@@ -72,8 +73,9 @@ fn put_all(boot: &Boot) -> Result<()> {
         put(&folder.join(PLUGIN), &plugin, 0o755).context("cniBin")?;
     }
     if let Some(folder) = &boot.cni_conf {
-        let conflist = format!("{:#}\n", conflist(boot));
-        put(&folder.join(CONFLIST), conflist.as_bytes(), 0o644).context("cniConf")?;
+        let file = folder.join(CONFLIST);
+        let there = fs::read(&file).unwrap_or_default();
+        put(&file, &beside_others(conflist(boot), &there), 0o644).context("cniConf")?;
         for other in before_ours(folder)? {
             let other = other.display();
             warn!(
@@ -92,6 +94,23 @@ fn conflist(boot: &Boot) -> Value {
         "capabilities": {"portMappings": true, "ips": true, "mac": true, "bandwidth": true},
     });
     json!({"cniVersion": "1.1.0", "name": "tartan", "plugins": [plugin]})
+}
+
+/// Our file with what others have put into it: istio-cni and the like add themselves to the one that the runtime reads. As
+/// it is there where it says the same.
+fn beside_others(ours: Value, there: &[u8]) -> Vec<u8> {
+    let written = |list: &Value| format!("{list:#}\n").into_bytes();
+    let Ok(found) = serde_json::from_slice::<Value>(there) else { return written(&ours) };
+    let mut merged = found.clone();
+    let plugins = merged["plugins"].as_array_mut();
+    let Some(own) = plugins.and_then(|all| all.iter_mut().find(|it| it["type"] == PLUGIN)) else {
+        return written(&ours);
+    };
+    *own = ours["plugins"][0].clone();
+    for key in ["cniVersion", "name"] {
+        merged[key] = ours[key].clone();
+    }
+    if merged == found { there.to_vec() } else { written(&merged) }
 }
 
 /// Replaces a file unless it is just that already.
@@ -114,18 +133,25 @@ fn put(file: &Path, content: &[u8], mode: u32) -> Result<()> {
     Ok(())
 }
 
-/// What the runtime would rather read.
+/// What the runtime would rather read, and in which our plugin is not: istio-cni may keep a list of its own that has it.
 fn before_ours(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut before = Vec::new();
     for entry in fs::read_dir(folder).with_context(|| format!("listing {}", folder.display()))? {
         let path = entry?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        if *name < *CONFLIST && READ.iter().any(|ending| name.ends_with(ending)) {
+        let is_read = *name < *CONFLIST && READ.iter().any(|ending| name.ends_with(ending));
+        if is_read && !fs::read(&path).is_ok_and(|list| has_ours(&list)) {
             before.push(path);
         }
     }
     before.sort();
     Ok(before)
+}
+
+/// Whether a list of plugins is one with ours.
+pub fn has_ours(list: &[u8]) -> bool {
+    let list: Value = serde_json::from_slice(list).unwrap_or_default();
+    list["plugins"].as_array().is_some_and(|plugins| plugins.iter().any(|plugin| plugin["type"] == PLUGIN))
 }
 
 #[cfg(test)]
@@ -143,7 +169,9 @@ mod tests {
         put_all(&boot).unwrap();
         let there: Value = serde_json::from_slice(&fs::read(dir.join(CONFLIST)).unwrap()).unwrap();
         assert_eq!(there["plugins"][0]["socket"], "/run/tartan/tartan.sock");
+        fs::write(dir.join("02-istio-cni.conflist"), conflist(&boot).to_string()).unwrap();
         assert_eq!(before_ours(&dir).unwrap(), [dir.join("00-other.conflist")]);
+        fs::remove_file(dir.join("02-istio-cni.conflist")).unwrap();
 
         let inode = |file: &str| std::os::unix::fs::MetadataExt::ino(&fs::metadata(dir.join(file)).unwrap());
         let before = inode(CONFLIST);
@@ -152,6 +180,27 @@ mod tests {
         fs::write(dir.join(CONFLIST), "half").unwrap();
         put_all(&boot).unwrap();
         assert!(fs::read(dir.join(CONFLIST)).unwrap().starts_with(b"{"));
+
+        // As the installer of istio-cni leaves it: its plugin behind the last, two blanks a level.
+        let istio = json!({
+            "type": "istio-cni", "name": "istio-cni", "plugin_log_level": "info", "ambient_enabled": false,
+            "cni_agent_run_dir": "/var/run/istio-cni", "kubernetes": {"exclude_namespaces": ["kube-system"]},
+        });
+        let mut list = conflist(&boot);
+        list["plugins"].as_array_mut().unwrap().push(istio.clone());
+        fs::write(dir.join(CONFLIST), format!("{list:#}")).unwrap();
+        let before = inode(CONFLIST);
+        put_all(&boot).unwrap();
+        assert_eq!(inode(CONFLIST), before, "nothing of ours is new");
+        let moved = Boot { socket: "/run/other.sock".into(), ..boot.clone() };
+        put_all(&moved).unwrap();
+        let there: Value = serde_json::from_slice(&fs::read(dir.join(CONFLIST)).unwrap()).unwrap();
+        assert_eq!(there["plugins"], json!([conflist(&moved)["plugins"][0], istio]));
+        // Who took ours out wanted something else; the agent runs, so it is for ours.
+        fs::write(dir.join(CONFLIST), json!({"plugins": [istio]}).to_string()).unwrap();
+        put_all(&boot).unwrap();
+        let there: Value = serde_json::from_slice(&fs::read(dir.join(CONFLIST)).unwrap()).unwrap();
+        assert_eq!(there, conflist(&boot));
 
         remove(&boot).unwrap();
         remove(&boot).unwrap();

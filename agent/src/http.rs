@@ -78,7 +78,7 @@ async fn metrics(inbox: &mpsc::Sender<Input>) -> Option<String> {
     let conntrack = || Conntrack::open().and_then(|mut conntrack| conntrack.stats());
     let conntrack = tokio::task::spawn_blocking(conntrack).await.ok().and_then(Result::ok);
     let counts = counts::read(names).await.unwrap_or_default();
-    Some(metrics::render(&seen.status, &seen.counters, &counts, conntrack.as_ref()))
+    Some(metrics::render(&seen, &counts, conntrack.as_ref()))
 }
 
 /// The loop's answer; none if it gives none.

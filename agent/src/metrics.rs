@@ -4,17 +4,12 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use tartan_api::explain::{Count, Verdict};
-use tartan_api::status::Status;
 
-use crate::status::Counters;
+use crate::status::{Counters, Outcome, Seen};
 
 /// What `/metrics` serves.
-pub fn render(
-    status: &Status,
-    counters: &Counters,
-    counts: &[Count],
-    conntrack: Option<&tartan_kernel::conntrack::Stats>,
-) -> String {
+pub fn render(seen: &Seen, counts: &[Count], conntrack: Option<&tartan_kernel::conntrack::Stats>) -> String {
+    let Seen { status, counters, .. } = seen;
     let mut text = Text(String::new());
     text.one(
         "tartan_ready",
@@ -31,6 +26,12 @@ pub fn render(
     text.one("tartan_kernel_repairs_total", "counter", repaired, counters.repaired as f64);
     text.one("tartan_plans_total", "counter", "Plans made", counters.plans as f64);
     text.one("tartan_planning_seconds_total", "counter", "Time spent planning", counters.planning.as_secs_f64());
+    let by_kind = counters.events.iter().map(|(kind, count)| (labels(&[("kind", kind.as_str())]), *count as f64));
+    text.many("tartan_store_events_total", "counter", "What the store has said of objects", by_kind);
+    let away = f64::from(u8::from(seen.store_away));
+    text.one("tartan_store_away", "gauge", "The store, or a part of it, cannot be reached", away);
+    text.one("tartan_inbox_waiting", "gauge", "Inputs that the loop found waiting", counters.waiting as f64);
+    calls(&mut text, counters);
     text.many(
         "tartan_peer_live",
         "gauge",
@@ -86,6 +87,21 @@ pub fn render(
     text.0
 }
 
+fn calls(text: &mut Text, counters: &Counters) {
+    let by_outcome = |(verb, outcome): &(&'static str, Outcome)| {
+        let outcome = match outcome {
+            Outcome::Done => "done",
+            Outcome::Refused => "refused",
+            Outcome::Unheard => "unheard",
+        };
+        labels(&[("verb", verb), ("outcome", outcome)])
+    };
+    let counts = counters.calls.iter().map(|(call, (count, _))| (by_outcome(call), *count as f64));
+    text.many("tartan_cni_calls_total", "counter", "Calls of the CNI plugin", counts);
+    let times = counters.calls.iter().map(|(call, (_, took))| (by_outcome(call), took.as_secs_f64()));
+    text.many("tartan_cni_seconds_total", "counter", "Time that calls of the CNI plugin took", times);
+}
+
 fn name(verdict: Verdict) -> &'static str {
     match verdict {
         Verdict::NotJudged => "not-judged",
@@ -122,7 +138,10 @@ impl Text {
 
 #[cfg(test)]
 mod tests {
-    use tartan_api::status::{Peer, Policy};
+    use std::time::Duration;
+
+    use tartan_api::cni::Command;
+    use tartan_api::status::{Peer, Policy, Status};
     use tartan_api::tartan::Condition;
 
     use super::*;
@@ -144,7 +163,11 @@ mod tests {
             verdict: Verdict::Denied,
             packets: 7,
         }];
-        let text = render(&status, &Counters::default(), &counts, None);
+        let mut counters = Counters::default();
+        counters.cni(Command::Add, Outcome::Done, Duration::from_millis(1500));
+        counters.cni(Command::Add, Outcome::Done, Duration::from_millis(500));
+        let seen = Seen { status, counters, store_away: true, ..Seen::default() };
+        let text = render(&seen, &counts, None);
         for line in [
             "tartan_ready 1",
             "tartan_pod_mtu_bytes 1450",
@@ -153,6 +176,9 @@ mod tests {
             r#"tartan_condition{reason="BadSyntax",about="c"} 2"#,
             r#"tartan_policy_mode{mode="audit"} 1"#,
             "tartan_policy_subjects 3",
+            "tartan_store_away 1",
+            r#"tartan_cni_calls_total{verb="ADD",outcome="done"} 2"#,
+            r#"tartan_cni_seconds_total{verb="ADD",outcome="done"} 2"#,
             "tartan_policy_rows 12",
             r#"tartan_policy_judged_packets_total{policy="NetworkPolicy/shop/web",field="spec.ingress[0]",verdict="denied"} 7"#,
         ] {

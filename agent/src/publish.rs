@@ -177,7 +177,11 @@ impl Publisher {
         }
         self.heartbeat += 1;
         let id = ObjectId { kind: Kind::NodeNetwork, name: advert.node.clone() };
-        let network = NodeNetwork { advert: advert.clone().into(), conditions: wanted.conditions.clone() };
+        let network = NodeNetwork {
+            advert: advert.clone().into(),
+            conditions: wanted.conditions.clone(),
+            version: env!("CARGO_PKG_VERSION").into(),
+        };
         let beating = Advert { heartbeat: self.heartbeat, ..advert.clone() };
         let object = Object::NodeNetwork(NodeNetwork { advert: beating.into(), ..network.clone() });
         in_time(self.store.put(id, object, Expect::Any)).await?;

@@ -6,9 +6,9 @@
 use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
-use tartan_api::cni::CniRequest;
+use tartan_api::cni::{CniRequest, Command};
 use tartan_kernel::KernelError;
 use tartan_kernel::thread::Applied;
 use tartan_model::{Availability, Condition, Failed, Kind, NodeCondition, ObjectId, Programmed, StoreEvent, World};
@@ -22,6 +22,7 @@ use crate::journal::{Journal, Record};
 use crate::leftover::Leftovers;
 use crate::plan::{Plan, Planners};
 use crate::snapshot::keeper::{Keeper, Told};
+use crate::status::Outcome;
 use crate::waiting::{CniReply, Waiting};
 use crate::{conditions, denied, policy, publish, recorded, status};
 
@@ -43,8 +44,8 @@ pub enum Input {
     Names(oneshot::Sender<denied::Names>),
     /// A kubelet wants to know whether the loop turns, and what keeps the node from being ready.
     WaitingFor(oneshot::Sender<String>),
-    /// A caller hung up.
-    HungUp,
+    /// A container runtime has heard what became of its call, or hung up before.
+    Heard(Command, Outcome, Duration),
     /// End; the kernel keeps what it has.
     Stop,
 }
@@ -109,9 +110,13 @@ impl Agent {
                 () = until(wake_at) => {}
             }
             let now = Instant::now();
+            self.counters.waiting = (batch.len() + inbox.len()) as u64;
             for input in batch.drain(..) {
                 match input {
-                    Input::Store(event) => self.world.store(*event, now),
+                    Input::Store(event) => {
+                        self.counters.event(&event);
+                        self.world.store(*event, now);
+                    }
                     Input::Kernel(applied) => self.applied(*applied, now),
                     Input::Snapshot(told) => self.snapshot.heard(told),
                     Input::Cni(request, netns, reply) => self.cni(*request, netns, reply, now),
@@ -125,7 +130,7 @@ impl Agent {
                         drop(reply.send((self.world.clone(), rules.unwrap_or_default())));
                     }
                     Input::WaitingFor(reply) => drop(reply.send(status::waiting_for(&self.world))),
-                    Input::HungUp => {}
+                    Input::Heard(command, outcome, took) => self.counters.cni(command, outcome, took),
                     Input::Stop => return Ok(()),
                 }
             }

@@ -7,7 +7,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tartan_api::cni::{CniError, CniRequest, Command, code};
@@ -24,7 +24,7 @@ use crate::denied::{self, Names, Reports};
 use crate::edit;
 use crate::recorded;
 use crate::run::Input;
-use crate::status::Seen;
+use crate::status::{Outcome, Seen};
 use crate::waiting::CniReply;
 
 mod listen;
@@ -113,6 +113,7 @@ impl Asking {
         if let Err(error) = identify(&mut request, netns.as_ref()) {
             return self.reply(&mut stream, Reply::Error(error)).await.unwrap_or_else(unheard);
         }
+        let (command, since) = (request.command, Instant::now());
         let undo = (request.command == Command::Add).then(|| CniRequest { command: Command::Del, ..request.clone() });
         let (back, mut answer) = CniReply::channel();
         if self.inbox.send(Input::Cni(Box::new(request), netns, back)).await.is_err() {
@@ -122,10 +123,19 @@ impl Asking {
             answered = &mut answer => Some(answered.unwrap_or_else(|_| Err(ending()))),
             () = hung_up(&stream) => None,
         };
+        let mut outcome = match &answered {
+            Some(Ok(_)) => Outcome::Done,
+            Some(Err(_)) => Outcome::Refused,
+            None => Outcome::Unheard,
+        };
         let unheard_success = match answered {
             Some(answered) => {
                 let worked = answered.is_ok();
-                self.reply(&mut stream, reply(answered)).await.is_err() && worked
+                let unheard = self.reply(&mut stream, reply(answered)).await.is_err();
+                if unheard {
+                    outcome = Outcome::Unheard;
+                }
+                unheard && worked
             }
             None => {
                 answer.close();
@@ -135,9 +145,8 @@ impl Asking {
         // The loop has ended where nobody takes these: the next agent finds the attachment in its journal.
         if let Some(undo) = undo.filter(|_| unheard_success) {
             let _ended = self.inbox.send(Input::Cni(Box::new(undo), None, CniReply::channel().0)).await;
-        } else {
-            let _ended = self.inbox.send(Input::HungUp).await;
         }
+        let _ended = self.inbox.send(Input::Heard(command, outcome, since.elapsed())).await;
     }
 
     async fn record(&self, mut stream: UnixStream) -> io::Result<()> {

@@ -1,13 +1,15 @@
 //! Answers to users, derived from World and the last plan; and the few numbers that cannot be derived.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tartan_api::cni::Command;
 use tartan_api::status as api;
 use tartan_api::tartan as kinds;
 use tartan_fabric::{Instance, Out, PeerState};
 use tartan_kernel::thread::Applied;
-use tartan_model::{Condition, Config, Kind, ObjectId, Revision, World};
+use tartan_model::{Condition, Config, Kind, ObjectId, Revision, StoreEvent, World};
 
 use crate::plan::{Plan, Planners, is_known, said_by_the_store};
 use crate::policy::said;
@@ -21,6 +23,22 @@ pub struct Counters {
     pub applied: u64,
     /// Of these, made because somebody else changed what was ours.
     pub repaired: u64,
+    /// What the store said of objects, by kind.
+    pub events: BTreeMap<Kind, u64>,
+    /// Inputs that the loop found waiting when it last looked.
+    pub waiting: u64,
+    /// Calls of the CNI plugin by verb and outcome, and how long they took.
+    pub calls: BTreeMap<(&'static str, Outcome), (u64, Duration)>,
+}
+
+/// What became of a call, to its caller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Outcome {
+    Done,
+    /// Told that it did not work.
+    Refused,
+    /// It hung up before it was told anything.
+    Unheard,
 }
 
 impl Counters {
@@ -28,6 +46,24 @@ impl Counters {
     pub fn plan(&mut self, took: Duration) {
         self.plans += 1;
         self.planning += took;
+    }
+
+    /// What the store says.
+    pub fn event(&mut self, event: &StoreEvent) {
+        match event {
+            StoreEvent::Put(id, ..) | StoreEvent::Delete(id) | StoreEvent::Invalid(id, _) => {
+                *self.events.entry(id.kind).or_default() += 1;
+            }
+            StoreEvent::Moment(events) => events.iter().for_each(|event| self.event(event)),
+            StoreEvent::Init(_) | StoreEvent::Synced(_) | StoreEvent::Notice(..) | StoreEvent::Away(..) => {}
+        }
+    }
+
+    /// A call of the CNI plugin is over.
+    pub fn cni(&mut self, command: Command, outcome: Outcome, took: Duration) {
+        let (count, all) = self.calls.entry((command.as_str(), outcome)).or_default();
+        *count += 1;
+        *all += took;
     }
 
     /// What the kernel thread did.
@@ -41,6 +77,8 @@ impl Counters {
 #[derive(Clone, Debug, Default)]
 pub struct Seen {
     pub status: api::Status,
+    /// The store cannot be reached, or a part of it.
+    pub store_away: bool,
     pub counters: Counters,
     pub config: Arc<Config>,
     /// None where no document says what the configuration is.
@@ -52,6 +90,7 @@ pub fn look(world: &World, planners: &Planners, plan: &Plan, counters: &Counters
     let id = ObjectId { kind: Kind::NetworkConfig, name: kinds::CONFIG_NAME.into() };
     Seen {
         status: status(world, planners, plan, counters),
+        store_away: world.store_away().is_some(),
         counters: counters.clone(),
         config: world.config.clone(),
         config_revision: world.revisions.get(&id).cloned(),

@@ -56,6 +56,9 @@ pub struct CniRequest {
     #[serde(default)]
     pub pod: PodName,
     pub netconf: NetConf,
+    /// For ADD: what the plugin of `ipam.type` has given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub given: Option<Success>,
 }
 
 /// A file that stands for a network namespace, and which one it was when it was opened.
@@ -93,7 +96,7 @@ pub struct NetConf {
     pub prev_result: Option<Value>,
     /// Passed on in the result.
     pub dns: Dns,
-    /// Another plugin's address management, which Tartan does not call.
+    /// With a `type`: another plugin, which chooses addresses in Tartan's place.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ipam: Option<Value>,
     /// For GC: all that is to stay.
@@ -337,6 +340,15 @@ impl Command {
 impl fmt::Display for Command {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
+    }
+}
+
+// === impl NetConf ===
+
+impl NetConf {
+    /// The plugin that chooses addresses; none: Tartan does.
+    pub fn ipam_type(&self) -> Option<&str> {
+        self.ipam.as_ref()?.get("type")?.as_str().filter(|name| !name.is_empty())
     }
 }
 

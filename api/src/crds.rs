@@ -74,6 +74,7 @@ fn node_network() -> Kind {
             ("Addresses", ".spec.addresses"),
             ("Pods", ".spec.blocks"),
             ("MTU", ".spec.mtu"),
+            ("Version", ".spec.version"),
             ("Problems", ".status.conditions[*].reason"),
         ],
         rule: None,

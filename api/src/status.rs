@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::kinds;
 use crate::tartan::Condition;
 
 /// One node, seen by its own agent.
@@ -114,4 +115,70 @@ pub struct Policy {
     /// Addresses whose identity is known one by one, and by range.
     pub addresses: u64,
     pub ranges: u64,
+}
+
+/// The whole cluster, from its store.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Cluster {
+    /// Configured fabric, e.g. `vxlan`.
+    pub fabric: String,
+    /// `enforce`, `audit` or `off`.
+    pub policy: String,
+    pub nodes: Vec<ClusterNode>,
+    pub pools: Vec<ClusterPool>,
+    /// Objects that cannot be read.
+    pub conditions: Vec<Condition>,
+}
+
+/// A node of the cluster, by what it and others say of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ClusterNode {
+    pub node: String,
+    pub agent: AgentState,
+    pub version: String,
+    /// What it tells its peers to send to.
+    pub addresses: Vec<String>,
+    /// Instances of fabrics on which it receives.
+    pub receives: Vec<String>,
+    /// Instances on which it may send.
+    pub sends: Vec<String>,
+    /// MTU of its pods, in bytes.
+    pub mtu: u32,
+    /// Ranges of its pods.
+    pub blocks: Vec<String>,
+    /// What it says is wrong, and `Ready`.
+    pub conditions: Vec<kinds::Condition>,
+}
+
+/// What is heard of a node's agent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum AgentState {
+    /// It has given a sign of life while it was listened for.
+    Alive,
+    /// The same, and it asks its peers to acknowledge it.
+    Joining,
+    /// It gave none.
+    Silent,
+    /// It has never said anything for this Node.
+    #[default]
+    None,
+    /// There is what it said, and no Node any more.
+    Leftover,
+}
+
+/// A pool of addresses.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ClusterPool {
+    pub pool: String,
+    pub cidr: String,
+    /// Prefix length of a block.
+    pub block_size: u8,
+    /// Blocks that nodes have claimed.
+    pub blocks: u64,
+    /// Nothing new is given out.
+    pub disabled: bool,
 }

@@ -129,6 +129,9 @@ pub struct NodeNetworkSpec {
     pub edition: u64,
     /// Counted up with every sign of life; that it changes is what counts.
     pub heartbeat: u64,
+    /// Of the agent that wrote this.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub version: String,
 }
 
 /// A word of another node.

@@ -2,6 +2,7 @@
 
 mod agent;
 mod client;
+mod cluster;
 mod demo;
 mod doctor;
 mod flows;
@@ -49,6 +50,11 @@ enum Tartan {
     },
     /// Show this node, its peers, what is wrong and what to do about it
     Status {
+        /// All nodes, from the store, in place of this one; takes until each agent has given a sign of life
+        #[arg(long)]
+        cluster: bool,
+        #[command(flatten)]
+        from: cluster::From,
         #[command(flatten)]
         at: client::At,
         /// text, json or yaml
@@ -148,7 +154,8 @@ fn main() -> ExitCode {
     let result = match Tartan::parse() {
         Tartan::Agent { config, node } => agent::run(&config, node),
         Tartan::Operator { config, namespace, identity } => agent::operate(&config, &namespace, &identity),
-        Tartan::Status { at, output } => client::status_command(&at, output),
+        Tartan::Status { cluster: true, from, output, .. } => cluster::run(&from, output),
+        Tartan::Status { at, output, .. } => client::status_command(&at, output),
         Tartan::Apply { file, at, output } => client::apply(&at, &file, output),
         Tartan::Set { key, value, at, output } => client::set(&at, &key, &value, output),
         Tartan::Policy(command) => return policy::run(command),

@@ -154,7 +154,7 @@ fn request(command: Command, version: Version, var: Var<'_>, netconf: NetConf) -
     let netns = value("CNI_NETNS").map(|path| NetnsFile { path, dev: 0, ino: 0 });
     let pod =
         if command == Command::Add { pod_name(&var("CNI_ARGS").unwrap_or_default())? } else { PodName::default() };
-    Ok(CniRequest { command, version, container, ifname, netns, pod, netconf })
+    Ok(CniRequest { command, version, container, ifname, netns, pod, netconf, given: None })
 }
 
 fn check_container(container: &str) -> Result<(), CniError> {

@@ -1,10 +1,12 @@
 //! `tartan-cni`, the CNI plugin: environment and stdin in, one request to the agent, its answer on stdout.
 //!
-//! Invariants: it decides nothing and changes nothing in the kernel. Results and errors go to stdout, for the runtime;
+//! Invariants: it decides nothing and changes nothing in the kernel. Addresses that are another plugin's affair come from
+//! there (`ipam.rs`). Results and errors go to stdout, for the runtime;
 //! stderr stays empty. DEL succeeds while the agent is down, by a note that the agent finds when it starts.
 
 mod agent;
 mod input;
+mod ipam;
 mod netns;
 mod spool;
 
@@ -51,7 +53,14 @@ fn run() -> Result<Value, Refused> {
         Asked::Version(version) => Ok(supported_versions(&version)),
         Asked::Agent(request) => {
             let version = request.version;
-            call(*request).map_err(|error| Refused { version, error })
+            let answer = match ipam::Delegate::of(&request.netconf, &var, &stdin) {
+                Ok(Some(delegate)) => ipam::around(&delegate, *request, call),
+                Ok(None) => call(*request),
+                // The pod goes all the same.
+                Err(error) if request.command == Command::Del => call(*request).and(Err(error)),
+                Err(error) => Err(error),
+            };
+            answer.map_err(|error| Refused { version, error })
         }
     }
 }
@@ -69,7 +78,7 @@ fn call(request: CniRequest) -> Result<Value, CniError> {
     let socket = request.netconf.socket.clone().unwrap_or_else(|| "/run/tartan/tartan.sock".into());
     let state_dir = request.netconf.state_dir.clone().unwrap_or_else(|| "/var/lib/tartan".into());
     let id = spool::Id { container: request.container.clone(), ifname: request.ifname.clone() };
-    let undo = CniRequest { command: Command::Del, netns: None, ..request.clone() };
+    let undo = CniRequest { command: Command::Del, netns: None, given: None, ..request.clone() };
     let [request, undo] = [request, undo].map(|request| Request::Cni(Box::new(request)));
     let ask = |request, netns| agent::ask(Path::new(&socket), request, netns, Instant::now() + PATIENCE);
     let answer = match ask(&request, file.as_ref()) {

@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use tartan_model::{Attachment, Family, Node, PerFamily, Pool, World};
+use tartan_model::{Attachment, FabricMode, Family, Node, PerFamily, Pool, World};
 
 use crate::held::{self, Concerns, Held, Source};
 use crate::refused::{Exhausted, NotThatOne, Ranges, Refused};
@@ -53,7 +53,7 @@ pub fn allocate(world: &World, request: &Request<'_>, now: Instant) -> Result<Pe
     let mut addresses = PerFamily::default();
     for family in families {
         let address = match request.addresses.get(family) {
-            Some(address) => look.that_one(*address, request.namespace).map(|()| *address),
+            Some(address) => look.that_one(*address, For::Namespace(request.namespace), "").map(|()| *address),
             None => look.any(family, For::Namespace(request.namespace)),
         };
         addresses.set(family, address?);
@@ -65,6 +65,20 @@ pub fn allocate(world: &World, request: &Request<'_>, now: Instant) -> Result<Pe
 pub fn any_left(world: &World, now: Instant) -> Result<(), Refused> {
     let look = Look::at(world, now);
     look.families()?.into_iter().try_for_each(|family| look.any(family, For::Anybody).map(drop))
+}
+
+/// Whether a pod may have these addresses, which somebody else has chosen: nobody else has them, and peers look for them
+/// on this node. What finds the way with the fabric `none` is not ours to know.
+pub fn may_have(world: &World, pod: &str, addresses: &PerFamily<IpAddr>, now: Instant) -> Result<(), Refused> {
+    let look = Look::at(world, now);
+    addresses.iter().try_for_each(|(_, address)| match look.that_one(*address, For::Anybody, pod) {
+        Err(Refused::NotThatOne { why, .. })
+            if matches!(*why, NotThatOne::NotHere(_)) && world.config.fabric == FabricMode::None =>
+        {
+            look.free(*address, pod)
+        }
+        said => said,
+    })
 }
 
 // === impl Look ===
@@ -139,16 +153,16 @@ impl<'a> Look<'a> {
         }
     }
 
-    /// Whether this very address can be had.
-    fn that_one(&self, address: IpAddr, namespace: &str) -> Result<(), Refused> {
+    /// Whether this very address can be had by a pod, which may have it already.
+    fn that_one(&self, address: IpAddr, who: For<'_>, pod: &str) -> Result<(), Refused> {
         let family = Family::of(address);
         let why = match self.held.iter().find(|held| usable(held, address)) {
             None => self.why_not_here(address),
             Some(held) if !held.open => NotThatOne::Closed(held.cidr, self.ranges(family)),
-            Some(held) if !self.admits(held, For::Namespace(namespace)) => {
+            Some(held) if !self.admits(held, who) => {
                 NotThatOne::OtherNamespace(held.pool().cloned().unwrap_or_default())
             }
-            Some(held) => match self.why_taken(held, address) {
+            Some(held) => match self.why_taken(held, address, pod) {
                 Some(why) => why,
                 None => return Ok(()),
             },
@@ -156,10 +170,18 @@ impl<'a> Look<'a> {
         Err(Refused::NotThatOne { address, why: Box::new(why) })
     }
 
-    fn why_taken(&self, held: &Held, address: IpAddr) -> Option<NotThatOne> {
-        let has = |pod: &&Arc<Attachment>| pod.addresses.iter().any(|(_, theirs)| *theirs == address);
-        if let Some(pod) = self.world.attachments.values().find(has) {
-            return Some(NotThatOne::Used(pod_name(pod)));
+    /// Whether no other pod has it.
+    fn free(&self, address: IpAddr, pod: &str) -> Result<(), Refused> {
+        let has = |other: &&Arc<Attachment>| {
+            *other.id != *pod && other.addresses.iter().any(|(_, theirs)| *theirs == address)
+        };
+        let used = self.world.attachments.values().find(has).map(|other| NotThatOne::Used(pod_name(other)));
+        used.map_or(Ok(()), |why| Err(Refused::NotThatOne { address, why: Box::new(why) }))
+    }
+
+    fn why_taken(&self, held: &Held, address: IpAddr, pod: &str) -> Option<NotThatOne> {
+        if let Err(Refused::NotThatOne { why, .. }) = self.free(address, pod) {
+            return Some(*why);
         }
         let broadcast = usage::broadcast(held).is_some_and(|span| span.first == range::number(address));
         if broadcast || self.own.iter().any(|(_, own)| *own == address) {

@@ -25,7 +25,7 @@ mod steps;
 mod supply;
 mod usage;
 
-pub use alloc::{Request, allocate, any_left};
+pub use alloc::{Request, allocate, any_left, may_have};
 pub use blocks::{Claim, Memo, Out, plan};
 pub use diagnose::{abandoned, diagnose};
 pub use fence::Fence;

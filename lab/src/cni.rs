@@ -126,7 +126,7 @@ impl Network {
             "type": kind,
             "socket": node.socket(),
             "stateDir": node.state_dir(),
-            "capabilities": {"portMappings": true, "ips": true, "mac": true},
+            "capabilities": {"portMappings": true, "ips": true, "mac": true, "bandwidth": true},
         });
         Ok(Self { name: "tartan".into(), path: vec![directory.to_owned()], plugins: vec![plugin] })
     }

@@ -77,14 +77,19 @@ impl Node {
             program: Mutex::new(tartan.to_owned()),
             agent: Mutex::default(),
         };
-        fs::write(node.boot_file(), serde_yaml_ng::to_string(&node.boot(store))?)?;
+        node.set_store(&format!("file:{}", store.display()))?;
         Ok(node)
     }
 
-    fn boot(&self, store: &Path) -> Value {
+    /// The store of the agent that is started next, as its boot file has it.
+    pub fn set_store(&self, store: &str) -> Result<()> {
+        Ok(fs::write(self.boot_file(), serde_yaml_ng::to_string(&self.boot(store))?)?)
+    }
+
+    fn boot(&self, store: &str) -> Value {
         json!({
             "node": self.name,
-            "store": format!("file:{}", store.display()),
+            "store": store,
             "stateDir": self.state_dir(),
             "socket": self.socket(),
             "listen": LISTEN,
@@ -278,6 +283,12 @@ impl Node {
         let fields: Vec<u64> = after_name.split(' ').skip(11).take(2).filter_map(|f| f.parse().ok()).collect();
         let hertz = sysconf(SysconfVar::CLK_TCK)?.context("clock ticks a second")?;
         Ok(Duration::from_millis(fields.iter().sum::<u64>() * 1000 / u64::try_from(hertz)?))
+    }
+
+    /// What `/metrics` says.
+    pub fn metrics(&self) -> Result<String> {
+        let (code, said) = http_get(&self.endpoint(), LISTEN.parse().expect("a socket address"), "/metrics")?;
+        if code == 200 { Ok(said) } else { bail!("/metrics of {} says {code}: {}", self.name, said.trim()) }
     }
 
     /// The last lines of the agent's log.

@@ -181,6 +181,36 @@ fn uninstall_gives_the_node_back_as_it_was_and_waits_for_the_agent_to_go() -> Re
 }
 
 #[test]
+fn the_whole_cluster_is_shown_from_its_store() -> Result<()> {
+    let lab = Lab::builder("cli-cluster").nodes(3).pods_per_node(0).config("leaseSeconds", 4.into()).up()?;
+    let node = lab.node("n1")?;
+    lab.node("n3")?.kill_agent()?;
+    let store = format!("file:{}", lab.store_dir().display());
+    let agents = |args: &[&str]| -> Result<Vec<String>> {
+        let said = said(node, &[&["status", "--cluster", "-o", "json"], args].concat())?;
+        ensure!(said.success, "{said:?}");
+        let cluster: Value = serde_json::from_str(&said.stdout)?;
+        let nodes = cluster["nodes"].as_array().context("nodes")?.iter();
+        Ok(nodes.map(|node| format!("{} {}", node["node"], node["agent"]).replace('"', "")).collect())
+    };
+    let boot = node.state_dir().with_file_name("boot.yaml").display().to_string();
+    let mut found = Vec::new();
+    // Nodes that are new to each other are joining, until they have acknowledged each other.
+    wait_for(PATIENCE, "two agents alive and a silent one", || {
+        found = agents(&["--store", &store]).unwrap_or_default();
+        found == ["n1 alive", "n2 alive", "n3 silent"]
+    })
+    .with_context(|| format!("{found:?}"))?;
+    ensure!(agents(&["--config", &boot])? == found, "the boot file names the same store");
+    let said = said(node, &["status", "--cluster", "--store", &store])?;
+    let row = said.stdout.lines().find(|line| line.starts_with("n2 ")).context("a row of n2")?;
+    for part in ["alive", env!("CARGO_PKG_VERSION"), "True", "172.30.0.2, fd30::2", "vxlan/", "10.244.2.0/24"] {
+        ensure!(row.contains(part), "{part} in {row}");
+    }
+    Ok(())
+}
+
+#[test]
 fn health_readiness_and_metrics_are_served() -> Result<()> {
     let lab = one_node("cli-http")?;
     let node = lab.node("n1")?;

@@ -84,6 +84,8 @@ pub struct NodeNetwork {
     pub advert: Arc<Advert>,
     /// For people and tools; peers ignore them.
     pub conditions: Vec<NodeCondition>,
+    /// Of the agent that wrote it; empty: it does not say.
+    pub version: Arc<str>,
 }
 
 /// An instance of a fabric on which a node receives.

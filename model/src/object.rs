@@ -92,7 +92,7 @@ impl fmt::Display for Revision {
 
 impl From<Advert> for Object {
     fn from(advert: Advert) -> Object {
-        Object::NodeNetwork(NodeNetwork { advert: advert.into(), conditions: Vec::new() })
+        Object::NodeNetwork(NodeNetwork { advert: advert.into(), conditions: Vec::new(), version: "".into() })
     }
 }
 

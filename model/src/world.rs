@@ -325,7 +325,7 @@ impl World {
             Object::Node(node) => put(&mut self.nodes, id.name, node),
             Object::Config(config) if self.config != config => self.config = config,
             Object::Config(_) => {}
-            Object::NodeNetwork(NodeNetwork { advert, conditions }) => {
+            Object::NodeNetwork(NodeNetwork { advert, conditions, .. }) => {
                 if id.name == self.local {
                     self.conditions = conditions;
                 }

@@ -91,7 +91,11 @@ impl Watching {
     }
 
     pub(crate) async fn next(&mut self) -> StoreEvent {
-        let event = tokio::time::timeout(PATIENCE, poll_fn(|cx| self.stream.as_mut().poll_next(cx))).await;
+        self.next_within(PATIENCE).await
+    }
+
+    pub(crate) async fn next_within(&mut self, patience: Duration) -> StoreEvent {
+        let event = tokio::time::timeout(patience, poll_fn(|cx| self.stream.as_mut().poll_next(cx))).await;
         let event = event.expect("a watch says what happens").expect("a watch never ends");
         self.world.store(event.clone(), Instant::now());
         event

@@ -1,7 +1,7 @@
 //! The store that is a Kubernetes API server.
 //!
 //! ```text
-//!     watch(kinds) ── one task a kind: list, then follow ──┐
+//!     watch(kinds) ── one task a kind: list, then follow ──┐   (kinds that are not there: discovery.rs)
 //!     put, delete ── look, check, write with its version ──┴── one HTTP/2 connection (client.rs)
 //! ```
 //!
@@ -19,6 +19,7 @@ use tokio::sync::mpsc;
 use self::access::Access;
 pub use self::access::AccessError;
 use self::client::Client;
+use self::discovery::Discovery;
 use self::write::Writer;
 use crate::{BoxFuture, BoxStream, Expect, Store, Word, WriteError};
 
@@ -26,6 +27,7 @@ mod access;
 mod backoff;
 mod client;
 mod diagnosis;
+mod discovery;
 mod lease;
 mod placement;
 mod watch;
@@ -38,6 +40,7 @@ const WAITING: usize = 256;
 #[derive(Clone)]
 pub struct KubernetesStore {
     client: Arc<Client>,
+    discovery: Arc<Discovery>,
     writer: Arc<Writer>,
 }
 
@@ -52,7 +55,8 @@ impl KubernetesStore {
     /// There are no credentials there, or they cannot be read.
     pub fn open(place: &str) -> Result<KubernetesStore, AccessError> {
         let client = Arc::new(Client::new(Access::open(place)?));
-        Ok(KubernetesStore { writer: Arc::new(Writer::new(client.clone())), client })
+        let discovery = Arc::new(Discovery::new(client.clone()));
+        Ok(KubernetesStore { writer: Arc::new(Writer::new(client.clone())), discovery, client })
     }
 
     /// What the API server has at a path, as JSON, and what its clock says: for what is no object of ours.
@@ -78,7 +82,7 @@ impl Store for KubernetesStore {
     fn watch(&self, kinds: &[Kind]) -> BoxStream<'static, StoreEvent> {
         let (out, events) = mpsc::channel(WAITING);
         for kind in kinds {
-            tokio::spawn(watch::follow(self.client.clone(), *kind, out.clone()));
+            tokio::spawn(watch::follow(self.client.clone(), self.discovery.clone(), *kind, out.clone()));
         }
         Box::pin(watch::Events(events))
     }

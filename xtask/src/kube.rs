@@ -93,6 +93,7 @@ pub(crate) fn e2e(version: &str, focus: &[&str], line: impl FnMut(&str)) -> Resu
 /// A package that cannot be installed, a build that fails.
 pub(crate) fn measure(line: impl FnMut(&str)) -> Result<bool> {
     let mut path = programs_in(NEWEST, "release")?;
+    path.push(image::Platform::of_this_machine()?.programs("release")?);
     path.push(previous::build(&command::cache_dir()?)?);
     build_harness()?;
     let mut measure = command::as_root(harness_program());

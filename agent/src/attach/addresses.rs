@@ -17,6 +17,12 @@ pub(super) fn of(
     unfinished: Option<&Attachment>,
     now: Instant,
 ) -> Result<PerFamily<IpAddr>, CniError> {
+    if let Some(given) = wanted.given {
+        let by = request.netconf.ipam_type().unwrap_or_default();
+        let own = unfinished.map_or("", |unfinished| &*unfinished.id);
+        let refused = |refused: Refused| CniError::new(code::NO_ADDRESS, format!("ipam.type {by}: {refused}"), "");
+        return tartan_ipam::may_have(world, own, &given, now).map(|()| given).map_err(refused);
+    }
     let as_asked = |has: &Attachment| wanted.addresses.iter().all(|(family, ip)| has.addresses.get(family) == Some(ip));
     if let Some(unfinished) = unfinished.filter(|unfinished| as_asked(unfinished)) {
         return Ok(unfinished.addresses);

@@ -49,7 +49,8 @@ pub fn result(world: &World, attachment: &Attachment, request: &CniRequest) -> R
         success.routes.push(route);
     }
     if success.dns == Dns::default() {
-        success.dns = request.netconf.dns.clone();
+        let given = request.given.as_ref().map(|given| &given.dns);
+        success.dns = given.filter(|dns| **dns != Dns::default()).unwrap_or(&request.netconf.dns).clone();
     }
     Ok(success.shape(request.version))
 }

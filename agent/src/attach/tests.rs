@@ -64,6 +64,7 @@ pub(crate) fn request(command: Command, container: &str) -> CniRequest {
         netns: Some(NetnsFile { path: format!("/run/netns/{container}"), dev: 4, ino: container.len() as u64 }),
         pod: PodName { namespace: "shop".into(), name: container.into(), uid: String::new() },
         netconf: netconf(&json!({})),
+        given: None,
     }
 }
 
@@ -92,6 +93,45 @@ pub(crate) fn attached(world: &mut World, container: &str, keys: &Value) -> Atta
     world.programmed.mirror = pods.plan(world, Mtu { link: 1500, route: 1450 }).clone();
     world.programmed.mirror.merge(nftables.plan(world, &Nat::default()), &mut Vec::new());
     attachment
+}
+
+#[test]
+fn another_plugins_addresses_are_taken_where_a_pod_can_have_them() {
+    let mut world = whole(Instant::now());
+    let used = attached(&mut world, "a", &json!({})).addresses.iter().next().unwrap().1.to_string();
+    let keys = json!({"ipam": {"type": "host-local"}, "runtimeConfig": {"ips": ["10.244.1.9"], "ipRanges": []}});
+    let given = |world: &World, ips: &[&str]| {
+        let ip = |address: &&str| tartan_api::cni::Ip { address: (*address).into(), ..Default::default() };
+        let given = Some(tartan_api::cni::Success { ips: ips.iter().map(ip).collect(), ..Default::default() });
+        let request = CniRequest { netconf: netconf(&keys), given, ..request(Command::Add, "bb") };
+        match decide(world, &request, Instant::now()) {
+            Ok(Decision::Attach(it)) => it.addresses.iter().map(|(_, ip)| ip.to_string()).collect::<Vec<_>>().join(" "),
+            Ok(other) => panic!("{other:?}"),
+            Err(error) => format!("{} {}", error.code, error.msg),
+        }
+    };
+    let there = format!("{used}/24");
+    let taken = format!(
+        "102 ipam.type host-local: the pod asks for {used}: pod shop/a on this node has it; delete that pod first, or ask for another address"
+    );
+    for (ips, expected) in [
+        (&["10.244.1.5/24"][..], "10.244.1.5"),
+        (&["10.244.1.5/24", "fd00:244:0:1::5/64"], "10.244.1.5 fd00:244:0:1::5"),
+        (&[], "7 ipam.type host-local gave no address"),
+        (&["10.244.1.5/24", "10.244.1.6/24"], "7 ipam.type host-local: 10.244.1.5 and 10.244.1.6 are both ipv4"),
+        (&["much"], "7 ipam.type host-local: \"much\" is no IP address"),
+        (&[&there], &taken),
+        (
+            &["198.51.100.7/24"],
+            "102 ipam.type host-local: the pod asks for 198.51.100.7: it is not in a range of this node; ask for an address of 10.244.1.0/26",
+        ),
+    ] {
+        assert_eq!(given(&world, ips), expected);
+    }
+    let config = tartan_model::Config { fabric: tartan_model::FabricMode::None, ..Default::default() };
+    world.config = Arc::new(config);
+    assert_eq!(given(&world, &["198.51.100.7/24"]), "198.51.100.7", "others carry packets to it");
+    assert_eq!(given(&world, &[&there]), taken);
 }
 
 fn ports(keys: &Value) -> Value {

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use tartan_api::cni::{self, CniError, NetConf, Success, Version, code};
+use tartan_api::cni::{self, CniError, CniRequest, NetConf, Success, Version, code};
 use tartan_model::{Family, Limit, Limits, PerFamily, PortMapping, Protocol};
 use tartan_netstate::Mac;
 
@@ -14,17 +14,23 @@ const SLOWEST_BITS: u64 = 1000;
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Wanted {
     pub(super) addresses: PerFamily<IpAddr>,
+    /// Another plugin has chosen: these and no others.
+    pub(super) given: Option<PerFamily<IpAddr>>,
     pub(super) mac: Option<Mac>,
     pub(super) ports: Vec<PortMapping>,
     pub(super) limits: Option<Box<Limits>>,
 }
 
 impl Wanted {
-    pub(super) fn read(netconf: &NetConf) -> Result<Wanted, CniError> {
+    pub(super) fn read(request: &CniRequest) -> Result<Wanted, CniError> {
+        let netconf = &request.netconf;
         refuse_unsupported(netconf)?;
         let config = &netconf.runtime_config;
+        let given = given(request)?;
         Ok(Wanted {
-            addresses: addresses(&config.ips)?,
+            // What is asked for was that plugin's to hear.
+            addresses: if given.is_none() { addresses(&config.ips)? } else { PerFamily::default() },
+            given,
             mac: mac(config.mac.as_deref())?,
             ports: ports(config)?,
             limits: limits(&config.bandwidth.unwrap_or_default())?,
@@ -48,10 +54,9 @@ fn refuse_unsupported(netconf: &NetConf) -> Result<(), CniError> {
     let unsupported = |key: String, value: &serde_json::Value, fix: String| {
         Err(CniError::new(code::UNSUPPORTED_FIELD, format!("{key} is not supported: {value}"), fix))
     };
-    if let Some(ipam) = netconf.ipam.as_ref().filter(|ipam| ipam.get("type").is_some()) {
-        return unsupported("ipam".into(), ipam, "take it out: Tartan gives addresses from its IPPools".into());
-    }
-    match netconf.runtime_config.others.iter().next() {
+    // For who chooses addresses.
+    let is_theirs = |name: &str| name == "ipRanges" && netconf.ipam_type().is_some();
+    match netconf.runtime_config.others.iter().find(|(name, _)| !is_theirs(name)) {
         Some((name, value)) => {
             unsupported(format!("runtimeConfig.{name}"), value, format!("take {name:?} out of `capabilities`"))
         }
@@ -60,15 +65,32 @@ fn refuse_unsupported(netconf: &NetConf) -> Result<(), CniError> {
 }
 
 fn addresses(asked: &[String]) -> Result<PerFamily<IpAddr>, CniError> {
+    one_a_family("runtimeConfig.ips", asked.iter().map(String::as_str))
+}
+
+/// What the plugin of `ipam.type` gave. Its routes and gateways are not a pod's here: see docs/decisions.md.
+fn given(request: &CniRequest) -> Result<Option<PerFamily<IpAddr>>, CniError> {
+    let Some(by) = request.netconf.ipam_type() else { return Ok(None) };
+    let Some(given) = &request.given else {
+        let msg = format!("ipam.type {by}: its addresses did not come with the request");
+        return Err(CniError::new(code::UNSUPPORTED_FIELD, msg, "are tartan-cni and the agent of one release?"));
+    };
+    let addresses = one_a_family(&format!("ipam.type {by}"), given.ips.iter().map(|ip| ip.address.as_str()))?;
+    if addresses == PerFamily::default() {
+        return Err(bad(format!("ipam.type {by} gave no address"), "look at what `ipam` in the configuration says"));
+    }
+    Ok(Some(addresses))
+}
+
+fn one_a_family<'a>(whose: &str, texts: impl Iterator<Item = &'a str>) -> Result<PerFamily<IpAddr>, CniError> {
     let mut addresses = PerFamily::default();
-    for text in asked {
+    for text in texts {
         let address = text.parse::<IpAddr>().or_else(|_| text.parse::<IpNet>().map(|net| net.addr()));
-        let wrong =
-            || bad(format!("runtimeConfig.ips: {text:?} is no IP address"), "write it as in 10.244.0.7 or fd00::7");
+        let wrong = || bad(format!("{whose}: {text:?} is no IP address"), "write it as in 10.244.0.7 or fd00::7");
         let address = address.map_err(|_| wrong())?;
         let family = Family::of(address);
         if let Some(first) = addresses.get(family) {
-            let msg = format!("runtimeConfig.ips: {first} and {address} are both {family}");
+            let msg = format!("{whose}: {first} and {address} are both {family}");
             return Err(bad(msg, "a pod has one address a family"));
         }
         addresses.set(family, address);

@@ -62,6 +62,7 @@ async fn delete(container: &str, ifname: &str, inbox: &mpsc::Sender<Input>) -> R
         netns: None,
         pod: PodName::default(),
         netconf: NetConf::default(),
+        given: None,
     };
     let (reply, answer) = CniReply::channel();
     let ending = "the agent is ending";

@@ -84,6 +84,7 @@ fn add(container: &str) -> CniRequest {
         netns: Some(NetnsFile { path: "/run/netns/a".into(), dev: 1, ino: 1 }),
         pod: PodName::default(),
         netconf: NetConf::default(),
+        given: None,
     }
 }
 
@@ -178,7 +179,8 @@ async fn a_caller_that_hangs_up_is_known_to_be_gone() {
     send(&stream, add("a"), Some(netns.as_raw_fd()));
     let (_, _, reply) = served.cni().await;
     drop(stream);
-    assert!(matches!(served.inputs.recv().await, Some(Input::HungUp)), "the loop is to be woken");
+    let woken = served.inputs.recv().await;
+    assert!(matches!(woken, Some(Input::Heard(Command::Add, Outcome::Unheard, _))), "the loop is to be woken");
     let mut waiting = crate::waiting::Waiting::default();
     waiting.depart(reply, Instant::now());
     waiting.settle(&tartan_model::World::default(), |_, _| None, Instant::now());

@@ -95,6 +95,7 @@ fn request(container: &str) -> CniRequest {
         netns: Some(NetnsFile { path: "/run/netns/a".into(), dev: 4, ino: 1 }),
         pod: PodName::default(),
         netconf: NetConf::default(),
+        given: None,
     }
 }
 

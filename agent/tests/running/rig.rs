@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use tartan_agent::run::Input;
-use tartan_agent::status::Seen;
+use tartan_agent::status::{Outcome, Seen};
 use tartan_agent::waiting::{Answer, CniReply};
 use tartan_api::cni::{CniRequest, Command, NetnsFile, PodName, Version};
 use tartan_api::status::Status;
@@ -295,7 +295,10 @@ impl Running {
     }
 
     pub(crate) async fn hung_up(&self) {
-        assert!(self.inbox.send(Input::HungUp).await.is_ok(), "the agent has ended");
+        assert!(
+            self.inbox.send(Input::Heard(Command::Add, Outcome::Unheard, Duration::ZERO)).await.is_ok(),
+            "the agent has ended"
+        );
     }
 }
 
@@ -357,6 +360,7 @@ fn request(command: Command, container: &str) -> CniRequest {
         pod: PodName { namespace: NAMESPACE.into(), name: container.into(), uid: String::new() },
         netconf: serde_json::from_value(json!({"cniVersion": "1.1.0", "name": "tartan", "type": "tartan-cni"}))
             .unwrap(),
+        given: None,
     }
 }
 

@@ -180,7 +180,12 @@ fn programs() -> BTreeSet<String> {
 fn cni_files(found: &mut Found) {
     match fs::read_dir(&found.cni_conf) {
         Ok(entries) => {
-            let names = entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
+            // One that others have put in front of ours with our plugin in it is as good as ours.
+            let is_other = |entry: &fs::DirEntry| {
+                !fs::read(entry.path()).is_ok_and(|list| tartan_agent::cni_files::has_ours(&list))
+            };
+            let names =
+                entries.flatten().filter(is_other).map(|entry| entry.file_name().to_string_lossy().into_owned());
             let read = |name: &String| [".conf", ".conflist", ".json"].iter().any(|ending| name.ends_with(ending));
             found.cni_files = names.filter(read).collect();
             found.cni_files.sort();

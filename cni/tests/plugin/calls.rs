@@ -11,13 +11,13 @@ use serde_json::{Value, json};
 use crate::runtime::{Dir, agent, call, reply, request};
 
 /// A network namespace that is not the node's own, as long as this lives.
-struct Netns {
-    path: String,
+pub(crate) struct Netns {
+    pub(crate) path: String,
     _end: mpsc::Sender<()>,
 }
 
 impl Netns {
-    fn new() -> Netns {
+    pub(crate) fn new() -> Netns {
         let (end, ended) = mpsc::channel::<()>();
         let (say, said) = mpsc::channel();
         std::thread::spawn(move || {
@@ -39,7 +39,7 @@ fn netconf(dir: &Dir, version: &str) -> String {
     .to_string()
 }
 
-fn environment<'a>(command: &'a str, netns: &'a str) -> Vec<(&'a str, &'a str)> {
+pub(crate) fn environment<'a>(command: &'a str, netns: &'a str) -> Vec<(&'a str, &'a str)> {
     let mut environment = vec![("CNI_COMMAND", command)];
     if !["GC", "STATUS", "VERSION"].contains(&command) {
         environment.extend([("CNI_CONTAINERID", "c1"), ("CNI_IFNAME", "eth0"), ("CNI_NETNS", netns)]);

@@ -4,4 +4,5 @@
 
 mod bad;
 mod calls;
+mod delegated;
 mod runtime;

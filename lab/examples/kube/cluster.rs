@@ -18,7 +18,7 @@ use serde_json::Value;
 use tartan_lab::{Facts, Hierarchy, Member, Netns, Seat, Underlay, UnderlayControl};
 
 use crate::Programs;
-use crate::control::Control;
+use crate::control::{Control, Stack};
 use crate::dns;
 use crate::image;
 use crate::init;
@@ -62,6 +62,7 @@ pub(crate) struct Wants {
     pub(crate) tools: bool,
     /// The image of the release before.
     pub(crate) previous: bool,
+    pub(crate) stack: Stack,
 }
 
 /// What a Node object says of its pods' addresses.
@@ -93,8 +94,7 @@ impl Cluster {
         let underlay = UnderlayControl::create(Underlay::L2, &format!("{}underlay", self.facts.prefix()))?;
         let seats = (1..=NODES).map(|number| self.seat(&underlay, number)).collect::<Result<Vec<_>>>()?;
         let control_netns = Netns::create(self.control_netns.name())?;
-        let seat = underlay.plug_in("control", CONTROL_NUMBER, &control_netns)?;
-        self.note("control", &control_netns, &seat)?;
+        let seat = self.plug_in(&underlay, "control", CONTROL_NUMBER, &control_netns)?;
 
         fs::create_dir_all(self.facts.disk())?;
         let pki = Pki::create(&self.facts.dir.join("pki"))?;
@@ -102,7 +102,7 @@ impl Cluster {
         let (programs, disk, wants) = (&self.programs, self.facts.disk(), self.wants);
         let (control, images) = std::thread::scope(|scope| {
             let images = scope.spawn(|| image::archives(programs, wants, &pki, &disk));
-            let control = Control::start(&control_netns, &seat, &pki, &self.facts.dir, programs);
+            let control = Control::start(&control_netns, &seat, &pki, &self.facts.dir, (programs, wants.stack));
             (control, images.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
         });
         self.control = Some(control?);
@@ -114,9 +114,17 @@ impl Cluster {
     fn seat(&mut self, underlay: &UnderlayControl, number: u8) -> Result<(String, Netns, Seat)> {
         let name = format!("n{number}");
         let netns = Netns::create(&format!("{}{name}", self.facts.prefix()))?;
-        let seat = underlay.plug_in(&name, number, &netns)?;
-        self.note(&name, &netns, &seat)?;
+        let seat = self.plug_in(underlay, &name, number, &netns)?;
         Ok((name, netns, seat))
+    }
+
+    fn plug_in(&mut self, underlay: &UnderlayControl, name: &str, number: u8, netns: &Netns) -> Result<Seat> {
+        let seat = underlay.plug_in(name, number, netns)?;
+        if self.wants.stack == Stack::V6 {
+            netns.ip_of("-4", "address flush dev eth0\n")?;
+        }
+        self.note(name, netns, &seat)?;
+        Ok(seat)
     }
 
     fn start_node(&mut self, name: &str, netns: &Netns, seat: Seat) -> Result<()> {
@@ -226,7 +234,8 @@ impl Cluster {
         for machine in &self.machines {
             let node = format!("node/{}", machine.name);
             self.wait_for("create", &[&node])?;
-            self.wait_for("jsonpath={.spec.podCIDRs[1]}", &[&node])?;
+            let last = self.wants.stack.families() - 1;
+            self.wait_for(&format!("jsonpath={{.spec.podCIDRs[{last}]}}"), &[&node])?;
         }
         Ok(pod_cidrs(&self.get(&["nodes"])?))
     }
@@ -235,6 +244,12 @@ impl Cluster {
     pub(crate) fn wait_until_ready(&self) -> Result<()> {
         self.wait_for("condition=Ready", &["nodes", "--all"])?;
         if self.has_services() { dns::wait_until_ready(self) } else { Ok(()) }
+    }
+
+    /// How many addresses a pod has.
+    #[cfg(test)]
+    pub(crate) fn families(&self) -> usize {
+        self.wants.stack.families()
     }
 
     /// Whether somebody serves Services.
@@ -317,7 +332,7 @@ fn node_spec(
         disk,
         images: images.to_vec(),
         path: programs.0.clone(),
-        addresses: format!("{},{}", seat.v4.0, seat.v6.0),
+        addresses: wants.stack.of([seat.v4.0.to_string(), seat.v6.0.to_string()]),
         proxy: wants.proxy,
         hierarchies,
     })

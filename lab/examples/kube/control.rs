@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -17,9 +18,9 @@ use crate::Programs;
 use crate::pki::{Pki, Subject};
 
 /// Addresses of Services; the API server's own is the first of each.
-const SERVICES: &str = "10.96.0.0/16,fd00:10:96::/112";
+const SERVICES: [&str; 2] = ["10.96.0.0/16", "fd00:10:96::/112"];
 /// What nodes get their pod CIDRs from.
-pub(crate) const PODS: &str = "10.244.0.0/16,fd00:10:244::/56";
+pub(crate) const PODS: [&str; 2] = ["10.244.0.0/16", "fd00:10:244::/56"];
 const API_SERVER: &str = "kube-apiserver";
 const PORT: u16 = 6443;
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -30,6 +31,15 @@ const AUDITED: &str = r#"{"apiVersion": "audit.k8s.io/v1", "kind": "Policy", "ru
   {"level": "Metadata", "users": ["system:serviceaccount:tartan-system:tartan-agent"],
    "omitStages": ["ResponseStarted", "ResponseComplete", "Panic"]},
   {"level": "None"}]}"#;
+
+/// The families of a cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum Stack {
+    #[default]
+    Both,
+    #[cfg_attr(not(test), allow(dead_code, reason = "only a test makes such a cluster"))]
+    V6,
+}
 
 /// The running control plane.
 #[derive(Debug)]
@@ -44,35 +54,62 @@ pub(crate) struct Control {
     children: BTreeMap<String, Child>,
 }
 
+impl Stack {
+    /// Of something of each family what a cluster has, as Kubernetes takes lists.
+    pub(crate) fn of<T: ToString>(self, [v4, v6]: [T; 2]) -> String {
+        match self {
+            Stack::Both => format!("{},{}", v4.to_string(), v6.to_string()),
+            Stack::V6 => v6.to_string(),
+        }
+    }
+
+    pub(crate) fn families(self) -> usize {
+        if self == Stack::Both { 2 } else { 1 }
+    }
+
+    fn first(self, seat: &Seat) -> IpAddr {
+        if self == Stack::Both { seat.v4.0.into() } else { seat.v6.0.into() }
+    }
+}
+
 impl Control {
     /// Starts all four and waits until the API server is ready.
-    pub(crate) fn start(netns: &Netns, seat: &Seat, pki: &Pki, dir: &Path, programs: &Programs) -> Result<Self> {
-        let server = format!("https://{}:{PORT}", seat.v4.0);
-        let seen_at = pki.cert("ca").parent().context("a folder of certificates")?.to_owned();
-        let user = |file: &str, common_name: &str, organisation: &str| {
-            pki.kubeconfig(&Subject { file, common_name, organisation, serves: &[] }, &server, &seen_at)
-        };
+    pub(crate) fn start(netns: &Netns, seat: &Seat, pki: &Pki, dir: &Path, run: (&Programs, Stack)) -> Result<Self> {
+        let mut control = Self::bare(netns, seat, pki, dir, run)?;
+        let (programs, stack) = run;
+        let manager = control.user(pki, "manager", "system:kube-controller-manager")?;
+        let scheduler = control.user(pki, "scheduler", "system:kube-scheduler")?;
+        control.spawn(&programs.find("kube-controller-manager")?, &controller_manager(pki, stack, &manager))?;
+        let scheduler =
+            [format!("--kubeconfig={}", scheduler.display()), "--leader-elect=false".into(), LOOPBACK.into()];
+        control.spawn(&programs.find("kube-scheduler")?, &scheduler)?;
+        Ok(control)
+    }
+
+    /// etcd and a ready API server, and nobody who looks after what is in it.
+    pub(crate) fn bare(netns: &Netns, seat: &Seat, pki: &Pki, dir: &Path, run: (&Programs, Stack)) -> Result<Self> {
+        let (programs, stack) = run;
+        let server = format!("https://{}", SocketAddr::new(stack.first(seat), PORT));
+        let admin = Subject { file: "admin", common_name: "admin", organisation: "system:masters", serves: &[] };
         let mut control = Self {
             netns: netns.clone(),
             kubectl: programs.find("kubectl")?,
-            admin: user("admin", "admin", "system:masters")?,
+            admin: pki.user(&admin, &server)?,
             logs: dir.to_owned(),
             server: server.clone(),
-            api_server: (programs.find(API_SERVER)?, api_server(pki, seat, dir)),
+            api_server: (programs.find(API_SERVER)?, api_server(pki, stack, seat, dir)),
             children: BTreeMap::new(),
         };
-        let manager = user("manager", "system:kube-controller-manager", "system:kube-controller-manager")?;
-        let scheduler = user("scheduler", "system:kube-scheduler", "system:kube-scheduler")?;
         sign_servers(pki, seat)?;
 
         fs::write(dir.join(AUDIT_POLICY), AUDITED)?;
         control.spawn(&programs.find("server")?, &etcd(dir))?;
         control.start_api_server()?;
-        control.spawn(&programs.find("kube-controller-manager")?, &controller_manager(pki, &manager))?;
-        let scheduler =
-            [format!("--kubeconfig={}", scheduler.display()), "--leader-elect=false".into(), LOOPBACK.into()];
-        control.spawn(&programs.find("kube-scheduler")?, &scheduler)?;
         Ok(control)
+    }
+
+    fn user(&self, pki: &Pki, file: &str, name: &str) -> Result<PathBuf> {
+        pki.user(&Subject { file, common_name: name, organisation: name, serves: &[] }, &self.server)
     }
 
     /// Kills the API server; etcd and the others run on.
@@ -217,13 +254,14 @@ fn etcd(dir: &Path) -> Vec<String> {
     ]
 }
 
-fn api_server(pki: &Pki, seat: &Seat, dir: &Path) -> Vec<String> {
+fn api_server(pki: &Pki, stack: Stack, seat: &Seat, dir: &Path) -> Vec<String> {
     let file = |flag: &str, path: PathBuf| format!("--{flag}={}", path.display());
     vec![
         "--etcd-servers=http://127.0.0.1:2379".into(),
         format!("--secure-port={PORT}"),
-        format!("--advertise-address={}", seat.v4.0),
-        format!("--service-cluster-ip-range={SERVICES}"),
+        "--bind-address=::".into(),
+        format!("--advertise-address={}", stack.first(seat)),
+        format!("--service-cluster-ip-range={}", stack.of(SERVICES)),
         "--authorization-mode=Node,RBAC".into(),
         "--enable-admission-plugins=NodeRestriction".into(),
         "--allow-privileged".into(),
@@ -243,15 +281,15 @@ fn api_server(pki: &Pki, seat: &Seat, dir: &Path) -> Vec<String> {
     ]
 }
 
-fn controller_manager(pki: &Pki, kubeconfig: &Path) -> Vec<String> {
+fn controller_manager(pki: &Pki, stack: Stack, kubeconfig: &Path) -> Vec<String> {
     let file = |flag: &str, path: &Path| format!("--{flag}={}", path.display());
     vec![
         file("kubeconfig", kubeconfig),
         "--leader-elect=false".into(),
         LOOPBACK.into(),
         "--allocate-node-cidrs".into(),
-        format!("--cluster-cidr={PODS}"),
-        format!("--service-cluster-ip-range={SERVICES}"),
+        format!("--cluster-cidr={}", stack.of(PODS)),
+        format!("--service-cluster-ip-range={}", stack.of(SERVICES)),
         "--use-service-account-credentials".into(),
         file("root-ca-file", &pki.cert("ca")),
         file("service-account-private-key-file", &pki.key("sa")),

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use nix::mount::{MsFlags, mount};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{Pid, sethostname};
@@ -49,34 +49,50 @@ pub(crate) fn run(spec_file: &Path) -> Result<()> {
     sethostname(&spec.name)?;
     mount_all(&spec)?;
     write_files(&spec)?;
-    let containerd = spawn("containerd", &["--config".into(), "/etc/containerd/config.toml".into()], &spec)?;
+    let containerd = Vital::start("containerd", vec!["--config".into(), "/etc/containerd/config.toml".into()], &spec)?;
     wait_for(PATIENCE, "containerd to answer", || UnixStream::connect(SOCKET).is_ok())?;
     for image in &spec.images {
         let import = ["--address", SOCKET, "--namespace", "k8s.io", "images", "import"];
         let output = Command::new("ctr").args(import).arg(image).output().context("running ctr")?;
         ensure!(output.status.success(), "importing {image:?}: {}", String::from_utf8_lossy(&output.stderr));
     }
-    let mut vital = vec![("containerd", containerd), ("kubelet", spawn("kubelet", &kubelet_flags(&spec), &spec)?)];
+    let mut vital = vec![containerd, Vital::start("kubelet", kubelet_flags(&spec), &spec)?];
     if spec.proxy.is_some() {
-        vital.push((PROXY, spawn(PROXY, &[format!("--config={PROXY_CONFIG}")], &spec)?));
+        vital.push(Vital::start(PROXY, vec![format!("--config={PROXY_CONFIG}")], &spec)?);
     }
-    reap(&vital)
+    reap(&mut vital, &spec)
 }
 
-fn reap(vital: &[(&str, Pid)]) -> Result<()> {
+/// A program that a node cannot do without.
+struct Vital {
+    program: &'static str,
+    args: Vec<String>,
+    pid: Pid,
+}
+
+impl Vital {
+    fn start(program: &'static str, args: Vec<String>, spec: &Spec) -> Result<Self> {
+        let pid = spawn(program, &args, spec)?;
+        Ok(Self { program, args, pid })
+    }
+}
+
+/// One that was killed is started again, as a service manager does it; one that ends by itself is wrong.
+fn reap(vital: &mut [Vital], spec: &Spec) -> Result<()> {
     loop {
-        let ended = match waitpid(None, None)? {
-            WaitStatus::Exited(pid, _) | WaitStatus::Signaled(pid, ..) => pid,
+        let (ended, killed) = match waitpid(None, None)? {
+            WaitStatus::Exited(pid, _) => (pid, false),
+            WaitStatus::Signaled(pid, ..) => (pid, true),
             _ => continue,
         };
-        if let Some((name, _)) = vital.iter().find(|(_, pid)| *pid == ended) {
-            bail!("{name} has ended");
-        }
+        let Some(one) = vital.iter_mut().find(|one| one.pid == ended) else { continue };
+        ensure!(killed, "{} has ended", one.program);
+        one.pid = spawn(one.program, &one.args, spec)?;
     }
 }
 
 fn spawn(program: &str, args: &[String], spec: &Spec) -> Result<Pid> {
-    let log = File::create(spec.log(program))?;
+    let log = File::options().create(true).append(true).open(spec.log(program))?;
     let mut command = Command::new(program);
     command.args(args).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
     let child = command.spawn().with_context(|| format!("starting {program}"))?;
@@ -221,7 +237,7 @@ fn proxy_config(spec: &Spec, mode: Proxy) -> serde_json::Value {
         "mode": mode,
         "clientConnection": {"kubeconfig": format!("{PKI}/{PROXY}.conf")},
         "hostnameOverride": spec.name,
-        "clusterCIDR": PODS,
+        "clusterCIDR": PODS.join(","),
         // Zeros: the size of the connection table is the whole machine's.
         "conntrack": {
             "maxPerCore": 0, "min": 0, "tcpEstablishedTimeout": "0s", "tcpCloseWaitTimeout": "0s",

@@ -53,11 +53,17 @@ pub(crate) fn api_server_away(cluster: &mut Cluster, length: Duration, victim: &
 
 /// Kills the node's agent and waits for another one.
 pub(crate) fn kill_agent(cluster: &Cluster, node: &str) -> Result<()> {
+    kill_process(cluster, node, "/tartan\0agent\0")
+}
+
+/// Kills a program of the node by how its command line begins, and waits until it runs again.
+pub(crate) fn kill_process(cluster: &Cluster, node: &str, begins: &str) -> Result<()> {
     let machine = cluster.machine(node)?;
-    let killed = machine.agent().with_context(|| format!("{node} has no agent"))?;
+    let program = begins.replace('\0', " ");
+    let process = || machine.process(begins.as_bytes());
+    let killed = process().with_context(|| format!("{node} has no {program}"))?;
     kill(Pid::from_raw(killed), Signal::SIGKILL)?;
-    wait_for(PATIENCE, &format!("another agent on {node}"), || machine.agent().is_some_and(|agent| agent != killed))
-        .map(drop)
+    wait_for(PATIENCE, &format!("another {program}on {node}"), || process().is_some_and(|now| now != killed)).map(drop)
 }
 
 /// Kills all of the pod, what holds its namespaces included, and waits until it has others, in which it is reached.

@@ -144,12 +144,17 @@ impl Machine {
 
     /// The agent that runs on the node, as a pid of the machine; none while none does.
     pub(crate) fn agent(&self) -> Option<i32> {
+        self.process(b"/tartan\0agent\0")
+    }
+
+    /// The same of any program in the node's own network, by how its command line begins.
+    pub(crate) fn process(&self, begins: &[u8]) -> Option<i32> {
         let node = inode(&self.netns.path());
-        let is_agent = |process: &Path| {
-            fs::read(process.join("cmdline")).is_ok_and(|line| line.starts_with(b"/tartan\0agent\0"))
+        let is_it = |process: &Path| {
+            fs::read(process.join("cmdline")).is_ok_and(|line| line.starts_with(begins))
                 && inode(&process.join("ns/net")) == node
         };
-        processes_that(is_agent).first().copied()
+        processes_that(is_it).first().copied()
     }
 
     /// The node's first process, seen from outside.

@@ -7,6 +7,7 @@
 //! down    ends a cluster that `up` made
 //! e2e     Kubernetes' own network tests on a cluster made for them; all that Tartan is held to, or those in focus
 //! measure figures of a cluster made for them
+//! scale   of these what a large cluster costs one agent
 //! machine (internal) joins a node's cgroups and becomes its namespaces
 //! init    (internal) PID 1 of a node
 //! first-packet (internal) stands in for the plugin and says when a pod had its first answer
@@ -24,10 +25,13 @@ mod init;
 mod life;
 mod machine;
 mod measure;
+#[cfg(test)]
+mod nodes;
 mod pki;
 mod pods;
 #[cfg(test)]
 mod policies;
+mod scale;
 #[cfg(test)]
 mod services;
 mod stock;
@@ -36,6 +40,7 @@ mod tartan;
 #[cfg(test)]
 mod tests;
 mod tools;
+mod wire;
 
 use std::env;
 use std::ffi::OsString;
@@ -82,10 +87,11 @@ fn run(args: &[&str]) -> Result<()> {
         ["down"] => down(),
         ["e2e", focus @ ..] => suite::run(focus),
         ["measure"] => measure::run(),
+        ["scale"] => scale::run(&Programs::from_environment()?),
         ["first-packet", plugin, targets @ ..] => first::run(plugin, targets),
         ["machine", spec] => machine::become_machine(Path::new(spec)),
         ["init", spec] => init::run(Path::new(spec)),
-        other => bail!("`{}` is not a command: up, down, e2e, measure", other.join(" ")),
+        other => bail!("`{}` is not a command: up, down, e2e, measure, scale", other.join(" ")),
     }
 }
 

@@ -9,14 +9,12 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, bail, ensure};
-use serde_json::json;
 use tartan_lab::probe::{LoadReport, Talk, Transport, wait_for};
 use tartan_lab::{Echo, Endpoint, Family, Signals};
 
 use crate::Programs;
 use crate::cluster::{Cluster, Wants};
-use crate::image::AGNHOST;
-use crate::{first, life, pods, stock, tartan};
+use crate::{first, life, pods, scale, stock, tartan};
 
 const PODS_AT_ONCE: usize = 100;
 /// How long agents and API server are left alone before they are looked at.
@@ -44,10 +42,11 @@ pub(crate) fn run() -> Result<()> {
     gone(&mut cluster)?;
     join(&mut cluster)?;
     drop(cluster);
-    beside_stock(first)
+    beside_stock(first)?;
+    scale::run(&Programs::from_environment()?)
 }
 
-fn figure(name: &str, value: f64) {
+pub(crate) fn figure(name: &str, value: f64) {
     println!("kube.{name} {value}");
 }
 
@@ -80,7 +79,7 @@ fn rss(cluster: &Cluster) -> Result<()> {
 }
 
 /// Of a line such as `VmRSS:     12345 kB`.
-fn mib(status: &str, field: &str) -> Option<f64> {
+pub(crate) fn mib(status: &str, field: &str) -> Option<f64> {
     let kib = status.lines().find_map(|line| line.strip_prefix(field))?.trim().strip_suffix(" kB")?;
     Some(kib.parse::<f64>().ok()? / 1024.0)
 }
@@ -130,6 +129,7 @@ fn start_many(cluster: &Cluster, plugin: &str) -> Result<(Duration, f64)> {
     // Each node's pods ask the next node's.
     let addresses = |pod: &Endpoint| [IpAddr::from(pod.v4), pod.v6.into()];
     first::watch(cluster, plugin, talking.iter().cycle().skip(1).map(addresses))?;
+    let paused = |number: usize| pods::paused(&format!("many-{number}"), &format!("n{}", number % 3 + 1), "many");
     let start = Instant::now();
     pods::apply(cluster, "many.json", (0..PODS_AT_ONCE).map(paused).collect())?;
     let timeout = format!("--timeout={}s", PATIENCE.as_secs());
@@ -159,17 +159,6 @@ fn beside_stock(ours: f64) -> Result<()> {
 /// The smallest that so many percent do not exceed; of sorted values.
 fn rank(values: &[f64], percent: usize) -> f64 {
     values[(percent * values.len()).div_ceil(100).max(1) - 1]
-}
-
-/// A pod that does nothing.
-fn paused(number: usize) -> serde_json::Value {
-    json!({
-        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": format!("many-{number}"), "labels": {"many": ""}},
-        "spec": {
-            "nodeName": format!("n{}", number % 3 + 1), "terminationGracePeriodSeconds": 1,
-            "containers": [{"name": "pause", "image": AGNHOST, "args": ["pause"]}],
-        },
-    })
 }
 
 /// What agents ask the API server meanwhile: how often, by verb and path.

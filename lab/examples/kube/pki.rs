@@ -73,6 +73,11 @@ impl Pki {
         Ok(path)
     }
 
+    /// The same for who reads this folder where it is.
+    pub(crate) fn user(&self, subject: &Subject<'_>, server: &str) -> Result<PathBuf> {
+        self.kubeconfig(subject, server, &self.dir)
+    }
+
     fn certify(&self, subject: &Subject<'_>, constraints: &str, signer: &[&str]) -> Result<()> {
         let Subject { file, common_name, organisation, serves } = subject;
         let alternative =

@@ -28,6 +28,17 @@ pub(crate) fn pod(name: &str, node: &str) -> Value {
     })
 }
 
+/// A pod that does nothing, with that label.
+pub(crate) fn paused(name: &str, node: &str, label: &str) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": {label: ""}},
+        "spec": {
+            "nodeName": node, "terminationGracePeriodSeconds": 1,
+            "containers": [{"name": "pause", "image": AGNHOST, "args": ["pause"]}],
+        },
+    })
+}
+
 /// One on each of the nodes, called `on-NODE`.
 pub(crate) fn one_a_node(nodes: &[&str]) -> Vec<Value> {
     nodes.iter().map(|node| pod(&format!("on-{node}"), node)).collect()

@@ -10,18 +10,25 @@ use tartan_lab::Census;
 use tartan_lab::probe::Running;
 
 use crate::cluster::{Cluster, Wants, items};
+use crate::control::Stack;
 use crate::pods::{self, SERVER_PORT};
 use crate::{Programs, life, stock, tartan};
 
 /// What the harness itself can do, and what Tartan is compared with.
 #[test]
 fn the_stock_network_carries_pods_and_nothing_stays() {
-    pods_talk_and_nothing_stays("kube-stock", stock::install);
+    pods_talk_and_nothing_stays("kube-stock", Stack::Both, stock::install);
 }
 
 #[test]
 fn one_apply_and_pods_talk() {
-    pods_talk_and_nothing_stays("kube-tartan", tartan::install);
+    pods_talk_and_nothing_stays("kube-tartan", Stack::Both, tartan::install);
+}
+
+/// Nodes, pods, Services and the API server have no other addresses.
+#[test]
+fn pods_talk_where_there_is_ipv6_alone() {
+    pods_talk_and_nothing_stays("kube-v6", Stack::V6, tartan::install);
 }
 
 /// An agent dies and starts again, and a pod gets another sandbox, while there is no API server; a pod is made when it is
@@ -64,9 +71,9 @@ fn without_agents_and_a_node_packets_go_on() {
     life::through(&back, |_| Ok(())).unwrap().check_nothing_lost().unwrap();
 }
 
-const TALKING: [&str; 3] = ["on-n1", "on-n2", "on-n3"];
+pub(crate) const TALKING: [&str; 3] = ["on-n1", "on-n2", "on-n3"];
 
-fn with_a_pod_a_node(name: &str) -> Cluster {
+pub(crate) fn with_a_pod_a_node(name: &str) -> Cluster {
     let cluster = Cluster::up(name, Programs::from_environment().unwrap(), Wants::default()).unwrap();
     tartan::install(&cluster).unwrap();
     cluster.wait_until_ready().unwrap();
@@ -74,9 +81,10 @@ fn with_a_pod_a_node(name: &str) -> Cluster {
     cluster
 }
 
-fn pods_talk_and_nothing_stays(name: &str, install: impl Fn(&Cluster) -> Result<()>) {
+fn pods_talk_and_nothing_stays(name: &str, stack: Stack, install: impl Fn(&Cluster) -> Result<()>) {
     let before = Census::take().unwrap();
-    let cluster = Cluster::up(name, Programs::from_environment().unwrap(), Wants::default()).unwrap();
+    let wants = Wants { stack, ..Wants::default() };
+    let cluster = Cluster::up(name, Programs::from_environment().unwrap(), wants).unwrap();
     install(&cluster).unwrap();
     cluster.wait_until_ready().unwrap();
     let nodes = cluster.get(&["nodes"]).unwrap();
@@ -102,7 +110,7 @@ fn pods_talk_and_nothing_stays(name: &str, install: impl Fn(&Cluster) -> Result<
     assert!(difference.is_nothing(), "{difference}");
 }
 
-/// Names and addresses, both families, of all pods.
+/// Names and addresses, of each family, of all pods.
 pub(crate) fn addresses(cluster: &Cluster) -> Vec<(String, Vec<String>)> {
     let pods = cluster.get(&["pods"]).unwrap();
     let listed = |pod: &Value| -> Vec<String> {
@@ -111,7 +119,7 @@ pub(crate) fn addresses(cluster: &Cluster) -> Vec<(String, Vec<String>)> {
     };
     let pods: Vec<_> =
         items(&pods).iter().map(|pod| (pod["metadata"]["name"].as_str().unwrap().to_owned(), listed(pod))).collect();
-    assert!(pods.iter().all(|(_, addresses)| addresses.len() == 2), "{pods:?}");
+    assert!(pods.iter().all(|(_, addresses)| addresses.len() == cluster.families()), "{pods:?}");
     pods
 }
 

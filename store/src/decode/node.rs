@@ -89,7 +89,8 @@ pub(super) fn decode_network(name: &Arc<str>, document: &tartan::NodeNetwork) ->
         since: it.last_transition_time.clone(),
     };
     let conditions = document.status.conditions.iter().map(condition).collect();
-    Ok(NodeNetwork { advert: decode_advert(name, document)?.into(), conditions })
+    let version = document.spec.version.as_str().into();
+    Ok(NodeNetwork { advert: decode_advert(name, document)?.into(), conditions, version })
 }
 
 fn decode_advert(name: &Arc<str>, document: &tartan::NodeNetwork) -> Result<Advert, Fault> {
@@ -127,7 +128,10 @@ pub(super) fn encode_network(network: &NodeNetwork) -> tartan::NodeNetwork {
         observed_generation: None,
     };
     let conditions = network.conditions.iter().map(condition).collect();
-    tartan::NodeNetwork { status: Conditions { conditions }, ..encode_advert(&network.advert) }
+    let mut document = encode_advert(&network.advert);
+    document.spec.version = network.version.to_string();
+    document.status = Conditions { conditions };
+    document
 }
 
 fn encode_advert(advert: &Advert) -> tartan::NodeNetwork {
@@ -148,6 +152,7 @@ fn encode_advert(advert: &Advert) -> tartan::NodeNetwork {
             acknowledges: advert.acknowledges.as_ref().map(|words| words.iter().map(encode_acknowledged).collect()),
             edition: advert.edition,
             heartbeat: advert.heartbeat,
+            version: String::new(),
         },
         status: Conditions::default(),
     }

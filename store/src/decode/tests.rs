@@ -271,7 +271,7 @@ fn our_own_come_back_as_they_were() {
     let [kind, status, reason, message, since] =
         ["Ready", "False", "PeerOffLink", "see: \"it\"", "2026-01-01T00:00:00Z"].map(str::to_owned);
     let conditions = vec![NodeCondition { kind, status, reason, message, since }];
-    let network = NodeNetwork { advert: advert.clone().into(), conditions };
+    let network = NodeNetwork { advert: advert.clone().into(), conditions, version: "1.2.3".into() };
     let cidr: IpNet = "10.244.0.0/26".parse().unwrap();
     let block = Block {
         cidr,

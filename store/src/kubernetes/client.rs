@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper::client::conn::http2::{Builder, SendRequest};
-use hyper::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, DATE, USER_AGENT};
+use hyper::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, DATE, ETAG, HeaderValue, IF_NONE_MATCH, USER_AGENT};
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use serde::Deserialize;
@@ -83,6 +83,23 @@ impl Client {
         Ok((self.whole(response).await?, date))
     }
 
+    /// What is at a path in one of these forms, and its tag if it has one; 304 if it is what that tag says.
+    pub(super) async fn tagged(
+        &self,
+        path: &str,
+        forms: &'static str,
+        known: Option<&str>,
+    ) -> Result<(Option<String>, Bytes), Trouble> {
+        let mut request = self.compose(Method::GET, path, JSON, None)?;
+        request.headers_mut().insert(ACCEPT, HeaderValue::from_static(forms));
+        if let Some(known) = known.and_then(|tag| HeaderValue::from_str(tag).ok()) {
+            request.headers_mut().insert(IF_NONE_MATCH, known);
+        }
+        let response = self.exchange(request).await?;
+        let tag = response.headers().get(ETAG).and_then(|tag| Some(tag.to_str().ok()?.to_owned()));
+        Ok((tag, self.whole(response).await?))
+    }
+
     /// Changes a part of an object; `how` says what kind of patch it is.
     pub(super) async fn patch(&self, path: &str, how: &'static str, patch: &Value) -> Result<Bytes, Trouble> {
         let response = self.send(Method::PATCH, path, how, Some(patch.to_string())).await?;
@@ -101,7 +118,10 @@ impl Client {
         content: &'static str,
         body: Option<String>,
     ) -> Result<Response<Incoming>, Trouble> {
-        let request = self.compose(method, path, content, body)?;
+        self.exchange(self.compose(method, path, content, body)?).await
+    }
+
+    async fn exchange(&self, request: Request<Body>) -> Result<Response<Incoming>, Trouble> {
         let mut sender = self.sender().await?;
         let answer = async {
             sender.ready().await?;

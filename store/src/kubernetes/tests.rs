@@ -13,6 +13,8 @@ use self::real::{ApiServer, Behind};
 use self::scripted::{Answer, Scripted};
 use super::KubernetesStore;
 use super::access::Access;
+use super::client::Client;
+use super::discovery::Discovery;
 use crate::conformance::{self, Rig as _, Watching};
 use crate::{Expect, Store, Word, WriteError};
 
@@ -60,7 +62,8 @@ async fn check(what: &str, script: Vec<(&str, Answer)>, wanted: &[&str]) {
     let store = KubernetesStore::open(&server.url()).unwrap();
     let mut watching = Watching::of(&store, &[Kind::IpPool]);
     for (at, wanted) in wanted.iter().enumerate() {
-        let told = said(&watching.next().await);
+        // Where time is the test's own, that is nothing.
+        let told = said(&watching.next_within(Duration::from_secs(180)).await);
         assert!(told.starts_with(wanted), "{what}: event {at} was {told:?}, not {wanted:?}");
     }
     server.all_asked().await;
@@ -168,12 +171,6 @@ async fn trouble_is_told_once_and_a_list_follows() {
     let ok = |body: String| Answer::with(200, body);
     let status = |code: u16, message: &str| Answer::with(code, format!(r#"{{"code":{code},"message":"{message}"}}"#));
     check(
-        "a kind that is not installed is empty",
-        vec![("", Answer::with(404, "404 page not found".into()))],
-        &["init", "synced"],
-    )
-    .await;
-    check(
         "what we may not read",
         vec![
             ("", status(403, "ippools is forbidden")),
@@ -201,6 +198,62 @@ async fn trouble_is_told_once_and_a_list_follows() {
         ],
     )
     .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_kind_that_is_not_installed_is_empty_until_what_is_served_changes() {
+    let absent = || ("", Answer::with(404, "404 page not found".into()));
+    check(
+        "looked for again when something else is served",
+        vec![
+            absent(),
+            ("/apis", Answer::Tagged(200, "\"a\"")),
+            absent(),
+            ("/apis", Answer::Tagged(304, "\"a\"")),
+            ("/apis", Answer::with(500, "{}".into())),
+            ("/apis", Answer::Tagged(304, "\"a\"")),
+            ("/apis", Answer::Tagged(200, "\"b\"")),
+            ("", Answer::with(200, list(10, "", &[("a", 1)]))),
+            ("resourceVersion=10", Answer::Never),
+        ],
+        &["init", "synced", "init", "synced", "init", "put a 10.1.0.0/16", "synced"],
+    )
+    .await;
+    check(
+        "without tags by the text of the answer",
+        vec![
+            absent(),
+            ("/apis", Answer::with(200, "old".into())),
+            absent(),
+            ("/apis", Answer::with(200, "old".into())),
+            ("/apis", Answer::with(200, "new".into())),
+            ("", Answer::with(200, list(10, "", &[]))),
+        ],
+        &["init", "synced", "init", "synced", "init", "synced"],
+    )
+    .await;
+}
+
+/// One agent waits for two kinds, an hour: one of them asks at a time.
+#[tokio::test(start_paused = true)]
+async fn for_many_absent_kinds_one_question_is_asked() {
+    let as_before = (0..1000).map(|_| Answer::Tagged(304, "\"a\""));
+    let server = Scripted::start([Answer::Tagged(200, "\"a\"")].into_iter().chain(as_before).collect()).await;
+    let client = Arc::new(Client::new(Access::open(&server.url()).unwrap()));
+    let discovery = Arc::new(Discovery::new(client));
+    for _ in 0..2 {
+        let discovery = discovery.clone();
+        tokio::spawn(async move {
+            loop {
+                let mark = discovery.mark();
+                discovery.changed_since(&mark).await;
+            }
+        });
+    }
+    tokio::time::sleep(Duration::from_secs(3600)).await;
+    let requests = server.requests();
+    assert!((80..=180).contains(&requests.len()), "{} questions in an hour", requests.len());
+    assert!(requests.iter().skip(1).all(|asked| asked.path == "/apis" && asked.known == "\"a\""));
 }
 
 #[tokio::test]
@@ -282,6 +335,7 @@ async fn conforms() {
     let server = Arc::new(ApiServer::start().await);
     conformance::conformance(|| Behind::new(server.clone())).await;
     what_is_told_arrives(&server).await;
+    a_kind_that_is_installed_later_is_found(&server).await;
     of_two_that_want_to_one_leads(&server).await;
 }
 
@@ -329,6 +383,38 @@ async fn what_is_told_arrives(server: &Arc<ApiServer>) {
     assert_eq!(server.kubectl(&events).unwrap(), "BadSyntax", "told once");
     let gone = ObjectId { kind: Kind::NetworkPolicy, name: "default/gone".into() };
     store.tell(gone, Word::Diagnosis(vec![fault])).await.unwrap();
+}
+
+async fn a_kind_that_is_installed_later_is_found(server: &Arc<ApiServer>) {
+    let rig = Behind::new(server.clone());
+    let mut watching = Watching::of(&*rig.store(), &[Kind::ClusterNetworkPolicy]);
+    // It is looked for twice: before anything is known of what is served, and after.
+    for wanted in ["init", "synced", "init", "synced"] {
+        assert_eq!(said(&watching.next().await), wanted);
+    }
+    let (group, plural) = ("policy.networking.k8s.io", "clusternetworkpolicies");
+    let schema = r#"{"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": true}}"#;
+    let approved = r#"{"api-approved.kubernetes.io": "https://github.com/kubernetes/enhancements"}"#;
+    server
+        .apply(&format!(
+            r#"{{"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+                "metadata": {{"name": "{plural}.{group}", "annotations": {approved}}},
+                "spec": {{"group": "{group}", "scope": "Cluster",
+                    "names": {{"kind": "ClusterNetworkPolicy", "plural": "{plural}", "singular": "clusternetworkpolicy"}},
+                    "versions": [{{"name": "v1alpha2", "served": true, "storage": true, "schema": {schema}}}]}}}}"#
+        ))
+        .unwrap();
+    server.kubectl(&["wait", "--for=condition=Established", "crd", &format!("{plural}.{group}")]).unwrap();
+    server
+        .apply(&format!(
+            r#"{{"apiVersion": "{group}/v1alpha2", "kind": "ClusterNetworkPolicy", "metadata": {{"name": "p"}},
+                "spec": {{"tier": "Admin", "priority": 1, "subject": {{"namespaces": {{}}}}}}}}"#
+        ))
+        .unwrap();
+    // A question comes within 40 seconds, and not at the latest that any kind is looked for: 300.
+    while watching.world.policies.is_empty() {
+        watching.next_within(Duration::from_secs(100)).await;
+    }
 }
 
 async fn of_two_that_want_to_one_leads(server: &Arc<ApiServer>) {

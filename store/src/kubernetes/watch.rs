@@ -28,6 +28,7 @@ use tokio::sync::mpsc;
 
 use super::backoff::{Backoff, spread};
 use super::client::{Client, Trouble};
+use super::discovery::Discovery;
 use super::{ORIGIN, collection};
 use crate::decode;
 
@@ -35,8 +36,6 @@ use crate::decode;
 const PAGE: usize = 250;
 /// How long the API server is asked to keep a watch open, at random, so that agents do not come back together.
 const OPEN: (Duration, Duration) = (Duration::from_secs(300), Duration::from_secs(600));
-/// Until we look whether a kind that the API server does not know has been installed.
-const LOOK_AGAIN: (Duration, Duration) = (Duration::from_secs(20), Duration::from_secs(40));
 /// A watch that ends sooner than this has not worked.
 const WORKED: Duration = Duration::from_secs(1);
 /// Far above one object.
@@ -118,6 +117,7 @@ impl Meta {
 
 struct Follower {
     client: Arc<Client>,
+    discovery: Arc<Discovery>,
     kind: Kind,
     out: mpsc::Sender<StoreEvent>,
     backoff: Backoff,
@@ -132,11 +132,19 @@ struct Follower {
 }
 
 /// Follows a kind until nobody listens.
-pub(super) async fn follow(client: Arc<Client>, kind: Kind, out: mpsc::Sender<StoreEvent>) {
+pub(super) async fn follow(client: Arc<Client>, discovery: Arc<Discovery>, kind: Kind, out: mpsc::Sender<StoreEvent>) {
     let closed = out.clone();
-    let backoff = Backoff::default();
-    let follower =
-        Follower { client, kind, out, backoff, version: None, told: BTreeMap::new(), away: false, forgotten: 0 };
+    let follower = Follower {
+        client,
+        discovery,
+        kind,
+        out,
+        backoff: Backoff::default(),
+        version: None,
+        told: BTreeMap::new(),
+        away: false,
+        forgotten: 0,
+    };
     tokio::select! {
         _unheard = follower.run() => {}
         () = closed.closed() => {}
@@ -148,6 +156,7 @@ pub(super) async fn follow(client: Arc<Client>, kind: Kind, out: mpsc::Sender<St
 impl Follower {
     async fn run(mut self) -> Result<(), Unheard> {
         loop {
+            let mark = self.discovery.mark();
             match self.list().await? {
                 Ok(()) => {
                     self.forgotten = 0;
@@ -157,7 +166,7 @@ impl Follower {
                 }
                 Err(NoList::Absent) => {
                     self.nothing().await?;
-                    pause(spread(LOOK_AGAIN.0, LOOK_AGAIN.1)).await;
+                    self.discovery.changed_since(&mark).await;
                 }
                 Err(NoList::TooOld) => {
                     self.version = None;

@@ -17,6 +17,11 @@ pub(super) const FIGURES: &[&str] = &[
     "kube.agents_gone.lost",
     "kube.reboot.others_lost",
     "kube.join_first_packet",
+    "kube.rss_20000",
+    "kube.rss_20000_peak",
+    "kube.cpu_20000",
+    "kube.events_20000",
+    "kube.bytes_20000",
 ];
 
 pub(super) fn run(report: &mut Report) -> Result<()> {
@@ -36,10 +41,13 @@ fn figure(line: &str) -> Option<(&'static str, f64)> {
 
 fn unit(name: &str) -> &'static str {
     match name {
-        "kube.rss_idle" => "mib",
+        "kube.rss_idle" | "kube.rss_20000" | "kube.rss_20000_peak" => "mib",
         "kube.first_packet_p99" => "ms",
         "kube.first_packet_p99.vs_stock" => "ratio",
         "kube.join_first_packet" => "s",
+        "kube.cpu_20000" => "percent",
+        "kube.events_20000" => "1/s",
+        "kube.bytes_20000" => "kib/s",
         _ => "count",
     }
 }

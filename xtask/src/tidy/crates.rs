@@ -32,9 +32,9 @@ pub(crate) const CRATES: &[Crate] = &[
     krate("kernel",   "door",        12500, &["model", "netstate"]),
     krate("store",    "door",        6000, &["api", "model", "netstate"]),
     krate("agent",    "program",     9500, &["api", "model", "netstate", "ipam", "fabric", "policy", "datapath", "kernel", "store"]),
-    krate("cli",      "program",     3500, &["api", "model", "policy", "kernel", "store", "agent", "lab"]),
+    krate("cli",      "program",     4000, &["api", "model", "policy", "kernel", "store", "agent", "lab"]),
     krate("cni",      "program",     1500, &["api"]),
-    krate("lab",      "development", 9700, &["api"]),
+    krate("lab",      "development", 11200, &["api"]),
     krate("fuzz",     "development", 600, &[]),
     krate("xtask",    "development", 3800, &[]),
 ];

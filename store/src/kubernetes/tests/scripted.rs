@@ -18,6 +18,8 @@ use tokio::net::TcpListener;
 /// What one request gets.
 pub(super) enum Answer {
     With(u16, String),
+    /// With an ETag.
+    Tagged(u16, &'static str),
     /// The request is broken off.
     None,
     Never,
@@ -44,6 +46,8 @@ struct Script {
 pub(super) struct Asked {
     pub(super) method: Method,
     pub(super) path: String,
+    /// If-None-Match.
+    pub(super) known: String,
     pub(super) body: String,
 }
 
@@ -92,16 +96,20 @@ async fn serve(listener: TcpListener, script: Arc<Mutex<Script>>) {
 
 async fn answer(request: Request<Incoming>, script: Arc<Mutex<Script>>) -> io::Result<Response<Full<Bytes>>> {
     let (method, path) = (request.method().clone(), request.uri().path_and_query().unwrap().to_string());
+    let known = request.headers().get("if-none-match").map(|tag| tag.to_str().unwrap().to_owned()).unwrap_or_default();
     let body = request.into_body().collect().await.unwrap().to_bytes();
     let body = String::from_utf8_lossy(&body).into_owned();
     let next = {
         let mut script = script.lock().unwrap();
-        script.asked.push(Asked { method, path, body });
+        script.asked.push(Asked { method, path, known, body });
         script.answers.pop_front()
     };
     match next {
         Some(Answer::With(code, body)) => {
             Ok(Response::builder().status(code).body(Full::from(body)).expect("a code and a text"))
+        }
+        Some(Answer::Tagged(code, tag)) => {
+            Ok(Response::builder().status(code).header("etag", tag).body(Full::default()).expect("a code and a tag"))
         }
         Some(Answer::None) => Err(io::ErrorKind::ConnectionReset.into()),
         Some(Answer::Never) | None => pending().await,

@@ -1,0 +1,1 @@
+../../1.36/e2e/suite_test.go

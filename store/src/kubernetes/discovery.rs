@@ -1,0 +1,81 @@
+//! Whether the API server has come to serve other kinds: asked for all watches at once, by a tag of what it served last.
+//!
+//! Invariants: however many kinds are waited for, one request asks; while nothing changes its answer is empty (304). Who
+//! takes the mark before it looks for its kind misses no change after that look.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use hyper::StatusCode;
+use tokio::time::{sleep, timeout};
+
+use super::backoff::spread;
+use super::client::{Client, Trouble};
+
+/// Between two questions of one agent, at random, so that those of a thousand are spread.
+const ASK_AGAIN: (Duration, Duration) = (Duration::from_secs(20), Duration::from_secs(40));
+/// Whoever waits looks once in that time whatever is said: an old API server's tag does not tell every kind.
+const AT_LATEST: (Duration, Duration) = (Duration::from_secs(300), Duration::from_secs(600));
+const PATH: &str = "/apis";
+/// All kinds of all groups in one document (since 1.27); older ones answer with the groups alone.
+const FORM: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList,application/json";
+
+/// What was served at some time; none: nobody has asked yet.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Mark(Option<String>);
+
+/// What one API server is known to serve.
+pub(super) struct Discovery {
+    client: Arc<Client>,
+    mark: Mutex<Mark>,
+    /// Held by who asks next; the others then see what came of it.
+    turn: tokio::sync::Mutex<()>,
+}
+
+impl Discovery {
+    pub(super) fn new(client: Arc<Client>) -> Discovery {
+        Discovery { client, mark: Mutex::default(), turn: tokio::sync::Mutex::default() }
+    }
+
+    /// To be taken before a look that may find nothing.
+    pub(super) fn mark(&self) -> Mark {
+        self.mark.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Returns when it is worth another look: what is served has changed since then, or a long time has passed.
+    pub(super) async fn changed_since(&self, mark: &Mark) {
+        let changed = async {
+            loop {
+                let _turn = self.turn.lock().await;
+                if self.mark() != *mark {
+                    return;
+                }
+                if *mark != Mark::default() {
+                    sleep(spread(ASK_AGAIN.0, ASK_AGAIN.1)).await;
+                }
+                if !self.ask().await {
+                    sleep(spread(ASK_AGAIN.0, ASK_AGAIN.1)).await;
+                }
+            }
+        };
+        let _long_since = timeout(spread(AT_LATEST.0, AT_LATEST.1), changed).await;
+    }
+
+    /// Whether there was an answer.
+    async fn ask(&self) -> bool {
+        let Mark(known) = self.mark();
+        let served = match self.client.tagged(PATH, FORM, known.as_deref()).await {
+            Ok((Some(tag), _)) => tag,
+            Ok((None, body)) => {
+                let mut hasher = DefaultHasher::new();
+                body.hash(&mut hasher);
+                format!("{:x}", hasher.finish())
+            }
+            Err(Trouble::Status { code: StatusCode::NOT_MODIFIED, .. }) => return true,
+            Err(_) => return false,
+        };
+        *self.mark.lock().unwrap_or_else(PoisonError::into_inner) = Mark(Some(served));
+        true
+    }
+}
