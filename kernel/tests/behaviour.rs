@@ -257,6 +257,35 @@ fn a_link_goes_and_tells_of_itself_but_not_of_its_ipv4_routes() {
     });
 }
 
+/// The kernel has one device of a VNI at a port.
+#[test]
+fn flannels_device_makes_room_and_others_do_not() {
+    Netns::new().run(|| {
+        let mut kernel = Linux::open().unwrap();
+        let theirs = |name: &str| format!("ip link add {name} type vxlan id 1 local 192.0.2.1 dstport 8472 nolearning");
+        sh(&theirs("flannel.1"));
+        sh("ip link set flannel.1 up; ip address add 10.244.1.0/32 dev flannel.1");
+        sh("ip route add 10.2.0.0/24 via 10.2.0.0 dev flannel.1 onlink");
+        sh("ip link add flannel-v6.1 type vxlan id 1 local 2001:db8::1 dstport 8472 nolearning");
+        assert_eq!(kernel.apply(&create([vxlan(), neigh(VXLAN), fdb(), route(VXLAN)])), []);
+        let state = kernel.read(&Scope::Link(name(VXLAN))).unwrap();
+        for (key, object) in [vxlan(), neigh(VXLAN), fdb(), route(VXLAN)] {
+            assert!(state.holds(&key, &object), "{key}: {state:#?}");
+        }
+        let links = shell("ip -brief link");
+        assert!(!links.contains("flannel.1") && links.contains("flannel-v6.1"), "{links}");
+
+        assert_eq!(kernel.apply(&delete(vxlan())), []);
+        sh(&theirs("other0"));
+        let error = only_error(kernel.apply(&create([vxlan()])));
+        assert!(
+            matches!(&error, KernelError::Conflict { theirs, .. } if theirs.contains("other0 has that VNI")),
+            "{error}"
+        );
+        assert!(shell("ip -brief link").contains("other0"));
+    });
+}
+
 #[test]
 fn a_route_of_others_is_left_alone() {
     on_both(|machine| {
