@@ -26,7 +26,7 @@ pub struct Lowered {
 }
 
 /// The instances that Flannel's nodes send on and receive on.
-pub(crate) fn instances(flannel: &Flannel) -> BTreeSet<Instance> {
+pub fn instances(flannel: &Flannel) -> BTreeSet<Instance> {
     match &flannel.backend {
         FlannelBackend::HostGw => BTreeSet::from([Instance::HostGw]),
         FlannelBackend::Vxlan { vni, port, direct } => {

@@ -16,7 +16,7 @@ const CONFIG_MAP: &str = "kube-flannel/kube-flannel-cfg";
 impl Rig {
     async fn put_flannel(&self) {
         let networks = PerFamily { v4: Some("10.127.0.0/16".parse().unwrap()), v6: None };
-        let backend = FlannelBackend::Vxlan { vni: 1, port: 8472, direct: false };
+        let backend = FlannelBackend::Vxlan { vni: 1, port: 8472, direct: true };
         self.put(Kind::ConfigMap, CONFIG_MAP, Object::Flannel(Flannel { networks, backend }.into())).await;
     }
 
@@ -51,10 +51,12 @@ async fn a_node_and_a_node_with_flannel_find_each_other() {
     rig.put(Kind::Node, "n2", Object::Node(node.into())).await;
     agent.until("n2 is reached", |_| rig.kernel.state().get(&route).is_some()).await;
 
+    agent.until("what Flannel sends on is no leftover", |status| status.phase == "steady").await;
     agent.until("n1 says where it is", |_| !rig.annotations("n1").is_empty()).await;
     let told = rig.annotations("n1");
     let data: VxlanData = serde_json::from_str(&told[BACKEND_DATA[0]]).unwrap();
-    let endpoint = rig.advert().unwrap().accepts[0].clone();
+    let accepts = rig.advert().unwrap().accepts.clone();
+    let endpoint = accepts.iter().find(|end| end.mac.is_some()).unwrap();
     assert_eq!((data.vni, Some(data.vtep_mac)), (1, endpoint.mac.map(|mac| mac.to_string())));
     assert_eq!((&*told[MANAGED], &*told[BACKEND_TYPE], &*told[PUBLIC_IP[0]]), ("true", "vxlan", "172.30.0.1"));
 
