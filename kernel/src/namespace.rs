@@ -352,22 +352,27 @@ impl Run<'_> {
         Err(KernelError::Conflict { what: key.to_string(), theirs: format!("see `ip address show dev {link}`") })
     }
 
-    /// Something is where a route should be made: our own, which the mirror did not know, or another program's.
+    /// Something is where a route should be made: our own, which the mirror did not know, or another program's. One by which
+    /// packets go where ours sends them is as good as ours, and becomes it: Flannel's IPv6 routes have our metric.
     fn route_taken(&mut self, key: &Key, place: route::Place, wanted: &Route) -> Result<(), KernelError> {
-        let ours = self.inside.netlink.dump("routes", route::list(Family::of_net(&place.dst), None))?;
-        let ours = ours.iter().any(|message| match message {
-            RouteNetlinkMessage::NewRoute(message) => {
-                route::decode(message).is_some_and(|found| found.ours && found.place == place)
-            }
+        let oif = self.output(wanted)?;
+        let next_hop = |route: &Route, oif| route.via.map(|via| (route.kind, via, oif));
+        let family = Family::of_net(&place.dst);
+        let mut there = self.inside.netlink.dump("routes", route::list(family, None))?;
+        there.extend(self.inside.netlink.dump("routes", route::list_main(family))?);
+        let as_good = there.iter().any(|message| match message {
+            RouteNetlinkMessage::NewRoute(message) => route::decode(message).is_some_and(|found| {
+                let same = || next_hop(wanted, oif).is_some_and(|hop| next_hop(&found.route, found.oif) == Some(hop));
+                found.place == place && (found.ours || same())
+            }),
             _ => false,
         });
-        if !ours {
+        if !as_good {
             return Err(KernelError::Conflict {
                 what: key.to_string(),
                 theirs: format!("see `ip route show exact {} table {}`", place.dst, place.table),
             });
         }
-        let oif = self.output(wanted)?;
         match self.inside.netlink.batch(&[route::replace(place, wanted, oif)]).pop() {
             Some(Err(refusal)) => Err(refusal.doing(format!("replace {key}"))),
             _ => Ok(()),

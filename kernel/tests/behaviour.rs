@@ -300,6 +300,34 @@ fn a_route_of_others_is_left_alone() {
     });
 }
 
+/// The same way to the same place, in whosever name.
+#[test]
+fn a_route_of_others_that_is_as_ours_is_taken_over() {
+    Netns::new().run(|| {
+        let mut kernel = Linux::open().unwrap();
+        assert_eq!(kernel.apply(&create([vxlan()])), []);
+        sh(&format!("ip address add 2001:db8::1/64 dev {VXLAN} nodad; ip address add 192.0.2.1/24 dev {VXLAN}"));
+        for (dst, via, another) in
+            [("fd02::/64", "2001:db8::2", "2001:db8::3"), ("10.2.0.0/24", "192.0.2.2", "192.0.2.3")]
+        {
+            let key = Key::Route {
+                ns: Ns::Host,
+                table: claims::MAIN_TABLE,
+                dst: dst.parse().unwrap(),
+                metric: claims::ROUTE_METRIC,
+            };
+            let to = |via: &str| Route { via: Some(via.parse().unwrap()), ..Route::on_link(name(VXLAN)) };
+            sh(&format!("ip route add {dst} via {via} metric 1024 dev {VXLAN}"));
+            let failures = kernel.apply(&create([(key.clone(), Object::Route(to(another).into()))]));
+            assert!(matches!(only_error(failures), KernelError::Conflict { .. }), "{dst} leads elsewhere");
+            let ours = Object::Route(to(via).into());
+            assert_eq!(kernel.apply(&create([(key.clone(), ours.clone())])), []);
+            let scope = Scope::Routes(Family::of_net(&dst.parse().unwrap()));
+            assert!(kernel.read(&scope).unwrap().holds(&key, &ours), "{dst}");
+        }
+    });
+}
+
 #[test]
 fn a_route_of_ours_that_was_not_known_is_taken_over() {
     on_both(|machine| {
