@@ -11,6 +11,7 @@
 //! kernel keeps what it has, the journal what was promised, and the next start goes on from both.
 
 pub mod attach;
+pub mod beside;
 pub mod cni_files;
 pub mod conditions;
 mod counts;
@@ -96,6 +97,10 @@ async fn start(boot: &Boot) -> Result<()> {
     let kernel = Linux::open().context("opening the kernel's netlink sockets (this needs root)")?;
     let store = open_store(&boot.store)?;
     let (inbox, agent) = assemble(&boot.node, &boot.state_dir, boot_id.trim(), Box::new(kernel), store.clone())?;
+    // Before anybody can ask for an address.
+    let given = beside::given();
+    inbox.send(Input::Given(given.clone())).await.context("the loop has ended")?;
+    tokio::spawn(beside::keep(inbox.clone(), given));
     socket::serve(&boot.socket, &boot.state_dir, inbox.clone(), store, denied::Reports::listen())?;
     if let Some(address) = boot.listen {
         http::serve(address, inbox.clone()).await?;

@@ -9,7 +9,7 @@ use imbl::OrdMap;
 use ipnet::IpNet;
 use tartan_datapath::nftables::Nat;
 use tartan_datapath::pod::Mtu;
-use tartan_model::{Advert, Availability, Condition, Node, Pool, World};
+use tartan_model::{Advert, Annotations, Availability, Condition, Node, Pool, World};
 use tartan_netstate::{Conflict, Layers, State};
 
 use crate::inherited::Inherited;
@@ -50,6 +50,8 @@ pub struct Plan {
     pub claims: Vec<tartan_ipam::Claim>,
     /// For those who place pods on nodes, where they do not know it.
     pub availability: Option<Availability>,
+    /// For Flannel's nodes, where they do not know it.
+    pub annotations: Option<Annotations>,
     /// Ranges that addresses may be given out of now.
     pub gives: Vec<IpNet>,
     /// What policy wants; none while it is off.
@@ -103,9 +105,11 @@ impl Planners {
         conditions.extend(policy.out.iter().flat_map(|out| policy::cut_off(world, &out.tables)));
         conditions.extend(self.layers.conflicts().chain(self.nat.conflicts()).map(|two| conflict(&world.local, two)));
         conditions.extend((!world.is_whole()).then(|| from_memory(world)));
+        let advert = fabric.advert.as_ref().filter(|_| world.is_whole());
         Plan {
+            annotations: advert.and_then(|advert| annotations(world, advert)),
             state: Some(self.inherited.kept(world, self.layers.merged()).clone()),
-            advert: fabric.advert.clone().filter(|_| world.is_whole()),
+            advert: advert.cloned(),
             claims: ipam.claims.clone(),
             availability: availability(world, fabric.open).filter(|_| world.is_whole()),
             gives: ipam.gives.clone(),
@@ -134,6 +138,11 @@ impl ClusterRanges {
 /// Whether everything a plan depends on is known: read, or recalled from an earlier life.
 pub fn is_known(world: &World) -> bool {
     world.programmed.read && world.is_known()
+}
+
+/// This node's word for those who read annotations, as far as its Node does not say so.
+fn annotations(world: &World, word: &Advert) -> Option<Annotations> {
+    tartan_fabric::flannel::raise(world.flannel()?, world.local_node()?, word)
 }
 
 /// The store has not been read yet, and this node goes on with what it knew.

@@ -5,7 +5,7 @@
 //! stays wanted is tried again, later and later, whatever became of it; a write without an answer is given up, and holds
 //! up nothing else for longer than that takes.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,7 +29,7 @@ pub struct Wanted {
     /// How long an acknowledgement waits for a sign of life to go with.
     pub acknowledging: Duration,
     /// For others than Tartan, about these objects.
-    pub words: BTreeMap<ObjectId, Word>,
+    pub words: BTreeSet<(ObjectId, Word)>,
     /// Claims on blocks.
     pub claims: Vec<Claim>,
 }
@@ -54,7 +54,7 @@ pub fn publisher(store: Arc<dyn Store>) -> (watch::Sender<Wanted>, impl Future<O
         heartbeat: start_of_heartbeat(),
         said: None,
         tried: Vec::new(),
-        told: BTreeMap::new(),
+        told: BTreeSet::new(),
     };
     (sender, publisher.run())
 }
@@ -93,7 +93,7 @@ struct Publisher {
     /// Claims that are wanted and have been tried.
     tried: Vec<Tried>,
     /// What others have been told, as long as it is wanted: they are not told twice.
-    told: BTreeMap<ObjectId, Word>,
+    told: BTreeSet<(ObjectId, Word)>,
 }
 
 struct Tried {
@@ -154,18 +154,15 @@ impl Publisher {
     }
 
     async fn tell(&mut self, wanted: &Wanted) -> Result<(), WriteError> {
-        self.told.retain(|about, word| wanted.words.get(about) == Some(word));
-        for (about, word) in &wanted.words {
-            if self.told.contains_key(about) {
-                continue;
-            }
+        self.told.retain(|told| wanted.words.contains(told));
+        for (about, word) in wanted.words.difference(&self.told.clone()) {
             match in_time(self.store.tell(about.clone(), word.clone())).await {
                 Ok(()) => debug!("told of {about}: {word:?}"),
                 Err(WriteError::Away(why)) => return Err(WriteError::Away(why)),
                 // It has gone, or is another one by now: the watch brings it.
                 Err(error) => info!("{error}"),
             }
-            self.told.insert(about.clone(), word.clone());
+            self.told.insert((about.clone(), word.clone()));
         }
         Ok(())
     }
@@ -242,6 +239,8 @@ fn start_of_heartbeat() -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use tartan_model::{Block, Features, Node, PerFamily};
     use tartan_store::MemoryStore;
 

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant, SystemTime};
 use tartan_api::cni::{CniRequest, Command};
 use tartan_kernel::KernelError;
 use tartan_kernel::thread::Applied;
-use tartan_model::{Availability, Condition, Failed, Kind, NodeCondition, ObjectId, Programmed, StoreEvent, World};
+use tartan_model::{Condition, Failed, Kind, NodeCondition, ObjectId, Programmed, StoreEvent, World};
 use tartan_netstate::State;
 use tartan_store::Word;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -24,7 +24,7 @@ use crate::plan::{Plan, Planners};
 use crate::snapshot::keeper::{Keeper, Told};
 use crate::status::Outcome;
 use crate::waiting::{CniReply, Waiting};
-use crate::{conditions, denied, policy, publish, recorded, status};
+use crate::{beside, conditions, denied, policy, publish, recorded, status};
 
 /// Everything that can happen to an agent.
 pub enum Input {
@@ -34,6 +34,10 @@ pub enum Input {
     Kernel(Box<Applied>),
     /// A snapshot is on the disk, or does not get there.
     Snapshot(Told),
+    /// What the network before has given to containers that still run.
+    Given(beside::Given),
+    /// Flannel's plugin wants to know the node's subnets; none while no Flannel is spoken.
+    SubnetEnv(oneshot::Sender<Option<String>>),
     /// A container runtime wants something; for ADD and CHECK with the pod's namespace.
     Cni(Box<CniRequest>, Option<OwnedFd>, CniReply),
     /// A user, or a scrape, wants to see how things stand.
@@ -119,6 +123,10 @@ impl Agent {
                     }
                     Input::Kernel(applied) => self.applied(*applied, now),
                     Input::Snapshot(told) => self.snapshot.heard(told),
+                    Input::Given(given) => self.world.given = given,
+                    Input::SubnetEnv(reply) => {
+                        drop(reply.send(beside::subnet_env(&self.world, self.planners.fabric().pod_mtu)));
+                    }
                     Input::Cni(request, netns, reply) => self.cni(*request, netns, reply, now),
                     Input::Look(reply) => {
                         // Who asked and went away again is owed nothing.
@@ -243,7 +251,7 @@ impl Agent {
             conditions: self.conditions.clone(),
             beat: publish::beat(self.world.config.lease),
             acknowledging: publish::acknowledging(self.world.nodes.len()),
-            words: self.plan.availability.clone().map(|word| self.of_own_node(word)).into_iter().collect(),
+            words: self.words().collect(),
             claims: if lets_go { self.plan.claims.clone() } else { Vec::new() },
         };
         self.publisher.send_if_modified(|last| {
@@ -255,8 +263,12 @@ impl Agent {
         });
     }
 
-    fn of_own_node(&self, word: Availability) -> (ObjectId, Word) {
-        (ObjectId { kind: Kind::Node, name: self.world.local.clone() }, Word::Available(word))
+    /// What this node's own Node is to say.
+    fn words(&self) -> impl Iterator<Item = (ObjectId, Word)> {
+        let available = self.plan.availability.clone().map(Word::Available);
+        let annotated = self.plan.annotations.clone().map(Word::Annotated);
+        let node = || ObjectId { kind: Kind::Node, name: self.world.local.clone() };
+        available.into_iter().chain(annotated).map(move |word| (node(), word))
     }
 
     /// Answers CNI callers whose objects are in the kernel, and takes back what cannot be or is no longer wanted.

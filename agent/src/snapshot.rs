@@ -146,9 +146,11 @@ fn objects(world: &World) -> impl Iterator<Item = (ObjectId, Object)> {
     let namespaces =
         world.namespaces.iter().map(move |(name, it)| (id(Kind::Namespace, name), Object::Namespace(it.clone())));
     let pods = world.pods.iter().map(move |(name, it)| (id(Kind::Pod, name), Object::Pod(it.clone())));
+    let flannels =
+        world.flannels.iter().map(move |(name, it)| (id(Kind::ConfigMap, name), Object::Flannel(it.clone())));
     let policies = world.policies.iter().map(|(id, it)| (id.clone(), Object::Policy(it.clone())));
     let network = std::iter::once(config).chain(nodes).chain(adverts).chain(pools).chain(reservations).chain(blocks);
-    network.chain(namespaces).chain(pods).chain(policies)
+    network.chain(namespaces).chain(pods).chain(flannels).chain(policies)
 }
 
 /// A snapshot's node, and what it holds; `path` names it in errors.

@@ -107,7 +107,7 @@ fn status(world: &World, planners: &Planners, plan: &Plan, counters: &Counters) 
         ready: waiting_for.is_empty() && world.programmed.failures.is_empty(),
         waiting_for,
         fabric: world.config.fabric.to_string(),
-        phase: phase(fabric),
+        phase: phase(world, fabric),
         receives: fabric.receives.iter().map(Instance::to_string).collect(),
         addresses: addresses(fabric),
         fabric_addresses: fabric.node.fabric_addresses.iter().map(|(_, ip)| ip.to_string()).collect(),
@@ -141,10 +141,13 @@ pub fn unread(world: &World) -> String {
     }
 }
 
-fn phase(fabric: &Out) -> String {
+fn phase(world: &World, fabric: &Out) -> String {
     let moving = |peer: &PeerState| peer.live && peer.is_moving();
     let to_move: Vec<&str> = fabric.peers.iter().filter(|(_, peer)| moving(peer)).map(|(name, _)| &**name).collect();
-    let targets: std::collections::BTreeSet<Instance> = fabric.peers.values().flat_map(|peer| peer.targets()).collect();
+    // Flannel's are heard for as long as it is spoken.
+    let spoken = world.flannel().into_iter().flat_map(|flannel| tartan_fabric::flannel::instances(flannel));
+    let targets = fabric.peers.values().flat_map(|peer| peer.targets());
+    let targets: std::collections::BTreeSet<Instance> = targets.chain(spoken).collect();
     let spare = fabric.receives.difference(&targets);
     let spare: Vec<String> = spare.map(Instance::to_string).collect();
     match (to_move.is_empty(), fabric.peers.is_empty() || spare.is_empty()) {

@@ -8,6 +8,7 @@ pub mod cni;
 #[cfg(test)]
 mod crds;
 pub mod explain;
+pub mod flannel;
 pub mod kinds;
 pub mod policy;
 pub mod socket;

@@ -5,6 +5,7 @@
 //! stderr stays empty. DEL succeeds while the agent is down, by a note that the agent finds when it starts.
 
 mod agent;
+mod before;
 mod input;
 mod ipam;
 mod netns;
@@ -94,7 +95,12 @@ fn call(request: CniRequest) -> Result<Value, CniError> {
         answer => answer,
     };
     match answer {
-        Ok(Reply::Result(result)) => Ok(result),
+        Ok(Reply::Result(result)) => {
+            if command == Command::Del {
+                before::let_go(&id.container).map_err(|error| not_let_go(&error))?;
+            }
+            Ok(result)
+        }
         Ok(Reply::Error(error)) => Err(error),
         Err(failure) => Err(no_answer(command, &socket, &failure)),
     }
@@ -149,6 +155,11 @@ fn no_answer(command: Command, socket: &str, failure: &Failure) -> CniError {
         Failure::Down(_) | Failure::Lost(_) => "is `tartan agent` running on this node, with this `socket`?",
     };
     CniError::new(code, format!("the agent at {socket} {failure}"), fix)
+}
+
+fn not_let_go(error: &std::io::Error) -> CniError {
+    let msg = format!("what Flannel gave the container cannot be taken back: {error}");
+    CniError::new(code::TRY_LATER, msg, "look at /var/lib/cni/networks and /var/lib/cni/flannel on this node")
 }
 
 fn not_noted(state_dir: &str, error: &std::io::Error) -> CniError {

@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use ipnet::IpNet;
 use tartan_model::{AddressChoice, Condition, Family, HostLink, Node, PerFamily, World};
-use tartan_netstate::LinkName;
+use tartan_netstate::{LinkName, Mac};
 
 /// Annotation: the link to use, by name.
 pub const ANNOTATION_INTERFACE: &str = "tartan.dev/node-address-interface";
@@ -39,6 +39,8 @@ pub struct LocalNode {
     pub fabric_addresses: PerFamily<IpAddr>,
     /// Address ranges whose pods are here.
     pub blocks: Vec<IpNet>,
+    /// The VNI and the MAC that peers on Flannel know its device by, in each underlay family.
+    pub flannel_macs: PerFamily<(u32, Mac)>,
     /// The kernel has IPv6. Where it has not, it knows neither the devices nor the sysctls of it.
     pub ipv6: bool,
 }

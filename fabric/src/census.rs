@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 
 use imbl::OrdMap;
 use ipnet::IpNet;
-use tartan_model::{Advert, Block, Endpoint, Heard, Node, World};
+use tartan_model::{Advert, Block, Condition, Endpoint, Flannel, Heard, Node, World};
 use tartan_netstate::Mac;
 
-use crate::Instance;
+use crate::{Instance, flannel};
 
 /// A peer that has said something about itself, checked. There may be thousands: what follows from its word is not kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,9 +22,14 @@ pub(crate) struct Member {
     pub(crate) advert: Arc<Advert>,
     /// Its lease has not run out.
     pub(crate) live: bool,
-    /// When its lease runs out.
-    until: Instant,
-    sends_changed: Instant,
+    /// When its lease runs out; none: it has none, see `annotated`.
+    until: Option<Instant>,
+    sends_changed: Option<Instant>,
+    /// Its word is what Flannel has annotated its Node with: it hears nobody's word, takes what it always took, and lives
+    /// as long as its Node.
+    pub(crate) annotated: bool,
+    /// Why such a word is not understood.
+    pub(crate) unclear: Option<Box<Condition>>,
     /// Ranges it says are its own and nobody else says so.
     pub(crate) unproven: Box<[IpNet]>,
 }
@@ -72,6 +77,7 @@ struct Seen {
     blocks: OrdMap<IpNet, Arc<Block>>,
     lease: Duration,
     leases_from: Option<Instant>,
+    flannel: Option<Arc<Flannel>>,
     rest: bool,
     local: Arc<str>,
 }
@@ -111,6 +117,7 @@ impl Census {
             blocks: world.blocks.clone(),
             lease: world.config.lease,
             leases_from: world.leases_from,
+            flannel: world.flannel().cloned(),
             rest: world.leases_rest,
             local: world.local.clone(),
         };
@@ -158,7 +165,10 @@ impl Census {
     fn stale(&self, world: &World, now: Instant) -> BTreeSet<Arc<str>> {
         let seen = &self.seen;
         let leases = (seen.lease, seen.leases_from, seen.rest);
-        if leases != (world.config.lease, world.leases_from, world.leases_rest) || seen.local != world.local {
+        let others = (&seen.local, seen.flannel.as_ref());
+        if leases != (world.config.lease, world.leases_from, world.leases_rest)
+            || others != (&world.local, world.flannel())
+        {
             return seen.nodes.keys().chain(world.nodes.keys()).cloned().collect();
         }
         let mut names: BTreeSet<Arc<str>> = seen.nodes.diff(&world.nodes).map(|item| key_of(item).clone()).collect();
@@ -174,16 +184,16 @@ impl Census {
 
     /// A peer gave a sign of life and said nothing new.
     fn renew(&mut self, world: &World, name: &Arc<str>, member: Member) {
-        if let Some(before) = self.peers.get(name) {
-            self.expiry.remove(&(before.until, name.clone()));
+        if let Some(until) = self.peers.get(name).and_then(|before| before.until) {
+            self.expiry.remove(&(until, name.clone()));
         }
         self.expect_sign_of_life(world, name, &member);
         self.peers.insert(name.clone(), Box::new(member));
     }
 
     fn expect_sign_of_life(&mut self, world: &World, name: &Arc<str>, member: &Member) {
-        if member.live && !world.leases_rest {
-            self.expiry.insert((member.until, name.clone()));
+        if let Some(until) = member.until.filter(|_| member.live && !world.leases_rest) {
+            self.expiry.insert((until, name.clone()));
         }
     }
 
@@ -191,7 +201,7 @@ impl Census {
         if member.live {
             self.sends.add(member.sends());
             self.accepts.add(member.accepts().map(|(instance, _)| instance));
-            self.sends_changed.insert((member.sends_changed, name.clone()));
+            self.sends_changed.extend(member.sends_changed.map(|at| (at, name.clone())));
         } else {
             self.not_live.insert(name.clone());
         }
@@ -210,8 +220,8 @@ impl Census {
         if member.live {
             self.sends.sub(member.sends());
             self.accepts.sub(member.accepts().map(|(instance, _)| instance));
-            self.sends_changed.remove(&(member.sends_changed, name.clone()));
-            self.expiry.remove(&(member.until, name.clone()));
+            member.sends_changed.map(|at| self.sends_changed.remove(&(at, name.clone())));
+            member.until.map(|until| self.expiry.remove(&(until, name.clone())));
         } else {
             self.not_live.remove(name);
         }
@@ -223,26 +233,35 @@ impl Census {
     }
 }
 
-/// A peer counts once it has a Node and an Advert that was written for this very Node.
+/// A peer counts once it has a Node and an Advert that was written for this very Node, or Flannel's annotations.
 fn member(world: &World, name: &Arc<str>, now: Instant) -> Option<Member> {
     let node = world.nodes.get(name)?;
-    let heard = world.adverts.get(name)?;
-    let advert = &heard.advert;
-    if !advert.node_uid.is_empty() && !node.uid.is_empty() && advert.node_uid != node.uid {
-        return None;
-    }
+    let of_node = |heard: &&Heard| {
+        let of = &heard.advert.node_uid;
+        of.is_empty() || node.uid.is_empty() || *of == node.uid
+    };
+    let heard = world.adverts.get(name).filter(of_node);
+    let until = heard.map(|heard| world.lease_until(heard));
+    // With the store away nobody can give a sign of life: nobody is declared dead for it.
+    let live = heard.is_some() && (world.leases_rest || until.is_some_and(|until| until > now));
+    let lowered = world.flannel().filter(|_| !live).and_then(|flannel| flannel::lower(flannel, node));
+    let annotated = lowered.is_some();
+    let (advert, unclear) = match lowered {
+        Some(lowered) => (Arc::new(lowered.advert), lowered.wrong.map(Box::new)),
+        None => (heard?.advert.clone(), None),
+    };
     let proven = |range: &IpNet| {
         node.pod_cidrs.iter().any(|cidr| cidr.contains(range)) || world.is_claimed(range, name, &node.uid)
     };
-    let until = world.lease_until(heard);
     Some(Member {
-        node: node.clone(),
-        advert: advert.clone(),
-        // With the store away nobody can give a sign of life: nobody is declared dead for it.
-        live: world.leases_rest || until > now,
-        until,
-        sends_changed: heard.sends_changed,
         unproven: advert.blocks.iter().filter(|range| !proven(range)).copied().collect(),
+        node: node.clone(),
+        advert,
+        live: live || annotated,
+        until: until.filter(|_| !annotated),
+        sends_changed: heard.filter(|_| !annotated).map(|heard| heard.sends_changed),
+        annotated,
+        unclear,
     })
 }
 
@@ -273,10 +292,10 @@ impl Member {
     }
 
     fn same_but_heartbeat(&self, after: &Member) -> bool {
-        let Member { node, advert, live, until: _, sends_changed, unproven } = self;
+        let Member { node, advert, live, until: _, sends_changed, annotated, unclear, unproven } = self;
         advert.same_but_heartbeat(&after.advert)
-            && (node, live, sends_changed, unproven)
-                == (&after.node, &after.live, &after.sends_changed, &after.unproven)
+            && (node, live, sends_changed, annotated, unclear, unproven)
+                == (&after.node, &after.live, &after.sends_changed, &after.annotated, &after.unclear, &after.unproven)
     }
 
     /// Each once, whatever the peer says twice.

@@ -74,10 +74,10 @@ pub(crate) fn own_targets(config: &Config, node: &LocalNode) -> BTreeSet<Instanc
 }
 
 /// The choice for one family of packets to one peer. `usable` is what that peer hears and a next hop leads to, and
-/// what the kernel uses now, which is `current`. Peers that are not live hear no announcements, and none is made for them.
+/// what the kernel uses now, which is `current`. Who does not listen hears no announcements, and none is made for it.
 pub(crate) fn choose(
     ground: &Ground,
-    live: bool,
+    listens: bool,
     usable: &[Instance],
     target: Option<Instance>,
     current: Option<Instance>,
@@ -86,7 +86,7 @@ pub(crate) fn choose(
     let ready = |at: &Instance| usable.contains(at) && (ground.ready.contains(at) || current == Some(*at));
     // What works goes on working where the configured one cannot: off-link, not supported, not yet there.
     let best = target.filter(ready).or(current).or_else(|| usable.iter().copied().find(ready));
-    let free = |at: &Instance| !live || ground.announced.contains(at) || current == Some(*at);
+    let free = |at: &Instance| !listens || ground.announced.contains(at) || current == Some(*at);
     // Somebody may have deleted the route by hand: what both ends hold to meanwhile takes its place, not nothing.
     let agreed = || usable.iter().copied().find(|at| ready(at) && free(at));
     Choice { target, used: best.filter(free).or(current).or_else(agreed), announce: best }

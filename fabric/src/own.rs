@@ -2,8 +2,9 @@
 //! receive side of every instance in use; and which of these are there already.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
-use tartan_model::{Condition, Family, World};
+use tartan_model::{Condition, Family, HostLink, World};
 use tartan_netstate::claims::{FABRIC_LINK_PREFIX, MAIN_TABLE, UNREACHABLE_METRIC};
 use tartan_netstate::{Entry, Key, LinkName, Netns, Object, Owner, Route, Scope, State};
 
@@ -25,6 +26,12 @@ pub(crate) fn state(world: &World, node: &LocalNode, receives: &BTreeSet<Instanc
             sysctl(Key::UplinkSysctl { link, name: "ipv6/accept_ra".into() }, "2");
         }
     }
+    for link in world.host.links.iter().filter(|link| has_pods_from_before(world, link)) {
+        // Pods on a bridge look for all of the node's range on it, and pods of ours are not there.
+        if let Some(link) = LinkName::new(&link.name) {
+            sysctl(Key::UplinkSysctl { link, name: "ipv4/proxy_arp".into() }, "1");
+        }
+    }
     let lo = LinkName::new("lo").expect("lo is a link name");
     for (family, ip) in node.fabric_addresses.iter() {
         let key = Key::Address { ns: Netns::Host, link: lo.clone(), address: Family::host_net(*ip) };
@@ -42,6 +49,12 @@ pub(crate) fn state(world: &World, node: &LocalNode, receives: &BTreeSet<Instanc
         }
     }
     state
+}
+
+/// Whether pods of the network before are on the bridge.
+fn has_pods_from_before(world: &World, link: &HostLink) -> bool {
+    let is_on_it = |address: &IpAddr| link.addresses.iter().any(|net| net.contains(address));
+    *link.kind == *"bridge" && world.given.keys().any(is_on_it)
 }
 
 /// All it takes to hear an instance on this kernel.

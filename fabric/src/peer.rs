@@ -51,6 +51,7 @@ pub(crate) fn plan(
         state.conditions.extend(member.live.then_some(condition));
         return state;
     }
+    state.conditions.extend(member.unclear.as_deref().cloned());
     state.blocks = ownership::blocks(node, census, name, member, &mut state.conditions);
     // With somebody else's fabric there is no way of ours, whatever the peer says.
     let ours = common.config.fabric != FabricMode::None;
@@ -62,7 +63,12 @@ pub(crate) fn plan(
         heard_of.map(|(at, endpoint)| (*at, to_peer(name, member, endpoint))).collect();
     let mut objects = Vec::new();
     for family in Family::ALL.into_iter().filter(|family| world.features.ipv6 || *family == Family::V4) {
-        let target = target(&common.config, node, &advert.addresses, family);
+        let mut target = target(&common.config, node, &advert.addresses, family);
+        if member.annotated && !target.is_some_and(|at| accepted(&at)) {
+            // Whatever is configured, Flannel goes on as it does.
+            let heard = || hears.iter().map(|(at, _)| *at);
+            target = heard().find(|at| *at != Instance::HostGw).or_else(|| heard().next()).or(target);
+        }
         let blocks: Vec<&IpNet> = state.blocks.iter().filter(|block| Family::of_net(block) == family).collect();
         let mut choice = Choice { target, ..Choice::default() };
         if !blocks.is_empty() {
@@ -70,14 +76,16 @@ pub(crate) fn plan(
                 blocks.iter().filter_map(|block| in_kernel(world, common, block)).collect();
             let current = target.filter(|at| kernel.contains(at)).or_else(|| kernel.first().copied());
             // A peer that says "I won't" has not heard yet that packets come: it will when it hears, and waits for that.
-            let kept = current.filter(|at| heard(at) && !accepted(at));
+            // Who has gone over to Flannel will never hear.
+            let kept = current.filter(|at| heard(at) && !accepted(at) && !member.annotated);
             state.clings |= kept.is_some();
             let kept = kept.and_then(|at| Some((at, endpoint_in_kernel(world, at, member, &blocks)?)));
             let mut hears = hears.clone();
             hears.extend(kept.iter().map(|(at, endpoint)| (*at, to_peer(name, member, endpoint))));
             let leads = |(at, peer): &&(Instance, Peer<'_>)| fabric_of(at).hop(node, at, peer, family).is_ok();
             let usable: Vec<Instance> = hears.iter().filter(leads).map(|(at, _)| *at).collect();
-            choice = choose(&common.ground, member.live, &usable, target, current);
+            let listens = member.live && !member.annotated;
+            choice = choose(&common.ground, listens, &usable, target, current);
             if let Some((at, peer)) = hears.iter().find(|(at, _)| Some(*at) == choice.used) {
                 objects.extend(carry(common, at, peer, family, &blocks));
             }
@@ -168,7 +176,8 @@ fn shortfall(
     let node = &common.node;
     // A node without pods of a family has nobody who would miss it.
     node.fabric_addresses.get(family)?;
-    if common.config.fabric == FabricMode::None {
+    // Of a word that is not understood that is said already.
+    if common.config.fabric == FabricMode::None || member.unclear.is_some() {
         return None;
     }
     let now = match choice.used {

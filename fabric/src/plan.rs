@@ -18,7 +18,7 @@ use crate::census::{Census, Claim, Counts};
 use crate::choose::{Ground, own_targets};
 use crate::mtu::{pod_mtu, underlay_mtu};
 use crate::peer::{self, Common, PeerState};
-use crate::{Instance, LocalNode, join, own};
+use crate::{Instance, LocalNode, flannel, join, own};
 
 /// What other planners and the kernel say about this node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -91,9 +91,11 @@ pub fn plan<'a>(memo: &'a mut Memo, world: &World, owned: &Owned, now: Instant) 
         uplinks,
         fabric_addresses: owned.fabric_addresses,
         blocks: owned.blocks.clone(),
+        flannel_macs: world.local_node().map(|node| flannel::macs(node)).unwrap_or_default(),
         ipv6: world.features.ipv6,
     };
-    let own_targets = own_targets(&world.config, &node);
+    let mut own_targets = own_targets(&world.config, &node);
+    own_targets.extend(world.flannel().into_iter().flat_map(|flannel| flannel::instances(flannel)));
     let word = advert::word(world);
     let mut changed = memo.census.update(world, now);
     changed.append(&mut memo.rerouted(world));

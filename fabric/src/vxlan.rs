@@ -100,7 +100,14 @@ fn link_local(mac: Mac) -> Ipv6Addr {
     Ipv6Addr::new(0xfe80, 0, 0, 0, ((a ^ 2) << 8) | b, (c << 8) | 0xff, 0xfe00 | d, (e << 8) | f)
 }
 
-/// The same after every restart, whatever else changes; different on every node and for every instance.
+/// The same after every restart, whatever else changes; different on every node and, but for what Flannel had, for every
+/// instance.
 fn vtep_mac(node: &LocalNode, at: &Instance) -> Mac {
+    if let Instance::Vxlan { underlay, vni, .. } = at
+        && let Some((of, mac)) = node.flannel_macs.get(*underlay)
+        && of == vni
+    {
+        return *mac;
+    }
     Mac::stable(stable_hash(&format!("{} {at}", node.name)))
 }

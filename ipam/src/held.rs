@@ -228,4 +228,5 @@ fn gives_out(world: &World, block: &Block) -> bool {
 
 pub(crate) fn has_pods(world: &World, range: &IpNet) -> bool {
     world.attachments.values().any(|pod| pod.addresses.iter().any(|(_, address)| range.contains(address)))
+        || world.given.keys().any(|address| range.contains(address))
 }

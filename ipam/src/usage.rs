@@ -38,6 +38,15 @@ pub(crate) fn of(world: &World, held: &Held, own: &PerFamily<IpAddr>, now: Insta
             taken.push(Span::one(*address));
         }
     }
+    // The network before has an address of the range on its bridge.
+    let host = world.host.links.iter().flat_map(|link| &link.addresses);
+    let host = host.filter(|own| held.cidr.contains(&own.addr())).map(|own| Span::one(own.addr()));
+    taken.extend(host);
+    let given = world.given.range(held.cidr.network()..=held.cidr.broadcast()).map(|(address, _)| *address);
+    for address in given {
+        usage.used += 1;
+        taken.push(Span::one(address));
+    }
     for (address, at) in world.released.range(held.cidr.network()..=held.cidr.broadcast()) {
         let rested = *at + world.config.cooldown;
         if rested > now {
@@ -122,6 +131,7 @@ fn not_own(world: &World, held: &Held) -> Vec<Span> {
     let whole = Span::of(&held.cidr);
     let parts = held.without.iter().filter_map(|part| whole.and(Span::of(part)));
     let pods = world.attachments.values().filter_map(|pod| pod.addresses.get(held.family()));
+    let pods = pods.chain(world.given.keys());
     let pods = pods.filter(|address| held.cidr.contains(*address)).map(|address| Span::one(*address));
     range::merged(parts.chain(pods).collect())
 }

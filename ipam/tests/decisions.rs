@@ -2,11 +2,12 @@
 
 mod node;
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use node::{Setup, advert, block, given, node, pool, reservation};
 use tartan_ipam::{Claim, Memo, Request};
-use tartan_model::{Holder, Object, PerFamily};
+use tartan_model::{Holder, Host, HostLink, Object, PerFamily};
 
 /// What a request comes to: the addresses, or the words of the refusal.
 fn answer(setup: &Setup, namespace: &str, asked: &str) -> String {
@@ -83,6 +84,41 @@ fn a_pod_cidr_is_a_block() {
     check(&setup, "a", "", "10.1.0.1 fd01::7");
     assert_eq!(conditions(&setup), [""; 0]);
     assert_eq!(claims(&setup), [""; 0]);
+}
+
+/// A bridge of before has pods, and its own address; what it let go of is given out.
+#[test]
+fn what_the_network_before_gave_out_is_kept_clear_of() {
+    let mut setup = Setup::new([node("n1", "10.1.0.0/29 fd01::/125")]);
+    let with = |setup: &mut Setup, addresses: &str| {
+        let given = addresses
+            .split_whitespace()
+            .map(|ip| (ip.parse::<IpAddr>().expect("an address"), std::sync::Arc::from("c1")));
+        setup.world.given = given.collect();
+    };
+    check(&setup, "shop", "", "10.1.0.1 fd01::1");
+    with(&mut setup, "10.1.0.1 10.1.0.3 fd01::1");
+    check(&setup, "shop", "", "10.1.0.2 fd01::2");
+    setup.attach("a", "10.1.0.2 fd01::2");
+    check(&setup, "shop", "", "10.1.0.4 fd01::3");
+    with(&mut setup, "10.1.0.3 192.0.2.1");
+    check(&setup, "shop", "", "10.1.0.1 fd01::1");
+    let link = |name: &str, address: &str| HostLink {
+        name: name.into(),
+        kind: "bridge".into(),
+        mtu: 1450,
+        up: true,
+        loopback: false,
+        addresses: vec![address.parse().expect("an address")],
+        accept_ra: 0,
+    };
+    let links = vec![link("cni0", "10.1.0.1/29"), link("flannel.1", "10.1.0.0/32")];
+    setup.world.host = std::sync::Arc::new(Host { links, ..Host::default() });
+    check(&setup, "shop", "", "10.1.0.4 fd01::1");
+    assert_eq!(blocks(&setup), "10.1.0.0/29 fd01::/125; own 10.1.0.0 fd01::", "Flannel had it for the node, too");
+    with(&mut setup, "10.1.0.3 10.1.0.4 10.1.0.5 10.1.0.6");
+    let refused = answer(&setup, "shop", "");
+    assert!(refused.contains("podCIDR 10.1.0.0/29 (8 addresses: 5 used"), "{refused}");
 }
 
 #[test]

@@ -263,6 +263,16 @@ pub(crate) fn decode(message: &LinkMessage, far: bool) -> Option<Link> {
     Some(Link { kind, mac, mtu, group, up: message.header.flags.contains(LinkFlags::Up) })
 }
 
+/// Whether the kernel has only one of the two: VXLAN devices of one VNI at one port of one family.
+pub(crate) fn is_rival(one: &Link, other: &Link) -> bool {
+    match (&one.kind, &other.kind) {
+        (LinkKind::Vxlan(one), LinkKind::Vxlan(other)) => {
+            (one.vni, one.port, one.local.is_ipv4()) == (other.vni, other.port, other.local.is_ipv4())
+        }
+        _ => false,
+    }
+}
+
 fn local_of(infos: &[InfoIpTunnel]) -> Ipv4Addr {
     let local = infos.iter().find_map(|info| match info {
         InfoIpTunnel::Local(IpAddr::V4(local)) => Some(*local),

@@ -2,7 +2,7 @@
 //!
 //! Invariant: steps keep their order, a failed step stops no other, and to find gone what is to be deleted is success.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
@@ -12,6 +12,7 @@ use netlink_packet_route::RouteNetlinkMessage;
 use nix::errno::Errno;
 use nix::net::if_::if_nametoindex;
 use tartan_model::Family;
+use tartan_netstate::claims::FLANNEL_LINK_PREFIX;
 use tartan_netstate::{Key, Link, LinkKind, LinkName, Netns, Object, Op, Owner, Route, Scope};
 
 use crate::netlink::{Netlink, Refusal, Request};
@@ -39,6 +40,8 @@ struct Run<'a> {
     /// Requests not sent yet, and the step each belongs to.
     requests: Vec<Request>,
     about: Vec<usize>,
+    /// Steps that were done in another way after they were refused: the rest of their requests came too early.
+    done: BTreeSet<usize>,
     failures: Vec<Failure>,
 }
 
@@ -57,6 +60,7 @@ impl Namespace {
             indexes: BTreeMap::new(),
             requests: Vec::new(),
             about: Vec::new(),
+            done: BTreeSet::new(),
             failures: Vec::new(),
         };
         run.all();
@@ -264,6 +268,9 @@ impl Run<'_> {
     }
 
     fn refused(&mut self, at: usize, refusal: Refusal) {
+        if self.done.contains(&at) {
+            return;
+        }
         let op = &self.steps[at].0;
         let gone =
             matches!(refusal.errno, Errno::ENOENT | Errno::ESRCH | Errno::ENODEV | Errno::EADDRNOTAVAIL | Errno::ENXIO);
@@ -290,7 +297,41 @@ impl Run<'_> {
                     self.fail(at, error);
                 }
             }
+            (Op::Create(key @ Key::Link { link, .. }, Object::Link(new)), Errno::EEXIST)
+                if matches!(new.kind, LinkKind::Vxlan(_)) =>
+            {
+                match self.device_taken(key, link, new) {
+                    Ok(()) => drop(self.done.insert(at)),
+                    Err(error) => self.fail(at, error),
+                }
+            }
             _ => self.fail(at, refusal.doing(doing(op))),
+        }
+    }
+
+    /// Another device has the VNI at that port. Flannel's goes, with its routes, in the moment in which ours comes.
+    fn device_taken(&mut self, key: &Key, name: &LinkName, wanted: &Link) -> Result<(), KernelError> {
+        let links = self.inside.netlink.dump("links", link::list())?;
+        let theirs = links.iter().find_map(|message| match message {
+            RouteNetlinkMessage::NewLink(message) => {
+                let same = link::decode(message, false).is_some_and(|there| link::is_rival(&there, wanted));
+                link::name(message).filter(|theirs| same && theirs != name)
+            }
+            _ => None,
+        });
+        let what = key.to_string();
+        let Some(theirs) = theirs else {
+            return Err(KernelError::Conflict { what, theirs: format!("see `ip -details link show {name}`") });
+        };
+        if !theirs.as_str().starts_with(FLANNEL_LINK_PREFIX) {
+            let theirs = format!("{theirs} has that VNI at that port: see `ip -details link show {theirs}`");
+            return Err(KernelError::Conflict { what, theirs });
+        }
+        let mut requests = vec![link::condemn(&theirs), link::bury()];
+        requests.extend(link::create(name, wanted, None));
+        match self.inside.netlink.batch(&requests).into_iter().find_map(Result::err) {
+            Some(refusal) => Err(refusal.doing(format!("put {name} in the place of {theirs}"))),
+            None => Ok(()),
         }
     }
 
@@ -311,22 +352,27 @@ impl Run<'_> {
         Err(KernelError::Conflict { what: key.to_string(), theirs: format!("see `ip address show dev {link}`") })
     }
 
-    /// Something is where a route should be made: our own, which the mirror did not know, or another program's.
+    /// Something is where a route should be made: our own, which the mirror did not know, or another program's. One by which
+    /// packets go where ours sends them is as good as ours, and becomes it: Flannel's IPv6 routes have our metric.
     fn route_taken(&mut self, key: &Key, place: route::Place, wanted: &Route) -> Result<(), KernelError> {
-        let ours = self.inside.netlink.dump("routes", route::list(Family::of_net(&place.dst), None))?;
-        let ours = ours.iter().any(|message| match message {
-            RouteNetlinkMessage::NewRoute(message) => {
-                route::decode(message).is_some_and(|found| found.ours && found.place == place)
-            }
+        let oif = self.output(wanted)?;
+        let next_hop = |route: &Route, oif| route.via.map(|via| (route.kind, via, oif));
+        let family = Family::of_net(&place.dst);
+        let mut there = self.inside.netlink.dump("routes", route::list(family, None))?;
+        there.extend(self.inside.netlink.dump("routes", route::list_main(family))?);
+        let as_good = there.iter().any(|message| match message {
+            RouteNetlinkMessage::NewRoute(message) => route::decode(message).is_some_and(|found| {
+                let same = || next_hop(wanted, oif).is_some_and(|hop| next_hop(&found.route, found.oif) == Some(hop));
+                found.place == place && (found.ours || same())
+            }),
             _ => false,
         });
-        if !ours {
+        if !as_good {
             return Err(KernelError::Conflict {
                 what: key.to_string(),
                 theirs: format!("see `ip route show exact {} table {}`", place.dst, place.table),
             });
         }
-        let oif = self.output(wanted)?;
         match self.inside.netlink.batch(&[route::replace(place, wanted, oif)]).pop() {
             Some(Err(refusal)) => Err(refusal.doing(format!("replace {key}"))),
             _ => Ok(()),

@@ -257,6 +257,35 @@ fn a_link_goes_and_tells_of_itself_but_not_of_its_ipv4_routes() {
     });
 }
 
+/// The kernel has one device of a VNI at a port.
+#[test]
+fn flannels_device_makes_room_and_others_do_not() {
+    Netns::new().run(|| {
+        let mut kernel = Linux::open().unwrap();
+        let theirs = |name: &str| format!("ip link add {name} type vxlan id 1 local 192.0.2.1 dstport 8472 nolearning");
+        sh(&theirs("flannel.1"));
+        sh("ip link set flannel.1 up; ip address add 10.244.1.0/32 dev flannel.1");
+        sh("ip route add 10.2.0.0/24 via 10.2.0.0 dev flannel.1 onlink");
+        sh("ip link add flannel-v6.1 type vxlan id 1 local 2001:db8::1 dstport 8472 nolearning");
+        assert_eq!(kernel.apply(&create([vxlan(), neigh(VXLAN), fdb(), route(VXLAN)])), []);
+        let state = kernel.read(&Scope::Link(name(VXLAN))).unwrap();
+        for (key, object) in [vxlan(), neigh(VXLAN), fdb(), route(VXLAN)] {
+            assert!(state.holds(&key, &object), "{key}: {state:#?}");
+        }
+        let links = shell("ip -brief link");
+        assert!(!links.contains("flannel.1") && links.contains("flannel-v6.1"), "{links}");
+
+        assert_eq!(kernel.apply(&delete(vxlan())), []);
+        sh(&theirs("other0"));
+        let error = only_error(kernel.apply(&create([vxlan()])));
+        assert!(
+            matches!(&error, KernelError::Conflict { theirs, .. } if theirs.contains("other0 has that VNI")),
+            "{error}"
+        );
+        assert!(shell("ip -brief link").contains("other0"));
+    });
+}
+
 #[test]
 fn a_route_of_others_is_left_alone() {
     on_both(|machine| {
@@ -268,6 +297,34 @@ fn a_route_of_others_is_left_alone() {
         assert_eq!(machine.kernel().apply(&delete(route(VXLAN))), []);
         let failures = machine.kernel().apply(&create([route(VXLAN)]));
         assert!(matches!(only_error(failures), KernelError::Conflict { .. }), "theirs is still there");
+    });
+}
+
+/// The same way to the same place, in whosever name.
+#[test]
+fn a_route_of_others_that_is_as_ours_is_taken_over() {
+    Netns::new().run(|| {
+        let mut kernel = Linux::open().unwrap();
+        assert_eq!(kernel.apply(&create([vxlan()])), []);
+        sh(&format!("ip address add 2001:db8::1/64 dev {VXLAN} nodad; ip address add 192.0.2.1/24 dev {VXLAN}"));
+        for (dst, via, another) in
+            [("fd02::/64", "2001:db8::2", "2001:db8::3"), ("10.2.0.0/24", "192.0.2.2", "192.0.2.3")]
+        {
+            let key = Key::Route {
+                ns: Ns::Host,
+                table: claims::MAIN_TABLE,
+                dst: dst.parse().unwrap(),
+                metric: claims::ROUTE_METRIC,
+            };
+            let to = |via: &str| Route { via: Some(via.parse().unwrap()), ..Route::on_link(name(VXLAN)) };
+            sh(&format!("ip route add {dst} via {via} metric 1024 dev {VXLAN}"));
+            let failures = kernel.apply(&create([(key.clone(), Object::Route(to(another).into()))]));
+            assert!(matches!(only_error(failures), KernelError::Conflict { .. }), "{dst} leads elsewhere");
+            let ours = Object::Route(to(via).into());
+            assert_eq!(kernel.apply(&create([(key.clone(), ours.clone())])), []);
+            let scope = Scope::Routes(Family::of_net(&dst.parse().unwrap()));
+            assert!(kernel.read(&scope).unwrap().holds(&key, &ours), "{dst}");
+        }
     });
 }
 

@@ -35,11 +35,20 @@ pub struct Placement {
 }
 
 /// What those who place pods on nodes are told of one.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Availability {
     /// Of no other Node of that name.
     pub node_uid: Arc<str>,
     pub available: bool,
+}
+
+/// What a Node's annotations are to say to programs that are not Tartan's.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Annotations {
+    /// Of no other Node of that name.
+    pub node_uid: Arc<str>,
+    /// None: there is to be none of that key.
+    pub values: BTreeMap<&'static str, Option<String>>,
 }
 
 /// What a node tells its peers about itself.

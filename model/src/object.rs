@@ -4,7 +4,8 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::{
-    Advert, Block, Condition, Config, Namespace, Node, NodeNetwork, Pod, PolicyMode, PolicyText, Pool, Reservation,
+    Advert, Block, Condition, Config, Flannel, Namespace, Node, NodeNetwork, Pod, PolicyMode, PolicyText, Pool,
+    Reservation,
 };
 
 /// The kinds Tartan reads.
@@ -18,6 +19,8 @@ pub enum Kind {
     IpBlock,
     Namespace,
     Pod,
+    /// Flannel's alone.
+    ConfigMap,
     NetworkPolicy,
     ClusterNetworkPolicy,
     AdminNetworkPolicy,
@@ -48,6 +51,7 @@ pub enum Object {
     Block(Arc<Block>),
     Namespace(Arc<Namespace>),
     Pod(Arc<Pod>),
+    Flannel(Arc<Flannel>),
     Policy(Arc<PolicyText>),
 }
 
@@ -100,7 +104,7 @@ impl From<Advert> for Object {
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Kind; 12] = [
+    pub const ALL: [Kind; 13] = [
         Kind::Node,
         Kind::NetworkConfig,
         Kind::NodeNetwork,
@@ -109,6 +113,7 @@ impl Kind {
         Kind::IpBlock,
         Kind::Namespace,
         Kind::Pod,
+        Kind::ConfigMap,
         Kind::NetworkPolicy,
         Kind::ClusterNetworkPolicy,
         Kind::AdminNetworkPolicy,
@@ -144,6 +149,7 @@ impl Kind {
             Kind::IpBlock => "IPBlock",
             Kind::Namespace => "Namespace",
             Kind::Pod => "Pod",
+            Kind::ConfigMap => "ConfigMap",
             Kind::NetworkPolicy => "NetworkPolicy",
             Kind::ClusterNetworkPolicy => "ClusterNetworkPolicy",
             Kind::AdminNetworkPolicy => "AdminNetworkPolicy",
@@ -153,7 +159,7 @@ impl Kind {
 
     /// Whether its objects are in namespaces.
     pub fn is_namespaced(self) -> bool {
-        matches!(self, Kind::Pod | Kind::NetworkPolicy)
+        matches!(self, Kind::Pod | Kind::ConfigMap | Kind::NetworkPolicy)
     }
 }
 

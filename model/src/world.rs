@@ -17,8 +17,8 @@ use tartan_netstate::{Key, Owner, PodNetns, State};
 use crate::host::Part;
 use crate::object::{Kind, Object, ObjectId, Revision, StoreEvent};
 use crate::{
-    Advert, Attachment, Block, Condition, Config, Features, Heard, Host, Namespace, Node, NodeCondition, NodeNetwork,
-    Pod, PolicyText, Pool, Reservation, Said,
+    Advert, Attachment, Block, Condition, Config, Features, Flannel, Heard, Host, Namespace, Node, NodeCondition,
+    NodeNetwork, Pod, PolicyText, Pool, Reservation, Said,
 };
 
 /// What a node knows.
@@ -38,12 +38,16 @@ pub struct World {
     pub namespaces: OrdMap<Arc<str>, Arc<Namespace>>,
     /// Every node's pods, by `NAMESPACE/NAME`.
     pub pods: OrdMap<Arc<str>, Arc<Pod>>,
+    /// What Flannel's ConfigMaps say, by `NAMESPACE/NAME`.
+    pub flannels: OrdMap<Arc<str>, Arc<Flannel>>,
     /// Policies of every kind.
     pub policies: OrdMap<ObjectId, Arc<PolicyText>>,
     /// This node's pods, by id.
     pub attachments: OrdMap<Arc<str>, Arc<Attachment>>,
     /// When an address of this node was last given back.
     pub released: OrdMap<IpAddr, Instant>,
+    /// Addresses that the network before gave to containers of this node, which still have them.
+    pub given: OrdMap<IpAddr, Arc<str>>,
     /// Links and addresses of the node that are not ours.
     pub host: Arc<Host>,
     /// What went from it a moment ago, and when.
@@ -128,6 +132,11 @@ impl World {
         self.nodes.get(&self.local)
     }
 
+    /// The Flannel that is spoken in this cluster; none where it has none. Of two the first by name.
+    pub fn flannel(&self) -> Option<&Arc<Flannel>> {
+        self.flannels.values().next()
+    }
+
     /// Whether everything of the kind has been known once: a list was complete, and nothing in it stayed unread. Before,
     /// an absence proves nothing.
     pub fn is_synced(&self, kind: Kind) -> bool {
@@ -175,6 +184,7 @@ impl World {
             blocks: self.blocks.clone(),
             namespaces: self.namespaces.clone(),
             pods: self.pods.clone(),
+            flannels: self.flannels.clone(),
             policies: self.policies.clone(),
             ..World::default()
         }
@@ -342,6 +352,7 @@ impl World {
             Object::Block(block) => put(&mut self.blocks, block.cidr, block),
             Object::Namespace(namespace) => put(&mut self.namespaces, id.name, namespace),
             Object::Pod(pod) => put(&mut self.pods, id.name, pod),
+            Object::Flannel(flannel) => put(&mut self.flannels, id.name, flannel),
             Object::Policy(policy) => put(&mut self.policies, id, policy),
         }
     }
@@ -366,6 +377,7 @@ impl World {
             }
             Kind::Namespace => drop(self.namespaces.remove(&id.name)),
             Kind::Pod => drop(self.pods.remove(&id.name)),
+            Kind::ConfigMap => drop(self.flannels.remove(&id.name)),
             Kind::NetworkPolicy
             | Kind::ClusterNetworkPolicy
             | Kind::AdminNetworkPolicy
@@ -429,6 +441,7 @@ impl World {
             Kind::IpBlock => self.blocks.keys().map(|range| Block::name_of(range).into()).collect(),
             Kind::Namespace => self.namespaces.keys().cloned().collect(),
             Kind::Pod => self.pods.keys().cloned().collect(),
+            Kind::ConfigMap => self.flannels.keys().cloned().collect(),
             Kind::NetworkPolicy
             | Kind::ClusterNetworkPolicy
             | Kind::AdminNetworkPolicy

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tartan_model::{
-    Advert, Block, Condition, Config, FabricMode, Features, Kind, Labels, Namespace, Node, NodeCondition, Object,
-    ObjectId, PerFamily, Pod, PolicyMode, PolicyText, Pool, Reservation, Selector, StoreEvent, World,
+    Advert, Block, Condition, Config, FabricMode, Features, Flannel, FlannelBackend, Kind, Labels, Namespace, Node,
+    NodeCondition, Object, ObjectId, PerFamily, Pod, PolicyMode, PolicyText, Pool, Reservation, Selector, StoreEvent,
+    World,
 };
 
 use StoreEvent::{Away, Init, Invalid, Synced};
@@ -88,6 +89,9 @@ fn object(kind: Kind, name: &str, seed: u8) -> Object {
             }
             .into(),
         ),
+        Kind::ConfigMap => Object::Flannel(
+            Flannel { networks: PerFamily::default(), backend: FlannelBackend::Other(seed.to_string().into()) }.into(),
+        ),
         Kind::NetworkPolicy
         | Kind::ClusterNetworkPolicy
         | Kind::AdminNetworkPolicy
@@ -149,6 +153,9 @@ fn known(world: &World, kind: Kind) -> String {
             world.namespaces.iter().map(|(name, namespace)| format!("{name}={}", seed_of(&namespace.labels))).collect()
         }
         Kind::Pod => world.pods.iter().map(|(name, pod)| format!("{name}={}", seed_of(&pod.labels))).collect(),
+        Kind::ConfigMap => {
+            world.flannels.iter().map(|(name, flannel)| format!("{name}={}", flannel.backend.as_str())).collect()
+        }
         Kind::NetworkPolicy
         | Kind::ClusterNetworkPolicy
         | Kind::AdminNetworkPolicy

@@ -14,6 +14,9 @@ pub const NEIGH_PROTOCOL: u8 = 84;
 pub const POD_LINK_PREFIX: &str = "ttp";
 /// First letters of a link that carries packets to other nodes.
 pub const FABRIC_LINK_PREFIX: &str = "ttx";
+/// First letters of Flannel's devices: one in whose place ours has to be, since the kernel has only one with that VNI and port,
+/// goes.
+pub const FLANNEL_LINK_PREFIX: &str = "flannel";
 /// `IFLA_GROUP` of the host end of every pod link: what filters and counts "our pods" matches on.
 pub const POD_LINK_GROUP: u32 = 0x7474;
 /// `IFLA_GROUP` of a link on its way out: one message deletes the whole group.

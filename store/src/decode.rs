@@ -15,6 +15,7 @@ use self::fault::Fault;
 mod config;
 mod fault;
 mod fields;
+mod flannel;
 mod json;
 mod locate;
 mod node;
@@ -48,7 +49,7 @@ pub struct Refused {
 }
 
 /// The kinds and the `apiVersion` each is read from.
-const KINDS: [(Kind, &str); 12] = [
+const KINDS: [(Kind, &str); 13] = [
     (Kind::Node, "v1"),
     (Kind::NetworkConfig, tartan::API_VERSION),
     (Kind::NodeNetwork, tartan::API_VERSION),
@@ -57,6 +58,7 @@ const KINDS: [(Kind, &str); 12] = [
     (Kind::IpBlock, tartan::API_VERSION),
     (Kind::Namespace, "v1"),
     (Kind::Pod, "v1"),
+    (Kind::ConfigMap, "v1"),
     (Kind::NetworkPolicy, policies::NETWORKING_API_VERSION),
     (Kind::ClusterNetworkPolicy, policies::CLUSTER_API_VERSION),
     (Kind::AdminNetworkPolicy, policies::ADMIN_API_VERSION),
@@ -122,6 +124,7 @@ pub fn encode(id: &ObjectId, object: &Object) -> serde_yaml_ng::Value {
         Object::Block(block) => serde_yaml_ng::to_value(pool::encode_block(block)),
         Object::Namespace(namespace) => serde_yaml_ng::to_value(workload::encode_namespace(namespace)),
         Object::Pod(pod) => serde_yaml_ng::to_value(workload::encode_pod(&id.name, pod)),
+        Object::Flannel(flannel) => serde_yaml_ng::to_value(flannel::encode(&id.name, flannel)),
         Object::Policy(policy) => Ok(policy::encode(id, version(id.kind), policy)),
     };
     document.expect("the types of api are maps with text keys, lists and scalars")
@@ -173,6 +176,7 @@ fn decode(ObjectId { kind, name }: &ObjectId, body: &str) -> Result<Object, Faul
         Kind::IpBlock => pool::decode_block(&fault::typed(body)?).map(|read| Object::Block(read.into())),
         Kind::Namespace => workload::decode_namespace(&fault::typed(body)?).map(|read| Object::Namespace(read.into())),
         Kind::Pod => workload::decode_pod(&fault::typed(body)?).map(|read| Object::Pod(read.into())),
+        Kind::ConfigMap => flannel::decode(&fault::typed(body)?).map(|read| Object::Flannel(read.into())),
         Kind::NetworkPolicy
         | Kind::ClusterNetworkPolicy
         | Kind::AdminNetworkPolicy

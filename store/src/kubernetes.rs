@@ -99,6 +99,7 @@ impl Store for KubernetesStore {
         Box::pin(async move {
             match word {
                 Word::Available(word) => placement::tell(&self.client, &about, &word).await,
+                Word::Annotated(word) => placement::annotate(&self.client, &about, &word).await,
                 Word::Diagnosis(conditions) => diagnosis::tell(&self.client, &about, &conditions).await,
             }
         })
@@ -119,10 +120,19 @@ fn collection(kind: Kind) -> &'static str {
         Kind::IpReservation => "/apis/projectcalico.org/v3/ipreservations",
         Kind::Namespace => "/api/v1/namespaces",
         Kind::Pod => "/api/v1/pods",
+        Kind::ConfigMap => "/api/v1/configmaps",
         Kind::NetworkPolicy => "/apis/networking.k8s.io/v1/networkpolicies",
         Kind::ClusterNetworkPolicy => "/apis/policy.networking.k8s.io/v1alpha2/clusternetworkpolicies",
         Kind::AdminNetworkPolicy => "/apis/policy.networking.k8s.io/v1alpha1/adminnetworkpolicies",
         Kind::BaselineAdminNetworkPolicy => "/apis/policy.networking.k8s.io/v1alpha1/baselineadminnetworkpolicies",
+    }
+}
+
+/// What the API server is to leave out of a kind, as the beginning of a query: of ConfigMaps, all that are not Flannel's.
+fn selector(kind: Kind) -> &'static str {
+    match kind {
+        Kind::ConfigMap => "fieldSelector=metadata.name%3Dkube-flannel-cfg&",
+        _ => "",
     }
 }
 

@@ -9,7 +9,7 @@ use std::future::Future;
 use std::pin::Pin;
 
 use futures_core::Stream;
-use tartan_model::{Availability, Condition, Kind, Object, ObjectId, Revision, StoreEvent};
+use tartan_model::{Annotations, Availability, Condition, Kind, Object, ObjectId, Revision, StoreEvent};
 
 pub mod decode;
 pub mod file;
@@ -44,10 +44,12 @@ pub trait Store: Send + Sync {
 }
 
 /// Something about an object that is no part of what Tartan writes into objects.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Word {
     /// Whether a Node's network is there, for those who place pods. Once it is, the Node's startup taint goes.
     Available(Availability),
+    /// What a Node's annotations are to say.
+    Annotated(Annotations),
     /// What is wrong with an object, for its owner; nothing, if that list is empty.
     Diagnosis(Vec<Condition>),
 }

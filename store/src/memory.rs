@@ -145,6 +145,27 @@ impl Store for MemoryStore {
     }
 }
 
+/// The Node as a word about it leaves it.
+fn told(there: &Node, word: &Word) -> Node {
+    let mut node = there.clone();
+    match word {
+        Word::Available(word) => {
+            let startup_taint = there.placement.startup_taint && !word.available;
+            node.placement = Placement { unavailable: Some(!word.available), startup_taint };
+        }
+        Word::Annotated(word) => {
+            for (key, value) in &word.values {
+                match value {
+                    Some(value) => node.annotations.insert((*key).to_owned(), value.clone()),
+                    None => node.annotations.remove(*key),
+                };
+            }
+        }
+        Word::Diagnosis(_) => {}
+    }
+    node
+}
+
 // === impl Inner ===
 
 impl Inner {
@@ -152,20 +173,19 @@ impl Inner {
         if let Some(why) = &self.away {
             return Err(WriteError::Away(why.clone()));
         }
-        let word = match word {
+        let of_uid = match &word {
             Word::Diagnosis(conditions) => {
-                self.diagnoses.insert(about, conditions);
+                self.diagnoses.insert(about, conditions.clone());
                 return Ok(());
             }
-            Word::Available(word) => word,
+            Word::Available(word) => &word.node_uid,
+            Word::Annotated(word) => &word.node_uid,
         };
         let Some(Object::Node(there)) = self.objects.get(&about).map(|held| &held.object) else { return Ok(()) };
-        if there.uid != word.node_uid {
+        if there.uid != *of_uid {
             return Err(WriteError::Conflict(about));
         }
-        let startup_taint = there.placement.startup_taint && !word.available;
-        let placement = Placement { unavailable: Some(!word.available), startup_taint };
-        let node = Node { placement, ..(**there).clone() };
+        let node = told(there, &word);
         self.put(about, Object::Node(node.into()), &Expect::Any).map(drop)
     }
 

@@ -212,7 +212,7 @@ fn each_object_is_told_what_is_wrong_with_it() {
         let plan = plan(memo, world, &BTreeMap::new(), None, began);
         let reasons = |word: &Word| match word {
             Word::Diagnosis(said) => said.iter().map(|condition| condition.reason).collect(),
-            Word::Available(_) => panic!("an operator places no pods"),
+            Word::Available(_) | Word::Annotated(_) => panic!("an operator places no pods"),
         };
         plan.words.iter().map(|(id, word)| (id.to_string(), reasons(word))).collect()
     };

@@ -208,6 +208,7 @@ fn is_shared(a: &World, b: &World) -> bool {
         && a.blocks.ptr_eq(&b.blocks)
         && a.namespaces.ptr_eq(&b.namespaces)
         && a.pods.ptr_eq(&b.pods)
+        && a.flannels.ptr_eq(&b.flannels)
         && a.policies.ptr_eq(&b.policies)
 }
 
@@ -226,5 +227,6 @@ fn is_same(a: &World, b: &World) -> bool {
         && a.blocks.diff(&b.blocks).next().is_none()
         && a.namespaces.diff(&b.namespaces).next().is_none()
         && a.pods.diff(&b.pods).next().is_none()
+        && a.flannels.diff(&b.flannels).next().is_none()
         && a.policies.diff(&b.policies).next().is_none()
 }

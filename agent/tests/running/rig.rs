@@ -294,6 +294,11 @@ impl Running {
         addresses(&self.cni(Command::Add, container).await.unwrap())
     }
 
+    /// What the network before has given to containers that still run.
+    pub(crate) async fn given(&self, given: tartan_agent::beside::Given) {
+        assert!(self.inbox.send(Input::Given(given)).await.is_ok(), "the agent has ended");
+    }
+
     pub(crate) async fn hung_up(&self) {
         assert!(
             self.inbox.send(Input::Heard(Command::Add, Outcome::Unheard, Duration::ZERO)).await.is_ok(),

@@ -106,7 +106,9 @@ fn id_of(object: &Object) -> ObjectId {
         Object::Block(block) => (Kind::IpBlock, Block::name_of(&block.cidr).into()),
         Object::NodeNetwork(network) => (Kind::NodeNetwork, network.advert.node.clone()),
         Object::Config(_) => (Kind::NetworkConfig, "default".into()),
-        Object::Namespace(_) | Object::Pod(_) | Object::Policy(_) => panic!("allocation reads none of these"),
+        Object::Namespace(_) | Object::Pod(_) | Object::Flannel(_) | Object::Policy(_) => {
+            panic!("allocation reads none of these")
+        }
     };
     ObjectId { kind, name }
 }

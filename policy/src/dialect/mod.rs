@@ -58,7 +58,8 @@ pub fn lower(id: &ObjectId, text: &PolicyText) -> Lowered {
         | Kind::IpReservation
         | Kind::IpBlock
         | Kind::Namespace
-        | Kind::Pod => Vec::new(),
+        | Kind::Pod
+        | Kind::ConfigMap => Vec::new(),
     };
     let policies = policies.into_iter().map(|(rank, policy)| (rank, Arc::new(policy))).collect();
     Lowered { policies, said: reader.into_said() }

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use imbl::OrdMap;
 use imbl::ordmap::DiffItem;
 use ipnet::IpNet;
+use tartan_api::flannel::MANAGED;
 use tartan_model::{Attachment, Block, Family, Heard, Labels, Namespace, Node, Pod, Pool, World};
 
 use super::known::{Addresses, Claimant, Claimants};
@@ -135,7 +136,10 @@ pub(crate) fn node_addresses(
     let told = advert.into_iter().flat_map(|heard| {
         heard.advert.addresses.iter().chain(heard.advert.fabric_addresses.iter()).map(|(_, address)| *address)
     });
-    listed.chain(told).collect()
+    // A node of Flannel's tells nobody, and has the first address of its subnet.
+    let is_flannels = |node: &&Arc<Node>| node.annotations.contains_key(MANAGED);
+    let firsts = node.filter(is_flannels).into_iter().flat_map(|node| node.pod_cidrs.iter().map(IpNet::network));
+    listed.chain(told).chain(firsts).collect()
 }
 
 // === impl Dirty ===

@@ -6,7 +6,7 @@ use serde::de::DeserializeOwned;
 use tartan_model::{Condition, Kind, Object, ObjectId};
 
 use super::fault::{self, Fault};
-use super::{node, policy, pool, workload};
+use super::{flannel, node, policy, pool, workload};
 
 /// Reads one object. `origin` names where it is from in conditions.
 pub(crate) fn from_json(id: &ObjectId, origin: &str, json: &str) -> Result<Object, Condition> {
@@ -28,6 +28,7 @@ fn decode(id: &ObjectId, json: &str) -> Result<Object, Fault> {
         Kind::IpBlock => pool::decode_block(&typed(json)?).map(|read| Object::Block(read.into())),
         Kind::Namespace => workload::decode_namespace(&typed(json)?).map(|read| Object::Namespace(read.into())),
         Kind::Pod => workload::decode_pod(&typed(json)?).map(|read| Object::Pod(read.into())),
+        Kind::ConfigMap => flannel::decode(&typed(json)?).map(|read| Object::Flannel(read.into())),
         // One small object: YAML reads JSON, and knows the keys that there are.
         Kind::NetworkConfig => super::decode(id, json),
         Kind::NetworkPolicy

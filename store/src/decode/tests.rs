@@ -248,6 +248,62 @@ fn objects_of_namespaces_have_theirs_in_their_name() {
     assert_eq!(namespace.labels.iter().collect::<Vec<_>>(), [("kubernetes.io/metadata.name", "x")]);
 }
 
+/// As Flannel reads it, down to the case of keys.
+#[test]
+fn flannels_config_map_is_read_as_flannel_reads_it() {
+    use tartan_model::FlannelBackend::{HostGw, Other, Vxlan};
+    let text = |conf: &str| {
+        format!(
+            "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: kube-flannel-cfg, namespace: kube-flannel}}\n\
+             data:\n  cni-conf.json: '{{}}'\n  net-conf.json: |\n    {conf}\n"
+        )
+    };
+    let check = |conf: &str, networks: [Option<&str>; 2], backend: tartan_model::FlannelBackend| {
+        let text = text(conf);
+        fuzz::check(text.as_bytes());
+        let [v4, v6] = networks.map(|network| network.map(|network| network.parse().unwrap()));
+        let want = tartan_model::Flannel { networks: PerFamily { v4, v6 }, backend };
+        assert_eq!(decoded(&text), Object::Flannel(want.into()), "{text}");
+    };
+    let (v4, v6) = (Some("10.244.0.0/16"), Some("fd00:10:244::/56"));
+    let vxlan = |vni, port, direct| Vxlan { vni, port, direct };
+    check(r#"{"Network": "10.244.0.0/16", "Backend": {"Type": "vxlan"}}"#, [v4, None], vxlan(1, 8472, false));
+    check(
+        r#"{"Network": "10.244.0.0/16", "EnableIPv6": true, "IPv6Network": "fd00:10:244::/56", "SubnetLen": 24,
+            "Backend": {"Type": "VXLAN", "VNI": 4096, "Port": 4789, "DirectRouting": true, "MTU": 1400}}"#,
+        [v4, v6],
+        vxlan(4096, 4789, true),
+    );
+    check(r#"{"network": "10.244.0.0/16", "backend": {"type": "host-gw", "vni": 0}}"#, [v4, None], HostGw);
+    check(r#"{"IPv6Network": "fd00:10:244::/56", "enableIPv4": false}"#, [None, None], Other("udp".into()));
+    check(
+        r#"{"Network": "10.244.0.0/16", "Backend": {"Type": "wireguard", "PSK": "secret"}}"#,
+        [v4, None],
+        Other("wireguard".into()),
+    );
+    check(
+        r#"{"Network": "10.244.0.0/16", "Backend": {"Type": "vxlan", "Port": 0}}"#,
+        [v4, None],
+        vxlan(1, 8472, false),
+    );
+
+    let wrong = |text: &str, want: &str| {
+        let refused = documents("test.yaml", text).remove(0).unwrap_err();
+        let said = format!("{}: {}", refused.condition.field, refused.condition.message);
+        assert!(said.contains(want), "{said}\nwanted: {want}");
+    };
+    wrong(&text("{"), "data.net-conf.json: test.yaml:5: data.net-conf.json: EOF");
+    wrong(&text(r#"{"Network": "10.244.0.1/16"}"#), "data.net-conf.json.Network is `10.244.0.1/16`: bits are set");
+    wrong(
+        &text(r#"{"Backend": {"Type": "vxlan", "VNI": 16777216}}"#),
+        "net-conf.json.Backend.VNI is `16777216`: out of bounds",
+    );
+    wrong(&text(r#"{"Backend": {"Type": 7}}"#), "data.net-conf.json.backend.type");
+    let other = text("{}").replace("kube-flannel-cfg", "kube-proxy");
+    wrong(&other, "metadata.name is `kube-proxy`: not a ConfigMap of the network");
+    wrong(&text("{}").replace("net-conf.json", "x"), "data.net-conf.json is missing");
+}
+
 #[test]
 fn our_own_come_back_as_they_were() {
     let advert = tartan_model::Advert {

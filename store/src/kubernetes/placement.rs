@@ -1,5 +1,5 @@
-//! What a Node says of its network: its condition, which the scheduler reads, and the taint a kubelet may have registered
-//! it with.
+//! What a Node says of its network: its condition, which the scheduler reads, the taint a kubelet may have registered it
+//! with, and annotations that other systems read.
 //!
 //! Invariant: of a Node, which is the kubelet's to write, nothing else is touched; and no other Node of the same name.
 
@@ -9,9 +9,9 @@ use hyper::Method;
 use serde_json::{Value, json};
 use tartan_api::kinds::NETWORK_UNAVAILABLE;
 use tartan_api::tartan::STARTUP_TAINT;
-use tartan_model::{Availability, ObjectId, rfc3339};
+use tartan_model::{Annotations, Availability, ObjectId, rfc3339};
 
-use super::client::{Client, MERGE_ITEMS};
+use super::client::{Client, MERGE, MERGE_ITEMS};
 use super::write::{Done, TRIES, busy, path, refused, settle};
 use crate::WriteError;
 
@@ -21,6 +21,11 @@ pub(super) async fn tell(client: &Client, node: &ObjectId, word: &Availability) 
     let told = client.patch(&format!("{}/status", path(node)), MERGE_ITEMS, &patch).await;
     told.map_err(|trouble| refused(node, trouble))?;
     if word.available { untaint(client, node, word).await } else { Ok(()) }
+}
+
+pub(super) async fn annotate(client: &Client, node: &ObjectId, word: &Annotations) -> Result<(), WriteError> {
+    let patch = json!({"metadata": {"uid": word.node_uid, "annotations": word.values}});
+    client.patch(&path(node), MERGE, &patch).await.map(drop).map_err(|trouble| refused(node, trouble))
 }
 
 fn condition(node: &ObjectId, word: &Availability) -> Value {

@@ -29,7 +29,7 @@ use tokio::sync::mpsc;
 use super::backoff::{Backoff, spread};
 use super::client::{Client, Trouble};
 use super::discovery::Discovery;
-use super::{ORIGIN, collection};
+use super::{ORIGIN, collection, selector};
 use crate::decode;
 
 /// Objects of one page: some MiB where objects are as large as Nodes.
@@ -254,7 +254,7 @@ impl Follower {
     }
 
     fn list_path(&self, rest: &str) -> String {
-        let path = format!("{}?limit={PAGE}", collection(self.kind));
+        let path = format!("{}?{}limit={PAGE}", collection(self.kind), selector(self.kind));
         match (&self.version, rest) {
             (Some(version), "") => format!("{path}&resourceVersion={version}&resourceVersionMatch=NotOlderThan"),
             (None, "") => path,
@@ -276,8 +276,9 @@ impl Follower {
             });
         }
         let path = format!(
-            "{}?watch=true&allowWatchBookmarks=true&resourceVersion={version}&timeoutSeconds={}",
+            "{}?{}watch=true&allowWatchBookmarks=true&resourceVersion={version}&timeoutSeconds={}",
             collection(self.kind),
+            selector(self.kind),
             spread(OPEN.0, OPEN.1).as_secs()
         );
         match self.client.stream(&path).await {
@@ -295,7 +296,8 @@ impl Follower {
     /// A list of one, which an API server that was set back (its etcd restored) refuses; a watch it would leave silent until
     /// it gets there again.
     fn probe_path(&self, version: &str) -> String {
-        format!("{}?limit=1&resourceVersion={version}&resourceVersionMatch=NotOlderThan", collection(self.kind))
+        let (collection, selector) = (collection(self.kind), selector(self.kind));
+        format!("{collection}?{selector}limit=1&resourceVersion={version}&resourceVersionMatch=NotOlderThan")
     }
 
     /// Lines of JSON, one an event.
