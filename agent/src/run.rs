@@ -21,6 +21,7 @@ use crate::attach::{self, Decision};
 use crate::journal::{Journal, Record};
 use crate::leftover::Leftovers;
 use crate::plan::{Plan, Planners};
+use crate::selftest::{self, Paths, Tested};
 use crate::snapshot::keeper::{Keeper, Told};
 use crate::waiting::{CniReply, Waiting};
 use crate::{conditions, denied, policy, publish, recorded, status};
@@ -43,6 +44,10 @@ pub enum Input {
     Names(oneshot::Sender<denied::Names>),
     /// A kubelet wants to know whether the loop turns, and what keeps the node from being ready.
     WaitingFor(oneshot::Sender<String>),
+    /// The self-test wants to know which paths there are.
+    Paths(oneshot::Sender<Paths>),
+    /// How they stand.
+    Tested(Box<Tested>),
     /// A caller hung up.
     HungUp,
     /// End; the kernel keeps what it has.
@@ -67,6 +72,7 @@ pub struct Agent {
     generation: u64,
     given: State,
     counters: status::Counters,
+    tested: Tested,
     /// What this node says of itself.
     conditions: Vec<NodeCondition>,
 }
@@ -93,6 +99,7 @@ impl Agent {
             generation: 0,
             given: State::new(),
             counters: status::Counters::default(),
+            tested: Tested::default(),
             conditions: Vec::new(),
         }
     }
@@ -117,7 +124,8 @@ impl Agent {
                     Input::Cni(request, netns, reply) => self.cni(*request, netns, reply, now),
                     Input::Look(reply) => {
                         // Who asked and went away again is owed nothing.
-                        let _gone = reply.send(status::look(&self.world, &self.planners, &self.plan, &self.counters));
+                        let look = status::look(&self.world, &self.planners, &self.plan, &self.counters, &self.tested);
+                        let _gone = reply.send(look);
                     }
                     Input::Record(reply) => drop(reply.send(recorded::of(&self.world))),
                     Input::Names(reply) => {
@@ -125,6 +133,8 @@ impl Agent {
                         drop(reply.send((self.world.clone(), rules.unwrap_or_default())));
                     }
                     Input::WaitingFor(reply) => drop(reply.send(status::waiting_for(&self.world))),
+                    Input::Paths(reply) => drop(reply.send(self.paths())),
+                    Input::Tested(tested) => self.tested = *tested,
                     Input::HungUp => {}
                     Input::Stop => return Ok(()),
                 }
@@ -133,11 +143,18 @@ impl Agent {
             self.clear_up(now);
             let before = std::mem::replace(&mut self.plan, self.planners.plan(&self.world, now));
             self.plan.conditions.extend(self.snapshot.condition());
+            self.plan.conditions.extend(selftest::conditions(&self.world.local, &self.tested));
             log(&before.conditions, &self.plan.conditions);
             self.want();
             self.waiting.promise(self.generation, lacks(&self.world, &self.plan));
             self.counters.plan(now.elapsed());
         }
+    }
+
+    fn paths(&self) -> Paths {
+        let fabric = self.planners.fabric();
+        let targets = tartan_fabric::selftest::targets(fabric, &self.world);
+        Paths { fabric_addresses: fabric.node.fabric_addresses, targets }
     }
 
     fn applied(&mut self, applied: Applied, now: Instant) {

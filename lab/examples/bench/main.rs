@@ -11,6 +11,7 @@ mod policy;
 mod repair;
 mod restart;
 mod scale;
+mod selftest;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -51,6 +52,7 @@ fn subject(args: &[&str]) -> Result<Box<dyn Subject>> {
         ["scale"] => Box::new(scale::Scale::up()?),
         ["restart"] => Box::new(restart::Restart::up()?),
         ["policy"] => Box::new(policy::Policy::up()?),
+        ["selftest"] => Box::new(selftest::SelfTest::up()?),
         ["repair"] => Box::new(repair::Repair::up()?),
         other => bail!("`{}` is nothing to measure", other.join(" ")),
     })

@@ -18,6 +18,7 @@ mod policy;
 mod program;
 mod repair;
 mod restart;
+mod selftest;
 mod vm;
 
 use crate::{
@@ -57,6 +58,7 @@ pub(crate) const GROUPS: &[Group] = &[
     group("policy",  policy::FIGURES,  policy::run,  "from a word of the store to the kernel, and to a new pod's first connection"),
     group("restart", restart::FIGURES, restart::run, "what packets notice of restarts and changes"),
     group("repair",  repair::FIGURES,  repair::run,  "until what was deleted by hand is there again"),
+    group("selftest", selftest::FIGURES, selftest::run, "until a path broken on purpose is named; wanted: 10 s at most, nothing wrong said"),
     group("image",   image::FIGURES,   image::run,   "the container image as it is shipped, packed"),
     group("e2e",     e2e::FIGURES,     e2e::run,     "Kubernetes' own network tests with Tartan; wanted: none failed"),
     group("kube",    kube::FIGURES,    kube::run,    "a cluster through upgrades and without its API server; pods that start; wanted: none lost"),
