@@ -48,15 +48,22 @@ pub fn targets(out: &Out, world: &World) -> BTreeMap<Path, Target> {
 
 fn target(out: &Out, world: &World, peer: &PeerState, advert: &Advert, family: Family) -> Option<Target> {
     out.node.fabric_addresses.get(family)?;
-    let at = peer.choices.get(family)?.used?;
     let fabric_address = *advert.fabric_addresses.get(family)?;
     let blocks: Vec<IpNet> = peer.blocks.iter().filter(|block| Family::of_net(block) == family).copied().collect();
     let block = blocks.iter().find(|block| block.contains(&fabric_address))?;
     let route = Key::Route { ns: Netns::Host, table: MAIN_TABLE, dst: *block, metric: ROUTE_METRIC };
-    let device = match &world.programmed.mirror.get(&route)?.object {
-        Object::Route(route) => route.dev.clone().filter(|dev| dev.as_str().starts_with(FABRIC_LINK_PREFIX)),
-        _ => None,
+    let object = |key: &Key| Some(&world.programmed.mirror.get(key)?.object);
+    let Object::Route(route) = object(&route)? else { return None };
+    let device = route.dev.clone().filter(|dev| dev.as_str().starts_with(FABRIC_LINK_PREFIX));
+    let at = match &device {
+        None => Instance::HostGw,
+        Some(device) => match object(&Key::Link { ns: Netns::Host, link: device.clone() })? {
+            Object::Link(link) => Instance::of_device(link)?,
+            _ => return None,
+        },
     };
+    // Pools may have other ranges of the peer reached otherwise; what is tested is the way to its own address.
+    peer.used().find(|used| *used == at)?;
     let name = at.to_string();
     let endpoint = advert.accepts.iter().find(|end| *end.instance == *name).map(|end| end.address);
     let underlay = match at {
