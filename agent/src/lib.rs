@@ -4,7 +4,8 @@
 //! store ──watch──►┐                      ┌──► kernel thread (mirror, diff, apply)
 //! socket ──ask───►│ loop: World → Plan ──┼──► publisher (advert, claims → store)
 //! kernel ─report─►┤                      ├──► snapshot (World → disk; what it may still give out holds claims back)
-//! disk ────told──►┘                      └──► waiting CNI callers
+//! disk ────told──►┤                      └──► waiting CNI callers
+//! self-test ─tested►┘
 //! ```
 //!
 //! Invariant: nothing but the loop holds World; nothing in the loop waits for I/O. When the agent dies at any line, the
@@ -33,6 +34,7 @@ pub mod publish;
 pub mod recorded;
 pub mod refused;
 pub mod run;
+pub mod selftest;
 pub mod snapshot;
 pub mod socket;
 pub mod status;
@@ -105,6 +107,7 @@ async fn start(boot: &Boot) -> Result<()> {
     if let Some(address) = boot.listen {
         http::serve(address, inbox.clone()).await?;
     }
+    let _self_test = selftest::start(inbox.clone()).context("starting the thread of the path self-test")?;
     tokio::spawn(cni_files::install(boot.clone(), inbox.clone()));
     tokio::spawn(stop_on_signal(inbox));
     agent.await

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use tartan_api::explain::{Count, Verdict};
+use tartan_api::status::{Path, Peer, Status};
 
 use crate::status::{Counters, Outcome, Seen};
 
@@ -47,6 +48,7 @@ pub fn render(seen: &Seen, counts: &[Count], conntrack: Option<&tartan_kernel::c
         "Addresses of the block that pods have",
         status.blocks.iter().map(|block| (labels(&[("cidr", &block.cidr)]), block.used as f64)),
     );
+    paths(&mut text, status);
     let policy = &status.policy;
     text.many("tartan_policy_mode", "gauge", "What is done about policies", [(labels(&[("mode", &policy.mode)]), 1.0)]);
     for (name, help, value) in [
@@ -102,6 +104,28 @@ fn calls(text: &mut Text, counters: &Counters) {
     text.many("tartan_cni_seconds_total", "counter", "Time that calls of the CNI plugin took", times);
 }
 
+fn paths(text: &mut Text, status: &Status) {
+    type Number = fn(&Path) -> Option<f64>;
+    let numbers: [(&str, &str, &str, Number); 5] = [
+        ("tartan_path_fault", "gauge", "The path self-test found a fault, see tartan status", |path| {
+            Some(f64::from(u8::from(!path.fault.is_empty())))
+        }),
+        ("tartan_path_round_trip_seconds", "gauge", "Of the last small packet through the fabric", |path| {
+            path.round_trip_micros.map(|micros| micros as f64 / 1e6)
+        }),
+        ("tartan_path_mtu_bytes", "gauge", "Largest packet known to pass", |path| Some(f64::from(path.largest))),
+        ("tartan_path_probes_total", "counter", "Probes sent", |path| Some(path.asked as f64)),
+        ("tartan_path_probes_lost_total", "counter", "Probes not answered", |path| Some(path.lost as f64)),
+    ];
+    let all = || status.peers.iter().flat_map(|peer| peer.paths.iter().map(move |path| (peer, path)));
+    for (name, kind, help, number) in numbers {
+        let of = |(peer, path): (&Peer, &Path)| {
+            Some((labels(&[("node", &peer.node), ("family", &path.family)]), number(path)?))
+        };
+        text.many(name, kind, help, all().filter_map(of));
+    }
+}
+
 fn name(verdict: Verdict) -> &'static str {
     match verdict {
         Verdict::NotJudged => "not-judged",
@@ -141,7 +165,7 @@ mod tests {
     use std::time::Duration;
 
     use tartan_api::cni::Command;
-    use tartan_api::status::{Peer, Policy, Status};
+    use tartan_api::status::Policy;
     use tartan_api::tartan::Condition;
 
     use super::*;
@@ -152,7 +176,13 @@ mod tests {
         let status = Status {
             ready: true,
             pod_mtu: 1450,
-            peers: vec![Peer { node: "n2".into(), live: true, fabric: "host-gw".into(), ..Peer::default() }],
+            peers: vec![Peer {
+                node: "n2".into(),
+                live: true,
+                fabric: "host-gw".into(),
+                paths: vec![Path { family: "ipv6".into(), round_trip_micros: Some(1500), asked: 8, ..Path::default() }],
+                ..Peer::default()
+            }],
             policy: Policy { mode: "audit".into(), subjects: 3, rows: 12, ..Policy::default() },
             conditions: vec![said("a \"b\"\\"), said("c"), said("c")],
             ..Status::default()
@@ -172,6 +202,9 @@ mod tests {
             "tartan_ready 1",
             "tartan_pod_mtu_bytes 1450",
             r#"tartan_peer_live{node="n2",fabric="host-gw"} 1"#,
+            r#"tartan_path_fault{node="n2",family="ipv6"} 0"#,
+            r#"tartan_path_round_trip_seconds{node="n2",family="ipv6"} 0.0015"#,
+            r#"tartan_path_probes_total{node="n2",family="ipv6"} 8"#,
             r#"tartan_condition{reason="BadSyntax",about="a \"b\"\\"} 1"#,
             r#"tartan_condition{reason="BadSyntax",about="c"} 2"#,
             r#"tartan_policy_mode{mode="audit"} 1"#,

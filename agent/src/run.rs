@@ -21,6 +21,7 @@ use crate::attach::{self, Decision};
 use crate::journal::{Journal, Record};
 use crate::leftover::Leftovers;
 use crate::plan::{Plan, Planners};
+use crate::selftest::{self, Paths, Tested};
 use crate::snapshot::keeper::{Keeper, Told};
 use crate::status::Outcome;
 use crate::waiting::{CniReply, Waiting};
@@ -50,6 +51,10 @@ pub enum Input {
     WaitingFor(oneshot::Sender<String>),
     /// A container runtime has heard what became of its call, or hung up before.
     Heard(Command, Outcome, Duration),
+    /// The self-test wants to know which paths there are.
+    Paths(oneshot::Sender<Paths>),
+    /// How they stand.
+    Tested(Box<Tested>),
     /// End; the kernel keeps what it has.
     Stop,
 }
@@ -72,6 +77,7 @@ pub struct Agent {
     generation: u64,
     given: State,
     counters: status::Counters,
+    tested: Tested,
     /// What this node says of itself.
     conditions: Vec<NodeCondition>,
 }
@@ -98,6 +104,7 @@ impl Agent {
             generation: 0,
             given: State::new(),
             counters: status::Counters::default(),
+            tested: Tested::default(),
             conditions: Vec::new(),
         }
     }
@@ -130,7 +137,8 @@ impl Agent {
                     Input::Cni(request, netns, reply) => self.cni(*request, netns, reply, now),
                     Input::Look(reply) => {
                         // Who asked and went away again is owed nothing.
-                        let _gone = reply.send(status::look(&self.world, &self.planners, &self.plan, &self.counters));
+                        let look = status::look(&self.world, &self.planners, &self.plan, &self.counters, &self.tested);
+                        let _gone = reply.send(look);
                     }
                     Input::Record(reply) => drop(reply.send(recorded::of(&self.world))),
                     Input::Names(reply) => {
@@ -139,6 +147,8 @@ impl Agent {
                     }
                     Input::WaitingFor(reply) => drop(reply.send(status::waiting_for(&self.world))),
                     Input::Heard(command, outcome, took) => self.counters.cni(command, outcome, took),
+                    Input::Paths(reply) => drop(reply.send(self.paths())),
+                    Input::Tested(tested) => self.tested = *tested,
                     Input::Stop => return Ok(()),
                 }
             }
@@ -146,11 +156,18 @@ impl Agent {
             self.clear_up(now);
             let before = std::mem::replace(&mut self.plan, self.planners.plan(&self.world, now));
             self.plan.conditions.extend(self.snapshot.condition());
+            self.plan.conditions.extend(selftest::conditions(&self.world.local, &self.tested));
             log(&before.conditions, &self.plan.conditions);
             self.want();
             self.waiting.promise(self.generation, lacks(&self.world, &self.plan));
             self.counters.plan(now.elapsed());
         }
+    }
+
+    fn paths(&self) -> Paths {
+        let fabric = self.planners.fabric();
+        let targets = tartan_fabric::selftest::targets(fabric, &self.world);
+        Paths { fabric_addresses: fabric.node.fabric_addresses, targets }
     }
 
     fn applied(&mut self, applied: Applied, now: Instant) {

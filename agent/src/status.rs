@@ -7,12 +7,14 @@ use std::time::Duration;
 use tartan_api::cni::Command;
 use tartan_api::status as api;
 use tartan_api::tartan as kinds;
+use tartan_fabric::selftest::{Finding, Standing};
 use tartan_fabric::{Instance, Out, PeerState};
 use tartan_kernel::thread::Applied;
-use tartan_model::{Condition, Config, Kind, ObjectId, Revision, StoreEvent, World};
+use tartan_model::{Condition, Config, Family, Kind, ObjectId, Revision, StoreEvent, World};
 
 use crate::plan::{Plan, Planners, is_known, said_by_the_store};
 use crate::policy::said;
+use crate::selftest::Tested;
 
 /// What has happened since the start.
 #[derive(Clone, Debug, Default)]
@@ -86,10 +88,10 @@ pub struct Seen {
 }
 
 /// A look at everything.
-pub fn look(world: &World, planners: &Planners, plan: &Plan, counters: &Counters) -> Seen {
+pub fn look(world: &World, planners: &Planners, plan: &Plan, counters: &Counters, tested: &Tested) -> Seen {
     let id = ObjectId { kind: Kind::NetworkConfig, name: kinds::CONFIG_NAME.into() };
     Seen {
-        status: status(world, planners, plan, counters),
+        status: status(world, planners, plan, counters, tested),
         store_away: world.store_away().is_some(),
         counters: counters.clone(),
         config: world.config.clone(),
@@ -97,7 +99,7 @@ pub fn look(world: &World, planners: &Planners, plan: &Plan, counters: &Counters
     }
 }
 
-fn status(world: &World, planners: &Planners, plan: &Plan, counters: &Counters) -> api::Status {
+fn status(world: &World, planners: &Planners, plan: &Plan, counters: &Counters, tested: &Tested) -> api::Status {
     let fabric = planners.fabric();
     let waiting_for = waiting_for(world);
     let said = plan.policy.as_ref().map(said).unwrap_or_default();
@@ -114,7 +116,7 @@ fn status(world: &World, planners: &Planners, plan: &Plan, counters: &Counters) 
         pod_mtu: fabric.pod_mtu,
         blocks: blocks(world, fabric),
         pods: pods(world),
-        peers: fabric.peers.iter().map(|(name, peer)| self::peer(name, peer)).collect(),
+        peers: fabric.peers.iter().map(|(name, peer)| self::peer(name, peer, tested)).collect(),
         kernel: kernel(world, counters),
         policy: policy(world, plan),
         conditions: plan.conditions.iter().chain(&said).map(condition).collect(),
@@ -182,12 +184,30 @@ fn pods(world: &World) -> Vec<api::Pod> {
     world.attachments.values().map(|attachment| pod(attachment)).collect()
 }
 
-fn peer(name: &str, peer: &PeerState) -> api::Peer {
+fn peer(name: &Arc<str>, peer: &PeerState, tested: &Tested) -> api::Peer {
+    let path = |family: Family| Some(path(family, tested.standings.get(&(name.clone(), family))?));
     api::Peer {
-        node: name.into(),
+        node: name.to_string(),
         live: peer.live,
         fabric: peer.used().map(|at| at.to_string()).collect::<Vec<_>>().join(", "),
         blocks: peer.blocks.iter().map(ToString::to_string).collect(),
+        paths: Family::ALL.into_iter().filter_map(path).collect(),
+    }
+}
+
+fn path(family: Family, standing: &Standing) -> api::Path {
+    let largest = match standing.finding {
+        None if standing.round_trip.is_some() => standing.target.mtu,
+        Some(Finding::Narrow { largest }) => largest,
+        _ => 0,
+    };
+    api::Path {
+        family: family.to_string(),
+        fault: standing.finding.map_or_else(String::new, |finding| finding.reason().into()),
+        round_trip_micros: standing.round_trip.and_then(|time| time.as_micros().try_into().ok()),
+        largest,
+        asked: standing.asked,
+        lost: standing.lost,
     }
 }
 

@@ -220,6 +220,15 @@ pub struct IPPoolSpec {
     /// `Automatic` or `Manual`: whether addresses are given out to pods that ask for none in particular.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub assignment_mode: String,
+    /// Whether packets to its addresses cross nodes in IP packets: `Never`, `Always`, or `CrossSubnet` for those that cross a
+    /// router. Where neither this nor `vxlanMode` is there, NetworkConfig says how.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    #[cfg_attr(test, schemars(extend("enum" = ["Never", "Always", "CrossSubnet"])))]
+    pub ipip_mode: String,
+    /// The same in UDP (VXLAN).
+    #[serde(skip_serializing_if = "String::is_empty")]
+    #[cfg_attr(test, schemars(extend("enum" = ["Never", "Always", "CrossSubnet"])))]
+    pub vxlan_mode: String,
 }
 
 /// projectcalico.org/v3 IPReservation.

@@ -72,6 +72,28 @@ pub struct Peer {
     /// What carries packets to it.
     pub fabric: String,
     pub blocks: Vec<String>,
+    /// What probes say of the way there.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub paths: Vec<Path>,
+}
+
+/// What probes through the fabric say of the way to a peer, for one family of packets.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Path {
+    /// `ipv4` or `ipv6`.
+    pub family: String,
+    /// Reason of the condition that says more; empty while all is well, or not known yet.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub fault: String,
+    /// Of the last small packet that was answered.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub round_trip_micros: Option<u64>,
+    /// Largest packet that passes, in bytes: as large as pods' may be, or less if there is a fault.
+    pub largest: u32,
+    /// Probes, and those of them that were not answered.
+    pub asked: u64,
+    pub lost: u64,
 }
 
 /// How far the kernel has come.

@@ -124,7 +124,11 @@ impl Heard {
             Object::Config(config) => self.config = config,
             Object::Pool(pool) => drop(self.pools.insert(id.name, pool)),
             Object::Block(block) => drop(self.blocks.insert(id.name, block)),
-            Object::Reservation(_) | Object::Namespace(_) | Object::Pod(_) | Object::Policy(_) => {}
+            Object::Reservation(_)
+            | Object::Namespace(_)
+            | Object::Pod(_)
+            | Object::Policy(_)
+            | Object::Flannel(_) => {}
         }
     }
 

@@ -42,7 +42,7 @@ fn write_all(text: &mut String, status: &Status) -> std::fmt::Result {
     writeln!(text, "Policy    {}", policy(&status.policy))?;
     if !status.peers.is_empty() {
         let rows: Vec<Vec<String>> = status.peers.iter().map(peer).collect();
-        writeln!(text, "\n{}", table(&["PEER", "LIVE", "BY", "BLOCKS"], &rows))?;
+        writeln!(text, "\n{}", table(&["PEER", "LIVE", "BY", "PATH", "BLOCKS"], &rows))?;
     }
     if !status.pods.is_empty() {
         let row = |pod: &tartan_api::status::Pod| vec![pod.pod.clone(), list(&pod.addresses), pod.link.clone()];
@@ -68,7 +68,18 @@ fn policy(policy: &tartan_api::status::Policy) -> String {
 fn peer(peer: &tartan_api::status::Peer) -> Vec<String> {
     let live = if peer.live { "yes" } else { "no" };
     let fabric = if peer.fabric.is_empty() { "-" } else { &peer.fabric };
-    vec![peer.node.clone(), live.into(), fabric.into(), list(&peer.blocks)]
+    let paths = peer.paths.iter().map(path).collect::<Vec<_>>().join(", ");
+    let paths = if paths.is_empty() { "-".into() } else { paths };
+    vec![peer.node.clone(), live.into(), fabric.into(), paths, list(&peer.blocks)]
+}
+
+fn path(path: &tartan_api::status::Path) -> String {
+    let says = match path.round_trip_micros {
+        _ if !path.fault.is_empty() => path.fault.clone(),
+        Some(micros) => format!("{:.1} ms", micros as f64 / 1e3),
+        None => "not tested yet".into(),
+    };
+    format!("{} {says}", path.family)
 }
 
 fn list(items: &[String]) -> String {
@@ -90,7 +101,10 @@ mod tests {
         "blocks": [{"cidr": "10.244.1.0/24", "used": 1}],
         "pods": [{"pod": "shop/web", "addresses": ["10.244.1.7"], "link": "ttp9e3c6bb5d94"}],
         "peers": [
-            {"node": "n2", "live": true, "fabric": "host-gw", "blocks": ["10.244.2.0/24"]},
+            {"node": "n2", "live": true, "fabric": "host-gw", "blocks": ["10.244.2.0/24"], "paths": [
+                {"family": "ipv4", "roundTripMicros": 1234, "largest": 1450, "asked": 90, "lost": 1},
+                {"family": "ipv6", "fault": "FabricBlocked", "largest": 0, "asked": 90, "lost": 80}
+            ]},
             {"node": "n3", "live": false, "fabric": "", "blocks": []}
         ],
         "kernel": {"objects": 80, "applied": 91, "repaired": 2, "failures": [
@@ -114,9 +128,9 @@ Pods      1, MTU 1450
 Kernel    80 objects, 91 changes made, 2 of them repairs, 1 refused
 Policy    enforce (policies 3, pods 1, sets 1, verdicts 12, identities 7)
 
-PEER  LIVE  BY       BLOCKS
-n2    yes   host-gw  10.244.2.0/24
-n3    no    -        none
+PEER  LIVE  BY       PATH                             BLOCKS
+n2    yes   host-gw  ipv4 1.2 ms, ipv6 FabricBlocked  10.244.2.0/24
+n3    no    -        -                                none
 
 POD       ADDRESSES   LINK
 shop/web  10.244.1.7  ttp9e3c6bb5d94

@@ -19,7 +19,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use tartan_model::{Config, FabricMode, Family, PerFamily};
+use ipnet::IpNet;
+use tartan_model::{Across, Config, Encapsulation, FabricMode, Family, PerFamily};
 use tartan_netstate::LinkName;
 
 use crate::{Instance, LocalNode};
@@ -46,31 +47,56 @@ pub struct Choice {
     pub announce: Option<Instance>,
 }
 
+/// How the packets of some ranges are to cross nodes: as their pool says, or else the configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Manner {
+    mode: FabricMode,
+    /// Not on one link.
+    cross_subnet: bool,
+}
+
 /// What the configuration asks for between these two nodes; none where they have no family in common to wrap packets
 /// in.
 pub(crate) fn target(
     config: &Config,
+    manner: Manner,
     node: &LocalNode,
     theirs: &PerFamily<IpAddr>,
     packets: Family,
 ) -> Option<Instance> {
-    match config.fabric {
+    match manner.mode {
         FabricMode::HostGw => Some(Instance::HostGw),
         FabricMode::None => None,
-        _ if config.cross_subnet && on_one_link(node, theirs, packets) => Some(Instance::HostGw),
-        _ => wrapped(config, |family| node.uplinks.get(*family).is_some() && theirs.get(*family).is_some()),
+        _ if manner.cross_subnet && on_one_link(node, theirs, packets) => Some(Instance::HostGw),
+        mode => wrapped(config, mode, |family| node.uplinks.get(*family).is_some() && theirs.get(*family).is_some()),
     }
 }
 
-/// What this node receives on by its configuration alone, whoever its peers are.
-pub(crate) fn own_targets(config: &Config, node: &LocalNode) -> BTreeSet<Instance> {
-    let direct = match config.fabric {
-        FabricMode::HostGw => true,
-        FabricMode::None => false,
-        FabricMode::Vxlan | FabricMode::Ipip => config.cross_subnet,
+// === impl Manner ===
+
+impl Manner {
+    /// With somebody else's fabric, that of every range.
+    pub(crate) fn of(config: &Config, pool: Option<Encapsulation>) -> Manner {
+        let says = |mode, across| Manner { mode, cross_subnet: across == Across::Subnets };
+        match pool.filter(|_| config.fabric != FabricMode::None) {
+            None => Manner { mode: config.fabric, cross_subnet: config.cross_subnet },
+            Some(Encapsulation::Never) => Manner { mode: FabricMode::HostGw, cross_subnet: false },
+            Some(Encapsulation::Ipip(across)) => says(FabricMode::Ipip, across),
+            Some(Encapsulation::Vxlan(across)) => says(FabricMode::Vxlan, across),
+        }
+    }
+}
+
+/// What this node receives on by its configuration and its pools alone, whoever its peers are.
+pub(crate) fn own_targets(config: &Config, pools: &[(IpNet, Encapsulation)], node: &LocalNode) -> BTreeSet<Instance> {
+    let of_pools = pools.iter().map(|(_, says)| Manner::of(config, Some(*says)));
+    let manners: BTreeSet<Manner> = of_pools.chain([Manner::of(config, None)]).collect();
+    let targets = |manner: Manner| {
+        let direct = manner.mode == FabricMode::HostGw || manner.mode != FabricMode::None && manner.cross_subnet;
+        let wrapped = wrapped(config, manner.mode, |family| node.uplinks.get(*family).is_some());
+        wrapped.into_iter().chain(direct.then_some(Instance::HostGw))
     };
-    let wrapped = wrapped(config, |family| node.uplinks.get(*family).is_some());
-    wrapped.into_iter().chain(direct.then_some(Instance::HostGw)).collect()
+    manners.into_iter().flat_map(targets).collect()
 }
 
 /// The choice for one family of packets to one peer. `usable` is what that peer hears and a next hop leads to, and
@@ -92,11 +118,11 @@ pub(crate) fn choose(
     Choice { target, used: best.filter(free).or(current).or_else(agreed), announce: best }
 }
 
-/// The configured fabric's instance over the first family that will do; none for a fabric that wraps nothing.
-fn wrapped(config: &Config, possible: impl Fn(&Family) -> bool) -> Option<Instance> {
+/// The mode's instance over the first family that will do; none for a fabric that wraps nothing.
+fn wrapped(config: &Config, mode: FabricMode, possible: impl Fn(&Family) -> bool) -> Option<Instance> {
     let families = config.underlay.map_or(Family::ALL.to_vec(), |family| vec![family]);
     let underlay = families.into_iter().find(possible)?;
-    match config.fabric {
+    match mode {
         FabricMode::HostGw | FabricMode::None => None,
         FabricMode::Vxlan => Some(Instance::Vxlan { underlay, vni: config.vxlan.vni, port: config.vxlan.port }),
         FabricMode::Ipip => Some(Instance::Ipip { underlay }),

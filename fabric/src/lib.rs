@@ -20,6 +20,7 @@ mod own;
 mod ownership;
 pub mod peer;
 pub mod plan;
+pub mod selftest;
 mod vxlan;
 
 use std::net::IpAddr;

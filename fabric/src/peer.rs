@@ -1,23 +1,24 @@
 //! The plan for one peer: which instance carries each family of packets to it, and the routes, neighbours and
 //! forwarding entries that takes.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use tartan_model::{Condition, Config, Endpoint, FabricMode, Family, PerFamily, World};
+use tartan_model::{Condition, Config, Encapsulation, Endpoint, FabricMode, Family, World};
 use tartan_netstate::claims::{FABRIC_LINK_PREFIX, MAIN_TABLE, ROUTE_METRIC};
 use tartan_netstate::{Fdb, Key, Neigh, Netns, Object, Owner, Part, Route, Scope, State};
 
 use crate::census::{Census, Member};
-use crate::choose::{Choice, Ground, choose, target};
+use crate::choose::{Choice, Ground, Manner, choose, target};
 use crate::{Hop, Instance, LocalNode, Peer, fabric_of, ipip, ownership};
 
 /// How things stand with one peer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PeerState {
-    /// Each family by itself. Where the peer has no ranges of a family, nothing is used and only the target stands.
-    pub choices: PerFamily<Choice>,
+    /// For each family, and in it for each way that pools ask for. Where the peer has no ranges of a family, nothing is used
+    /// and only the target stands.
+    pub choices: Vec<(Family, Choice)>,
     /// What carries packets to it in the kernel, and is no longer chosen.
     pub leaving: BTreeSet<Instance>,
     pub live: bool,
@@ -32,6 +33,8 @@ pub struct PeerState {
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Common {
     pub(crate) config: Arc<Config>,
+    /// Pools that say for themselves how packets to their addresses cross nodes, in order.
+    pub(crate) pools: Vec<(IpNet, Encapsulation)>,
     pub(crate) node: LocalNode,
     pub(crate) ground: Ground,
 }
@@ -63,37 +66,39 @@ pub(crate) fn plan(
         heard_of.map(|(at, endpoint)| (*at, to_peer(name, member, endpoint))).collect();
     let mut objects = Vec::new();
     for family in Family::ALL.into_iter().filter(|family| world.features.ipv6 || *family == Family::V4) {
-        let mut target = target(&common.config, node, &advert.addresses, family);
-        if member.annotated && !target.is_some_and(|at| accepted(&at)) {
-            // Whatever is configured, Flannel goes on as it does.
-            let heard = || hears.iter().map(|(at, _)| *at);
-            target = heard().find(|at| *at != Instance::HostGw).or_else(|| heard().next()).or(target);
-        }
-        let blocks: Vec<&IpNet> = state.blocks.iter().filter(|block| Family::of_net(block) == family).collect();
-        let mut choice = Choice { target, ..Choice::default() };
-        if !blocks.is_empty() {
-            let kernel: BTreeSet<Instance> =
-                blocks.iter().filter_map(|block| in_kernel(world, common, block)).collect();
-            let current = target.filter(|at| kernel.contains(at)).or_else(|| kernel.first().copied());
-            // A peer that says "I won't" has not heard yet that packets come: it will when it hears, and waits for that.
-            // Who has gone over to Flannel will never hear.
-            let kept = current.filter(|at| heard(at) && !accepted(at) && !member.annotated);
-            state.clings |= kept.is_some();
-            let kept = kept.and_then(|at| Some((at, endpoint_in_kernel(world, at, member, &blocks)?)));
-            let mut hears = hears.clone();
-            hears.extend(kept.iter().map(|(at, endpoint)| (*at, to_peer(name, member, endpoint))));
-            let leads = |(at, peer): &&(Instance, Peer<'_>)| fabric_of(at).hop(node, at, peer, family).is_ok();
-            let usable: Vec<Instance> = hears.iter().filter(leads).map(|(at, _)| *at).collect();
-            let listens = member.live && !member.annotated;
-            choice = choose(&common.ground, listens, &usable, target, current);
-            if let Some((at, peer)) = hears.iter().find(|(at, _)| Some(*at) == choice.used) {
-                objects.extend(carry(common, at, peer, family, &blocks));
+        for (manner, blocks) in common.by_manner(&state.blocks, family) {
+            let mut target = target(&common.config, manner, node, &advert.addresses, family);
+            if member.annotated && !target.is_some_and(|at| accepted(&at)) {
+                // Whatever is configured, Flannel goes on as it does.
+                let heard = || hears.iter().map(|(at, _)| *at);
+                target = heard().find(|at| *at != Instance::HostGw).or_else(|| heard().next()).or(target);
             }
-            state.leaving.extend(kernel.into_iter().filter(|at| Some(*at) != choice.used));
-            state.conditions.extend(shortfall(common, name, member, &hears, family, &choice));
+            let mut choice = Choice { target, ..Choice::default() };
+            if !blocks.is_empty() {
+                let kernel: BTreeSet<Instance> =
+                    blocks.iter().filter_map(|block| in_kernel(world, common, block)).collect();
+                let current = target.filter(|at| kernel.contains(at)).or_else(|| kernel.first().copied());
+                // A peer that says "I won't" has not heard yet that packets come: it will when it hears, and waits for that.
+                // Who has gone over to Flannel will never hear.
+                let kept = current.filter(|at| heard(at) && !accepted(at) && !member.annotated);
+                state.clings |= kept.is_some();
+                let kept = kept.and_then(|at| Some((at, endpoint_in_kernel(world, at, member, &blocks)?)));
+                let mut hears = hears.clone();
+                hears.extend(kept.iter().map(|(at, endpoint)| (*at, to_peer(name, member, endpoint))));
+                let leads = |(at, peer): &&(Instance, Peer<'_>)| fabric_of(at).hop(node, at, peer, family).is_ok();
+                let usable: Vec<Instance> = hears.iter().filter(leads).map(|(at, _)| *at).collect();
+                let listens = member.live && !member.annotated;
+                choice = choose(&common.ground, listens, &usable, target, current);
+                if let Some((at, peer)) = hears.iter().find(|(at, _)| Some(*at) == choice.used) {
+                    objects.extend(carry(common, at, peer, family, &blocks));
+                }
+                state.leaving.extend(kernel.into_iter().filter(|at| Some(*at) != choice.used));
+                state.conditions.extend(shortfall(common, name, member, &hears, family, &choice));
+            }
+            state.choices.push((family, choice));
         }
-        state.choices.set(family, choice);
     }
+    state.choices.shrink_to_fit();
     state.part = Part::of(&Owner::Peer(name.clone()), objects);
     if !member.live {
         state.conditions.clear();
@@ -209,6 +214,23 @@ fn shortfall(
     Some(condition(message, "look at the agent there: it has not taken the present configuration, or cannot"))
 }
 
+// === impl Common ===
+
+impl Common {
+    /// Ranges of a family, by how packets to them are to cross nodes; without any, that of the configuration.
+    fn by_manner<'a>(&self, blocks: &'a [IpNet], family: Family) -> BTreeMap<Manner, Vec<&'a IpNet>> {
+        let mut by_manner: BTreeMap<Manner, Vec<&IpNet>> = BTreeMap::new();
+        for block in blocks.iter().filter(|block| Family::of_net(block) == family) {
+            let pool = self.pools.iter().find(|(range, _)| range.contains(block)).map(|(_, says)| *says);
+            by_manner.entry(Manner::of(&self.config, pool)).or_default().push(block);
+        }
+        if by_manner.is_empty() {
+            by_manner.insert(Manner::of(&self.config, None), Vec::new());
+        }
+        by_manner
+    }
+}
+
 // === impl PeerState ===
 
 impl PeerState {
@@ -225,14 +247,14 @@ impl PeerState {
     /// Whether some family of packets does not yet go as the configuration asks.
     pub fn is_moving(&self) -> bool {
         let served = |family| self.blocks.iter().any(|block| Family::of_net(block) == family);
-        let wrong = |(family, choice): (Family, &Choice)| served(family) && choice.used != choice.target;
+        let wrong = |(family, choice): &(Family, Choice)| served(*family) && choice.used != choice.target;
         !self.leaving.is_empty() || self.choices.iter().any(wrong)
     }
 
     /// Whether packets to all its ranges of which family this node has pods go their way, as the kernel was read or
     /// acknowledged to hold.
     pub(crate) fn is_reached(&self, node: &LocalNode, mirror: &State) -> bool {
-        let served = |family| self.choices.get(family).is_some_and(|choice| choice.used.is_some());
+        let served = |family| self.choices.iter().all(|(of, choice)| *of != family || choice.used.is_some());
         let missed = |family| node.fabric_addresses.get(family).is_some() && !served(family);
         !self.blocks.iter().any(|block| missed(Family::of_net(block))) && self.part.is_in(mirror)
     }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use ipnet::IpNet;
-use tartan_model::{Advert, Condition, Config, Host, Node, PerFamily, World};
+use tartan_model::{Advert, Condition, Config, Encapsulation, Host, Node, PerFamily, World};
 use tartan_netstate::claims::{MAIN_TABLE, ROUTE_METRIC};
 use tartan_netstate::{Key, Netns, Part, State};
 
@@ -94,7 +94,8 @@ pub fn plan<'a>(memo: &'a mut Memo, world: &World, owned: &Owned, now: Instant) 
         flannel_macs: world.local_node().map(|node| flannel::macs(node)).unwrap_or_default(),
         ipv6: world.features.ipv6,
     };
-    let mut own_targets = own_targets(&world.config, &node);
+    let pools = pools(world);
+    let mut own_targets = own_targets(&world.config, &pools, &node);
     own_targets.extend(world.flannel().into_iter().flat_map(|flannel| flannel::instances(flannel)));
     let word = advert::word(world);
     let mut changed = memo.census.update(world, now);
@@ -102,7 +103,7 @@ pub fn plan<'a>(memo: &'a mut Memo, world: &World, owned: &Owned, now: Instant) 
     let devices = own::devices(world);
     let ready = ready(world, &node, owned, devices.values(), &word);
     let ground = Ground { ready, announced: word.sends.clone(), devices };
-    let common = Common { config: world.config.clone(), node, ground };
+    let common = Common { config: world.config.clone(), pools, node, ground };
     if memo.common.as_ref() != Some(&common) {
         changed.extend(memo.census.peers.keys().chain(memo.out.peers.keys()).cloned());
         memo.common = Some(common.clone());
@@ -136,6 +137,11 @@ pub fn plan<'a>(memo: &'a mut Memo, world: &World, owned: &Owned, now: Instant) 
     out.wake_at = [memo.census.next_expiry(), drained_at, until, join.until].into_iter().flatten().min();
     out.open = join.open;
     &memo.out
+}
+
+/// Pools that say for themselves how packets to their addresses cross nodes.
+fn pools(world: &World) -> Vec<(IpNet, Encapsulation)> {
+    world.pools.values().filter_map(|pool| Some((pool.cidr, pool.encapsulation?))).collect()
 }
 
 /// Instances that can be used now. What peers were told stays true while a device that somebody deleted is made again.

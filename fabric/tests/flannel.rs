@@ -208,7 +208,8 @@ impl Fixture {
         let out = self.plan();
         let said: Vec<&String> = out.conditions.iter().map(|condition| &condition.message).collect();
         assert!(said.is_empty(), "{said:#?}");
-        let used = |family| out.peers["n2"].choices.get(family)?.used.map(|at| at.to_string());
+        let choice = |family| out.peers["n2"].choices.iter().find(|(of, _)| *of == family);
+        let used = |family| choice(family)?.1.used.map(|at| at.to_string());
         let entries = out.state.iter().filter(|(_, entry)| entry.owner == Owner::Peer("n2".into()));
         let entry = |(key, entry): (&Key, &tartan_netstate::Entry)| match (key, &entry.object) {
             (Key::Neigh { ns: Netns::Host, address, .. }, Object::Neigh(neigh)) => {

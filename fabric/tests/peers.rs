@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use tartan_fabric::{Instance, Memo, Out, Owned, plan};
 use tartan_model::{
-    Advert, Config, Endpoint, FabricMode, Family, Features, Heard, Host, HostLink, Node, PerFamily, Programmed, Said,
-    World,
+    Across, Advert, Config, Encapsulation, Endpoint, FabricMode, Family, Features, Heard, Host, HostLink, Node,
+    PerFamily, Pool, Programmed, Said, Selector, World,
 };
 use tartan_netstate::{Key, LinkKind, Mac, Object, Owner, State};
 
@@ -155,7 +155,8 @@ fn over_v6() -> Config {
 fn check(config: Config, me: Says, peer: Says, v4: Option<&str>, v6: Option<&str>, complaints: &[&str]) {
     let fixture = Fixture::new(config, me, &[peer]);
     let out = fixture.plan();
-    let used = |family| Some(out.peers[peer.name].choices.get(family)?.used?.to_string());
+    let choice = |family| out.peers[peer.name].choices.iter().find(|(of, _)| *of == family);
+    let used = |family| Some(choice(family)?.1.used?.to_string());
     let said: Vec<String> = out.conditions.iter().map(|c| format!("{}: {}", c.reason, c.message)).collect();
     assert_eq!((used(Family::V4).as_deref(), used(Family::V6).as_deref()), (v4, v6), "to {}: {said:#?}", peer.name);
     let fits = said.len() == complaints.len() && said.iter().zip(complaints).all(|(said, want)| said.contains(want));
@@ -193,6 +194,60 @@ fn each_family_goes_its_own_way() {
     // Pods of one family over nodes of the other.
     let v6_only = Says { underlay: &["2001:db8::1"], blocks: &["10.1.0.0/24"], ..ME };
     check(vxlan(), v6_only, Says { blocks: &["10.2.0.0/24"], ..v6 }, Some(VXLAN6), None, &[]);
+}
+
+/// What carries packets to each range of a peer with two of each family, when pools of the second ones say this.
+fn check_pools(config: Config, says: Encapsulation, first: [&str; 2], second: [&str; 2]) {
+    let blocks = &["10.2.0.0/24", "fd02::/64", "10.3.0.0/24", "fd03::/64"];
+    let peer = Says { blocks, accepts: &[HOST_GW, VXLAN4, IPIP4], ..DUAL };
+    let mut fixture = Fixture::new(config, ME, &[peer]);
+    for (name, cidr) in [("four", "10.3.0.0/16"), ("six", "fd03::/32")] {
+        let pool = Pool {
+            name: name.into(),
+            cidr: cidr.parse().unwrap(),
+            block_size: 26,
+            nodes: Selector::all(),
+            namespaces: Selector::all(),
+            disabled: false,
+            encapsulation: Some(says),
+        };
+        fixture.world.pools.insert(name.into(), Arc::new(pool));
+    }
+    fixture.at_rest();
+    let out = fixture.plan();
+    let by: Vec<(Family, String)> =
+        out.peers["dual"].choices.iter().map(|(family, choice)| (*family, choice.used.unwrap().to_string())).collect();
+    let mut want: Vec<(Family, String)> = [first, second]
+        .iter()
+        .flat_map(|[v4, v6]| [(Family::V4, (*v4).to_owned()), (Family::V6, (*v6).to_owned())])
+        .collect();
+    let mut sorted = by.clone();
+    sorted.sort();
+    want.sort();
+    assert_eq!(sorted, want, "{says:?}");
+    let device = |range: &str| {
+        let is =
+            |key: &Key| matches!(key, Key::Route { dst, metric, .. } if dst.to_string() == range && *metric == 1024);
+        let (_, entry) = out.state.iter().find(|(key, _)| is(key)).unwrap();
+        let Object::Route(route) = &entry.object else { panic!("{entry:?}") };
+        route.dev.clone().unwrap()
+    };
+    let same = first[0] == second[0];
+    assert_eq!(device("10.2.0.0/24") == device("10.3.0.0/24"), same, "{says:?}");
+}
+
+#[test]
+fn a_pool_says_for_its_own_ranges_how_they_are_reached() {
+    let across = [Across::Nodes, Across::Subnets];
+    let [vxlan_always, vxlan_cross] = across.map(Encapsulation::Vxlan);
+    let [ipip_always, ipip_cross] = across.map(Encapsulation::Ipip);
+    let of = |at| [at, at];
+    check_pools(vxlan(), Encapsulation::Never, of(VXLAN4), of(HOST_GW));
+    check_pools(vxlan(), vxlan_cross, of(VXLAN4), of(HOST_GW));
+    check_pools(vxlan(), ipip_always, of(VXLAN4), of(IPIP4));
+    check_pools(host_gw(), vxlan_always, of(HOST_GW), of(VXLAN4));
+    check_pools(host_gw(), ipip_always, of(HOST_GW), of(IPIP4));
+    check_pools(vxlan(), ipip_cross, of(VXLAN4), of(HOST_GW));
 }
 
 #[test]

@@ -12,13 +12,15 @@ use sim::machine::Machine;
 use sim::store::Write;
 use sim::{Cluster, Delays};
 use tartan_fabric::Instance;
-use tartan_model::{Config, FabricMode, Family, PerFamily, VxlanConfig};
+use tartan_model::{Across, Config, Encapsulation, FabricMode, Family, PerFamily, Pool, Selector, VxlanConfig};
 use tartan_netstate::State;
 
 /// What happens to a cluster.
 #[derive(Clone, Debug)]
 enum Event {
     Configure(Config),
+    /// What the pool of nodes with odd numbers, or of the others, says of its addresses.
+    Pool(bool, Option<Encapsulation>),
     KillAgent(u8),
     StartAgent(u8),
     PowerOff(u8),
@@ -61,11 +63,29 @@ fn address(family: Family, site: u8, host: u16) -> IpNet {
 
 fn block(family: Family, node: u8) -> IpNet {
     match family {
-        Family::V4 => format!("10.244.{node}.0/24"),
-        Family::V6 => format!("fd00:244:{node}::/64"),
+        Family::V4 => format!("10.{}.{node}.0/24", 244 + node % 2),
+        Family::V6 => format!("fd00:{}:{node}::/64", 244 + node % 2),
     }
     .parse()
     .unwrap()
+}
+
+fn pool(odd: bool, family: Family, encapsulation: Option<Encapsulation>) -> Pool {
+    let cidr: IpNet = match family {
+        Family::V4 => format!("10.{}.0.0/16", 244 + u8::from(odd)),
+        Family::V6 => format!("fd00:{}::/32", 244 + u8::from(odd)),
+    }
+    .parse()
+    .unwrap();
+    Pool {
+        name: format!("{odd}-{family}").into(),
+        block_size: 24,
+        nodes: Selector::all(),
+        namespaces: Selector::all(),
+        disabled: false,
+        encapsulation,
+        cidr,
+    }
 }
 
 fn machine(node: u8, shape: Shape) -> Machine {
@@ -89,6 +109,9 @@ fn happen(cluster: &mut Cluster, shapes: &[Shape], event: &Event, fresh: &mut u1
     let there = |cluster: &Cluster, node: u8| cluster.machines.contains_key(&name(node));
     match event {
         Event::Configure(config) => cluster.write(Write::Config(config.clone())),
+        Event::Pool(odd, says) => {
+            BOTH.into_iter().for_each(|family| cluster.write(Write::Pool(pool(*odd, family, *says))));
+        }
         Event::Join(node) if !there(cluster, *node) => cluster.join(machine(*node, shapes[usize::from(*node)])),
         Event::StoreAway(secs) => {
             let (until, now) = (cluster.now + secs * 1000, cluster.instant());
@@ -168,7 +191,7 @@ fn check_at_rest(cluster: &mut Cluster) {
                     continue;
                 }
                 let sent = sim::machine::send(a, b, family);
-                match possible(&config, a, b, family) {
+                match possible(&as_its_pool_says(cluster, &config, b, family), a, b, family) {
                     Some(_) if a.blocks.get(family).is_none() => {}
                     Some(instance) => {
                         let described = || format!("{}\n{}", cluster.describe(&a.name), cluster.describe(&b.name));
@@ -189,18 +212,40 @@ fn check_nothing_is_left(cluster: &Cluster, config: &Config) {
     let vxlan = |at: &Instance| matches!(at, Instance::Vxlan { vni, port, .. } if (*vni, *port) == (config.vxlan.vni, config.vxlan.port));
     for (name, agent) in &cluster.agents {
         for at in &agent.out.receives {
-            let called_for = match (config.fabric, at) {
+            let calls_for = |config: &Config| match (config.fabric, at) {
                 (fabric, Instance::HostGw) => fabric == FabricMode::HostGw || config.cross_subnet,
                 (FabricMode::Vxlan, at) => vxlan(at),
                 (fabric, at) => at.mode() == fabric,
             };
+            let mut pools = cluster.store.pools.values().filter_map(|pool| Some(as_said(config, pool.encapsulation?)));
+            let called_for = pools.any(|config| calls_for(&config)) || calls_for(config);
             assert!(called_for, "{name} still receives on {at}\n{}", cluster.describe(name));
         }
-        if config.fabric == FabricMode::HostGw {
+        let unwrapped = |said: &Option<Encapsulation>| said.is_none_or(|said| said == Encapsulation::Never);
+        if config.fabric == FabricMode::HostGw
+            && cluster.store.pools.values().all(|pool| unwrapped(&pool.encapsulation))
+        {
             assert_eq!(cluster.machines[name].devices().count(), 0, "{name}");
             assert_eq!(cluster.machines[name].pod_mtu(), config.underlay_mtu.or(Some(1500)), "{name}");
         }
     }
+}
+
+/// The configuration as it would be if it said of all addresses what a pool says of its own.
+fn as_said(config: &Config, says: Encapsulation) -> Config {
+    let (fabric, cross_subnet) = match says {
+        Encapsulation::Never => (FabricMode::HostGw, false),
+        Encapsulation::Ipip(across) => (FabricMode::Ipip, across == Across::Subnets),
+        Encapsulation::Vxlan(across) => (FabricMode::Vxlan, across == Across::Subnets),
+    };
+    Config { fabric, cross_subnet, ..config.clone() }
+}
+
+/// What counts for a family of packets to this machine.
+fn as_its_pool_says(cluster: &Cluster, config: &Config, to: &Machine, family: Family) -> Config {
+    let holds = |pool: &&Pool| to.blocks.get(family).is_some_and(|block| pool.cidr.contains(block));
+    let says = cluster.store.pools.values().find(holds).and_then(|pool| pool.encapsulation);
+    says.map_or_else(|| config.clone(), |says| as_said(config, says))
 }
 
 /// What should carry a family of packets from one to the other; none where the configuration cannot be honoured.
@@ -237,10 +282,21 @@ fn any_config() -> impl Strategy<Value = Config> {
     )
 }
 
+fn any_encapsulation() -> impl Strategy<Value = Option<Encapsulation>> {
+    let across = || prop_oneof![Just(Across::Nodes), Just(Across::Subnets)];
+    prop_oneof![
+        Just(None),
+        Just(Some(Encapsulation::Never)),
+        across().prop_map(|across| Some(Encapsulation::Ipip(across))),
+        across().prop_map(|across| Some(Encapsulation::Vxlan(across))),
+    ]
+}
+
 fn any_event() -> impl Strategy<Value = Event> {
     let node = || 0..NODES;
     prop_oneof![
         10 => any_config().prop_map(Event::Configure),
+        4 => (any::<bool>(), any_encapsulation()).prop_map(|(odd, says)| Event::Pool(odd, says)),
         2 => node().prop_map(Event::KillAgent),
         3 => node().prop_map(Event::StartAgent),
         1 => node().prop_map(Event::PowerOff),

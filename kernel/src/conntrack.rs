@@ -196,6 +196,17 @@ impl Conntrack {
         Ok(found.len())
     }
 
+    /// The addresses that connections were begun from, and are answered from.
+    pub fn ends(&mut self) -> Result<BTreeSet<IpAddr>, KernelError> {
+        let mut ends = BTreeSet::new();
+        let walk = message(IPCTNL_MSG_CT_GET, NLM_F_DUMP, 0, Attrs::new());
+        self.netlink.request_each(&walk, "find who is talked to", |_, entry| {
+            let source = |tuple| address(attr(attr(entry, tuple)?, CTA_TUPLE_IP)?);
+            ends.extend([CTA_TUPLE_ORIG, CTA_TUPLE_REPLY].into_iter().filter_map(source));
+        })?;
+        Ok(ends)
+    }
+
     /// Takes these bits out of the marks of all entries; all others stay. Gives back how many entries had any.
     pub fn clear_mark(&mut self, bits: u32) -> Result<usize, KernelError> {
         let mut found = Vec::new();

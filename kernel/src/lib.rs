@@ -7,6 +7,7 @@
 
 mod addr;
 pub mod conntrack;
+pub mod echo;
 pub mod fake;
 mod family;
 pub mod foreign;
@@ -22,6 +23,7 @@ pub mod nflog;
 mod nfnetlink;
 pub mod nft;
 mod notify;
+pub mod offload;
 pub mod passed;
 pub mod path;
 mod qdisc;

@@ -17,10 +17,11 @@ use nix::sys::socket::{
 };
 use nix::sys::time::{TimeVal, TimeValLike};
 
-/// Headers before the echo's own eight bytes.
+/// Headers before the echo's own.
 const IPV4_HEADER: usize = 20;
 const IPV6_HEADER: usize = 40;
-const ECHO_HEADER: usize = 8;
+/// Where type, code and checksum end.
+const CHECKSUM_END: usize = 4;
 const ECHO_REQUEST: [u8; 2] = [8, 128];
 const ECHO_REPLY: [u8; 2] = [0, 129];
 
@@ -31,17 +32,10 @@ const ECHO_REPLY: [u8; 2] = [0, 129];
 pub fn carries(to: IpAddr, bytes: u32, patience: Duration) -> io::Result<bool> {
     let v6 = to.is_ipv6();
     let socket = raw(v6)?;
-    let header = if v6 { IPV6_HEADER } else { IPV4_HEADER };
-    let id = (std::process::id() as u16).to_be_bytes();
-    let sequence = (bytes as u16).to_be_bytes();
-    let mut request = vec![0; (bytes as usize).saturating_sub(header).max(ECHO_HEADER)];
-    request[0] = ECHO_REQUEST[usize::from(v6)];
-    request[4..6].copy_from_slice(&id);
-    request[6..8].copy_from_slice(&sequence);
-    if !v6 {
-        let sum = checksum(&request);
-        request[2..4].copy_from_slice(&sum.to_be_bytes());
-    }
+    let [a, b] = (std::process::id() as u16).to_be_bytes();
+    let [c, d] = (bytes as u16).to_be_bytes();
+    let ours = [a, b, c, d];
+    let request = request(v6, bytes, &ours);
     match sendto(socket.as_raw_fd(), &request, &SockaddrStorage::from(SocketAddr::new(to, 0)), MsgFlags::empty()) {
         Ok(_) => {}
         // Larger than the link takes.
@@ -65,20 +59,34 @@ pub fn carries(to: IpAddr, bytes: u32, patience: Duration) -> io::Result<bool> {
             Err(Errno::EMSGSIZE | Errno::EHOSTUNREACH | Errno::ENETUNREACH) => return Ok(false),
             Err(errno) => return Err(errno.into()),
         };
-        // Of IPv4 a raw socket gives the header, too.
-        let skip = if v6 { 0 } else { usize::from(buffer[0] & 0xf) * 4 };
-        let answer = buffer[..len].get(skip..).unwrap_or_default();
-        if answer.len() >= ECHO_HEADER
-            && answer[0] == ECHO_REPLY[usize::from(v6)]
-            && answer[4..6] == id
-            && answer[6..8] == sequence
-        {
+        if reply(v6, &buffer[..len]).is_some_and(|answer| answer.starts_with(&ours)) {
             return Ok(true);
         }
     }
 }
 
-fn raw(v6: bool) -> io::Result<OwnedFd> {
+/// An echo request that has so many bytes with its IP header; `ours` is its identifier, its sequence number, and what data
+/// begin with.
+pub(crate) fn request(v6: bool, bytes: u32, ours: &[u8]) -> Vec<u8> {
+    let header = if v6 { IPV6_HEADER } else { IPV4_HEADER };
+    let mut request = vec![0; (bytes as usize).saturating_sub(header).max(CHECKSUM_END + ours.len())];
+    request[0] = ECHO_REQUEST[usize::from(v6)];
+    request[CHECKSUM_END..CHECKSUM_END + ours.len()].copy_from_slice(ours);
+    if !v6 {
+        let sum = checksum(&request);
+        request[2..CHECKSUM_END].copy_from_slice(&sum.to_be_bytes());
+    }
+    request
+}
+
+/// What an echo reply holds, from its identifier on; none if the packet is no such. Of IPv4 it begins with its header.
+pub(crate) fn reply(v6: bool, packet: &[u8]) -> Option<&[u8]> {
+    let skip = if v6 { 0 } else { usize::from(packet.first()? & 0xf) * 4 };
+    let message = packet.get(skip..)?;
+    (*message.first()? == ECHO_REPLY[usize::from(v6)]).then_some(message.get(CHECKSUM_END..)?)
+}
+
+pub(crate) fn raw(v6: bool) -> io::Result<OwnedFd> {
     let (family, protocol, level, option, probe) = match v6 {
         false => {
             let (level, option) = (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER);

@@ -25,6 +25,7 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::netns::{Endpoint, Netns};
+use crate::relay::Relay;
 
 /// How the nodes' uplinks hang together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -193,6 +194,23 @@ impl Underlay {
                 Ok(())
             }
         }
+    }
+
+    /// Drops what nodes send to a UDP port of each other, as a firewall between them would. `None` lifts it.
+    pub fn block_udp_port(&self, port: Option<u16>) -> Result<()> {
+        let chain = port.map(|port| {
+            format!(
+                "table bridge blocked {{ chain forward {{ type filter hook forward priority 0\n\
+                 udp dport {port} counter drop\n}}\n}}\n"
+            )
+        });
+        self.netns.nft(&format!("table bridge blocked; delete table bridge blocked\n{}", chain.unwrap_or_default()))
+    }
+
+    /// Gives a node a network card whose driver leaves checksums inside vxlan undone, until what this returns is dropped.
+    pub fn break_checksums(&self, node: &str) -> Result<Relay> {
+        let number = *self.cut().marks.get(node).with_context(|| format!("no node {node:?} is plugged in"))?;
+        Relay::start(&self.netns, node, &format!("br{}", self.kind.segment(number)))
     }
 
     /// Pulls a node's cable: its `eth0` loses carrier.

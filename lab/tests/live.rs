@@ -251,3 +251,38 @@ fn pods_come_and_go_and_leave_nothing() -> Result<()> {
     }
     wait_until_holds(lab.node("n1")?, &before)
 }
+
+#[test]
+fn a_pool_that_changes_how_it_is_reached_is_not_noticed() -> Result<()> {
+    let mut lab = lab("pools", "vxlan")?;
+    let pool = |name: &str, cidr: &str, block_size: u8, mode: &str| {
+        json!({
+            "apiVersion": "projectcalico.org/v3",
+            "kind": "IPPool",
+            "metadata": {"name": name},
+            "spec": {"cidr": cidr, "blockSize": block_size, "disabled": true, "ipipMode": "Never", "vxlanMode": mode},
+        })
+    };
+    unnoticed(&mut lab, |lab| {
+        for (mode, fabric) in [("Never", "host-gw"), ("Always", "vxlan"), ("CrossSubnet", "host-gw")] {
+            // Of n2's pods, whichever node they are reached from.
+            lab.put(&pool("of-n2", "10.244.2.0/24", 26, mode))?;
+            lab.put(&pool("of-n2-v6", "fd00:10:244:2::/64", 122, mode))?;
+            let by = |node: &str, peer: &str, fabric: &str| -> Result<bool> {
+                let said = status(lab.node(node)?)?;
+                let mut peers = said["peers"].as_array().into_iter().flatten();
+                let is = |it: &&Value| it["node"] == peer;
+                Ok(peers.find(is).is_some_and(|it| it["fabric"].as_str().is_some_and(|by| by.starts_with(fabric))))
+            };
+            let settled = || -> Result<bool> {
+                Ok(by("n1", "n2", fabric)?
+                    && by("n3", "n2", fabric)?
+                    && by("n2", "n1", "vxlan")?
+                    && by("n1", "n3", "vxlan")?)
+            };
+            wait_for(PATIENCE, "n2's pods to be reached otherwise, and nobody else's", || settled().unwrap_or(false))
+                .with_context(|| lab.troubleshooting())?;
+        }
+        Ok(())
+    })
+}

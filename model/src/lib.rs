@@ -30,7 +30,7 @@ pub use memo::Memo;
 pub use node::{Acknowledged, Advert, Annotations, Availability, Endpoint, Heard, Node, NodeNetwork, Placement, Said};
 pub use object::{Kind, Object, ObjectId, Revision, StoreEvent};
 pub use pod::{Attachment, Limit, Limits, NAMELESS, PortMapping, Protocol};
-pub use pool::{Block, Holder, Part, Pool, Reservation};
+pub use pool::{Across, Block, Encapsulation, Holder, Part, Pool, Reservation};
 pub use selector::Selector;
 pub use time::{http_date, rfc3339};
 pub use workload::{NamedPort, Namespace, Pod, PolicyText};

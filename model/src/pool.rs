@@ -20,6 +20,26 @@ pub struct Pool {
     pub namespaces: Selector,
     /// Nothing new is given out.
     pub disabled: bool,
+    /// How packets to its addresses cross nodes; none: as the configuration says for all.
+    pub encapsulation: Option<Encapsulation>,
+}
+
+/// How packets to a pool's addresses cross nodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Encapsulation {
+    /// As they are.
+    Never,
+    Ipip(Across),
+    Vxlan(Across),
+}
+
+/// Which packets are wrapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Across {
+    /// All that go to another node.
+    Nodes,
+    /// Those to nodes that are not on one link with this one.
+    Subnets,
 }
 
 /// A node's claim on a range.

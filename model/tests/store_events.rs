@@ -59,6 +59,7 @@ fn object(kind: Kind, name: &str, seed: u8) -> Object {
                 nodes: Selector::all(),
                 namespaces: Selector::all(),
                 disabled: false,
+                encapsulation: None,
             }
             .into(),
         ),

@@ -69,6 +69,8 @@ pub const NFT_GENERATION_SET: &str = "policy_generation";
 pub const CT_MARK_GENERATION: u32 = 0xff00_0000;
 /// NFLOG group of packets that policy denies or reports.
 pub const NFLOG_GROUP: u16 = 7474;
+/// UDP port, on a node's fabric addresses, at which agents answer each other's path self-test.
+pub const SELFTEST_PORT: u16 = 7474;
 /// How many rules let pods' packets through somebody else's firewall: one from pods, one to pods.
 pub const FORWARD_OPENING_RULES: usize = 2;
 /// Comment on a rule that we had to put into somebody else's chain (`hostFirewall: open`).

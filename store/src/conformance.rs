@@ -51,6 +51,7 @@ pub(crate) fn pool(name: &str, seed: u8) -> (ObjectId, Object) {
         nodes: Selector::parse("zone == 'a'").unwrap(),
         namespaces: Selector::all(),
         disabled: false,
+        encapsulation: None,
     };
     (ObjectId { kind: Kind::IpPool, name: name.into() }, Object::Pool(pool.into()))
 }

@@ -44,6 +44,7 @@ pub(crate) fn whole(now: Instant) -> World {
             nodes: Selector::all(),
             namespaces: Selector::all(),
             disabled: false,
+            encapsulation: None,
         };
         world.pools.insert(name.into(), Arc::new(pool));
         let cidr = range.parse().unwrap();

@@ -128,6 +128,7 @@ fn default_pool(world: &World, family: Family, service: Option<IpAddr>) -> Optio
         nodes: Selector::all(),
         namespaces: Selector::all(),
         disabled: false,
+        encapsulation: None,
     };
     let id = ObjectId { kind: Kind::IpPool, name };
     Some(Claim { id, object: Some(Object::Pool(pool.into())), expect: None })

@@ -62,6 +62,7 @@ fn pool(name: &str, cidr: &str, nodes: &str) -> (ObjectId, Object) {
         nodes: Selector::parse(nodes).unwrap(),
         namespaces: Selector::all(),
         disabled: false,
+        encapsulation: None,
     };
     (id(Kind::IpPool, name), Object::Pool(pool.into()))
 }

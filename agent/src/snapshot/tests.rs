@@ -71,6 +71,7 @@ fn world() -> World {
         nodes: Selector::parse("zone == 'a'").unwrap(),
         namespaces: Selector::all(),
         disabled: false,
+        encapsulation: None,
     };
     let block = Block {
         cidr: "10.0.0.0/26".parse().unwrap(),

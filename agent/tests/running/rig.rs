@@ -337,6 +337,7 @@ pub(crate) fn pool(cidr: &str, block_size: u8) -> Object {
             nodes: Selector::all(),
             namespaces: Selector::all(),
             disabled: false,
+            encapsulation: None,
         }
         .into(),
     )

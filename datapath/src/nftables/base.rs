@@ -1,7 +1,7 @@
 //! Chains, sets and maps of the table, all of them there from the start.
 //!
 //! ```text
-//! raw_prerouting    filter -300   what a pod must not send: loopback addresses, wrapped packets; what no connection is kept of
+//! raw_prerouting    filter -300   what a pod must not send: loopback, wrapped packets, tests; what no connection is kept of
 //! raw_output        filter -300   what no connection is kept of
 //! nat_prerouting    nat    -100   to an address of this node  ──► hostports
 //! nat_output        nat    -100   the same, sent by this node ──► hostports
@@ -12,7 +12,9 @@
 //! connections when their output device changes, so a change of the fabric would cut them.
 
 use tartan_model::Family;
-use tartan_netstate::claims::{NFT_DSTNAT_PRIORITY, NFT_RAW_PRIORITY, NFT_SRCNAT_PRIORITY, POD_LINK_GROUP};
+use tartan_netstate::claims::{
+    NFT_DSTNAT_PRIORITY, NFT_RAW_PRIORITY, NFT_SRCNAT_PRIORITY, POD_LINK_GROUP, SELFTEST_PORT,
+};
 use tartan_netstate::nft::{AddressSide, Chain, ChainKind, HookPoint, Rule, Selector, rule};
 use tartan_netstate::{Key, Object, Owner, State};
 
@@ -56,6 +58,7 @@ fn chains(nat: &Nat) -> [(&'static str, Chain); 6] {
                 no_loopback_from_pods()
                     .into_iter()
                     .chain(no_outer_packets_from_pods(nat.vxlan_port))
+                    .chain([no_selftest_from_pods()])
                     .chain([came_in])
                     .collect(),
             ),
@@ -88,6 +91,13 @@ fn no_outer_packets_from_pods(vxlan_port: u16) -> [Rule; 3] {
         from_pod().l4proto(IPPROTO_IPIP).drop(),
         from_pod().l4proto(IPPROTO_IPV6).drop(),
     ]
+}
+
+/// Nodes ask each other how their paths are; a pod must not be able to drown that out. Other nodes' pods cannot: what was
+/// forwarded is not heard there (kernel/src/echo.rs).
+fn no_selftest_from_pods() -> Rule {
+    let from_pod = rule("only nodes test paths").iifgroup(POD_LINK_GROUP);
+    from_pod.udp_dport(SELFTEST_PORT).fib_local(AddressSide::Daddr).drop()
 }
 
 fn source_translation(nat: &Nat) -> Vec<Rule> {

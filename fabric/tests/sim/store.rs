@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use tartan_model::{Advert, Config, Kind, Node, Object, ObjectId, StoreEvent};
+use tartan_model::{Advert, Config, Kind, Node, Object, ObjectId, Pool, StoreEvent};
 
 use super::Rng;
 
@@ -16,6 +16,7 @@ pub(crate) struct Store {
     pub config: Config,
     pub nodes: BTreeMap<Arc<str>, Node>,
     pub adverts: BTreeMap<Arc<str>, Advert>,
+    pub pools: BTreeMap<Arc<str>, Pool>,
 }
 
 /// One agent's watch.
@@ -33,6 +34,7 @@ pub(crate) enum Write {
     Node(Node),
     NodeGone(Arc<str>),
     Advert(Advert),
+    Pool(Pool),
 }
 
 impl Store {
@@ -55,6 +57,10 @@ impl Store {
                 self.adverts.insert(advert.node.clone(), advert.clone());
                 put(Kind::NodeNetwork, advert.node.clone(), Object::from(advert))
             }
+            Write::Pool(pool) => {
+                self.pools.insert(pool.name.clone(), pool.clone());
+                put(Kind::IpPool, pool.name.clone(), Object::Pool(pool.into()))
+            }
         }
     }
 
@@ -66,6 +72,9 @@ impl Store {
             }
             Kind::NodeNetwork => {
                 self.adverts.iter().map(|(name, a)| put(kind, name.clone(), Object::from(a.clone()))).collect()
+            }
+            Kind::IpPool => {
+                self.pools.iter().map(|(name, p)| put(kind, name.clone(), Object::Pool(p.clone().into()))).collect()
             }
             _ => Vec::new(),
         };

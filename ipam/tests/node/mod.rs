@@ -175,7 +175,16 @@ pub(crate) fn node(name: &str, pod_cidrs: &str) -> Put {
 pub(crate) fn pool(name: &str, cidr: &str, block_size: u8) -> Put {
     let (nodes, namespaces) = (Selector::all(), Selector::all());
     Put(Object::Pool(
-        Pool { name: name.into(), cidr: net(cidr), block_size, nodes, namespaces, disabled: false }.into(),
+        Pool {
+            name: name.into(),
+            cidr: net(cidr),
+            block_size,
+            nodes,
+            namespaces,
+            disabled: false,
+            encapsulation: None,
+        }
+        .into(),
     ))
 }
 

@@ -103,6 +103,7 @@ impl Cluster {
             nodes: Selector::all(),
             namespaces: Selector::all(),
             disabled: false,
+            encapsulation: None,
         };
         let mut cluster = Cluster {
             store: BTreeMap::new(),

@@ -12,6 +12,7 @@ mod policy;
 mod repair;
 mod restart;
 mod scale;
+mod selftest;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -54,6 +55,7 @@ fn subject(args: &[&str]) -> Result<Box<dyn Subject>> {
         ["policy"] => Box::new(policy::Policy::up()?),
         ["policies", "linear"] => Box::new(policies::Linear::up()?),
         ["policies", count] => Box::new(policies::Policies::up(count.parse()?)?),
+        ["selftest"] => Box::new(selftest::SelfTest::up()?),
         ["repair"] => Box::new(repair::Repair::up()?),
         other => bail!("`{}` is nothing to measure", other.join(" ")),
     })

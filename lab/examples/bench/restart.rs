@@ -125,7 +125,7 @@ fn let_pass(time: Duration) -> Result<()> {
 }
 
 /// What `tartan status` says of the node.
-fn status(node: &Node) -> Result<Value> {
+pub(crate) fn status(node: &Node) -> Result<Value> {
     let (tartan, socket) = (binaries()?.tartan, node.socket());
     let (tartan, socket) = (tartan.to_str().context("a path in UTF-8")?, socket.to_str().context("a path in UTF-8")?);
     let text = node.output(&[tartan, "status", "--socket", socket, "-o", "json"])?;

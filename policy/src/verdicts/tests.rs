@@ -71,6 +71,7 @@ fn world() -> World {
         nodes: Selector::all(),
         namespaces: Selector::all(),
         disabled: false,
+        encapsulation: None,
     };
     world.pools.insert("p".into(), Arc::new(pool));
     let web = [("web", Protocol::Tcp, 80), ("dns", Protocol::Udp, 53)];

@@ -6,13 +6,16 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use tartan_api::kinds::{self, Empty, IPPoolSpec, IPReservationSpec, ObjectMeta};
 use tartan_api::tartan::{self, IPBlockPart, IPBlockSpec};
-use tartan_model::{Block, Family, Holder, Part, Pool, Reservation, Selector};
+use tartan_model::{Across, Block, Encapsulation, Family, Holder, Part, Pool, Reservation, Selector};
 
 use super::fault::Fault;
 use super::fields;
 
 const WORKLOAD: &str = "Workload";
 const AUTOMATIC: &str = "Automatic";
+const NEVER: &str = "Never";
+const ALWAYS: &str = "Always";
+const CROSS_SUBNET: &str = "CrossSubnet";
 
 /// Words for a [`Holder`].
 #[derive(Clone, Copy)]
@@ -46,12 +49,14 @@ pub(super) fn decode(document: &kinds::IPPool) -> Result<Pool, Fault> {
         nodes: selector("spec.nodeSelector", &spec.node_selector)?,
         namespaces: selector("spec.namespaceSelector", &spec.namespace_selector)?,
         disabled: spec.disabled || !for_pods || !automatic,
+        encapsulation: encapsulation(spec)?,
     })
 }
 
 pub(super) fn encode(pool: &Pool) -> kinds::IPPool {
     let text = |selector: &Selector| if *selector == Selector::all() { String::new() } else { selector.to_string() };
     let (default, _) = block_sizes(Family::of_net(&pool.cidr));
+    let (ipip_mode, vxlan_mode) = modes(pool.encapsulation);
     kinds::IPPool {
         api_version: kinds::CALICO_API_VERSION.to_owned(),
         kind: "IPPool".to_owned(),
@@ -62,9 +67,50 @@ pub(super) fn encode(pool: &Pool) -> kinds::IPPool {
             node_selector: text(&pool.nodes),
             namespace_selector: text(&pool.namespaces),
             disabled: pool.disabled,
+            ipip_mode,
+            vxlan_mode,
             ..IPPoolSpec::default()
         },
         status: Empty {},
+    }
+}
+
+/// What the two fields say together; none where there is neither.
+fn encapsulation(spec: &IPPoolSpec) -> Result<Option<Encapsulation>, Fault> {
+    let across = |field: &str, value: &str| match value {
+        "" | NEVER => Ok(None),
+        ALWAYS => Ok(Some(Across::Nodes)),
+        CROSS_SUBNET => Ok(Some(Across::Subnets)),
+        other => {
+            let what = format!("it is none of {NEVER}, {ALWAYS} and {CROSS_SUBNET}");
+            Err(Fault::value(field, other, what, format!("write {NEVER}, {ALWAYS} or {CROSS_SUBNET}")))
+        }
+    };
+    match (across("spec.ipipMode", &spec.ipip_mode)?, across("spec.vxlanMode", &spec.vxlan_mode)?) {
+        (Some(_), Some(_)) => Err(Fault::value(
+            "spec.vxlanMode",
+            &spec.vxlan_mode,
+            "packets cannot be wrapped both ways",
+            format!("set it or spec.ipipMode to {NEVER}"),
+        )),
+        (Some(across), None) => Ok(Some(Encapsulation::Ipip(across))),
+        (None, Some(across)) => Ok(Some(Encapsulation::Vxlan(across))),
+        (None, None) if spec.ipip_mode.is_empty() && spec.vxlan_mode.is_empty() => Ok(None),
+        (None, None) => Ok(Some(Encapsulation::Never)),
+    }
+}
+
+/// The fields `ipipMode` and `vxlanMode`.
+fn modes(encapsulation: Option<Encapsulation>) -> (String, String) {
+    let word = |across| match across {
+        Across::Nodes => ALWAYS.to_owned(),
+        Across::Subnets => CROSS_SUBNET.to_owned(),
+    };
+    match encapsulation {
+        None => (String::new(), String::new()),
+        Some(Encapsulation::Never) => (NEVER.to_owned(), NEVER.to_owned()),
+        Some(Encapsulation::Ipip(across)) => (word(across), String::new()),
+        Some(Encapsulation::Vxlan(across)) => (String::new(), word(across)),
     }
 }
 

@@ -120,7 +120,15 @@ fn documents_of_others_are_taken_as_they_are() {
             pool(&format!("{cidr}, nodeSelector: zone=='a'")),
             "spec: {cidr: 10.244.0.0/16, nodeSelector: 'zone == \"a\"'}",
         ),
-        (pool(&format!("{cidr}, vxlanMode: Never, natOutgoing: true")), "spec: {cidr: 10.244.0.0/16}"),
+        (
+            pool(&format!("{cidr}, vxlanMode: Never, natOutgoing: true")),
+            "spec: {cidr: 10.244.0.0/16, ipipMode: Never, vxlanMode: Never}",
+        ),
+        (
+            pool(&format!("{cidr}, vxlanMode: Never, ipipMode: CrossSubnet")),
+            "spec: {cidr: 10.244.0.0/16, ipipMode: CrossSubnet}",
+        ),
+        (pool(&format!("{cidr}, vxlanMode: Always")), "spec: {cidr: 10.244.0.0/16, vxlanMode: Always}"),
         (pool(&format!("{cidr}, allowedUses: [Workload, Tunnel]")), "spec: {cidr: 10.244.0.0/16}"),
         (pool(&format!("{cidr}, allowedUses: [LoadBalancer]")), "spec: {cidr: 10.244.0.0/16, disabled: true}"),
         (pool(&format!("{cidr}, assignmentMode: Manual")), "spec: {cidr: 10.244.0.0/16, disabled: true}"),

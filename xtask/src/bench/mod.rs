@@ -17,6 +17,7 @@ mod policy;
 mod program;
 mod repair;
 mod restart;
+mod selftest;
 mod vm;
 
 use crate::{
@@ -55,6 +56,7 @@ pub(crate) const GROUPS: &[Group] = &[
     group("policy",  policy::FIGURES,  policy::run,  "verdicts and packets beside the oracle; what policies cost, how soon they are in force, and whom they cut"),
     group("restart", restart::FIGURES, restart::run, "what packets notice of restarts and changes"),
     group("repair",  repair::FIGURES,  repair::run,  "until what was deleted by hand is there again"),
+    group("selftest", selftest::FIGURES, selftest::run, "until a path broken on purpose is named; wanted: 10 s at most, nothing wrong said"),
     group("image",   image::FIGURES,   image::run,   "the container image as it is shipped, packed"),
     group("e2e",     e2e::FIGURES,     e2e::run,     "Kubernetes' own network tests with Tartan; wanted: none failed"),
     group("kube",    kube::FIGURES,    kube::run,    "a cluster through upgrades and without its API server; pods that start; wanted: none lost"),

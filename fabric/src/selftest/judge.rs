@@ -1,0 +1,223 @@
+//! What rounds of probes that were not all answered come to, and how it is told.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use tartan_model::Condition;
+use tartan_netstate::LinkName;
+
+use super::{Path, Standing, Target};
+use crate::{Instance, fabric_of};
+
+/// Peers named in one condition at most; there may be thousands.
+const NAMED: usize = 8;
+
+/// What one round of probes showed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Outcome {
+    /// Through the fabric: a small echo,
+    pub(super) small: bool,
+    /// one as large as pods' packets may be,
+    pub(super) full: bool,
+    /// a datagram without a checksum,
+    pub(super) plain: bool,
+    /// and one whose checksum is left to the device.
+    pub(super) summed: bool,
+    /// The peer's own address, past the fabric.
+    pub(super) underlay: bool,
+    /// The peer asked through the fabric, not long ago.
+    pub(super) heard: bool,
+}
+
+/// What is wrong with a path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Finding {
+    /// Nothing gets through the fabric, though the peer itself can be reached.
+    Blocked {
+        /// What the peer sends arrives.
+        heard: bool,
+    },
+    /// What is sent there does not arrive, by whatever way; what the peer sends does.
+    OneWay,
+    /// Nothing comes from there, by whatever way.
+    Silent,
+    /// Packets with a checksum that a device was to compute are lost.
+    Checksum,
+    /// Packets larger than this are lost.
+    Narrow { largest: u32 },
+}
+
+// === impl Finding ===
+
+impl Finding {
+    /// One word, for machines.
+    pub fn reason(self) -> &'static str {
+        match self {
+            Finding::Blocked { .. } => "FabricBlocked",
+            Finding::OneWay => "PathOneWay",
+            Finding::Silent => "PeerSilent",
+            Finding::Checksum => "ChecksumsLost",
+            Finding::Narrow { .. } => "PathMtuTooSmall",
+        }
+    }
+}
+
+// === impl Outcome ===
+
+impl Outcome {
+    pub(super) fn reached(&self) -> bool {
+        self.small || self.full || self.plain || self.summed
+    }
+
+    /// Only a datagram that got there beside them tells of lost checksums: nobody may be listening.
+    fn lost_sums(&self) -> bool {
+        self.plain && !self.summed
+    }
+
+    pub(super) fn narrow(&self) -> bool {
+        self.small && !self.full
+    }
+
+    pub(super) fn is_well(&self) -> bool {
+        self.reached() && !self.lost_sums() && !self.narrow()
+    }
+}
+
+/// What all of these rounds show; none where they differ. `largest` is the largest packet known to pass.
+pub(super) fn judge<'a>(rounds: impl Iterator<Item = &'a Outcome> + Clone, largest: u32) -> Option<Finding> {
+    let all = |shows: fn(&Outcome) -> bool| rounds.clone().all(shows);
+    let any = |shows: fn(&Outcome) -> bool| rounds.clone().any(shows);
+    if all(|round| !round.reached()) {
+        let heard = any(|round| round.heard);
+        return Some(match (any(|round| round.underlay), heard) {
+            (true, heard) => Finding::Blocked { heard },
+            (false, true) => Finding::OneWay,
+            (false, false) => Finding::Silent,
+        });
+    }
+    if all(Outcome::lost_sums) {
+        return Some(Finding::Checksum);
+    }
+    all(Outcome::narrow).then_some(Finding::Narrow { largest })
+}
+
+/// All that is found, told with what to do about it. `by_software` are devices of ours that compute checksums themselves.
+pub fn conditions(
+    node: &str,
+    standings: &BTreeMap<Path, Standing>,
+    by_software: &BTreeSet<LinkName>,
+) -> Vec<Condition> {
+    let mut by_reason: BTreeMap<&str, Vec<Condition>> = BTreeMap::new();
+    for ((peer, family), standing) in standings {
+        let Some(finding) = standing.finding else { continue };
+        let mut told = condition(node, peer, finding, &standing.target, by_software);
+        let other = standings.get(&(peer.clone(), family.other()));
+        if other.is_some_and(|other| other.finding != Some(finding)) {
+            told.message += &format!(" (so it is with packets of {family} alone)");
+        }
+        let same = by_reason.entry(told.reason).or_default();
+        // What is so for both families is one thing.
+        if !same.contains(&told) {
+            same.push(told);
+        }
+    }
+    let told = by_reason.into_values().flat_map(|all| if all.len() > NAMED { vec![summary(node, &all)] } else { all });
+    told.chain(by_software.iter().map(|device| switched_off(node, device))).collect()
+}
+
+fn condition(node: &str, peer: &str, finding: Finding, target: &Target, by_software: &BTreeSet<LinkName>) -> Condition {
+    let Target { at, underlay, mtu, .. } = target;
+    let envelope = envelope(at);
+    let (message, fix) = match finding {
+        Finding::Blocked { heard } => (
+            format!(
+                "{node} gets no answer from {peer} by {at}, though {peer} itself answers at {underlay}: {envelope} do not pass{}",
+                if heard { format!(" from {node} to {peer}; what {peer} sends so arrives") } else { String::new() }
+            ),
+            match at {
+                Instance::HostGw => {
+                    "let them pass: clouds drop what is not from a node's own address unless their source \
+                                     check is off; or set spec.fabric to vxlan"
+                        .into()
+                }
+                _ => format!(
+                    "let {envelope} pass between nodes, in both directions: firewalls on {node} and {peer}, security groups \
+                     between; and echo requests that come to {peer} itself inside"
+                ),
+            },
+        ),
+        Finding::OneWay => (
+            format!(
+                "what {node} sends to {peer} does not arrive, neither by {at} nor to {underlay} itself, though what {peer} \
+                 sends arrives"
+            ),
+            format!("look for what drops packets from {node} to {peer}: a route, a firewall, a security group"),
+        ),
+        Finding::Silent => (
+            format!("nothing comes from {peer}, neither by {at} nor from {underlay} itself"),
+            format!(
+                "see that {peer} is up and that packets pass between the two; if {peer} says PathOneWay, what is lost is on the \
+                 way from {peer} to {node}"
+            ),
+        ),
+        Finding::Narrow { largest } => {
+            let carries = largest + fabric_of(at).overhead(at.underlay().unwrap_or(tartan_model::Family::V4));
+            (
+                format!(
+                    "packets of more than {largest} bytes between {node} and {peer} by {at} are lost without a word; pods may \
+                     send {mtu}"
+                ),
+                format!(
+                    "give every link on the way the MTU of the nodes' uplinks, or set spec.underlayMTU to {carries}, which \
+                     passes"
+                ),
+            )
+        }
+        Finding::Checksum => (
+            format!("packets from {node} to {peer} by {at} are lost if their checksum is left to the device"),
+            match &target.device {
+                Some(device) if by_software.contains(device) => format!(
+                    "{device} leaves nothing to the device any more, and it goes on: look for what changes packets on the way"
+                ),
+                _ => "`ethtool -K LINK tx off` for the uplink, or another driver for it".into(),
+            },
+        ),
+    };
+    Condition { about: format!("Node/{peer}"), field: String::new(), reason: finding.reason(), message, fix }
+}
+
+/// What the fabric's packets are to those on the way.
+fn envelope(at: &Instance) -> String {
+    match at {
+        Instance::HostGw => "packets under pods' own addresses".into(),
+        Instance::Vxlan { port, .. } => format!("packets to UDP port {port}"),
+        Instance::Ipip { .. } => "packets of IP protocols 4 and 41".into(),
+    }
+}
+
+fn switched_off(node: &str, device: &LinkName) -> Condition {
+    Condition {
+        about: format!("Node/{node}"),
+        field: String::new(),
+        reason: "ChecksumOffloadOff",
+        message: format!(
+            "the uplink's driver computes wrong checksums in packets inside {device}'s; the kernel computes them now, which costs \
+             processor time"
+        ),
+        fix: format!("try another driver or firmware, then `ethtool -K {device} tx on`: it is tested again"),
+    }
+}
+
+fn summary(node: &str, all: &[Condition]) -> Condition {
+    let first = all.first().expect("there are many");
+    let peers: BTreeSet<&str> = all.iter().map(|one| one.about.trim_start_matches("Node/")).collect();
+    let named: Vec<&str> = peers.iter().take(NAMED).copied().collect();
+    let more = match peers.len() - named.len() {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    Condition {
+        about: format!("Node/{node}"),
+        message: format!("so it is with {}{more}; of the first: {}", named.join(", "), first.message),
+        ..first.clone()
+    }
+}
