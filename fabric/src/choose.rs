@@ -21,6 +21,7 @@ use std::net::IpAddr;
 
 use tartan_model::{Config, FabricMode, Family, PerFamily};
 use tartan_netstate::LinkName;
+use tartan_netstate::claims::UDP_PORT;
 
 use crate::{Instance, LocalNode};
 
@@ -67,7 +68,7 @@ pub(crate) fn own_targets(config: &Config, node: &LocalNode) -> BTreeSet<Instanc
     let direct = match config.fabric {
         FabricMode::HostGw => true,
         FabricMode::None => false,
-        FabricMode::Vxlan | FabricMode::Ipip => config.cross_subnet,
+        FabricMode::Vxlan | FabricMode::Ipip | FabricMode::Udp => config.cross_subnet,
     };
     let wrapped = wrapped(config, |family| node.uplinks.get(*family).is_some());
     wrapped.into_iter().chain(direct.then_some(Instance::HostGw)).collect()
@@ -100,6 +101,7 @@ fn wrapped(config: &Config, possible: impl Fn(&Family) -> bool) -> Option<Instan
         FabricMode::HostGw | FabricMode::None => None,
         FabricMode::Vxlan => Some(Instance::Vxlan { underlay, vni: config.vxlan.vni, port: config.vxlan.port }),
         FabricMode::Ipip => Some(Instance::Ipip { underlay }),
+        FabricMode::Udp => Some(Instance::Udp { underlay, port: UDP_PORT }),
     }
 }
 

@@ -12,7 +12,7 @@
 //! connections when their output device changes, so a change of the fabric would cut them.
 
 use tartan_model::Family;
-use tartan_netstate::claims::{NFT_DSTNAT_PRIORITY, NFT_RAW_PRIORITY, NFT_SRCNAT_PRIORITY, POD_LINK_GROUP};
+use tartan_netstate::claims::{NFT_DSTNAT_PRIORITY, NFT_RAW_PRIORITY, NFT_SRCNAT_PRIORITY, POD_LINK_GROUP, UDP_PORT};
 use tartan_netstate::nft::{AddressSide, Chain, ChainKind, HookPoint, Rule, Selector, rule};
 use tartan_netstate::{Key, Object, Owner, State};
 
@@ -43,8 +43,9 @@ fn chains(nat: &Nat) -> [(&'static str, Chain); 6] {
     use ChainKind::{Filter, Nat as Translate};
     // Each flow inside has a source port of its own outside, and answers come under another: an entry for each way of each
     // flow, and none that an answer meets.
-    let outer = || rule("packets between nodes are looked at inside").udp_dport(nat.vxlan_port);
-    let came_in = outer().fib_local(AddressSide::Daddr).notrack();
+    let outer = |port| rule("packets between nodes are looked at inside").udp_dport(port);
+    let ports = [nat.vxlan_port, UDP_PORT];
+    let came_in = ports.map(|port| outer(port).fib_local(AddressSide::Daddr).notrack());
     let to_node = || vec![rule("ports of pods").fib_local(AddressSide::Daddr).jump(hostport::CHAIN)];
     [
         (
@@ -56,11 +57,14 @@ fn chains(nat: &Nat) -> [(&'static str, Chain); 6] {
                 no_loopback_from_pods()
                     .into_iter()
                     .chain(no_outer_packets_from_pods(nat.vxlan_port))
-                    .chain([came_in])
+                    .chain(came_in)
                     .collect(),
             ),
         ),
-        ("raw_output", Chain::base(Filter, HookPoint::Output, NFT_RAW_PRIORITY, vec![outer().notrack()])),
+        (
+            "raw_output",
+            Chain::base(Filter, HookPoint::Output, NFT_RAW_PRIORITY, ports.map(|port| outer(port).notrack()).into()),
+        ),
         ("nat_prerouting", Chain::base(Translate, HookPoint::Prerouting, NFT_DSTNAT_PRIORITY, to_node())),
         ("nat_output", Chain::base(Translate, HookPoint::Output, NFT_DSTNAT_PRIORITY, to_node())),
         (hostport::CHAIN, Chain::regular(Family::ALL.into_iter().flat_map(hostport::rules).collect())),
@@ -81,10 +85,11 @@ fn no_loopback_from_pods() -> [Rule; 2] {
 
 /// What is wrapped is taken for what a node has looked at already, wherever it is unwrapped: a pod that wrapped packets
 /// itself could send under any address, past all policy.
-fn no_outer_packets_from_pods(vxlan_port: u16) -> [Rule; 3] {
+fn no_outer_packets_from_pods(vxlan_port: u16) -> [Rule; 4] {
     let from_pod = || rule("only nodes wrap packets").iifgroup(POD_LINK_GROUP);
     [
         from_pod().udp_dport(vxlan_port).drop(),
+        from_pod().udp_dport(UDP_PORT).drop(),
         from_pod().l4proto(IPPROTO_IPIP).drop(),
         from_pod().l4proto(IPPROTO_IPV6).drop(),
     ]
