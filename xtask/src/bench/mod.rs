@@ -6,6 +6,7 @@
 mod cni;
 mod demo;
 mod e2e;
+mod fabric;
 mod figure;
 mod image;
 mod kube;
@@ -55,6 +56,7 @@ pub(crate) const GROUPS: &[Group] = &[
     group("peers",   peers::FIGURES,   peers::run,   "1,000 peers in the kernel, from none to all, and one that changes"),
     group("packets", packets::FIGURES, packets::run, "packets in three hundred random worlds that change, beside the oracle"),
     group("policy",  policy::FIGURES,  policy::run,  "from a word of the store to the kernel, and to a new pod's first connection"),
+    group("fabric",  fabric::FIGURES,  fabric::run,  "packets that a program carries, beside a bare veth pair; that program upgraded and killed"),
     group("restart", restart::FIGURES, restart::run, "what packets notice of restarts and changes"),
     group("repair",  repair::FIGURES,  repair::run,  "until what was deleted by hand is there again"),
     group("image",   image::FIGURES,   image::run,   "the container image as it is shipped, packed"),
