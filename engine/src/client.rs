@@ -58,7 +58,7 @@ impl Client {
     pub fn apply(&self, steps: Vec<Step>, may_start: bool) -> Result<BTreeMap<usize, String>, EngineError> {
         let stream = match self.connect()? {
             Some(stream) => stream,
-            None if may_start => self.start()?,
+            None if may_start => self.start(&steps)?,
             // What was there went with it.
             None if steps.iter().all(Step::only_takes) => return Ok(BTreeMap::new()),
             None => return Err(self.error(io::ErrorKind::NotConnected.into())),
@@ -114,7 +114,15 @@ impl Client {
         }
     }
 
-    fn start(&self) -> Result<UnixStream, EngineError> {
+    /// Not where there is nothing to carry: it would end at once, again and again.
+    fn start(&self, steps: &[Step]) -> Result<UnixStream, EngineError> {
+        for step in steps {
+            if let Step::Open { link, .. } = step
+                && nix::net::if_::if_nametoindex(link.as_str()).is_err()
+            {
+                return Err(EngineError::NotStarted(io::Error::other(format!("there is no device {link}"))));
+            }
+        }
         let mut command = Command::new("/proc/self/exe");
         let started =
             command.arg("hold").arg("--socket").arg(&self.socket).status().map_err(EngineError::NotStarted)?;
@@ -134,5 +142,30 @@ impl Client {
 
     fn error(&self, error: io::Error) -> EngineError {
         EngineError::Io { socket: self.socket.clone(), error }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::Socket;
+
+    #[test]
+    fn none_is_started_that_would_have_nothing_to_carry() {
+        let client = Client::new(Path::new("/nonexistent/engine.sock"));
+        let link = || "ttxnone".to_owned();
+        let open = Step::Open { link: link(), socket: Socket { v6: false, port: 8285 } };
+        let check = |steps: Vec<Step>, may_start: bool, wanted: Result<(), &str>| {
+            let said = client.apply(steps, may_start).map(drop).map_err(|error| error.to_string());
+            match wanted {
+                Ok(()) => assert_eq!(said, Ok(())),
+                Err(part) => assert!(said.as_ref().is_err_and(|error| error.contains(part)), "{said:?}"),
+            }
+        };
+        assert!(client.read().unwrap().is_empty());
+        check(vec![open.clone()], true, Err("there is no device ttxnone"));
+        check(vec![open], false, Err("engine.sock"));
+        check(vec![Step::Close { link: link() }], false, Ok(()));
+        client.succeed().unwrap();
     }
 }
