@@ -18,6 +18,7 @@ pub mod conditions;
 mod counts;
 pub mod denied;
 pub mod edit;
+mod engines;
 pub mod found;
 #[cfg(test)]
 mod hanging;
@@ -63,6 +64,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tracing::{error, info, warn};
 
+use crate::engines::WithEngines;
 use crate::found::Noting;
 use crate::journal::{Journal, Replayed};
 use crate::run::{Agent, Input};
@@ -89,7 +91,8 @@ pub fn take_back(boot: &Boot) -> Result<Report> {
     let _lock = lock(&boot.state_dir)?;
     // First, so that no pod is attached to what is about to go.
     cni_files::remove(boot)?;
-    let mut kernel = Linux::open().context("opening the kernel's netlink sockets (this needs root)")?;
+    let kernel = Linux::open().context("opening the kernel's netlink sockets (this needs root)")?;
+    let mut kernel = WithEngines::new(Box::new(kernel), &engines::socket_beside(&boot.socket));
     uninstall::uninstall(&mut kernel, &boot.state_dir)
 }
 
@@ -97,6 +100,7 @@ async fn start(boot: &Boot) -> Result<()> {
     let _lock = lock(&boot.state_dir)?;
     let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").context("reading the kernel's boot id")?;
     let kernel = Linux::open().context("opening the kernel's netlink sockets (this needs root)")?;
+    let kernel = WithEngines::new(Box::new(kernel), &engines::socket_beside(&boot.socket));
     let store = open_store(&boot.store)?;
     let (inbox, agent) = assemble(&boot.node, &boot.state_dir, boot_id.trim(), Box::new(kernel), store.clone())?;
     // Before anybody can ask for an address.

@@ -62,6 +62,9 @@ fn blame(world: &World, owner: &Owner) -> (String, &'static str, &'static str) {
                 Some(("ipip", _)) => {
                     "load the kernel module that the fabric needs (`modprobe ip6_tunnel`), or choose another fabric"
                 }
+                Some(("udp", _)) => {
+                    "load the kernel module that the fabric needs (`modprobe tun`), let the agent see /dev/net/tun, free UDP port 8285 (`ss -lunp`), or choose another fabric"
+                }
                 _ => "load the kernel module that the fabric needs (`modprobe vxlan`), or choose another fabric",
             };
             ("NetworkConfig/default".into(), "spec.fabric", fix)

@@ -21,9 +21,9 @@ pub type NetworkConfig = Envelope<NetworkConfigSpec>;
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct NetworkConfigSpec {
-    /// `vxlan`, `ipip`, `host-gw`, or `none`, which leaves the way to other nodes to somebody else.
+    /// `vxlan`, `ipip`, `udp`, `host-gw`, or `none`, which leaves the way to other nodes to somebody else.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(test, schemars(extend("enum" = ["vxlan", "ipip", "host-gw", "none"])))]
+    #[cfg_attr(test, schemars(extend("enum" = ["vxlan", "ipip", "udp", "host-gw", "none"])))]
     pub fabric: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vxlan: Option<VxlanSpec>,

@@ -1,4 +1,5 @@
-//! `tartan agent`, `tartan operator` and `tartan uninstall`: the commands that read the boot file.
+//! `tartan agent`, `tartan operator` and `tartan uninstall`: the commands that read the boot file; and the two that carry
+//! packets for an agent.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -65,4 +66,17 @@ fn log(level: &str) -> Result<()> {
         builder.json().init();
     }
     Ok(())
+}
+
+/// Starts a holder, or is one.
+pub(crate) fn hold(socket: &Path, detached: bool) -> Result<ExitCode> {
+    let done = if detached { tartan_engine::holder::hold(socket) } else { tartan_engine::holder::start(socket) };
+    done.with_context(|| format!("holding an engine at {}", socket.display()))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Carries packets until there is nothing left to carry.
+pub(crate) fn engine() -> Result<ExitCode> {
+    tartan_engine::program::run().context("carrying packets")?;
+    Ok(ExitCode::SUCCESS)
 }

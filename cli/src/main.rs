@@ -139,6 +139,19 @@ enum Tartan {
         #[arg(long)]
         image: Option<String>,
     },
+    /// Keep what an engine has open, and start it again when it ends; agents run this
+    #[command(hide = true)]
+    Hold {
+        /// Where agents speak to the engine
+        #[arg(long)]
+        socket: PathBuf,
+        /// The socket is standard input
+        #[arg(long)]
+        detached: bool,
+    },
+    /// Carry packets between nodes; `tartan hold` runs this
+    #[command(hide = true)]
+    Engine,
     /// Take back everything that Tartan put into this node's kernel, and its state
     Uninstall {
         /// Boot file (YAML)
@@ -167,6 +180,8 @@ fn main() -> ExitCode {
         Tartan::Install { distribution, api_server, image } => {
             install::run(distribution, api_server.as_deref(), image.as_deref())
         }
+        Tartan::Hold { socket, detached } => agent::hold(&socket, detached),
+        Tartan::Engine => agent::engine(),
         Tartan::Uninstall { config, output } => agent::uninstall(&config, output),
     };
     match result {

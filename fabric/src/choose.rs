@@ -22,6 +22,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use tartan_model::{Across, Config, Encapsulation, FabricMode, Family, PerFamily};
 use tartan_netstate::LinkName;
+use tartan_netstate::claims::UDP_PORT;
 
 use crate::{Instance, LocalNode};
 
@@ -126,6 +127,7 @@ fn wrapped(config: &Config, mode: FabricMode, possible: impl Fn(&Family) -> bool
         FabricMode::HostGw | FabricMode::None => None,
         FabricMode::Vxlan => Some(Instance::Vxlan { underlay, vni: config.vxlan.vni, port: config.vxlan.port }),
         FabricMode::Ipip => Some(Instance::Ipip { underlay }),
+        FabricMode::Udp => Some(Instance::Udp { underlay, port: UDP_PORT }),
     }
 }
 

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use tartan_model::{Condition, Endpoint, Family, Features};
 use tartan_netstate::{Key, Object, Owner, State};
 
@@ -49,7 +50,7 @@ impl Fabric for HostGw {
         Ok(Hop { via: Some(*theirs), dev: uplink.link.clone(), onlink: false, encap: None })
     }
 
-    fn reach(&self, _: &Instance, _: &Peer<'_>, _: Family) -> Vec<(Key, Object)> {
+    fn reach(&self, _: &Instance, _: &Peer<'_>, _: Family, _: &[&IpNet]) -> Vec<(Key, Object)> {
         Vec::new()
     }
 }

@@ -28,6 +28,12 @@ pub enum Instance {
         /// Family of the outer packet.
         underlay: Family,
     },
+    /// Packets in UDP, carried by an engine.
+    Udp {
+        /// Family of the outer packet.
+        underlay: Family,
+        port: u16,
+    },
 }
 
 // === impl Instance ===
@@ -39,6 +45,7 @@ impl Instance {
             Instance::HostGw => FabricMode::HostGw,
             Instance::Vxlan { .. } => FabricMode::Vxlan,
             Instance::Ipip { .. } => FabricMode::Ipip,
+            Instance::Udp { .. } => FabricMode::Udp,
         }
     }
 
@@ -46,7 +53,9 @@ impl Instance {
     pub fn underlay(&self) -> Option<Family> {
         match self {
             Instance::HostGw => None,
-            Instance::Vxlan { underlay, .. } | Instance::Ipip { underlay } => Some(*underlay),
+            Instance::Vxlan { underlay, .. } | Instance::Ipip { underlay } | Instance::Udp { underlay, .. } => {
+                Some(*underlay)
+            }
         }
     }
 
@@ -58,6 +67,7 @@ impl Instance {
             }
             LinkKind::Ipip { .. } | LinkKind::Sit { .. } => Some(Instance::Ipip { underlay: Family::V4 }),
             LinkKind::Ip6Tnl => Some(Instance::Ipip { underlay: Family::V6 }),
+            LinkKind::Tun { label } => label.parse().ok(),
             _ => None,
         }
     }
@@ -85,6 +95,7 @@ impl fmt::Display for Instance {
             Instance::HostGw => f.write_str("host-gw"),
             Instance::Vxlan { underlay, vni, port } => write!(f, "vxlan/{underlay}/vni{vni}/port{port}"),
             Instance::Ipip { underlay } => write!(f, "ipip/{underlay}"),
+            Instance::Udp { underlay, port } => write!(f, "udp/{underlay}/port{port}"),
         }
     }
 }
@@ -96,15 +107,18 @@ impl FromStr for Instance {
         let unknown = || format!("'{name}' is not a fabric this version of Tartan knows");
         let family = |name: &str| Family::ALL.into_iter().find(|family| family.as_str() == name).ok_or_else(unknown);
         let parts: Vec<&str> = name.split('/').collect();
+        let port_of = |port: &str| port.strip_prefix("port").and_then(|port| port.parse().ok());
         let (underlay, vni, port) = match parts.as_slice() {
             ["host-gw"] => return Ok(Instance::HostGw),
             ["ipip", underlay] => return Ok(Instance::Ipip { underlay: family(underlay)? }),
+            ["udp", underlay, port] => {
+                return Ok(Instance::Udp { underlay: family(underlay)?, port: port_of(port).ok_or_else(unknown)? });
+            }
             ["vxlan", underlay, vni, port] => (family(underlay)?, vni, port),
             _ => return Err(unknown()),
         };
         let vni = vni.strip_prefix("vni").and_then(|vni| vni.parse().ok()).filter(|vni| *vni < 1 << 24);
-        let port = port.strip_prefix("port").and_then(|port| port.parse().ok());
-        match (vni, port) {
+        match (vni, port_of(port)) {
             (Some(vni), Some(port)) => Ok(Instance::Vxlan { underlay, vni, port }),
             _ => Err(unknown()),
         }
@@ -123,6 +137,8 @@ mod tests {
             Instance::Vxlan { underlay: Family::V6, vni: 0xff_ffff, port: 4789 },
             Instance::Ipip { underlay: Family::V4 },
             Instance::Ipip { underlay: Family::V6 },
+            Instance::Udp { underlay: Family::V4, port: 8285 },
+            Instance::Udp { underlay: Family::V6, port: 65535 },
         ] {
             assert_eq!(instance.to_string().parse(), Ok(instance));
         }
@@ -134,6 +150,8 @@ mod tests {
             "vxlan/ipv4/vni16777216/port1",
             "ipip",
             "ipip/ipv4/",
+            "udp/ipv4",
+            "udp/ipv4/port65536",
         ] {
             assert!(name.parse::<Instance>().is_err(), "{name}");
         }

@@ -9,6 +9,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use tartan_model::{Condition, Endpoint, Family, Features};
 use tartan_netstate::claims::FABRIC_LINK_PREFIX;
 use tartan_netstate::{Encap, Key, Link, LinkKind, LinkName, Object, State, stable_hash};
@@ -60,18 +61,22 @@ impl Fabric for Ipip {
             (Some(IpAddr::V6(src)), IpAddr::V6(dst)) => {
                 Ok(Hop { via: None, dev: at.device(), onlink: false, encap: Some(Encap { src, dst }) })
             }
-            (_, theirs) => Err(Condition {
-                about: format!("NodeNetwork/{}", to.name),
-                field: "spec.accepts".into(),
-                reason: "EndpointOfOtherFamily",
-                message: format!("{} says it hears {at} at {theirs}, which is of another family", to.name),
-                fix: format!("look at the agent of {}: its NodeNetwork object is written by it alone", to.name),
-            }),
+            _ => Err(of_other_family(at, to)),
         }
     }
 
-    fn reach(&self, _: &Instance, _: &Peer<'_>, _: Family) -> Vec<(Key, Object)> {
+    fn reach(&self, _: &Instance, _: &Peer<'_>, _: Family, _: &[&IpNet]) -> Vec<(Key, Object)> {
         Vec::new()
+    }
+}
+
+pub(crate) fn of_other_family(at: &Instance, to: &Peer<'_>) -> Condition {
+    Condition {
+        about: format!("NodeNetwork/{}", to.name),
+        field: "spec.accepts".into(),
+        reason: "EndpointOfOtherFamily",
+        message: format!("{} says it hears {at} at {}, which is of another family", to.name, to.endpoint.address),
+        fix: format!("look at the agent of {}: its NodeNetwork object is written by it alone", to.name),
     }
 }
 

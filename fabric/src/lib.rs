@@ -21,10 +21,12 @@ mod ownership;
 pub mod peer;
 pub mod plan;
 pub mod selftest;
+mod udp;
 mod vxlan;
 
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use tartan_model::{Condition, Endpoint, Family, Features, PerFamily};
 use tartan_netstate::{Encap, Key, LinkName, Object, State};
 
@@ -51,8 +53,8 @@ pub trait Fabric: Sync {
     /// Next hop of a family's packets to a peer, or why there is none.
     fn hop(&self, node: &LocalNode, at: &Instance, to: &Peer<'_>, family: Family) -> Result<Hop, Condition>;
 
-    /// What that next hop takes beside the route: neighbours and forwarding entries.
-    fn reach(&self, at: &Instance, to: &Peer<'_>, family: Family) -> Vec<(Key, Object)>;
+    /// What that next hop takes beside the routes to these ranges of the family: neighbours, forwarding entries, remotes.
+    fn reach(&self, at: &Instance, to: &Peer<'_>, family: Family, blocks: &[&IpNet]) -> Vec<(Key, Object)>;
 }
 
 /// A peer, as a fabric sees it.
@@ -84,5 +86,6 @@ pub fn fabric_of(at: &Instance) -> &'static dyn Fabric {
         Instance::HostGw => &host_gw::HostGw,
         Instance::Vxlan { .. } => &vxlan::Vxlan,
         Instance::Ipip { .. } => &ipip::Ipip,
+        Instance::Udp { .. } => &udp::Udp,
     }
 }

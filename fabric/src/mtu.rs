@@ -78,5 +78,8 @@ mod tests {
         check(Some(1500), None, &[ipip(Family::V4)], 1480);
         check(Some(1500), Some(1500), &[ipip(Family::V6)], 1460);
         check(Some(1500), Some(1500), &[ipip(Family::V4), v6], 1430);
+        let udp = |underlay| Instance::Udp { underlay, port: 8285 };
+        check(Some(1500), None, &[udp(Family::V4)], 1472);
+        check(Some(1500), Some(1500), &[udp(Family::V6)], 1452);
     }
 }

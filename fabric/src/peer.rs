@@ -11,7 +11,7 @@ use tartan_netstate::{Fdb, Key, Neigh, Netns, Object, Owner, Part, Route, Scope,
 
 use crate::census::{Census, Member};
 use crate::choose::{Choice, Ground, Manner, choose, target};
-use crate::{Hop, Instance, LocalNode, Peer, fabric_of, ipip, ownership};
+use crate::{Hop, Instance, LocalNode, Peer, fabric_of, ipip, ownership, udp};
 
 /// How things stand with one peer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -99,6 +99,8 @@ pub(crate) fn plan(
         }
     }
     state.choices.shrink_to_fit();
+    // After those that carry: of two addresses for one range the one in use stays.
+    objects.extend(receives.iter().flat_map(|at| udp::admit(at, advert, &state.blocks)));
     state.part = Part::of(&Owner::Peer(name.clone()), objects);
     if !member.live {
         state.conditions.clear();
@@ -117,7 +119,7 @@ fn carry(common: &Common, at: &Instance, to: &Peer<'_>, family: Family, blocks: 
     let fabric = fabric_of(at);
     let Ok(hop) = fabric.hop(&common.node, at, to, family) else { return Vec::new() };
     let routes = blocks.iter().map(|block| (route_to(block), Object::Route(route(&common.node, family, &hop).into())));
-    fabric.reach(at, to, family).into_iter().chain(routes).collect()
+    fabric.reach(at, to, family, blocks).into_iter().chain(routes).collect()
 }
 
 fn route_to(block: &IpNet) -> Key {
@@ -152,6 +154,13 @@ fn endpoint_in_kernel(world: &World, at: Instance, member: &Member, blocks: &[&I
     if matches!(at, Instance::Ipip { .. }) {
         let address = blocks.iter().find_map(|block| match object(route_to(block))? {
             Object::Route(route) => ipip::endpoint_of(route),
+            _ => None,
+        })?;
+        return Some(Endpoint { instance, address, mac: None });
+    }
+    if matches!(at, Instance::Udp { .. }) {
+        let address = blocks.iter().find_map(|block| match object(udp::remote(&at, block))? {
+            Object::Remote(address) => Some(*address),
             _ => None,
         })?;
         return Some(Endpoint { instance, address, mac: None });

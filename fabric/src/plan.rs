@@ -226,10 +226,16 @@ impl Memo {
         receives.retain(|at| own::is_possible(world, &common.node, at));
         // Peers that are not live have no say in what there is: they come last, and all of them when it differs.
         if receives != self.out.receives {
-            changed.extend(self.census.not_live.iter().cloned());
+            changed = self.census.not_live.clone();
+            // Who may be heard by it does depend on what there is, and nothing depends on that in turn.
+            if receives.symmetric_difference(&self.out.receives).any(|at| matches!(at, Instance::Udp { .. })) {
+                changed.extend(self.census.peers.keys().cloned());
+            }
             self.out.receives = receives;
+        } else {
+            changed = changed.intersection(&self.census.not_live).cloned().collect();
         }
-        for name in changed.intersection(&self.census.not_live).cloned().collect::<Vec<_>>() {
+        for name in changed {
             self.replan_peer(world, common, &name);
         }
         wanted

@@ -8,6 +8,7 @@
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use tartan_model::{Condition, Endpoint, Family, Features};
 use tartan_netstate::{Fdb, Key, Link, LinkKind, Mac, Neigh, Netns, Object, State, VxlanParams, stable_hash};
 
@@ -77,7 +78,7 @@ impl Fabric for Vxlan {
         }
     }
 
-    fn reach(&self, at: &Instance, to: &Peer<'_>, family: Family) -> Vec<(Key, Object)> {
+    fn reach(&self, at: &Instance, to: &Peer<'_>, family: Family, _: &[&IpNet]) -> Vec<(Key, Object)> {
         let (Some(mac), Some(via)) = (to.endpoint.mac, gateway(to, family)) else { return Vec::new() };
         let device = at.device();
         let neigh = Key::Neigh { ns: Netns::Host, link: device.clone(), address: via };

@@ -4,6 +4,7 @@
 
 mod sim;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -14,6 +15,7 @@ use sim::{Cluster, Delays};
 use tartan_fabric::Instance;
 use tartan_model::{Across, Config, Encapsulation, FabricMode, Family, PerFamily, Pool, Selector, VxlanConfig};
 use tartan_netstate::State;
+use tartan_netstate::claims::UDP_PORT;
 
 /// What happens to a cluster.
 #[derive(Clone, Debug)]
@@ -97,6 +99,7 @@ fn machine(node: u8, shape: Shape) -> Machine {
         addresses: shape.underlay.iter().map(|family| address(*family, shape.site, u16::from(node) + 1)).collect(),
         blocks,
         kernel: State::new(),
+        previous: BTreeMap::new(),
         on: true,
     }
 }
@@ -141,6 +144,7 @@ fn delete_devices(cluster: &mut Cluster, node: u8) {
     cluster.break_promises(&name(node));
     let machine = cluster.machines.get_mut(&name(node)).unwrap();
     machine.kernel = State::new();
+    machine.previous.clear();
     if let Some(agent) = cluster.agents.get_mut(&name(node)) {
         agent.disturbed();
     }
@@ -263,6 +267,7 @@ fn possible(config: &Config, a: &Machine, b: &Machine, family: Family) -> Option
             let Config { vxlan: VxlanConfig { vni, port }, .. } = config;
             Some(match wraps {
                 FabricMode::Ipip => Instance::Ipip { underlay },
+                FabricMode::Udp => Instance::Udp { underlay, port: UDP_PORT },
                 _ => Instance::Vxlan { underlay, vni: *vni, port: *port },
             })
         }
@@ -270,7 +275,8 @@ fn possible(config: &Config, a: &Machine, b: &Machine, family: Family) -> Option
 }
 
 fn any_config() -> impl Strategy<Value = Config> {
-    let fabric = prop_oneof![Just(FabricMode::HostGw), Just(FabricMode::Vxlan), Just(FabricMode::Ipip)];
+    let modes = [FabricMode::HostGw, FabricMode::Vxlan, FabricMode::Ipip, FabricMode::Udp];
+    let fabric = prop::sample::select(modes.to_vec());
     let underlay = prop_oneof![3 => Just(None), 1 => Just(Some(Family::V4)), 1 => Just(Some(Family::V6))];
     let mtu = prop_oneof![3 => Just(None), 1 => Just(Some(1400))];
     (fabric, 1..3u32, prop_oneof![Just(8472u16), Just(4789)], any::<bool>(), underlay, mtu).prop_map(
@@ -355,11 +361,11 @@ proptest! {
 fn check_there_and_back(skew: u64, trouble: impl Fn(&mut Cluster)) {
     let shapes = [Shape { underlay: &BOTH, pods: &BOTH, site: 0 }; 4];
     let delays = Delays { word: skew.max(100), write: 500, kernel: 500 };
-    let [vxlan, ipip, host_gw] =
-        [FabricMode::Vxlan, FabricMode::Ipip, FabricMode::HostGw].map(|fabric| config(fabric, 1, 8472, false));
+    let [vxlan, ipip, host_gw, udp] = [FabricMode::Vxlan, FabricMode::Ipip, FabricMode::HostGw, FabricMode::Udp]
+        .map(|fabric| config(fabric, 1, 8472, false));
     let mut cluster = start(skew, delays, vxlan.clone(), &shapes);
     let before = cluster.kept;
-    for next in [&host_gw, &vxlan, &ipip, &vxlan, &host_gw, &ipip, &host_gw] {
+    for next in [&host_gw, &udp, &vxlan, &ipip, &udp, &ipip, &vxlan, &udp, &host_gw, &ipip, &host_gw] {
         cluster.write(Write::Config(next.clone()));
         cluster.run(skew + 1_000);
         trouble(&mut cluster);
@@ -397,7 +403,7 @@ fn an_agent_killed_in_the_middle_and_back_five_seconds_later() {
 #[test]
 fn a_new_address_is_told_when_it_is_heard_at() {
     let shapes = [Shape { underlay: &BOTH[..1], pods: &BOTH, site: 0 }; 4];
-    for fabric in [FabricMode::Ipip, FabricMode::Vxlan, FabricMode::HostGw] {
+    for fabric in [FabricMode::Ipip, FabricMode::Vxlan, FabricMode::HostGw, FabricMode::Udp] {
         for seed in 0..5 {
             let delays = Delays { word: 100, write: 100, kernel: 1_500 };
             simulate(seed, delays, config(fabric, 1, 8472, false), &shapes, &[(10_000, Event::Readdress(0))]);

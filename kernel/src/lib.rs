@@ -34,6 +34,7 @@ mod scope;
 mod strangers;
 mod sysctl;
 pub mod thread;
+mod tun;
 
 use std::os::fd::OwnedFd;
 
@@ -113,6 +114,9 @@ pub enum KernelError {
     /// A dump was interrupted or mixed two generations: the answer is unknown, ask again.
     #[error("{0} changed while it was read")]
     Interrupted(&'static str),
+    /// An engine is not there, or could not do it.
+    #[error("{doing}: {says}")]
+    Engine { doing: String, says: String },
     /// What the node's own value was could not be put on record, and was left as it is.
     #[error("its value from before could not be put on record, so it is not changed: {0}")]
     NotNoted(String),

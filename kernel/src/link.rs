@@ -2,7 +2,7 @@
 //!
 //! Invariant: a link is ours in the node's namespace if its name begins with one of our prefixes, and in a pod's if a
 //! link of ours names it as its other end. The kernel does not tell the other end of a veth pair, so the host end's
-//! alias does: `tartan:NAME@DEV:INO:PATH`.
+//! alias does: `tartan:NAME@DEV:INO:PATH`. That of a TUN device says what it is for: `tartan:LABEL`.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -60,6 +60,22 @@ pub(crate) fn create(name: &LinkName, link: &Link, peer: Option<BorrowedFd<'_>>)
         requests.push(Request { message: RouteNetlinkMessage::SetLink(up), flags: 0 });
     }
     requests
+}
+
+/// The rest of a TUN device that was made a moment ago.
+pub(crate) fn describe(name: &LinkName, link: &Link) -> Vec<Request> {
+    let mut described = named(name);
+    described.attributes.extend([
+        LinkAttribute::Mtu(link.mtu),
+        LinkAttribute::Group(link.group),
+        LinkAttribute::TxQueueLen(crate::tun::QUEUE_LEN),
+        no_link_local(),
+    ]);
+    if let LinkKind::Tun { label } = &link.kind {
+        described.attributes.push(LinkAttribute::IfAlias(format!("{ALIAS}{label}")));
+    }
+    set_up(&mut described, link.up);
+    vec![Request { message: RouteNetlinkMessage::SetLink(described), flags: 0 }]
 }
 
 /// Gives a link that is there the attributes in which it differs from `old`.
@@ -182,6 +198,7 @@ fn info(kind: &LinkKind, peer: Option<BorrowedFd<'_>>) -> Vec<LinkInfo> {
             let no_limit = InfoIpTunnel::Ipv6Flags(Ip6TunnelFlags::IgnEncapLimit);
             tunnel(InfoKind::Ip6Tnl, vec![any, no_limit, InfoIpTunnel::CollectMetadata])
         }
+        LinkKind::Tun { .. } => vec![LinkInfo::Kind(InfoKind::Tun)],
         LinkKind::Bridge => vec![LinkInfo::Kind(InfoKind::Bridge)],
     }
 }
@@ -257,6 +274,9 @@ pub(crate) fn decode(message: &LinkMessage, far: bool) -> Option<Link> {
         (InfoKind::IpIp, Some(InfoData::IpTunnel(infos))) => LinkKind::Ipip { local: local_of(infos) },
         (InfoKind::SitTun, Some(InfoData::IpTunnel(infos))) => LinkKind::Sit { local: local_of(infos) },
         (InfoKind::Ip6Tnl, _) => LinkKind::Ip6Tnl,
+        (InfoKind::Tun, _) => {
+            LinkKind::Tun { label: text.and_then(|text| text.strip_prefix(ALIAS)).unwrap_or_default().into() }
+        }
         (InfoKind::Bridge, _) => LinkKind::Bridge,
         _ => return None,
     };

@@ -195,6 +195,8 @@ impl Kernel for Linux {
                 self.nft.forget_counts(&state);
             }
             Scope::Foreign => state = self.foreign.read()?,
+            // Who has engines asks them.
+            Scope::Engines => {}
             Scope::Sysctls(keys) => state = self.read_sysctls(keys)?,
             Scope::Pod { ns, ends } => state = self.read_pod(ns, ends)?,
         }

@@ -190,6 +190,12 @@ impl Run<'_> {
                 // The descriptor must live until the kernel has seen its number.
                 self.flush();
             }
+            LinkKind::Tun { .. } => {
+                self.flush();
+                self.indexes.remove(name);
+                crate::tun::create(name)?;
+                self.send(at, link::describe(name, new));
+            }
             _ => {
                 self.indexes.remove(name);
                 self.send(at, link::create(name, new, None));

@@ -28,12 +28,16 @@ pub fn remove(lab: &Facts) -> Result<()> {
     let mut failures = Vec::new();
     let namespaces = namespaces_of(lab);
     let inodes: BTreeSet<u64> = namespaces.iter().filter_map(|n| Some(fs::metadata(n.path()).ok()?.ino())).collect();
-    // Stopped and killed as one: what a process does at its end must find its namespace still there.
-    for pid in processes_in(&inodes) {
-        // Gone by itself meanwhile is as good.
-        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
-    }
-    if let Err(error) = wait_for(PATIENCE, "the end of the lab's processes", || processes_in(&inodes).is_empty()) {
+    // Again and again: one may just have started another. What a process does at its end must find its namespace still there.
+    let ended = || {
+        let left = processes_in(&inodes);
+        for pid in &left {
+            // Gone by itself meanwhile is as good.
+            let _ = kill(Pid::from_raw(*pid), Signal::SIGKILL);
+        }
+        left.is_empty()
+    };
+    if let Err(error) = wait_for(PATIENCE, "the end of the lab's processes", ended) {
         failures.push(format!("{error:#}"));
     }
     for namespace in namespaces {
@@ -107,7 +111,7 @@ fn namespaces_of(lab: &Facts) -> Vec<Netns> {
 }
 
 /// Processes other than this one whose network namespace is one of `inodes`.
-fn processes_in(inodes: &BTreeSet<u64>) -> Vec<i32> {
+pub(crate) fn processes_in(inodes: &BTreeSet<u64>) -> Vec<i32> {
     let own = i32::try_from(std::process::id()).unwrap_or_default();
     pids().filter(|&pid| pid != own && netns_of(pid).is_some_and(|inode| inodes.contains(&inode))).collect()
 }

@@ -3,8 +3,10 @@
 //! Invariant: the agent is in a process group of its own (a Ctrl-C at the lab's terminal is not for it), and is always
 //! reaped, so its pid is either running or ours to reuse.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, Ipv6Addr};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -194,6 +196,14 @@ impl Node {
         }
     }
 
+    /// Pids of the node's processes of that name, whoever started them.
+    pub fn processes(&self, name: &str) -> Result<Vec<i32>> {
+        let netns = fs::metadata(self.netns.path())?.ino();
+        let all = crate::cleanup::processes_in(&BTreeSet::from([netns]));
+        let named = |pid: &i32| fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm.trim() == name);
+        Ok(all.into_iter().filter(named).collect())
+    }
+
     /// SIGTERM, and its exit status.
     pub fn stop_agent(&self) -> Result<ExitStatus> {
         self.signal(Signal::SIGTERM)?;
@@ -276,7 +286,11 @@ impl Node {
 
     /// Processor time the running agent has used since its start, all threads, to a clock tick.
     pub fn agent_cpu(&self) -> Result<Duration> {
-        let pid = self.agent_pid()?;
+        self.cpu_of(i32::try_from(self.agent_pid()?)?)
+    }
+
+    /// The same of another process.
+    pub fn cpu_of(&self, pid: i32) -> Result<Duration> {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
         // The name (field 2) may hold spaces; utime and stime are fields 14 and 15.
         let after_name = stat.rsplit_once(") ").context("a process name in /proc/PID/stat")?.1;

@@ -42,6 +42,8 @@ pub enum FabricMode {
     HostGw,
     Vxlan,
     Ipip,
+    /// Carried by an engine, which is a program.
+    Udp,
     /// Somebody else's: no routes to peers, no devices, nothing heard.
     None,
 }
@@ -91,6 +93,7 @@ impl std::fmt::Display for FabricMode {
             FabricMode::HostGw => "host-gw",
             FabricMode::Vxlan => "vxlan",
             FabricMode::Ipip => "ipip",
+            FabricMode::Udp => "udp",
             FabricMode::None => "none",
         })
     }

@@ -23,7 +23,7 @@ pub use diff::{Change, Op, diff};
 pub use generation::Generation;
 pub use layers::Layers;
 pub use link::{Link, LinkKind, LinkName, Mac, VxlanParams, stable_hash};
-pub use neigh::{Fdb, Neigh};
+pub use neigh::{Fdb, Neigh, Socket};
 pub use netns::{Netns, PodNetns};
 pub use part::Part;
 pub use qdisc::Tbf;

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
 
 use siphasher::sip::SipHasher13;
 
@@ -59,6 +60,11 @@ pub enum LinkKind {
     },
     /// Both families in IPv6 (RFC 2473), by the outer addresses that each route carries. The kernel has one a namespace.
     Ip6Tnl,
+    /// A device whose packets an engine carries. It stays when nobody has it open.
+    Tun {
+        /// What it is for, in the words of who wants it; the kernel door keeps it in the device's alias.
+        label: Arc<str>,
+    },
     /// A bridge, for adopting what other systems left behind.
     Bridge,
 }

@@ -1,4 +1,5 @@
-//! Neighbours and VXLAN forwarding entries: both permanent, so that no packet ever waits for an answer.
+//! Neighbours and VXLAN forwarding entries: both permanent, so that no packet ever waits for an answer; and the socket of an
+//! engine, which has its own such entries.
 
 use std::net::IpAddr;
 
@@ -16,4 +17,13 @@ pub struct Neigh {
 pub struct Fdb {
     /// Underlay address of the remote node.
     pub dst: IpAddr,
+}
+
+/// What an engine hears peers by: all addresses of the node of one family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Socket {
+    /// Family of the underlay.
+    pub v6: bool,
+    /// UDP port, the peers' too.
+    pub port: u16,
 }

@@ -13,7 +13,7 @@ use imbl::ordmap::DiffItem;
 use imbl::{OrdMap, OrdSet};
 use ipnet::IpNet;
 
-use crate::{Fdb, Link, LinkName, Mac, Neigh, Netns, Route, Rule, Scope, Tbf, nft};
+use crate::{Fdb, Link, LinkName, Mac, Neigh, Netns, Route, Rule, Scope, Socket, Tbf, nft};
 
 /// What names an object in the kernel. One object a key; everything else about it is in [`Object`].
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -46,6 +46,10 @@ pub enum Key {
     Neigh { ns: Netns, link: LinkName, address: IpAddr },
     /// A forwarding entry of a VXLAN device.
     Fdb { link: LinkName, mac: Mac },
+    /// What a device's engine hears peers by. It and all remotes are in the engine and not in the kernel.
+    Socket { link: LinkName },
+    /// Where a device's engine sends what is for these addresses, and from where alone it takes what comes from them.
+    Remote { link: LinkName, dst: IpNet },
     /// A route.
     Route { ns: Netns, table: u32, dst: IpNet, metric: u32 },
     /// Rules of ours in somebody else's chain, which let pods' packets through. `family` is `ip`, `ip6` or `inet`, or
@@ -80,6 +84,10 @@ pub enum Object {
     Neigh(Neigh),
     /// See [`Fdb`].
     Fdb(Fdb),
+    /// See [`Socket`].
+    Socket(Socket),
+    /// A remote's underlay address.
+    Remote(IpAddr),
     /// See [`Route`].
     Route(Arc<Route>),
     /// How many of our rules are in that chain as we put them: wanted are all, [`crate::claims::FORWARD_OPENING_RULES`].
@@ -265,6 +273,8 @@ impl State {
             Key::Address { ns: ns.clone(), link: link.clone(), address: IpNet::default() },
             Key::Neigh { ns: ns.clone(), link: link.clone(), address: Ipv4Addr::UNSPECIFIED.into() },
             Key::Fdb { link: link.clone(), mac: Mac([0; 6]) },
+            Key::Socket { link: link.clone() },
+            Key::Remote { link: link.clone(), dst: IpNet::default() },
         ];
         let on_it = move |key: &Key| {
             *key.netns() == *ns && (key.link() == Some(link) || key.as_link().is_some_and(|(_, name)| name == *link))
@@ -384,7 +394,9 @@ impl Key {
             | Key::Qdisc { link, .. }
             | Key::Address { link, .. }
             | Key::Neigh { link, .. }
-            | Key::Fdb { link, .. } => Some(link),
+            | Key::Fdb { link, .. }
+            | Key::Socket { link }
+            | Key::Remote { link, .. } => Some(link),
             _ => None,
         }
     }
@@ -395,6 +407,11 @@ impl Key {
             Key::Link { ns, link } => Some((ns.clone(), link.clone())),
             _ => None,
         }
+    }
+
+    /// Whether the object lives in an engine.
+    pub fn is_in_engine(&self) -> bool {
+        matches!(self, Key::Socket { .. } | Key::Remote { .. })
     }
 
     /// Whether the object lives in our nft table.
@@ -431,6 +448,8 @@ impl fmt::Display for Key {
             }
             Key::Neigh { ns, link, address } => write!(f, "neighbour {address} on {link} in {ns}"),
             Key::Fdb { link, mac } => write!(f, "fdb entry {mac} on {link}"),
+            Key::Socket { link } => write!(f, "socket of {link}"),
+            Key::Remote { link, dst } => write!(f, "remote {dst} of {link}"),
             Key::Route { ns, table, dst, metric } => write!(f, "route {dst} table {table} metric {metric} in {ns}"),
             Key::ForwardOpening { family, table, chain } => {
                 write!(f, "rules for pods in chain {chain} of {family} table {table}")

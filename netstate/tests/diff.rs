@@ -7,14 +7,14 @@ mod states;
 use std::collections::BTreeSet;
 
 use proptest::prelude::*;
-use states::{Choice, mac, name, pretended_pods, state, with_tunnels};
+use states::{Choice, mac, name, pretended_pods, state, with_engines};
 use tartan_netstate::{
     Change, Entry, Key, Link, LinkKind, Netns, Object, Op, Owner, Route, State, VxlanParams, diff, diff::hanging_on,
 };
 
 fn pair(a: &Choice, b: &Choice) -> (State, State) {
     let pods = pretended_pods();
-    (with_tunnels(&pods, a), with_tunnels(&pods, b))
+    (with_engines(&pods, a), with_engines(&pods, b))
 }
 
 /// Object by object, whoever the owners are.

@@ -58,7 +58,7 @@ pub(crate) const GROUPS: &[Group] = &[
     group("unit",   When::Always, false, "pure code, examples in docs",                    &["cargo test --workspace --exclude tartan-kernel --exclude tartan-lab --lib --bins --tests", "cargo test -p tartan-kernel -p tartan-lab --lib", "cargo test --workspace --doc"]),
     group("kernel", When::Always, true,  "the kernel crate on real kernel objects",        &["cargo test -p tartan-kernel --test *"]),
     group("lab",    When::Always, true,  "whole nodes in network namespaces",              &["cargo build -p tartan-cli -p tartan-cni", "cargo test -p tartan-lab --test *"]),
-    group("fuzz",   When::Named,  false, "inputs made from the stored ones, for a while", &["cargo test -p tartan-store -p tartan-agent -p tartan-cni --lib --bins -- --ignored --nocapture fuzz"]),
+    group("fuzz",   When::Named,  false, "inputs made from the stored ones, for a while", &["cargo test -p tartan-store -p tartan-agent -p tartan-engine -p tartan-cni --lib --bins -- --ignored --nocapture fuzz"]),
     group("mutants", When::Named, false, "that tests notice known mistakes, made on purpose in a copy", &["xtask mutants"]),
     group("long",   When::Named,  true,  "the ignored tests: long random runs, many repeats", &["cargo build -p tartan-cli -p tartan-cni", "cargo build --profile demo -p tartan-cli", "cargo test -p tartan-lab --test * -- --ignored --skip vm_", "cargo test -p tartan-policy --test * -- --ignored", "cargo test -p tartan-kernel --test packets -- --ignored"]),
     group("vm",     When::Named,  false, "what this machine's kernel lacks, under Debian's in QEMU", &["xtask vm"]),

@@ -13,7 +13,7 @@
 
 use tartan_model::Family;
 use tartan_netstate::claims::{
-    NFT_DSTNAT_PRIORITY, NFT_RAW_PRIORITY, NFT_SRCNAT_PRIORITY, POD_LINK_GROUP, SELFTEST_PORT,
+    NFT_DSTNAT_PRIORITY, NFT_RAW_PRIORITY, NFT_SRCNAT_PRIORITY, POD_LINK_GROUP, SELFTEST_PORT, UDP_PORT,
 };
 use tartan_netstate::nft::{AddressSide, Chain, ChainKind, HookPoint, Rule, Selector, rule};
 use tartan_netstate::{Key, Object, Owner, State};
@@ -45,8 +45,9 @@ fn chains(nat: &Nat) -> [(&'static str, Chain); 6] {
     use ChainKind::{Filter, Nat as Translate};
     // Each flow inside has a source port of its own outside, and answers come under another: an entry for each way of each
     // flow, and none that an answer meets.
-    let outer = || rule("packets between nodes are looked at inside").udp_dport(nat.vxlan_port);
-    let came_in = outer().fib_local(AddressSide::Daddr).notrack();
+    let outer = |port| rule("packets between nodes are looked at inside").udp_dport(port);
+    let ports = [nat.vxlan_port, UDP_PORT];
+    let came_in = ports.map(|port| outer(port).fib_local(AddressSide::Daddr).notrack());
     let to_node = || vec![rule("ports of pods").fib_local(AddressSide::Daddr).jump(hostport::CHAIN)];
     [
         (
@@ -59,11 +60,14 @@ fn chains(nat: &Nat) -> [(&'static str, Chain); 6] {
                     .into_iter()
                     .chain(no_outer_packets_from_pods(nat.vxlan_port))
                     .chain([no_selftest_from_pods()])
-                    .chain([came_in])
+                    .chain(came_in)
                     .collect(),
             ),
         ),
-        ("raw_output", Chain::base(Filter, HookPoint::Output, NFT_RAW_PRIORITY, vec![outer().notrack()])),
+        (
+            "raw_output",
+            Chain::base(Filter, HookPoint::Output, NFT_RAW_PRIORITY, ports.map(|port| outer(port).notrack()).into()),
+        ),
         ("nat_prerouting", Chain::base(Translate, HookPoint::Prerouting, NFT_DSTNAT_PRIORITY, to_node())),
         ("nat_output", Chain::base(Translate, HookPoint::Output, NFT_DSTNAT_PRIORITY, to_node())),
         (hostport::CHAIN, Chain::regular(Family::ALL.into_iter().flat_map(hostport::rules).collect())),
@@ -84,10 +88,11 @@ fn no_loopback_from_pods() -> [Rule; 2] {
 
 /// What is wrapped is taken for what a node has looked at already, wherever it is unwrapped: a pod that wrapped packets
 /// itself could send under any address, past all policy.
-fn no_outer_packets_from_pods(vxlan_port: u16) -> [Rule; 3] {
+fn no_outer_packets_from_pods(vxlan_port: u16) -> [Rule; 4] {
     let from_pod = || rule("only nodes wrap packets").iifgroup(POD_LINK_GROUP);
     [
         from_pod().udp_dport(vxlan_port).drop(),
+        from_pod().udp_dport(UDP_PORT).drop(),
         from_pod().l4proto(IPPROTO_IPIP).drop(),
         from_pod().l4proto(IPPROTO_IPV6).drop(),
     ]

@@ -1,5 +1,6 @@
 //! A machine: links, addresses, and a kernel that takes changes one step at a time.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -19,6 +20,8 @@ pub(crate) struct Machine {
     pub addresses: Vec<IpNet>,
     pub blocks: PerFamily<IpNet>,
     pub kernel: State,
+    /// What its engine's remotes were before: they may still send from there.
+    pub previous: BTreeMap<Key, IpAddr>,
     pub on: bool,
 }
 
@@ -55,6 +58,12 @@ impl Machine {
         if let Op::Create(key, object) | Op::Replace { key, new: object, .. } = &op.0 {
             self.accepts(key, object);
         }
+        match &op.0 {
+            Op::Replace { key: key @ Key::Remote { .. }, old: Object::Remote(old), .. } => {
+                self.previous.insert(key.clone(), *old);
+            }
+            op => drop(self.previous.remove(op.key())),
+        }
         Change { ops: vec![op.clone()] }.apply_to(&mut self.kernel);
     }
 
@@ -69,7 +78,11 @@ impl Machine {
                     );
                 }
             }
-            (Key::Neigh { link, .. } | Key::Fdb { link, .. } | Key::LinkSysctl { link, .. }, _) => {
+            (
+                Key::Neigh { .. } | Key::Fdb { .. } | Key::LinkSysctl { .. } | Key::Socket { .. } | Key::Remote { .. },
+                _,
+            ) => {
+                let link = key.link().unwrap();
                 assert!(self.device(link).is_some(), "{}: {key}, but there is no {link}", self.name);
             }
             (Key::Link { link, .. }, Object::Link(new)) => {
@@ -167,6 +180,7 @@ pub(crate) fn send(a: &Machine, b: &Machine, family: Family) -> Result<Instance,
             let at = Instance::Vxlan { underlay: Family::of(*local), vni: *vni, port: *port };
             (by_vxlan(a, b, dev, device, route.via.ok_or("no next hop")?)?, at)
         }
+        LinkKind::Tun { label } => (by_engine(a, b, label, (ours, theirs))?, label.parse()?),
         _ => by_tunnel(b, device, route, family)?,
     };
     let loose = Key::LinkSysctl { ns: Netns::Host, link: name.clone(), name: "ipv4/rp_filter".into() };
@@ -174,6 +188,40 @@ pub(crate) fn send(a: &Machine, b: &Machine, family: Family) -> Result<Instance,
         return Err("b's reverse path filter drops it".into());
     }
     Ok(instance)
+}
+
+/// By which device of `b` it comes in, if its engine takes it.
+fn by_engine<'b>(
+    a: &Machine,
+    b: &'b Machine,
+    label: &str,
+    (from, to): (&IpNet, &IpNet),
+) -> Result<&'b LinkName, String> {
+    let at: Instance = label.parse()?;
+    let listens = |of: &Machine| of.kernel.get(&Key::Socket { link: at.device() }).map(|entry| entry.object.clone());
+    let remote = |of: &Machine, block: &IpNet| {
+        let key = Key::Remote { link: at.device(), dst: *block };
+        match of.kernel.get(&key).map(|entry| &entry.object) {
+            Some(Object::Remote(address)) => Ok((*address, of.previous.get(&key).copied())),
+            _ => Err(format!("{} does not know whose {block} is", of.name)),
+        }
+    };
+    let (dst, _) = remote(a, to)?;
+    if !b.has_address(dst) {
+        return Err(format!("nobody answers at {dst}"));
+    }
+    if listens(a).is_none() || listens(a) != listens(b) {
+        return Err("b does not hear it".into());
+    }
+    // A kernel goes on sending from the address that was there first.
+    let of_underlay = |net: &&IpNet| Some(Family::of_net(net)) == at.underlay();
+    let src = a.addresses.iter().rfind(of_underlay).map(IpNet::addr).ok_or("a has no address")?;
+    let (current, previous) = remote(b, from)?;
+    if src != current && Some(src) != previous {
+        return Err(format!("b takes {from} from {current} or {previous:?}, not from {src}"));
+    }
+    let (name, _) = b.devices().find(|(name, _)| **name == at.device()).ok_or("b has no such device")?;
+    Ok(name)
 }
 
 /// By which device of `b` it comes in.

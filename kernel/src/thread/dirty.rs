@@ -115,6 +115,7 @@ pub(super) fn scope_of(key: &Key) -> Scope {
         Key::Sysctl { .. } | Key::UplinkSysctl { .. } | Key::LinkSysctl { .. } => Scope::Sysctls(vec![key.clone()]),
         Key::NftTable | Key::NftSet { .. } | Key::NftChain { .. } | Key::NftElement { .. } => Scope::Nft,
         Key::ForwardOpening { .. } => Scope::Foreign,
+        Key::Socket { .. } | Key::Remote { .. } => Scope::Engines,
     }
 }
 

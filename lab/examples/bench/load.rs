@@ -49,6 +49,12 @@ impl Pair {
         }
     }
 
+    /// The same, and how long it took.
+    pub(crate) fn timed(&self, what: &str) -> Result<(f64, Duration)> {
+        let start = Instant::now();
+        Ok((self.measure(what)?, start.elapsed()))
+    }
+
     fn tcp<S: Send, C: Send>(
         &self,
         serve: impl FnOnce(&TcpListener) -> Result<S> + Send,

@@ -5,6 +5,7 @@
 #![allow(clippy::print_stdout, reason = "its output is its product")]
 
 mod cni;
+mod fabric;
 mod load;
 mod path;
 mod policies;
@@ -50,6 +51,7 @@ fn subject(args: &[&str]) -> Result<Box<dyn Subject>> {
         ["path", fabric] => Box::new(path::Path::up(fabric)?),
         ["cni"] => Box::new(cni::Cni::up(None)?),
         ["cni", plugins] => Box::new(cni::Cni::up(Some(PathBuf::from(plugins)))?),
+        ["fabric", fabric] => Box::new(fabric::Fabric::up(fabric)?),
         ["scale"] => Box::new(scale::Scale::up()?),
         ["restart"] => Box::new(restart::Restart::up()?),
         ["policy"] => Box::new(policy::Policy::up()?),

@@ -8,8 +8,8 @@ use ipnet::IpNet;
 use tartan_netstate::claims::POD_LINK_GROUP;
 use tartan_netstate::nft::{Chain, ChainKind, ElementData, Fields, HookPoint, Nfproto, Selector, Set, Type, rule};
 use tartan_netstate::{
-    Encap, Fdb, Key, Link, LinkKind, LinkName, Mac, Neigh, Netns, Object, Owner, PodNetns, Route, Rule, Scope, State,
-    Tbf, VxlanParams,
+    Encap, Fdb, Key, Link, LinkKind, LinkName, Mac, Neigh, Netns, Object, Owner, PodNetns, Route, Rule, Scope, Socket,
+    State, Tbf, VxlanParams,
 };
 
 /// What there is of everything; all zero is nothing. Small values first, so that a failure shrinks well.
@@ -36,7 +36,8 @@ impl Maker<'_> {
 
     fn link(&mut self, name: &LinkName, kind: LinkKind, look: u8) {
         let group = if matches!(kind, LinkKind::Veth { .. }) { POD_LINK_GROUP } else { 0 };
-        let has_mac = !matches!(kind, LinkKind::Ipip { .. } | LinkKind::Sit { .. } | LinkKind::Ip6Tnl);
+        let has_mac =
+            !matches!(kind, LinkKind::Ipip { .. } | LinkKind::Sit { .. } | LinkKind::Ip6Tnl | LinkKind::Tun { .. });
         let mac = has_mac.then(|| mac(look % 3));
         let link = Link { kind, mac, mtu: 1400 + u32::from(look % 4), group, up: true };
         self.put(Key::Link { ns: Netns::Host, link: name.clone() }, Object::Link(link.into()));
@@ -181,6 +182,33 @@ impl Maker<'_> {
         self.tunnel(2, |_| LinkKind::Ip6Tnl, |peer| both(peer).into());
     }
 
+    /// A device of an engine; its socket and its remotes, which no kernel has, only where they are asked for.
+    fn tun(&mut self, with_engine: bool) {
+        let (there, look) = (self.byte(), self.byte());
+        if there.is_multiple_of(3) {
+            return;
+        }
+        let device = name(&format!("ttx{}", 16 + there % 2));
+        self.link(&device, LinkKind::Tun { label: format!("udp/{}", look % 2).into() }, look);
+        self.sysctl(&Netns::Host, &device, "ipv4/rp_filter", "2");
+        if with_engine {
+            let socket = Socket { v6: look % 2 == 1, port: 8285 + u16::from(look % 3) };
+            self.put(Key::Socket { link: device.clone() }, Object::Socket(socket));
+        }
+        for peer in 0..3 {
+            let choice = self.byte();
+            for v6 in [false, true] {
+                if with_engine && choice % 5 > 1 {
+                    let at = plus("192.0.2.1".parse().unwrap(), choice % 4);
+                    self.put(Key::Remote { link: device.clone(), dst: block(v6, 40 + peer) }, Object::Remote(at));
+                }
+                if !choice.is_multiple_of(3) {
+                    self.route(&Netns::Host, block(v6, 40 + peer), 1024, Route::on_link(device.clone()));
+                }
+            }
+        }
+    }
+
     fn nft(&mut self) {
         let (there, elements) = (self.byte(), self.byte());
         if there.is_multiple_of(3) {
@@ -250,6 +278,8 @@ pub fn state(pods: &[PodNetns], choice: &Choice) -> State {
     maker.vxlan(0, "192.0.2.1".parse().unwrap());
     maker.vxlan(1, "2001:db8::1".parse().unwrap());
     maker.nft();
+    let mut maker = Maker { state: maker.state, bytes: &mut choice.iter().rev() };
+    maker.tun(false);
     maker.state
 }
 
@@ -257,6 +287,14 @@ pub fn state(pods: &[PodNetns], choice: &Choice) -> State {
 pub fn with_tunnels(pods: &[PodNetns], choice: &Choice) -> State {
     let mut maker = Maker { state: state(pods, choice), bytes: &mut choice.iter().rev() };
     maker.tunnels();
+    maker.state
+}
+
+/// The same, with what engines hold.
+#[allow(dead_code, reason = "no kernel holds it")]
+pub fn with_engines(pods: &[PodNetns], choice: &Choice) -> State {
+    let mut maker = Maker { state: with_tunnels(pods, choice), bytes: &mut choice.iter().rev() };
+    maker.tun(true);
     maker.state
 }
 

@@ -18,12 +18,14 @@ const MIN_POD_MTU: u32 = 1280;
 /// What fabrics add to a packet at most: over an IPv6 underlay.
 const VXLAN_OVERHEAD: u32 = 70;
 const IPIP_OVERHEAD: u32 = 40;
+const UDP_OVERHEAD: u32 = 48;
 /// IFNAMSIZ without its final NUL.
 const MAX_LINK_NAME: usize = 15;
 
-const FABRICS: [(&str, FabricMode); 4] = [
+const FABRICS: [(&str, FabricMode); 5] = [
     ("vxlan", FabricMode::Vxlan),
     ("ipip", FabricMode::Ipip),
+    ("udp", FabricMode::Udp),
     ("host-gw", FabricMode::HostGw),
     ("none", FabricMode::None),
 ];
@@ -74,6 +76,7 @@ fn config(spec: &NetworkConfigSpec) -> Result<Config, Fault> {
             FabricMode::HostGw | FabricMode::None => 0,
             FabricMode::Vxlan => VXLAN_OVERHEAD,
             FabricMode::Ipip => IPIP_OVERHEAD,
+            FabricMode::Udp => UDP_OVERHEAD,
         };
     Ok(Config {
         fabric,

@@ -1,0 +1,171 @@
+//! The agent's side: asks an engine, and starts one where there is none.
+
+use std::collections::BTreeMap;
+use std::io::{self, Read};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use crate::program::own_program;
+use crate::wire::{self, Answer, Ask, Device, Question, Step, VERSION};
+
+/// An engine answers in milliseconds, or while it is started again in tens of them.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// See the module.
+pub struct Client {
+    socket: PathBuf,
+    watching: Arc<AtomicBool>,
+}
+
+/// Why an engine did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// It is there, and refuses or does not answer.
+    #[error("the engine at {}: {error}", .socket.display())]
+    Io { socket: PathBuf, error: io::Error },
+    /// There is none, and none can be started.
+    #[error("starting an engine (`tartan hold`): {0}")]
+    NotStarted(io::Error),
+}
+
+impl Client {
+    /// Of the engine that listens there, or will.
+    pub fn new(socket: &Path) -> Client {
+        Client { socket: socket.to_owned(), watching: Arc::default() }
+    }
+
+    /// All that the engine has; nothing where there is none.
+    ///
+    /// # Errors
+    /// There is one, and it does not say.
+    pub fn read(&self) -> Result<BTreeMap<String, Device>, EngineError> {
+        let Some(stream) = self.connect()? else { return Ok(BTreeMap::new()) };
+        match self.ask(stream, Ask::Read)? {
+            Answer::Holds(devices) => Ok(devices),
+            other => Err(self.error(io::Error::other(format!("it says {other:?}")))),
+        }
+    }
+
+    /// Has it otherwise; starts an engine where there is none and `may_start`. Which steps failed, and why.
+    ///
+    /// # Errors
+    /// None of them can be counted as done.
+    pub fn apply(&self, steps: Vec<Step>, may_start: bool) -> Result<BTreeMap<usize, String>, EngineError> {
+        let stream = match self.connect()? {
+            Some(stream) => stream,
+            None if may_start => self.start(&steps)?,
+            // What was there went with it.
+            None if steps.iter().all(Step::only_takes) => return Ok(BTreeMap::new()),
+            None => return Err(self.error(io::ErrorKind::NotConnected.into())),
+        };
+        match self.ask(stream, Ask::Apply(steps))? {
+            Answer::Applied(failures) => Ok(failures),
+            other => Err(self.error(io::Error::other(format!("it says {other:?}")))),
+        }
+    }
+
+    /// Has this process's program go on in place of the engine's, if that is another one.
+    ///
+    /// # Errors
+    /// The one that runs goes on.
+    pub fn succeed(&self) -> Result<(), EngineError> {
+        let Some(stream) = self.connect()? else { return Ok(()) };
+        let program = own_program().map_err(|error| self.error(error))?;
+        match self.ask(stream, Ask::Succeed(program))? {
+            Answer::Done => Ok(()),
+            other => Err(self.error(io::Error::other(format!("it says {other:?}")))),
+        }
+    }
+
+    /// Calls `gone` when the engine that is there ends. No more than one watch at a time.
+    pub fn watch(&self, gone: impl FnOnce() + Send + 'static) {
+        if self.watching.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let (socket, watching) = (self.socket.clone(), self.watching.clone());
+        let watch = move || {
+            let said = UnixStream::connect(socket).and_then(|mut stream| {
+                wire::write(&mut stream, &Question { version: VERSION, ask: Ask::Watch })?;
+                stream.read_exact(&mut [0])
+            });
+            watching.store(false, Ordering::Release);
+            // It says nothing: this is its end, or nobody was there.
+            if said.is_err() {
+                gone();
+            }
+        };
+        if thread::Builder::new().name("engine-watch".into()).spawn(watch).is_err() {
+            self.watching.store(false, Ordering::Release);
+        }
+    }
+
+    fn connect(&self) -> Result<Option<UnixStream>, EngineError> {
+        match UnixStream::connect(&self.socket) {
+            Ok(stream) => Ok(Some(stream)),
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
+                Ok(None)
+            }
+            Err(error) => Err(self.error(error)),
+        }
+    }
+
+    /// Not where there is nothing to carry: it would end at once, again and again.
+    fn start(&self, steps: &[Step]) -> Result<UnixStream, EngineError> {
+        for step in steps {
+            if let Step::Open { link, .. } = step
+                && nix::net::if_::if_nametoindex(link.as_str()).is_err()
+            {
+                return Err(EngineError::NotStarted(io::Error::other(format!("there is no device {link}"))));
+            }
+        }
+        let mut command = Command::new("/proc/self/exe");
+        let started =
+            command.arg("hold").arg("--socket").arg(&self.socket).status().map_err(EngineError::NotStarted)?;
+        if !started.success() {
+            return Err(EngineError::NotStarted(io::Error::other(started.to_string())));
+        }
+        self.connect()?.ok_or_else(|| EngineError::NotStarted(io::Error::other("nobody answers")))
+    }
+
+    fn ask(&self, mut stream: UnixStream, ask: Ask) -> Result<Answer, EngineError> {
+        let answer = stream
+            .set_read_timeout(Some(PATIENCE))
+            .and_then(|()| wire::write(&mut stream, &Question { version: VERSION, ask }))
+            .and_then(|()| wire::read(&mut stream));
+        answer.map_err(|error| self.error(error))
+    }
+
+    fn error(&self, error: io::Error) -> EngineError {
+        EngineError::Io { socket: self.socket.clone(), error }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::Socket;
+
+    #[test]
+    fn none_is_started_that_would_have_nothing_to_carry() {
+        let client = Client::new(Path::new("/nonexistent/engine.sock"));
+        let link = || "ttxnone".to_owned();
+        let open = Step::Open { link: link(), socket: Socket { v6: false, port: 8285 } };
+        let check = |steps: Vec<Step>, may_start: bool, wanted: Result<(), &str>| {
+            let said = client.apply(steps, may_start).map(drop).map_err(|error| error.to_string());
+            match wanted {
+                Ok(()) => assert_eq!(said, Ok(())),
+                Err(part) => assert!(said.as_ref().is_err_and(|error| error.contains(part)), "{said:?}"),
+            }
+        };
+        assert!(client.read().unwrap().is_empty());
+        check(vec![open.clone()], true, Err("there is no device ttxnone"));
+        check(vec![open], false, Err("engine.sock"));
+        check(vec![Step::Close { link: link() }], false, Ok(()));
+        client.succeed().unwrap();
+    }
+}

@@ -1,0 +1,235 @@
+//! The holder: keeps descriptors under names for an engine, and starts the engine again whenever it ends.
+//!
+//! It is in a session of its own, and in the control group at the top of each hierarchy that it sees: whoever ends the agent
+//! with all its processes does not end it. It ends when the engine says that nothing is left to be carried.
+//!
+//! Invariant: it knows nothing of what it keeps, so it needs no upgrade for an engine's sake.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixListener;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::cmsg_space;
+use nix::errno::Errno;
+use nix::poll::{PollTimeout, poll};
+use nix::sys::socket::{
+    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, sendmsg, socketpair,
+};
+
+/// Under this name an engine finds the socket that agents speak on,
+pub(crate) const CONTROL: &str = "control";
+/// and the holder the program to start in its own's place.
+pub(crate) const PROGRAM: &str = "program";
+/// All that is kept has been given.
+pub(crate) const GO: &str = "go";
+const KEEP: &str = "keep ";
+const DROP: &str = "drop ";
+const END: &str = "end";
+
+/// Longest word.
+const WORD: usize = 256;
+/// Descriptors kept at most.
+const MOST: usize = 256;
+/// An engine that lives no longer than this has not started,
+const YOUNG: Duration = Duration::from_secs(1);
+/// and when this many have not, the next one is the holder's own program, and the others wait.
+const TRIES: u32 = 3;
+
+/// One end of the way between holder and engine: words, each with a descriptor or none.
+pub(crate) struct Channel(OwnedFd);
+
+impl Channel {
+    pub(crate) fn new(end: OwnedFd) -> Channel {
+        Channel(end)
+    }
+
+    fn say(&self, word: &str, fd: Option<&OwnedFd>) -> nix::Result<()> {
+        let fds: Vec<i32> = fd.iter().map(|fd| fd.as_raw_fd()).collect();
+        let rights = [ControlMessage::ScmRights(&fds)];
+        let rights = if fds.is_empty() { &[][..] } else { &rights };
+        sendmsg::<()>(self.0.as_raw_fd(), &[IoSlice::new(word.as_bytes())], rights, MsgFlags::MSG_NOSIGNAL, None)
+            .map(drop)
+    }
+
+    pub(crate) fn keep(&self, name: &str, fd: &OwnedFd) -> nix::Result<()> {
+        self.say(&format!("{KEEP}{name}"), Some(fd))
+    }
+
+    /// What it keeps too long does no harm.
+    pub(crate) fn let_go(&self, name: &str) {
+        let _gone = self.say(&format!("{DROP}{name}"), None);
+    }
+
+    pub(crate) fn end(&self) -> nix::Result<()> {
+        self.say(END, None)
+    }
+
+    /// The next word; none when the other end is gone.
+    pub(crate) fn hear(&self) -> nix::Result<Option<(String, Option<OwnedFd>)>> {
+        let mut buffer = [0; WORD];
+        let mut room = cmsg_space!([i32; 4]);
+        let (length, mut fds) = loop {
+            let mut iov = [IoSliceMut::new(&mut buffer)];
+            let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+            match recvmsg::<()>(self.0.as_raw_fd(), &mut iov, Some(&mut room), flags) {
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err(errno),
+                Ok(message) => break (message.bytes, owned(message.cmsgs()?)),
+            }
+        };
+        let word = String::from_utf8_lossy(&buffer[..length]).into_owned();
+        Ok((length > 0).then(|| (word, fds.pop())))
+    }
+}
+
+#[allow(unsafe_code, reason = "received descriptors come as numbers")]
+fn owned(messages: impl Iterator<Item = ControlMessageOwned>) -> Vec<OwnedFd> {
+    let numbers = messages.filter_map(|message| match message {
+        ControlMessageOwned::ScmRights(numbers) => Some(numbers),
+        _ => None,
+    });
+    // SAFETY: the kernel has just made these descriptors for us, and nobody else knows their numbers.
+    numbers.flatten().map(|number| unsafe { OwnedFd::from_raw_fd(number) }).collect()
+}
+
+/// Makes the socket and starts a holder that goes on by itself.
+///
+/// # Errors
+/// The socket cannot be made, or the program not started.
+pub fn start(socket: &Path) -> io::Result<()> {
+    // Of a holder that is gone: whoever starts one has found that nobody answers.
+    match fs::remove_file(socket) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = UnixListener::bind(socket)?;
+    let mut command = Command::new("/proc/self/exe");
+    command.arg0("tartan").arg("hold").arg("--detached").arg("--socket").arg(socket);
+    command.stdin(OwnedFd::from(listener)).stdout(Stdio::null()).process_group(0).spawn().map(drop)
+}
+
+/// The holder itself, with the socket as its standard input. Returns when nothing is left.
+///
+/// # Errors
+/// No engine can be started at all.
+pub fn hold(socket: &Path) -> io::Result<()> {
+    let _alone = nix::unistd::setsid();
+    let _named = nix::sys::prctl::set_name(c"tartan-holder");
+    leave_control_groups();
+    let own = fs::metadata(socket)?.ino();
+    let control = io::stdin().as_fd().try_clone_to_owned()?;
+    let mut kept = BTreeMap::from([(CONTROL.to_owned(), control)]);
+    let mut failed = 0;
+    loop {
+        let started = Instant::now();
+        if failed == TRIES {
+            eprintln!("tartan hold: no engine of the new program has lived; back to the one that came before");
+            kept.remove(PROGRAM);
+        }
+        let (mut engine, channel) = engine(&kept)?;
+        let ended = serve(&channel, &mut kept);
+        // It hangs on nothing of ours any more, and may be on its way out.
+        let status = engine.wait()?;
+        if ended {
+            // Another holder may have come already.
+            let is_own = fs::metadata(socket).is_ok_and(|there| there.ino() == own);
+            return if is_own { fs::remove_file(socket) } else { Ok(()) };
+        }
+        failed = if started.elapsed() < YOUNG { failed + 1 } else { 0 };
+        eprintln!("tartan hold: the engine ended ({status}) and is started again");
+        if failed > 1 {
+            let pause = Duration::from_millis(100) * failed.min(50);
+            let _over = poll(&mut [], PollTimeout::try_from(pause).unwrap_or(PollTimeout::ZERO));
+        }
+    }
+}
+
+fn engine(kept: &BTreeMap<String, OwnedFd>) -> io::Result<(Child, Channel)> {
+    let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
+    let program = match kept.get(PROGRAM) {
+        Some(program) => PathBuf::from(format!("/proc/self/fd/{}", program.as_raw_fd())),
+        None => PathBuf::from("/proc/self/exe"),
+    };
+    let child = Command::new(program).arg0("tartan").arg("engine").stdin(theirs).spawn()?;
+    let channel = Channel(ours);
+    // One that dies while it is told is one that dies.
+    let _dead = kept.iter().try_for_each(|(name, fd)| channel.say(name, Some(fd))).and_then(|()| channel.say(GO, None));
+    Ok((child, channel))
+}
+
+/// Until the engine ends. Whether nothing is left to be carried.
+fn serve(channel: &Channel, kept: &mut BTreeMap<String, OwnedFd>) -> bool {
+    while let Ok(Some((word, fd))) = channel.hear() {
+        match (word.strip_prefix(KEEP), word.strip_prefix(DROP), fd) {
+            (Some(name), _, Some(fd)) if kept.len() < MOST || kept.contains_key(name) => {
+                kept.insert(name.to_owned(), fd);
+            }
+            (_, Some(name), None) => drop(kept.remove(name)),
+            _ if word == END => return true,
+            _ => eprintln!("tartan hold: the engine says '{word}', which means nothing"),
+        }
+    }
+    false
+}
+
+/// Best effort: where it sees no hierarchy, there is none to leave.
+fn leave_control_groups() {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    for root in hierarchies(&mounts) {
+        let _not_ours = fs::write(Path::new(root).join("cgroup.procs"), std::process::id().to_string());
+    }
+}
+
+/// Where hierarchies of control groups begin, as proc_pid_mountinfo(5) has it.
+fn hierarchies(mounts: &str) -> impl Iterator<Item = &str> {
+    mounts.lines().filter_map(|mount| {
+        let (before, after) = mount.split_once(" - ")?;
+        let is_one = matches!(after.split(' ').next()?, "cgroup" | "cgroup2");
+        before.split(' ').nth(4).filter(|_| is_one)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hierarchies_are_found_among_mounts() {
+        let mounts = "22 1 0:20 / /sys rw,nosuid - sysfs sysfs rw\n\
+            33 22 0:27 / /sys/fs/cgroup rw,nosuid shared:9 - cgroup2 cgroup2 rw,nsdelegate\n\
+            34 22 0:28 / /sys/fs/cgroup/pids rw - cgroup cgroup rw,pids\n\
+            broken\n35 22 0:29 / /cgroup2 rw - tmpfs cgroup rw\n";
+        assert_eq!(hierarchies(mounts).collect::<Vec<_>>(), ["/sys/fs/cgroup", "/sys/fs/cgroup/pids"]);
+    }
+
+    #[test]
+    fn what_is_kept_under_a_name_takes_the_place_of_what_was() {
+        let (ours, theirs) =
+            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap();
+        let (holder, engine) = (Channel(ours), Channel(theirs));
+        let file = |size: u64| -> OwnedFd {
+            let name = std::env::temp_dir().join(format!("tartan-kept-{}", std::process::id()));
+            let file = fs::File::create(&name).unwrap();
+            fs::remove_file(name).unwrap();
+            file.set_len(size).unwrap();
+            file.into()
+        };
+        engine.keep("a", &file(1)).unwrap();
+        engine.keep("b", &file(2)).unwrap();
+        engine.keep("a", &file(3)).unwrap();
+        engine.let_go("b");
+        engine.say("sing", None).unwrap();
+        let mut kept = BTreeMap::new();
+        drop(engine);
+        assert!(!serve(&holder, &mut kept));
+        let size = |fd: OwnedFd| fs::File::from(fd).metadata().unwrap().len();
+        assert_eq!(kept.into_iter().map(|(name, fd)| (name, size(fd))).collect::<Vec<_>>(), [("a".to_owned(), 3)]);
+    }
+}

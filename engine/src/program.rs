@@ -1,0 +1,349 @@
+//! The engine as a program: takes what the holder has for it, carries packets, and does what agents say.
+//!
+//! Invariant: what an agent was told is done, the holder has: an engine that is started in this one's place has it too.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+use ipnet::IpNet;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::EventFd;
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::socket::{getsockopt, sockopt};
+use serde::{Deserialize, Serialize};
+
+use crate::holder::{CONTROL, Channel, GO, PROGRAM};
+use crate::link::{Link, Queue};
+use crate::table::{Remote, Remotes};
+use crate::wire::{Answer, Ask, Device, Program, Question, Socket, Step, VERSION};
+use crate::{socket, tun, wire};
+
+/// The name of what the engine was told, with the holder.
+const TABLE: &str = "table";
+/// Queues of a device at most; a processor each.
+const QUEUES: usize = 4;
+/// Devices, and remotes of one, at most.
+const DEVICES: usize = 16;
+const REMOTES: usize = 200_000;
+/// An engine that nobody gives a device ends.
+const IDLE_MILLIS: u16 = 60_000;
+
+/// What the holder keeps of a device.
+#[derive(Serialize, Deserialize)]
+struct Stored {
+    version: u32,
+    devices: BTreeMap<String, (Option<Socket>, Remotes)>,
+}
+
+struct Engine {
+    holder: Channel,
+    /// Written to when this process is to end.
+    over: Arc<EventFd>,
+    /// To the program that the holder was given.
+    gives_way: bool,
+    devices: BTreeMap<String, Carried>,
+}
+
+#[derive(Default)]
+struct Carried {
+    socket: Option<Socket>,
+    remotes: Remotes,
+    queues: Vec<Arc<Queue>>,
+    link: Option<Link>,
+}
+
+/// Runs until nothing is left to be carried; the holder is the other end of standard input.
+///
+/// # Errors
+/// There is no holder.
+pub fn run() -> io::Result<()> {
+    let _named = nix::sys::prctl::set_name(c"tartan-engine");
+    let holder = Channel::new(io::stdin().as_fd().try_clone_to_owned()?);
+    let mut kept = BTreeMap::new();
+    loop {
+        match holder.hear()? {
+            Some((word, None)) if word == GO => break,
+            Some((name, Some(fd))) => drop(kept.insert(name, fd)),
+            other => {
+                return Err(io::Error::other(format!("a holder says {other:?}; run `tartan hold`, which starts this")));
+            }
+        }
+    }
+    let control = kept.remove(CONTROL).ok_or_else(|| io::Error::other("the holder has no socket for agents"))?;
+    let control = UnixListener::from(control);
+    let over = Arc::new(EventFd::new()?);
+    let mut engine = Engine { holder, over: over.clone(), gives_way: false, devices: BTreeMap::new() };
+    engine.go_on(kept);
+    let engine = Arc::new(Mutex::new(engine));
+    loop {
+        let mut fds = [control.as_fd(), over.as_fd()].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+        if poll(&mut fds, PollTimeout::from(IDLE_MILLIS)) == Ok(0) {
+            lock(&engine).end_if_due();
+            continue;
+        }
+        if fds[1].any() == Some(true) {
+            return Ok(());
+        }
+        if fds[0].any() != Some(true) {
+            continue;
+        }
+        let (stream, _) = control.accept()?;
+        let engine = engine.clone();
+        thread::Builder::new().name("agent".into()).spawn(move || {
+            // An agent that hangs up, or says what cannot be read, is left to itself.
+            let _hung_up = talk(stream, &engine);
+        })?;
+    }
+}
+
+fn lock(engine: &Mutex<Engine>) -> std::sync::MutexGuard<'_, Engine> {
+    engine.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+fn talk(mut stream: UnixStream, engine: &Mutex<Engine>) -> io::Result<()> {
+    let peer = getsockopt(&stream, sockopt::PeerCredentials)?;
+    loop {
+        let question: Question = match wire::read(&mut stream) {
+            Err(error) if error.kind() == io::ErrorKind::InvalidData || error.kind() == io::ErrorKind::Other => {
+                return wire::write(&mut stream, &Answer::Refused(error.to_string()));
+            }
+            other => other?,
+        };
+        let answer = match question.ask {
+            Ask::Succeed(program) => lock(engine).give_way(peer.pid(), program),
+            _ if question.version != VERSION => {
+                Answer::Refused(format!("this engine speaks version {VERSION}, not {}", question.version))
+            }
+            Ask::Read => Answer::Holds(lock(engine).holds()),
+            Ask::Apply(steps) => lock(engine).apply(steps),
+            Ask::Watch => {
+                stream.read_exact(&mut [0])?;
+                continue;
+            }
+        };
+        wire::write(&mut stream, &answer)?;
+        if !matches!(answer, Answer::Holds(_)) {
+            lock(engine).end_if_due();
+        }
+    }
+}
+
+impl Engine {
+    /// Takes up where the one before left off.
+    fn go_on(&mut self, mut kept: BTreeMap<String, OwnedFd>) {
+        let stored = kept.remove(TABLE).map(load).unwrap_or(Ok(BTreeMap::new()));
+        let devices = stored.unwrap_or_else(|error| {
+            eprintln!(
+                "tartan engine: what the one before was told cannot be read, and the agent is to say it again: {error}"
+            );
+            BTreeMap::new()
+        });
+        for (name, (socket, remotes)) in devices {
+            let queue = |index: usize| {
+                let [tun, udp] = names(&name, index).map(|name| kept.remove(&name));
+                Some(Arc::new(Queue { tun: tun?, udp: udp? }))
+            };
+            let queues: Vec<Arc<Queue>> = (0..QUEUES).map_while(queue).collect();
+            let mut carried = Carried { socket, remotes, queues, link: None };
+            if let Err(error) = carried.start() {
+                eprintln!("tartan engine: {name} is not carried: {error}");
+            }
+            self.devices.insert(name, carried);
+        }
+        // What no device of the table has.
+        kept.keys().filter(|name| *name != PROGRAM).for_each(|name| self.holder.let_go(name));
+    }
+
+    fn holds(&self) -> BTreeMap<String, Device> {
+        let device = |carried: &Carried| Device {
+            socket: carried.socket.filter(|_| carried.is_running()),
+            remotes: carried.remotes.iter().map(|(dst, remote)| (*dst, remote.address)).collect(),
+        };
+        self.devices.iter().map(|(name, carried)| (name.clone(), device(carried))).collect()
+    }
+
+    fn apply(&mut self, steps: Vec<Step>) -> Answer {
+        let mut failures = BTreeMap::new();
+        let mut changed = std::collections::BTreeSet::new();
+        for (index, step) in steps.into_iter().enumerate() {
+            let done = match step {
+                Step::Open { link, socket } => self.open(&link, socket),
+                Step::Close { link } => {
+                    self.close(&link);
+                    Ok(())
+                }
+                Step::Put { link, dst, address } => self.put(link, dst, address, &mut changed),
+                Step::Take { link, dst } => {
+                    if self.devices.get_mut(&link).is_some_and(|carried| carried.remotes.remove(&dst).is_some()) {
+                        changed.insert(link);
+                    }
+                    Ok(())
+                }
+            };
+            if let Err(error) = done {
+                failures.insert(index, error.to_string());
+            }
+        }
+        for carried in changed.iter().filter_map(|name| self.devices.get(name)) {
+            carried.link.iter().for_each(|link| link.set(&carried.remotes));
+        }
+        // What could not be opened, and has nothing else to it, is nothing.
+        self.devices.retain(|_, carried| carried.link.is_some() || !carried.remotes.is_empty());
+        match self.store() {
+            Ok(()) => Answer::Applied(failures),
+            Err(error) => Answer::Refused(format!("the holder does not take what was told: {error}")),
+        }
+    }
+
+    fn open(&mut self, name: &str, socket: Socket) -> io::Result<()> {
+        if self.devices.len() >= DEVICES && !self.devices.contains_key(name) {
+            return Err(io::Error::other(format!("an engine carries {DEVICES} devices at most")));
+        }
+        let carried = self.devices.entry(name.to_owned()).or_default();
+        if carried.socket == Some(socket) && carried.is_running() {
+            return Ok(());
+        }
+        // Whatever was open is of a device that is gone, or of another port.
+        carried.link = None;
+        carried.queues.clear();
+        carried.socket = Some(socket);
+        for index in 0..thread::available_parallelism().map_or(1, usize::from).min(QUEUES) {
+            let queue = Queue { tun: tun::open(name)?, udp: socket::listening(socket.v6, socket.port)? };
+            let [tun, udp] = names(name, index);
+            self.holder.keep(&tun, &queue.tun)?;
+            self.holder.keep(&udp, &queue.udp)?;
+            carried.queues.push(Arc::new(queue));
+        }
+        carried.start()
+    }
+
+    fn close(&mut self, name: &str) {
+        if let Some(carried) = self.devices.remove(name) {
+            (0..carried.queues.len()).flat_map(|index| names(name, index)).for_each(|name| self.holder.let_go(&name));
+        }
+    }
+
+    fn put(
+        &mut self,
+        link: String,
+        dst: IpNet,
+        address: std::net::IpAddr,
+        changed: &mut std::collections::BTreeSet<String>,
+    ) -> io::Result<()> {
+        let Some(carried) = self.devices.get_mut(&link) else {
+            return Err(io::Error::other(format!("{link} is not carried")));
+        };
+        if carried.remotes.len() >= REMOTES {
+            return Err(io::Error::other(format!("{link} has {REMOTES} remotes already")));
+        }
+        let before = carried.remotes.get(&dst).copied();
+        if before.is_none_or(|before| before.address != address) {
+            let remote = Remote { address, previous: before.map(|before| before.address) };
+            carried.remotes.insert(dst, remote);
+            changed.insert(link);
+        }
+        Ok(())
+    }
+
+    /// Gives the holder all that it takes to go on.
+    fn store(&self) -> io::Result<()> {
+        let devices = self.devices.iter();
+        let devices =
+            devices.map(|(name, carried)| (name.clone(), (carried.socket, carried.remotes.clone()))).collect();
+        let mut table = File::from(memfd_create(c"tartan-engine", MFdFlags::MFD_CLOEXEC)?);
+        table.write_all(&serde_json::to_vec(&Stored { version: VERSION, devices })?)?;
+        Ok(self.holder.keep(TABLE, &table.into())?)
+    }
+
+    /// Lets the agent's program go on in this one's place, where it is another.
+    fn give_way(&mut self, pid: i32, theirs: Program) -> Answer {
+        match self.successor(pid, theirs) {
+            Ok(None) => Answer::Done,
+            Ok(Some(program)) => {
+                if let Err(error) = self.holder.keep(PROGRAM, &program) {
+                    return Answer::Refused(error.to_string());
+                }
+                // Each stops with no packet in its hands; what comes now waits for the next.
+                self.devices.values_mut().for_each(|carried| carried.link = None);
+                self.gives_way = true;
+                Answer::Done
+            }
+            Err(error) => Answer::Refused(format!("its program: {error}")),
+        }
+    }
+
+    fn successor(&self, pid: i32, theirs: Program) -> io::Result<Option<OwnedFd>> {
+        if program_of(&File::open("/proc/self/exe")?)? == theirs {
+            return Ok(None);
+        }
+        let file = File::open(format!("/proc/{pid}/exe"))?;
+        if program_of(&file)? != theirs {
+            return Err(io::Error::other("it is not the one that was told of"));
+        }
+        Ok(Some(file.into()))
+    }
+
+    /// Once whoever has asked has the answer.
+    fn end_if_due(&self) {
+        if self.gives_way {
+            self.end();
+        } else if self.devices.is_empty() {
+            let _gone = self.holder.end();
+            self.end();
+        }
+    }
+
+    fn end(&self) {
+        // It cannot fail: the number is far from its end.
+        let _written = self.over.write(1);
+    }
+}
+
+impl Carried {
+    fn start(&mut self) -> io::Result<()> {
+        let Some(Socket { v6, port }) = self.socket.filter(|_| !self.queues.is_empty()) else {
+            return Err(io::Error::other("its descriptors are gone"));
+        };
+        self.link = Some(Link::start(self.queues.clone(), v6, port, &self.remotes)?);
+        Ok(())
+    }
+
+    fn is_running(&self) -> bool {
+        self.link.is_some() && self.queues.iter().all(|queue| tun::is_attached(queue.tun.as_fd()))
+    }
+}
+
+/// How the holder calls a queue's two descriptors.
+fn names(link: &str, index: usize) -> [String; 2] {
+    [format!("tun {link} {index}"), format!("udp {link} {index}")]
+}
+
+fn load(table: OwnedFd) -> io::Result<BTreeMap<String, (Option<Socket>, Remotes)>> {
+    use std::io::Seek;
+    let mut table = File::from(table);
+    table.rewind()?;
+    let mut text = Vec::new();
+    table.read_to_end(&mut text)?;
+    let stored: Stored = serde_json::from_slice(&text)?;
+    match stored.version {
+        VERSION => Ok(stored.devices),
+        other => Err(io::Error::other(format!("it is of version {other}, not {VERSION}"))),
+    }
+}
+
+/// What tells a program's file from another.
+pub(crate) fn program_of(file: &File) -> io::Result<Program> {
+    let about = file.metadata()?;
+    Ok(Program { size: about.size(), modified: (about.mtime(), about.mtime_nsec()) })
+}
+
+/// This process's.
+pub(crate) fn own_program() -> io::Result<Program> {
+    program_of(&fs::File::open("/proc/self/exe")?)
+}

@@ -1,0 +1,120 @@
+//! Whose addresses are whose: the longest prefix, by one search in sorted places where the answer changes.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+/// Where a peer is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Remote {
+    pub(crate) address: IpAddr,
+    /// Where it was before. Its kernel goes on sending from there for a while, whatever it has told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) previous: Option<IpAddr>,
+}
+
+/// Ranges and who has them.
+pub(crate) type Remotes = BTreeMap<IpNet, Remote>;
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(crate) struct Table {
+    v4: Vec<(u128, Option<Remote>)>,
+    v6: Vec<(u128, Option<Remote>)>,
+}
+
+impl Remote {
+    /// Whether a packet of its ranges may come from this underlay address.
+    pub(crate) fn may_send_from(&self, address: IpAddr) -> bool {
+        self.address == address || self.previous == Some(address)
+    }
+}
+
+impl Table {
+    pub(crate) fn of(remotes: &Remotes) -> Table {
+        let of_family = |v4: bool| {
+            let nets = remotes.iter().filter(move |(net, _)| net.addr().is_ipv4() == v4);
+            changes(nets.map(|(net, remote)| (number(net.network()), number(net.broadcast()), *remote)).collect())
+        };
+        Table { v4: of_family(true), v6: of_family(false) }
+    }
+
+    pub(crate) fn get(&self, address: IpAddr) -> Option<&Remote> {
+        let changes = if address.is_ipv4() { &self.v4 } else { &self.v6 };
+        let number = number(address);
+        let after = changes.partition_point(|(first, _)| *first <= number);
+        changes[..after].last()?.1.as_ref()
+    }
+}
+
+/// From which address on the answer is what. Ranges are equal, apart, or one is within the other.
+fn changes(mut ranges: Vec<(u128, u128, Remote)>) -> Vec<(u128, Option<Remote>)> {
+    ranges.sort_by_key(|(first, last, _)| (*first, std::cmp::Reverse(*last)));
+    let mut changes = Vec::with_capacity(2 * ranges.len());
+    let mut around: Vec<(u128, Remote)> = Vec::new();
+    let leave = |around: &mut Vec<(u128, Remote)>, changes: &mut Vec<(u128, Option<Remote>)>| {
+        let next = around.pop().and_then(|(last, _)| last.checked_add(1));
+        changes.extend(next.map(|next| (next, around.last().map(|(_, remote)| *remote))));
+    };
+    for (first, last, remote) in ranges {
+        while around.last().is_some_and(|(end, _)| *end < first) {
+            leave(&mut around, &mut changes);
+        }
+        changes.push((first, Some(remote)));
+        around.push((last, remote));
+    }
+    while !around.is_empty() {
+        leave(&mut around, &mut changes);
+    }
+    changes
+}
+
+fn number(address: IpAddr) -> u128 {
+    match address {
+        IpAddr::V4(v4) => u32::from(v4).into(),
+        IpAddr::V6(v6) => v6.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn slow(remotes: &Remotes, address: IpAddr) -> Option<Remote> {
+        let around = remotes.iter().filter(|(net, _)| net.contains(&address));
+        around.max_by_key(|(net, _)| net.prefix_len()).map(|(_, remote)| *remote)
+    }
+
+    fn address(v6: bool, low: u32) -> IpAddr {
+        // Few bits, so that ranges meet; the ends of the space among them.
+        let spread = (low & 0xf) << 28 | (low >> 4 & 0xff);
+        let v4 = IpAddr::V4(spread.into());
+        let wide = (u128::from(low & 0xf) << 124) | u128::from(low >> 4 & 0xff);
+        if v6 { IpAddr::V6(wide.into()) } else { v4 }
+    }
+
+    proptest! {
+        #[test]
+        fn the_longest_prefix_has_it(
+            nets in prop::collection::vec((any::<bool>(), any::<u32>(), 0u8..129), 0..20),
+            asked in prop::collection::vec((any::<bool>(), any::<u32>()), 1..40),
+        ) {
+            let net = |(n, (v6, low, len)): (usize, &(bool, u32, u8))| {
+                let len = if *v6 { *len } else { len % 33 };
+                let remote = Remote { address: address(false, n as u32), previous: None };
+                (IpNet::new(address(*v6, *low), len).unwrap().trunc(), remote)
+            };
+            let remotes: Remotes = nets.iter().enumerate().map(net).collect();
+            let table = Table::of(&remotes);
+            for (v6, low) in asked {
+                for address in [address(v6, low), if v6 { "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff" } else { "255.255.255.255" }.parse().unwrap()] {
+                    prop_assert_eq!(table.get(address).copied(), slow(&remotes, address), "{}", address);
+                }
+            }
+        }
+    }
+}

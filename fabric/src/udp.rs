@@ -1,0 +1,120 @@
+//! udp: packets in UDP and nothing else, carried by an engine in user space, for where the kernel has no tunnel.
+//!
+//! The engine reads from and writes to a TUN device. It looks up where a packet goes by the packet's destination, and takes
+//! one in only if it comes from the node that has the source: so it must know the ranges of every peer that may send, before
+//! that peer does. All peers there are stand in its table as long as it listens, whatever carries packets to them.
+
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use tartan_model::{Advert, Condition, Endpoint, Family, Features};
+use tartan_netstate::{Key, Link, LinkKind, Object, Owner, Socket, State};
+
+use crate::mtu::device_mtu;
+use crate::{Fabric, Hop, Instance, LocalNode, Peer};
+
+pub(crate) struct Udp;
+
+impl Fabric for Udp {
+    /// Whoever makes the device finds out.
+    fn needs(&self, _: &Features) -> Result<(), &'static str> {
+        Ok(())
+    }
+
+    fn overhead(&self, underlay: Family) -> u32 {
+        // UDP 8, and the outer IP header.
+        match underlay {
+            Family::V4 => 8 + 20,
+            Family::V6 => 8 + 40,
+        }
+    }
+
+    fn receive(&self, node: &LocalNode, at: &Instance) -> State {
+        let Instance::Udp { underlay, port } = *at else { return State::new() };
+        let Some(uplink) = node.uplinks.get(underlay) else { return State::new() };
+        let kind = LinkKind::Tun { label: at.to_string().into() };
+        let link = Link { kind, mac: None, mtu: device_mtu(uplink.mtu, at), group: 0, up: true };
+        let mut state = State::new();
+        crate::device::put(&mut state, at.device(), link, at);
+        let socket = Socket { v6: underlay == Family::V6, port };
+        let owner = Owner::Fabric(at.to_string().into());
+        state.insert(Key::Socket { link: at.device() }, Object::Socket(socket), owner);
+        state
+    }
+
+    fn endpoint(&self, node: &LocalNode, at: &Instance) -> Option<Endpoint> {
+        let uplink = node.uplinks.get(at.underlay()?)?;
+        Some(Endpoint { instance: Arc::from(at.to_string()), address: uplink.advertised(), mac: None })
+    }
+
+    fn hop(&self, _: &LocalNode, at: &Instance, to: &Peer<'_>, _: Family) -> Result<Hop, Condition> {
+        if Some(Family::of(to.endpoint.address)) != at.underlay() {
+            return Err(crate::ipip::of_other_family(at, to));
+        }
+        Ok(Hop { via: None, dev: at.device(), onlink: false, encap: None })
+    }
+
+    fn reach(&self, at: &Instance, to: &Peer<'_>, family: Family, blocks: &[&IpNet]) -> Vec<(Key, Object)> {
+        let of_family = blocks.iter().filter(|block| Family::of_net(block) == family);
+        of_family.map(|block| (remote(at, block), Object::Remote(to.endpoint.address))).collect()
+    }
+}
+
+/// A peer may send these ranges' packets, whatever it has said of this instance.
+pub(crate) fn admit(at: &Instance, advert: &Advert, blocks: &[IpNet]) -> Vec<(Key, Object)> {
+    let Instance::Udp { underlay, .. } = at else { return Vec::new() };
+    let name = at.to_string();
+    let told = advert.accepts.iter().find(|end| *end.instance == *name).map(|end| end.address);
+    let address = told.or_else(|| advert.addresses.get(*underlay).copied());
+    let address = address.filter(|address| Family::of(*address) == *underlay);
+    address
+        .iter()
+        .flat_map(|address| blocks.iter().map(|block| (remote(at, block), Object::Remote(*address))))
+        .collect()
+}
+
+/// What the engine keeps of a peer's range.
+pub(crate) fn remote(at: &Instance, block: &IpNet) -> Key {
+    Key::Remote { link: at.device(), dst: *block }
+}
+
+#[cfg(test)]
+mod tests {
+    use tartan_model::PerFamily;
+
+    use super::*;
+
+    #[test]
+    fn whoever_may_send_is_known_by_the_address_it_has_told() {
+        let at = |underlay| Instance::Udp { underlay, port: 8285 };
+        let check = |at: Instance, told: &str, wanted: Option<&str>| {
+            let accepts = Endpoint { instance: at.to_string().into(), address: told.parse().unwrap(), mac: None };
+            let advert = Advert {
+                node: "n2".into(),
+                node_uid: "".into(),
+                addresses: PerFamily { v4: Some("192.0.2.2".parse().unwrap()), v6: None },
+                fabric_addresses: PerFamily { v4: None, v6: None },
+                blocks: Vec::new(),
+                mtu: 1500,
+                accepts: if told == "::" { Vec::new() } else { vec![accepts] },
+                sends: Vec::new(),
+                joining: false,
+                acknowledges: None,
+                edition: 1,
+                heartbeat: 1,
+            };
+            let blocks = ["10.0.0.0/24".parse().unwrap(), "fd00::/64".parse().unwrap()];
+            let of = |address: &str| {
+                let object = Object::Remote(address.parse().unwrap());
+                blocks.iter().map(|block| (remote(&at, block), object.clone())).collect()
+            };
+            assert_eq!(admit(&at, &advert, &blocks), wanted.map_or(Vec::new(), of), "{at} {told}");
+        };
+        check(at(Family::V4), "::", Some("192.0.2.2"));
+        check(at(Family::V4), "192.0.2.9", Some("192.0.2.9"));
+        check(at(Family::V4), "2001:db8::2", None);
+        check(at(Family::V6), "::", None);
+        check(at(Family::V6), "2001:db8::2", Some("2001:db8::2"));
+        check(Instance::HostGw, "192.0.2.9", None);
+    }
+}

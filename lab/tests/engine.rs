@@ -1,0 +1,191 @@
+//! Packets that a program carries: the udp fabric, and the end of each program that has a part in it.
+
+mod common;
+
+use std::fs;
+use std::net::{Ipv4Addr, UdpSocket};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use common::{PATIENCE, census, lab, sh, status, tartan, unnoticed, wait_until_holds, wait_until_steady};
+use serde_json::json;
+use tartan_lab::probe::wait_for;
+use tartan_lab::{Binaries, Lab, Node};
+
+/// Probes answered before an event begins and after it has ended.
+const PROBES: u64 = 3_000;
+/// Of the udp fabric.
+const PORT: u16 = 8285;
+
+/// The only one of that name.
+fn process(node: &Node, name: &str) -> Result<i32> {
+    let all = node.processes(name)?;
+    ensure!(all.len() == 1, "{} has {} of {name}\n{}", node.name(), all.len(), node.troubleshooting());
+    Ok(all[0])
+}
+
+fn wait_for_another_engine(node: &Node, before: i32) -> Result<()> {
+    wait_for(PATIENCE, "another engine", || process(node, "tartan-engine").is_ok_and(|now| now != before)).map(drop)
+}
+
+fn check_matrix(name: &str, underlay: &str, mtu: u32) -> Result<()> {
+    let lab = Lab::builder(name).nodes(2).pods_per_node(1).fabric("udp").config("underlay", json!(underlay)).up()?;
+    lab.wait_for_matrix(PATIENCE)?.check()?;
+    wait_until_steady(&lab, "udp")?;
+    let said = status(lab.node("n1")?)?;
+    ensure!(said["podMtu"] == mtu && said["conditions"] == json!([]), "pods' packets may hold {mtu} bytes: {said}");
+    Ok(())
+}
+
+#[test]
+fn every_pod_reaches_every_other_one_by_udp() -> Result<()> {
+    check_matrix("udp4", "ipv4", 1472)
+}
+
+#[test]
+fn every_pod_reaches_every_other_one_by_udp_over_ipv6() -> Result<()> {
+    check_matrix("udp6", "ipv6", 1452)
+}
+
+#[test]
+fn changes_into_udp_and_out_of_it_are_not_noticed() -> Result<()> {
+    let mut lab = lab("udpswitch", "vxlan")?;
+    unnoticed(&mut lab, PROBES, |lab| {
+        for fabric in ["udp", "host-gw", "udp", "vxlan"] {
+            lab.set_fabric(fabric)?;
+            wait_until_steady(lab, fabric)?;
+        }
+        Ok(())
+    })?;
+    // With nothing to carry there is nobody left who would.
+    for node in lab.nodes() {
+        for name in ["tartan-engine", "tartan-holder"] {
+            wait_for(PATIENCE, &format!("the end of {name}"), || node.processes(name).is_ok_and(|all| all.is_empty()))?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn the_end_of_an_agent_or_an_engine_is_not_noticed() -> Result<()> {
+    let mut lab = lab("udpkill", "udp")?;
+    wait_until_steady(&lab, "udp")?;
+    unnoticed(&mut lab, PROBES, |lab| {
+        let node = lab.node("n1")?;
+        let engine = process(node, "tartan-engine")?;
+        node.kill_agent()?;
+        node.start_agent()?;
+        node.wait_ready()?;
+        ensure!(process(node, "tartan-engine")? == engine, "the agent took its engine along");
+        Ok(())
+    })?;
+    let applied = status(lab.node("n1")?)?["kernel"]["applied"].clone();
+    ensure!(applied == 0, "the new agent changed {applied} things\n{}", lab.troubleshooting());
+    unnoticed(&mut lab, PROBES, |lab| {
+        let node = lab.node("n2")?;
+        // While nobody is there who could tell it anything.
+        node.kill_agent()?;
+        let engine = process(node, "tartan-engine")?;
+        sh(node, &format!("kill -9 {engine}"))?;
+        wait_for_another_engine(node, engine)?;
+        node.start_agent()?;
+        node.wait_ready().map(drop)
+    })?;
+    Ok(())
+}
+
+#[test]
+fn an_upgrade_of_the_engine_is_not_noticed() -> Result<()> {
+    let mut lab = lab("udpupgrade", "udp")?;
+    wait_until_steady(&lab, "udp")?;
+    let newer = lab.facts().dir.join("tartan-newer");
+    fs::copy(Binaries::beside_this_program()?.tartan, &newer).context("copying the program")?;
+    unnoticed(&mut lab, PROBES, |lab| {
+        for node in lab.nodes() {
+            let engine = process(node, "tartan-engine")?;
+            node.set_program(&newer);
+            node.restart_agent()?;
+            wait_for_another_engine(node, engine)?;
+            let program = fs::read_link(format!("/proc/{}/exe", process(node, "tartan-engine")?))?;
+            ensure!(program == newer, "{} runs", program.display());
+        }
+        Ok(())
+    })
+    .map(drop)
+}
+
+#[test]
+fn what_is_lost_by_hand_is_made_again() -> Result<()> {
+    let lab = Lab::builder("udprepair").nodes(2).pods_per_node(1).fabric("udp").up()?;
+    lab.wait_for_matrix(PATIENCE)?.check()?;
+    wait_until_steady(&lab, "udp")?;
+    let node = lab.node("n1")?;
+    let before = census(node)?;
+    let holder = process(node, "tartan-holder")?;
+    let engine = process(node, "tartan-engine")?;
+    for damage in [
+        "for l in $(ip -o link show type tun | grep -o 'ttx[^@:]*'); do ip link del $l; done",
+        &format!("kill -9 {holder} {engine}"),
+    ] {
+        sh(node, damage).with_context(|| damage.to_owned())?;
+        wait_until_holds(node, &before).with_context(|| damage.to_owned())?;
+        lab.wait_for_matrix(PATIENCE).with_context(|| damage.to_owned())?.check()?;
+    }
+    node.stop_agent()?;
+    let boot = node.state_dir().with_file_name("boot.yaml");
+    let output = tartan(node, &["uninstall", "--config", &boot.display().to_string()])?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    wait_for(PATIENCE, "the end of the engine", || node.processes("tartan-engine").is_ok_and(|all| all.is_empty()))
+        .map(drop)
+}
+
+/// A UDP packet to a port.
+fn packet(src: Ipv4Addr, dst: Ipv4Addr, port: u16, payload: u8) -> Vec<u8> {
+    let mut packet = vec![0x45, 0, 0, 29, 0, 0, 0, 0, 64, 17, 0, 0];
+    packet.extend(src.octets().into_iter().chain(dst.octets()));
+    let sum = packet.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum::<u32>();
+    packet[10..12].copy_from_slice(&(!((sum & 0xffff) + (sum >> 16)) as u16).to_be_bytes());
+    packet.extend([4, 0]);
+    packet.extend(port.to_be_bytes());
+    packet.extend([0, 9, 0, 0, payload]);
+    packet
+}
+
+#[test]
+fn nobody_speaks_for_another_nodes_pods() -> Result<()> {
+    let lab = lab("udpspoof", "udp")?;
+    wait_until_steady(&lab, "udp")?;
+    let pod = |name: &str| lab.pod(name).map(|pod| pod.endpoint());
+    let (a1, b1, c1) = (pod("a1")?, pod("b1")?, pod("c1")?);
+    let hears = a1.netns.run(|| UdpSocket::bind((a1.v4, 0)))??;
+    hears.set_read_timeout(Some(PATIENCE))?;
+    let (port, n1) = (hears.local_addr()?.port(), lab.node("n1")?.endpoint().v4);
+    let outside = lab.underlay().outside().netns;
+    let send = |from: &tartan_lab::Netns, src: Ipv4Addr, payload: u8| -> Result<()> {
+        let packet = packet(src, a1.v4, port, payload);
+        from.run(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?.send_to(&packet, (n1, PORT)))??;
+        Ok(())
+    };
+    let heard = |wanted: u8| -> Result<()> {
+        let mut payload = [0];
+        let (_, from) = hears.recv_from(&mut payload)?;
+        ensure!(payload == [wanted], "a packet of {from} that says {}, and not {wanted}", payload[0]);
+        Ok(())
+    };
+    for socket in 0..20 {
+        // n3 for a pod of n2, for one of n1, and for one of nobody; somebody who is no node; and a pod, to its own node.
+        send(lab.node("n3")?.netns(), b1.v4, 100 + socket)?;
+        send(lab.node("n3")?.netns(), a1.v4, 100 + socket)?;
+        send(lab.node("n3")?.netns(), Ipv4Addr::new(192, 0, 2, 1), 100 + socket)?;
+        send(&outside, c1.v4, 100 + socket)?;
+        send(&a1.netns, c1.v4, 100 + socket)?;
+    }
+    // What is right gets through, however often it is tried, and only that.
+    for socket in 0..20 {
+        send(lab.node("n3")?.netns(), c1.v4, socket)?;
+        heard(socket)?;
+    }
+    hears.set_read_timeout(Some(Duration::from_millis(1)))?;
+    ensure!(hears.recv(&mut [0]).is_err(), "something came that nobody was to send");
+    Ok(())
+}
