@@ -105,10 +105,11 @@ pub fn unread(world: &World) -> String {
 fn phase(world: &World, fabric: &Out) -> String {
     let moving = |peer: &PeerState| peer.live && peer.is_moving();
     let to_move: Vec<&str> = fabric.peers.iter().filter(|(_, peer)| moving(peer)).map(|(name, _)| &**name).collect();
-    // Flannel's are heard for as long as it is spoken.
+    // Whoever the peers are, this node hears what it is configured for; and Flannel's for as long as that is spoken.
     let spoken = world.flannel().into_iter().flat_map(|flannel| tartan_fabric::flannel::instances(flannel));
     let targets = fabric.peers.values().flat_map(|peer| peer.targets());
     let targets: std::collections::BTreeSet<Instance> = targets.chain(spoken).collect();
+    let targets = &targets | &tartan_fabric::choose::own_targets(&world.config, &fabric.node);
     let spare = fabric.receives.difference(&targets);
     let spare: Vec<String> = spare.map(Instance::to_string).collect();
     match (to_move.is_empty(), fabric.peers.is_empty() || spare.is_empty()) {

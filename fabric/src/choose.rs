@@ -63,7 +63,7 @@ pub(crate) fn target(
 }
 
 /// What this node receives on by its configuration alone, whoever its peers are.
-pub(crate) fn own_targets(config: &Config, node: &LocalNode) -> BTreeSet<Instance> {
+pub fn own_targets(config: &Config, node: &LocalNode) -> BTreeSet<Instance> {
     let direct = match config.fabric {
         FabricMode::HostGw => true,
         FabricMode::None => false,
