@@ -1,6 +1,6 @@
 //! Answers to users, derived from World and the last plan; and the few numbers that cannot be derived.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -146,10 +146,8 @@ pub fn unread(world: &World) -> String {
 fn phase(world: &World, fabric: &Out) -> String {
     let moving = |peer: &PeerState| peer.live && peer.is_moving();
     let to_move: Vec<&str> = fabric.peers.iter().filter(|(_, peer)| moving(peer)).map(|(name, _)| &**name).collect();
-    // Flannel's are heard for as long as it is spoken.
-    let spoken = world.flannel().into_iter().flat_map(|flannel| tartan_fabric::flannel::instances(flannel));
-    let targets = fabric.peers.values().flat_map(|peer| peer.targets());
-    let targets: std::collections::BTreeSet<Instance> = targets.chain(spoken).collect();
+    let theirs: BTreeSet<Instance> = fabric.peers.values().flat_map(|peer| peer.targets()).collect();
+    let targets = &theirs | &tartan_fabric::choose::own_targets(world, &fabric.node);
     let spare = fabric.receives.difference(&targets);
     let spare: Vec<String> = spare.map(Instance::to_string).collect();
     match (to_move.is_empty(), fabric.peers.is_empty() || spare.is_empty()) {

@@ -124,11 +124,8 @@ impl Heard {
             Object::Config(config) => self.config = config,
             Object::Pool(pool) => drop(self.pools.insert(id.name, pool)),
             Object::Block(block) => drop(self.blocks.insert(id.name, block)),
-            Object::Reservation(_)
-            | Object::Namespace(_)
-            | Object::Pod(_)
-            | Object::Policy(_)
-            | Object::Flannel(_) => {}
+            Object::Reservation(_) | Object::Namespace(_) | Object::Pod(_) | Object::Policy(_) | Object::Flannel(_) => {
+            }
         }
     }
 

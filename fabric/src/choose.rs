@@ -20,11 +20,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use tartan_model::{Across, Config, Encapsulation, FabricMode, Family, PerFamily};
+use tartan_model::{Across, Config, Encapsulation, FabricMode, Family, PerFamily, World};
 use tartan_netstate::LinkName;
 use tartan_netstate::claims::UDP_PORT;
 
-use crate::{Instance, LocalNode};
+use crate::{Instance, LocalNode, flannel};
 
 /// What the choice for every peer depends on, beside the peer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -88,16 +88,23 @@ impl Manner {
     }
 }
 
-/// What this node receives on by its configuration and its pools alone, whoever its peers are.
-pub(crate) fn own_targets(config: &Config, pools: &[(IpNet, Encapsulation)], node: &LocalNode) -> BTreeSet<Instance> {
-    let of_pools = pools.iter().map(|(_, says)| Manner::of(config, Some(*says)));
+/// Pools that say for themselves how packets to their addresses cross nodes.
+pub(crate) fn pools(world: &World) -> Vec<(IpNet, Encapsulation)> {
+    world.pools.values().filter_map(|pool| Some((pool.cidr, pool.encapsulation?))).collect()
+}
+
+/// What this node receives on by its configuration and its pools, whoever its peers are, and while Flannel is spoken.
+pub fn own_targets(world: &World, node: &LocalNode) -> BTreeSet<Instance> {
+    let config = &world.config;
+    let of_pools = pools(world).into_iter().map(|(_, says)| Manner::of(config, Some(says)));
     let manners: BTreeSet<Manner> = of_pools.chain([Manner::of(config, None)]).collect();
     let targets = |manner: Manner| {
         let direct = manner.mode == FabricMode::HostGw || manner.mode != FabricMode::None && manner.cross_subnet;
         let wrapped = wrapped(config, manner.mode, |family| node.uplinks.get(*family).is_some());
         wrapped.into_iter().chain(direct.then_some(Instance::HostGw))
     };
-    manners.into_iter().flat_map(targets).collect()
+    let flannel = world.flannel().into_iter().flat_map(|flannel| flannel::instances(flannel));
+    manners.into_iter().flat_map(targets).chain(flannel).collect()
 }
 
 /// The choice for one family of packets to one peer. `usable` is what that peer hears and a next hop leads to, and

@@ -68,10 +68,10 @@ pub(crate) fn plan(
     for family in Family::ALL.into_iter().filter(|family| world.features.ipv6 || *family == Family::V4) {
         for (manner, blocks) in common.by_manner(&state.blocks, family) {
             let mut target = target(&common.config, manner, node, &advert.addresses, family);
-            if member.annotated && !target.is_some_and(|at| accepted(&at)) {
-                // Whatever is configured, Flannel goes on as it does.
-                let heard = || hears.iter().map(|(at, _)| *at);
-                target = heard().find(|at| *at != Instance::HostGw).or_else(|| heard().next()).or(target);
+            if member.annotated {
+                // Whatever is configured, the way that Flannel takes: without encapsulation first, where it does that.
+                let leads = |(at, peer): &&(Instance, Peer<'_>)| fabric_of(at).hop(node, at, peer, family).is_ok();
+                target = hears.iter().find(leads).or(hears.first()).map(|(at, _)| *at).or(target);
             }
             let mut choice = Choice { target, ..Choice::default() };
             if !blocks.is_empty() {

@@ -8,14 +8,14 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use ipnet::IpNet;
-use tartan_model::{Advert, Condition, Config, Encapsulation, Host, Node, PerFamily, World};
+use tartan_model::{Advert, Condition, Config, Host, Node, PerFamily, World};
 use tartan_netstate::claims::{MAIN_TABLE, ROUTE_METRIC};
 use tartan_netstate::{Key, Netns, Part, State};
 
 use crate::address::{self, Chosen};
 use crate::advert::{self, Word};
 use crate::census::{Census, Claim, Counts};
-use crate::choose::{Ground, own_targets};
+use crate::choose::{Ground, own_targets, pools};
 use crate::mtu::{pod_mtu, underlay_mtu};
 use crate::peer::{self, Common, PeerState};
 use crate::{Instance, LocalNode, flannel, join, own};
@@ -95,8 +95,7 @@ pub fn plan<'a>(memo: &'a mut Memo, world: &World, owned: &Owned, now: Instant) 
         ipv6: world.features.ipv6,
     };
     let pools = pools(world);
-    let mut own_targets = own_targets(&world.config, &pools, &node);
-    own_targets.extend(world.flannel().into_iter().flat_map(|flannel| flannel::instances(flannel)));
+    let own_targets = own_targets(world, &node);
     let word = advert::word(world);
     let mut changed = memo.census.update(world, now);
     changed.append(&mut memo.rerouted(world));
@@ -137,11 +136,6 @@ pub fn plan<'a>(memo: &'a mut Memo, world: &World, owned: &Owned, now: Instant) 
     out.wake_at = [memo.census.next_expiry(), drained_at, until, join.until].into_iter().flatten().min();
     out.open = join.open;
     &memo.out
-}
-
-/// Pools that say for themselves how packets to their addresses cross nodes.
-fn pools(world: &World) -> Vec<(IpNet, Encapsulation)> {
-    world.pools.values().filter_map(|pool| Some((pool.cidr, pool.encapsulation?))).collect()
 }
 
 /// Instances that can be used now. What peers were told stays true while a device that somebody deleted is made again.

@@ -252,6 +252,16 @@ fn a_node_with_flannel_is_a_peer() {
         let want = ["10.244.2.0/24 via 192.0.2.2", "fd00:10:244:2::/64 via 2001:db8::2"].map(str::to_owned);
         assert_eq!((used, entries), (vec!["host-gw".to_owned(); 2], want.to_vec()), "{fabric}");
     }
+    // Without encapsulation where no router is between, if Flannel does so.
+    let direct = flannel(FlannelBackend::Vxlan { vni: 1, port: 8472, direct: true });
+    let mut far = VXLAN.to_vec();
+    (far[4].1, far[5].1) = ("198.51.100.2", "2001:db8:f::2");
+    for (theirs, want) in [(VXLAN, "host-gw"), (&*far, v4)] {
+        assert_eq!(Fixture::new(FabricMode::Vxlan, &direct, &[], theirs).way().0, [want; 2]);
+    }
+    far[1].1 = "host-gw";
+    let out = Fixture::new(FabricMode::Vxlan, &flannel(FlannelBackend::HostGw), &[], &far).plan();
+    assert_eq!(out.conditions.iter().map(|it| it.reason).collect::<Vec<_>>(), ["PeerOffLink"; 2]);
     let bad = Fixture::new(FabricMode::Vxlan, &vxlan(), &[], HOST_GW).plan();
     assert_eq!(bad.conditions.iter().map(|it| it.reason).collect::<Vec<_>>(), ["FlannelUnclear"]);
 }
