@@ -138,8 +138,8 @@ fn step(op: &Op) -> Option<wire::Step> {
         Op::Delete(..) => None,
     };
     Some(match (op.key(), new) {
-        (Key::Socket { link }, Some(Object::Socket(Socket { v6, port }))) => {
-            wire::Step::Open { link: link.to_string(), socket: wire::Socket { v6: *v6, port: *port } }
+        (Key::Socket { link }, Some(Object::Socket(Socket { source, port }))) => {
+            wire::Step::Open { link: link.to_string(), socket: wire::Socket { source: *source, port: *port } }
         }
         (Key::Socket { link }, _) => wire::Step::Close { link: link.to_string() },
         (Key::Remote { link, dst }, Some(Object::Remote(address))) => {
@@ -154,9 +154,9 @@ fn state(devices: BTreeMap<String, wire::Device>) -> State {
     let mut state = State::new();
     for (name, wire::Device { socket, remotes }) in devices {
         let Some(link) = LinkName::new(&name) else { continue };
-        if let Some(wire::Socket { v6, port }) = socket {
+        if let Some(wire::Socket { source, port }) = socket {
             let key = Key::Socket { link: link.clone() };
-            state.insert(key, Object::Socket(Socket { v6, port }), Owner::Read);
+            state.insert(key, Object::Socket(Socket { source, port }), Owner::Read);
         }
         for (dst, address) in remotes {
             state.insert(Key::Remote { link: link.clone(), dst }, Object::Remote(address), Owner::Read);
@@ -189,7 +189,7 @@ mod tests {
                         wire::Answer::Applied(BTreeMap::from([(1, "no room".into())]))
                     }
                     wire::Ask::Read => {
-                        let socket = Some(wire::Socket { v6: false, port: 8285 });
+                        let socket = Some(wire::Socket { source: "192.0.2.1".parse().unwrap(), port: 8285 });
                         let remotes = BTreeMap::from([("10.0.0.0/24".parse().unwrap(), "192.0.2.2".parse().unwrap())]);
                         wire::Answer::Holds(BTreeMap::from([("ttx0".into(), wire::Device { socket, remotes })]))
                     }
@@ -219,7 +219,10 @@ mod tests {
         let change = Change {
             ops: vec![
                 of(Key::Link { ns: Netns::Host, link: link.clone() }, Object::Link(made.into())),
-                of(Key::Socket { link: link.clone() }, Object::Socket(Socket { v6: false, port: 8285 })),
+                of(
+                    Key::Socket { link: link.clone() },
+                    Object::Socket(Socket { source: "192.0.2.1".parse().unwrap(), port: 8285 }),
+                ),
                 of(remote("10.0.0.0/24"), address.clone()),
                 of(route.clone(), Object::Route(Route::on_link(link.clone()).into())),
             ],

@@ -154,7 +154,7 @@ mod tests {
     fn none_is_started_that_would_have_nothing_to_carry() {
         let client = Client::new(Path::new("/nonexistent/engine.sock"));
         let link = || "ttxnone".to_owned();
-        let open = Step::Open { link: link(), socket: Socket { v6: false, port: 8285 } };
+        let open = Step::Open { link: link(), socket: Socket { source: "127.0.0.1".parse().unwrap(), port: 8285 } };
         let check = |steps: Vec<Step>, may_start: bool, wanted: Result<(), &str>| {
             let said = client.apply(steps, may_start).map(drop).map_err(|error| error.to_string());
             match wanted {

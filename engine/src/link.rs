@@ -18,6 +18,7 @@ use crate::gso::{VNET, split};
 use crate::inner;
 use crate::socket::{self, Inbox, Message, ROOM};
 use crate::table::{Remotes, Table};
+use crate::wire::Socket;
 
 /// Packets read from the device, large or not, before they are sent.
 const BATCH: usize = 16;
@@ -47,11 +48,15 @@ struct Shared {
 }
 
 impl Link {
-    pub(crate) fn start(queues: Vec<Arc<Queue>>, v6: bool, port: u16, remotes: &Remotes) -> std::io::Result<Link> {
+    pub(crate) fn start(
+        queues: Vec<Arc<Queue>>,
+        Socket { source, port }: Socket,
+        remotes: &Remotes,
+    ) -> std::io::Result<Link> {
         let table = Arc::new(Shared { table: RwLock::new(Arc::new(Table::of(remotes))) });
         let mut link = Link { table, stop: Arc::new(EventFd::new()?), threads: Vec::new() };
         for queue in queues {
-            let out = socket::sending(v6)?;
+            let out = socket::sending(source)?;
             let (table, stop, to) = (link.table.clone(), link.stop.clone(), queue.clone());
             link.spawn("to-peers", move || to_peers(&to, &out, port, &table, &stop))?;
             let (table, stop) = (link.table.clone(), link.stop.clone());

@@ -209,12 +209,19 @@ impl Engine {
         if carried.socket == Some(socket) && carried.is_running() {
             return Ok(());
         }
+        let hears = |of: Socket| (of.source.is_ipv6(), of.port);
+        if carried.socket.map(hears) == Some(hears(socket)) && carried.is_running() {
+            // What is heard meanwhile waits in the same sockets.
+            carried.link = None;
+            carried.socket = Some(socket);
+            return carried.start();
+        }
         // Whatever was open is of a device that is gone, or of another port.
         carried.link = None;
         carried.queues.clear();
         carried.socket = Some(socket);
         for index in 0..thread::available_parallelism().map_or(1, usize::from).min(QUEUES) {
-            let queue = Queue { tun: tun::open(name)?, udp: socket::listening(socket.v6, socket.port)? };
+            let queue = Queue { tun: tun::open(name)?, udp: socket::listening(socket.source.is_ipv6(), socket.port)? };
             let [tun, udp] = names(name, index);
             self.holder.keep(&tun, &queue.tun)?;
             self.holder.keep(&udp, &queue.udp)?;
@@ -307,10 +314,10 @@ impl Engine {
 
 impl Carried {
     fn start(&mut self) -> io::Result<()> {
-        let Some(Socket { v6, port }) = self.socket.filter(|_| !self.queues.is_empty()) else {
+        let Some(socket) = self.socket.filter(|_| !self.queues.is_empty()) else {
             return Err(io::Error::other("its descriptors are gone"));
         };
-        self.link = Some(Link::start(self.queues.clone(), v6, port, &self.remotes)?);
+        self.link = Some(Link::start(self.queues.clone(), socket, &self.remotes)?);
         Ok(())
     }
 

@@ -31,9 +31,13 @@ pub(crate) fn listening(v6: bool, port: u16) -> io::Result<OwnedFd> {
     Ok(fd)
 }
 
-/// One to send by. Its port is any: so peers tell the flows of one of our queues from those of another.
-pub(crate) fn sending(v6: bool) -> io::Result<UdpSocket> {
+/// One to send by, from the address that peers know. Its port is any: so peers tell the flows of one of our queues from those
+/// of another.
+pub(crate) fn sending(source: IpAddr) -> io::Result<UdpSocket> {
+    let v6 = source.is_ipv6();
     let fd = open(v6)?;
+    bind(fd.as_raw_fd(), &SockaddrStorage::from(SocketAddr::new(source, 0)))
+        .map_err(|errno| io::Error::other(format!("packets to peers cannot come from {source}: {errno}")))?;
     let _less = setsockopt(&fd, sockopt::SndBufForce, &BUFFER).or_else(|_| setsockopt(&fd, sockopt::SndBuf, &BUFFER));
     let (level, option) =
         if v6 { (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER) } else { (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER) };

@@ -67,11 +67,11 @@ impl Step {
     }
 }
 
-/// By which UDP port, over which family.
+/// By which UDP port, over the family of the address that packets to peers come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Socket {
-    pub v6: bool,
+    pub source: IpAddr,
     pub port: u16,
 }
 

@@ -37,6 +37,8 @@ pub struct LocalNode {
     pub uplinks: PerFamily<Uplink>,
     /// Source address of the node's own packets to remote pods, whatever the fabric.
     pub fabric_addresses: PerFamily<IpAddr>,
+    /// Where packets come from that an engine carries, in each family of the underlay.
+    pub engine_addresses: PerFamily<IpAddr>,
     /// Address ranges whose pods are here.
     pub blocks: Vec<IpNet>,
     /// The VNI and the MAC that peers on Flannel know its device by, in each underlay family.

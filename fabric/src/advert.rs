@@ -73,7 +73,7 @@ pub(crate) fn endpoints(world: &World, node: &LocalNode, owned: &Owned, accepts:
 }
 
 /// What was said last, maybe by the agent before this one.
-fn last(world: &World) -> Option<&Advert> {
+pub(crate) fn last(world: &World) -> Option<&Advert> {
     let heard = || world.adverts.get(&world.local).map(|heard| &*heard.advert);
     world.said.as_ref().map(|said| &*said.last).or_else(heard)
 }

@@ -18,7 +18,7 @@ use crate::census::{Census, Claim, Counts};
 use crate::choose::{Ground, own_targets, pools};
 use crate::mtu::{pod_mtu, underlay_mtu};
 use crate::peer::{self, Common, PeerState};
-use crate::{Instance, LocalNode, flannel, join, own};
+use crate::{Instance, LocalNode, flannel, join, own, udp};
 
 /// What other planners and the kernel say about this node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -88,6 +88,7 @@ pub fn plan<'a>(memo: &'a mut Memo, world: &World, owned: &Owned, now: Instant) 
     let node = LocalNode {
         name: world.local.clone(),
         uid: world.local_node().map(|node| node.uid.clone()).unwrap_or_default(),
+        engine_addresses: udp::addresses(&uplinks, advert::last(world)),
         uplinks,
         fabric_addresses: owned.fabric_addresses,
         blocks: owned.blocks.clone(),

@@ -4,14 +4,15 @@
 //! one in only if it comes from the node that has the source: so it must know the ranges of every peer that may send, before
 //! that peer does. All peers there are stand in its table as long as it listens, whatever carries packets to them.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use tartan_model::{Advert, Condition, Endpoint, Family, Features};
+use tartan_model::{Advert, Condition, Endpoint, Family, Features, PerFamily};
 use tartan_netstate::{Key, Link, LinkKind, Object, Owner, Socket, State};
 
 use crate::mtu::device_mtu;
-use crate::{Fabric, Hop, Instance, LocalNode, Peer};
+use crate::{Fabric, Hop, Instance, LocalNode, Peer, Uplink};
 
 pub(crate) struct Udp;
 
@@ -36,15 +37,18 @@ impl Fabric for Udp {
         let link = Link { kind, mac: None, mtu: device_mtu(uplink.mtu, at), group: 0, up: true };
         let mut state = State::new();
         crate::device::put(&mut state, at.device(), link, at);
-        let socket = Socket { v6: underlay == Family::V6, port };
+        let source = node.engine_addresses.get(underlay).copied().unwrap_or(uplink.address);
+        let socket = Socket { source, port };
         let owner = Owner::Fabric(at.to_string().into());
         state.insert(Key::Socket { link: at.device() }, Object::Socket(socket), owner);
         state
     }
 
     fn endpoint(&self, node: &LocalNode, at: &Instance) -> Option<Endpoint> {
-        let uplink = node.uplinks.get(at.underlay()?)?;
-        Some(Endpoint { instance: Arc::from(at.to_string()), address: uplink.advertised(), mac: None })
+        let underlay = at.underlay()?;
+        let uplink = node.uplinks.get(underlay)?;
+        let ours = node.engine_addresses.get(underlay).copied().unwrap_or(uplink.address);
+        Some(Endpoint { instance: Arc::from(at.to_string()), address: uplink.public.unwrap_or(ours), mac: None })
     }
 
     fn hop(&self, _: &LocalNode, at: &Instance, to: &Peer<'_>, _: Family) -> Result<Hop, Condition> {
@@ -58,6 +62,22 @@ impl Fabric for Udp {
         let of_family = blocks.iter().filter(|block| Family::of_net(block) == family);
         of_family.map(|block| (remote(at, block), Object::Remote(to.endpoint.address))).collect()
     }
+}
+
+/// Where an engine's packets come from: as long as the node has it, the address that peers were told, since from another they
+/// take nothing.
+pub(crate) fn addresses(uplinks: &PerFamily<Uplink>, said: Option<&Advert>) -> PerFamily<IpAddr> {
+    let told = said.map_or(&[][..], |said| &said.accepts);
+    let mut addresses = PerFamily::default();
+    for (family, uplink) in uplinks.iter() {
+        let by_engine = |end: &&Endpoint| {
+            let at = end.instance.parse::<Instance>().ok();
+            at.is_some_and(|at| matches!(at, Instance::Udp { underlay, .. } if underlay == family))
+        };
+        let told = told.iter().find(by_engine).map(|end| end.address);
+        addresses.set(family, told.filter(|told| uplink.addresses.contains(told)).unwrap_or(uplink.address));
+    }
+    addresses
 }
 
 /// A peer may send these ranges' packets, whatever it has said of this instance.
@@ -80,8 +100,6 @@ pub(crate) fn remote(at: &Instance, block: &IpNet) -> Key {
 
 #[cfg(test)]
 mod tests {
-    use tartan_model::PerFamily;
-
     use super::*;
 
     #[test]

@@ -19,11 +19,11 @@ pub struct Fdb {
     pub dst: IpAddr,
 }
 
-/// What an engine hears peers by: all addresses of the node of one family.
+/// What an engine hears peers by, at all addresses of the node of one family, and sends to them from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Socket {
-    /// Family of the underlay.
-    pub v6: bool,
+    /// Where packets to peers come from; of the underlay's family.
+    pub source: IpAddr,
     /// UDP port, the peers' too.
     pub port: u16,
 }

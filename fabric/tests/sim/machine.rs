@@ -198,7 +198,10 @@ fn by_engine<'b>(
     (from, to): (&IpNet, &IpNet),
 ) -> Result<&'b LinkName, String> {
     let at: Instance = label.parse()?;
-    let listens = |of: &Machine| of.kernel.get(&Key::Socket { link: at.device() }).map(|entry| entry.object.clone());
+    let listens = |of: &Machine| match of.kernel.get(&Key::Socket { link: at.device() }).map(|entry| &entry.object) {
+        Some(Object::Socket(socket)) => Some(*socket),
+        _ => None,
+    };
     let remote = |of: &Machine, block: &IpNet| {
         let key = Key::Remote { link: at.device(), dst: *block };
         match of.kernel.get(&key).map(|entry| &entry.object) {
@@ -210,12 +213,11 @@ fn by_engine<'b>(
     if !b.has_address(dst) {
         return Err(format!("nobody answers at {dst}"));
     }
-    if listens(a).is_none() || listens(a) != listens(b) {
+    let (Some(ours), Some(theirs)) = (listens(a), listens(b)) else { return Err("b does not hear it".into()) };
+    let src = ours.source;
+    if (src.is_ipv6(), ours.port) != (theirs.source.is_ipv6(), theirs.port) || !a.has_address(src) {
         return Err("b does not hear it".into());
     }
-    // A kernel goes on sending from the address that was there first.
-    let of_underlay = |net: &&IpNet| Some(Family::of_net(net)) == at.underlay();
-    let src = a.addresses.iter().rfind(of_underlay).map(IpNet::addr).ok_or("a has no address")?;
     let (current, previous) = remote(b, from)?;
     if src != current && Some(src) != previous {
         return Err(format!("b takes {from} from {current} or {previous:?}, not from {src}"));

@@ -192,7 +192,10 @@ impl Maker<'_> {
         self.link(&device, LinkKind::Tun { label: format!("udp/{}", look % 2).into() }, look);
         self.sysctl(&Netns::Host, &device, "ipv4/rp_filter", "2");
         if with_engine {
-            let socket = Socket { v6: look % 2 == 1, port: 8285 + u16::from(look % 3) };
+            let socket = Socket {
+                source: ["192.0.2.1", "2001:db8::1"][usize::from(look % 2)].parse().unwrap(),
+                port: 8285 + u16::from(look % 3),
+            };
             self.put(Key::Socket { link: device.clone() }, Object::Socket(socket));
         }
         for peer in 0..3 {
