@@ -1,0 +1,123 @@
+//! How large packets may be, with real packets: everything up to the MTU passes, nothing above it leaves the pod, and pods that
+//! are there follow the uplink.
+
+mod common;
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use common::{PATIENCE, condition, lab, status, wait_for_condition, wait_until_steady};
+use serde_json::{Map, json};
+use tartan_lab::probe::{Load, ping, wait_for};
+use tartan_lab::{Family, Lab, Node};
+
+const SOON: Duration = Duration::from_secs(1);
+/// Probes answered before and after an uplink changes, and bytes of a stream come with them.
+const PROBES: u64 = 1_000;
+
+/// Whether a packet of so many bytes gets from one pod to another and back.
+fn passes(lab: &Lab, from: &str, to: &str, family: Family, bytes: u32) -> Result<bool> {
+    let (from, to) = (lab.pod(from)?.endpoint(), lab.pod(to)?.endpoint());
+    Ok(ping(&from, to.address(family), bytes as usize, SOON).is_ok())
+}
+
+fn pod_mtu(node: &Node) -> Result<u32> {
+    Ok(u32::try_from(status(node)?["podMtu"].as_u64().context("an MTU of pods")?)?)
+}
+
+/// Every size that is one more or less than something, and one more than is allowed.
+fn check_sizes(lab: &Lab, mtu: u32) -> Result<()> {
+    ensure!(pod_mtu(lab.node("n1")?)? == mtu, "pods' MTU is not {mtu}: {}", status(lab.node("n1")?)?);
+    for family in Family::BOTH {
+        let header = if family == Family::V4 { 28 } else { 48 };
+        let sizes = [header, header + 1, 576, 1279, 1280, 1281, mtu / 2, mtu - 2, mtu - 1, mtu];
+        for bytes in sizes.into_iter().filter(|bytes| (header..=mtu).contains(bytes)) {
+            ensure!(passes(lab, "a1", "b1", family, bytes)?, "{family}: {bytes} bytes of {mtu} do not pass");
+        }
+        ensure!(!passes(lab, "a1", "b1", family, mtu + 1)?, "{family}: {} bytes pass", mtu + 1);
+    }
+    Ok(())
+}
+
+fn check(name: &str, fabric: &str, underlay: &str, overhead: u32) -> Result<()> {
+    let lab = Lab::builder(name).nodes(2).pods_per_node(1).fabric(fabric).config("underlay", json!(underlay)).up()?;
+    lab.wait_for_matrix(PATIENCE)?.check()?;
+    wait_until_steady(&lab, fabric)?;
+    check_sizes(&lab, 1500 - overhead)?;
+    for uplink in [1400, 1500] {
+        for node in lab.nodes() {
+            lab.underlay().set_uplink_mtu(node.name(), node.netns(), uplink)?;
+        }
+        let follows = |node: &Node| pod_mtu(node).is_ok_and(|mtu| mtu == uplink - overhead);
+        wait_for(PATIENCE, "pods to follow the uplink", || lab.nodes().iter().all(follows))?;
+        check_sizes(&lab, uplink - overhead)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn host_gw_passes_what_the_uplink_does() -> Result<()> {
+    check("mtu-hg", "host-gw", "auto", 0)
+}
+
+#[test]
+fn vxlan_over_ipv4_passes_fifty_bytes_less() -> Result<()> {
+    check("mtu-vx4", "vxlan", "ipv4", 50)
+}
+
+#[test]
+fn vxlan_over_ipv6_passes_seventy_bytes_less() -> Result<()> {
+    check("mtu-vx6", "vxlan", "ipv6", 70)
+}
+
+#[test]
+fn streams_pass_between_nodes_of_different_uplinks_and_through_a_change() -> Result<()> {
+    for fabric in ["vxlan", "host-gw"] {
+        let lab = lab(&format!("mtu-two-{fabric}"), fabric)?;
+        wait_until_steady(&lab, fabric)?;
+        let pods = lab.pod_endpoints();
+        let both_ways = [(pods[0].clone(), pods[1].clone()), (pods[1].clone(), pods[0].clone())];
+        let n2 = lab.node("n2")?;
+        lab.underlay().set_uplink_mtu("n2", n2.netns(), 1400)?;
+        let overhead = if fabric == "vxlan" { 50 } else { 0 };
+        wait_for(PATIENCE, "n2's pods to follow", || pod_mtu(n2).is_ok_and(|mtu| mtu == 1400 - overhead))?;
+        ensure!(pod_mtu(lab.node("n1")?)? == 1500 - overhead, "n1's pods have no reason to send less");
+        // Each end tells the other what it takes (the MSS of TCP): nothing is ever too large for n2.
+        let load = Load::new().udp(both_ways.clone()).tcp_bulk(both_ways).start()?;
+        load.wait_for_answers(PROBES, PATIENCE)?;
+        load.wait_for_answers(PROBES, PATIENCE)?;
+        let report = load.stop()?;
+        report.check_nothing_lost().with_context(|| lab.troubleshooting())?;
+        let large = 1400 - overhead;
+        for family in Family::BOTH {
+            ensure!(passes(&lab, "a1", "b1", family, large)?, "{fabric} {family}: {large} bytes do not pass");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn what_a_router_calls_too_big_is_told_with_the_setting_that_helps() -> Result<()> {
+    let mut lab = Lab::builder("mtu-ptb")
+        .nodes(2)
+        .pods_per_node(1)
+        .underlay(tartan_lab::Underlay::Routed)
+        .fabric("vxlan")
+        .config("underlay", json!("ipv6"))
+        .up()?;
+    lab.wait_for_matrix(PATIENCE)?.check()?;
+    lab.underlay().set_path_mtu(Some(1400))?;
+    // The router tells the node, but a kernel does not pass that on to those whose packets it forwards
+    // (net.ipv4.ip_forward_use_pmtu). The self-test does, and what it says helps.
+    let told = wait_for_condition(lab.node("n1")?, "PathMtuTooSmall")?;
+    ensure!(told["fix"].to_string().contains("spec.underlayMTU to 1400"), "{told}");
+    lab.set_config(&Map::from_iter([("underlayMTU".into(), json!(1400))]))?;
+    let follows = |node: &Node| pod_mtu(node).is_ok_and(|mtu| mtu == 1330);
+    wait_for(PATIENCE, "pods to follow", || lab.nodes().iter().all(follows))?;
+    for family in Family::BOTH {
+        ensure!(passes(&lab, "a1", "b1", family, 1330)?, "{family}: what fits does not pass");
+    }
+    let over = || condition(lab.nodes().first().expect("two nodes"), "PathMtuTooSmall").is_none();
+    wait_for(PATIENCE, "nothing to be wrong", over).with_context(|| lab.troubleshooting())?;
+    Ok(())
+}
