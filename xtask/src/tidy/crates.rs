@@ -31,7 +31,7 @@ pub(crate) const CRATES: &[Crate] = &[
     krate("datapath", "planner",     4000, &["model", "netstate", "policy"]),
     krate("kernel",   "door",        13000, &["model", "netstate"]),
     krate("engine",   "door",        3500, &[]),
-    krate("store",    "door",        6000, &["api", "model", "netstate"]),
+    krate("store",    "door",        6500, &["api", "model", "netstate"]),
     krate("agent",    "program",     10500, &["api", "model", "netstate", "ipam", "fabric", "policy", "datapath", "kernel", "engine", "store"]),
     krate("cli",      "program",     4000, &["api", "model", "policy", "kernel", "engine", "store", "agent", "lab"]),
     krate("cni",      "program",     1500, &["api"]),
