@@ -279,7 +279,9 @@ async fn writes_go_where_the_object_is() {
     let (a, changed) = conformance::pool("a", 7);
     store.put(a.clone(), changed, Expect::Any).await.unwrap();
     let text = dir.read("pools.yaml");
-    for kept in ["# Pools of the cluster.\n", "disableBGPExport: true", "\n---\n# Second.\n", &pool("b", 2), "10.7.0.0/16"] {
+    for kept in
+        ["# Pools of the cluster.\n", "disableBGPExport: true", "\n---\n# Second.\n", &pool("b", 2), "10.7.0.0/16"]
+    {
         assert!(text.contains(kept), "{kept:?} is not in\n{text}");
     }
     let (c, new) = conformance::pool("c", 3);
