@@ -167,7 +167,7 @@ impl Agent {
     fn paths(&self) -> Paths {
         let fabric = self.planners.fabric();
         let targets = tartan_fabric::selftest::targets(fabric, &self.world);
-        Paths { fabric_addresses: fabric.node.fabric_addresses, targets }
+        Paths { fabric_addresses: tartan_fabric::selftest::asked_at(fabric, &self.world), targets }
     }
 
     fn applied(&mut self, applied: Applied, now: Instant) {

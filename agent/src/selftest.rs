@@ -33,7 +33,7 @@ const NUMBERS: Duration = Duration::from_secs(10);
 /// What there is to probe.
 #[derive(Debug, Default)]
 pub struct Paths {
-    /// This node's own among its pods'.
+    /// This node's own among its pods', as far as its kernel has them.
     pub fabric_addresses: PerFamily<IpAddr>,
     pub targets: BTreeMap<Path, Target>,
 }

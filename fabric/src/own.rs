@@ -32,9 +32,8 @@ pub(crate) fn state(world: &World, node: &LocalNode, receives: &BTreeSet<Instanc
             sysctl(Key::UplinkSysctl { link, name: "ipv4/proxy_arp".into() }, "1");
         }
     }
-    let lo = LinkName::new("lo").expect("lo is a link name");
     for (family, ip) in node.fabric_addresses.iter() {
-        let key = Key::Address { ns: Netns::Host, link: lo.clone(), address: Family::host_net(*ip) };
+        let key = fabric_address(*ip);
         // IPv6 leaves no choice: the kernel tells the scope from the address.
         let scope = if family == Family::V4 { Scope::Link } else { Scope::Global };
         state.insert(key, Object::Address(scope), Owner::Node);
@@ -55,6 +54,12 @@ pub(crate) fn state(world: &World, node: &LocalNode, receives: &BTreeSet<Instanc
 fn has_pods_from_before(world: &World, link: &HostLink) -> bool {
     let is_on_it = |address: &IpAddr| link.addresses.iter().any(|net| net.contains(address));
     *link.kind == *"bridge" && world.given.keys().any(is_on_it)
+}
+
+/// One of the node's own among its pods' addresses, in its kernel.
+pub(crate) fn fabric_address(ip: IpAddr) -> Key {
+    let lo = LinkName::new("lo").expect("lo is a link name");
+    Key::Address { ns: Netns::Host, link: lo, address: Family::host_net(ip) }
 }
 
 /// All it takes to hear an instance on this kernel.

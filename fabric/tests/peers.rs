@@ -392,6 +392,15 @@ fn a_device_that_somebody_deleted_is_wanted_with_all_that_hung_on_it() {
 }
 
 #[test]
+fn a_node_is_asked_at_the_addresses_that_its_kernel_has() {
+    let mut fixture = Fixture::new(vxlan(), ME, &[DUAL]);
+    let asked_at = |fixture: &Fixture| tartan_fabric::selftest::asked_at(&fixture.plan(), &fixture.world);
+    assert_eq!(asked_at(&fixture), fixture.owned.fabric_addresses);
+    fixture.world.programmed.mirror = State::new();
+    assert_eq!(asked_at(&fixture), PerFamily::default());
+}
+
+#[test]
 fn the_uplink_is_followed() {
     let mut fixture = Fixture::new(vxlan(), ME, &[Says { accepts: &[VXLAN4], ..DUAL }]);
     let device = |out: &Out| {

@@ -15,4 +15,4 @@ mod targets;
 
 pub use judge::{Finding, conditions};
 pub use prober::{PERIOD, Probe, Prober, Standing};
-pub use targets::{MANY, Path, Target, sampled, targets};
+pub use targets::{MANY, Path, Target, asked_at, sampled, targets};

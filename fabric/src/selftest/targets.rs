@@ -5,11 +5,11 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use tartan_model::{Advert, Family, World};
+use tartan_model::{Advert, Family, PerFamily, World};
 use tartan_netstate::claims::{FABRIC_LINK_PREFIX, MAIN_TABLE, ROUTE_METRIC};
 use tartan_netstate::{Key, LinkName, Netns, Object};
 
-use crate::{Instance, Out, PeerState};
+use crate::{Instance, Out, PeerState, own};
 
 /// The way to a peer, for one family of packets.
 pub type Path = (Arc<str>, Family);
@@ -32,6 +32,16 @@ pub struct Target {
     /// Our device that it goes by, if one of ours.
     pub device: Option<LinkName>,
     pub blocks: Vec<IpNet>,
+}
+
+/// This node's own addresses at which peers can ask, now that its kernel has them.
+pub fn asked_at(out: &Out, world: &World) -> PerFamily<IpAddr> {
+    let mut addresses = PerFamily::default();
+    let there = |ip: &IpAddr| world.programmed.mirror.get(&own::fabric_address(*ip)).is_some();
+    for (family, ip) in out.node.fabric_addresses.iter().filter(|(_, ip)| there(ip)) {
+        addresses.set(family, *ip);
+    }
+    addresses
 }
 
 /// Paths to live peers, as far as this kernel holds what they take.
