@@ -241,27 +241,14 @@ fn start_of_heartbeat() -> u64 {
 mod tests {
     use std::collections::BTreeMap;
 
-    use tartan_model::{Block, Features, Node, PerFamily};
+    use tartan_model::{Block, Features, Node};
     use tartan_store::MemoryStore;
 
     use super::*;
     use crate::hanging::Hanging;
 
     fn wanted() -> Wanted {
-        let advert = Advert {
-            node: "n1".into(),
-            node_uid: "u1".into(),
-            addresses: PerFamily::default(),
-            fabric_addresses: PerFamily::default(),
-            blocks: Vec::new(),
-            mtu: 1450,
-            accepts: Vec::new(),
-            sends: Vec::new(),
-            joining: false,
-            acknowledges: None,
-            edition: 1,
-            heartbeat: 0,
-        };
+        let advert = Advert { node: "n1".into(), node_uid: "u1".into(), mtu: 1450, edition: 1, ..Advert::default() };
         let block = Block {
             cidr: "10.0.0.0/26".parse().unwrap(),
             pool: "p".into(),

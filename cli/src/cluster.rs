@@ -161,7 +161,7 @@ impl Heard {
             sends: advert.sends.iter().map(ToString::to_string).collect(),
             mtu: advert.mtu,
             blocks: advert.blocks.iter().map(ToString::to_string).collect(),
-            conditions: conditions.iter().map(condition).collect(),
+            conditions: conditions.iter().map(tartan_store::decode::encode_condition).collect(),
             ..node
         }
     }
@@ -184,17 +184,6 @@ impl Heard {
             blocks: self.blocks.values().filter(|block| block.pool == pool.name).count() as u64,
             disabled: pool.disabled,
         }
-    }
-}
-
-fn condition(it: &tartan_model::NodeCondition) -> kinds::Condition {
-    kinds::Condition {
-        kind: it.kind.clone(),
-        status: it.status.clone(),
-        reason: it.reason.clone(),
-        message: it.message.clone(),
-        last_transition_time: it.since.clone(),
-        observed_generation: None,
     }
 }
 

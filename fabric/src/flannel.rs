@@ -46,17 +46,10 @@ pub fn lower(flannel: &Flannel, node: &Node) -> Option<Lowered> {
     let mut advert = Advert {
         node: node.name.clone(),
         node_uid: node.uid.clone(),
-        addresses: PerFamily::default(),
         // Flannel's nodes have the first address of their subnet for themselves.
         fabric_addresses: PerFamily::first_of(node.pod_cidrs.iter().map(IpNet::network)),
         blocks: node.pod_cidrs.clone(),
-        mtu: 0,
-        accepts: Vec::new(),
-        sends: Vec::new(),
-        joining: false,
-        acknowledges: None,
-        edition: 0,
-        heartbeat: 0,
+        ..Advert::default()
     };
     let said = addresses(node).and_then(|addresses| Ok((addresses, endpoints(flannel, node, &addresses)?)));
     let wrong = match said {

@@ -109,17 +109,12 @@ mod tests {
             let accepts = Endpoint { instance: at.to_string().into(), address: told.parse().unwrap(), mac: None };
             let advert = Advert {
                 node: "n2".into(),
-                node_uid: "".into(),
                 addresses: PerFamily { v4: Some("192.0.2.2".parse().unwrap()), v6: None },
-                fabric_addresses: PerFamily { v4: None, v6: None },
-                blocks: Vec::new(),
                 mtu: 1500,
                 accepts: if told == "::" { Vec::new() } else { vec![accepts] },
-                sends: Vec::new(),
-                joining: false,
-                acknowledges: None,
                 edition: 1,
                 heartbeat: 1,
+                ..Advert::default()
             };
             let blocks = ["10.0.0.0/24".parse().unwrap(), "fd00::/64".parse().unwrap()];
             let of = |address: &str| {

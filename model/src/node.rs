@@ -52,7 +52,7 @@ pub struct Annotations {
 }
 
 /// What a node tells its peers about itself.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Advert {
     pub node: Arc<str>,
     pub node_uid: Arc<str>,

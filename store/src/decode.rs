@@ -25,6 +25,7 @@ mod split;
 mod workload;
 
 pub(crate) use self::json::from_json;
+pub use self::node::encode_condition;
 
 /// A document of a text, which was read without fault.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -208,16 +208,9 @@ pub(crate) fn advert(node: &str, blocks: &str) -> Put {
     Put(Object::from(Advert {
         node: node.into(),
         node_uid: uid_of(node),
-        addresses: PerFamily::default(),
-        fabric_addresses: PerFamily::default(),
         blocks: nets(blocks),
         mtu: 1500,
-        accepts: Vec::new(),
-        sends: Vec::new(),
-        joining: false,
-        acknowledges: None,
-        edition: 0,
-        heartbeat: 0,
+        ..Advert::default()
     }))
 }
 

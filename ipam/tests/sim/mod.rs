@@ -459,16 +459,10 @@ fn advert(node: &str, out: &Out) -> Advert {
     Advert {
         node: node.into(),
         node_uid: format!("uid-{node}").into(),
-        addresses: PerFamily::default(),
         fabric_addresses: out.fabric_addresses,
         blocks: out.blocks.clone(),
         mtu: 1500,
-        accepts: Vec::new(),
-        sends: Vec::new(),
-        joining: false,
-        acknowledges: None,
-        edition: 0,
-        heartbeat: 0,
+        ..Advert::default()
     }
 }
 

@@ -9,7 +9,7 @@ use tartan_lab::probe::{Load, wait_for};
 use tartan_lab::{Lab, Netns, Node};
 
 use crate::load::Pair;
-use crate::{PATIENCE, Series, Subject, binaries, lab, unknown};
+use crate::{PATIENCE, Series, Subject, binaries, lab, losses, unknown};
 
 /// Probes answered before an event begins.
 const BEFORE: u64 = 5_000;
@@ -83,12 +83,7 @@ impl Subject for Fabric {
                 load.wait_for_answers(BEFORE, PATIENCE)?;
                 self.happen(event).with_context(|| self.lab.troubleshooting())?;
                 load.wait_for_answers(probes.parse()?, PATIENCE)?;
-                let report = load.stop()?;
-                if report.check_nothing_lost().is_err() {
-                    eprintln!("{event}: {report}");
-                }
-                let broken = report.tcp.resets + report.tcp.broken.len() as u64;
-                Ok([report.udp.probes, report.udp.lost, broken].map(|count| vec![count as f64]).into())
+                Ok(losses(event, &load.stop()?))
             }
             other => Err(unknown(other)),
         }

@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use tartan_lab::probe::LoadReport;
 use tartan_lab::{Binaries, Lab};
 
 /// How long anything may take that is expected to happen.
@@ -69,6 +70,15 @@ fn unknown(question: &[&str]) -> anyhow::Error {
 
 fn numbers(series: &[f64]) -> String {
     series.iter().map(f64::to_string).collect::<Vec<_>>().join(" ")
+}
+
+/// Probes in all, lost, and resets, broken connections too; what was lost is told on standard error.
+fn losses(event: &str, report: &LoadReport) -> Series {
+    if report.check_nothing_lost().is_err() {
+        eprintln!("{event}: {report}");
+    }
+    let broken = report.tcp.resets + report.tcp.broken.len() as u64;
+    [report.udp.probes, report.udp.lost, broken].map(|count| vec![count as f64]).into()
 }
 
 fn ms(duration: Duration) -> f64 {

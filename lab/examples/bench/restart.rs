@@ -10,7 +10,7 @@ use serde_json::Value;
 use tartan_lab::probe::{Load, Pair, Running, wait_for};
 use tartan_lab::{Lab, Node};
 
-use crate::{PATIENCE, Series, Subject, binaries, lab, ms, unknown};
+use crate::{PATIENCE, Series, Subject, binaries, lab, losses, ms, unknown};
 
 /// Probes answered before an event begins.
 const BEFORE: u64 = 5_000;
@@ -35,12 +35,7 @@ impl Subject for Restart {
         self.happen(event).with_context(|| self.lab.troubleshooting())?;
         load.wait_for_answers(probes.parse()?, PATIENCE)?;
         let report = load.stop()?;
-        if report.check_nothing_lost().is_err() {
-            eprintln!("{event}: {report}");
-        }
-        let broken = report.tcp.resets + report.tcp.broken.len() as u64;
-        let counts = [report.udp.probes, report.udp.lost, broken].map(|count| vec![count as f64]);
-        Ok(counts.into_iter().chain([vec![ms(report.udp.longest_gap)]]).collect())
+        Ok(losses(event, &report).into_iter().chain([vec![ms(report.udp.longest_gap)]]).collect())
     }
 }
 

@@ -118,16 +118,20 @@ fn decode_advert(name: &Arc<str>, document: &tartan::NodeNetwork) -> Result<Adve
     })
 }
 
-pub(super) fn encode_network(network: &NodeNetwork) -> tartan::NodeNetwork {
-    let condition = |it: &NodeCondition| kinds::Condition {
+/// What a node says of itself, as its document has it.
+pub fn encode_condition(it: &NodeCondition) -> kinds::Condition {
+    kinds::Condition {
         kind: it.kind.clone(),
         status: it.status.clone(),
         reason: it.reason.clone(),
         message: it.message.clone(),
         last_transition_time: it.since.clone(),
         observed_generation: None,
-    };
-    let conditions = network.conditions.iter().map(condition).collect();
+    }
+}
+
+pub(super) fn encode_network(network: &NodeNetwork) -> tartan::NodeNetwork {
+    let conditions = network.conditions.iter().map(encode_condition).collect();
     let mut document = encode_advert(&network.advert);
     document.spec.version = network.version.to_string();
     document.status = Conditions { conditions };
