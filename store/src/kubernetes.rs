@@ -19,7 +19,7 @@ use tokio::sync::mpsc;
 use self::access::Access;
 pub use self::access::AccessError;
 use self::client::Client;
-use self::discovery::Discovery;
+use self::discovery::{Discovery, Pace};
 use self::write::Writer;
 use crate::{BoxFuture, BoxStream, Expect, Store, Word, WriteError};
 
@@ -54,8 +54,12 @@ impl KubernetesStore {
     /// # Errors
     /// There are no credentials there, or they cannot be read.
     pub fn open(place: &str) -> Result<KubernetesStore, AccessError> {
+        KubernetesStore::paced(place, Pace::CALM)
+    }
+
+    fn paced(place: &str, pace: Pace) -> Result<KubernetesStore, AccessError> {
         let client = Arc::new(Client::new(Access::open(place)?));
-        let discovery = Arc::new(Discovery::new(client.clone()));
+        let discovery = Arc::new(Discovery::new(client.clone(), pace));
         Ok(KubernetesStore { writer: Arc::new(Writer::new(client.clone())), discovery, client })
     }
 

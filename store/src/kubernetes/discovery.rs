@@ -13,13 +13,25 @@ use tokio::time::{sleep, timeout};
 use super::backoff::spread;
 use super::client::{Client, Trouble};
 
-/// Between two questions of one agent, at random, so that those of a thousand are spread.
-const ASK_AGAIN: (Duration, Duration) = (Duration::from_secs(20), Duration::from_secs(40));
-/// Whoever waits looks once in that time whatever is said: an old API server's tag does not tell every kind.
-const AT_LATEST: (Duration, Duration) = (Duration::from_secs(300), Duration::from_secs(600));
 const PATH: &str = "/apis";
 /// All kinds of all groups in one document (since 1.27); older ones answer with the groups alone.
 const FORM: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList,application/json";
+
+/// How long is waited: at random between two times, so that the questions of a thousand agents are spread.
+#[derive(Clone, Copy)]
+pub(super) struct Pace {
+    /// Between two questions of one agent.
+    pub(super) ask_again: (Duration, Duration),
+    /// Whoever waits looks once in that time whatever is said: an old API server's tag does not tell every kind.
+    pub(super) at_latest: (Duration, Duration),
+}
+
+impl Pace {
+    pub(super) const CALM: Pace = Pace {
+        ask_again: (Duration::from_secs(20), Duration::from_secs(40)),
+        at_latest: (Duration::from_secs(300), Duration::from_secs(600)),
+    };
+}
 
 /// What was served at some time; none: nobody has asked yet.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -28,14 +40,15 @@ pub(super) struct Mark(Option<String>);
 /// What one API server is known to serve.
 pub(super) struct Discovery {
     client: Arc<Client>,
+    pace: Pace,
     mark: Mutex<Mark>,
     /// Held by who asks next; the others then see what came of it.
     turn: tokio::sync::Mutex<()>,
 }
 
 impl Discovery {
-    pub(super) fn new(client: Arc<Client>) -> Discovery {
-        Discovery { client, mark: Mutex::default(), turn: tokio::sync::Mutex::default() }
+    pub(super) fn new(client: Arc<Client>, pace: Pace) -> Discovery {
+        Discovery { client, pace, mark: Mutex::default(), turn: tokio::sync::Mutex::default() }
     }
 
     /// To be taken before a look that may find nothing.
@@ -45,6 +58,7 @@ impl Discovery {
 
     /// Returns when it is worth another look: what is served has changed since then, or a long time has passed.
     pub(super) async fn changed_since(&self, mark: &Mark) {
+        let Pace { ask_again, at_latest } = self.pace;
         let changed = async {
             loop {
                 let _turn = self.turn.lock().await;
@@ -52,14 +66,14 @@ impl Discovery {
                     return;
                 }
                 if *mark != Mark::default() {
-                    sleep(spread(ASK_AGAIN.0, ASK_AGAIN.1)).await;
+                    sleep(spread(ask_again.0, ask_again.1)).await;
                 }
                 if !self.ask().await {
-                    sleep(spread(ASK_AGAIN.0, ASK_AGAIN.1)).await;
+                    sleep(spread(ask_again.0, ask_again.1)).await;
                 }
             }
         };
-        let _long_since = timeout(spread(AT_LATEST.0, AT_LATEST.1), changed).await;
+        let _long_since = timeout(spread(at_latest.0, at_latest.1), changed).await;
     }
 
     /// Whether there was an answer.
