@@ -46,7 +46,7 @@ fn chains(nat: &Nat) -> [(&'static str, Chain); 6] {
     // Each flow inside has a source port of its own outside, and answers come under another: an entry for each way of each
     // flow, and none that an answer meets.
     let outer = |port| rule("packets between nodes are looked at inside").udp_dport(port);
-    let ports = [nat.vxlan_port, UDP_PORT];
+    let ports = between_nodes(nat);
     let came_in = ports.map(|port| outer(port).fib_local(AddressSide::Daddr).notrack());
     let to_node = || vec![rule("ports of pods").fib_local(AddressSide::Daddr).jump(hostport::CHAIN)];
     [
@@ -119,6 +119,12 @@ fn source_translation(nat: &Nat) -> Vec<Rule> {
             .ct_status_dnat();
         [hairpin.snat_to(*fabric_address), node.snat_to(*fabric_address)]
     });
-    let out = Family::ALL.into_iter().filter(|_| nat.masquerade).map(masquerade::rule_of);
+    let families = Family::ALL.into_iter().filter(|_| nat.masquerade);
+    let out = families.flat_map(|family| masquerade::rules_of(family, &between_nodes(nat)));
     towards_pods.chain(out).collect()
+}
+
+/// UDP ports at which packets between nodes arrive.
+fn between_nodes(nat: &Nat) -> [u16; 2] {
+    [nat.vxlan_port, UDP_PORT]
 }

@@ -140,7 +140,7 @@ fn without_masquerade_nothing_masquerades() {
             other => panic!("{other:?}"),
         }
     };
-    assert_eq!(rules(&nat()).len(), 6);
+    assert_eq!(rules(&nat()).len(), 8);
     assert_eq!(rules(&Nat { masquerade: false, ..nat() }).len(), 4);
     assert_eq!(rules(&Nat { masquerade: false, fabric_address: PerFamily::default(), ..nat() }).len(), 0);
 }

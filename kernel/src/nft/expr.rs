@@ -26,6 +26,7 @@ const NFT_REJECT_ICMPX_ADMIN_PROHIBITED: u8 = 3;
 const NFT_DYNSET_OP_ADD: u32 = 0;
 const NFTA_DYNSET_EXPR: u16 = 7;
 pub(super) const NFTA_COUNTER_PACKETS: u16 = 2;
+const NF_NAT_RANGE_PROTO_SPECIFIED: u32 = 1 << 1;
 const NF_NAT_RANGE_PROTO_RANDOM_FULLY: u32 = 1 << 4;
 
 /// Appends one element of a rule's expression list.
@@ -64,7 +65,7 @@ fn name(expression: &Expr) -> &'static str {
         Expr::Log { .. } => "log",
         Expr::Reject { .. } => "reject",
         Expr::Nat { .. } => "nat",
-        Expr::Masquerade => "masq",
+        Expr::Masquerade { .. } => "masq",
     }
 }
 
@@ -148,8 +149,13 @@ fn body(data: &mut Attrs, expression: &Expr) {
                 data.u32(5, reg(*port)).u32(6, reg(*port));
             }
         }
-        Expr::Masquerade => {
-            data.u32(1, NF_NAT_RANGE_PROTO_RANDOM_FULLY);
+        Expr::Masquerade { ports } => {
+            // Without the flag the kernel takes the registers and asks nothing of them.
+            let specified = if ports.is_some() { NF_NAT_RANGE_PROTO_SPECIFIED } else { 0 };
+            data.u32(1, NF_NAT_RANGE_PROTO_RANDOM_FULLY | specified);
+            if let Some([first, last]) = ports {
+                data.u32(2, reg(*first)).u32(3, reg(*last));
+            }
         }
         Expr::Verdict(verdict) => {
             data.u32(1, NFT_REG_VERDICT);

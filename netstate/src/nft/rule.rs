@@ -5,6 +5,7 @@
 
 use std::hash::{Hash, Hasher};
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -63,8 +64,9 @@ pub enum Expr {
     Reject { tcp_reset: bool },
     /// Translates to the address in a register, and to the port in another one.
     Nat { kind: NatKind, nfproto: Nfproto, addr: Reg, port: Option<Reg> },
-    /// Translates the source to the output device's address, with a fully random port.
-    Masquerade,
+    /// Translates the source to the output device's address, with a fully random port; of those from one register's to the
+    /// other's, if they are said.
+    Masquerade { ports: Option<[Reg; 2]> },
     /// What becomes of the packet.
     Verdict(Verdict),
 }
@@ -351,7 +353,16 @@ impl RuleBuilder {
 
     /// `masquerade fully-random`.
     pub fn masquerade(self) -> Rule {
-        self.then(Expr::Masquerade).build()
+        self.then(Expr::Masquerade { ports: None }).build()
+    }
+
+    /// `masquerade to :FIRST-LAST fully-random`.
+    pub fn masquerade_to(self, ports: RangeInclusive<u16>) -> Rule {
+        let of = |dreg, port: &u16| Expr::Immediate { dreg, data: port.to_be_bytes().to_vec() };
+        self.then(of(Reg(0), ports.start()))
+            .then(of(Reg(1), ports.end()))
+            .then(Expr::Masquerade { ports: Some([Reg(0), Reg(1)]) })
+            .build()
     }
 
     /// `accept`.
