@@ -18,7 +18,7 @@ use tartan_netstate::claims::{
 use tartan_netstate::nft::{AddressSide, Chain, ChainKind, HookPoint, Rule, Selector, rule};
 use tartan_netstate::{Key, Object, Owner, State};
 
-use super::{Nat, hostport, masquerade, named, nfproto};
+use super::{Nat, between_nodes, hostport, masquerade, named, nfproto};
 
 /// IPv4 in IP, and IPv6 in IP (RFC 2003, RFC 2473).
 const IPPROTO_IPIP: u8 = 4;
@@ -46,7 +46,7 @@ fn chains(nat: &Nat) -> [(&'static str, Chain); 6] {
     // Each flow inside has a source port of its own outside, and answers come under another: an entry for each way of each
     // flow, and none that an answer meets.
     let outer = |port| rule("packets between nodes are looked at inside").udp_dport(port);
-    let ports = between_nodes(nat);
+    let ports = between_nodes(nat.vxlan_port);
     let came_in = ports.map(|port| outer(port).fib_local(AddressSide::Daddr).notrack());
     let to_node = || vec![rule("ports of pods").fib_local(AddressSide::Daddr).jump(hostport::CHAIN)];
     [
@@ -120,11 +120,6 @@ fn source_translation(nat: &Nat) -> Vec<Rule> {
         [hairpin.snat_to(*fabric_address), node.snat_to(*fabric_address)]
     });
     let families = Family::ALL.into_iter().filter(|_| nat.masquerade);
-    let out = families.flat_map(|family| masquerade::rules_of(family, &between_nodes(nat)));
+    let out = families.flat_map(|family| masquerade::rules_of(family, &between_nodes(nat.vxlan_port)));
     towards_pods.chain(out).collect()
-}
-
-/// UDP ports at which packets between nodes arrive.
-fn between_nodes(nat: &Nat) -> [u16; 2] {
-    [nat.vxlan_port, UDP_PORT]
 }

@@ -1,6 +1,8 @@
 //! Expressions of a rule as nf_tables attributes (`enum nft_*_attributes` of the kernel's uapi header).
 
-use tartan_netstate::nft::{AddressSide, CmpOp, CtKey, Expr, MetaKey, NatKind, PayloadBase, Reg, Verdict};
+use tartan_netstate::nft::{
+    AddressSide, CmpOp, CtDirection, CtKey, Expr, MetaKey, NatKind, Nfproto, PayloadBase, Reg, Verdict,
+};
 
 use crate::nfnetlink::Attrs;
 
@@ -19,6 +21,7 @@ const NFT_FIB_RESULT_ADDRTYPE: u32 = 3;
 const NFTA_FIB_F_SADDR: u32 = 1;
 const NFTA_FIB_F_DADDR: u32 = 2;
 const IP_CT_DIR_ORIGINAL: u8 = 0;
+const IP_CT_DIR_REPLY: u8 = 1;
 const NFT_LIMIT_PKTS: u32 = 0;
 const NFT_REJECT_TCP_RST: u32 = 1;
 const NFT_REJECT_ICMPX_UNREACH: u32 = 2;
@@ -111,8 +114,12 @@ fn body(data: &mut Attrs, expression: &Expr) {
         }
         Expr::Ct { key, dreg } => {
             data.u32(1, reg(*dreg)).u32(2, ct_key(*key));
-            if *key == CtKey::OriginalProtoDst {
-                data.u8(3, IP_CT_DIR_ORIGINAL);
+            match key {
+                CtKey::OriginalProtoDst | CtKey::Saddr(CtDirection::Original, _) => {
+                    drop(data.u8(3, IP_CT_DIR_ORIGINAL))
+                }
+                CtKey::Saddr(CtDirection::Reply, _) => drop(data.u8(3, IP_CT_DIR_REPLY)),
+                CtKey::State | CtKey::Direction | CtKey::Status | CtKey::Mark => {}
             }
         }
         Expr::SetCtMark { sreg } => {
@@ -219,6 +226,8 @@ fn ct_key(key: CtKey) -> u32 {
         CtKey::Status => 2,
         CtKey::Mark => 3,
         CtKey::OriginalProtoDst => 12,
+        CtKey::Saddr(_, Nfproto::Ipv4) => 19,
+        CtKey::Saddr(_, Nfproto::Ipv6) => 21,
     }
 }
 

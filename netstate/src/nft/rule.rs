@@ -134,6 +134,17 @@ pub enum CtKey {
     Mark,
     /// Destination port of its first packet as it came; of ICMP, type and code.
     OriginalProtoDst,
+    /// Source of packets as they came in one direction.
+    Saddr(CtDirection, Nfproto),
+}
+
+/// A direction of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum CtDirection {
+    /// That of its first packet.
+    Original,
+    /// Back.
+    Reply,
 }
 
 /// Which address [`Expr::Nat`] translates.
@@ -296,6 +307,22 @@ impl RuleBuilder {
         self.then(Expr::Ct { key: CtKey::State, dreg: Reg(0) })
             .masked(&CT_STATE_RELATED.to_ne_bytes())
             .compare(CmpOp::Neq, vec![0; 4])
+    }
+
+    /// `! ct state related`.
+    pub fn not_ct_state_related(self) -> RuleBuilder {
+        self.then(Expr::Ct { key: CtKey::State, dreg: Reg(0) })
+            .masked(&CT_STATE_RELATED.to_ne_bytes())
+            .compare(CmpOp::Eq, vec![0; 4])
+    }
+
+    /// `ip saddr . ct DIRECTION ip saddr != @SET`: the packet's source and that of the connection are no pair of the set.
+    pub fn source_and_ct_saddr_not_within(self, nfproto: Nfproto, direction: CtDirection, set: &str) -> RuleBuilder {
+        let second = Reg(Selector::Saddr.registers(nfproto));
+        self.nfproto(nfproto)
+            .then(Selector::Saddr.load(nfproto, Reg(0)))
+            .then(Expr::Ct { key: CtKey::Saddr(direction, nfproto), dreg: second })
+            .then(Expr::Lookup { set: set.into(), sreg: Reg(0), dreg: None, inverted: true })
     }
 
     /// `ct direction reply`: goes back in a connection.

@@ -435,7 +435,7 @@ fn audit_stops_nothing() {
     assert_eq!(enforced[&0x43], Verdict::Goto(chains::REJECTED.into()));
     assert!(verdicts(Mode::Audit).into_values().all(|verdict| verdict == Verdict::Continue));
     let drops = |mode: Mode| {
-        let all = chains::fixed(mode, true).into_iter().chain(chains::judging(mode, Generation(0)));
+        let all = chains::fixed(mode, true).into_iter().chain(chains::judging(mode, Generation(0), &[8472]));
         let chains = all.filter_map(|(key, object)| match object {
             Object::NftChain(chain) if key != denied() => Some(chain),
             _ => None,
