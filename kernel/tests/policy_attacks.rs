@@ -5,7 +5,7 @@
 
 mod netns;
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket};
 
 use netns::Netns;
 use netns::judged::{CLIENT_TO_80, Judged, NOTHING_IN, judged};
@@ -239,25 +239,28 @@ fn extension_headers_and_fragments_hide_no_port() {
     }
 }
 
-/// A node has more addresses than its Node object says: what ends on it goes to it, whatever it is called.
+/// No rule about nodes knows the address that the node has on the pod's link.
 #[test]
-fn who_may_not_reach_nodes_reaches_none_of_this_nodes_addresses() {
+fn a_node_is_not_reached_by_the_address_of_a_pods_link() {
     let no_nodes =
         r#"{"tier":"Admin","priority":1,"subject":{"namespaces":{}},"egress":[{"action":"Deny","to":[{"nodes":{}}]}]}"#;
-    let mut judged = judged(&[]);
+    let mut judged = judged(&[("cno-nodes", no_nodes)]);
     let link = tartan_datapath::pod::host_link("c5/eth0");
-    judged.lab.node.sh("ip addr add 172.17.0.1/16 dev lo; ip addr add fd17::1/64 dev lo nodad");
     judged.lab.node.sh(&format!("ip addr add fe80::1/64 dev {link} nodad"));
-    serve(&judged.lab.node, "[::]:9000");
-    let pod = &judged.lab.pods[0];
-    let by_link = pod.sh("ip -o link show eth0 | cut -d: -f1");
-    let addresses =
-        ["172.17.0.1", "[fd17::1]", &format!("[fe80::1%{}]", by_link.trim())].map(|it| format!("{it}:9000"));
-    for (to, from) in addresses.iter().zip([POD5[0], POD5[1], POD5[1]]) {
-        sees(pod, Over::Tcp, to, from);
-    }
-    judged.policies(&[("cno-nodes", no_nodes)]);
-    for to in &addresses {
-        refused(&judged.lab.pods[0], Over::Tcp, to);
-    }
+    judged.lab.node.sh("nft 'add table inet watch; add chain inet watch input { type filter hook input priority 200; }
+        add rule inet watch input ip6 daddr fe80::1 udp dport 9000 counter'");
+    let attack = |judged: &Judged| {
+        let pod = &judged.lab.pods[0];
+        let scope: u32 = pod.sh("ip -o link show eth0 | cut -d: -f1").trim().parse().unwrap();
+        let to = SocketAddrV6::new("fe80::1".parse().unwrap(), 9000, 0, scope);
+        pod.run(move || UdpSocket::bind("[fd00:1::5]:0").unwrap().send_to(b"?", to).unwrap());
+        // It has gone by when this has come back.
+        sees(pod, Over::Udp, "[fd00:1::6]:80", "fd00:1::5");
+    };
+    attack(&judged);
+    assert_eq!(arrived(&judged.lab.node), [0]);
+    judged.mode = Mode::Audit;
+    judged.apply();
+    attack(&judged);
+    assert_eq!(arrived(&judged.lab.node), [1]);
 }

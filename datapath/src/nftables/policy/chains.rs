@@ -115,6 +115,7 @@ pub(super) fn judging(mode: Mode, generation: Generation, between_nodes: &[u16])
         rule("answers to this node").ct_direction_reply().returns(),
         discovery(rule("discovery ends here")).returns(),
     ]);
+    to_node.extend(by_link_local(mode));
     to_node.extend(about_judged());
     to_node.extend(stale_errors(mode));
     to_node.extend(to_be_unwrapped(mode, from_pod, between_nodes));
@@ -205,6 +206,12 @@ fn others_errors(mode: Mode, from: Begun) -> Vec<Rule> {
 
 fn errors(comment: &'static str) -> [RuleBuilder; 2] {
     [protocol::ICMP, protocol::ICMPV6].map(|icmp| rule(comment).l4proto(icmp).ct_state_related())
+}
+
+/// What ends on a pod's link is its node's, but no rule about nodes knows that address.
+fn by_link_local(mode: Mode) -> Option<Rule> {
+    let link_local = || rule("the node has other addresses").daddr("fe80::/10".parse().expect("a prefix"));
+    (mode == Mode::Enforce).then(|| link_local().counter().drop())
 }
 
 /// A Service may have led it there; what names such a port itself is dropped before connections are tracked.
