@@ -114,12 +114,13 @@ fn body(data: &mut Attrs, expression: &Expr) {
         }
         Expr::Ct { key, dreg } => {
             data.u32(1, reg(*dreg)).u32(2, ct_key(*key));
-            match key {
-                CtKey::OriginalProtoDst | CtKey::Saddr(CtDirection::Original, _) => {
-                    drop(data.u8(3, IP_CT_DIR_ORIGINAL))
-                }
-                CtKey::Saddr(CtDirection::Reply, _) => drop(data.u8(3, IP_CT_DIR_REPLY)),
-                CtKey::State | CtKey::Direction | CtKey::Status | CtKey::Mark => {}
+            let direction = match key {
+                CtKey::OriginalProtoDst | CtKey::Saddr(CtDirection::Original, _) => Some(IP_CT_DIR_ORIGINAL),
+                CtKey::Saddr(CtDirection::Reply, _) => Some(IP_CT_DIR_REPLY),
+                CtKey::State | CtKey::Direction | CtKey::Status | CtKey::Mark => None,
+            };
+            if let Some(direction) = direction {
+                data.u8(3, direction);
             }
         }
         Expr::SetCtMark { sreg } => {
