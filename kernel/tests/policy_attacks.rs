@@ -251,7 +251,7 @@ fn a_node_is_not_reached_by_the_address_of_a_pods_link() {
         add rule inet watch input ip6 daddr fe80::1 udp dport 9000 counter'");
     let attack = |judged: &Judged| {
         let pod = &judged.lab.pods[0];
-        let scope: u32 = pod.sh("ip -o link show eth0 | cut -d: -f1").trim().parse().unwrap();
+        let scope: u32 = pod.sh("ip -o link show eth0 2>/dev/null | cut -d: -f1").trim().parse().unwrap();
         let to = SocketAddrV6::new("fe80::1".parse().unwrap(), 9000, 0, scope);
         pod.run(move || UdpSocket::bind("[fd00:1::5]:0").unwrap().send_to(b"?", to).unwrap());
         // It has gone by when this has come back.
