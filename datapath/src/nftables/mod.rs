@@ -17,6 +17,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use tartan_model::{Attachment, Family, Memo, PerFamily, World};
+use tartan_netstate::claims::UDP_PORT;
 use tartan_netstate::nft::Nfproto;
 use tartan_netstate::{Conflict, State};
 
@@ -86,6 +87,11 @@ impl Nftables {
 /// Whether the elements of a set or map are pods'.
 pub fn is_of_pods(set: &str) -> bool {
     Family::ALL.into_iter().flat_map(hostport::sets).any(|(name, _)| name == set) || policy::is_of_pods(set)
+}
+
+/// UDP ports at which packets between nodes arrive.
+fn between_nodes(vxlan_port: u16) -> [u16; 2] {
+    [vxlan_port, UDP_PORT]
 }
 
 fn nfproto(family: Family) -> Nfproto {

@@ -141,7 +141,7 @@ fn without_masquerade_nothing_masquerades() {
         }
     };
     let counts = |nat: &Nat| ["nat_postrouting", "towards_pods"].map(|chain| rules_of(chain, nat).len());
-    assert_eq!(counts(&nat()), [3, 4]);
+    assert_eq!(counts(&nat()), [5, 4]);
     assert_eq!(counts(&Nat { masquerade: false, ..nat() }), [1, 4]);
     assert_eq!(counts(&Nat { masquerade: false, fabric_address: PerFamily::default(), ..nat() }), [1, 0]);
 }
