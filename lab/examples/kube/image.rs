@@ -24,6 +24,9 @@ const OF_TESTS: [&str; 4] = ["agnhost", "glibc-dns-testing", "jessie-dnsutils", 
 /// As `coredns.yaml` names it.
 const COREDNS: &str = "tartan.dev/lab/coredns:1";
 
+/// Flannel's daemon, as `flannel.rs` names it.
+pub(crate) const FLANNEL: &str = "tartan.dev/lab/flannel:1";
+
 /// One image of an archive.
 struct Image {
     tag: String,
@@ -55,6 +58,15 @@ pub(crate) fn archives(programs: &Programs, wants: Wants, pki: &Pki, dir: &Path)
         let coredns = programs.find("coredns")?;
         let images = [image(COREDNS.into(), &["/coredns"], &[])];
         archives.push(archive("coredns", dir, &images, |root| copy(&coredns, &root.join("coredns")))?);
+    }
+    if wants.flannel {
+        let flanneld = programs.find("flannel")?;
+        let images = [image(FLANNEL.into(), &["/flannel"], &[])];
+        let content = |root: &Path| {
+            copy(&flanneld, &root.join("flannel"))?;
+            tools::copy_iptables(root)
+        };
+        archives.push(archive("flannel", dir, &images, content)?);
     }
     Ok(archives)
 }
