@@ -118,6 +118,16 @@ impl Maker<'_> {
         }
     }
 
+    /// What the node answers for on a link of others, which is always there.
+    fn proxied(&mut self) {
+        for last in 0..3 {
+            if self.byte() % 3 == 1 {
+                let address = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 1, last);
+                self.put(Key::Proxied { link: name("lo"), address }, Object::Proxied);
+            }
+        }
+    }
+
     fn vxlan(&mut self, number: u8, local: IpAddr) {
         let (there, look) = (self.byte(), self.byte());
         if there.is_multiple_of(3) {
@@ -283,6 +293,7 @@ pub fn state(pods: &[PodNetns], choice: &Choice) -> State {
     maker.nft();
     let mut maker = Maker { state: maker.state, bytes: &mut choice.iter().rev() };
     maker.tun(false);
+    maker.proxied();
     maker.state
 }
 

@@ -61,7 +61,7 @@ pub(crate) const GROUPS: &[Group] = &[
     group("selftest", selftest::FIGURES, selftest::run, "until a path broken on purpose is named; wanted: 10 s at most, nothing wrong said"),
     group("image",   image::FIGURES,   image::run,   "the container image as it is shipped, packed"),
     group("e2e",     e2e::FIGURES,     e2e::run,     "Kubernetes' own network tests with Tartan; wanted: none failed"),
-    group("kube",    kube::FIGURES,    kube::run,    "a cluster through upgrades and without its API server; pods that start; wanted: none lost"),
+    group("kube",    kube::FIGURES,    kube::run,    "a cluster through upgrades and without its API server; pods that start; the same with Flannel, and nodes that go over from it; wanted: none lost, none failed"),
     group("vm",      vm::FIGURES,      vm::run,      "tests under each of Debian's kernels; wanted: none failed"),
     group("demo",    demo::FIGURES,    demo::run,    "from a fresh clone to the demo's first matrix, and what it lost"),
 ];
