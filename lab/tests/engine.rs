@@ -48,25 +48,6 @@ fn every_pod_reaches_every_other_one_by_udp_over_ipv6() -> Result<()> {
 }
 
 #[test]
-fn changes_into_udp_and_out_of_it_are_not_noticed() -> Result<()> {
-    let mut lab = lab("udpswitch", "vxlan")?;
-    unnoticed(&mut lab, PROBES, |lab| {
-        for fabric in ["udp", "host-gw", "udp", "vxlan"] {
-            lab.set_fabric(fabric)?;
-            wait_until_steady(lab, fabric)?;
-        }
-        Ok(())
-    })?;
-    // With nothing to carry there is nobody left who would.
-    for node in lab.nodes() {
-        for name in ["tartan-engine", "tartan-holder"] {
-            wait_for(PATIENCE, &format!("the end of {name}"), || node.processes(name).is_ok_and(|all| all.is_empty()))?;
-        }
-    }
-    Ok(())
-}
-
-#[test]
 fn the_end_of_an_agent_or_an_engine_is_not_noticed() -> Result<()> {
     let mut lab = lab("udpkill", "udp")?;
     wait_until_steady(&lab, "udp")?;

@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test's helpers are tests too")]
 
 use std::process::{Command, Output};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
@@ -51,12 +51,6 @@ pub(crate) fn unnoticed(lab: &mut Lab, probes: u64, event: impl FnOnce(&mut Lab)
     let report = load.stop()?;
     report.check_nothing_lost().with_context(|| lab.troubleshooting())?;
     Ok(report)
-}
-
-/// Lets time pass where time is what the event consists of.
-pub(crate) fn let_pass(time: Duration) -> Result<()> {
-    let start = Instant::now();
-    wait_for(time + PATIENCE, "time to pass", || start.elapsed() >= time).map(drop)
 }
 
 // --- what the agent says ---
