@@ -19,6 +19,8 @@
 mod cluster;
 mod control;
 mod dns;
+#[cfg(test)]
+mod engine;
 mod first;
 mod image;
 mod init;
