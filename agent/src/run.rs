@@ -148,7 +148,10 @@ impl Agent {
                     Input::WaitingFor(reply) => drop(reply.send(status::waiting_for(&self.world))),
                     Input::Heard(command, outcome, took) => self.counters.cni(command, outcome, took),
                     Input::Paths(reply) => drop(reply.send(self.paths())),
-                    Input::Tested(tested) => self.tested = *tested,
+                    Input::Tested(tested) => {
+                        self.world.passes = tested.passes.clone();
+                        self.tested = *tested;
+                    }
                     Input::Stop => return Ok(()),
                 }
             }
@@ -167,7 +170,8 @@ impl Agent {
     fn paths(&self) -> Paths {
         let fabric = self.planners.fabric();
         let targets = tartan_fabric::selftest::targets(fabric, &self.world);
-        Paths { fabric_addresses: tartan_fabric::selftest::asked_at(fabric, &self.world), targets }
+        let standbys = tartan_fabric::selftest::standbys(fabric, &self.world);
+        Paths { fabric_addresses: tartan_fabric::selftest::asked_at(fabric, &self.world), targets, standbys }
     }
 
     fn applied(&mut self, applied: Applied, now: Instant) {

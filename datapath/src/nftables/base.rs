@@ -13,7 +13,7 @@
 
 use tartan_model::Family;
 use tartan_netstate::claims::{
-    NFT_DSTNAT_PRIORITY, NFT_RAW_PRIORITY, NFT_SRCNAT_PRIORITY, POD_LINK_GROUP, SELFTEST_PORT, UDP_PORT,
+    NFT_DSTNAT_PRIORITY, NFT_RAW_PRIORITY, NFT_SRCNAT_PRIORITY, POD_LINK_GROUP, SELFTEST_PORT,
 };
 use tartan_netstate::nft::{AddressSide, Chain, ChainKind, HookPoint, Rule, Selector, rule};
 use tartan_netstate::{Key, Object, Owner, State};
@@ -46,7 +46,7 @@ fn chains(nat: &Nat) -> [(&'static str, Chain); 6] {
     // Each flow inside has a source port of its own outside, and answers come under another: an entry for each way of each
     // flow, and none that an answer meets.
     let outer = |port| rule("packets between nodes are looked at inside").udp_dport(port);
-    let ports = [nat.vxlan_port, UDP_PORT];
+    let ports = [nat.vxlan_port, nat.udp_port];
     let came_in = ports.map(|port| outer(port).fib_local(AddressSide::Daddr).notrack());
     let to_node = || vec![rule("ports of pods").fib_local(AddressSide::Daddr).jump(hostport::CHAIN)];
     [
@@ -58,7 +58,7 @@ fn chains(nat: &Nat) -> [(&'static str, Chain); 6] {
                 NFT_RAW_PRIORITY,
                 no_loopback_from_pods()
                     .into_iter()
-                    .chain(no_outer_packets_from_pods(nat.vxlan_port))
+                    .chain(no_outer_packets_from_pods(ports))
                     .chain([no_selftest_from_pods()])
                     .chain(came_in)
                     .collect(),
@@ -88,11 +88,11 @@ fn no_loopback_from_pods() -> [Rule; 2] {
 
 /// What is wrapped is taken for what a node has looked at already, wherever it is unwrapped: a pod that wrapped packets
 /// itself could send under any address, past all policy.
-fn no_outer_packets_from_pods(vxlan_port: u16) -> [Rule; 4] {
+fn no_outer_packets_from_pods([vxlan, udp]: [u16; 2]) -> [Rule; 4] {
     let from_pod = || rule("only nodes wrap packets").iifgroup(POD_LINK_GROUP);
     [
-        from_pod().udp_dport(vxlan_port).drop(),
-        from_pod().udp_dport(UDP_PORT).drop(),
+        from_pod().udp_dport(vxlan).drop(),
+        from_pod().udp_dport(udp).drop(),
         from_pod().l4proto(IPPROTO_IPIP).drop(),
         from_pod().l4proto(IPPROTO_IPV6).drop(),
     ]

@@ -35,6 +35,8 @@ pub struct Nat {
     pub masquerade: bool,
     /// UDP port at which nodes take encapsulated packets.
     pub vxlan_port: u16,
+    /// The same of the udp fabric.
+    pub udp_port: u16,
 }
 
 /// The table, and what it was computed from.

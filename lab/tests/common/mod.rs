@@ -3,7 +3,7 @@
 #![allow(dead_code, reason = "each test binary compiles all of it and uses its part")]
 #![allow(clippy::unwrap_used, reason = "a test's helpers are tests too")]
 
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -102,6 +102,34 @@ fn is_steady(lab: &Lab, fabric: &str) -> bool {
             status["phase"] == "steady" && status["fabric"] == fabric && peers.iter().all(by_it)
         })
     })
+}
+
+// --- what is on the wire ---
+
+/// What tshark reads of the first packets that match a filter, on any link of the underlay, while `act` is done again and
+/// again: of each packet these fields, as it prints them.
+pub(crate) fn capture(
+    lab: &Lab,
+    filter: &str,
+    options: &[&str],
+    fields: &[&str],
+    mut act: impl FnMut(),
+) -> Result<Vec<Vec<String>>> {
+    let mut command = Command::new("tshark");
+    command.args(["-n", "-i", "n1", "-f", filter, "-c", "8", "-a", "duration:20", "-T", "fields", "-E", "separator=;"]);
+    command.args(options).args(fields.iter().flat_map(|field| ["-e", field]));
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut tshark = lab.underlay().netns().run(|| command.spawn())?.context("starting tshark")?;
+    while tshark.try_wait()?.is_none() {
+        act();
+    }
+    let output = tshark.wait_with_output()?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "tshark: {said}");
+    let rows: Vec<Vec<String>> =
+        String::from_utf8(output.stdout)?.lines().map(|line| line.split(';').map(str::to_owned).collect()).collect();
+    ensure!(!rows.is_empty(), "nothing of {filter} went by: {said}");
+    Ok(rows)
 }
 
 // --- what a node holds ---
