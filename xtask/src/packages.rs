@@ -147,7 +147,7 @@ mod tests {
         check(
             &[Lane::Build, Lane::Lab],
             &["cc", "/usr/include/stdio.h", "ip"],
-            &["nftables", "iptables", "curl", "containernetworking-plugins"],
+            &["nftables", "iptables", "curl", "tshark", "containernetworking-plugins"],
         );
         check(&[Lane::Demo], &["ip", "nft"], &["curl"]);
     }
