@@ -90,6 +90,7 @@ impl Planners {
             non_masquerade: world.config.non_masquerade.clone(),
             masquerade: world.config.masquerade,
             vxlan_port: world.config.vxlan.port,
+            udp_port: world.config.udp_port,
         };
         self.layers.set(0, &fabric.state);
         self.layers.set(1, pods);

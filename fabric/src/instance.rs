@@ -22,6 +22,8 @@ pub enum Instance {
         underlay: Family,
         vni: u32,
         port: u16,
+        /// With the group policy extension: who does not know it drops what has one.
+        gbp: bool,
     },
     /// IP in IP.
     Ipip {
@@ -62,8 +64,8 @@ impl Instance {
     /// The instance whose device this is.
     pub fn of_device(device: &Link) -> Option<Instance> {
         match &device.kind {
-            LinkKind::Vxlan(VxlanParams { vni, port, local, .. }) => {
-                Some(Instance::Vxlan { underlay: Family::of(*local), vni: *vni, port: *port })
+            LinkKind::Vxlan(VxlanParams { vni, port, local, gbp, .. }) => {
+                Some(Instance::Vxlan { underlay: Family::of(*local), vni: *vni, port: *port, gbp: *gbp })
             }
             LinkKind::Ipip { .. } | LinkKind::Sit { .. } => Some(Instance::Ipip { underlay: Family::V4 }),
             LinkKind::Ip6Tnl => Some(Instance::Ipip { underlay: Family::V6 }),
@@ -93,7 +95,9 @@ impl fmt::Display for Instance {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Instance::HostGw => f.write_str("host-gw"),
-            Instance::Vxlan { underlay, vni, port } => write!(f, "vxlan/{underlay}/vni{vni}/port{port}"),
+            Instance::Vxlan { underlay, vni, port, gbp } => {
+                write!(f, "vxlan/{underlay}/vni{vni}/port{port}{}", if *gbp { "/gbp" } else { "" })
+            }
             Instance::Ipip { underlay } => write!(f, "ipip/{underlay}"),
             Instance::Udp { underlay, port } => write!(f, "udp/{underlay}/port{port}"),
         }
@@ -108,18 +112,19 @@ impl FromStr for Instance {
         let family = |name: &str| Family::ALL.into_iter().find(|family| family.as_str() == name).ok_or_else(unknown);
         let parts: Vec<&str> = name.split('/').collect();
         let port_of = |port: &str| port.strip_prefix("port").and_then(|port| port.parse().ok());
-        let (underlay, vni, port) = match parts.as_slice() {
+        let (underlay, vni, port, gbp) = match parts.as_slice() {
             ["host-gw"] => return Ok(Instance::HostGw),
             ["ipip", underlay] => return Ok(Instance::Ipip { underlay: family(underlay)? }),
             ["udp", underlay, port] => {
                 return Ok(Instance::Udp { underlay: family(underlay)?, port: port_of(port).ok_or_else(unknown)? });
             }
-            ["vxlan", underlay, vni, port] => (family(underlay)?, vni, port),
+            ["vxlan", underlay, vni, port] => (family(underlay)?, vni, port, false),
+            ["vxlan", underlay, vni, port, "gbp"] => (family(underlay)?, vni, port, true),
             _ => return Err(unknown()),
         };
         let vni = vni.strip_prefix("vni").and_then(|vni| vni.parse().ok()).filter(|vni| *vni < 1 << 24);
         match (vni, port_of(port)) {
-            (Some(vni), Some(port)) => Ok(Instance::Vxlan { underlay, vni, port }),
+            (Some(vni), Some(port)) => Ok(Instance::Vxlan { underlay, vni, port, gbp }),
             _ => Err(unknown()),
         }
     }
@@ -133,8 +138,8 @@ mod tests {
     fn a_name_says_it_all() {
         for instance in [
             Instance::HostGw,
-            Instance::Vxlan { underlay: Family::V4, vni: 1, port: 8472 },
-            Instance::Vxlan { underlay: Family::V6, vni: 0xff_ffff, port: 4789 },
+            Instance::Vxlan { underlay: Family::V4, vni: 1, port: 8472, gbp: false },
+            Instance::Vxlan { underlay: Family::V6, vni: 0xff_ffff, port: 4789, gbp: true },
             Instance::Ipip { underlay: Family::V4 },
             Instance::Ipip { underlay: Family::V6 },
             Instance::Udp { underlay: Family::V4, port: 8285 },
@@ -148,6 +153,7 @@ mod tests {
             "vxlan/ipv4/vni1",
             "vxlan/ipv5/vni1/port1",
             "vxlan/ipv4/vni16777216/port1",
+            "vxlan/ipv4/vni1/port1/gpb",
             "ipip",
             "ipip/ipv4/",
             "udp/ipv4",
@@ -159,8 +165,8 @@ mod tests {
 
     #[test]
     fn devices_of_two_instances_differ() {
-        let a = Instance::Vxlan { underlay: Family::V4, vni: 1, port: 8472 };
-        let b = Instance::Vxlan { underlay: Family::V4, vni: 2, port: 8472 };
+        let a = Instance::Vxlan { underlay: Family::V4, vni: 1, port: 8472, gbp: false };
+        let b = Instance::Vxlan { underlay: Family::V4, vni: 2, port: 8472, gbp: false };
         assert_ne!(a.device(), b.device());
         assert!(a.device().as_str().len() <= LinkName::MAX);
     }

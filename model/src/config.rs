@@ -15,6 +15,10 @@ use crate::Family;
 pub struct Config {
     pub fabric: FabricMode,
     pub vxlan: VxlanConfig,
+    /// At which the udp fabric hears.
+    pub udp_port: u16,
+    /// What carries packets to a peer to which the fabric is blocked.
+    pub fallback: Option<FabricMode>,
     /// Packets to peers on one link with this node go as they are, whatever the fabric.
     pub cross_subnet: bool,
     /// Family of packets between nodes; none: IPv4 where both ends have it, else IPv6.
@@ -53,6 +57,8 @@ pub enum FabricMode {
 pub struct VxlanConfig {
     pub vni: u32,
     pub port: u16,
+    pub learning: bool,
+    pub gbp: bool,
 }
 
 /// What to do about somebody else's firewall that drops what pods send through the node.
@@ -113,7 +119,9 @@ impl Default for Config {
     fn default() -> Config {
         Config {
             fabric: FabricMode::Vxlan,
-            vxlan: VxlanConfig { vni: 1, port: 8472 },
+            vxlan: VxlanConfig { vni: 1, port: 8472, learning: false, gbp: false },
+            udp_port: 8285,
+            fallback: None,
             cross_subnet: false,
             underlay: None,
             underlay_mtu: None,

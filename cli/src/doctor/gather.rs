@@ -54,6 +54,7 @@ pub(super) fn gather(boot: Option<Boot>, store: Option<&str>) -> Result<Found> {
         found.cni_conf = boot.cni_conf.as_ref().map_or(CNI_CONF.into(), |folder| folder.display().to_string());
     }
     kernel(&mut found);
+    found.tun = FilePath::new("/dev/net/tun").exists();
     modules(&mut found);
     sysctls(&mut found);
     (found.udp, found.tcp) = (ports("udp", None), ports("tcp", Some(LISTENS)));

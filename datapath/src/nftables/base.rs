@@ -57,7 +57,7 @@ fn chains(nat: &Nat) -> [(&'static str, Chain); 9] {
     // Each flow inside has a source port of its own outside, and answers come under another: an entry for each way of each
     // flow, and none that an answer meets.
     let outer = |port| rule("packets between nodes are looked at inside").udp_dport(port);
-    let ports = between_nodes(nat.vxlan_port);
+    let ports = between_nodes(nat.vxlan_port, nat.udp_port);
     let to_node = || vec![rule("ports of pods").fib_local(AddressSide::Daddr).jump(hostport::CHAIN)];
     let hostports = [no_loopback_of_pods().iifgroup(POD_LINK_GROUP).saddr(loopback()).drop()].into_iter();
     [
@@ -130,7 +130,7 @@ fn loopback() -> IpNet {
 fn source_translation(nat: &Nat) -> Vec<Rule> {
     let towards_pods = rule("a destination was translated").ct_status_dnat().jump(TOWARDS_PODS);
     let families = Family::ALL.into_iter().filter(|_| nat.masquerade);
-    let out = families.flat_map(|family| masquerade::rules_of(family, &between_nodes(nat.vxlan_port)));
+    let out = families.flat_map(|family| masquerade::rules_of(family, &between_nodes(nat.vxlan_port, nat.udp_port)));
     [towards_pods].into_iter().chain(out).collect()
 }
 

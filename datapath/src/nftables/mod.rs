@@ -17,7 +17,6 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use tartan_model::{Attachment, Family, Memo, PerFamily, World};
-use tartan_netstate::claims::UDP_PORT;
 use tartan_netstate::nft::Nfproto;
 use tartan_netstate::{Conflict, State};
 
@@ -36,6 +35,8 @@ pub struct Nat {
     pub masquerade: bool,
     /// UDP port at which nodes take encapsulated packets.
     pub vxlan_port: u16,
+    /// The same of the udp fabric.
+    pub udp_port: u16,
 }
 
 /// The table, and what it was computed from.
@@ -90,8 +91,8 @@ pub fn is_of_pods(set: &str) -> bool {
 }
 
 /// UDP ports at which packets between nodes arrive.
-fn between_nodes(vxlan_port: u16) -> [u16; 2] {
-    [vxlan_port, UDP_PORT]
+fn between_nodes(vxlan_port: u16, udp_port: u16) -> [u16; 2] {
+    [vxlan_port, udp_port]
 }
 
 fn nfproto(family: Family) -> Nfproto {

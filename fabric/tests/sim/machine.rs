@@ -177,7 +177,7 @@ pub(crate) fn send(a: &Machine, b: &Machine, family: Family) -> Result<Instance,
     let (name, instance) = match &device.kind {
         LinkKind::Vxlan(params) => {
             let VxlanParams { vni, port, local, .. } = params;
-            let at = Instance::Vxlan { underlay: Family::of(*local), vni: *vni, port: *port };
+            let at = Instance::Vxlan { underlay: Family::of(*local), vni: *vni, port: *port, gbp: false };
             (by_vxlan(a, b, dev, device, route.via.ok_or("no next hop")?)?, at)
         }
         LinkKind::Tun { label } => (by_engine(a, b, label, (ours, theirs))?, label.parse()?),

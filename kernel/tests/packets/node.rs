@@ -154,5 +154,6 @@ fn translation() -> Nat {
         non_masquerade: Vec::new(),
         masquerade: true,
         vxlan_port: 8472,
+        udp_port: 8285,
     }
 }

@@ -21,6 +21,8 @@ mod beside;
 mod cluster;
 mod control;
 mod dns;
+#[cfg(test)]
+mod engine;
 mod first;
 mod flannel;
 mod flannel_plugin;

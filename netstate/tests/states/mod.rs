@@ -138,7 +138,7 @@ impl Maker<'_> {
             vni: 1 + u32::from(look % 2),
             port: 8472 + u16::from(number),
             local: plus(local, look % 3),
-            learning: false,
+            learning: look % 7 == 6,
             gbp: look % 5 == 4,
         };
         self.link(&device, LinkKind::Vxlan(params), look);

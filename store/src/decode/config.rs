@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use tartan_api::kinds::{Empty, ObjectMeta};
-use tartan_api::tartan::{self, NetworkConfigSpec, NodeAddressSpec, VxlanSpec};
+use tartan_api::tartan::{self, NetworkConfigSpec, NodeAddressSpec, UdpSpec, VxlanSpec};
 use tartan_model::{AddressChoice, Config, FabricMode, Family, HostFirewall, PolicyMode, VxlanConfig};
 
 use super::fault::{self, Fault};
@@ -29,6 +29,7 @@ const FABRICS: [(&str, FabricMode); 5] = [
     ("host-gw", FabricMode::HostGw),
     ("none", FabricMode::None),
 ];
+const FALLBACKS: [(&str, Option<FabricMode>); 2] = [("none", None), ("udp", Some(FabricMode::Udp))];
 const UNDERLAYS: [(&str, Option<Family>); 3] = [("auto", None), ("ipv4", Some(Family::V4)), ("ipv6", Some(Family::V6))];
 const FIREWALLS: [(&str, HostFirewall); 2] = [("open", HostFirewall::Open), ("report", HostFirewall::Report)];
 const POLICY: [(&str, PolicyMode); 3] =
@@ -71,16 +72,23 @@ pub(super) fn encode(name: &str, config: &Config) -> tartan::NetworkConfig {
 fn config(spec: &NetworkConfigSpec) -> Result<Config, Fault> {
     let default = Config::default();
     let fabric = word("spec.fabric", &spec.fabric, &FABRICS, default.fabric)?;
-    let lowest_mtu = MIN_POD_MTU
-        + match fabric {
-            FabricMode::HostGw | FabricMode::None => 0,
-            FabricMode::Vxlan => VXLAN_OVERHEAD,
-            FabricMode::Ipip => IPIP_OVERHEAD,
-            FabricMode::Udp => UDP_OVERHEAD,
-        };
+    let fallback = word("spec.fallback", &spec.fallback, &FALLBACKS, default.fallback)?;
+    let overhead = |mode| match mode {
+        FabricMode::HostGw | FabricMode::None => 0,
+        FabricMode::Vxlan => VXLAN_OVERHEAD,
+        FabricMode::Ipip => IPIP_OVERHEAD,
+        FabricMode::Udp => UDP_OVERHEAD,
+    };
+    let lowest_mtu = MIN_POD_MTU + overhead(fabric).max(fallback.map_or(0, overhead));
     Ok(Config {
         fabric,
         vxlan: vxlan(&spec.vxlan.clone().unwrap_or_default(), default.vxlan)?,
+        udp_port: spec
+            .udp
+            .as_ref()
+            .and_then(|udp| udp.port)
+            .map_or(Ok(default.udp_port), |port| self::port("spec.udp.port", port))?,
+        fallback,
         cross_subnet: spec.cross_subnet.unwrap_or(default.cross_subnet),
         underlay: word("spec.underlay", &spec.underlay, &UNDERLAYS, default.underlay)?,
         underlay_mtu: spec
@@ -100,9 +108,16 @@ fn config(spec: &NetworkConfigSpec) -> Result<Config, Fault> {
 
 fn vxlan(spec: &VxlanSpec, default: VxlanConfig) -> Result<VxlanConfig, Fault> {
     let vni = spec.vni.unwrap_or(default.vni);
-    let port = spec.port.unwrap_or(default.port);
-    fields::number("spec.vxlan.port", u32::from(port), 1..=65535, "")?;
-    Ok(VxlanConfig { vni: fields::number("spec.vxlan.vni", vni, 1..=(1 << 24) - 1, "")?, port })
+    Ok(VxlanConfig {
+        vni: fields::number("spec.vxlan.vni", vni, 1..=(1 << 24) - 1, "")?,
+        port: port("spec.vxlan.port", spec.port.unwrap_or(default.port))?,
+        learning: spec.learning.unwrap_or(default.learning),
+        gbp: spec.gbp.unwrap_or(default.gbp),
+    })
+}
+
+fn port(field: &str, port: u16) -> Result<u16, Fault> {
+    fields::number(field, u32::from(port), 1..=65535, "").map(|_| port)
 }
 
 fn node_address(spec: &NodeAddressSpec) -> Result<AddressChoice, Fault> {
@@ -172,6 +187,8 @@ fn spec(config: &Config) -> NetworkConfigSpec {
     NetworkConfigSpec {
         fabric: (config.fabric != default.fabric).then(|| name_of(config.fabric, &FABRICS)),
         vxlan: (config.vxlan != default.vxlan).then(|| vxlan_spec(&config.vxlan, &default.vxlan)),
+        udp: differing(&config.udp_port, &default.udp_port).map(|port| UdpSpec { port: Some(port) }),
+        fallback: (config.fallback != default.fallback).then(|| name_of(config.fallback, &FALLBACKS)),
         cross_subnet: differing(&config.cross_subnet, &default.cross_subnet),
         underlay: (config.underlay != default.underlay).then(|| name_of(config.underlay, &UNDERLAYS)),
         underlay_mtu: config.underlay_mtu,
@@ -189,7 +206,12 @@ fn spec(config: &Config) -> NetworkConfigSpec {
 }
 
 fn vxlan_spec(vxlan: &VxlanConfig, default: &VxlanConfig) -> VxlanSpec {
-    VxlanSpec { vni: differing(&vxlan.vni, &default.vni), port: differing(&vxlan.port, &default.port) }
+    VxlanSpec {
+        vni: differing(&vxlan.vni, &default.vni),
+        port: differing(&vxlan.port, &default.port),
+        learning: differing(&vxlan.learning, &default.learning),
+        gbp: differing(&vxlan.gbp, &default.gbp),
+    }
 }
 
 fn node_address_spec(choice: &AddressChoice) -> Option<NodeAddressSpec> {

@@ -55,7 +55,7 @@ pub(crate) const GROUPS: &[Group] = &[
     group("plan",    plan::FIGURES,    plan::run,    "planning and memory with 5,000 nodes and 250 pods here"),
     group("peers",   peers::FIGURES,   peers::run,   "1,000 peers in the kernel, from none to all, and one that changes"),
     group("policy",  policy::FIGURES,  policy::run,  "verdicts and packets beside the oracle; what policies cost, how soon they are in force, and whom they cut"),
-    group("fabric",  fabric::FIGURES,  fabric::run,  "packets that a program carries, beside a bare veth pair; that program upgraded and killed"),
+    group("fabric",  fabric::FIGURES,  fabric::run,  "packets that a program carries, beside a bare veth pair; that program upgraded and killed; every change of fabric"),
     group("restart", restart::FIGURES, restart::run, "what packets notice of restarts and changes"),
     group("repair",  repair::FIGURES,  repair::run,  "until what was deleted by hand is there again"),
     group("selftest", selftest::FIGURES, selftest::run, "until a path broken on purpose is named; wanted: 10 s at most, nothing wrong said"),

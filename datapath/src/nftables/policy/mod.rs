@@ -89,7 +89,7 @@ impl Policy {
         }
         let first = self.state.is_empty();
         let ipvs = world.host.links.iter().any(|link| &*link.name == IPVS_LINK);
-        let between_nodes = between_nodes(world.config.vxlan.port);
+        let between_nodes = between_nodes(world.config.vxlan.port, world.config.udp_port);
         let next = Seen { mode, tables: tables.clone(), attachments: world.attachments.clone(), ipvs, between_nodes };
         let before = std::mem::replace(&mut self.seen, next);
         if first || before.mode != mode {
