@@ -97,4 +97,3 @@ pub const UNREACHABLE_METRIC: u32 = 4_294_967_294;
 pub const VXLAN_VNI: u32 = 1;
 /// See [`VXLAN_VNI`].
 pub const VXLAN_PORT: u16 = 8472;
-

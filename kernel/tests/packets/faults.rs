@@ -25,7 +25,9 @@ pub(crate) const FAULTS: [(&str, Fault); 7] = [
     }),
     ("connections that were judged are not judged again", |before, wanted| {
         let mut state = wanted.clone();
-        for (key, entry) in before.iter().filter(|(key, _)| matches!(key, Key::NftChain { .. })) {
+        // Without a policy none was judged.
+        let judged = before.get(&Key::NftChain { chain: "policy_forward".into() }).is_some();
+        for (key, entry) in before.iter().filter(|(key, _)| judged && matches!(key, Key::NftChain { .. })) {
             state.insert(key.clone(), entry.object.clone(), entry.owner.clone());
         }
         vec![state]
