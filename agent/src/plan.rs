@@ -9,6 +9,7 @@ use imbl::OrdMap;
 use ipnet::IpNet;
 use tartan_datapath::nftables::Nat;
 use tartan_datapath::pod::Mtu;
+use tartan_fabric::Instance;
 use tartan_model::{Advert, Annotations, Availability, Condition, Node, Pool, World};
 use tartan_netstate::{Conflict, Layers, State};
 
@@ -90,6 +91,8 @@ impl Planners {
             non_masquerade: world.config.non_masquerade.clone(),
             masquerade: world.config.masquerade,
             vxlan_port: world.config.vxlan.port,
+            encrypts: fabric.receives.iter().any(Instance::is_encrypted),
+            strict: fabric.strict,
         };
         self.layers.set(0, &fabric.state);
         self.layers.set(1, pods);

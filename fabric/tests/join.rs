@@ -63,7 +63,7 @@ fn advert(number: u8) -> Advert {
         fabric_addresses: PerFamily { v4: Some([10, 1, number, 0].into()), v6: None },
         blocks: node.pod_cidrs,
         mtu: 1500,
-        accepts: vec![Endpoint { instance: INSTANCE.into(), address, mac: None }],
+        accepts: vec![Endpoint { instance: INSTANCE.into(), address, mac: None, public_key: None }],
         sends: vec![INSTANCE.into()],
         joining: false,
         acknowledges: Some([].into()),
@@ -74,7 +74,7 @@ fn advert(number: u8) -> Advert {
 
 /// Node n0 a moment after its first plan was applied.
 fn world(peers: &[Peer], at: Instant) -> World {
-    let mut world = World::new("n0".into(), Features { ipv6: false, vxlan: true, nft: true });
+    let mut world = World::new("n0".into(), Features { ipv6: false, vxlan: true, nft: true, wireguard: true });
     world.config = Config { fabric: FabricMode::HostGw, lease: Duration::from_secs(300), ..Config::default() }.into();
     let eth0 = HostLink {
         name: "eth0".into(),

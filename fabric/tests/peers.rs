@@ -8,16 +8,19 @@ use std::time::{Duration, Instant};
 
 use tartan_fabric::{Instance, Memo, Out, Owned, plan};
 use tartan_model::{
-    Across, Advert, Config, Encapsulation, Endpoint, FabricMode, Family, Features, Heard, Host, HostLink, Node,
-    PerFamily, Pool, Programmed, Said, Selector, World,
+    Across, Advert, Config, Encapsulation, Encryption, Endpoint, FabricMode, Family, Features, Heard, Host, HostLink,
+    Node, PerFamily, Pool, Programmed, Said, Selector, Wireguard, World,
 };
-use tartan_netstate::{Key, LinkKind, Mac, Object, Owner, State};
+use tartan_netstate::{Key, LinkKind, Mac, Object, Owner, PublicKey, State, WgPeer};
 
 const HOST_GW: &str = "host-gw";
 const VXLAN4: &str = "vxlan/ipv4/vni1/port8472";
 const VXLAN6: &str = "vxlan/ipv6/vni1/port8472";
 const IPIP4: &str = "ipip/ipv4";
 const IPIP6: &str = "ipip/ipv6";
+const WIREGUARD: &str = "wireguard/ipv4/port51820/key0";
+/// There was no handshake with a peer of this name.
+const SHY: &str = "shy";
 
 /// A peer, or this node: underlay addresses, ranges of pods, instances it accepts.
 #[derive(Clone, Copy)]
@@ -50,6 +53,11 @@ fn node(says: &Says) -> Node {
     }
 }
 
+/// A key for each first letter.
+fn key_of(name: &str) -> PublicKey {
+    PublicKey([name.as_bytes()[0]; 32])
+}
+
 fn advert(says: &Says) -> Advert {
     let node = node(says);
     let address = |instance: &str| {
@@ -58,7 +66,12 @@ fn advert(says: &Says) -> Advert {
         *of_family.unwrap_or(&node.internal_ips[0])
     };
     let mac = |instance: &str| instance.starts_with("vxlan").then(|| Mac([2, 0, 0, 0, says.name.as_bytes()[0], 1]));
-    let endpoint = |at: &&str| Endpoint { instance: (*at).into(), address: address(at), mac: mac(at) };
+    let endpoint = |at: &&str| Endpoint {
+        instance: (*at).into(),
+        address: address(at),
+        mac: mac(at),
+        public_key: at.starts_with("wireguard").then(|| key_of(says.name)),
+    };
     Advert {
         node: node.name.clone(),
         node_uid: node.uid.clone(),
@@ -84,7 +97,7 @@ struct Fixture {
 
 impl Fixture {
     fn new(config: Config, me: Says, peers: &[Says]) -> Fixture {
-        let mut world = World::new(me.name.into(), Features { ipv6: true, vxlan: true, nft: true });
+        let mut world = World::new(me.name.into(), Features { ipv6: true, vxlan: true, nft: true, wireguard: true });
         world.config = Arc::new(config);
         let link = HostLink {
             name: "eth0".into(),
@@ -95,7 +108,13 @@ impl Fixture {
             addresses: me.underlay.iter().map(|ip| with_length(ip)).collect(),
             accept_ra: 0,
         };
-        world.host = Arc::new(Host { links: vec![link], ..Host::default() });
+        let device = WIREGUARD.parse::<Instance>().unwrap().device();
+        let met = |peer: &Says| ((device.clone(), key_of(peer.name)), peer.name != SHY);
+        let wireguard = Wireguard {
+            public_keys: BTreeMap::from([("wireguard-0".into(), key_of(me.name))]),
+            handshakes: peers.iter().map(met).collect(),
+        };
+        world.host = Arc::new(Host { links: vec![link], wireguard, ..Host::default() });
         world.nodes.insert(me.name.into(), Arc::new(node(&me)));
         let own = advert(&me);
         let owned = Owned { blocks: own.blocks, fabric_addresses: own.fabric_addresses, mtu_in_force: None };
@@ -334,6 +353,53 @@ fn what_cannot_be_is_said() {
         Some(VXLAN4),
         &["192.0.2.0/24 is its own, but it holds the node address 192.0.2.2"],
     );
+}
+
+#[test]
+fn a_pair_is_encrypted_where_both_can_and_have_shaken_hands() {
+    let encrypted = || Config { encryption: Encryption::Wireguard, ..vxlan() };
+    let strict = || Config { strict_encryption: true, ..encrypted() };
+    let both = Says { accepts: &[HOST_GW, VXLAN4, WIREGUARD], ..DUAL };
+    let shy = Says { name: SHY, ..both };
+    for config in [encrypted(), strict(), config(FabricMode::Wireguard, true)] {
+        check(config, ME, both, Some(WIREGUARD), Some(WIREGUARD), &[]);
+    }
+    let clear =
+        "Unencrypted: packets to pods of shy go in clear: there was no handshake by wireguard/ipv4/port51820/key0 yet";
+    check(encrypted(), ME, shy, Some(VXLAN4), Some(VXLAN4), &[clear]);
+    // Packets wait for the handshake where there is no other way.
+    check(strict(), ME, shy, Some(WIREGUARD), Some(WIREGUARD), &[]);
+    let clear = "Unencrypted: packets to pods of dual go in clear: dual does not hear wireguard/ipv4/port51820/key0";
+    check(encrypted(), ME, DUAL, Some(VXLAN4), Some(VXLAN4), &[clear]);
+    let unheard = "me sends by wireguard/ipv4/port51820/key0, but dual hears only host-gw, vxlan/ipv4/vni1/port8472";
+    check(strict(), ME, DUAL, None, None, &[unheard]);
+    let thief = Says { name: "mallory", ..both };
+    let stolen = format!("TwoNodesOneAddress: mallory and me both say their key is {}", key_of("me"));
+    check(encrypted(), ME, thief, None, None, &[&stolen]);
+}
+
+#[test]
+fn a_device_has_every_peer_that_may_send_and_the_key_comes_first() {
+    let encrypted = Config { encryption: Encryption::Wireguard, ..vxlan() };
+    let shy = Says { name: SHY, accepts: &[VXLAN4, WIREGUARD], ..DUAL };
+    let fixture = Fixture::new(encrypted.clone(), ME, &[shy]);
+    let link = WIREGUARD.parse::<Instance>().unwrap().device();
+    let state = fixture.plan().state;
+    let peer = WgPeer { endpoint: "192.0.2.2:51820".parse().unwrap(), keepalive: 25 };
+    let key = Key::WgPeer { link: link.clone(), public_key: key_of(SHY) };
+    assert!(state.holds(&key, &Object::WgPeer(peer)), "{state:?}");
+    for block in shy.blocks {
+        let key = Key::AllowedIp { link: link.clone(), dst: block.parse().unwrap() };
+        assert!(state.holds(&key, &Object::AllowedIp(key_of(SHY))), "{block}");
+    }
+
+    let mut keyless = Fixture::new(encrypted, ME, &[shy]);
+    keyless.world.programmed = Programmed { read: true, ..Programmed::default() };
+    keyless.world.host = Arc::new(Host { wireguard: Wireguard::default(), ..Host::clone(&keyless.world.host) });
+    let out = keyless.plan();
+    let is_device = |key: &Key| key.as_link().is_some_and(|(_, name)| name == link) || key.is_wireguard();
+    assert!(out.state.holds(&Key::KeyPair { name: "wireguard-0".into() }, &Object::KeyPair));
+    assert!(!out.state.iter().any(|(key, _)| is_device(key)), "no device before there is a key: {:?}", out.state);
 }
 
 #[test]

@@ -33,6 +33,8 @@ pub fn nat() -> Nat {
         non_masquerade: vec!["192.168.0.0/16".parse().unwrap(), "fc99::/16".parse().unwrap()],
         masquerade: true,
         vxlan_port: 8472,
+        encrypts: false,
+        strict: false,
     }
 }
 
