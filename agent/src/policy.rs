@@ -175,7 +175,7 @@ fn some(names: &[&str]) -> String {
 
 /// Pods that run here and of which it is not known which policies are for them.
 pub(crate) fn cut_off(world: &World, tables: &Tables) -> impl Iterator<Item = Condition> {
-    let matters = world.is_whole() && world.config.policy == PolicyMode::Enforce;
+    let matters = tables.judged && world.is_whole() && world.config.policy == PolicyMode::Enforce;
     let running = world.attachments.values().filter(move |attachment| matters && attachment.answered);
     // One that has ended needs no connections; its sandbox goes in a moment.
     let has_ended = |pod: &str| world.pods.get(pod).is_some_and(|pod| pod.finished);

@@ -4,6 +4,7 @@
 //! which takes the latest wanted value and reports back through the inbox.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -52,7 +53,8 @@ pub enum Input {
     /// A container runtime has heard what became of its call, or hung up before.
     Heard(Command, Outcome, Duration),
     /// The self-test wants to know which paths there are.
-    Paths(oneshot::Sender<Paths>),
+    /// With the addresses that somebody here talks to, where that matters.
+    Paths(Option<BTreeSet<IpAddr>>, oneshot::Sender<Paths>),
     /// How they stand.
     Tested(Box<Tested>),
     /// End; the kernel keeps what it has.
@@ -147,7 +149,7 @@ impl Agent {
                     }
                     Input::WaitingFor(reply) => drop(reply.send(status::waiting_for(&self.world))),
                     Input::Heard(command, outcome, took) => self.counters.cni(command, outcome, took),
-                    Input::Paths(reply) => drop(reply.send(self.paths())),
+                    Input::Paths(talked_to, reply) => drop(reply.send(self.paths(talked_to.as_ref()))),
                     Input::Tested(tested) => self.tested = *tested,
                     Input::Stop => return Ok(()),
                 }
@@ -164,9 +166,9 @@ impl Agent {
         }
     }
 
-    fn paths(&self) -> Paths {
+    fn paths(&self, talked_to: Option<&BTreeSet<IpAddr>>) -> Paths {
         let fabric = self.planners.fabric();
-        let targets = tartan_fabric::selftest::targets(fabric, &self.world);
+        let targets = tartan_fabric::selftest::targets(fabric, &self.world, talked_to);
         Paths { fabric_addresses: tartan_fabric::selftest::asked_at(fabric, &self.world), targets }
     }
 

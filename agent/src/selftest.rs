@@ -11,7 +11,7 @@ use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
-use tartan_fabric::selftest::{self, Finding, MANY, Path, Probe, Prober, Standing, Target};
+use tartan_fabric::selftest::{self, Finding, Path, Probe, Prober, Standing, Target};
 use tartan_kernel::conntrack::Conntrack;
 use tartan_kernel::echo::{Echo, Heard};
 use tartan_kernel::offload;
@@ -35,7 +35,8 @@ const NUMBERS: Duration = Duration::from_secs(10);
 pub struct Paths {
     /// This node's own among its pods', as far as its kernel has them.
     pub fabric_addresses: PerFamily<IpAddr>,
-    pub targets: BTreeMap<Path, Target>,
+    /// None: there are so many that it has to be said who is talked to.
+    pub targets: Option<BTreeMap<Path, Target>>,
 }
 
 /// How the paths stand.
@@ -153,42 +154,46 @@ impl Tester {
             match asked.try_recv() {
                 Ok(paths) => {
                     self.asked = None;
-                    self.take(paths, now);
+                    self.take(paths, now)?;
                 }
                 Err(oneshot::error::TryRecvError::Empty) => return Some(()),
                 Err(oneshot::error::TryRecvError::Closed) => return None,
             }
         }
         if self.look_at <= now {
-            let (reply, asked) = oneshot::channel();
             self.look_at = now + LOOK;
-            match self.inbox.try_send(Input::Paths(reply)) {
-                Ok(()) => self.asked = Some(asked),
-                Err(TrySendError::Full(_)) => {}
-                Err(TrySendError::Closed(_)) => return None,
-            }
+            self.ask(None)?;
         }
         Some(())
     }
 
-    fn take(&mut self, paths: Paths, now: Instant) {
+    fn ask(&mut self, talked_to: Option<BTreeSet<IpAddr>>) -> Option<()> {
+        let (reply, asked) = oneshot::channel();
+        match self.inbox.try_send(Input::Paths(talked_to, reply)) {
+            Ok(()) => self.asked = Some(asked),
+            Err(TrySendError::Full(_)) => {}
+            Err(TrySendError::Closed(_)) => return None,
+        }
+        Some(())
+    }
+
+    fn take(&mut self, paths: Paths, now: Instant) -> Option<()> {
         let refused = self.echo.listen(paths.fabric_addresses).err();
         self.tested.unable = refused.map(|error| format!("nobody can be asked at this node's own addresses: {error}"));
-        let many = paths.targets.len() > MANY;
-        if many {
+        let Some(targets) = paths.targets else {
             self.look_at = now + LOOK_AT_MANY;
-        }
-        let talked_to = match many.then(|| Conntrack::open()?.ends()) {
-            Some(Ok(ends)) => ends,
-            Some(Err(error)) => return self.tested.unable = Some(error.to_string()),
-            None => BTreeSet::new(),
+            match Conntrack::open().and_then(|mut conntrack| conntrack.ends()) {
+                Ok(ends) => return self.ask(Some(ends)),
+                Err(error) => self.tested.unable = Some(error.to_string()),
+            }
+            return Some(());
         };
-        let targets = selftest::sampled(paths.targets, &talked_to);
         let devices: BTreeSet<LinkName> = targets.values().filter_map(|target| target.device.clone()).collect();
         // A device that went, or that cannot say, has nothing switched off.
         let off = |device: &LinkName| offload::tx_checksum(device).is_ok_and(|on| !on);
         self.tested.by_software = devices.into_iter().filter(off).collect();
         self.prober.want(targets, now);
+        Some(())
     }
 
     /// Has the kernel compute checksums for devices of ours whose packets leave with wrong ones.

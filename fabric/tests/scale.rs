@@ -5,10 +5,12 @@
 
 #![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tartan_fabric::selftest::{MANY, Path, Target, targets};
 use tartan_fabric::{Memo, Owned, plan};
 use tartan_model::{Advert, Endpoint, Features, Heard, Host, HostLink, Node, PerFamily, Programmed, StoreEvent, World};
 use tartan_model::{Kind, Object, ObjectId};
@@ -64,9 +66,9 @@ fn advert(i: u32, heartbeat: u64) -> Advert {
 }
 
 /// A world in which every node has been heard, this one among them.
-fn world(now: Instant) -> (World, Owned) {
+fn world(now: Instant, nodes: u32) -> (World, Owned) {
     let mut world = World::new(name(0), Features { ipv6: true, vxlan: true, nft: true, wireguard: true });
-    for i in 0..NODES {
+    for i in 0..nodes {
         world.nodes.insert(name(i), Arc::new(node(i)));
         world.adverts.insert(name(i), Heard { advert: Arc::new(advert(i, 0)), at: now, sends_changed: now });
     }
@@ -97,11 +99,37 @@ fn median(runs: usize, mut run: impl FnMut() -> Duration) -> Duration {
     times[runs / 2]
 }
 
+/// Plans, and has the kernel hold what is planned.
+fn programmed(world: &mut World, owned: &Owned, now: Instant) -> Memo {
+    let mut memo = Memo::default();
+    let mirror = plan(&mut memo, world, owned, now).state.clone();
+    world.programmed = Programmed { mirror, read: true, ..Programmed::default() };
+    memo
+}
+
+#[test]
+fn of_many_paths_those_that_somebody_talks_over_are_probed() {
+    let now = Instant::now();
+    let (mut world, owned) = world(now, 5_000);
+    let memo = programmed(&mut world, &owned, now);
+    let to = |addresses: &[IpAddr]| targets(memo.last(), &world, Some(&addresses.iter().copied().collect()));
+    let names = |targets: BTreeMap<Path, Target>| targets.into_keys().map(|(name, _)| name).collect::<BTreeSet<_>>();
+    assert_eq!(targets(memo.last(), &world, None), None, "who is talked to has to be said");
+    let some = ["10.100.7.9", "10.100.7.255", "10.103.232.0", "192.0.2.1", "fd00:9::1"].map(|it| it.parse().unwrap());
+    assert_eq!(names(to(&some).unwrap()), BTreeSet::from([name(7), name(9), name(1_000)]));
+    let everybody: Vec<IpAddr> = (0..5_000).map(|i| node(i).pod_cidrs[0].network()).collect();
+    assert_eq!(to(&everybody).unwrap().len(), MANY);
+
+    let (mut world, owned) = self::world(now, 100);
+    let memo = programmed(&mut world, &owned, now);
+    assert_eq!(targets(memo.last(), &world, None).unwrap().len(), 2 * 99, "of few all, in both families");
+}
+
 #[test]
 #[ignore = "takes a release build to mean anything"]
 fn five_thousand_nodes() {
     let now = Instant::now();
-    let (mut world, owned) = world(now);
+    let (mut world, owned) = world(now, NODES);
     let full = median(5, || {
         let started = Instant::now();
         let out = plan(&mut Memo::default(), &world, &owned, now).clone();
@@ -110,9 +138,7 @@ fn five_thousand_nodes() {
         took
     });
 
-    let mut memo = Memo::default();
-    let mirror = plan(&mut memo, &world, &owned, now).state.clone();
-    world.programmed = Programmed { mirror, read: true, ..Programmed::default() };
+    let mut memo = programmed(&mut world, &owned, now);
     plan(&mut memo, &world, &owned, now);
     let mut i = 0;
     let one = median(200, || {

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 use tartan_fabric::Instance;
-use tartan_fabric::selftest::{Finding, MANY, Path, Probe, Prober, Standing, Target, conditions, sampled};
+use tartan_fabric::selftest::{Finding, Path, Probe, Prober, Standing, Target, conditions};
 use tartan_model::Family;
 use tartan_netstate::LinkName;
 
@@ -244,18 +244,6 @@ fn another_way_and_another_size_begin_anew() {
     assert_eq!((sim.standing(1).asked, sim.prober.standings().len()), (0, 1));
     sim.prober.want(BTreeMap::new(), sim.now);
     assert_eq!((sim.prober.next(), sim.prober.standings().len()), (None, 0));
-}
-
-#[test]
-fn of_many_paths_those_that_somebody_talks_over_are_probed() {
-    let all = |peers: u32| -> BTreeMap<Path, Target> { (1..=peers).map(|peer| (path(peer), target(peer))).collect() };
-    let few = all(u32::try_from(MANY).unwrap());
-    assert_eq!(sampled(few.clone(), &BTreeSet::new()), few);
-    let talked_to = |addresses: &[&str]| addresses.iter().map(|address| address.parse().unwrap()).collect();
-    let picked = sampled(all(5_000), &talked_to(&["10.0.7.9", "10.0.7.10", "10.3.232.1", "192.0.2.1", "fd00::1"]));
-    assert_eq!(picked.into_keys().collect::<Vec<_>>(), [path(1_000), path(7)]);
-    let busy = (1..=5_000).map(|peer| target(peer).fabric_address).collect();
-    assert_eq!(sampled(all(5_000), &busy).len(), MANY);
 }
 
 /// What is said of a finding on the way to n1.

@@ -108,7 +108,7 @@ fn a_pod_does_not_reach_the_nodes_loopback() {
     refused(pod, Over::Udp, "127.0.0.1:7777");
     assert!(!arrived());
     // The same without the guard, to know that it is the guard.
-    lab.node.sh("nft flush chain inet tartan raw_prerouting");
+    lab.node.sh("nft flush chain inet tartan raw_input");
     refused(pod, Over::Udp, "127.0.0.1:7777");
     assert!(arrived());
 }

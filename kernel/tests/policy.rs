@@ -11,10 +11,9 @@ use std::net::{IpAddr, TcpStream, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
-use netns::Netns;
 use netns::nflog::Reports;
 use netns::node::{Lab, lab, nat};
-use netns::traffic::{Echo, Over, Persistent, Stream, pings, refused, sees, serve};
+use netns::traffic::{Echo, Over, Persistent, Stream, ask_in_vain, pings, refused, sees, serve};
 use tartan_datapath::nftables::Nftables;
 use tartan_datapath::nftables::policy::{Mode, Policy};
 use tartan_kernel::linux::Linux;
@@ -127,6 +126,8 @@ impl Judged {
 const CLIENT_TO_80: &str = r#"{"podSelector":{"matchLabels":{"app":"server"}},
     "ingress":[{"from":[{"podSelector":{"matchLabels":{"app":"client"}}}],"ports":[{"port":80},{"port":80,"protocol":"UDP"}]}]}"#;
 const NOTHING_IN: &str = r#"{"podSelector":{"matchLabels":{"app":"server"}},"policyTypes":["Ingress"]}"#;
+/// Selects no pod: everything passes, but packets are asked.
+const OF_NOBODY: (&str, &str) = ("nobody", r#"{"podSelector":{"matchLabels":{"app":"nobody"}}}"#);
 const NOTHING_OUT: &str = r#"{"podSelector":{"matchLabels":{"app":"client"}},"policyTypes":["Egress"]}"#;
 
 #[test]
@@ -327,7 +328,7 @@ fn the_node_reaches_its_pods_and_is_reached_where_policy_lets() {
 
 #[test]
 fn a_pod_that_is_not_known_has_no_connections() {
-    let mut judged = judged(&[]);
+    let mut judged = judged(&[OF_NOBODY]);
     let mut open = Stream::down(&judged.lab.client, Over::Udp, &judged.lab.pods[1], "10.244.1.6:81");
     assert!(open.flows());
     judged.store_nothing(Kind::Pod, "default/p6");
@@ -345,7 +346,7 @@ fn a_pod_that_is_not_known_has_no_connections() {
 
 #[test]
 fn a_pod_sends_under_its_own_addresses_only() {
-    let mut judged = judged(&[]);
+    let mut judged = judged(&[OF_NOBODY]);
     judged.lab.client.sh("nft 'add table inet watch
         add chain inet watch input { type filter hook input priority 0; }
         add rule inet watch input ip6 saddr fd00:1::6 udp dport 80 counter
@@ -369,6 +370,10 @@ fn a_pod_sends_under_its_own_addresses_only() {
     judged.apply();
     forge(&judged);
     assert_eq!(arrived(&judged), 2);
+    // Where there is no policy, there is nothing that a false name gets round, and nobody is asked for his.
+    judged.mode = Mode::Enforce;
+    judged.policies(&[]);
+    assert!(!judged.lab.node.sh("nft list table inet tartan").contains("chain policy_source"));
 }
 
 #[test]
@@ -394,17 +399,6 @@ fn ports_of_the_node_are_judged_as_ports_of_the_pod() {
         refused(&judged.lab.client, over, "[2001:db8::1]:8080");
         sees(&judged.lab.pods[0], over, "192.0.2.1:8080", "10.244.1.0");
     }
-}
-
-/// Asks by UDP for what nobody answers; what the socket is told of it.
-fn ask_in_vain(pod: &Netns, to: &'static str) -> std::io::Error {
-    pod.run(move || {
-        let socket = UdpSocket::bind(if to.starts_with('[') { "[::]:0" } else { "0.0.0.0:0" }).unwrap();
-        socket.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
-        socket.connect(to).unwrap();
-        socket.send(b"?").unwrap();
-        socket.recv(&mut [0; 8]).unwrap_err()
-    })
 }
 
 #[test]
@@ -449,7 +443,7 @@ fn only_icmp(rows: &mut Rows, kinds: [u8; 2]) {
 
 #[test]
 fn kinds_of_icmp_are_told_apart_also_by_their_answers() {
-    let mut judged = judged(&[]);
+    let mut judged = judged(&[OF_NOBODY]);
     judged.remade = Some(requests);
     judged.apply();
     for to in ["10.244.1.6", "fd00:1::6"] {
@@ -463,11 +457,14 @@ fn kinds_of_icmp_are_told_apart_also_by_their_answers() {
     let echoes = ends.map(|(from, to)| [Echo::between(pod5, to), Echo::between(pod6, from)]);
     for (allowed, passes) in [(requests as fn(&mut Rows), true), (answers, false)] {
         judged.remade = Some(requests);
-        judged.policies(&[]);
+        judged.policies(&[OF_NOBODY]);
         echoes.iter().for_each(|[asking, _]| asking.send(false));
         let before = judged.generation();
         judged.remade = Some(allowed);
-        judged.policies(&[("out", r#"{"podSelector":{"matchLabels":{"app":"server"}},"policyTypes":["Egress"]}"#)]);
+        judged.policies(&[
+            OF_NOBODY,
+            ("out", r#"{"podSelector":{"matchLabels":{"app":"server"}},"policyTypes":["Egress"]}"#),
+        ]);
         assert_ne!(judged.generation(), before);
         for [asking, answering] in &echoes {
             answering.send(true);

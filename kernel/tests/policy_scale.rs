@@ -46,7 +46,7 @@ fn rows(count: u32) -> Rows {
 }
 
 fn tables() -> Tables {
-    let mut tables = Tables::default();
+    let mut tables = Tables { judged: true, ..Tables::default() };
     for number in 1..=SETS {
         let rows = rows(if number == 1 { IDENTITIES } else { 1_000 });
         tables.sets.insert(number, Arc::new(Set { ingress: rows.clone(), egress: rows }));
@@ -177,6 +177,7 @@ fn rates(lab: &Lab) -> [f64; 2] {
 #[ignore = "it measures, and takes half a minute"]
 fn what_policy_costs_a_connection() {
     let none = Tables {
+        judged: true,
         subjects: tables().subjects,
         sets: [(1_u32, Arc::new(everything()))].into_iter().collect(),
         ranges: tables().ranges.into_iter().filter(|(range, _)| range.prefix_len() == 0).collect(),

@@ -239,6 +239,8 @@ fn a_pod_that_runs_without_its_object_is_said() {
         let out = Policy::default().plan(world).out.unwrap();
         cut_off(world, &out.tables).map(|said| (said.about, said.message)).collect::<Vec<_>>()
     };
+    assert_eq!(said(&world), [], "without a policy everything passes");
+    put_policies(&mut world, "{\"spec\":{\"podSelector\":{}}}", 1);
     let message = "nothing passes to it or from it: this node has not heard of Pod shop/a";
     assert_eq!(said(&world), [("Pod/shop/a".to_owned(), message.to_owned())]);
     put_namespace(&mut world);

@@ -134,17 +134,18 @@ fn a_pod_adds_no_rule() {
 
 #[test]
 fn without_masquerade_nothing_masquerades() {
-    let rules = |nat: &Nat| {
+    let rules_of = |chain: &str, nat: &Nat| {
         let mut planner = Nftables::default();
-        let chain = planner.plan(&world(&[]), nat).get(&Key::NftChain { chain: "nat_postrouting".into() }).cloned();
+        let chain = planner.plan(&world(&[]), nat).get(&Key::NftChain { chain: chain.into() }).cloned();
         match chain.map(|entry| entry.object) {
             Some(Object::NftChain(chain)) => chain.rules.clone(),
             other => panic!("{other:?}"),
         }
     };
-    assert_eq!(rules(&nat()).len(), 6);
-    assert_eq!(rules(&Nat { masquerade: false, ..nat() }).len(), 4);
-    assert_eq!(rules(&Nat { masquerade: false, fabric_address: PerFamily::default(), ..nat() }).len(), 0);
+    let counts = |nat: &Nat| ["nat_postrouting", "towards_pods"].map(|chain| rules_of(chain, nat).len());
+    assert_eq!(counts(&nat()), [3, 4]);
+    assert_eq!(counts(&Nat { masquerade: false, ..nat() }), [1, 4]);
+    assert_eq!(counts(&Nat { masquerade: false, fabric_address: PerFamily::default(), ..nat() }), [1, 0]);
 }
 
 #[test]

@@ -1,9 +1,9 @@
 //! The path self-test: what probes through the fabric itself say of the way to each peer.
 //!
 //! ```text
-//! plan ──targets──► sampled ──► Prober ──probes──► sockets (agent/src/selftest.rs)
-//!                                 ▲  └─standings─► conditions, status, metrics
-//!                                 └─answers, and what peers were heard to ask
+//! plan ──targets──► Prober ──probes──► sockets (agent/src/selftest.rs)
+//!                     ▲  └─standings─► conditions, status, metrics
+//!                     └─answers, and what peers were heard to ask
 //! ```
 //!
 //! Invariant: pure; time is an argument. What answers a probe has seen its nonce, which is on no packet that a pod can see;
@@ -15,4 +15,4 @@ mod targets;
 
 pub use judge::{Finding, conditions};
 pub use prober::{PERIOD, Probe, Prober, Standing};
-pub use targets::{MANY, Path, Target, asked_at, sampled, targets};
+pub use targets::{MANY, Path, Target, asked_at, targets};

@@ -44,16 +44,27 @@ pub fn asked_at(out: &Out, world: &World) -> PerFamily<IpAddr> {
     addresses
 }
 
-/// Paths to live peers, as far as this kernel holds what they take.
-pub fn targets(out: &Out, world: &World) -> BTreeMap<Path, Target> {
+/// Paths to live peers, as far as this kernel holds what they take. Of more than [`MANY`] only those, and at most as many, to
+/// peers whose ranges hold one of the addresses somebody here talks to; none where that is not said and there are so many.
+pub fn targets(out: &Out, world: &World, talked_to: Option<&BTreeSet<IpAddr>>) -> Option<BTreeMap<Path, Target>> {
+    let families = out.node.fabric_addresses.iter().count();
+    let talked_to = match out.peers.len() * families > MANY {
+        true => Some(talked_to?),
+        false => None,
+    };
+    let is_wanted = |peer: &PeerState| talked_to.is_none_or(|addresses| holds_any(&peer.blocks, addresses));
     let peers = out.peers.iter().map(|(name, peer)| (name, &**peer));
-    let live = peers.filter(|(_, peer)| peer.live && peer.part.is_in(&world.programmed.mirror));
+    let wanted = peers.filter(|(_, peer)| peer.live && is_wanted(peer) && peer.part.is_in(&world.programmed.mirror));
     let of_peer = |(name, peer): (&Arc<str>, &PeerState)| {
         let advert = world.adverts.get(name).map(|heard| heard.advert.clone())?;
         let to = |family| Some(((name.clone(), family), target(out, world, peer, &advert, family)?));
         Some(Family::ALL.into_iter().filter_map(to).collect::<Vec<_>>())
     };
-    live.filter_map(of_peer).flatten().collect()
+    Some(wanted.filter_map(of_peer).flatten().take(MANY).collect())
+}
+
+fn holds_any(blocks: &[IpNet], addresses: &BTreeSet<IpAddr>) -> bool {
+    blocks.iter().any(|block| addresses.range(block.network()..=block.broadcast()).next().is_some())
 }
 
 fn target(out: &Out, world: &World, peer: &PeerState, advert: &Advert, family: Family) -> Option<Target> {
@@ -81,20 +92,4 @@ fn target(out: &Out, world: &World, peer: &PeerState, advert: &Advert, family: F
         _ => endpoint,
     }?;
     Some(Target { at, fabric_address, underlay, mtu: out.pod_mtu.min(advert.mtu), device, blocks })
-}
-
-/// At most [`MANY`] of them: where there are more, those to ranges that hold one of the addresses somebody here talks to.
-pub fn sampled(targets: BTreeMap<Path, Target>, talked_to: &BTreeSet<IpAddr>) -> BTreeMap<Path, Target> {
-    if targets.len() <= MANY {
-        return targets;
-    }
-    let ranges = targets.iter().flat_map(|(path, target)| target.blocks.iter().map(move |block| (*block, path)));
-    let by_range: BTreeMap<IpNet, &Path> = ranges.collect();
-    let lengths: BTreeSet<u8> = by_range.keys().map(IpNet::prefix_len).collect();
-    let holder = |address: &IpAddr| {
-        let of_length = |len: &u8| by_range.get(&IpNet::new(*address, *len).ok()?.trunc()).copied().cloned();
-        lengths.iter().find_map(of_length)
-    };
-    let talking: BTreeSet<Path> = talked_to.iter().filter_map(holder).take(MANY).collect();
-    targets.into_iter().filter(|(path, _)| talking.contains(path)).collect()
 }

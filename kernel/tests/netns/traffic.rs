@@ -271,6 +271,17 @@ impl Echo {
     }
 }
 
+/// Asks by UDP for what nobody answers; what the socket is told of it.
+pub fn ask_in_vain(pod: &Netns, to: &'static str) -> std::io::Error {
+    pod.run(move || {
+        let socket = UdpSocket::bind(if to.starts_with('[') { "[::]:0" } else { "0.0.0.0:0" }).unwrap();
+        socket.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+        socket.connect(to).unwrap();
+        socket.send(b"?").unwrap();
+        socket.recv(&mut [0; 8]).unwrap_err()
+    })
+}
+
 /// Whether an ICMP echo request is answered.
 pub fn pings(from: &Netns, to: &str) -> bool {
     let echo = Echo::between(from, to);

@@ -52,6 +52,8 @@ const MAX_RULE: u32 = 0x00ff_ffff;
 /// What policy wants of a datapath.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Tables {
+    /// There is a policy, of whatever pods. Without one all that the rest says is that everything passes.
+    pub judged: bool,
     /// Pods of this node, by `NAMESPACE/NAME`: the number of their set. A pod that is not here has no connections.
     /// Attachments of no pod are [`NAMELESS`](tartan_model::NAMELESS).
     pub subjects: OrdMap<Arc<str>, u32>,
@@ -105,6 +107,7 @@ pub fn plan<'a>(memo: &'a mut Memo, world: &World) -> &'a Out {
     changed.identities.extend(sets.update(world, &out.program, rules, identities, selections, &changed.identities));
     listed.update(identities, mentions, sets, &changed);
     out.tables = Tables {
+        judged: !world.policies.is_empty(),
         subjects: sets.subjects().clone(),
         sets: sets.sets().clone(),
         addresses: listed.addresses().clone(),

@@ -37,24 +37,32 @@ const FROM_NODE: &str = "policy_from_node";
 /// What IPVS passes on.
 const PASSED_ON: &str = "policy_passed_on";
 
-/// Everything that is there whatever pods and policies there are, but for what [`judging`] gives. `ipvs`: it is in use.
-pub(super) fn fixed(mode: Mode, ipvs: bool) -> Vec<(Key, Object)> {
-    let mut all = maps::fixed(mode);
-    let base = |point, priority, rules| Chain::base(ChainKind::Filter, point, priority, rules);
-    let mut add = |name: &str, chain| all.push(object(name, chain));
-    // Not in order for one mode only: a mode is changed by elements and rules, not by chains that come and go.
-    add("policy_source", base(HookPoint::Prerouting, NFT_RAW_PRIORITY, sources(mode)));
+/// By which packets come to be judged. `ipvs`: it is in use.
+pub(super) fn hooks(mode: Mode, ipvs: bool, generation: Generation) -> [(Key, Object); 4] {
+    let base =
+        |name: &str, point, priority, rules| object(name, Chain::base(ChainKind::Filter, point, priority, rules));
+    // First, because nearly all packets end here.
     let forwarded = vec![
+        judged(generation),
         rule("from a pod").iifgroup(POD_LINK_GROUP).goto(THROUGH),
         rule("to a pod").oifgroup(POD_LINK_GROUP).goto(THROUGH),
     ];
-    add("policy_forward", base(HookPoint::Forward, NFT_POLICY_PRIORITY, forwarded));
     let to_node = vec![rule("from a pod").iifgroup(POD_LINK_GROUP).goto(TO_NODE)];
-    add("policy_input", base(HookPoint::Input, NFT_POLICY_INPUT_PRIORITY, to_node));
     // Where there is no IPVS, nothing that a pod sent leaves by this hook.
     let mut from_node: Vec<Rule> = if ipvs { Family::ALL.map(from_a_pod).into() } else { Vec::new() };
     from_node.push(rule("to a pod").oifgroup(POD_LINK_GROUP).goto(FROM_NODE));
-    add("policy_output", base(HookPoint::Output, NFT_POLICY_PRIORITY, from_node));
+    [
+        base("policy_source", HookPoint::Prerouting, NFT_RAW_PRIORITY, sources(mode)),
+        base("policy_forward", HookPoint::Forward, NFT_POLICY_PRIORITY, forwarded),
+        base("policy_input", HookPoint::Input, NFT_POLICY_INPUT_PRIORITY, to_node),
+        base("policy_output", HookPoint::Output, NFT_POLICY_PRIORITY, from_node),
+    ]
+}
+
+/// Everything that is there whatever pods and policies there are, but for what [`judging`] gives.
+pub(super) fn fixed(mode: Mode) -> Vec<(Key, Object)> {
+    let mut all = maps::fixed(mode);
+    let mut add = |name: &str, chain| all.push(object(name, chain));
     for way in Way::ALL {
         let mut dispatch = Vec::new();
         for nfproto in Nfproto::BOTH {
@@ -78,14 +86,12 @@ pub(super) fn fixed(mode: Mode, ipvs: bool) -> Vec<(Key, Object)> {
 /// The chains that hold the generation.
 pub(super) fn judging(mode: Mode, generation: Generation) -> [(Key, Object); 5] {
     let stamp = generation.stamp();
-    let judged = || rule("judged in this generation").ct_mark(CT_MARK_GENERATION, stamp).returns();
     let stamped = || rule("allowed").set_ct_mark(CT_MARK_GENERATION, stamp);
     let judge = |side, back| Way { side, back }.chain();
     let (egress, egress_back) = (judge(maps::Side::Egress, false), judge(maps::Side::Egress, true));
     let (ingress, ingress_back) = (judge(maps::Side::Ingress, false), judge(maps::Side::Ingress, true));
 
-    let mut through = vec![judged()];
-    through.extend(Family::ALL.map(to_itself));
+    let mut through: Vec<Rule> = Family::ALL.map(to_itself).into();
     through.extend(stale_errors(mode));
     through.extend([
         rule("answers").ct_direction_reply().goto(THROUGH_BACK),
@@ -99,20 +105,20 @@ pub(super) fn judging(mode: Mode, generation: Generation) -> [(Key, Object); 5] 
         stamped(),
     ];
     let mut to_node = vec![
-        judged(),
+        judged(generation),
         rule("answers to this node").ct_direction_reply().returns(),
         discovery(rule("discovery ends here")).returns(),
     ];
     to_node.extend(stale_errors(mode));
     to_node.extend([rule("of the pod it leaves").jump(&egress), stamped()]);
     let from_node = vec![
-        judged(),
+        judged(generation),
         rule("errors").ct_state_related().returns(),
         rule("answers to a pod").ct_direction_reply().jump(&egress_back),
         rule("of others, passed on").not_fib_local(AddressSide::Saddr).jump(&ingress),
         stamped(),
     ];
-    let mut passed_on = vec![judged()];
+    let mut passed_on = vec![judged(generation)];
     passed_on.extend(Family::ALL.map(to_itself));
     passed_on.extend([
         rule("of the pod it leaves").jump(&egress),
@@ -121,6 +127,10 @@ pub(super) fn judging(mode: Mode, generation: Generation) -> [(Key, Object); 5] 
     ]);
     [(THROUGH, through), (THROUGH_BACK, back), (TO_NODE, to_node), (FROM_NODE, from_node), (PASSED_ON, passed_on)]
         .map(|(name, rules)| object(name, Chain::regular(rules)))
+}
+
+fn judged(generation: Generation) -> Rule {
+    rule("judged in this generation").ct_mark(CT_MARK_GENERATION, generation.stamp()).returns()
 }
 
 fn object(name: &str, chain: Chain) -> (Key, Object) {

@@ -8,8 +8,9 @@
 //! ```
 //!
 //! All that depends on pods, addresses and policies is elements of maps ([`maps`]); the chains ([`chains`], [`judge`]) are
-//! the same on every node, but for the generation, a constant in four small ones. A generation begins when something is
-//! revoked ([`revoked`]): connections judged before are then judged again, whichever end sends.
+//! the same on every node, but for the generation, a constant in six small ones. A generation begins when something is
+//! revoked ([`revoked`]): connections judged before are then judged again, whichever end sends. While there is no policy in
+//! the whole cluster, the four chains above are not there, and no packet pays.
 //!
 //! Invariants: what changes is refused as a whole or not at all ([`Key::is_whole`]); while it comes into force, a packet
 //! finds the old answer or the new one, and no third ([`maps::numbers`]); `plan(memo, world) == plan(empty, world)` where
@@ -88,10 +89,8 @@ impl Policy {
         let ipvs = world.host.links.iter().any(|link| &*link.name == IPVS_LINK);
         let next = Seen { mode, tables: tables.clone(), attachments: world.attachments.clone(), ipvs };
         let before = std::mem::replace(&mut self.seen, next);
-        if first || before.mode != mode || before.ipvs != ipvs {
-            chains::fixed(mode, ipvs)
-                .into_iter()
-                .for_each(|(key, object)| self.state.insert(key, object, Owner::Policy));
+        if first || before.mode != mode {
+            chains::fixed(mode).into_iter().for_each(|(key, object)| self.state.insert(key, object, Owner::Policy));
         }
         self.addresses(&before.tables.addresses, &tables.addresses);
         if before.tables.ranges != tables.ranges || first {
@@ -106,6 +105,8 @@ impl Policy {
             self.begin(self.generation.unwrap_or(Generation(0)).next(in_force));
         } else if before.mode != mode {
             self.begin(self.generation.unwrap_or(Generation(0)));
+        } else if before.tables.judged != tables.judged {
+            self.hooks();
         }
         &self.state
     }
@@ -125,6 +126,17 @@ impl Policy {
         }
     }
 
+    /// Without any policy, no packet is held up to find that it passes, and no pod asked for its name.
+    fn hooks(&mut self) {
+        let Some(generation) = self.generation else { return };
+        for (key, object) in chains::hooks(self.seen.mode, self.seen.ipvs, generation) {
+            match self.seen.tables.judged {
+                true => self.state.insert(key, object, Owner::Policy),
+                false => drop(self.state.remove(&key)),
+            }
+        }
+    }
+
     fn begin(&mut self, generation: Generation) {
         if let Some(last) = self.generation.replace(generation) {
             self.state.remove(&last.key());
@@ -134,6 +146,7 @@ impl Policy {
         for (key, object) in chains::judging(self.seen.mode, generation) {
             self.state.insert(key, object, Owner::Policy);
         }
+        self.hooks();
     }
 
     fn addresses(&mut self, before: &OrdMap<IpAddr, u32>, after: &OrdMap<IpAddr, u32>) {

@@ -21,6 +21,7 @@ const CLOSELY: usize = 64;
 pub(super) fn is_anything(before: &Seen, after: &Seen) -> bool {
     (before.mode != Mode::Enforce && after.mode == Mode::Enforce)
         || before.ipvs != after.ipvs
+        || (!before.tables.judged && after.tables.judged)
         || arrivals(before, after)
         || subjects(before, after)
         || rows(&before.tables, &after.tables)
