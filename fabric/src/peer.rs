@@ -13,6 +13,9 @@ use crate::census::{Census, Member};
 use crate::choose::{Choice, Ground, Manner, choose, target};
 use crate::{Hop, Instance, LocalNode, Peer, fabric_of, ipip, ownership, udp, wireguard};
 
+/// Packets to a peer go, and in clear.
+const UNENCRYPTED: &str = "Unencrypted";
+
 /// How things stand with one peer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PeerState {
@@ -268,7 +271,7 @@ fn unencrypted(name: &str, why: &str) -> Condition {
     Condition {
         about: format!("Node/{name}"),
         field: "NetworkConfig spec.encryption".into(),
-        reason: "Unencrypted",
+        reason: UNENCRYPTED,
         message: format!("packets to pods of {name} go in clear: {why}"),
         fix: "if this stays, see that UDP gets through between the two at that port, and `tartan status` on that node"
             .into(),
@@ -318,6 +321,11 @@ impl PeerState {
         let served = |family| self.choices.iter().all(|(of, choice)| *of != family || choice.used.is_some());
         let missed = |family| node.fabric_addresses.get(family).is_some() && !served(family);
         !self.blocks.iter().any(|block| missed(Family::of_net(block))) && self.part.is_in(mirror)
+    }
+
+    /// Whether it cannot be reached as things are configured, and says why.
+    pub(crate) fn is_given_up(&self) -> bool {
+        self.conditions.iter().any(|condition| condition.reason != UNENCRYPTED)
     }
 
     /// Every instance that packets to this peer may take, now or soon.

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use tartan_fabric::{Memo, Out, Owned, plan};
 use tartan_model::{
-    Acknowledged, Advert, Config, Endpoint, FabricMode, Features, Heard, Host, HostLink, Node, PerFamily, Programmed,
-    Said, World,
+    Acknowledged, Advert, Config, Encryption, Endpoint, FabricMode, Features, Heard, Host, HostLink, Node, PerFamily,
+    Programmed, Said, World,
 };
 
 /// What there is of a peer.
@@ -233,4 +233,17 @@ fn a_peer_that_joins_is_acknowledged_once_its_routes_are_in_the_kernel() {
     assert_eq!(planned(&world, began).advert.unwrap().edition, edition, "an acknowledgement is no new word");
     world.adverts.get_mut(&name).unwrap().advert = advert(1).into();
     assert!(acknowledged(&world).is_empty(), "it has joined");
+}
+
+#[test]
+fn a_peer_that_is_reached_in_clear_is_waited_for_like_any_other() {
+    let began = Instant::now();
+    let mut world = world(&[Silent], began);
+    world.config = Config { encryption: Encryption::Wireguard, ..Config::clone(&world.config) }.into();
+    settle(&mut world, began);
+    let out = planned(&world, began);
+    assert!(out.conditions.iter().any(|condition| condition.reason == "Unencrypted"), "{:?}", out.conditions);
+    assert_eq!(stands(&out), Stands::Waits);
+    acknowledge(&mut world, &[Acknowledges]);
+    assert_eq!(stands(&planned(&world, began)), Stands::Joined);
 }
