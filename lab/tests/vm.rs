@@ -7,7 +7,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use common::{PATIENCE, census, lab, sh, status, wait_until_holds, wait_until_steady};
+use common::{PATIENCE, census, lab, sh, status, tartan, wait_until_holds, wait_until_steady};
 use serde_json::{Map, Value, json};
 use tartan_lab::probe::{Load, Pair, Running, Talk, Transport, wait_for};
 use tartan_lab::{ECHO_PORT, Endpoint, Family, Lab, NAMESPACE, Node, Underlay};
@@ -259,7 +259,8 @@ fn vm_wireguard_encryption_and_new_keys_are_not_noticed() -> Result<()> {
     wait_until_sent_by(&lab, "wireguard/ipv4/port51820/key0")?;
     let mut keys = BTreeSet::from([public_key(lab.node("n1")?)?]);
     for (rotation, instance) in [(1, "wireguard/ipv4/port51822/key1"), (2, "wireguard/ipv4/port51820/key2")] {
-        set(&mut lab, "wireguard", json!({"rotation": rotation}))?;
+        let said = tartan(lab.node("n2")?, &["rotate"])?;
+        ensure!(said.status.success(), "tartan rotate: {}", String::from_utf8_lossy(&said.stderr));
         wait_until_sent_by(&lab, instance)?;
         wait_for(PATIENCE, "the old key to be gone", || {
             let files =
