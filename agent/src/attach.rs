@@ -13,7 +13,7 @@ use std::time::Instant;
 use serde_json::Value;
 use tartan_api::cni::{CniError, CniRequest, Command, code};
 use tartan_model::{Attachment, Failed, World};
-use tartan_netstate::{LinkName, Owner, PodNetns};
+use tartan_netstate::{Key, LinkName, Owner, PodNetns};
 
 use crate::journal::{JournalError, Record};
 use crate::plan::is_known;
@@ -142,15 +142,14 @@ fn gc(world: &World, request: &CniRequest) -> Result<Vec<Arc<str>>, CniError> {
 }
 
 /// Whether an ADD could work now, and the pod then. A failure of one peer's or one pod's objects is theirs alone: the
-/// node can take pods.
+/// node can take pods. A runtime takes a node whose STATUS fails out of service.
 fn status(world: &World, request: &CniRequest, now: Instant) -> Result<(), CniError> {
     if let (false, Some(why)) = (world.programmed.read, &world.programmed.unknown) {
         let msg = "what is in the kernel cannot be read, so nothing in it is kept as it should be";
         return Err(CniError::new(code::NOT_WORKING, msg, why.to_string()));
     }
     ready(world, code::NOT_AVAILABLE)?;
-    let of_all = |failed: &&Failed| matches!(failed.owner, Owner::Node | Owner::Fabric(_));
-    if let Some(failed) = world.programmed.failures.iter().find(of_all) {
+    if let Some(failed) = world.programmed.failures.iter().find(|failed| is_of_all_pods(world, failed)) {
         let msg = format!("the kernel refuses what all pods of this node need: {}", failed.key);
         return Err(CniError::new(code::NOT_WORKING, msg, failed.error.to_string()));
     }
@@ -158,6 +157,23 @@ fn status(world: &World, request: &CniRequest, now: Instant) -> Result<(), CniEr
         // That one is asked by the plugin.
         Some(_) => Ok(()),
         None => addresses::any_left(world, now),
+    }
+}
+
+/// Whether all pods stand on it. An instance that peers were never told of carries nothing yet: as long as there is another
+/// one, packets go by that, whatever the configuration asks for.
+fn is_of_all_pods(world: &World, failed: &Failed) -> bool {
+    match (&failed.owner, &failed.key) {
+        // For pods of before alone.
+        (_, Key::Proxied { .. }) => false,
+        (Owner::Node, _) => true,
+        (Owner::Fabric(instance), _) => {
+            let heard = || world.adverts.get(&world.local).map(|heard| &*heard.advert);
+            let word = world.said.as_ref().map(|said| &*said.last).or_else(heard);
+            let told = word.map_or(&[][..], |word| &word.accepts);
+            told.is_empty() || told.iter().any(|end| end.instance == *instance)
+        }
+        _ => false,
     }
 }
 

@@ -31,9 +31,9 @@ pub(crate) fn socket_beside(agent: &Path) -> PathBuf {
 }
 
 impl WithEngines {
-    /// The kernel, and the engine that listens there if one is wanted.
-    pub(crate) fn new(kernel: Box<dyn Kernel>, socket: &Path) -> WithEngines {
-        WithEngines { kernel, engine: Client::new(socket), wake: Arc::default(), offered: false }
+    /// The kernel, and the engine that listens there if one is wanted; `starts` says whether the agent starts what holds it.
+    pub(crate) fn new(kernel: Box<dyn Kernel>, socket: &Path, starts: bool) -> WithEngines {
+        WithEngines { kernel, engine: Client::new(socket, starts), wake: Arc::default(), offered: false }
     }
 
     fn read_engine(&mut self) -> Result<State, KernelError> {
@@ -211,7 +211,7 @@ mod tests {
         let path = std::env::temp_dir().join(format!("tartan-engines-{}.sock", std::process::id()));
         let told = engine(&path);
         let fake = Fake::new();
-        let mut both = WithEngines::new(Box::new(fake.clone()), &path);
+        let mut both = WithEngines::new(Box::new(fake.clone()), &path, true);
 
         let link = LinkName::new("ttx0").unwrap();
         let remote = |dst: &str| Key::Remote { link: link.clone(), dst: dst.parse().unwrap() };
@@ -245,7 +245,7 @@ mod tests {
 
     #[test]
     fn where_there_is_no_engine_there_is_nothing_to_take_away() {
-        let mut both = WithEngines::new(Box::new(Fake::new()), Path::new("/nonexistent/engine.sock"));
+        let mut both = WithEngines::new(Box::new(Fake::new()), Path::new("/nonexistent/engine.sock"), true);
         assert!(both.read(&Scope::Engines).unwrap().is_empty());
         let key = Key::Remote { link: LinkName::new("ttx0").unwrap(), dst: "10.0.0.0/24".parse().unwrap() };
         let object = Object::Remote("192.0.2.2".parse().unwrap());

@@ -81,11 +81,12 @@ const KEYS: &str = "keys";
 /// Inputs that may wait before those who send them do.
 const INBOX: usize = 4096;
 
-/// Runs the agent until SIGTERM or SIGINT. The kernel keeps what it has.
-pub fn run(boot: &Boot) -> Result<()> {
+/// Runs the agent until SIGTERM or SIGINT. The kernel keeps what it has. `holds`: it starts what holds engines' descriptors,
+/// where one is wanted and there is none.
+pub fn run(boot: &Boot, holds: bool) -> Result<()> {
     // The loop has this thread, and a plan in a large cluster takes it for milliseconds: what talks to others has its own.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-    runtime.block_on(start(boot))
+    runtime.block_on(start(boot, holds))
 }
 
 /// Takes back everything of ours; refuses while an agent runs.
@@ -94,7 +95,7 @@ pub fn take_back(boot: &Boot) -> Result<Report> {
     // First, so that no pod is attached to what is about to go.
     cni_files::remove(boot)?;
     let kernel = open_kernel(&boot.state_dir)?;
-    let mut kernel = WithEngines::new(Box::new(kernel), &engines::socket_beside(&boot.socket));
+    let mut kernel = WithEngines::new(Box::new(kernel), &engines::socket_beside(&boot.socket), false);
     uninstall::uninstall(&mut kernel, &boot.state_dir)
 }
 
@@ -103,11 +104,11 @@ fn open_kernel(state_dir: &Path) -> Result<Linux> {
     Ok(kernel.with_keys_in(&state_dir.join(KEYS)))
 }
 
-async fn start(boot: &Boot) -> Result<()> {
+async fn start(boot: &Boot, holds: bool) -> Result<()> {
     let _lock = lock(&boot.state_dir)?;
     let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").context("reading the kernel's boot id")?;
     let kernel = open_kernel(&boot.state_dir)?;
-    let kernel = WithEngines::new(Box::new(kernel), &engines::socket_beside(&boot.socket));
+    let kernel = WithEngines::new(Box::new(kernel), &engines::socket_beside(&boot.socket), holds);
     let store = open_store(&boot.store)?;
     let (inbox, agent) = assemble(&boot.node, &boot.state_dir, boot_id.trim(), Box::new(kernel), store.clone())?;
     // Before anybody can ask for an address.

@@ -91,6 +91,7 @@ impl Planners {
             non_masquerade: world.config.non_masquerade.clone(),
             masquerade: world.config.masquerade,
             vxlan_port: world.config.vxlan.port,
+            udp_port: world.config.udp_port,
             encrypts: fabric.receives.iter().any(Instance::is_encrypted),
             strict: fabric.strict,
         };

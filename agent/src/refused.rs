@@ -1,12 +1,14 @@
 //! What the kernel refuses, and what cannot be looked at, as conditions: one pure function from an object's owner to what
 //! the condition is about.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use tartan_model::{Attachment, Condition, Failed, World};
-use tartan_netstate::Owner;
+use tartan_netstate::{Key, Owner};
 
-/// A condition for each object that the kernel refuses now, and one if it cannot even be read.
+/// A condition for each object that the kernel refuses now, and one if it cannot even be read. What hangs on a link that is
+/// refused is refused with it, and says nothing new.
 pub fn conditions(world: &World) -> impl Iterator<Item = Condition> {
     let unknown = world.programmed.unknown.as_ref().map(|why| Condition {
         about: format!("Node/{}", world.local),
@@ -15,7 +17,15 @@ pub fn conditions(world: &World) -> impl Iterator<Item = Condition> {
         message: format!("what the kernel holds cannot be read: {why}; until it can, only pods come and go"),
         fix: "it is tried again by itself; if this stays, see the agent's log and the kernel's (dmesg)".into(),
     });
-    let failures = world.programmed.failures.iter().map(|failed| condition(world, failed));
+    let links: BTreeSet<_> = world.programmed.failures.iter().filter_map(|failed| failed.key.as_link()).collect();
+    let on_one = |key: &Key| key.link().is_some_and(|link| links.contains(&(key.netns().clone(), link.clone())));
+    let failures: Vec<Condition> = world
+        .programmed
+        .failures
+        .iter()
+        .filter(|failed| !on_one(&failed.key))
+        .map(|failed| condition(world, failed))
+        .collect();
     unknown.into_iter().chain(failures).chain(hidden(world))
 }
 
@@ -97,7 +107,7 @@ mod tests {
     use std::time::Instant;
 
     use tartan_model::{Features, Programmed};
-    use tartan_netstate::{Key, Netns};
+    use tartan_netstate::{LinkName, Netns};
 
     use super::*;
 
@@ -119,6 +129,24 @@ mod tests {
         check(Owner::Policy, "NetworkConfig/default", "spec.policy");
         check(Owner::Fabric("vxlan-1".into()), "NetworkConfig/default", "spec.fabric");
         check(Owner::Pod("c1/eth0".into()), "container c1/eth0", "");
+    }
+
+    #[test]
+    fn a_link_that_is_refused_speaks_for_what_is_on_it() {
+        let mut world = World::new("n1".into(), Features::default());
+        let [one, other] = ["ttx1", "ttx2"].map(|name| LinkName::new(name).unwrap());
+        let link = |name: &LinkName| Key::Link { ns: Netns::Host, link: name.clone() };
+        let sysctl = |name: &LinkName| Key::LinkSysctl { ns: Netns::Host, link: name.clone(), name: "ipv4/x".into() };
+        let failed = |key| Failed { key, owner: Owner::Node, error: "no".into(), netns_gone: false };
+        let failures = [link(&one), sysctl(&one), sysctl(&other)].map(failed);
+        world.programmed(
+            Programmed { failures: failures.into(), ..Programmed::default() },
+            Arc::default(),
+            Instant::now(),
+        );
+        let said: Vec<String> = conditions(&world).map(|condition| condition.message).collect();
+        let want = ["link ttx1 in host", "sysctl ipv4/x of ttx2 in host"];
+        assert_eq!(said, want.map(|key| format!("the kernel refuses {key}: no")));
     }
 
     #[test]

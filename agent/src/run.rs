@@ -150,7 +150,10 @@ impl Agent {
                     Input::WaitingFor(reply) => drop(reply.send(status::waiting_for(&self.world))),
                     Input::Heard(command, outcome, took) => self.counters.cni(command, outcome, took),
                     Input::Paths(talked_to, reply) => drop(reply.send(self.paths(talked_to.as_ref()))),
-                    Input::Tested(tested) => self.tested = *tested,
+                    Input::Tested(tested) => {
+                        self.world.passes = tested.passes.clone();
+                        self.tested = *tested;
+                    }
                     Input::Stop => return Ok(()),
                 }
             }
@@ -169,7 +172,8 @@ impl Agent {
     fn paths(&self, talked_to: Option<&BTreeSet<IpAddr>>) -> Paths {
         let fabric = self.planners.fabric();
         let targets = tartan_fabric::selftest::targets(fabric, &self.world, talked_to);
-        Paths { fabric_addresses: tartan_fabric::selftest::asked_at(fabric, &self.world), targets }
+        let standbys = tartan_fabric::selftest::standbys(fabric, &self.world);
+        Paths { fabric_addresses: tartan_fabric::selftest::asked_at(fabric, &self.world), targets, standbys }
     }
 
     fn applied(&mut self, applied: Applied, now: Instant) {

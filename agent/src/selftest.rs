@@ -9,13 +9,14 @@ use std::fs::File;
 use std::io::{self, PipeWriter, Read};
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tartan_fabric::selftest::{self, Finding, Path, Probe, Prober, Standing, Target};
 use tartan_kernel::conntrack::Conntrack;
 use tartan_kernel::echo::{Echo, Heard};
 use tartan_kernel::offload;
-use tartan_model::{Condition, PerFamily};
+use tartan_model::{Condition, Passes, PerFamily};
 use tartan_netstate::LinkName;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot};
@@ -37,12 +38,18 @@ pub struct Paths {
     pub fabric_addresses: PerFamily<IpAddr>,
     /// None: there are so many that it has to be said who is talked to.
     pub targets: Option<BTreeMap<Path, Target>>,
+    /// Ways that carry nothing while a fallback does.
+    pub standbys: BTreeMap<Path, Target>,
 }
 
 /// How the paths stand.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tested {
     pub standings: BTreeMap<Path, Standing>,
+    /// Of ways that carry nothing.
+    pub standbys: BTreeMap<Path, Standing>,
+    /// What follows from them.
+    pub passes: Arc<Passes>,
     /// Devices of ours for which the kernel computes checksums.
     pub by_software: BTreeSet<LinkName>,
     /// Why nothing is tested, or not all.
@@ -58,6 +65,7 @@ struct Tester {
     inbox: mpsc::Sender<Input>,
     echo: Echo,
     prober: Prober,
+    standby: Prober,
     asked: Option<oneshot::Receiver<Paths>>,
     look_at: Instant,
     tell_at: Instant,
@@ -91,21 +99,25 @@ pub fn conditions(node: &str, tested: &Tested) -> Vec<Condition> {
         message: format!("paths to other nodes are not all tested: {why}"),
         fix: "give the agent CAP_NET_RAW, and see who else has UDP port 7474".into(),
     });
-    selftest::conditions(node, &tested.standings, &tested.by_software).into_iter().chain(unable).collect()
+    selftest::conditions(node, &tested.standings, &tested.standbys, &tested.by_software)
+        .into_iter()
+        .chain(unable)
+        .collect()
 }
 
 // === impl Tester ===
 
 impl Tester {
     fn new(inbox: mpsc::Sender<Input>) -> io::Result<Tester> {
-        let mut random = [[0; 8]; 3];
+        let mut random = [[0; 8]; 5];
         File::open("/dev/urandom")?.read_exact(random.as_flattened_mut())?;
-        let [cookie, a, b] = random.map(u64::from_ne_bytes);
+        let [cookie, a, b, c, d] = random.map(u64::from_ne_bytes);
         let now = Instant::now();
         Ok(Tester {
             inbox,
             echo: Echo::open(cookie)?,
             prober: Prober::new([a, b]),
+            standby: Prober::bound([c, d]),
             asked: None,
             look_at: now,
             tell_at: now,
@@ -125,7 +137,11 @@ impl Tester {
             let now = Instant::now();
             for it in heard {
                 match it {
-                    Heard::Answer { nonce, from } => prober.answered(nonce, from, now),
+                    // To the one that did not ask, the number says nothing.
+                    Heard::Answer { nonce, from } => {
+                        prober.answered(nonce, from, now);
+                        self.standby.answered(nonce, from, now);
+                    }
                     Heard::Question { from } => prober.heard(from, now),
                 }
             }
@@ -135,17 +151,22 @@ impl Tester {
     /// Does what is due. Returns when something is again; none once the loop has ended.
     fn turn(&mut self, now: Instant) -> Option<Instant> {
         self.look(now)?;
-        for probe in self.prober.step(now) {
+        for probe in self.prober.step(now).into_iter().chain(self.standby.step(now)) {
             match probe {
-                Probe::Echo { to, bytes, nonce } => self.echo.request(to, bytes, nonce),
+                Probe::Echo { to, bytes, nonce, by } => self.echo.request(to, bytes, nonce, by.as_ref()),
                 Probe::Datagram { to, checksum, nonce } => self.echo.ask(to, checksum, nonce),
             }
         }
         self.tested.standings = self.prober.standings();
+        self.tested.standbys = self.standby.standings();
+        let passes = selftest::passes(&self.tested.standings, &self.tested.standbys);
+        if passes != *self.tested.passes {
+            self.tested.passes = passes.into();
+        }
         self.mend();
         self.tell(now)?;
         let soon = self.asked.is_some().then(|| now + SOON);
-        [self.prober.next(), soon, Some(self.look_at)].into_iter().flatten().min()
+        [self.prober.next(), self.standby.next(), soon, Some(self.look_at)].into_iter().flatten().min()
     }
 
     /// Asks the loop which paths there are, and takes its answer.
@@ -180,6 +201,7 @@ impl Tester {
     fn take(&mut self, paths: Paths, now: Instant) -> Option<()> {
         let refused = self.echo.listen(paths.fabric_addresses).err();
         self.tested.unable = refused.map(|error| format!("nobody can be asked at this node's own addresses: {error}"));
+        self.standby.want(paths.standbys, now);
         let Some(targets) = paths.targets else {
             self.look_at = now + LOOK_AT_MANY;
             match Conntrack::open().and_then(|mut conntrack| conntrack.ends()) {
@@ -218,7 +240,10 @@ impl Tester {
             tested.standings.iter().map(|(path, it)| (path.clone(), finding(it))).collect()
         };
         let (is, was) = (&self.tested, &self.told);
-        let news = findings(is) != findings(was) || (&is.by_software, &is.unable) != (&was.by_software, &was.unable);
+        let news = findings(is) != findings(was)
+            || is.passes != was.passes
+            || is.standbys.keys().ne(was.standbys.keys())
+            || (&is.by_software, &is.unable) != (&was.by_software, &was.unable);
         if is == was || (!news && now < self.tell_at) {
             return Some(());
         }

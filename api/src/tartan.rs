@@ -27,6 +27,13 @@ pub struct NetworkConfigSpec {
     pub fabric: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vxlan: Option<VxlanSpec>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub udp: Option<UdpSpec>,
+    /// `udp`: what carries packets between two nodes while the path self-test finds that the fabric is blocked between them.
+    /// `none`: nothing does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(test, schemars(extend("enum" = ["none", "udp"])))]
+    pub fallback: Option<String>,
     /// `none` or `wireguard`: what carries packets between two nodes that both can, in the fabric's place.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[cfg_attr(test, schemars(extend("enum" = ["none", "wireguard"])))]
@@ -84,6 +91,22 @@ pub struct VxlanSpec {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[cfg_attr(test, schemars(range(min = 1, max = 16777215)))]
     pub vni: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(test, schemars(range(min = 1, max = 65535)))]
+    pub port: Option<u16>,
+    /// The kernel learns from packets where MACs are that no node told of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub learning: Option<bool>,
+    /// Packets carry the lower 16 bits of their mark to the other node (the group policy extension). It takes a port of its own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gbp: Option<bool>,
+}
+
+/// Parameters of the udp fabric.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct UdpSpec {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[cfg_attr(test, schemars(range(min = 1, max = 65535)))]
     pub port: Option<u16>,

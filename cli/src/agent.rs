@@ -11,7 +11,7 @@ use tracing::level_filters::LevelFilter;
 use crate::output::{self, Format};
 
 /// Runs the agent until SIGTERM or SIGINT.
-pub(crate) fn run(config: &Path, node: Option<String>) -> Result<ExitCode> {
+pub(crate) fn run(config: &Path, node: Option<String>, holds: bool) -> Result<ExitCode> {
     let mut boot = read(config)?;
     if let Some(node) = node {
         boot.node = node;
@@ -22,7 +22,7 @@ pub(crate) fn run(config: &Path, node: Option<String>) -> Result<ExitCode> {
         config.display()
     );
     log(&boot.log)?;
-    tartan_agent::run(&boot).map(|()| ExitCode::SUCCESS)
+    tartan_agent::run(&boot, holds).map(|()| ExitCode::SUCCESS)
 }
 
 /// Runs the operator until SIGTERM or SIGINT.
@@ -68,9 +68,23 @@ fn log(level: &str) -> Result<()> {
     Ok(())
 }
 
+/// How a holder is to run.
+pub(crate) enum Hold {
+    /// By itself, from here on.
+    Start,
+    /// As the one that was started so.
+    Detached,
+    /// Here, whether or not there is something to hold.
+    Stay,
+}
+
 /// Starts a holder, or is one.
-pub(crate) fn hold(socket: &Path, detached: bool) -> Result<ExitCode> {
-    let done = if detached { tartan_engine::holder::hold(socket) } else { tartan_engine::holder::start(socket) };
+pub(crate) fn hold(socket: &Path, how: &Hold) -> Result<ExitCode> {
+    let done = match how {
+        Hold::Start => tartan_engine::holder::start(socket),
+        Hold::Detached => tartan_engine::holder::detached(socket),
+        Hold::Stay => tartan_engine::holder::stay(socket),
+    };
     done.with_context(|| format!("holding an engine at {}", socket.display()))?;
     Ok(ExitCode::SUCCESS)
 }

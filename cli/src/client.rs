@@ -18,7 +18,8 @@ use tartan_lab::Facts;
 use crate::output::{self, Format};
 use crate::status;
 
-const SOCKET: &str = "/run/tartan/tartan.sock";
+/// Where the agent of a node listens, unless its boot file says otherwise.
+pub(crate) const SOCKET: &str = "/run/tartan/tartan.sock";
 /// An agent answers from memory, and waits only for its store; one that takes longer is stuck.
 const PATIENCE: Duration = Duration::from_secs(10);
 

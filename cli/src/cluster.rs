@@ -212,7 +212,10 @@ fn write_all(text: &mut String, cluster: &Cluster) -> std::fmt::Result {
         if let Some(what) = to_do(node) {
             writeln!(text, "\n{}: {what}", node.node)?;
         }
-        for condition in node.conditions.iter().filter(|it| (&*it.kind, &*it.status) != ("Ready", "True")) {
+        // That it is not ready stands in the table, and why in the others.
+        let alone = node.conditions.len() == 1;
+        let is_told = |it: &&kinds::Condition| if it.kind == "Ready" { alone && it.status != "True" } else { true };
+        for condition in node.conditions.iter().filter(is_told) {
             let kinds::Condition { kind, status, reason, message, last_transition_time, .. } = condition;
             let what = if kind == "Ready" { format!("not ready ({status}): {reason}") } else { reason.clone() };
             writeln!(text, "\n{}: {what}, since {last_transition_time}\n  {message}", node.node)?;
@@ -308,7 +311,10 @@ apiVersion: tartan.dev/v1alpha1
 kind: NodeNetwork
 metadata: {name: n2}
 spec: {nodeUid: u2, mtu: 1450, heartbeat: 3}
-status: {conditions: [{type: Ready, status: 'False', reason: PeerOffLink, message: n1 is behind a router, lastTransitionTime: '2026-01-01T00:00:00Z'}]}
+status:
+  conditions:
+  - {type: Ready, status: 'False', reason: PeerOffLink, message: see the conditions PeerOffLink, lastTransitionTime: '2026-01-01T00:00:00Z'}
+  - {type: PeerOffLink, status: 'True', reason: PeerOffLink, message: n1 is behind a router, lastTransitionTime: '2026-01-01T00:00:00Z'}
 ---
 apiVersion: tartan.dev/v1alpha1
 kind: NodeNetwork
@@ -336,7 +342,7 @@ gone: there is no such Node any more; `tartan operator` removes what is left of 
 n2: its agent gave no sign of life; packets go on, changes do not reach it
   Fix: kubectl --namespace tartan-system get pods --field-selector spec.nodeName=n2
 
-n2: not ready (False): PeerOffLink, since 2026-01-01T00:00:00Z
+n2: PeerOffLink, since 2026-01-01T00:00:00Z
   n1 is behind a router
 
 n3: no agent has ever run on it: pods there have no network

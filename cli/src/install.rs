@@ -116,8 +116,8 @@ mod tests {
 
     #[test]
     fn places_that_vary_stand_in_the_manifest_as_often_as_they_should() {
-        // The operator is of the same image as the agent.
-        for (place, times) in [(IMAGE, 2), (STORE, 1), (CNI_BIN, 1), (CNI_CONF, 1)] {
+        // Operator and holder are of the same image as the agent.
+        for (place, times) in [(IMAGE, 3), (STORE, 1), (CNI_BIN, 1), (CNI_CONF, 1)] {
             assert_eq!(MANIFEST.matches(place).count(), times, "{place}");
         }
     }
@@ -140,6 +140,7 @@ mod tests {
             changed(Talos, Some("https://[fd00::1]:6443"), Some("registry.example:5000/tartan@sha256:0a")),
             [
                 r#"store: "kubernetes:https://[fd00::1]:6443""#,
+                "image: registry.example:5000/tartan@sha256:0a",
                 "image: registry.example:5000/tartan@sha256:0a",
                 "image: registry.example:5000/tartan@sha256:0a",
             ]

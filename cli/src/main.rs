@@ -35,6 +35,9 @@ enum Tartan {
         /// This node's name, in place of the boot file's
         #[arg(long)]
         node: Option<String>,
+        /// Another process keeps what engines have open: `tartan hold --stay`, in a container of its own
+        #[arg(long)]
+        no_hold: bool,
     },
     /// Run what is done once for the whole cluster, where this process leads (in Kubernetes)
     Operator {
@@ -154,8 +157,11 @@ enum Tartan {
         #[arg(long)]
         socket: PathBuf,
         /// The socket is standard input
-        #[arg(long)]
+        #[arg(long, conflicts_with = "stay")]
         detached: bool,
+        /// Go on when there is nothing to hold, as in a container of its own
+        #[arg(long)]
+        stay: bool,
     },
     /// Carry packets between nodes; `tartan hold` runs this
     #[command(hide = true)]
@@ -173,7 +179,7 @@ enum Tartan {
 
 fn main() -> ExitCode {
     let result = match Tartan::parse() {
-        Tartan::Agent { config, node } => agent::run(&config, node),
+        Tartan::Agent { config, node, no_hold } => agent::run(&config, node, !no_hold),
         Tartan::Operator { config, namespace, identity } => agent::operate(&config, &namespace, &identity),
         Tartan::Status { cluster: true, from, output, .. } => cluster::run(&from, output),
         Tartan::Status { at, output, .. } => client::status_command(&at, output),
@@ -189,7 +195,9 @@ fn main() -> ExitCode {
         Tartan::Install { distribution, api_server, image } => {
             install::run(distribution, api_server.as_deref(), image.as_deref())
         }
-        Tartan::Hold { socket, detached } => agent::hold(&socket, detached),
+        Tartan::Hold { socket, stay: true, .. } => agent::hold(&socket, &agent::Hold::Stay),
+        Tartan::Hold { socket, detached: true, .. } => agent::hold(&socket, &agent::Hold::Detached),
+        Tartan::Hold { socket, .. } => agent::hold(&socket, &agent::Hold::Start),
         Tartan::Engine => agent::engine(),
         Tartan::Uninstall { config, output } => agent::uninstall(&config, output),
     };

@@ -11,6 +11,7 @@ use std::thread;
 use std::time::Duration;
 
 use crate::program::own_program;
+use crate::rights;
 use crate::wire::{self, Answer, Ask, Device, Question, Step, VERSION};
 
 /// An engine answers in milliseconds, or while it is started again in tens of them.
@@ -19,6 +20,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// See the module.
 pub struct Client {
     socket: PathBuf,
+    /// A holder is started where there is none.
+    starts: bool,
     watching: Arc<AtomicBool>,
 }
 
@@ -29,14 +32,14 @@ pub enum EngineError {
     #[error("the engine at {}: {error}", .socket.display())]
     Io { socket: PathBuf, error: io::Error },
     /// There is none, and none can be started.
-    #[error("starting an engine (`tartan hold`): {0}")]
+    #[error("starting an engine: {0}")]
     NotStarted(io::Error),
 }
 
 impl Client {
-    /// Of the engine that listens there, or will.
-    pub fn new(socket: &Path) -> Client {
-        Client { socket: socket.to_owned(), watching: Arc::default() }
+    /// Of the engine that listens there, or will; `starts` says whether it is for the agent to start one.
+    pub fn new(socket: &Path, starts: bool) -> Client {
+        Client { socket: socket.to_owned(), starts, watching: Arc::default() }
     }
 
     /// All that the engine has; nothing where there is none.
@@ -74,9 +77,12 @@ impl Client {
     /// # Errors
     /// The one that runs goes on.
     pub fn succeed(&self) -> Result<(), EngineError> {
-        let Some(stream) = self.connect()? else { return Ok(()) };
-        let program = own_program().map_err(|error| self.error(error))?;
-        match self.ask(stream, Ask::Succeed(program))? {
+        let Some(mut stream) = self.connect()? else { return Ok(()) };
+        let (file, program) = own_program().map_err(|error| self.error(error))?;
+        let question = Question { version: VERSION, ask: Ask::Succeed(program) };
+        let said = wire::write(&mut stream, &question).and_then(|()| Ok(rights::send(&stream, &[0], Some(&file))?));
+        said.map_err(|error| self.error(error))?;
+        match self.answer(stream)? {
             Answer::Done => Ok(()),
             other => Err(self.error(io::Error::other(format!("it says {other:?}")))),
         }
@@ -123,6 +129,13 @@ impl Client {
                 return Err(EngineError::NotStarted(io::Error::other(format!("there is no device {link}"))));
             }
         }
+        if !self.starts {
+            let missing = format!(
+                "nobody holds {}: see that the DaemonSet tartan-holder (`tartan hold --stay`) has its pod on this node",
+                self.socket.display()
+            );
+            return Err(EngineError::NotStarted(io::Error::other(missing)));
+        }
         let mut command = Command::new("/proc/self/exe");
         let started =
             command.arg("hold").arg("--socket").arg(&self.socket).status().map_err(EngineError::NotStarted)?;
@@ -133,10 +146,12 @@ impl Client {
     }
 
     fn ask(&self, mut stream: UnixStream, ask: Ask) -> Result<Answer, EngineError> {
-        let answer = stream
-            .set_read_timeout(Some(PATIENCE))
-            .and_then(|()| wire::write(&mut stream, &Question { version: VERSION, ask }))
-            .and_then(|()| wire::read(&mut stream));
+        wire::write(&mut stream, &Question { version: VERSION, ask }).map_err(|error| self.error(error))?;
+        self.answer(stream)
+    }
+
+    fn answer(&self, mut stream: UnixStream) -> Result<Answer, EngineError> {
+        let answer = stream.set_read_timeout(Some(PATIENCE)).and_then(|()| wire::read(&mut stream));
         answer.map_err(|error| self.error(error))
     }
 
@@ -152,7 +167,7 @@ mod tests {
 
     #[test]
     fn none_is_started_that_would_have_nothing_to_carry() {
-        let client = Client::new(Path::new("/nonexistent/engine.sock"));
+        let client = Client::new(Path::new("/nonexistent/engine.sock"), true);
         let link = || "ttxnone".to_owned();
         let open = Step::Open { link: link(), socket: Socket { source: "127.0.0.1".parse().unwrap(), port: 8285 } };
         let check = |steps: Vec<Step>, may_start: bool, wanted: Result<(), &str>| {

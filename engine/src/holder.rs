@@ -1,27 +1,28 @@
 //! The holder: keeps descriptors under names for an engine, and starts the engine again whenever it ends.
 //!
-//! It is in a session of its own, and in the control group at the top of each hierarchy that it sees: whoever ends the agent
-//! with all its processes does not end it. It ends when the engine says that nothing is left to be carried.
+//! One that an agent starts is in a session of its own, and in the control group at the top of each hierarchy that it sees:
+//! whoever ends the agent with all its processes does not end it. It ends when the engine says that nothing is left to be
+//! carried. In a cluster, where a container's processes end with it, one in a container of its own stays ([`stay`]).
 //!
 //! Invariant: it knows nothing of what it keeps, so it needs no upgrade for an engine's sake.
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{self, IoSlice, IoSliceMut};
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::io::{self, Read};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use nix::cmsg_space;
 use nix::errno::Errno;
-use nix::poll::{PollTimeout, poll};
-use nix::sys::socket::{
-    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, sendmsg, socketpair,
-};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+
+use crate::rights;
+use crate::wire::{self, Ask, Question, VERSION};
 
 /// Under this name an engine finds the socket that agents speak on,
 pub(crate) const CONTROL: &str = "control";
@@ -51,11 +52,7 @@ impl Channel {
     }
 
     fn say(&self, word: &str, fd: Option<&OwnedFd>) -> nix::Result<()> {
-        let fds: Vec<i32> = fd.iter().map(|fd| fd.as_raw_fd()).collect();
-        let rights = [ControlMessage::ScmRights(&fds)];
-        let rights = if fds.is_empty() { &[][..] } else { &rights };
-        sendmsg::<()>(self.0.as_raw_fd(), &[IoSlice::new(word.as_bytes())], rights, MsgFlags::MSG_NOSIGNAL, None)
-            .map(drop)
+        rights::send(&self.0, word.as_bytes(), fd)
     }
 
     pub(crate) fn keep(&self, name: &str, fd: &OwnedFd) -> nix::Result<()> {
@@ -74,29 +71,10 @@ impl Channel {
     /// The next word; none when the other end is gone.
     pub(crate) fn hear(&self) -> nix::Result<Option<(String, Option<OwnedFd>)>> {
         let mut buffer = [0; WORD];
-        let mut room = cmsg_space!([i32; 4]);
-        let (length, mut fds) = loop {
-            let mut iov = [IoSliceMut::new(&mut buffer)];
-            let flags = MsgFlags::MSG_CMSG_CLOEXEC;
-            match recvmsg::<()>(self.0.as_raw_fd(), &mut iov, Some(&mut room), flags) {
-                Err(Errno::EINTR) => {}
-                Err(errno) => return Err(errno),
-                Ok(message) => break (message.bytes, owned(message.cmsgs()?)),
-            }
-        };
+        let (length, fd) = rights::receive(&self.0, &mut buffer)?;
         let word = String::from_utf8_lossy(&buffer[..length]).into_owned();
-        Ok((length > 0).then(|| (word, fds.pop())))
+        Ok((length > 0).then_some((word, fd)))
     }
-}
-
-#[allow(unsafe_code, reason = "received descriptors come as numbers")]
-fn owned(messages: impl Iterator<Item = ControlMessageOwned>) -> Vec<OwnedFd> {
-    let numbers = messages.filter_map(|message| match message {
-        ControlMessageOwned::ScmRights(numbers) => Some(numbers),
-        _ => None,
-    });
-    // SAFETY: the kernel has just made these descriptors for us, and nobody else knows their numbers.
-    numbers.flatten().map(|number| unsafe { OwnedFd::from_raw_fd(number) }).collect()
 }
 
 /// Makes the socket and starts a holder that goes on by itself.
@@ -104,28 +82,66 @@ fn owned(messages: impl Iterator<Item = ControlMessageOwned>) -> Vec<OwnedFd> {
 /// # Errors
 /// The socket cannot be made, or the program not started.
 pub fn start(socket: &Path) -> io::Result<()> {
-    // Of a holder that is gone: whoever starts one has found that nobody answers.
-    match fs::remove_file(socket) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let listener = UnixListener::bind(socket)?;
+    let listener = listen(socket)?;
     let mut command = Command::new("/proc/self/exe");
     command.arg0("tartan").arg("hold").arg("--detached").arg("--socket").arg(socket);
     command.stdin(OwnedFd::from(listener)).stdout(Stdio::null()).process_group(0).spawn().map(drop)
 }
 
-/// The holder itself, with the socket as its standard input. Returns when nothing is left.
+/// The holder that [`start`] starts, with the socket as its standard input. Returns when nothing is left.
 ///
 /// # Errors
 /// No engine can be started at all.
-pub fn hold(socket: &Path) -> io::Result<()> {
+pub fn detached(socket: &Path) -> io::Result<()> {
     let _alone = nix::unistd::setsid();
     let _named = nix::sys::prctl::set_name(c"tartan-holder");
     leave_control_groups();
     let own = fs::metadata(socket)?.ino();
     let control = io::stdin().as_fd().try_clone_to_owned()?;
-    let mut kept = BTreeMap::from([(CONTROL.to_owned(), control)]);
+    hold(&mut BTreeMap::from([(CONTROL.to_owned(), control)]))?;
+    // Another holder may have come already.
+    let is_own = fs::metadata(socket).is_ok_and(|there| there.ino() == own);
+    if is_own { fs::remove_file(socket) } else { Ok(()) }
+}
+
+/// A holder for whatever agent comes: there is no engine until one asks for it, and none once nothing is left to be carried.
+/// Where another holder has the socket, it waits for that one's end first.
+///
+/// # Errors
+/// The socket cannot be made, or no engine be started at all.
+pub fn stay(socket: &Path) -> io::Result<()> {
+    let _named = nix::sys::prctl::set_name(c"tartan-holder");
+    while let Ok(mut other) = UnixStream::connect(socket) {
+        // It says nothing: this is its end, or that of its engine.
+        let watch = Question { version: VERSION, ask: Ask::Watch };
+        let _ended = wire::write(&mut other, &watch).and_then(|()| other.read(&mut [0]).map(drop));
+    }
+    let control = OwnedFd::from(listen(socket)?);
+    let mut kept = BTreeMap::from([(CONTROL.to_owned(), control.try_clone()?)]);
+    loop {
+        let mut asked = [PollFd::new(control.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut asked, PollTimeout::NONE) {
+            // Who has asked waits in the socket until there is an engine. The program stays that of the last agent.
+            Ok(_) => {
+                hold(&mut kept)?;
+                kept.retain(|name, _| [CONTROL, PROGRAM].contains(&name.as_str()));
+            }
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+}
+
+/// The socket, in place of one of a holder that is gone: whoever makes it has found that nobody answers.
+fn listen(socket: &Path) -> io::Result<UnixListener> {
+    match fs::remove_file(socket) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => UnixListener::bind(socket),
+    }
+}
+
+/// Until nothing is left.
+fn hold(kept: &mut BTreeMap<String, OwnedFd>) -> io::Result<()> {
     let mut failed = 0;
     loop {
         let started = Instant::now();
@@ -133,14 +149,12 @@ pub fn hold(socket: &Path) -> io::Result<()> {
             eprintln!("tartan hold: no engine of the new program has lived; back to the one that came before");
             kept.remove(PROGRAM);
         }
-        let (mut engine, channel) = engine(&kept)?;
-        let ended = serve(&channel, &mut kept);
+        let (mut engine, channel) = engine(kept)?;
+        let ended = serve(&channel, kept);
         // It hangs on nothing of ours any more, and may be on its way out.
         let status = engine.wait()?;
         if ended {
-            // Another holder may have come already.
-            let is_own = fs::metadata(socket).is_ok_and(|there| there.ino() == own);
-            return if is_own { fs::remove_file(socket) } else { Ok(()) };
+            return Ok(());
         }
         failed = if started.elapsed() < YOUNG { failed + 1 } else { 0 };
         eprintln!("tartan hold: the engine ended ({status}) and is started again");

@@ -23,6 +23,7 @@ pub mod holder;
 mod inner;
 mod link;
 pub mod program;
+mod rights;
 mod socket;
 mod table;
 mod tun;

@@ -3,7 +3,7 @@
 //! Invariant: what an agent was told is done, the holder has: an engine that is started in this one's place has it too.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
@@ -15,14 +15,13 @@ use ipnet::IpNet;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::EventFd;
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::sys::socket::{getsockopt, sockopt};
 use serde::{Deserialize, Serialize};
 
 use crate::holder::{CONTROL, Channel, GO, PROGRAM};
 use crate::link::{Link, Queue};
 use crate::table::{Remote, Remotes};
 use crate::wire::{Answer, Ask, Device, Program, Question, Socket, Step, VERSION};
-use crate::{socket, tun, wire};
+use crate::{rights, socket, tun, wire};
 
 /// The name of what the engine was told, with the holder.
 const TABLE: &str = "table";
@@ -31,8 +30,8 @@ const QUEUES: usize = 4;
 /// Devices, and remotes of one, at most.
 const DEVICES: usize = 16;
 const REMOTES: usize = 200_000;
-/// An engine that nobody gives a device ends.
-const IDLE_MILLIS: u16 = 60_000;
+/// An engine that has no device, and is given none in this time, ends.
+const IDLE_MILLIS: u16 = 2_000;
 
 /// What the holder keeps of a device.
 #[derive(Serialize, Deserialize)]
@@ -83,7 +82,9 @@ pub fn run() -> io::Result<()> {
     let engine = Arc::new(Mutex::new(engine));
     loop {
         let mut fds = [control.as_fd(), over.as_fd()].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
-        if poll(&mut fds, PollTimeout::from(IDLE_MILLIS)) == Ok(0) {
+        let idle = lock(&engine).devices.is_empty();
+        let timeout = if idle { PollTimeout::from(IDLE_MILLIS) } else { PollTimeout::NONE };
+        if poll(&mut fds, timeout) == Ok(0) {
             lock(&engine).end_if_due();
             continue;
         }
@@ -107,7 +108,6 @@ fn lock(engine: &Mutex<Engine>) -> std::sync::MutexGuard<'_, Engine> {
 }
 
 fn talk(mut stream: UnixStream, engine: &Mutex<Engine>) -> io::Result<()> {
-    let peer = getsockopt(&stream, sockopt::PeerCredentials)?;
     loop {
         let question: Question = match wire::read(&mut stream) {
             Err(error) if error.kind() == io::ErrorKind::InvalidData || error.kind() == io::ErrorKind::Other => {
@@ -116,7 +116,11 @@ fn talk(mut stream: UnixStream, engine: &Mutex<Engine>) -> io::Result<()> {
             other => other?,
         };
         let answer = match question.ask {
-            Ask::Succeed(program) => lock(engine).give_way(peer.pid(), program),
+            Ask::Succeed(program) => {
+                // The file itself comes after the question: who asks may be in a pid namespace of its own.
+                let (_, file) = rights::receive(&stream, &mut [0])?;
+                lock(engine).give_way(file, program)
+            }
             _ if question.version != VERSION => {
                 Answer::Refused(format!("this engine speaks version {VERSION}, not {}", question.version))
             }
@@ -269,8 +273,8 @@ impl Engine {
     }
 
     /// Lets the agent's program go on in this one's place, where it is another.
-    fn give_way(&mut self, pid: i32, theirs: Program) -> Answer {
-        match self.successor(pid, theirs) {
+    fn give_way(&mut self, file: Option<OwnedFd>, theirs: Program) -> Answer {
+        match successor(file, theirs) {
             Ok(None) => Answer::Done,
             Ok(Some(program)) => {
                 if let Err(error) = self.holder.keep(PROGRAM, &program) {
@@ -283,17 +287,6 @@ impl Engine {
             }
             Err(error) => Answer::Refused(format!("its program: {error}")),
         }
-    }
-
-    fn successor(&self, pid: i32, theirs: Program) -> io::Result<Option<OwnedFd>> {
-        if program_of(&File::open("/proc/self/exe")?)? == theirs {
-            return Ok(None);
-        }
-        let file = File::open(format!("/proc/{pid}/exe"))?;
-        if program_of(&file)? != theirs {
-            return Err(io::Error::other("it is not the one that was told of"));
-        }
-        Ok(Some(file.into()))
     }
 
     /// Once whoever has asked has the answer.
@@ -326,6 +319,18 @@ impl Carried {
     }
 }
 
+/// The program to go on in this one's place; none if it is this one.
+fn successor(file: Option<OwnedFd>, theirs: Program) -> io::Result<Option<OwnedFd>> {
+    if program_of(&File::open("/proc/self/exe")?)? == theirs {
+        return Ok(None);
+    }
+    let file = File::from(file.ok_or_else(|| io::Error::other("it did not come along"))?);
+    if program_of(&file)? != theirs {
+        return Err(io::Error::other("it is not the one that was told of"));
+    }
+    Ok(Some(file.into()))
+}
+
 /// How the holder calls a queue's two descriptors.
 fn names(link: &str, index: usize) -> [String; 2] {
     [format!("tun {link} {index}"), format!("udp {link} {index}")]
@@ -350,7 +355,9 @@ pub(crate) fn program_of(file: &File) -> io::Result<Program> {
     Ok(Program { size: about.size(), modified: (about.mtime(), about.mtime_nsec()) })
 }
 
-/// This process's.
-pub(crate) fn own_program() -> io::Result<Program> {
-    program_of(&fs::File::open("/proc/self/exe")?)
+/// This process's, and what tells it from others.
+pub(crate) fn own_program() -> io::Result<(OwnedFd, Program)> {
+    let file = File::open("/proc/self/exe")?;
+    let program = program_of(&file)?;
+    Ok((file.into(), program))
 }

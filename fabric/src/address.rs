@@ -44,6 +44,8 @@ pub struct LocalNode {
     pub blocks: Vec<IpNet>,
     /// The VNI and the MAC that peers on Flannel know its device by, in each underlay family.
     pub flannel_macs: PerFamily<(u32, Mac)>,
+    /// Devices of vxlan learn from packets.
+    pub learning: bool,
     /// The kernel has IPv6. Where it has not, it knows neither the devices nor the sysctls of it.
     pub ipv6: bool,
     /// The public halves of its key pairs, by name.

@@ -22,7 +22,6 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use tartan_model::{Across, Config, Encapsulation, Encryption, FabricMode, Family, PerFamily, World};
 use tartan_netstate::LinkName;
-use tartan_netstate::claims::UDP_PORT;
 
 use crate::{Instance, LocalNode, flannel, wireguard};
 
@@ -119,8 +118,11 @@ pub fn own_targets(world: &World, node: &LocalNode) -> BTreeSet<Instance> {
         let wrapped = wrapped(config, manner.mode, has);
         wrapped.into_iter().chain(direct.then_some(Instance::HostGw))
     };
+    // Heard by everybody, or a pair could not turn to it at once.
+    let fallback = config.fallback.filter(|_| config.fabric != FabricMode::None);
+    let fallback = fallback.and_then(|mode| wrapped(config, mode, has));
     let flannel = world.flannel().into_iter().flat_map(|flannel| flannel::instances(flannel));
-    manners.into_iter().flat_map(targets).chain(flannel).chain(encrypted).filter(allowed).collect()
+    manners.into_iter().flat_map(targets).chain(flannel).chain(encrypted).chain(fallback).filter(allowed).collect()
 }
 
 /// The choice for one family of packets to one peer. `usable` is what that peer hears and a next hop leads to, and
@@ -143,14 +145,16 @@ pub(crate) fn choose(
 }
 
 /// The mode's instance over the first family that will do; none for a fabric that wraps nothing.
-fn wrapped(config: &Config, mode: FabricMode, possible: impl Fn(&Family) -> bool) -> Option<Instance> {
+pub(crate) fn wrapped(config: &Config, mode: FabricMode, possible: impl Fn(&Family) -> bool) -> Option<Instance> {
     let families = config.underlay.map_or(Family::ALL.to_vec(), |family| vec![family]);
     let underlay = families.into_iter().find(possible)?;
     match mode {
         FabricMode::HostGw | FabricMode::None => None,
-        FabricMode::Vxlan => Some(Instance::Vxlan { underlay, vni: config.vxlan.vni, port: config.vxlan.port }),
+        FabricMode::Vxlan => {
+            Some(Instance::Vxlan { underlay, vni: config.vxlan.vni, port: config.vxlan.port, gbp: config.vxlan.gbp })
+        }
         FabricMode::Ipip => Some(Instance::Ipip { underlay }),
-        FabricMode::Udp => Some(Instance::Udp { underlay, port: UDP_PORT }),
+        FabricMode::Udp => Some(Instance::Udp { underlay, port: config.udp_port }),
         FabricMode::Wireguard => Some(wireguard::instance(config, underlay)),
     }
 }

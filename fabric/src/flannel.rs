@@ -31,7 +31,7 @@ pub fn instances(flannel: &Flannel) -> BTreeSet<Instance> {
         FlannelBackend::HostGw => BTreeSet::from([Instance::HostGw]),
         FlannelBackend::Vxlan { vni, port, direct } => {
             let (vni, port) = (*vni, *port);
-            let on = flannel.networks.iter().map(|(underlay, _)| Instance::Vxlan { underlay, vni, port });
+            let on = flannel.networks.iter().map(|(underlay, _)| Instance::Vxlan { underlay, vni, port, gbp: false });
             on.chain(direct.then_some(Instance::HostGw)).collect()
         }
         FlannelBackend::Other(_) => BTreeSet::new(),
@@ -75,7 +75,7 @@ pub fn raise(flannel: &Flannel, node: &Node, word: &Advert) -> Option<Annotation
     for (at, family) in Family::ALL.into_iter().enumerate() {
         let (address, data) = match &flannel.backend {
             FlannelBackend::Vxlan { vni, port, .. } => {
-                let instance = Instance::Vxlan { underlay: family, vni: *vni, port: *port }.to_string();
+                let instance = Instance::Vxlan { underlay: family, vni: *vni, port: *port, gbp: false }.to_string();
                 let end = accepts.iter().find(|end| *end.instance == *instance);
                 let data = end.and_then(|end| end.mac).map(|mac| VxlanData { vni: *vni, vtep_mac: mac.to_string() });
                 let data = data.map(|data| serde_json::to_string(&data).expect("a number and a text"));

@@ -22,6 +22,8 @@ pub enum Instance {
         underlay: Family,
         vni: u32,
         port: u16,
+        /// With the group policy extension: who does not know it drops what has one.
+        gbp: bool,
     },
     /// IP in IP.
     Ipip {
@@ -82,8 +84,8 @@ impl Instance {
     /// The instance whose device this is.
     pub fn of_device(device: &Link) -> Option<Instance> {
         match &device.kind {
-            LinkKind::Vxlan(VxlanParams { vni, port, local, .. }) => {
-                Some(Instance::Vxlan { underlay: Family::of(*local), vni: *vni, port: *port })
+            LinkKind::Vxlan(VxlanParams { vni, port, local, gbp, .. }) => {
+                Some(Instance::Vxlan { underlay: Family::of(*local), vni: *vni, port: *port, gbp: *gbp })
             }
             LinkKind::Ipip { .. } | LinkKind::Sit { .. } => Some(Instance::Ipip { underlay: Family::V4 }),
             LinkKind::Ip6Tnl => Some(Instance::Ipip { underlay: Family::V6 }),
@@ -114,7 +116,9 @@ impl fmt::Display for Instance {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Instance::HostGw => f.write_str("host-gw"),
-            Instance::Vxlan { underlay, vni, port } => write!(f, "vxlan/{underlay}/vni{vni}/port{port}"),
+            Instance::Vxlan { underlay, vni, port, gbp } => {
+                write!(f, "vxlan/{underlay}/vni{vni}/port{port}{}", if *gbp { "/gbp" } else { "" })
+            }
             Instance::Ipip { underlay } => write!(f, "ipip/{underlay}"),
             Instance::Udp { underlay, port } => write!(f, "udp/{underlay}/port{port}"),
             Instance::Wireguard { underlay, port, rotation } => {
@@ -132,7 +136,7 @@ impl FromStr for Instance {
         let family = |name: &str| Family::ALL.into_iter().find(|family| family.as_str() == name).ok_or_else(unknown);
         let parts: Vec<&str> = name.split('/').collect();
         let port_of = |port: &str| port.strip_prefix("port").and_then(|port| port.parse().ok());
-        let (underlay, vni, port) = match parts.as_slice() {
+        let (underlay, vni, port, gbp) = match parts.as_slice() {
             ["host-gw"] => return Ok(Instance::HostGw),
             ["ipip", underlay] => return Ok(Instance::Ipip { underlay: family(underlay)? }),
             ["udp", underlay, port] => {
@@ -145,12 +149,13 @@ impl FromStr for Instance {
                     rotation: key.strip_prefix("key").and_then(|key| key.parse().ok()).ok_or_else(unknown)?,
                 });
             }
-            ["vxlan", underlay, vni, port] => (family(underlay)?, vni, port),
+            ["vxlan", underlay, vni, port] => (family(underlay)?, vni, port, false),
+            ["vxlan", underlay, vni, port, "gbp"] => (family(underlay)?, vni, port, true),
             _ => return Err(unknown()),
         };
         let vni = vni.strip_prefix("vni").and_then(|vni| vni.parse().ok()).filter(|vni| *vni < 1 << 24);
         match (vni, port_of(port)) {
-            (Some(vni), Some(port)) => Ok(Instance::Vxlan { underlay, vni, port }),
+            (Some(vni), Some(port)) => Ok(Instance::Vxlan { underlay, vni, port, gbp }),
             _ => Err(unknown()),
         }
     }
@@ -164,8 +169,8 @@ mod tests {
     fn a_name_says_it_all() {
         for instance in [
             Instance::HostGw,
-            Instance::Vxlan { underlay: Family::V4, vni: 1, port: 8472 },
-            Instance::Vxlan { underlay: Family::V6, vni: 0xff_ffff, port: 4789 },
+            Instance::Vxlan { underlay: Family::V4, vni: 1, port: 8472, gbp: false },
+            Instance::Vxlan { underlay: Family::V6, vni: 0xff_ffff, port: 4789, gbp: true },
             Instance::Ipip { underlay: Family::V4 },
             Instance::Ipip { underlay: Family::V6 },
             Instance::Udp { underlay: Family::V4, port: 8285 },
@@ -181,6 +186,7 @@ mod tests {
             "vxlan/ipv4/vni1",
             "vxlan/ipv5/vni1/port1",
             "vxlan/ipv4/vni16777216/port1",
+            "vxlan/ipv4/vni1/port1/gpb",
             "ipip",
             "ipip/ipv4/",
             "udp/ipv4",
@@ -194,8 +200,8 @@ mod tests {
 
     #[test]
     fn devices_of_two_instances_differ() {
-        let a = Instance::Vxlan { underlay: Family::V4, vni: 1, port: 8472 };
-        let b = Instance::Vxlan { underlay: Family::V4, vni: 2, port: 8472 };
+        let a = Instance::Vxlan { underlay: Family::V4, vni: 1, port: 8472, gbp: false };
+        let b = Instance::Vxlan { underlay: Family::V4, vni: 2, port: 8472, gbp: false };
         let c = Instance::Wireguard { underlay: Family::V4, port: 51820, rotation: 0 };
         assert_ne!(a.device(), b.device());
         assert!([a, c].iter().all(|at| at.device().as_str().len() <= LinkName::MAX));

@@ -10,6 +10,7 @@ pub mod advert;
 mod census;
 pub mod choose;
 mod device;
+mod fallback;
 pub mod flannel;
 mod host_gw;
 mod instance;

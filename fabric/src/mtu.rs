@@ -60,7 +60,7 @@ mod tests {
 
     #[test]
     fn overheads_are_those_of_the_headers() {
-        let vxlan = |underlay| Instance::Vxlan { underlay, vni: 1, port: 8472 };
+        let vxlan = |underlay| Instance::Vxlan { underlay, vni: 1, port: 8472, gbp: false };
         let (host_gw, v4, v6) = (Instance::HostGw, vxlan(Family::V4), vxlan(Family::V6));
         check(None, None, &[], 1500);
         check(None, None, &[v4], 1500);

@@ -37,10 +37,7 @@ pub(crate) fn state(
         }
     }
     for link in world.host.links.iter().filter(|link| has_pods_from_before(world, link)) {
-        // Pods on a bridge look for all of the node's range on it, and pods of ours are not there.
-        if let Some(link) = LinkName::new(&link.name) {
-            sysctl(Key::UplinkSysctl { link, name: "ipv4/proxy_arp".into() }, "1");
-        }
+        answer_for_pods(world, link, &mut state);
     }
     for (family, ip) in node.fabric_addresses.iter() {
         let key = fabric_address(*ip);
@@ -58,6 +55,28 @@ pub(crate) fn state(
         }
     }
     state
+}
+
+/// Pods on a bridge look for all of the node's range on it, and pods of ours are not there: the node answers for them.
+fn answer_for_pods(world: &World, bridge: &HostLink, state: &mut State) {
+    let Some(link) = LinkName::new(&bridge.name) else { return };
+    for (path, switch) in
+        [("ipv4", "proxy_arp")].into_iter().chain(world.features.ipv6.then_some(("ipv6", "proxy_ndp")))
+    {
+        let on = Key::UplinkSysctl { link: link.clone(), name: format!("{path}/{switch}").into() };
+        state.insert(on, Object::Sysctl("1".into()), Owner::Node);
+        // Or whoever asks waits for up to 0.8 seconds, in case somebody else answers.
+        let delay = Key::Sysctl { ns: Netns::Host, name: format!("{path}/neigh/{link}/proxy_delay").into() };
+        state.insert(delay, Object::Sysctl("0".into()), Owner::Node);
+    }
+    // IPv6 has no such switch for all that is routed elsewhere: each address is told.
+    for attachment in world.attachments.values().filter(|_| world.features.ipv6) {
+        if let Some(IpAddr::V6(address)) = attachment.addresses.get(Family::V6)
+            && bridge.addresses.iter().any(|net| net.contains(&IpAddr::V6(*address)))
+        {
+            state.insert(Key::Proxied { link: link.clone(), address: *address }, Object::Proxied, Owner::Node);
+        }
+    }
 }
 
 /// Whether pods of the network before are on the bridge.

@@ -11,7 +11,7 @@ use tartan_netstate::{Fdb, Key, Neigh, Netns, Object, Owner, Part, Route, Scope,
 
 use crate::census::{Census, Member};
 use crate::choose::{Choice, Ground, Manner, choose, target};
-use crate::{Hop, Instance, LocalNode, Peer, fabric_of, ipip, ownership, udp, wireguard};
+use crate::{Hop, Instance, LocalNode, Peer, fabric_of, fallback, ipip, ownership, udp, wireguard};
 
 /// Packets to a peer go, and in clear.
 const UNENCRYPTED: &str = "Unencrypted";
@@ -76,6 +76,11 @@ pub(crate) fn plan(
                 let leads = |(at, peer): &&(Instance, Peer<'_>)| fabric_of(at).hop(node, at, peer, family).is_ok();
                 target = hears.iter().find(leads).or(hears.first()).map(|(at, _)| *at).or(target);
             }
+            let configured = target;
+            let instead = configured.and_then(|at| fallback::of(world, common, (name, member), at, &blocks));
+            if let Some(instead) = instead.filter(|instead| instead.holds) {
+                target = Some(instead.to);
+            }
             let mut choice = Choice { target, ..Choice::default() };
             if !blocks.is_empty() {
                 let kernel: BTreeSet<Instance> =
@@ -96,7 +101,10 @@ pub(crate) fn plan(
                 let listens = member.live && !member.annotated;
                 choice = choose(&common.ground, listens, &usable, target, current);
                 if let Some((at, peer)) = hears.iter().find(|(at, _)| Some(*at) == choice.used) {
-                    objects.extend(carry(common, at, peer, family, &blocks));
+                    objects.extend(carry(common, at, peer, (family, &blocks), route_to));
+                }
+                if let Some((at, peer)) = hears.iter().find(|(at, _)| instead.is_some() && Some(*at) == configured) {
+                    objects.extend(carry(common, at, peer, (family, &blocks), fallback::standby_route));
                 }
                 state.leaving.extend(kernel.into_iter().filter(|at| Some(*at) != choice.used));
                 state.conditions.extend(shortfall(common, name, member, &hears, family, &choice));
@@ -144,10 +152,16 @@ fn to_peer<'a>(name: &'a str, member: &Member, endpoint: &'a Endpoint) -> Peer<'
 }
 
 /// The routes to these ranges, and what their next hop takes.
-fn carry(common: &Common, at: &Instance, to: &Peer<'_>, family: Family, blocks: &[&IpNet]) -> Vec<(Key, Object)> {
+fn carry(
+    common: &Common,
+    at: &Instance,
+    to: &Peer<'_>,
+    (family, blocks): (Family, &[&IpNet]),
+    key: impl Fn(&IpNet) -> Key,
+) -> Vec<(Key, Object)> {
     let fabric = fabric_of(at);
     let Ok(hop) = fabric.hop(&common.node, at, to, family) else { return Vec::new() };
-    let routes = blocks.iter().map(|block| (route_to(block), Object::Route(route(&common.node, family, &hop).into())));
+    let routes = blocks.iter().map(|block| (key(block), Object::Route(route(&common.node, family, &hop).into())));
     fabric.reach(at, to, family, blocks).into_iter().chain(routes).collect()
 }
 

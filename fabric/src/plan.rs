@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use ipnet::IpNet;
-use tartan_model::{Advert, Condition, Config, Host, Node, PerFamily, World};
-use tartan_netstate::claims::{MAIN_TABLE, ROUTE_METRIC};
+use tartan_model::{Advert, Condition, Config, Host, Node, Passes, PerFamily, World};
+use tartan_netstate::claims::{MAIN_TABLE, ROUTE_METRIC, STANDBY_METRIC};
 use tartan_netstate::{Key, LinkName, Netns, Part, PublicKey, State};
 
 use crate::address::{self, Chosen};
@@ -63,6 +63,8 @@ pub struct Memo {
     address: Option<AddressMemo>,
     census: Census,
     mirror: State,
+    /// What the path self-test had found.
+    passes: Arc<Passes>,
     handshakes: BTreeMap<(LinkName, PublicKey), bool>,
     common: Option<Common>,
     out: Out,
@@ -96,6 +98,7 @@ pub fn plan<'a>(memo: &'a mut Memo, world: &World, owned: &Owned, now: Instant) 
         fabric_addresses: owned.fabric_addresses,
         blocks: owned.blocks.clone(),
         flannel_macs: world.local_node().map(|node| flannel::macs(node)).unwrap_or_default(),
+        learning: world.config.vxlan.learning,
         ipv6: world.features.ipv6,
         public_keys: world.host.wireguard.public_keys.clone(),
     };
@@ -104,6 +107,7 @@ pub fn plan<'a>(memo: &'a mut Memo, world: &World, owned: &Owned, now: Instant) 
     let word = advert::word(world);
     let mut changed = memo.census.update(world, now);
     changed.append(&mut memo.rerouted(world));
+    changed.append(&mut memo.retested(world));
     changed.append(&mut memo.shook_hands(world));
     let devices = own::devices(world);
     let ready = ready(world, &node, owned, devices.values(), &word);
@@ -198,12 +202,22 @@ impl Memo {
             return names;
         }
         for key in self.mirror.differing_keys(&world.programmed.mirror) {
-            if let Key::Route { ns: Netns::Host, table: MAIN_TABLE, dst, metric: ROUTE_METRIC } = key {
+            if let Key::Route { ns: Netns::Host, table: MAIN_TABLE, dst, metric: ROUTE_METRIC | STANDBY_METRIC } = key {
                 names.extend(self.census.holder(Claim::Block(*dst)).cloned());
             }
         }
         self.mirror = world.programmed.mirror.clone();
         names
+    }
+
+    /// Peers of which the path self-test says something else.
+    fn retested(&mut self, world: &World) -> BTreeSet<Arc<str>> {
+        if Arc::ptr_eq(&self.passes, &world.passes) {
+            return BTreeSet::new();
+        }
+        let was = std::mem::replace(&mut self.passes, world.passes.clone());
+        let ways = was.keys().chain(self.passes.keys());
+        ways.filter(|way| was.get(way) != self.passes.get(way)).map(|(peer, _)| peer.clone()).collect()
     }
 
     /// Peers with whom a handshake came about, or has to come about again.

@@ -31,11 +31,11 @@ impl Fabric for Vxlan {
     }
 
     fn receive(&self, node: &LocalNode, at: &Instance) -> State {
-        let Instance::Vxlan { underlay, vni, port } = *at else { return State::new() };
+        let Instance::Vxlan { underlay, vni, port, gbp } = *at else { return State::new() };
         let Some(uplink) = node.uplinks.get(underlay) else { return State::new() };
         let device = at.device();
         let link = Link {
-            kind: LinkKind::Vxlan(VxlanParams { vni, port, local: uplink.address, learning: false, gbp: false }),
+            kind: LinkKind::Vxlan(VxlanParams { vni, port, local: uplink.address, learning: node.learning, gbp }),
             mac: Some(vtep_mac(node, at)),
             mtu: device_mtu(uplink.mtu, at),
             group: 0,

@@ -11,10 +11,10 @@ use proptest::prelude::*;
 use tartan_fabric::flannel::{lower, raise};
 use tartan_fabric::{Memo, Out, Owned, plan};
 use tartan_model::{
-    Advert, Config, Endpoint, FabricMode, Family, Features, Flannel, FlannelBackend, Heard, Host, HostLink, Node,
-    PerFamily, Programmed, Said, World,
+    Advert, Attachment, Config, Endpoint, FabricMode, Family, Features, Flannel, FlannelBackend, Heard, Host, HostLink,
+    Node, PerFamily, Programmed, Said, World,
 };
-use tartan_netstate::{Key, Mac, Netns, Object, Owner};
+use tartan_netstate::{Key, Mac, Netns, Object, Owner, PodNetns};
 
 /// As flannel v0.28 annotates a dual-stack node.
 const VXLAN: &[(&str, &str)] = &[
@@ -264,6 +264,60 @@ fn a_node_with_flannel_is_a_peer() {
     assert_eq!(out.conditions.iter().map(|it| it.reason).collect::<Vec<_>>(), ["PeerOffLink"; 2]);
     let bad = Fixture::new(FabricMode::Vxlan, &vxlan(), &[], HOST_GW).plan();
     assert_eq!(bad.conditions.iter().map(|it| it.reason).collect::<Vec<_>>(), ["FlannelUnclear"]);
+}
+
+/// Pods of before look on their bridge for pods of ours, which are not on it.
+#[test]
+fn the_node_answers_for_its_pods_where_pods_of_before_look_for_them() {
+    let mut fixture = Fixture::new(FabricMode::Vxlan, &vxlan(), &[], VXLAN);
+    let net = |text: &str| text.parse().unwrap();
+    let bridge = |name: &str, addresses: &[&str]| HostLink {
+        name: name.into(),
+        kind: "bridge".into(),
+        addresses: addresses.iter().map(|text| net(text)).collect(),
+        ..fixture.world.host.links[0].clone()
+    };
+    let links = vec![bridge("cni0", &["10.244.1.1/24", "fd00:10:244:1::1/64"]), bridge("docker0", &["172.17.0.1/16"])];
+    fixture.world.host = Arc::new(Host { links, ..Host::clone(&fixture.world.host) });
+    for (id, addresses) in
+        [("a", &["10.244.1.9", "fd00:10:244:1::9"][..]), ("b", &["fd00:99::1"]), ("c", &["10.244.1.8"])]
+    {
+        fixture.world.attachments.insert(id.into(), pod(id, addresses).into());
+    }
+    let answered = |fixture: &Fixture| -> Vec<String> {
+        let is_one = |key: &Key| match key {
+            Key::UplinkSysctl { name, .. } => name.contains("proxy"),
+            Key::Sysctl { name, .. } => name.contains("neigh"),
+            key => matches!(key, Key::Proxied { .. }),
+        };
+        fixture.plan().state.iter().map(|(key, _)| key).filter(|key| is_one(key)).map(Key::to_string).collect()
+    };
+    assert_eq!(answered(&fixture), [""; 0], "no pod of before is known");
+
+    fixture.world.given.insert("10.244.1.2".parse().unwrap(), "before".into());
+    let (v4, v6) = (
+        ["sysctl ipv4/proxy_arp of cni0", "sysctl ipv4/neigh/cni0/proxy_delay in host"],
+        ["sysctl ipv6/proxy_ndp of cni0", "sysctl ipv6/neigh/cni0/proxy_delay in host"],
+    );
+    assert_eq!(answered(&fixture), [v4[0], v6[0], v4[1], v6[1], "proxied fd00:10:244:1::9 on cni0"]);
+    fixture.world.features.ipv6 = false;
+    assert_eq!(answered(&fixture), v4);
+}
+
+fn pod(id: &str, addresses: &[&str]) -> Attachment {
+    Attachment {
+        id: id.into(),
+        container: id.into(),
+        ifname: "eth0".into(),
+        netns: PodNetns { dev: 4, ino: 1, path: id.into() },
+        pod_namespace: "default".into(),
+        pod_name: id.into(),
+        addresses: PerFamily::first_of(addresses.iter().map(|ip| ip.parse().unwrap())),
+        mac: Mac([2; 6]),
+        ports: Vec::new(),
+        limits: None,
+        answered: true,
+    }
 }
 
 #[test]

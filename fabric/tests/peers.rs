@@ -509,3 +509,67 @@ fn a_kernel_without_vxlan_says_so_and_accepts_none() {
     assert_eq!(out.advert.unwrap().accepts, []);
     assert!(out.conditions.iter().any(|c| c.reason == "FabricUnsupported" && c.message.contains(VXLAN4)));
 }
+
+/// What carries packets to the peer, what stands behind that, as the devices' instances, and whether ways can be probed.
+fn ways(fixture: &Fixture, out: &Out) -> (String, Option<String>, usize) {
+    let instance = |metric: u32| {
+        let routes = out.state.iter().filter_map(|(key, entry)| match (key, &entry.object) {
+            (Key::Route { metric: of, .. }, Object::Route(route)) if *of == metric => route.dev.clone(),
+            _ => None,
+        });
+        let devices: std::collections::BTreeSet<_> = routes.collect();
+        assert!(devices.len() <= 1, "both families go the same way: {devices:?}");
+        let names = out.receives.iter().map(|at| (at.device(), at.to_string())).collect::<BTreeMap<_, _>>();
+        devices.first().map(|dev| names.get(dev).cloned().unwrap_or_else(|| HOST_GW.into()))
+    };
+    let standbys = tartan_fabric::selftest::standbys(out, &fixture.world).len();
+    (instance(1024).unwrap(), instance(2048), standbys)
+}
+
+#[test]
+fn where_the_fabric_is_blocked_the_fallback_carries_packets_until_it_is_not() {
+    const UDP4: &str = "udp/ipv4/port8285";
+    let config = |fabric| Config { fallback: Some(FabricMode::Udp), ..config(fabric, false) };
+    for (fabric, at) in [(FabricMode::Vxlan, VXLAN4), (FabricMode::HostGw, HOST_GW)] {
+        let peer = Says { accepts: &[HOST_GW, VXLAN4, UDP4], ..DUAL };
+        let mut fixture = Fixture::new(config(fabric), ME, &[peer]);
+        let mut memo = Memo::default();
+        let mut found = |fixture: &mut Fixture, passes: Option<bool>, want: (&str, Option<&str>, usize)| {
+            let key = ("dual".into(), at.into());
+            // Before its lease is over.
+            fixture.hear(&peer);
+            fixture.world.passes = Arc::new(passes.into_iter().map(|passes| (key.clone(), passes)).collect());
+            let next = fixture.plan();
+            assert_eq!(plan(&mut memo, &fixture.world, &fixture.owned, fixture.now), &next);
+            fixture.at_rest();
+            let out = fixture.plan();
+            assert_eq!(plan(&mut memo, &fixture.world, &fixture.owned, fixture.now), &out);
+            let (used, behind, standbys) = ways(fixture, &out);
+            assert_eq!((used.as_str(), behind.as_deref(), standbys), want, "{at} {passes:?}");
+            assert_eq!(out.conditions, [], "{at} {passes:?}");
+            next
+        };
+        found(&mut fixture, None, (at, None, 0));
+        found(&mut fixture, Some(true), (at, None, 0));
+        // No packet goes another way before the way back is in the kernel.
+        let next = found(&mut fixture, Some(false), (UDP4, Some(at), 2));
+        assert_eq!(ways(&fixture, &next).0, at);
+        // An agent that starts anew knows it from the kernel.
+        found(&mut fixture, None, (UDP4, Some(at), 2));
+        found(&mut fixture, Some(true), (at, None, 0));
+        found(&mut fixture, None, (at, None, 0));
+    }
+}
+
+#[test]
+fn there_is_no_fallback_where_none_is_configured_or_the_peer_does_not_hear_it() {
+    const UDP4: &str = "udp/ipv4/port8285";
+    for (fallback, accepts) in [(None, &[VXLAN4, UDP4][..]), (Some(FabricMode::Udp), &[VXLAN4])] {
+        let config = Config { fallback, ..vxlan() };
+        let mut fixture = Fixture::new(config, ME, &[Says { accepts, ..DUAL }]);
+        fixture.world.passes = Arc::new(BTreeMap::from([(("dual".into(), VXLAN4.into()), false)]));
+        fixture.at_rest();
+        let out = fixture.plan();
+        assert_eq!(ways(&fixture, &out), (VXLAN4.into(), None, 0), "{fallback:?}");
+    }
+}

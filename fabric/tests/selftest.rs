@@ -10,14 +10,14 @@ use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 use tartan_fabric::Instance;
-use tartan_fabric::selftest::{Finding, Path, Probe, Prober, Standing, Target, conditions};
+use tartan_fabric::selftest::{Finding, Path, Probe, Prober, Standing, Target, conditions, passes};
 use tartan_model::Family;
 use tartan_netstate::LinkName;
 
 const MTU: u32 = 1450;
 /// In which what is wrong must be named.
 const NAMED: Duration = Duration::from_secs(10);
-const VXLAN: Instance = Instance::Vxlan { underlay: Family::V4, vni: 1, port: 8472 };
+const VXLAN: Instance = Instance::Vxlan { underlay: Family::V4, vni: 1, port: 8472, gbp: false };
 
 fn path(peer: u32) -> Path {
     (format!("n{peer}").into(), Family::V4)
@@ -248,10 +248,16 @@ fn another_way_and_another_size_begin_anew() {
 
 /// What is said of a finding on the way to n1.
 fn check(at: Instance, finding: Finding, reason: &str, parts: &[&str]) {
-    let standing =
-        |finding| Standing { target: Target { at, ..target(1) }, finding, round_trip: None, asked: 0, lost: 0 };
+    let standing = |finding| Standing {
+        target: Target { at, ..target(1) },
+        finding,
+        round_trip: None,
+        asked: 0,
+        lost: 0,
+        well: 0,
+    };
     let both = [Family::V4, Family::V6].map(|family| (("n1".into(), family), standing(Some(finding))));
-    let told = conditions("me", &BTreeMap::from(both), &BTreeSet::new());
+    let told = conditions("me", &BTreeMap::from(both), &BTreeMap::new(), &BTreeSet::new());
     let [told] = told.as_slice() else { panic!("{told:?}") };
     assert_eq!((told.about.as_str(), told.reason), ("Node/n1", reason));
     let text = format!("{} Fix: {}", told.message, told.fix);
@@ -259,7 +265,7 @@ fn check(at: Instance, finding: Finding, reason: &str, parts: &[&str]) {
         assert!(text.contains(part), "{part:?} is not in {text}");
     }
     let one = [(("n1".into(), Family::V4), standing(Some(finding))), (("n1".into(), Family::V6), standing(None))];
-    let told = conditions("me", &BTreeMap::from(one), &BTreeSet::new());
+    let told = conditions("me", &BTreeMap::from(one), &BTreeMap::new(), &BTreeSet::new());
     assert!(told[0].message.ends_with("(so it is with packets of ipv4 alone)"), "{told:?}");
 }
 
@@ -281,9 +287,67 @@ fn every_finding_says_what_is_wrong_and_what_to_do() {
 
 #[test]
 fn thousands_of_peers_are_one_condition() {
-    let standing = Standing { target: target(1), finding: Some(Finding::Silent), round_trip: None, asked: 0, lost: 0 };
+    let standing =
+        Standing { target: target(1), finding: Some(Finding::Silent), round_trip: None, asked: 0, lost: 0, well: 0 };
     let all: BTreeMap<Path, Standing> = (1..=5_000).map(|peer| (path(peer), standing.clone())).collect();
-    let told = conditions("me", &all, &BTreeSet::from([LinkName::new("ttx0").unwrap()]));
+    let told = conditions("me", &all, &BTreeMap::new(), &BTreeSet::from([LinkName::new("ttx0").unwrap()]));
     assert_eq!(told.iter().map(|it| it.reason).collect::<Vec<_>>(), ["PeerSilent", "ChecksumOffloadOff"]);
     assert!(told[0].message.contains("n1, n10, n100, n1000, n1001, n1002, n1003, n1004 and 4992 more"), "{told:?}");
+}
+
+#[test]
+fn a_way_that_stands_by_is_asked_by_its_link_and_is_good_after_five_rounds() {
+    let start = Instant::now();
+    let (mut now, mut prober) = (start, Prober::bound([1, 2]));
+    prober.want(BTreeMap::from([(path(1), target(1))]), now);
+    let mut run = |prober: &mut Prober, open: bool, until: Option<bool>| {
+        let began = now;
+        while passes(&BTreeMap::new(), &prober.standings()).values().next().copied() != until {
+            now = now.max(prober.next().unwrap());
+            assert!(now < began + Duration::from_secs(60), "never {until:?}");
+            for probe in prober.step(now) {
+                let Probe::Echo { to, nonce, by, .. } = probe else { panic!("a datagram cannot be bound to a link") };
+                let fabric = to == target(1).fabric_address;
+                assert_eq!(by, target(1).device.filter(|_| fabric));
+                if open || !fabric {
+                    prober.answered(nonce, to, now);
+                }
+            }
+        }
+        now - began
+    };
+    let blocked = run(&mut prober, false, Some(false));
+    assert!(blocked < NAMED, "{blocked:?}");
+    run(&mut prober, true, None);
+    let back = run(&mut prober, true, Some(true));
+    assert!((Duration::from_secs(6)..Duration::from_secs(20)).contains(&back), "{back:?}");
+    run(&mut prober, false, None);
+    run(&mut prober, false, Some(false));
+}
+
+#[test]
+fn a_way_passes_unless_it_is_blocked() {
+    let check = |findings: &[(Option<Finding>, bool)], wanted: Option<bool>| {
+        let standing = |(finding, answered): &(Option<Finding>, bool)| Standing {
+            target: target(1),
+            finding: *finding,
+            round_trip: answered.then_some(Duration::from_millis(1)),
+            asked: 0,
+            lost: 0,
+            well: 0,
+        };
+        let families = Family::ALL.into_iter().map(|family| ("n1".into(), family));
+        let all: BTreeMap<Path, Standing> = families.zip(findings.iter().map(standing)).collect();
+        assert_eq!(passes(&all, &BTreeMap::new()).into_values().next(), wanted, "{findings:?}");
+    };
+    let blocked = Some(Finding::Blocked { heard: true });
+    check(&[(None, false)], None);
+    check(&[(None, true)], Some(true));
+    check(&[(blocked, true)], Some(false));
+    check(&[(None, true), (blocked, false)], Some(false));
+    // Where another way would be no better.
+    for finding in [Finding::Silent, Finding::OneWay, Finding::Checksum, Finding::Narrow { largest: 1 }] {
+        check(&[(Some(finding), true)], Some(true));
+        check(&[(Some(finding), false)], None);
+    }
 }

@@ -18,7 +18,6 @@ use tartan_model::{
     WireguardConfig,
 };
 use tartan_netstate::State;
-use tartan_netstate::claims::UDP_PORT;
 
 /// What happens to a cluster.
 #[derive(Clone, Debug)]
@@ -40,6 +39,8 @@ enum Event {
     StoreAway(u64),
     /// By hand, and everything else of ours with them.
     DeleteDevices(u8),
+    /// The node's self-test says of ways that they are blocked or not, by the bits of a number. None of them is.
+    Tested(u8, u64),
 }
 
 const NODES: u8 = 4;
@@ -111,7 +112,7 @@ fn machine(node: u8, shape: Shape) -> Machine {
 }
 
 fn config(fabric: FabricMode, vni: u32, port: u16, cross_subnet: bool) -> Config {
-    Config { fabric, vxlan: VxlanConfig { vni, port }, cross_subnet, ..Config::default() }
+    Config { fabric, vxlan: VxlanConfig { vni, port, ..Config::default().vxlan }, cross_subnet, ..Config::default() }
 }
 
 fn happen(cluster: &mut Cluster, shapes: &[Shape], event: &Event, fresh: &mut u16) {
@@ -141,6 +142,11 @@ fn happen(cluster: &mut Cluster, shapes: &[Shape], event: &Event, fresh: &mut u1
             }
         }
         Event::Readdress(node) if there(cluster, *node) => readdress(cluster, *node, shapes, fresh),
+        Event::Tested(node, bits) => {
+            if let Some(agent) = cluster.agents.get_mut(&name(*node)) {
+                agent.tested(*bits);
+            }
+        }
         Event::DeleteDevices(node) if there(cluster, *node) => delete_devices(cluster, *node),
         _ => {}
     }
@@ -178,6 +184,8 @@ fn start(seed: u64, delays: Delays, first: Config, shapes: &[Shape]) -> Cluster 
 
 /// Nothing changes any more, everything is as an agent without a memory would have it, and all who can talk do.
 fn check_at_rest(cluster: &mut Cluster) {
+    cluster.settle();
+    cluster.agents.values_mut().for_each(|agent| agent.tested(u64::MAX));
     cluster.settle();
     let config = cluster.store.config.clone();
     let now = cluster.instant();
@@ -233,12 +241,14 @@ fn check_nothing_is_left(cluster: &Cluster, config: &Config) {
             };
             let mut pools = cluster.store.pools.values().filter_map(|pool| Some(as_said(config, pool.encapsulation?)));
             let of_pool = config.fabric != FabricMode::Wireguard && pools.any(|config| calls_for(&config));
-            let called_for = of_pool || calls_for(config);
+            let stands_in = !config.strict_encryption && config.fallback == Some(at.mode());
+            let called_for = of_pool || calls_for(config) || stands_in;
             assert!(called_for, "{name} still receives on {at}\n{}", cluster.describe(name));
         }
         let unwrapped = |said: &Option<Encapsulation>| said.is_none_or(|said| said == Encapsulation::Never);
         if config.fabric == FabricMode::HostGw
             && config.encryption == Encryption::None
+            && config.fallback.is_none()
             && cluster.store.pools.values().all(|pool| unwrapped(&pool.encapsulation))
         {
             assert_eq!(cluster.machines[name].devices().count(), 0, "{name}");
@@ -298,11 +308,11 @@ fn possible(config: &Config, a: &Machine, b: &Machine, family: Family) -> Option
         wraps => {
             let allowed = |underlay: &Family| config.underlay.is_none_or(|only| only == *underlay) && both(*underlay);
             let underlay = BOTH.into_iter().find(allowed)?;
-            let Config { vxlan: VxlanConfig { vni, port }, .. } = config;
+            let Config { vxlan: VxlanConfig { vni, port, .. }, .. } = config;
             Some(match wraps {
                 FabricMode::Ipip => Instance::Ipip { underlay },
-                FabricMode::Udp => Instance::Udp { underlay, port: UDP_PORT },
-                _ => Instance::Vxlan { underlay, vni: *vni, port: *port },
+                FabricMode::Udp => Instance::Udp { underlay, port: config.udp_port },
+                _ => Instance::Vxlan { underlay, vni: *vni, port: *port, gbp: false },
             })
         }
     }
@@ -314,16 +324,17 @@ fn any_config() -> impl Strategy<Value = Config> {
     let fabric = prop::sample::select(modes.to_vec());
     let underlay = prop_oneof![3 => Just(None), 1 => Just(Some(Family::V4)), 1 => Just(Some(Family::V6))];
     let mtu = prop_oneof![3 => Just(None), 1 => Just(Some(1400))];
+    let fallback = prop_oneof![Just(None), Just(Some(FabricMode::Udp))];
     let encryption = prop_oneof![2 => Just(Encryption::None), 1 => Just(Encryption::Wireguard)];
     let encrypted = (encryption, 0..2u32, any::<bool>());
-    (fabric, 1..3u32, prop_oneof![Just(8472u16), Just(4789)], any::<bool>(), underlay, mtu, encrypted).prop_map(
-        |(fabric, vni, port, direct, underlay, underlay_mtu, (encryption, rotation, strict))| {
-            let config = Config { underlay, underlay_mtu, encryption, ..config(fabric, vni, port, direct) };
+    let mtu_and_fallback = (mtu, fallback);
+    (fabric, 1..3u32, prop_oneof![Just(8472u16), Just(4789)], any::<bool>(), underlay, mtu_and_fallback, encrypted)
+        .prop_map(|(fabric, vni, port, direct, underlay, (underlay_mtu, fallback), (encryption, rotation, strict))| {
+            let config = Config { underlay, underlay_mtu, fallback, encryption, ..config(fabric, vni, port, direct) };
             let wireguard = WireguardConfig { rotation, ..config.wireguard };
             // No store takes strictness without encryption.
             Config { strict_encryption: strict && encrypts(&config), wireguard, ..config }
-        },
-    )
+        })
 }
 
 fn any_encapsulation() -> impl Strategy<Value = Option<Encapsulation>> {
@@ -351,6 +362,7 @@ fn any_event() -> impl Strategy<Value = Event> {
         1 => (node(), 1..12u64).prop_map(|(node, secs)| Event::CutOff(node, secs)),
         1 => (1..90u64).prop_map(Event::StoreAway),
         1 => node().prop_map(Event::DeleteDevices),
+        4 => (node(), any::<u64>()).prop_map(|(node, bits)| Event::Tested(node, bits)),
     ]
 }
 

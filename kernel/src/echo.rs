@@ -8,7 +8,8 @@
 
 #![allow(unsafe_code, reason = "nix knows neither socket filters nor how to switch checksums off")]
 
-use std::io;
+use std::io::{self, IoSlice};
+use std::mem::zeroed;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -16,9 +17,14 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc;
+use nix::net::if_::if_nametoindex;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, SockaddrStorage, bind, recvfrom, sendto, socket};
+use nix::sys::socket::{
+    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, SockaddrStorage, bind, recvfrom, sendmsg, sendto,
+    socket,
+};
 use tartan_model::{Family, PerFamily};
+use tartan_netstate::LinkName;
 use tartan_netstate::claims::SELFTEST_PORT;
 
 use crate::path;
@@ -103,15 +109,19 @@ impl Echo {
         refused
     }
 
-    /// Sends an echo request of so many bytes, IP header included. What cannot be sent is as good as lost.
-    pub fn request(&self, to: IpAddr, bytes: u32, nonce: u64) {
+    /// Sends an echo request of so many bytes, IP header included; by that link, whatever routes come first, or as packets go.
+    /// What cannot be sent is as good as lost.
+    pub fn request(&self, to: IpAddr, bytes: u32, nonce: u64, by: Option<&LinkName>) {
         let Some(socket) = self.requests.get(Family::of(to)) else { return };
         let message = path::request(
             to.is_ipv6(),
             bytes,
             &[&[0; 4], &self.cookie.to_be_bytes()[..], &nonce.to_be_bytes()].concat(),
         );
-        let _as_good_as_lost = send(socket, &message, SocketAddr::new(to, 0));
+        let _as_good_as_lost = match by {
+            Some(link) => send_by(socket, &message, SocketAddr::new(to, 0), link),
+            None => send(socket, &message, SocketAddr::new(to, 0)),
+        };
     }
 
     /// Sends a datagram that asks for an answer. What cannot be sent is as good as lost.
@@ -220,6 +230,19 @@ fn datagrams(address: IpAddr) -> io::Result<OwnedFd> {
 
 fn send(socket: &OwnedFd, message: &[u8], to: SocketAddr) -> io::Result<()> {
     sendto(socket.as_raw_fd(), message, &SockaddrStorage::from(to), MsgFlags::empty())?;
+    Ok(())
+}
+
+/// The routes of that link alone are looked at (ip(7) IP_PKTINFO, RFC 3542 section 6.2).
+fn send_by(socket: &OwnedFd, message: &[u8], to: SocketAddr, link: &LinkName) -> io::Result<()> {
+    let index = if_nametoindex(link.as_str())?;
+    // SAFETY: both are plain data, of which all zeros is a value.
+    let (mut v4, mut v6) = unsafe { (zeroed::<libc::in_pktinfo>(), zeroed::<libc::in6_pktinfo>()) };
+    v4.ipi_ifindex = libc::c_int::try_from(index).map_err(io::Error::other)?;
+    v6.ipi6_ifindex = index;
+    let by = if to.is_ipv4() { ControlMessage::Ipv4PacketInfo(&v4) } else { ControlMessage::Ipv6PacketInfo(&v6) };
+    let to = SockaddrStorage::from(to);
+    sendmsg(socket.as_raw_fd(), &[IoSlice::new(message)], &[by], MsgFlags::empty(), Some(&to))?;
     Ok(())
 }
 

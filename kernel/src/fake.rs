@@ -337,6 +337,7 @@ fn is_ipv6(key: &Key) -> bool {
         }
         Key::Address { address, .. } => address.addr().is_ipv6(),
         Key::Neigh { address, .. } => address.is_ipv6(),
+        Key::Proxied { .. } => true,
         Key::Route { dst, .. } => dst.addr().is_ipv6(),
         Key::Rule { v6, .. } => *v6,
         _ => false,

@@ -101,8 +101,9 @@ pub(crate) fn set(name: &LinkName, old: Option<&Link>, new: &Link) -> Vec<Reques
         && old.is_some_and(|old| old.kind != new.kind)
     {
         let mut moved = named(name);
-        let local = LinkInfo::Data(InfoData::Vxlan(vec![vxlan_local(params)]));
-        moved.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Vxlan), local]));
+        let infos = vec![vxlan_local(params), InfoVxlan::Learning(params.learning)];
+        let data = LinkInfo::Data(InfoData::Vxlan(infos));
+        moved.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Vxlan), data]));
         requests.push(Request { message: RouteNetlinkMessage::NewLink(moved), flags: 0 });
     }
     requests

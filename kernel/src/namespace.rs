@@ -156,6 +156,10 @@ impl Run<'_> {
                 Some(Object::Neigh(neigh)) => vec![neigh::put(index, *address, *neigh)],
                 _ => vec![neigh::delete(index, *address)],
             }),
+            (Key::Proxied { link, address }, _, new) => self.on_link(at, link, new.is_some(), |index| {
+                let request = if new.is_some() { neigh::put_proxied } else { neigh::delete_proxied };
+                vec![request(index, *address)]
+            }),
             (Key::Fdb { link, mac }, old, new) => self.on_link(at, link, new.is_some(), |index| match (old, new) {
                 (_, Some(Object::Fdb(fdb))) => vec![neigh::put_fdb(index, *mac, *fdb)],
                 (Some(Object::Fdb(fdb)), _) => vec![neigh::delete_fdb(index, *mac, *fdb)],

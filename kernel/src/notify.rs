@@ -235,6 +235,8 @@ impl Listener {
                 let Some(link) = ours(ifindex) else { return };
                 (Key::Neigh { ns: Netns::Host, link, address }, Object::Neigh(neigh))
             }
+            // Nobody tells of these.
+            neigh::Found::Proxied { .. } => return,
             neigh::Found::Fdb { ifindex, mac, fdb } => {
                 let Some(link) = ours(ifindex) else { return };
                 (Key::Fdb { link, mac }, Object::Fdb(fdb))

@@ -74,7 +74,7 @@ impl Namespace {
         Ok(())
     }
 
-    /// Neighbours of a family on our links among these, or on `only` one of them.
+    /// Neighbours of a family on our links among these, or on `only` one of them; and what the node answers for there.
     pub(crate) fn put_neighbours(
         &mut self,
         links: &Links,
@@ -82,7 +82,11 @@ impl Namespace {
         only: Option<u32>,
         state: &mut State,
     ) -> Result<(), KernelError> {
-        self.put_of("neighbours", neigh::list(family, only), links, state)
+        self.put_of("neighbours", neigh::list(family, only), links, state)?;
+        if family == Family::V6 && self.ns == Netns::Host {
+            self.put_of("addresses that are answered for", neigh::list_proxied(only), links, state)?;
+        }
+        Ok(())
     }
 
     /// Forwarding entries of our links among these.
@@ -178,6 +182,10 @@ impl Links {
             neigh::Found::Neigh { ifindex, address, neigh } => {
                 let (link, _) = self.ours.get(&ifindex)?;
                 (Key::Neigh { ns: ns.clone(), link: link.clone(), address }, Object::Neigh(neigh))
+            }
+            neigh::Found::Proxied { ifindex, address } => {
+                let link = self.names.get(&ifindex)?;
+                (Key::Proxied { link: link.clone(), address }, Object::Proxied)
             }
             neigh::Found::Fdb { ifindex, mac, fdb } => {
                 let (link, _) = self.ours.get(&ifindex)?;

@@ -11,7 +11,7 @@ use tartan_netstate::{Key, LinkName, Netns, Object, PodNetns};
 pub enum Scope {
     /// All our links of the node's namespace with what limits them, and our addresses, on whatever link.
     Links,
-    /// All our neighbours of a family in the node's namespace.
+    /// All our neighbours of a family in the node's namespace, and what the node answers for.
     Neighbours(Family),
     /// All our forwarding entries.
     Fdb,
@@ -47,9 +47,11 @@ impl Scope {
         let in_host = *key.netns() == Netns::Host;
         match self {
             Scope::Links => in_host && matches!(key, Key::Link { .. } | Key::Qdisc { .. } | Key::Address { .. }),
-            Scope::Neighbours(of) => {
-                in_host && matches!(key, Key::Neigh { address, .. } if Family::of(*address) == *of)
-            }
+            Scope::Neighbours(of) => match key {
+                Key::Neigh { address, .. } => in_host && Family::of(*address) == *of,
+                Key::Proxied { .. } => *of == Family::V6,
+                _ => false,
+            },
             Scope::Fdb => matches!(key, Key::Fdb { .. }),
             Scope::Routes(of) => match key {
                 Key::Route { dst, .. } => in_host && Family::of_net(dst) == *of,

@@ -178,6 +178,11 @@ fn fdb() -> (Key, Object) {
     (Key::Fdb { link: name(VXLAN), mac: mac(9) }, Object::Fdb(Fdb { dst: "192.0.2.9".parse().unwrap() }))
 }
 
+/// On a link of others.
+fn proxied() -> (Key, Object) {
+    (Key::Proxied { link: name("lo"), address: "2001:db8::9".parse().unwrap() }, Object::Proxied)
+}
+
 fn create(objects: impl IntoIterator<Item = (Key, Object)>) -> Change {
     Change { ops: objects.into_iter().map(|(key, object)| (Op::Create(key, object), Owner::Node)).collect() }
 }
@@ -209,13 +214,17 @@ fn only_error(failures: Vec<Failure>) -> KernelError {
 #[test]
 fn what_is_deleted_twice_is_deleted() {
     on_both(|machine| {
-        made(machine, [vxlan(), neigh(VXLAN), fdb(), route(VXLAN)]);
-        for object in [route(VXLAN), fdb(), neigh(VXLAN), vxlan()] {
+        made(machine, [vxlan(), neigh(VXLAN), fdb(), route(VXLAN), proxied()]);
+        for scope in [Scope::Neighbours(Family::V6), Scope::Link(name("lo"))] {
+            assert_eq!(read(machine, scope), keys([proxied()]));
+        }
+        for object in [proxied(), route(VXLAN), fdb(), neigh(VXLAN), vxlan()] {
             for _ in 0..2 {
                 assert_eq!(machine.kernel().apply(&delete(object.clone())), []);
             }
         }
         assert_eq!(read(machine, Scope::Links), BTreeSet::new());
+        assert_eq!(read(machine, Scope::Neighbours(Family::V6)), BTreeSet::new());
     });
 }
 

@@ -75,6 +75,7 @@ fn sample() -> State {
                     .snat_to("fd00::1".parse().unwrap()),
                 rule("out").within(Ipv4, &[Saddr], "nets4").not_within(Ipv4, &[Daddr], "nets4").masquerade(),
                 rule("out").within(Ipv6, &[Saddr], "nets6").not_within(Ipv6, &[Daddr], "nets6").masquerade(),
+                rule("out").nfproto(Ipv6).l4proto(17).masquerade_to(2000..=65535),
             ],
         ),
     );

@@ -80,11 +80,12 @@ pub struct Lab {
 // === impl Binaries ===
 
 impl Binaries {
-    /// Those cargo built beside the running program (a test's own directory is `deps` below them).
+    /// Those cargo built beside the running program (a test is in `deps` below them, an example in `examples`).
     pub fn beside_this_program() -> Result<Self> {
         let program = std::env::current_exe()?;
         let directory = program.parent().context("the running program has a directory")?;
-        let directory = if directory.ends_with("deps") { directory.parent().unwrap_or(directory) } else { directory };
+        let is_below = directory.ends_with("deps") || directory.ends_with("examples");
+        let directory = directory.parent().filter(|_| is_below).unwrap_or(directory);
         let find = |name: &str| {
             let file = directory.join(name);
             match file.exists() {
@@ -303,6 +304,21 @@ impl Lab {
     /// Changes the fabric.
     pub fn set_fabric(&mut self, fabric: &str) -> Result<()> {
         self.set_config(&Map::from_iter([("fabric".to_owned(), fabric.into())]))
+    }
+
+    /// Changes the fabric; n1 hears of it at once, and every other node so much later than the one before it.
+    pub fn set_fabric_apart(&mut self, fabric: &str, apart: Duration) -> Result<()> {
+        if apart.is_zero() {
+            return self.set_fabric(fabric);
+        }
+        // A stopped agent is one that has not heard yet; its kernel goes on.
+        self.nodes.iter().skip(1).try_for_each(Node::pause_agent)?;
+        self.set_fabric(fabric)?;
+        for late in self.nodes.iter().skip(1) {
+            probe::let_pass(apart)?;
+            late.resume_agent()?;
+        }
+        Ok(())
     }
 
     /// Takes the store away: what an unreachable API server is to the agents.

@@ -63,6 +63,12 @@ pub fn wait_for(deadline: Duration, what: &str, mut condition: impl FnMut() -> b
     Ok(start.elapsed())
 }
 
+/// Lets time pass where time is what an event consists of.
+pub fn let_pass(time: Duration) -> Result<()> {
+    let start = Instant::now();
+    wait_for(time * 2 + Duration::from_secs(1), "time to pass", || start.elapsed() >= time).map(drop)
+}
+
 /// The one place that lets time pass: between two looks at a condition, and between two packets of a paced load.
 #[allow(clippy::disallowed_methods, reason = "the primitive wait_for and paced load are made of")]
 pub(crate) fn pause(length: Duration) {

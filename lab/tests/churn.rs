@@ -11,9 +11,9 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use common::{PATIENCE, census, let_pass, status, wait_until_holds};
+use common::{PATIENCE, census, status, wait_until_holds};
 use serde_json::{Map, Value};
-use tartan_lab::probe::wait_for;
+use tartan_lab::probe::{let_pass, wait_for};
 use tartan_lab::{Answer, Attachment, Binaries, Lab, Netns, Network, Node, Verb, cni_args};
 
 /// CNI's "try again later".

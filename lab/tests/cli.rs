@@ -234,8 +234,13 @@ fn health_readiness_and_metrics_are_served() -> Result<()> {
         let value = line.rsplit_once(' ').and_then(|(_, value)| value.parse::<f64>().ok());
         ensure!(value.is_some(), "no number at the end of {line:?}");
     }
-    // The store is gone before this agent has read it: alive, but not ready, and it says for what it waits.
+    // The store is gone before this agent has read it, and nothing is known from before: alive, but not ready, and it says
+    // for what it waits.
     node.stop_agent()?;
+    let snapshot = node.state_dir().join("snapshot.json");
+    if snapshot.exists() {
+        std::fs::remove_file(snapshot)?;
+    }
     lab.store_away()?;
     node.start_agent()?;
     let mut last = (0, String::new());

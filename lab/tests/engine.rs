@@ -4,6 +4,7 @@ mod common;
 
 use std::fs;
 use std::net::{Ipv4Addr, UdpSocket};
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -45,25 +46,6 @@ fn every_pod_reaches_every_other_one_by_udp() -> Result<()> {
 #[test]
 fn every_pod_reaches_every_other_one_by_udp_over_ipv6() -> Result<()> {
     check_matrix("udp6", "ipv6", 1452)
-}
-
-#[test]
-fn changes_into_udp_and_out_of_it_are_not_noticed() -> Result<()> {
-    let mut lab = lab("udpswitch", "vxlan")?;
-    unnoticed(&mut lab, PROBES, |lab| {
-        for fabric in ["udp", "host-gw", "udp", "vxlan"] {
-            lab.set_fabric(fabric)?;
-            wait_until_steady(lab, fabric)?;
-        }
-        Ok(())
-    })?;
-    // With nothing to carry there is nobody left who would.
-    for node in lab.nodes() {
-        for name in ["tartan-engine", "tartan-holder"] {
-            wait_for(PATIENCE, &format!("the end of {name}"), || node.processes(name).is_ok_and(|all| all.is_empty()))?;
-        }
-    }
-    Ok(())
 }
 
 #[test]
@@ -112,6 +94,36 @@ fn an_upgrade_of_the_engine_is_not_noticed() -> Result<()> {
         Ok(())
     })
     .map(drop)
+}
+
+/// As the DaemonSet tartan-holder runs it, on each node.
+#[test]
+fn a_holder_that_stays_is_used_and_outlives_what_it_holds() -> Result<()> {
+    let mut lab = lab("udpstay", "vxlan")?;
+    let program = Binaries::beside_this_program()?.tartan;
+    let mut holders = Vec::new();
+    for node in lab.nodes() {
+        let socket = node.socket().with_extension("engine.sock");
+        let mut command = Command::new(&program);
+        command.args(["hold", "--stay", "--socket"]).arg(&socket);
+        holders.push(node.run(|| command.spawn())?.context("starting a holder")?);
+        wait_for(PATIENCE, "the holder to listen", || socket.exists())?;
+    }
+    for fabric in ["udp", "vxlan", "udp", "vxlan"] {
+        lab.set_fabric(fabric)?;
+        wait_until_steady(&lab, fabric)?;
+        for (node, holder) in lab.nodes().iter().zip(&holders) {
+            ensure!(process(node, "tartan-holder")? == i32::try_from(holder.id())?, "{} has another", node.name());
+            let engines = || node.processes("tartan-engine").map_or(0, |all| all.len());
+            let wanted = usize::from(fabric == "udp");
+            wait_for(PATIENCE, &format!("{wanted} engines with {fabric}"), || engines() == wanted)?;
+        }
+    }
+    for mut holder in holders {
+        holder.kill()?;
+        holder.wait()?;
+    }
+    Ok(())
 }
 
 #[test]

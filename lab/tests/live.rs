@@ -107,35 +107,6 @@ fn restart_of_an_agent_is_not_noticed() -> Result<()> {
 }
 
 #[test]
-fn a_change_of_fabric_is_not_noticed() -> Result<()> {
-    let mut lab = lab("change", "vxlan")?;
-    unnoticed(&mut lab, |lab| {
-        for fabric in ["host-gw", "vxlan"] {
-            lab.set_fabric(fabric)?;
-            wait_until_steady(lab, fabric)?;
-        }
-        Ok(())
-    })
-}
-
-#[test]
-fn a_change_of_fabric_that_nodes_learn_of_seconds_apart_is_not_noticed() -> Result<()> {
-    let mut lab = lab("skew", "vxlan")?;
-    unnoticed(&mut lab, |lab| {
-        // A stopped agent is one that has not heard yet; its kernel goes on.
-        lab.node("n2")?.pause_agent()?;
-        lab.node("n3")?.pause_agent()?;
-        lab.set_fabric("host-gw")?;
-        let heard = |lab: &Lab, node: &str| status(lab.node(node)?).map(|status| status["fabric"] == "host-gw");
-        wait_for(PATIENCE, "n1 to hear of it", || heard(lab, "n1").unwrap_or(false))?;
-        lab.node("n2")?.resume_agent()?;
-        wait_for(PATIENCE, "n2 to hear of it", || heard(lab, "n2").unwrap_or(false))?;
-        lab.node("n3")?.resume_agent()?;
-        wait_until_steady(lab, "host-gw")
-    })
-}
-
-#[test]
 fn the_store_can_go_away_and_come_back() -> Result<()> {
     let mut lab = lab("away", "vxlan")?;
     unnoticed(&mut lab, |lab| {

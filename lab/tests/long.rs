@@ -11,9 +11,9 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use common::{PATIENCE, lab, let_pass, status, unnoticed, wait_until_steady};
+use common::{PATIENCE, lab, status, unnoticed, wait_until_steady};
 use serde_json::Value;
-use tartan_lab::probe::wait_for;
+use tartan_lab::probe::{let_pass, wait_for};
 use tartan_lab::{Binaries, Lab};
 
 /// Answered before an event begins, and again after it has ended.
@@ -98,26 +98,11 @@ fn a_quiet_node_tries_nothing_for_a_minute() -> Result<()> {
 fn change(name: &str, skew: Duration) -> Result<()> {
     check(name, |lab| {
         for fabric in ["host-gw", "vxlan"] {
-            learn_of(lab, fabric, skew)?;
+            lab.set_fabric_apart(fabric, skew)?;
             wait_until_steady(lab, fabric)?;
         }
         Ok(())
     })
-}
-
-/// A stopped agent is one that has not heard yet; its kernel goes on.
-fn learn_of(lab: &mut Lab, fabric: &str, skew: Duration) -> Result<()> {
-    if skew.is_zero() {
-        return lab.set_fabric(fabric);
-    }
-    lab.node("n2")?.pause_agent()?;
-    lab.node("n3")?.pause_agent()?;
-    lab.set_fabric(fabric)?;
-    for late in ["n2", "n3"] {
-        let_pass(skew)?;
-        lab.node(late)?.resume_agent()?;
-    }
-    Ok(())
 }
 
 #[test]

@@ -8,9 +8,9 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use common::{PATIENCE, let_pass, status, tartan};
+use common::{PATIENCE, status, tartan};
 use serde_json::{Map, Value, json};
-use tartan_lab::probe::{Load, Pair, Talk, Transport, wait_for};
+use tartan_lab::probe::{Load, Pair, Talk, Transport, let_pass, wait_for};
 use tartan_lab::{Attachment, Binaries, Family, Lab, NAMESPACE, Netns, Network, cni_args};
 
 /// Far more than a file needs to be read, and the kernel to follow.

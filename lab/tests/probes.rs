@@ -17,7 +17,10 @@ fn answering(name: &str, nodes: u8) -> Answering {
     let lab = Lab::builder(name).nodes(nodes).underlay(Underlay::L2).build().unwrap();
     let serve = |n: &tartan_lab::Node| Echo::serve(n.netns(), n.name()).unwrap();
     let echo = lab.nodes().iter().map(serve).collect();
-    let nodes = lab.nodes().iter().map(|n| n.endpoint()).collect();
+    let nodes: Vec<_> = lab.nodes().iter().map(|n| n.endpoint()).collect();
+    // The bridge takes a cable for plugged in a while after it is.
+    let all_answer = || probe::matrix(&nodes).is_ok_and(|matrix| matrix.check().is_ok());
+    probe::wait_for(Duration::from_secs(10), "nodes that answer", all_answer).unwrap();
     Answering { lab, _echo: echo, nodes }
 }
 

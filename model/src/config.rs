@@ -16,6 +16,10 @@ use crate::Family;
 pub struct Config {
     pub fabric: FabricMode,
     pub vxlan: VxlanConfig,
+    /// At which the udp fabric hears.
+    pub udp_port: u16,
+    /// What carries packets to a peer to which the fabric is blocked.
+    pub fallback: Option<FabricMode>,
     /// What takes the fabric's place between two nodes that both can.
     pub encryption: Encryption,
     /// Nothing goes to other nodes' pods in clear.
@@ -61,6 +65,8 @@ pub enum FabricMode {
 pub struct VxlanConfig {
     pub vni: u32,
     pub port: u16,
+    pub learning: bool,
+    pub gbp: bool,
 }
 
 /// How packets between two nodes are encrypted.
@@ -153,7 +159,9 @@ impl Default for Config {
     fn default() -> Config {
         Config {
             fabric: FabricMode::Vxlan,
-            vxlan: VxlanConfig { vni: 1, port: 8472 },
+            vxlan: VxlanConfig { vni: 1, port: 8472, learning: false, gbp: false },
+            udp_port: 8285,
+            fallback: None,
             encryption: Encryption::None,
             strict_encryption: false,
             wireguard: WireguardConfig { port: WIREGUARD_PORT, rotation: 0 },

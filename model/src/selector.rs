@@ -102,6 +102,15 @@ impl Selector {
         self.expr.matches(labels)
     }
 
+    /// Labels with values, of which whatever it matches has one value each.
+    pub fn wanted_values(&self) -> Vec<(&str, Vec<&str>)> {
+        let parts = match &self.expr {
+            Expr::And(parts) => parts.as_slice(),
+            one => std::slice::from_ref(one),
+        };
+        parts.iter().filter_map(Expr::wanted_values).collect()
+    }
+
     /// Tells every label it looks at; some more than once.
     pub fn each_label<'a>(&'a self, tell: &mut impl FnMut(&'a str)) {
         self.expr.each_label(tell);
@@ -127,6 +136,14 @@ impl fmt::Display for Selector {
 impl Expr {
     fn and(parts: Vec<Expr>) -> Expr {
         if parts.is_empty() { Expr::All } else { Expr::And(parts) }
+    }
+
+    fn wanted_values(&self) -> Option<(&str, Vec<&str>)> {
+        match self {
+            Expr::Label(label, Test::Equal(value)) => Some((label, vec![value])),
+            Expr::Label(label, Test::In(values)) => Some((label, values.iter().map(String::as_str).collect())),
+            _ => None,
+        }
     }
 
     fn each_label<'a>(&'a self, tell: &mut impl FnMut(&'a str)) {

@@ -21,6 +21,9 @@ use crate::{
     NodeNetwork, Pod, PolicyText, Pool, Reservation, Said,
 };
 
+/// Whether packets get to a peer by an instance of a fabric, by both names; what is not known is not there.
+pub type Passes = BTreeMap<(Arc<str>, Arc<str>), bool>;
+
 /// What a node knows.
 #[derive(Clone, Debug, Default)]
 pub struct World {
@@ -54,6 +57,8 @@ pub struct World {
     pub missed: OrdMap<Part, Instant>,
     /// What the kernel was last read or acknowledged to hold, and what it refused.
     pub programmed: Programmed,
+    /// What the path self-test has found.
+    pub passes: Arc<Passes>,
     /// The kernel held nothing of ours when it was read first: the node is new, or has booted.
     pub began_empty: bool,
     /// When a plan of this life was first applied.

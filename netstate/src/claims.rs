@@ -92,6 +92,8 @@ pub const FURTHER_METRICS: std::ops::Range<u32> = 65_536..131_072;
 pub const FURTHER_TABLES: std::ops::Range<u32> = FURTHER_METRICS;
 /// and priorities of the rules that lead there: before the main table's, 32766.
 pub const FURTHER_PRIORITIES: std::ops::Range<u32> = 16_384..32_000;
+/// Metric of routes by a way that is blocked, behind those of the fallback: nothing takes them but probes bound to their link.
+pub const STANDBY_METRIC: u32 = 2048;
 /// Metric of the `unreachable` route that stops dead addresses of an owned block; after every real route.
 pub const UNREACHABLE_METRIC: u32 = 4_294_967_294;
 
@@ -108,6 +110,3 @@ pub const WIREGUARD_PORTS: u16 = 4;
 pub const WIREGUARD_KEEPALIVE_SECS: u16 = 25;
 /// The peer that allowed addresses pass through on their way out: kernels before 6.16 take one away by no other means.
 pub const WIREGUARD_NOBODY: [u8; 32] = [0x74; 32];
-
-/// Port of the udp fabric: that of Flannel's.
-pub const UDP_PORT: u16 = 8285;

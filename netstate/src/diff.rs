@@ -212,7 +212,7 @@ impl LinkKind {
         match (self, other) {
             (LinkKind::Vxlan(old), LinkKind::Vxlan(new)) => {
                 let same_family = old.local.is_ipv4() == new.local.is_ipv4();
-                same_family && crate::VxlanParams { local: new.local, ..old.clone() } == *new
+                same_family && crate::VxlanParams { local: new.local, learning: new.learning, ..old.clone() } == *new
             }
             (old, new) => old == new,
         }

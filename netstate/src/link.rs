@@ -46,7 +46,7 @@ pub enum LinkKind {
     },
     /// The pod's end: it comes and goes with the host end, and only its attributes are set by themselves.
     VethPeer,
-    /// A VXLAN device without learning: every neighbour and FDB entry is ours.
+    /// A VXLAN device. Every neighbour and FDB entry that is wanted is ours, also where the device learns others.
     Vxlan(VxlanParams),
     /// IPv4 in IPv4 (RFC 2003), to the next hop of each route.
     Ipip {
@@ -74,7 +74,7 @@ pub enum LinkKind {
     Bridge,
 }
 
-/// What identifies a VXLAN device on the wire. All of it but `local` is fixed at creation.
+/// What identifies a VXLAN device on the wire. All of it but `local` and `learning` is fixed at creation.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct VxlanParams {
     /// VXLAN network identifier, 24 bits.

@@ -5,7 +5,7 @@
 //! entries are shared between states too: a node of a large cluster has tens of thousands, in several states at once.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::Bound;
 use std::sync::Arc;
 
@@ -48,6 +48,9 @@ pub enum Key {
     Rule { ns: Netns, v6: bool, priority: u32 },
     /// A neighbour.
     Neigh { ns: Netns, link: LinkName, address: IpAddr },
+    /// An address that the node answers for on a link that is not ours, where neighbours look for it. IPv6: for IPv4 one
+    /// sysctl of the link will do.
+    Proxied { link: LinkName, address: Ipv6Addr },
     /// A forwarding entry of a VXLAN device.
     Fdb { link: LinkName, mac: Mac },
     /// What a device's engine hears peers by. It and all remotes are in the engine and not in the kernel.
@@ -94,6 +97,8 @@ pub enum Object {
     Rule(Arc<Rule>),
     /// See [`Neigh`].
     Neigh(Neigh),
+    /// That the node answers is all there is to it.
+    Proxied,
     /// See [`Fdb`].
     Fdb(Fdb),
     /// See [`Socket`].
@@ -290,6 +295,7 @@ impl State {
             Key::Qdisc { ns: ns.clone(), link: link.clone() },
             Key::Address { ns: ns.clone(), link: link.clone(), address: IpNet::default() },
             Key::Neigh { ns: ns.clone(), link: link.clone(), address: Ipv4Addr::UNSPECIFIED.into() },
+            Key::Proxied { link: link.clone(), address: Ipv6Addr::UNSPECIFIED },
             Key::Fdb { link: link.clone(), mac: Mac([0; 6]) },
             Key::Socket { link: link.clone() },
             Key::Remote { link: link.clone(), dst: IpNet::default() },
@@ -415,6 +421,7 @@ impl Key {
             | Key::Qdisc { link, .. }
             | Key::Address { link, .. }
             | Key::Neigh { link, .. }
+            | Key::Proxied { link, .. }
             | Key::Fdb { link, .. }
             | Key::Socket { link }
             | Key::Remote { link, .. }
@@ -477,6 +484,7 @@ impl fmt::Display for Key {
                 write!(f, "{} rule {priority} in {ns}", if *v6 { "IPv6" } else { "IPv4" })
             }
             Key::Neigh { ns, link, address } => write!(f, "neighbour {address} on {link} in {ns}"),
+            Key::Proxied { link, address } => write!(f, "proxied {address} on {link}"),
             Key::Fdb { link, mac } => write!(f, "fdb entry {mac} on {link}"),
             Key::Socket { link } => write!(f, "socket of {link}"),
             Key::Remote { link, dst } => write!(f, "remote {dst} of {link}"),

@@ -213,7 +213,7 @@ pub enum L4 {
 }
 
 /// Every field holds.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct L4Match {
     pub protocol: ProtocolIs,
     pub destination: Ports,
@@ -225,7 +225,7 @@ pub struct L4Match {
 }
 
 /// An IP protocol number, or not.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum ProtocolIs {
     Any,
     Is(u8),
@@ -233,7 +233,7 @@ pub enum ProtocolIs {
 }
 
 /// Ports of one end. What is not the default holds only for protocols that have ports.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Ports {
     /// None: any.
     pub one_of: Option<Vec<Port>>,
@@ -258,7 +258,7 @@ pub enum Port {
 }
 
 /// An ICMP message: type, and code if it matters.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Icmp {
     pub kind: u8,
     pub code: Option<u8>,

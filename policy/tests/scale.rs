@@ -10,7 +10,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tartan_model::{Features, Kind, Labels, Namespace, Object, ObjectId, Pod, PolicyText, StoreEvent, World};
+use tartan_model::{
+    Features, Kind, Labels, NamedPort, Namespace, Object, ObjectId, Pod, PolicyText, Protocol, StoreEvent, World,
+};
 use tartan_policy::verdicts::{Memo, Tables, plan};
 
 const NAMESPACES: u32 = 1_000;
@@ -276,4 +278,73 @@ fn a_change_of_one_namespace_is_compared_among_5_000_pods() {
     println!("{pods} pods, {policies} policies: {} differences in {:?}", differences.len(), began.elapsed());
     let about = |name: &str| name.starts_with("ns40 ");
     assert!(!differences.is_empty() && differences.iter().all(|it| about(&it.from.name) || about(&it.to.name)));
+}
+
+/// The `number`th of many policies of one pod.
+type OfOnePod = fn(u32) -> String;
+
+/// Each with something of its own: peers, ports, both, ranges, or a name for the port of the other end.
+const OF_ONE_POD: [(&str, OfOnePod); 6] = [
+    ("labels", |n| format!(r#""ingress":[{{"from":[{{"podSelector":{{"matchLabels":{{"app":"a{n}"}}}}}}]}}]"#)),
+    ("ports", |n| format!(r#""ingress":[{{"ports":[{{"port":{}}}]}}]"#, 1 + n)),
+    ("labels and ports", |n| {
+        let from = format!(r#"{{"podSelector":{{"matchLabels":{{"app":"a{n}"}}}}}}"#);
+        format!(r#""ingress":[{{"from":[{from}],"ports":[{{"port":{}}},{{"port":443}}]}}]"#, 1000 + n)
+    }),
+    ("namespaces", |n| {
+        let labels = format!(r#"{{"matchLabels":{{"kubernetes.io/metadata.name":"ns{}"}}}}"#, n % 1000);
+        format!(r#""ingress":[{{"from":[{{"namespaceSelector":{labels}}}],"ports":[{{"port":{}}}]}}]"#, 1 + n)
+    }),
+    ("ranges", |n| {
+        let [_, _, high, low] = n.to_be_bytes();
+        format!(r#""egress":[{{"to":[{{"ipBlock":{{"cidr":"198.{high}.{low}.0/24"}}}}],"ports":[{{"port":443}}]}}]"#)
+    }),
+    ("named ports", |n| {
+        let to = format!(r#"{{"podSelector":{{"matchLabels":{{"app":"a{n}"}}}}}}"#);
+        format!(r#""egress":[{{"to":[{to}],"ports":[{{"port":"web"}}]}}]"#)
+    }),
+];
+
+#[test]
+#[ignore = "measures; see the head of this file"]
+fn thousands_of_policies_select_one_pod() {
+    for (what, of) in OF_ONE_POD {
+        for many in [1_250, 2_500, 5_000, 10_000] {
+            let world = one_pod(many, of);
+            let began = Instant::now();
+            let mut memo = Memo::default();
+            let tables = &plan(&mut memo, &world).tables;
+            let rows: usize = tables.sets.values().map(|set| set.ingress.words.len() + set.egress.words.len()).sum();
+            println!("{many} policies of one pod, {what}: {:?}, {rows} rows", began.elapsed());
+        }
+    }
+}
+
+/// A pod that so many policies select, and as many others elsewhere, each with a label of its own.
+fn one_pod(many: u32, of: OfOnePod) -> World {
+    let now = Instant::now();
+    let mut world = World::new("n0".into(), Features::default());
+    let name: Arc<str> = "ns0".into();
+    let of_itself = labels(&[("kubernetes.io/metadata.name", "ns0")]);
+    world.namespaces.insert(name.clone(), Arc::new(Namespace { name, labels: of_itself }));
+    for number in 0..=many {
+        let [_, high, middle, low] = number.to_be_bytes();
+        let app = format!("a{number}");
+        let pod = Pod {
+            node: if number == many { "n0".into() } else { "n1".into() },
+            labels: labels(&[("app", &app)]),
+            addresses: [IpAddr::from([10, high, middle, low])].into(),
+            ports: [NamedPort { name: "web".into(), protocol: Protocol::Tcp, port: 8080 }].into(),
+            ..pod(0, 0)
+        };
+        let id = ObjectId { kind: Kind::Pod, name: format!("ns0/p{number}").into() };
+        world.store(StoreEvent::Put(id, Object::Pod(pod.into()), u128::from(number).into()), now);
+        if number < many {
+            world.policies.insert(
+                policy_id(0, &format!("p{number}")),
+                policy(&format!(r#"{{"podSelector":{{}},{}}}"#, of(number))),
+            );
+        }
+    }
+    world
 }

@@ -23,9 +23,13 @@ use std::{
 
 /// The Kubernetes that is meant when none is named: a folder of `kube/`.
 pub(crate) const NEWEST: &str = "1.36";
-/// The folders of `kube/` with what is there whatever the Kubernetes: what a node runs, containerd and stock plugins; and
-/// CoreDNS, with versions of its own, so that a change of one does not build the other anew.
-const COMMON: [&str; 2] = ["node", "coredns"];
+/// The folders of `kube/` with what is there whatever the Kubernetes: what a node runs, containerd and stock plugins;
+/// CoreDNS; and Flannel with the plugins it stands on. Each has versions of its own, so that a change of one does not
+/// build the others anew.
+const COMMON: [&str; 3] = ["node", "coredns", FLANNEL];
+const FLANNEL: &str = "flannel";
+/// Names and users are looked up without the C library, whatever else needs C.
+const GO_ALONE: &str = "netgo,osusergo";
 /// Where the cluster's programs and Tartan's image are, for the harness.
 const PATH: &str = "TARTAN_KUBE_PATH";
 
@@ -38,9 +42,11 @@ pub(crate) fn run(args: &[&str]) -> Result<()> {
         ["up", rest @ ..] => match rest {
             [] => up(NEWEST, "tartan"),
             ["--stock"] => up(NEWEST, "stock"),
+            ["--flannel"] => up(NEWEST, FLANNEL),
             [version] => up(version, "tartan"),
             [version, "--stock"] => up(version, "stock"),
-            _ => Err("kube up: at most a version and --stock".into()),
+            [version, "--flannel"] => up(version, FLANNEL),
+            _ => Err("kube up: at most a version, and --stock or --flannel".into()),
         },
         ["test"] => test(NEWEST),
         ["test", version] => test(version),
@@ -189,8 +195,14 @@ impl Module {
         // Renamed when it is whole.
         let half = self.folder.join(format!(".{program}"));
         let mut build = Command::new(go(&self.go_mod)?);
-        build.current_dir(&self.path).env("CGO_ENABLED", "0").args(how).args(["-trimpath", "-ldflags"]);
-        command::run(build.arg(linker_flags(&self.go_mod)).arg("-o").arg(&half).arg(package))?;
+        let c = if program == FLANNEL { "1" } else { "0" };
+        build.current_dir(&self.path).env("CGO_ENABLED", c).args(how).args([
+            "-trimpath",
+            "-tags",
+            GO_ALONE,
+            "-ldflags",
+        ]);
+        command::run(build.arg(linker_flags(&self.go_mod, program)).arg("-o").arg(&half).arg(package))?;
         Ok(fs::rename(half, whole)?)
     }
 }
@@ -215,9 +227,13 @@ fn program_of(tool: &str) -> &str {
     tool.rsplit('/').find(|part| !is_version(part)).unwrap_or(tool)
 }
 
-/// Without its version a Kubernetes calls itself v0.0.0, which its own parts refuse to work with.
-fn linker_flags(go_mod: &str) -> OsString {
+/// Without its version a Kubernetes calls itself v0.0.0, which its own parts refuse to work with. One of Flannel's
+/// backends is C.
+fn linker_flags(go_mod: &str, program: &str) -> OsString {
     let mut flags = "-s -w".to_owned();
+    if program == FLANNEL {
+        flags += " -linkmode external -extldflags -static";
+    }
     if let Some(version) = required(go_mod, "k8s.io/kubernetes") {
         let numbers: Vec<&str> = version.trim_start_matches('v').split('.').collect();
         let values = [("gitVersion", version), ("gitMajor", numbers[0]), ("gitMinor", numbers.get(1).unwrap_or(&""))];
@@ -283,9 +299,10 @@ mod tests {
         assert_eq!(required(GO_MOD, "k8s.io/kubernetes"), Some("v1.36.2"));
         assert_eq!(required(GO_MOD, "k8s.io/api"), Some("v0.0.0"));
         assert_eq!(required(GO_MOD, "k8s.io/apiserver"), None);
-        let flags = linker_flags(GO_MOD).into_string().expect("text");
+        let flags = linker_flags(GO_MOD, "kubelet").into_string().expect("text");
         assert!(flags.contains("-X k8s.io/client-go/pkg/version.gitMinor=36"), "{flags}");
-        assert_eq!(linker_flags("module x\n"), "-s -w");
+        assert_eq!(linker_flags("module x\n", "x"), "-s -w");
+        assert!(linker_flags("module x\n", FLANNEL).into_string().expect("text").ends_with("-static"));
     }
 
     #[test]

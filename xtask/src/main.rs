@@ -10,6 +10,7 @@ mod demo;
 mod r#gen;
 mod image;
 mod kube;
+mod matrix;
 mod mutants;
 mod packages;
 mod previous;
@@ -29,6 +30,10 @@ pub(crate) const COMMANDS: &[(&str, &str)] = &[
     ("tidy", "check what compilers do not: crate edges, lengths, docs"),
     ("demo [--yes]", "three nodes on this machine, shown, broken and repaired; `--yes` asks nothing"),
     ("bench [GROUP…]", "measure against yardsticks in the same run; prints `figure NAME VALUE UNIT`"),
+    (
+        "matrix [FABRIC…]",
+        "everything that is to work, on every fabric over every underlay; what came of it goes into docs/matrix.md",
+    ),
     ("mutants", "break the policy compiler in known points, one by one, and see that its tests notice"),
     (
         "kube up|test|down [VERSION]",
@@ -69,6 +74,7 @@ fn run(args: &[&str]) -> Result<()> {
         ["demo"] => demo::run(&[]),
         ["demo", "--yes"] => demo::run(&["--yes"]),
         ["bench", groups @ ..] => bench::run(groups),
+        ["matrix", fabrics @ ..] => matrix::run(fabrics),
         ["mutants"] => mutants::run(),
         ["kube", rest @ ..] => kube::run(rest),
         ["vm", rest @ ..] => vm::run(rest),

@@ -60,6 +60,7 @@ const PACKAGES: &[Package] = &[
     package("nftables",    "nft",                  &[Lane::Lab, Lane::Demo, Lane::Bench, Lane::Kube], "a second opinion on our tables; foreign firewalls"),
     package("iptables",    "iptables",             &[Lane::Lab, Lane::Bench, Lane::Kube], "foreign firewalls as Docker writes them; stock plugins and kube-proxy use it"),
     package("curl",        "curl",                 &[Lane::Lab, Lane::Demo, Lane::Kube], "to ask pods by hand"),
+    package("tshark",      "tshark",               &[Lane::Lab],                         "a second opinion on what is on the wire"),
     package("containernetworking-plugins", "/usr/lib/cni/ptp", &[Lane::Lab, Lane::Bench], "the stock plugins we are chained and compared with"),
     package("golang-go",   "go",                   &[Lane::Kube],                        "builds Kubernetes, etcd and containerd"),
     package("runc",        "runc",                 &[Lane::Kube],                        "starts containers; building it would need C libraries"),
@@ -147,7 +148,7 @@ mod tests {
         check(
             &[Lane::Build, Lane::Lab],
             &["cc", "/usr/include/stdio.h", "ip"],
-            &["nftables", "iptables", "curl", "containernetworking-plugins"],
+            &["nftables", "iptables", "curl", "tshark", "containernetworking-plugins"],
         );
         check(&[Lane::Demo], &["ip", "nft"], &["curl"]);
     }

@@ -16,7 +16,7 @@ use crate::{
     test::Counts,
 };
 use kernel::{KERNELS, Kernel};
-use std::{env, path::Path};
+use std::{env, path::Path, process::Command};
 
 /// What runs unless somebody says what.
 const TESTS: &[&[&str]] = &[
@@ -69,6 +69,17 @@ pub(crate) fn measure(args: &[&str]) -> Result<Vec<(String, u32)>> {
 pub(crate) fn run_in_guest(args: &[&str]) -> Result<u8> {
     let [folder, program, args @ ..] = args else { return Err("vm-run wants a kernel's folder and a program".into()) };
     guest::run(&Kernel::open(Path::new(folder))?, program, args)
+}
+
+/// What runs a program under a kernel of that name, and which release that is.
+///
+/// # Errors
+/// As for [`measure`].
+pub(crate) fn under_named(kernel: &str, program: &Path) -> Result<(String, Command)> {
+    let kernel = Kernel::fetch(kernel)?;
+    let mut command = Command::new(env::current_exe()?);
+    command.arg("vm-run").arg(&kernel.folder).arg(program);
+    Ok((kernel.release, command))
 }
 
 fn under(kernel: &Kernel, tests: &[Vec<String>]) -> Result<Counts> {

@@ -27,6 +27,7 @@ pub(super) const NEEDS: &[Need] = &[
     need("nf_conntrack_netlink", true,  "forgetting the connections of pods that are gone"),
     need("veth",                 true,  "pods' links"),
     need("vxlan",                false, "the fabric vxlan"),
+    need("tun",                  false, "the fabric udp"),
     need("nfnetlink_log",        false, "`tartan flows`"),
     need("nft_log",              false, "`tartan flows`"),
 ];
@@ -79,11 +80,27 @@ fn is_enough(value: &str) -> bool {
     value.parse::<u64>().is_ok_and(|entries| entries >= ENOUGH_CONNECTIONS)
 }
 
+fn config(found: &Found) -> Config {
+    found.cluster.as_ref().map_or_else(Config::default, |cluster| cluster.config.clone())
+}
+
+/// The fabric, and what carries packets where that is blocked.
+fn uses(config: &Config, mode: FabricMode) -> bool {
+    config.fabric == mode || config.fallback == Some(mode)
+}
+
 /// What the kernel can do, as it was asked.
 pub(super) fn kernel(found: &Found) -> Findings {
     let Some(features) = &found.features else { return Vec::new() };
-    let fabric = found.cluster.as_ref().map_or_else(Config::default, |cluster| cluster.config.clone()).fabric;
+    let config = config(found);
+    let fabric = config.fabric;
     let mut findings = Findings::new();
+    if uses(&config, FabricMode::Udp) && !found.tun {
+        let level = if fabric == FabricMode::Udp { Error } else { Warning };
+        let fix =
+            "load it: modprobe tun; a container needs the node's /dev/net, as deploy/tartan.yaml mounts it".to_owned();
+        findings.push((level, "there is no /dev/net/tun, so the fabric udp has no device here".into(), fix));
+    }
     if !features.nft {
         let fix = "load it: modprobe nf_tables; or run a kernel with CONFIG_NF_TABLES".to_owned();
         findings.push((Error, "the kernel has no nf_tables: no masquerading, no host ports, no policy".into(), fix));
@@ -184,19 +201,28 @@ pub(super) fn firewall(found: &Found) -> Findings {
         let fix = "leave NetworkConfig spec.hostFirewall: open, and the agent puts one rule before it; or let pods' links (ttp*) pass there";
         findings.push((if found.installed { Error } else { Note }, message, fix.to_owned()));
     }
-    let vxlan = found.cluster.as_ref().map_or_else(Config::default, |cluster| cluster.config.clone());
-    for chain in found.chains.iter().filter(|chain| chain.drops_input && vxlan.fabric == FabricMode::Vxlan) {
-        let message = format!(
-            "{} table {} chain {} drops what it does not let in: see that UDP port {} of the other nodes is let in",
-            chain.family, chain.table, chain.name, vxlan.vxlan.port
-        );
-        let fix = format!(
-            "e.g. `ufw allow proto udp from NODES to any port {0}`, `firewall-cmd --permanent --add-port={0}/udp`, or a rule of your own",
-            vxlan.vxlan.port
-        );
-        findings.push((Note, message, fix));
+    for chain in found.chains.iter().filter(|chain| chain.drops_input) {
+        for (_, port, _) in ports_of(&config(found)) {
+            let message = format!(
+                "{} table {} chain {} drops what it does not let in: see that UDP port {port} of the other nodes is let in",
+                chain.family, chain.table, chain.name
+            );
+            let fix = format!(
+                "e.g. `ufw allow proto udp from NODES to any port {port}`, `firewall-cmd --permanent --add-port={port}/udp`, or a rule of your own"
+            );
+            findings.push((Note, message, fix));
+        }
     }
     findings
+}
+
+/// UDP ports that the fabric and its fallback need: whose, which, and the key that changes it.
+fn ports_of(config: &Config) -> Vec<(FabricMode, u16, &'static str)> {
+    let all = [
+        (FabricMode::Vxlan, config.vxlan.port, "spec.vxlan.port"),
+        (FabricMode::Udp, config.udp_port, "spec.udp.port"),
+    ];
+    all.into_iter().filter(|(mode, ..)| uses(config, *mode)).collect()
 }
 
 /// Ports of ours that somebody has.
@@ -205,14 +231,12 @@ pub(super) fn ports(found: &Found) -> Findings {
     if found.installed {
         return findings;
     }
-    let config = found.cluster.as_ref().map_or_else(Config::default, |cluster| cluster.config.clone());
-    let port = config.vxlan.port;
-    if config.fabric == FabricMode::Vxlan && found.udp.contains(&port) {
+    for (mode, port, key) in ports_of(&config(found)).into_iter().filter(|(_, port, _)| found.udp.contains(port)) {
         let vxlan = found.host.iter().flat_map(|host| &host.links).find(|link| &*link.kind == "vxlan");
         let who = vxlan.map_or_else(|| "a program".to_owned(), |link| format!("the device {}", link.name));
-        let message = format!("UDP port {port}, which the fabric vxlan needs, is taken by {who}");
+        let message = format!("UDP port {port}, which the fabric {mode} needs, is taken by {who}");
         let fix = format!(
-            "take it away (`ss -lunp 'sport = {port}'` shows a program, `ip link delete` takes a device), or set NetworkConfig spec.vxlan.port"
+            "take it away (`ss -lunp 'sport = {port}'` shows a program, `ip link delete` takes a device), or set NetworkConfig {key}"
         );
         findings.push((Warning, message, fix));
     }

@@ -15,6 +15,8 @@ pub(super) struct Found {
     /// An agent answers here.
     pub(super) installed: bool,
     pub(super) features: Option<Features>,
+    /// /dev/net/tun is there.
+    pub(super) tun: bool,
     pub(super) modules: BTreeMap<&'static str, Module>,
     /// Values by name.
     pub(super) sysctls: BTreeMap<&'static str, String>,

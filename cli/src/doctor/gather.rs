@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::future::poll_fn;
 use std::net::IpAddr;
+use std::os::unix::net::UnixStream;
 use std::path::Path as FilePath;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -17,6 +18,8 @@ use tartan_kernel::linux::Linux;
 use tartan_kernel::path::carries;
 use tartan_model::{Features, Host, Kind, World};
 use tartan_store::{KubernetesStore, Store};
+
+use crate::client::SOCKET;
 
 use super::checks::{GC_THRESH, NEEDS, SYSCTLS};
 use super::found::{Cluster, Found, Member, Module, Path, SysctlLine};
@@ -43,12 +46,15 @@ pub(super) fn gather(boot: Option<Boot>, store: Option<&str>) -> Result<Found> {
     let hostname = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned();
     let node = boot.as_ref().map(|boot| boot.node.clone()).filter(|node| !node.is_empty());
     found.node = node.or_else(|| std::env::var("NODE_NAME").ok()).unwrap_or(hostname);
+    // An agent in a container has its boot file there, and its socket on the node.
+    let socket = boot.as_ref().map_or(FilePath::new(SOCKET), |boot| &boot.socket);
+    found.installed = UnixStream::connect(socket).is_ok();
     if let Some(boot) = &boot {
-        found.installed = std::os::unix::net::UnixStream::connect(&boot.socket).is_ok();
         found.listen = boot.listen.map(|listen| listen.port());
         found.cni_conf = boot.cni_conf.as_ref().map_or(CNI_CONF.into(), |folder| folder.display().to_string());
     }
     kernel(&mut found);
+    found.tun = FilePath::new("/dev/net/tun").exists();
     modules(&mut found);
     sysctls(&mut found);
     (found.udp, found.tcp) = (ports("udp", None), ports("tcp", Some(LISTENS)));
@@ -201,9 +207,12 @@ fn cluster(found: &mut Found, url: &str) -> Result<()> {
             Ok(store) => store,
             Err(error) => return found.unseen.push(("the cluster", format!("{error:#}"))),
         };
-        let Some(world) = world(&*store).await else {
-            let why = format!("{url} did not tell all of it within {} s", PATIENCE.as_secs());
-            return found.unseen.push(("the cluster", why));
+        let world = match world(&*store).await {
+            Ok(world) => world,
+            Err(why) => {
+                let why = format!("{url} did not tell all of it within {} s{why}", PATIENCE.as_secs());
+                return found.unseen.push(("the cluster", why));
+            }
         };
         let mut cluster = from_world(&world);
         if let Some(place) = url.strip_prefix("kubernetes:") {
@@ -217,7 +226,8 @@ fn cluster(found: &mut Found, url: &str) -> Result<()> {
     Ok(())
 }
 
-async fn world(store: &dyn Store) -> Option<World> {
+/// What is there; or why not, if the store said so.
+async fn world(store: &dyn Store) -> Result<World, String> {
     let kinds = [Kind::Node, Kind::NetworkConfig, Kind::IpPool];
     let mut events = store.watch(&kinds);
     let mut world = World::new("".into(), Features::default());
@@ -228,8 +238,10 @@ async fn world(store: &dyn Store) -> Option<World> {
         }
         Some(())
     };
-    tokio::time::timeout(PATIENCE, reading).await.ok().flatten()?;
-    Some(world)
+    match tokio::time::timeout(PATIENCE, reading).await {
+        Ok(Some(())) => Ok(world),
+        _ => Err(world.store_away().map(|why| format!(": {why}")).unwrap_or_default()),
+    }
 }
 
 fn from_world(world: &World) -> Cluster {

@@ -13,6 +13,7 @@ fn well() -> Found {
     Found {
         node: "n1".into(),
         features: Some(Features { ipv6: true, vxlan: true, nft: true, wireguard: true }),
+        tun: true,
         cni_conf: "/etc/cni/net.d".into(),
         cni_files: vec!["10-other.conflist".into()],
         cluster: Some(Cluster {
@@ -89,6 +90,16 @@ fn a_node_by_itself() {
         |it, cluster| (it.features, cluster.config.fabric) = (no_vxlan(), FabricMode::HostGw),
         &["Note kernel: the kernel has no vxlan"],
     );
+    for (fabric, fallback, level) in
+        [(FabricMode::Udp, None, "Error"), (FabricMode::Vxlan, Some(FabricMode::Udp), "Warning")]
+    {
+        check(
+            "no tun",
+            |it, cluster| (it.tun, cluster.config.fabric, cluster.config.fallback) = (false, fabric, fallback),
+            &[&format!("{level} kernel: there is no /dev/net/tun|modprobe tun")],
+        );
+    }
+    check("no tun, and nobody needs it", |it, _| it.tun = false, &[]);
     let no_ipv6 = || Some(Features { ipv6: false, vxlan: true, nft: true, wireguard: true });
     check("no IPv6", |it, _| it.features = no_ipv6(), &["Note kernel: the kernel has no IPv6"]);
     check(
@@ -198,6 +209,11 @@ fn firewalls_and_ports() {
         "a program",
         |it, _| it.udp = [8472].into(),
         &["Warning ports: UDP port 8472|taken by a program|spec.vxlan.port"],
+    );
+    check(
+        "a program, where two ports are needed",
+        |it, cluster| (it.udp, cluster.config.fallback) = ([8285].into(), Some(FabricMode::Udp)),
+        &["Warning ports: UDP port 8285, which the fabric udp needs|taken by a program|spec.udp.port"],
     );
     check(
         "a device",

@@ -19,13 +19,13 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use tartan_model::Family;
 use tartan_netstate::claims::{
-    NFT_DSTNAT_PRIORITY, NFT_RAW_PRIORITY, NFT_SRCNAT_PRIORITY, POD_LINK_GROUP, SELFTEST_PORT, UDP_PORT,
+    NFT_DSTNAT_PRIORITY, NFT_RAW_PRIORITY, NFT_SRCNAT_PRIORITY, POD_LINK_GROUP, SELFTEST_PORT,
 };
 use tartan_netstate::nft::{AddressSide, Chain, ChainKind, HookPoint, Rule, RuleBuilder, Selector, rule};
 use tartan_netstate::{Key, Object, Owner, State};
 use tartan_policy::ir::protocol;
 
-use super::{Nat, hostport, masquerade, named, nfproto};
+use super::{Nat, between_nodes, hostport, masquerade, named, nfproto};
 
 /// IPv4 in IP, and IPv6 in IP (RFC 2003, RFC 2473).
 const IPPROTO_IPIP: u8 = 4;
@@ -57,7 +57,7 @@ fn chains(nat: &Nat) -> [(&'static str, Chain); 9] {
     // Each flow inside has a source port of its own outside, and answers come under another: an entry for each way of each
     // flow, and none that an answer meets.
     let outer = |port| rule("packets between nodes are looked at inside").udp_dport(port);
-    let ports = [nat.vxlan_port, UDP_PORT];
+    let ports = between_nodes(nat.vxlan_port, nat.udp_port);
     let to_node = || vec![rule("ports of pods").fib_local(AddressSide::Daddr).jump(hostport::CHAIN)];
     let hostports = [no_loopback_of_pods().iifgroup(POD_LINK_GROUP).saddr(loopback()).drop()].into_iter();
     [
@@ -129,7 +129,8 @@ fn loopback() -> IpNet {
 
 fn source_translation(nat: &Nat) -> Vec<Rule> {
     let towards_pods = rule("a destination was translated").ct_status_dnat().jump(TOWARDS_PODS);
-    let out = Family::ALL.into_iter().filter(|_| nat.masquerade).map(masquerade::rule_of);
+    let families = Family::ALL.into_iter().filter(|_| nat.masquerade);
+    let out = families.flat_map(|family| masquerade::rules_of(family, &between_nodes(nat.vxlan_port, nat.udp_port)));
     [towards_pods].into_iter().chain(out).collect()
 }
 

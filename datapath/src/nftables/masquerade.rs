@@ -1,14 +1,17 @@
 //! Which packets of pods leave under the node's address: those to outside the cluster.
 //!
-//! Invariant: a packet to a pod, on whatever node, keeps its source.
+//! Invariants: a packet to a pod, on whatever node, keeps its source; no answer comes to a port at which packets between
+//! nodes arrive, of which no connection is kept.
 
 use std::collections::BTreeSet;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use ipnet::IpNet;
 use tartan_model::Family;
-use tartan_netstate::nft::{ElementData, ElementKey, Rule, Selector, Set, Type, rule};
+use tartan_netstate::nft::{ElementData, ElementKey, Rule, RuleBuilder, Selector, Set, Type, rule};
 use tartan_netstate::{Entry, Key, Object, Owner, State};
+use tartan_policy::ir::protocol;
 
 use super::{Nat, named, nfproto};
 
@@ -18,18 +21,37 @@ pub(super) const LOCAL: &str = "pods";
 const INSIDE: &str = "inside";
 /// A group has no one way out whose address could stand in for the pod's.
 const MULTICAST: [&str; 2] = ["224.0.0.0/4", "ff00::/8"];
+/// The first port that anybody may take.
+const UNPRIVILEGED: u16 = 1024;
 
 pub(super) fn sets(family: Family) -> [(String, Set); 2] {
     let ranges = Set::intervals(Type::addr(nfproto(family)));
     [(named(LOCAL, family), ranges.clone()), (named(INSIDE, family), ranges)]
 }
 
-pub(super) fn rule_of(family: Family) -> Rule {
+/// `between_nodes`: UDP ports at which packets between nodes arrive.
+pub(super) fn rules_of(family: Family, between_nodes: &[u16]) -> [Rule; 2] {
     let nfproto = nfproto(family);
-    rule("pods to outside the cluster")
-        .within(nfproto, &[Selector::Saddr], &named(LOCAL, family))
-        .not_within(nfproto, &[Selector::Daddr], &named(INSIDE, family))
-        .masquerade()
+    let out = |rule: RuleBuilder| {
+        rule.within(nfproto, &[Selector::Saddr], &named(LOCAL, family)).not_within(
+            nfproto,
+            &[Selector::Daddr],
+            &named(INSIDE, family),
+        )
+    };
+    let comment = "pods to outside the cluster";
+    [
+        out(rule(comment).nfproto(nfproto).l4proto(protocol::UDP)).masquerade_to(widest_without(between_nodes)),
+        out(rule(comment)).masquerade(),
+    ]
+}
+
+/// The most ports in a row, of those that take no privilege, without these.
+fn widest_without(ports: &[u16]) -> RangeInclusive<u16> {
+    let left_out: BTreeSet<u16> = ports.iter().copied().filter(|port| *port >= UNPRIVILEGED).collect();
+    let firsts = [UNPRIVILEGED].into_iter().chain(left_out.iter().filter_map(|port| port.checked_add(1)));
+    let lasts = left_out.iter().map(|port| port - 1).chain([u16::MAX]);
+    firsts.zip(lasts).map(|(first, last)| first..=last).max_by_key(|ports| ports.len()).expect("there are few ports")
 }
 
 /// Takes the ranges of before out of a state and puts those of now in, leaving alone what stays: there may be thousands.
@@ -59,4 +81,21 @@ fn elements(nat: &Nat) -> BTreeSet<Key> {
         }));
     }
     elements
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ports_are_the_most_in_a_row() {
+        let check = |without: &[u16], wanted| assert_eq!(widest_without(without), wanted, "{without:?}");
+        check(&[], 1024..=65535);
+        check(&[8472, 8285], 8473..=65535);
+        check(&[4789, 8285], 8286..=65535);
+        check(&[40000, 8285], 8286..=39999);
+        check(&[65535, 8285], 8286..=65534);
+        check(&[1024, 789], 1025..=65535);
+        check(&[60000, 60000], 1024..=59999);
+    }
 }

@@ -16,6 +16,7 @@ fn nat() -> Nat {
         non_masquerade: vec!["192.168.0.0/16".parse().unwrap()],
         masquerade: true,
         vxlan_port: 8472,
+        udp_port: 8285,
         encrypts: false,
         strict: false,
     }
@@ -143,7 +144,7 @@ fn without_masquerade_nothing_masquerades() {
         }
     };
     let counts = |nat: &Nat| ["nat_postrouting", "towards_pods"].map(|chain| rules_of(chain, nat).len());
-    assert_eq!(counts(&nat()), [3, 4]);
+    assert_eq!(counts(&nat()), [5, 4]);
     assert_eq!(counts(&Nat { masquerade: false, ..nat() }), [1, 4]);
     assert_eq!(counts(&Nat { masquerade: false, fabric_address: PerFamily::default(), ..nat() }), [1, 0]);
 }

@@ -104,9 +104,17 @@ pub(super) fn judge<'a>(rounds: impl Iterator<Item = &'a Outcome> + Clone, large
 pub fn conditions(
     node: &str,
     standings: &BTreeMap<Path, Standing>,
+    standbys: &BTreeMap<Path, Standing>,
     by_software: &BTreeSet<LinkName>,
 ) -> Vec<Condition> {
     let mut by_reason: BTreeMap<&str, Vec<Condition>> = BTreeMap::new();
+    for ((peer, _), standing) in standbys {
+        let told = fallen_back(node, peer, &standing.target);
+        let same = by_reason.entry(told.reason).or_default();
+        if !same.contains(&told) {
+            same.push(told);
+        }
+    }
     for ((peer, family), standing) in standings {
         let Some(finding) = standing.finding else { continue };
         let mut told = condition(node, peer, finding, &standing.target, by_software);
@@ -183,6 +191,21 @@ fn condition(node: &str, peer: &str, finding: Finding, target: &Target, by_softw
         ),
     };
     Condition { about: format!("Node/{peer}"), field: String::new(), reason: finding.reason(), message, fix }
+}
+
+fn fallen_back(node: &str, peer: &str, Target { at, .. }: &Target) -> Condition {
+    let envelope = envelope(at);
+    Condition {
+        about: format!("Node/{peer}"),
+        field: String::new(),
+        reason: "FabricFallback",
+        message: format!(
+            "{node} reaches {peer} by spec.fallback, since {at} was found not to get there: {envelope} do not pass"
+        ),
+        fix: format!(
+            "let {envelope} pass between nodes, in both directions; {node} tries every few seconds and goes back by itself"
+        ),
+    }
 }
 
 /// What the fabric's packets are to those on the way.

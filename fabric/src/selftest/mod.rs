@@ -11,8 +11,10 @@
 
 mod judge;
 mod prober;
+mod standby;
 mod targets;
 
 pub use judge::{Finding, conditions};
 pub use prober::{PERIOD, Probe, Prober, Standing};
+pub use standby::{passes, standbys};
 pub use targets::{MANY, Path, Target, asked_at, targets};

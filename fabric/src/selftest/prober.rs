@@ -12,6 +12,7 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use siphasher::sip::SipHasher13;
+use tartan_netstate::LinkName;
 
 use super::judge::{Finding, Outcome, judge};
 use super::{Path, Target};
@@ -38,10 +39,10 @@ const SIZES: u32 = 16;
 const AGAIN: usize = 3;
 
 /// A question.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Probe {
-    /// An echo request of so many bytes, IP header included, that may not be fragmented.
-    Echo { to: IpAddr, bytes: u32, nonce: u64 },
+    /// An echo request of so many bytes, IP header included, that may not be fragmented; by a link, or as packets go.
+    Echo { to: IpAddr, bytes: u32, nonce: u64, by: Option<LinkName> },
     /// A datagram that the peer's agent answers; its checksum is left to the device, or there is none.
     Datagram { to: IpAddr, checksum: bool, nonce: u64 },
 }
@@ -57,12 +58,16 @@ pub struct Standing {
     /// Probes so far, and how many of them were not answered.
     pub asked: u64,
     pub lost: u64,
+    /// Rounds in a row that were well.
+    pub well: u8,
 }
 
 /// See the module.
 pub struct Prober {
     /// Makes nonces, which nobody must guess.
     secret: [u64; 2],
+    /// What is asked goes by the target's link, whatever carries packets; datagrams cannot, and are left out.
+    bound: bool,
     count: u64,
     tracks: BTreeMap<Path, Track>,
     due: BTreeSet<(Instant, Path)>,
@@ -79,8 +84,7 @@ struct Track {
     round: Option<Round>,
     /// The last rounds that were not well, none well between.
     bad: VecDeque<Outcome>,
-    /// Rounds in a row that were well, and that asked at once again.
-    well: u8,
+    /// Rounds in a row that asked at once again.
     urgent: u8,
     heard: Option<Instant>,
     /// Packets of this size pass, and of this one do not.
@@ -116,6 +120,7 @@ impl Prober {
     pub fn new(secret: [u64; 2]) -> Prober {
         Prober {
             secret,
+            bound: false,
             count: 0,
             tracks: BTreeMap::new(),
             due: BTreeSet::new(),
@@ -123,6 +128,11 @@ impl Prober {
             peers: BTreeMap::new(),
             second: None,
         }
+    }
+
+    /// One for ways that carry nothing: every probe is bound to the target's link.
+    pub fn bound(secret: [u64; 2]) -> Prober {
+        Prober { bound: true, ..Prober::new(secret) }
     }
 
     /// Probes these from now on, and nothing else.
@@ -219,13 +229,13 @@ impl Prober {
     fn begin(&mut self, path: &Path, now: Instant, probes: &mut Vec<Probe>) {
         let Some(track) = self.tracks.get_mut(path) else { return };
         let mut round = Round { began: now, asked: Vec::new() };
-        for what in track.questions() {
+        for what in track.questions().into_iter().filter(|what| !(self.bound && what.is_datagram())) {
             self.count += 1;
             let nonce = nonce(self.secret, self.count);
             round.asked.push(Asked { nonce, what, answered: false });
             self.open.insert(nonce, path.clone());
         }
-        probes.extend(round.asked.iter().map(|asked| asked.probe(&track.standing.target)));
+        probes.extend(round.asked.iter().map(|asked| asked.probe(&track.standing.target, self.bound)));
         track.round = Some(round);
     }
 
@@ -264,18 +274,8 @@ impl Target {
 impl Track {
     fn new(target: Target, now: Instant) -> Track {
         let fails = target.mtu;
-        let standing = Standing { target, finding: None, round_trip: None, asked: 0, lost: 0 };
-        Track {
-            standing,
-            since: now,
-            round: None,
-            bad: VecDeque::new(),
-            well: 0,
-            urgent: 0,
-            heard: None,
-            passes: SMALL,
-            fails,
-        }
+        let standing = Standing { target, finding: None, round_trip: None, asked: 0, lost: 0, well: 0 };
+        Track { standing, since: now, round: None, bad: VecDeque::new(), urgent: 0, heard: None, passes: SMALL, fails }
     }
 
     /// Packets may be larger or smaller than before.
@@ -337,13 +337,13 @@ impl Track {
         if outcome.is_well() {
             self.bad.clear();
             (self.passes, self.fails) = (SMALL, self.standing.target.mtu);
-            self.well = self.well.saturating_add(1);
-            if self.well >= WELL {
+            self.standing.well = self.standing.well.saturating_add(1);
+            if self.standing.well >= WELL {
                 self.standing.finding = None;
             }
             return;
         }
-        self.well = 0;
+        self.standing.well = 0;
         self.measure(round);
         self.bad.push_back(outcome);
         if self.bad.len() > ROUNDS {
@@ -374,6 +374,14 @@ impl Track {
     }
 }
 
+// === impl What ===
+
+impl What {
+    fn is_datagram(self) -> bool {
+        matches!(self, What::Plain | What::Summed)
+    }
+}
+
 // === impl Asked ===
 
 impl Asked {
@@ -381,7 +389,7 @@ impl Asked {
         if self.what == What::Underlay { target.underlay } else { target.fabric_address }
     }
 
-    fn probe(&self, target: &Target) -> Probe {
+    fn probe(&self, target: &Target, bound: bool) -> Probe {
         let (to, nonce) = (self.to(target), self.nonce);
         let bytes = match self.what {
             What::Plain => return Probe::Datagram { to, checksum: false, nonce },
@@ -390,6 +398,7 @@ impl Asked {
             What::Full => target.mtu,
             What::Size(bytes) => bytes,
         };
-        Probe::Echo { to, bytes, nonce }
+        let by = target.device.clone().filter(|_| bound && self.what != What::Underlay);
+        Probe::Echo { to, bytes, nonce, by }
     }
 }

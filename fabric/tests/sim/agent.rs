@@ -32,6 +32,8 @@ pub(crate) struct Agent {
     at_work: Option<(u64, VecDeque<(Op, Owner)>)>,
     /// Somebody else changed the kernel, and that is not repaired yet.
     pub disturbed: bool,
+    /// Its self-test said something that is not planned yet.
+    retested: bool,
     reports: VecDeque<(u64, Programmed)>,
     // The publisher: the latest wanted advert, and the one that is on its way.
     wanted: Option<Advert>,
@@ -68,6 +70,7 @@ impl Agent {
             waiting: None,
             at_work: None,
             disturbed: false,
+            retested: false,
             reports: VecDeque::new(),
             wanted: None,
             on_its_way: None,
@@ -85,6 +88,19 @@ impl Agent {
         self.world.store(StoreEvent::Away(None, "cut off".into()), now);
     }
 
+    /// The self-test says of each way to each peer whether packets get there, by the bits of a number: whatever it says.
+    pub(crate) fn tested(&mut self, mut bits: u64) {
+        let mut passes = std::collections::BTreeMap::new();
+        for (peer, heard) in &self.world.adverts {
+            for end in &heard.advert.accepts {
+                bits = bits.rotate_right(1);
+                passes.insert((peer.clone(), end.instance.clone()), bits & 1 == 1);
+            }
+        }
+        self.world.passes = passes.into();
+        self.retested = true;
+    }
+
     /// Takes in what has come, and plans if anything has, or if it is time to.
     pub(crate) fn hear(
         &mut self,
@@ -98,7 +114,7 @@ impl Agent {
         if self.wire.is_none() && self.back_at <= millis {
             self.wire = Some(Wire::connect(millis, delays.word, rng));
         }
-        let mut anything = self.out.wake_at.is_some_and(|at| at <= now);
+        let mut anything = std::mem::take(&mut self.retested) || self.out.wake_at.is_some_and(|at| at <= now);
         let arrivals = self.wire.as_mut().map(|wire| wire.arrivals(store, millis)).unwrap_or_default();
         for event in arrivals {
             self.world.store(event, now);

@@ -267,7 +267,7 @@ fn send_by(
     let (name, instance) = match &device.kind {
         LinkKind::Vxlan(params) => {
             let VxlanParams { vni, port, local, .. } = params;
-            let at = Instance::Vxlan { underlay: Family::of(*local), vni: *vni, port: *port };
+            let at = Instance::Vxlan { underlay: Family::of(*local), vni: *vni, port: *port, gbp: false };
             (by_vxlan(a, b, dev, device, route.via.ok_or("no next hop")?)?, at)
         }
         LinkKind::Wireguard { label } => (by_wireguard(a, b, dev, (ours, theirs))?, label.parse()?),

@@ -1,6 +1,8 @@
 //! Expressions of a rule as nf_tables attributes (`enum nft_*_attributes` of the kernel's uapi header).
 
-use tartan_netstate::nft::{AddressSide, CmpOp, CtKey, Expr, MetaKey, NatKind, PayloadBase, Reg, Verdict};
+use tartan_netstate::nft::{
+    AddressSide, CmpOp, CtDirection, CtKey, Expr, MetaKey, NatKind, Nfproto, PayloadBase, Reg, Verdict,
+};
 
 use crate::nfnetlink::Attrs;
 
@@ -19,6 +21,7 @@ const NFT_FIB_RESULT_ADDRTYPE: u32 = 3;
 const NFTA_FIB_F_SADDR: u32 = 1;
 const NFTA_FIB_F_DADDR: u32 = 2;
 const IP_CT_DIR_ORIGINAL: u8 = 0;
+const IP_CT_DIR_REPLY: u8 = 1;
 const NFT_LIMIT_PKTS: u32 = 0;
 const NFT_REJECT_TCP_RST: u32 = 1;
 const NFT_REJECT_ICMPX_UNREACH: u32 = 2;
@@ -26,6 +29,7 @@ const NFT_REJECT_ICMPX_ADMIN_PROHIBITED: u8 = 3;
 const NFT_DYNSET_OP_ADD: u32 = 0;
 const NFTA_DYNSET_EXPR: u16 = 7;
 pub(super) const NFTA_COUNTER_PACKETS: u16 = 2;
+const NF_NAT_RANGE_PROTO_SPECIFIED: u32 = 1 << 1;
 const NF_NAT_RANGE_PROTO_RANDOM_FULLY: u32 = 1 << 4;
 
 /// Appends one element of a rule's expression list.
@@ -64,7 +68,7 @@ fn name(expression: &Expr) -> &'static str {
         Expr::Log { .. } => "log",
         Expr::Reject { .. } => "reject",
         Expr::Nat { .. } => "nat",
-        Expr::Masquerade => "masq",
+        Expr::Masquerade { .. } => "masq",
     }
 }
 
@@ -110,8 +114,13 @@ fn body(data: &mut Attrs, expression: &Expr) {
         }
         Expr::Ct { key, dreg } => {
             data.u32(1, reg(*dreg)).u32(2, ct_key(*key));
-            if *key == CtKey::OriginalProtoDst {
-                data.u8(3, IP_CT_DIR_ORIGINAL);
+            let direction = match key {
+                CtKey::OriginalProtoDst | CtKey::Saddr(CtDirection::Original, _) => Some(IP_CT_DIR_ORIGINAL),
+                CtKey::Saddr(CtDirection::Reply, _) => Some(IP_CT_DIR_REPLY),
+                CtKey::State | CtKey::Direction | CtKey::Status | CtKey::Mark => None,
+            };
+            if let Some(direction) = direction {
+                data.u8(3, direction);
             }
         }
         Expr::SetCtMark { sreg } => {
@@ -148,8 +157,13 @@ fn body(data: &mut Attrs, expression: &Expr) {
                 data.u32(5, reg(*port)).u32(6, reg(*port));
             }
         }
-        Expr::Masquerade => {
-            data.u32(1, NF_NAT_RANGE_PROTO_RANDOM_FULLY);
+        Expr::Masquerade { ports } => {
+            // Without the flag the kernel takes the registers and asks nothing of them.
+            let specified = if ports.is_some() { NF_NAT_RANGE_PROTO_SPECIFIED } else { 0 };
+            data.u32(1, NF_NAT_RANGE_PROTO_RANDOM_FULLY | specified);
+            if let Some([first, last]) = ports {
+                data.u32(2, reg(*first)).u32(3, reg(*last));
+            }
         }
         Expr::Verdict(verdict) => {
             data.u32(1, NFT_REG_VERDICT);
@@ -213,6 +227,8 @@ fn ct_key(key: CtKey) -> u32 {
         CtKey::Status => 2,
         CtKey::Mark => 3,
         CtKey::OriginalProtoDst => 12,
+        CtKey::Saddr(_, Nfproto::Ipv4) => 19,
+        CtKey::Saddr(_, Nfproto::Ipv6) => 21,
     }
 }
 

@@ -5,6 +5,7 @@
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its own part")]
 #![allow(clippy::unwrap_used, reason = "a test")]
 
+pub mod judged;
 pub mod nflog;
 pub mod node;
 pub mod traffic;

@@ -33,6 +33,7 @@ pub fn nat() -> Nat {
         non_masquerade: vec!["192.168.0.0/16".parse().unwrap(), "fc99::/16".parse().unwrap()],
         masquerade: true,
         vxlan_port: 8472,
+        udp_port: 8285,
         encrypts: false,
         strict: false,
     }
@@ -104,7 +105,7 @@ pub fn lab() -> Lab {
              ip neigh add fe80::1 lladdr 02:00:00:00:01:0{n} dev eth0
              ip -6 route add default via fe80::1 dev eth0"
         ));
-        let mac = pod.sh("ip -o link show eth0 | sed 's/.*ether \\([^ ]*\\).*/\\1/'");
+        let mac = pod.sh("ip -o link show eth0 2>/dev/null | sed 's/.*ether \\([^ ]*\\).*/\\1/'");
         for address in [format!("10.244.1.{n}"), format!("fd00:1::{n}")] {
             node.sh(&format!("ip neigh add {address} lladdr {} dev {link}", mac.trim()));
         }

@@ -154,6 +154,7 @@ fn translation() -> Nat {
         non_masquerade: Vec::new(),
         masquerade: true,
         vxlan_port: 8472,
+        udp_port: 8285,
         encrypts: false,
         strict: false,
     }

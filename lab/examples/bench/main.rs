@@ -14,6 +14,7 @@ mod repair;
 mod restart;
 mod scale;
 mod selftest;
+mod switch;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -53,6 +54,7 @@ fn subject(args: &[&str]) -> Result<Box<dyn Subject>> {
         ["cni"] => Box::new(cni::Cni::up(None)?),
         ["cni", plugins] => Box::new(cni::Cni::up(Some(PathBuf::from(plugins)))?),
         ["fabric", fabric] => Box::new(fabric::Fabric::up(fabric)?),
+        ["switch", fabric] => Box::new(switch::Switch::up(fabric)?),
         ["scale"] => Box::new(scale::Scale::up()?),
         ["restart"] => Box::new(restart::Restart::up()?),
         ["policy"] => Box::new(policy::Policy::up()?),

@@ -3,11 +3,11 @@
 //! UDP small and as large as the path takes, TCP busy and idle, both families, between pods of different nodes and from
 //! a node to a remote pod.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use tartan_lab::probe::{Load, Pair, Running, wait_for};
+use tartan_lab::probe::{Load, Pair, Running, let_pass, wait_for};
 use tartan_lab::{Lab, Node};
 
 use crate::{PATIENCE, Series, Subject, binaries, lab, losses, ms, unknown};
@@ -65,15 +65,8 @@ impl Restart {
     /// To the other fabric and back; n2 and n3 hear of it so much later, one after the other.
     fn change(&mut self, apart: Duration) -> Result<()> {
         for fabric in FABRICS {
-            let late = if apart.is_zero() { &[][..] } else { &["n2", "n3"] };
-            // A stopped agent is one that has not heard yet; its kernel goes on.
-            late.iter().try_for_each(|node| self.lab.node(node)?.pause_agent())?;
-            self.lab.set_fabric(fabric)?;
-            for node in late {
-                let_pass(apart)?;
-                self.lab.node(node)?.resume_agent()?;
-            }
-            self.wait_until_steady(fabric)?;
+            self.lab.set_fabric_apart(fabric, apart)?;
+            wait_until_steady(&self.lab, fabric)?;
         }
         Ok(())
     }
@@ -89,18 +82,14 @@ impl Restart {
             let_pass(Duration::from_secs(5))?;
             node.start_agent()?;
             node.wait_ready()?;
-            self.wait_until_steady(fabric)?;
+            wait_until_steady(&self.lab, fabric)?;
         }
         Ok(())
     }
-
-    fn wait_until_steady(&self, fabric: &str) -> Result<()> {
-        let steady = || self.lab.nodes().iter().all(|node| status(node).is_ok_and(|status| is_steady(&status, fabric)));
-        wait_for(PATIENCE, &format!("every node to be steady on {fabric}"), steady).map(drop)
-    }
 }
 
-fn load(lab: &Lab) -> Result<Running> {
+/// UDP and TCP between pods of different nodes and from a node, answered before this returns.
+pub(crate) fn load(lab: &Lab) -> Result<Running> {
     let pods = lab.pod_endpoints();
     let around: Vec<Pair> = pods.iter().cloned().zip(pods.iter().cloned().cycle().skip(1)).collect();
     let from_node = (lab.node("n1")?.endpoint(), lab.pod("b1")?.endpoint());
@@ -114,11 +103,6 @@ fn load(lab: &Lab) -> Result<Running> {
     Ok(load)
 }
 
-fn let_pass(time: Duration) -> Result<()> {
-    let start = Instant::now();
-    wait_for(time * 2, "time to pass", || start.elapsed() >= time).map(drop)
-}
-
 /// What `tartan status` says of the node.
 pub(crate) fn status(node: &Node) -> Result<Value> {
     let (tartan, socket) = (binaries()?.tartan, node.socket());
@@ -127,6 +111,12 @@ pub(crate) fn status(node: &Node) -> Result<Value> {
     let status: Value = serde_json::from_str(&text).with_context(|| format!("tartan status printed {text}"))?;
     ensure!(status["phase"].is_string(), "a status without a phase: {text}");
     Ok(status)
+}
+
+/// Waits until every agent has programmed everything and uses `fabric` towards all its peers.
+pub(crate) fn wait_until_steady(lab: &Lab, fabric: &str) -> Result<()> {
+    let steady = || lab.nodes().iter().all(|node| status(node).is_ok_and(|status| is_steady(&status, fabric)));
+    wait_for(PATIENCE, &format!("every node to be steady on {fabric}"), steady).map(drop)
 }
 
 fn is_steady(status: &Value, fabric: &str) -> bool {

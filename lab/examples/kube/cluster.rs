@@ -62,6 +62,8 @@ pub(crate) struct Wants {
     pub(crate) tools: bool,
     /// The image of the release before.
     pub(crate) previous: bool,
+    /// Flannel's image.
+    pub(crate) flannel: bool,
     pub(crate) stack: Stack,
 }
 
@@ -199,7 +201,7 @@ impl Cluster {
             let seat = &self.machine(&node.name)?.seat;
             for cidr in &node.pod_cidrs {
                 let via = if cidr.contains(':') { seat.v6.0.to_string() } else { seat.v4.0.to_string() };
-                lines += &format!("route add {cidr} via {via}\n");
+                lines += &format!("route replace {cidr} via {via}\n");
             }
         }
         Ok(lines)

@@ -20,9 +20,12 @@ const PAUSE: &str = "registry.k8s.io/pause:3.10.2";
 pub(crate) const AGNHOST: &str = "registry.k8s.io/e2e-test-images/agnhost:2.63.0";
 
 /// Those of the images that Kubernetes' own tests name which the network's run: all are agnhost and tools.
-const OF_TESTS: [&str; 4] = ["agnhost", "glibc-dns-testing", "jessie-dnsutils", "busybox"];
+const OF_TESTS: [&str; 5] = ["agnhost", "glibc-dns-testing", "jessie-dnsutils", "busybox", "pause"];
 /// As `coredns.yaml` names it.
 const COREDNS: &str = "tartan.dev/lab/coredns:1";
+
+/// Flannel's daemon, as `flannel.rs` names it.
+pub(crate) const FLANNEL: &str = "tartan.dev/lab/flannel:1";
 
 /// One image of an archive.
 struct Image {
@@ -56,6 +59,15 @@ pub(crate) fn archives(programs: &Programs, wants: Wants, pki: &Pki, dir: &Path)
         let images = [image(COREDNS.into(), &["/coredns"], &[])];
         archives.push(archive("coredns", dir, &images, |root| copy(&coredns, &root.join("coredns")))?);
     }
+    if wants.flannel {
+        let flanneld = programs.find("flannel")?;
+        let images = [image(FLANNEL.into(), &["/flannel"], &[])];
+        let content = |root: &Path| {
+            copy(&flanneld, &root.join("flannel"))?;
+            tools::copy_iptables(root)
+        };
+        archives.push(archive("flannel", dir, &images, content)?);
+    }
     Ok(archives)
 }
 
@@ -63,11 +75,13 @@ pub(crate) fn archives(programs: &Programs, wants: Wants, pki: &Pki, dir: &Path)
 fn of_tests(named: &str) -> Vec<Image> {
     let wanted = |tag: &&str| {
         let name = tag.rsplit('/').next().and_then(|name| name.split(':').next());
-        name.is_some_and(|name| OF_TESTS.contains(&name)) && *tag != AGNHOST
+        name.is_some_and(|name| OF_TESTS.contains(&name)) && ![AGNHOST, PAUSE].contains(tag)
     };
-    let image_of = |tag: &str| match tag.contains("/agnhost:") {
-        true => image(tag.into(), &["/agnhost"], &["pause"]),
-        false => image(tag.into(), &[], &["/bin/sh"]),
+    let image_of = |tag: &str| match tag {
+        // Each Kubernetes has another one.
+        _ if tag.contains("/pause:") => image(tag.into(), &["/agnhost", "pause"], &[]),
+        _ if tag.contains("/agnhost:") => image(tag.into(), &["/agnhost"], &["pause"]),
+        _ => image(tag.into(), &[], &["/bin/sh"]),
     };
     named.lines().map(str::trim).filter(wanted).map(image_of).collect()
 }
@@ -136,12 +150,15 @@ pub(crate) fn run(command: &mut Command) -> Result<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{AGNHOST, of_tests};
+    use super::{AGNHOST, PAUSE, of_tests};
 
     #[test]
     fn images_of_tests_are_found_among_all_named() {
-        let named = format!("registry.x/agnhost:2.55\n{AGNHOST}\nregistry.x/busybox:1\nregistry.x/nginx:1\nx\n");
+        let named = format!(
+            "registry.x/agnhost:2.55\n{AGNHOST}\nregistry.x/busybox:1\nregistry.x/nginx:1\nx\n{PAUSE}\nregistry.x/pause:3\n"
+        );
         let tags: Vec<_> = of_tests(&named).into_iter().map(|image| (image.tag, image.entrypoint.len())).collect();
-        assert_eq!(tags, [("registry.x/agnhost:2.55".into(), 1), ("registry.x/busybox:1".into(), 0)]);
+        let want = [("registry.x/agnhost:2.55", 1), ("registry.x/busybox:1", 0), ("registry.x/pause:3", 2)];
+        assert_eq!(tags, want.map(|(tag, words)| (tag.to_owned(), words)));
     }
 }

@@ -5,24 +5,22 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tartan_lab::probe::{Load, LoadReport, Running, pairs, wait_for};
 use tartan_lab::{Echo, Endpoint};
 
+use crate::agents::TARTAN;
 use crate::cluster::Cluster;
-use crate::machine::{Machine, inode, processes_of_pod};
+use crate::machine::{inode, processes_of_pod};
 use crate::pods::{self, PATIENCE};
 
 /// A node comes back with all its images on disk; that, too, takes time on a busy machine.
 const REBOOT_PATIENCE: Duration = Duration::from_secs(180);
-/// Three agents one after another, each until it is ready.
-const ROLL_PATIENCE: Duration = Duration::from_secs(180);
-const AGENTS: [&str; 2] = ["--namespace=tartan-system", "daemonset/tartan-agent"];
 /// Probes answered before the event, and after it.
-const ANSWERS: u64 = 2_000;
+pub(crate) const ANSWERS: u64 = 2_000;
 /// Between two on one flow: what is lost in between is lost for this long.
 const INTERVAL: Duration = Duration::from_millis(5);
 
@@ -45,15 +43,10 @@ pub(crate) fn api_server_away(cluster: &mut Cluster, length: Duration, victim: &
     let uid = pods::uid(cluster, victim)?;
     cluster.control_mut()?.kill_api_server()?;
     let since = Instant::now();
-    kill_agent(cluster, "n2")?;
+    kill_process(cluster, "n2", TARTAN.begins)?;
     lose_sandbox(victim, &uid, from)?;
     wait_for(length, "the time that the API server is to be away", || since.elapsed() >= length)?;
     cluster.control_mut()?.start_api_server()
-}
-
-/// Kills the node's agent and waits for another one.
-pub(crate) fn kill_agent(cluster: &Cluster, node: &str) -> Result<()> {
-    kill_process(cluster, node, "/tartan\0agent\0")
 }
 
 /// Kills a program of the node by how its command line begins, and waits until it runs again.
@@ -79,44 +72,6 @@ fn lose_sandbox(name: &str, uid: &str, from: &Endpoint) -> Result<()> {
     let another = |pod: &Endpoint| network(pod).is_some_and(|network| network != lost);
     let back = || pods::seen(name, uid).is_some_and(|pod| another(&pod) && pods::answers(from, &pod));
     wait_for(PATIENCE, &format!("{name} to be back in a network of its own"), back).map(drop)
-}
-
-/// Has kubectl replace the agents, node by node: how many nodes went out of service meanwhile.
-pub(crate) fn roll(cluster: &Cluster, how: &[&str]) -> Result<usize> {
-    let before = ready_since(cluster)?;
-    replace(cluster, how)?;
-    let after = ready_since(cluster)?;
-    ensure!(before.len() == after.len(), "there were other nodes before: {before:?}, {after:?}");
-    Ok(before.iter().zip(&after).filter(|(before, after)| before != after).count())
-}
-
-fn replace(cluster: &Cluster, how: &[&str]) -> Result<()> {
-    let before = agents(cluster);
-    cluster.kubectl(how)?;
-    let timeout = format!("--timeout={}s", ROLL_PATIENCE.as_secs());
-    cluster.kubectl(&["rollout", "status", &timeout, AGENTS[0], AGENTS[1]])?;
-    let after = agents(cluster);
-    let kept = before.iter().zip(&after).any(|(before, after)| before == after || after.is_none());
-    ensure!(!kept, "the agents were {before:?} and are {after:?}: not each was replaced");
-    Ok(())
-}
-
-/// When each node last became ready, or ceased to be.
-fn ready_since(cluster: &Cluster) -> Result<Vec<String>> {
-    let since = "jsonpath={range .items[*]}{.status.conditions[?(@.type=='Ready')].lastTransitionTime}{'\\n'}{end}";
-    Ok(cluster.kubectl(&["get", "nodes", "--output", since])?.lines().map(str::to_owned).collect())
-}
-
-/// Takes the agents away, leaves the pods to themselves for some answers, and brings the agents back.
-pub(crate) fn without_agents(cluster: &Cluster, load: &Running, manifest: &str) -> Result<()> {
-    cluster.kubectl(&["delete", "--wait", AGENTS[0], AGENTS[1]])?;
-    wait_for(PATIENCE, "the end of all agents", || agents(cluster).iter().all(Option::is_none))?;
-    load.wait_for_answers(10 * ANSWERS, PATIENCE)?;
-    replace(cluster, &["apply", "--filename", manifest])
-}
-
-fn agents(cluster: &Cluster) -> Vec<Option<i32>> {
-    cluster.machines().iter().map(Machine::agent).collect()
 }
 
 /// The node's processes, network and kernel state go; it starts again from its disk, and the pod is back in a network of

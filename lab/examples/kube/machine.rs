@@ -142,12 +142,8 @@ impl Machine {
         ["init", "containerd", "kubelet", "kube-proxy"].map(end).join("\n")
     }
 
-    /// The agent that runs on the node, as a pid of the machine; none while none does.
-    pub(crate) fn agent(&self) -> Option<i32> {
-        self.process(b"/tartan\0agent\0")
-    }
-
-    /// The same of any program in the node's own network, by how its command line begins.
+    /// A program in the node's own network, as a pid of the machine, by how its command line begins; none while it does
+    /// not run.
     pub(crate) fn process(&self, begins: &[u8]) -> Option<i32> {
         let node = inode(&self.netns.path());
         let is_it = |process: &Path| {

@@ -2,29 +2,36 @@
 //! containerd and runc, each node a set of namespaces. `cargo xtask kube` builds all of it and runs this.
 //!
 //! ```text
-//! up      starts `hold` and returns when the nodes are ready; with the network `tartan` or `stock`
+//! up      starts `hold` and returns when the nodes are ready; with the network `tartan`, `stock` or `flannel`
 //! hold    makes the cluster and keeps it until SIGTERM (it is the lab's holder)
 //! down    ends a cluster that `up` made
 //! e2e     Kubernetes' own network tests on a cluster made for them; all that Tartan is held to, or those in focus
-//! measure figures of a cluster made for them
-//! scale   of these what a large cluster costs one agent
+//! measure figures of clusters made for them; all, or those of the parts named: tartan, flannel, mixed, scale
 //! machine (internal) joins a node's cgroups and becomes its namespaces
 //! init    (internal) PID 1 of a node
+//! flannel-plugin (internal) stands in for Flannel's plugin
 //! first-packet (internal) stands in for the plugin and says when a pod had its first answer
 //! ```
 //!
 //! Invariant: like any lab, all of it carries the holder's name and pid and goes with the holder.
 #![allow(clippy::print_stdout, reason = "its output is its product")]
 
+mod agents;
+mod beside;
 mod cluster;
 mod control;
 mod dns;
+#[cfg(test)]
+mod engine;
 mod first;
+mod flannel;
+mod flannel_plugin;
 mod image;
 mod init;
 mod life;
 mod machine;
 mod measure;
+mod mixed;
 #[cfg(test)]
 mod nodes;
 mod pki;
@@ -55,6 +62,7 @@ use tartan_lab::probe::wait_for;
 use tartan_lab::{Facts, Signals};
 
 use crate::cluster::{Cluster, Wants};
+use crate::flannel::Backend;
 use crate::machine::Proxy;
 
 /// Name of the lab, for people and for `down`.
@@ -86,12 +94,12 @@ fn run(args: &[&str]) -> Result<()> {
         ["hold", network] => hold(network),
         ["down"] => down(),
         ["e2e", focus @ ..] => suite::run(focus),
-        ["measure"] => measure::run(),
-        ["scale"] => scale::run(&Programs::from_environment()?),
+        ["measure", parts @ ..] => measure::run(parts),
         ["first-packet", plugin, targets @ ..] => first::run(plugin, targets),
+        ["flannel-plugin"] => flannel_plugin::run(),
         ["machine", spec] => machine::become_machine(Path::new(spec)),
         ["init", spec] => init::run(Path::new(spec)),
-        other => bail!("`{}` is not a command: up, down, e2e, measure, scale", other.join(" ")),
+        other => bail!("`{}` is not a command: up, down, e2e, measure", other.join(" ")),
     }
 }
 
@@ -124,10 +132,11 @@ fn hold(network: &str) -> Result<()> {
     let install = match network {
         "tartan" => tartan::install,
         "stock" => stock::install,
-        other => bail!("`{other}` is no network: tartan, stock"),
+        "flannel" => |cluster: &Cluster| flannel::install(cluster, Backend::Vxlan),
+        other => bail!("`{other}` is no network: tartan, stock, flannel"),
     };
     let signals = Signals::hold_back()?;
-    let wants = Wants { proxy: Some(Proxy::Nftables), ..Wants::default() };
+    let wants = Wants { proxy: Some(Proxy::Nftables), flannel: network == "flannel", ..Wants::default() };
     let cluster = Cluster::up(NAME, Programs::from_environment()?, wants)?;
     install(&cluster)?;
     cluster.wait_until_ready()?;

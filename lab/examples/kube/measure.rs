@@ -13,8 +13,9 @@ use tartan_lab::probe::{LoadReport, Talk, Transport, wait_for};
 use tartan_lab::{Echo, Endpoint, Family, Signals};
 
 use crate::Programs;
+use crate::agents::TARTAN;
 use crate::cluster::{Cluster, Wants};
-use crate::{first, life, pods, scale, stock, tartan};
+use crate::{beside, first, life, mixed, pods, scale, stock, tartan};
 
 const PODS_AT_ONCE: usize = 100;
 /// How long agents and API server are left alone before they are looked at.
@@ -24,12 +25,25 @@ const IDLE: Duration = Duration::from_secs(60);
 const AWAY: &str = "TARTAN_AWAY_SECS";
 const AWAY_SECS: u64 = 30;
 const LONGEST_AWAY_SECS: u64 = 1_200;
-const TALKING: [&str; 3] = ["on-n1", "on-n2", "on-n3"];
+pub(crate) const TALKING: [&str; 3] = ["on-n1", "on-n2", "on-n3"];
 const PATIENCE: Duration = Duration::from_secs(300);
 
-/// Makes a cluster and takes its figures.
-pub(crate) fn run() -> Result<()> {
+type Part = (&'static str, fn() -> Result<()>);
+
+/// What is measured by itself, on clusters of its own.
+const PARTS: [Part; 4] =
+    [("tartan", whole_life), ("flannel", beside::flannel), ("mixed", mixed::measure), ("scale", scale::run)];
+
+/// Takes all figures, or those of some parts.
+pub(crate) fn run(parts: &[&str]) -> Result<()> {
     let _signals = Signals::hold_back()?;
+    let unknown = parts.iter().find(|part| PARTS.iter().all(|(name, _)| name != *part));
+    ensure!(unknown.is_none(), "`{}` is no part: {}", unknown.unwrap_or(&""), PARTS.map(|(name, _)| name).join(", "));
+    PARTS.iter().filter(|(name, _)| parts.is_empty() || parts.contains(name)).try_for_each(|(_, measure)| measure())
+}
+
+/// A cluster through all that befalls it, and pods that start beside those of a stock network.
+fn whole_life() -> Result<()> {
     let mut cluster =
         Cluster::up("kube-bench", Programs::from_environment()?, Wants { previous: true, ..Wants::default() })?;
     tartan::install(&cluster)?;
@@ -39,22 +53,25 @@ pub(crate) fn run() -> Result<()> {
     rolls(&cluster)?;
     let first = pods_at_once(&cluster)?;
     away(&mut cluster)?;
-    gone(&mut cluster)?;
+    let manifest = tartan::manifest(&cluster)?;
+    beside::survive(&mut cluster, TARTAN, &manifest, "")?;
     join(&mut cluster)?;
     drop(cluster);
-    beside_stock(first)?;
-    scale::run(&Programs::from_environment()?)
+    beside_stock(first)
 }
 
 pub(crate) fn figure(name: &str, value: f64) {
     println!("kube.{name} {value}");
 }
 
-fn lost(name: &str, report: &LoadReport) {
+pub(crate) fn lost(name: &str, report: &LoadReport) {
     println!("# kube.{name}: {report}");
-    // A connection that was reset or fell silent has lost what it carried.
-    let broken = report.tcp.resets + report.tcp.broken.len() as u64;
-    figure(name, (report.udp.lost + broken) as f64);
+    figure(name, losses(report) as f64);
+}
+
+/// Packets, and connections: one that was reset or fell silent has lost what it carried.
+pub(crate) fn losses(report: &LoadReport) -> u64 {
+    report.udp.lost + report.tcp.resets + report.tcp.broken.len() as u64
 }
 
 /// Lets time pass.
@@ -67,7 +84,8 @@ fn rss(cluster: &Cluster) -> Result<()> {
     quiet(QUIET)?;
     let mut largest: f64 = 0.0;
     for machine in cluster.machines() {
-        let agent = machine.agent().with_context(|| format!("{} has no agent", machine.name))?;
+        let agent =
+            machine.process(TARTAN.begins.as_bytes()).with_context(|| format!("{} has no agent", machine.name))?;
         let status = fs::read_to_string(format!("/proc/{agent}/status"))?;
         let [now, peak] = ["VmRSS:", "VmHWM:"].map(|field| mib(&status, field));
         let (now, peak) = (now.context("VmRSS")?, peak.context("VmHWM")?);
@@ -91,7 +109,7 @@ fn rolls(cluster: &Cluster) -> Result<()> {
     for (name, manifest, pod) in [("downgrade.lost", before, "downgraded"), ("upgrade.lost", now, "upgraded")] {
         let mut out_of_service = 0;
         let report = life::through(&talking, |_| {
-            out_of_service = life::roll(cluster, &["apply", "--filename", &manifest])?;
+            out_of_service = TARTAN.roll(cluster, &["apply", "--filename", &manifest])?;
             Ok(())
         })?;
         println!("# kube.{name}: {out_of_service} nodes went out of service meanwhile");
@@ -200,17 +218,6 @@ fn away(cluster: &mut Cluster) -> Result<()> {
     );
     figure("apiserver_away.requests", (asked.len() - before) as f64);
     lost("apiserver_away.lost", &report);
-    Ok(())
-}
-
-/// All agents, and a whole node.
-fn gone(cluster: &mut Cluster) -> Result<()> {
-    let talking = pods::endpoints(cluster, &TALKING)?;
-    let manifest = tartan::manifest(cluster)?;
-    lost("agents_gone.lost", &life::through(&talking, |load| life::without_agents(cluster, load, &manifest))?);
-    let others = pods::endpoints(cluster, &["on-n1", "on-n2"])?;
-    let reboot = |_: &_| life::reboot(cluster, "n3", "on-n3", &others[0]);
-    lost("reboot.others_lost", &life::through(&others, reboot)?);
     Ok(())
 }
 

@@ -36,7 +36,8 @@ const PATIENCE: Duration = Duration::from_secs(300);
 const KINDS: [&str; 2] = ["crds.yaml", "pool-crds.yaml"];
 
 /// Makes it and takes its figures.
-pub(crate) fn run(programs: &Programs) -> Result<()> {
+pub(crate) fn run() -> Result<()> {
+    let programs = &Programs::from_environment()?;
     let binaries = Binaries { tartan: programs.find("tartan")?, cni: programs.find("tartan-cni")? };
     let lab = Lab::builder("kube-scale").nodes(1).pods_per_node(0).binaries(binaries.clone()).build()?;
     let netns = Netns::create(&format!("{}control", lab.facts().prefix()))?;

@@ -9,10 +9,12 @@ use serde_json::Value;
 use tartan_lab::Census;
 use tartan_lab::probe::Running;
 
+use crate::agents::TARTAN;
 use crate::cluster::{Cluster, Wants, items};
 use crate::control::Stack;
+use crate::flannel::Backend;
 use crate::pods::{self, SERVER_PORT};
-use crate::{Programs, life, stock, tartan};
+use crate::{Programs, life, mixed, stock, tartan};
 
 /// What the harness itself can do, and what Tartan is compared with.
 #[test]
@@ -54,14 +56,13 @@ fn without_an_api_server_packets_go_on_and_pods_start_again() {
 fn without_agents_and_a_node_packets_go_on() {
     let mut cluster = with_a_pod_a_node("kube-life");
     let talking = pods::endpoints(&cluster, &TALKING).unwrap();
-    let restart = ["--namespace=tartan-system", "rollout", "restart", "daemonset/tartan-agent"];
     let event = |_: &Running| {
-        assert_eq!(life::roll(&cluster, &restart)?, 0, "nodes went out of service");
+        assert_eq!(TARTAN.restart(&cluster)?, 0, "nodes went out of service");
         Ok(())
     };
     life::through(&talking, event).unwrap().check_nothing_lost().unwrap();
     let manifest = tartan::manifest(&cluster).unwrap();
-    let event = |load: &Running| life::without_agents(&cluster, load, &manifest);
+    let event = |load: &Running| TARTAN.gone(&cluster, load, &manifest);
     life::through(&talking, event).unwrap().check_nothing_lost().unwrap();
 
     let others = pods::endpoints(&cluster, &["on-n1", "on-n3"]).unwrap();
@@ -69,6 +70,12 @@ fn without_agents_and_a_node_packets_go_on() {
     life::through(&others, event).unwrap().check_nothing_lost().unwrap();
     let back = pods::endpoints(&cluster, &TALKING).unwrap();
     life::through(&back, |_| Ok(())).unwrap().check_nothing_lost().unwrap();
+}
+
+/// Both directions, both families, at every step; pods of before go on as they are.
+#[test]
+fn nodes_go_over_from_flannel_one_by_one() {
+    assert_eq!(mixed::swap(Backend::Vxlan).unwrap().failed, 0);
 }
 
 pub(crate) const TALKING: [&str; 3] = ["on-n1", "on-n2", "on-n3"];

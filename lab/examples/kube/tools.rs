@@ -19,15 +19,32 @@ const TOOLS: [&str; 31] = [
     "nc", "nslookup", "rm", "sed", "seq", "sleep", "sort", "ss", "tail", "timeout", "touch", "tr", "true", "uname", "wc", "wget",
 ];
 
-/// Puts them below `root`, where they are on this machine.
+/// What Flannel writes its rules with.
+const IPTABLES: [&str; 6] =
+    ["iptables", "iptables-restore", "iptables-save", "ip6tables", "ip6tables-restore", "ip6tables-save"];
+/// Where Debian keeps what iptables loads for each match and target.
+const XTABLES: &str = "/usr/lib/x86_64-linux-gnu/xtables";
+
+/// Puts the tests' tools below `root`, where they are on this machine.
 pub(crate) fn copy(root: &Path) -> Result<()> {
-    let programs = TOOLS.iter().map(|tool| find(tool)).collect::<Result<Vec<_>>>()?;
-    let linked = run(Command::new("ldd").args(&programs))?;
-    let copy = ["--dereference", "--parents"];
-    run(Command::new("cp").args(copy).args(&programs).args(libraries(&linked)).arg(root))?;
+    let programs = copy_all(&TOOLS, root)?;
     std::fs::create_dir_all(root.join("bin"))?;
     let bash = &programs[0];
     symlink(bash, root.join("bin/sh")).with_context(|| format!("making {} the shell", bash.display()))
+}
+
+/// The same of iptables.
+pub(crate) fn copy_iptables(root: &Path) -> Result<()> {
+    copy_all(&IPTABLES, root)?;
+    run(Command::new("cp").args(["--recursive", "--parents", XTABLES]).arg(root)).map(drop)
+}
+
+fn copy_all(tools: &[&str], root: &Path) -> Result<Vec<PathBuf>> {
+    let programs = tools.iter().map(|tool| find(tool)).collect::<Result<Vec<_>>>()?;
+    let linked = run(Command::new("ldd").args(&programs))?;
+    let copy = ["--dereference", "--parents"];
+    run(Command::new("cp").args(copy).args(&programs).args(libraries(&linked)).arg(root))?;
+    Ok(programs)
 }
 
 fn find(tool: &str) -> Result<PathBuf> {

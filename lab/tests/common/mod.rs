@@ -3,8 +3,8 @@
 #![allow(dead_code, reason = "each test binary compiles all of it and uses its part")]
 #![allow(clippy::unwrap_used, reason = "a test's helpers are tests too")]
 
-use std::process::{Command, Output};
-use std::time::{Duration, Instant};
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
@@ -51,12 +51,6 @@ pub(crate) fn unnoticed(lab: &mut Lab, probes: u64, event: impl FnOnce(&mut Lab)
     let report = load.stop()?;
     report.check_nothing_lost().with_context(|| lab.troubleshooting())?;
     Ok(report)
-}
-
-/// Lets time pass where time is what the event consists of.
-pub(crate) fn let_pass(time: Duration) -> Result<()> {
-    let start = Instant::now();
-    wait_for(time + PATIENCE, "time to pass", || start.elapsed() >= time).map(drop)
 }
 
 // --- what the agent says ---
@@ -108,6 +102,34 @@ fn is_steady(lab: &Lab, fabric: &str) -> bool {
             status["phase"] == "steady" && status["fabric"] == fabric && peers.iter().all(by_it)
         })
     })
+}
+
+// --- what is on the wire ---
+
+/// What tshark reads of the first packets that match a filter, on any link of the underlay, while `act` is done again and
+/// again: of each packet these fields, as it prints them.
+pub(crate) fn capture(
+    lab: &Lab,
+    filter: &str,
+    options: &[&str],
+    fields: &[&str],
+    mut act: impl FnMut(),
+) -> Result<Vec<Vec<String>>> {
+    let mut command = Command::new("tshark");
+    command.args(["-n", "-i", "n1", "-f", filter, "-c", "8", "-a", "duration:20", "-T", "fields", "-E", "separator=;"]);
+    command.args(options).args(fields.iter().flat_map(|field| ["-e", field]));
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut tshark = lab.underlay().netns().run(|| command.spawn())?.context("starting tshark")?;
+    while tshark.try_wait()?.is_none() {
+        act();
+    }
+    let output = tshark.wait_with_output()?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "tshark: {said}");
+    let rows: Vec<Vec<String>> =
+        String::from_utf8(output.stdout)?.lines().map(|line| line.split(';').map(str::to_owned).collect()).collect();
+    ensure!(!rows.is_empty(), "nothing of {filter} went by: {said}");
+    Ok(rows)
 }
 
 // --- what a node holds ---

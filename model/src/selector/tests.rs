@@ -63,6 +63,20 @@ fn means() {
 }
 
 #[test]
+fn values_that_must_be_there() {
+    let check = |selector: &str, wanted: &[(&str, &[&str])]| {
+        let wanted: Vec<(&str, Vec<&str>)> = wanted.iter().map(|(label, values)| (*label, values.to_vec())).collect();
+        assert_eq!(Selector::parse(selector).unwrap().wanted_values(), wanted, "{selector}");
+    };
+    check("", &[]);
+    check("a == 'b'", &[("a", &["b"])]);
+    check("has(f) && a in {'b', 'c'} && d == 'e' && g != 'h'", &[("a", &["b", "c"]), ("d", &["e"])]);
+    for selector in ["!a == 'b'", "a != 'b'", "a not in {'b'}", "a == 'b' || c == 'd'", "a starts with 'b'"] {
+        check(selector, &[]);
+    }
+}
+
+#[test]
 fn refused() {
     let operators = "`==`, `!=`, `in`, `not in`, `contains`, `starts with` or `ends with`";
     let label = "a label, `has(`, `all()`, `!` or `(`";

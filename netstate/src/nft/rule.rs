@@ -5,6 +5,7 @@
 
 use std::hash::{Hash, Hasher};
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -63,8 +64,9 @@ pub enum Expr {
     Reject { tcp_reset: bool },
     /// Translates to the address in a register, and to the port in another one.
     Nat { kind: NatKind, nfproto: Nfproto, addr: Reg, port: Option<Reg> },
-    /// Translates the source to the output device's address, with a fully random port.
-    Masquerade,
+    /// Translates the source to the output device's address, with a fully random port; of those from one register's to the
+    /// other's, if they are said.
+    Masquerade { ports: Option<[Reg; 2]> },
     /// What becomes of the packet.
     Verdict(Verdict),
 }
@@ -132,6 +134,17 @@ pub enum CtKey {
     Mark,
     /// Destination port of its first packet as it came; of ICMP, type and code.
     OriginalProtoDst,
+    /// Source of packets as they came in one direction.
+    Saddr(CtDirection, Nfproto),
+}
+
+/// A direction of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum CtDirection {
+    /// That of its first packet.
+    Original,
+    /// Back.
+    Reply,
 }
 
 /// Which address [`Expr::Nat`] translates.
@@ -296,6 +309,22 @@ impl RuleBuilder {
             .compare(CmpOp::Neq, vec![0; 4])
     }
 
+    /// `! ct state related`.
+    pub fn not_ct_state_related(self) -> RuleBuilder {
+        self.then(Expr::Ct { key: CtKey::State, dreg: Reg(0) })
+            .masked(&CT_STATE_RELATED.to_ne_bytes())
+            .compare(CmpOp::Eq, vec![0; 4])
+    }
+
+    /// `ip saddr . ct DIRECTION ip saddr != @SET`: the packet's source and that of the connection are no pair of the set.
+    pub fn source_and_ct_saddr_not_within(self, nfproto: Nfproto, direction: CtDirection, set: &str) -> RuleBuilder {
+        let second = Reg(Selector::Saddr.registers(nfproto));
+        self.nfproto(nfproto)
+            .then(Selector::Saddr.load(nfproto, Reg(0)))
+            .then(Expr::Ct { key: CtKey::Saddr(direction, nfproto), dreg: second })
+            .then(Expr::Lookup { set: set.into(), sreg: Reg(0), dreg: None, inverted: true })
+    }
+
     /// `ct direction reply`: goes back in a connection.
     pub fn ct_direction_reply(self) -> RuleBuilder {
         self.then(Expr::Ct { key: CtKey::Direction, dreg: Reg(0) }).compare(CmpOp::Eq, vec![1])
@@ -351,7 +380,16 @@ impl RuleBuilder {
 
     /// `masquerade fully-random`.
     pub fn masquerade(self) -> Rule {
-        self.then(Expr::Masquerade).build()
+        self.then(Expr::Masquerade { ports: None }).build()
+    }
+
+    /// `masquerade to :FIRST-LAST fully-random`.
+    pub fn masquerade_to(self, ports: RangeInclusive<u16>) -> Rule {
+        let of = |dreg, port: &u16| Expr::Immediate { dreg, data: port.to_be_bytes().to_vec() };
+        self.then(of(Reg(0), ports.start()))
+            .then(of(Reg(1), ports.end()))
+            .then(Expr::Masquerade { ports: Some([Reg(0), Reg(1)]) })
+            .build()
     }
 
     /// `accept`.

@@ -117,6 +117,16 @@ impl Maker<'_> {
         }
     }
 
+    /// What the node answers for on a link of others, which is always there.
+    fn proxied(&mut self) {
+        for last in 0..3 {
+            if self.byte() % 3 == 1 {
+                let address = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 1, last);
+                self.put(Key::Proxied { link: name("lo"), address }, Object::Proxied);
+            }
+        }
+    }
+
     fn vxlan(&mut self, number: u8, local: IpAddr) {
         let (there, look) = (self.byte(), self.byte());
         if there.is_multiple_of(3) {
@@ -127,7 +137,7 @@ impl Maker<'_> {
             vni: 1 + u32::from(look % 2),
             port: 8472 + u16::from(number),
             local: plus(local, look % 3),
-            learning: false,
+            learning: look % 7 == 6,
             gbp: look % 5 == 4,
         };
         self.link(&device, LinkKind::Vxlan(params), look);
@@ -316,6 +326,7 @@ pub fn state(pods: &[PodNetns], choice: &Choice) -> State {
     maker.nft();
     let mut maker = Maker { state: maker.state, bytes: &mut choice.iter().rev() };
     maker.tun(false);
+    maker.proxied();
     maker.state
 }
 

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::ir::{L4Match, Port, Ports, ProtocolIs, protocol};
+use crate::ir::{Icmp, L4Match, Port, Ports, ProtocolIs, protocol};
 use crate::traits::{Holds, Traits};
 
 /// Number of a class within its list of rules.
@@ -16,7 +16,7 @@ pub type Class = u32;
 pub struct Classes {
     /// In order, without gaps within a protocol.
     pub cells: Vec<Cell>,
-    /// Of protocols that have no cells: class 0.
+    /// Of protocols that have no cells.
     pub other: Class,
     /// For each class, a packet of it: protocol and destination.
     samples: Vec<(u8, u16)>,
@@ -33,12 +33,20 @@ pub struct Cell {
     pub class: Class,
 }
 
-/// What packets of one class have in common: what each match can tell of them, and a port that has a name.
-type Likeness = (Vec<u8>, Option<(u8, u16)>);
-
 /// Where protocols are cut.
 #[derive(Default)]
 struct Cuts(BTreeMap<u8, BTreeSet<u32>>);
+
+/// Cells in groups; what tells cells of a group apart makes two of it.
+struct Groups {
+    cells: Vec<Cell>,
+    /// By cell.
+    group: Vec<u32>,
+    next: u32,
+}
+
+/// What of a match does not depend on destination ports: protocol, ICMP message or not, and whether source ports matter.
+type Head = (ProtocolIs, Option<Icmp>, Option<Icmp>, bool);
 
 const WITH_PORTS: [u8; 4] = [protocol::TCP, protocol::UDP, protocol::SCTP, protocol::UDPLITE];
 const ICMPS: [u8; 2] = [protocol::ICMP, protocol::ICMPV6];
@@ -48,37 +56,35 @@ const ICMPS: [u8; 2] = [protocol::ICMP, protocol::ICMPV6];
 impl Classes {
     /// Classes for these matches, where ports by name may have these numbers.
     pub fn of(matches: &[&L4Match], named: &BTreeSet<(u8, u16)>) -> Classes {
+        // Thousands of rules may ask the same, or each for a port of its own.
+        let matches: BTreeSet<&L4Match> = matches.iter().copied().collect();
         let mut cuts = Cuts::default();
         matches.iter().for_each(|each| cuts.by(each));
         for (protocol, port) in named {
             cuts.between(*protocol, *port, *port);
         }
-        let free = (0..=u8::MAX).rev().find(|number| !cuts.0.contains_key(number)).unwrap_or(u8::MAX);
-        let mut known: BTreeMap<Likeness, Class> = BTreeMap::new();
-        let mut samples = Vec::new();
-        let mut class_of = |protocol: u8, destination: u16| {
-            let alike = matches.iter().map(|each| signature(each, protocol, destination)).collect();
-            let name = Some((protocol, destination)).filter(|port| named.contains(port));
-            *known.entry((alike, name)).or_insert_with(|| {
-                samples.push((protocol, destination));
-                Class::try_from(samples.len() - 1).expect("protocols and destinations have 24 bits")
-            })
-        };
-        let other = class_of(free, 0);
-        let mut cells: Vec<Cell> = Vec::new();
-        for (protocol, starts) in &cuts.0 {
-            let ends = starts.iter().skip(1).map(|start| start - 1).chain([u32::from(u16::MAX)]);
-            for (low, high) in starts.iter().zip(ends) {
-                let end = |at: u32| u16::try_from(at).expect("cuts are made within a protocol");
-                let (low, high) = (end(*low), end(high));
-                let class = class_of(*protocol, low);
-                match cells.last_mut() {
-                    Some(last) if last.protocol == *protocol && last.class == class => last.high = high,
-                    _ => cells.push(Cell { protocol: *protocol, low, high, class }),
-                }
+        // Stands for all protocols without cells.
+        let spare = (0..=u8::MAX).rev().find(|number| !cuts.0.contains_key(number));
+        spare.iter().for_each(|number| cuts.between(*number, 0, u16::MAX));
+        let mut groups = Groups::new(cuts.cells());
+        groups.part(|cell| protocol::has_ports(cell.protocol));
+        for (protocol, port) in named {
+            let cell = groups.within(*protocol, *port, *port);
+            groups.split(cell);
+        }
+        let heads: BTreeMap<Head, &L4Match> = matches.iter().map(|each| (head(each), *each)).collect();
+        for each in heads.values() {
+            groups.part(|cell| protocol_holds(each, cell.protocol, cell.low));
+        }
+        for each in matches {
+            let about = WITH_PORTS.into_iter().filter(|number| protocol_holds(each, *number, 0));
+            let about: Vec<u8> = about.collect();
+            for ports in each.destination.one_of.iter().chain([&each.destination.none_of]) {
+                let cells = groups.of_ports(&about, ports);
+                groups.split(cells);
             }
         }
-        Classes { cells, other, samples }
+        groups.classes(spare)
     }
 
     /// The class of a packet.
@@ -92,15 +98,100 @@ impl Classes {
         self.samples.len()
     }
 
-    /// For each class whether a match holds for its packets, source ports aside, when they go to this end.
-    pub(super) fn hold(&self, wanted: &L4Match, to: &Traits) -> Vec<Holds> {
-        self.samples.iter().map(|(protocol, destination)| holds(wanted, *protocol, *destination, to)).collect()
+    /// The classes for whose packets a match holds or may hold, source ports aside, when they go to this end.
+    pub(super) fn hold(&self, wanted: &L4Match, to: &Traits) -> Vec<(Class, Holds)> {
+        let ask = |class: Class| {
+            let (protocol, destination) = self.samples[class as usize];
+            (class, holds(wanted, protocol, destination, to))
+        };
+        let about: BTreeSet<Class> = match ranges(&wanted.destination) {
+            Some(ranges) => ranges.flat_map(|(low, high)| self.with_ports(low, high)).collect(),
+            None => (0..).take(self.samples.len()).collect(),
+        };
+        about.into_iter().map(ask).filter(|(_, holds)| *holds != Holds::No).collect()
+    }
+
+    /// Classes of which some packets have one of these ports.
+    fn with_ports(&self, low: u16, high: u16) -> impl Iterator<Item = Class> {
+        let within = move |protocol| cells_within(&self.cells, protocol, low, high);
+        WITH_PORTS.into_iter().flat_map(within).map(|at| self.cells[at].class)
+    }
+}
+
+// === impl Groups ===
+
+impl Groups {
+    fn new(cells: Vec<Cell>) -> Groups {
+        Groups { group: vec![0; cells.len()], cells, next: 1 }
+    }
+
+    fn within(&self, protocol: u8, low: u16, high: u16) -> BTreeSet<usize> {
+        cells_within(&self.cells, protocol, low, high).collect()
+    }
+
+    /// Those of these protocols that have one of the ports. What ports' names mean is cut out already.
+    fn of_ports(&self, protocols: &[u8], ports: &[Port]) -> BTreeSet<usize> {
+        let ranges = ports.iter().filter_map(|port| match port {
+            Port::Range(low, high) => Some((*low, *high)),
+            Port::Named(_) => None,
+        });
+        let within = |(low, high)| protocols.iter().flat_map(move |protocol| self.within(*protocol, low, high));
+        ranges.flat_map(within).collect()
+    }
+
+    fn part(&mut self, apart: impl Fn(&Cell) -> bool) {
+        let these = self.cells.iter().enumerate().filter(|(_, cell)| apart(cell)).map(|(at, _)| at);
+        let these = these.collect();
+        self.split(these);
+    }
+
+    /// These are told apart from the others.
+    fn split(&mut self, these: BTreeSet<usize>) {
+        let mut parts: BTreeMap<u32, u32> = BTreeMap::new();
+        for at in these {
+            let part = parts.entry(self.group[at]).or_insert_with(|| {
+                self.next += 1;
+                self.next
+            });
+            self.group[at] = *part;
+        }
+    }
+
+    /// A class for each group, in the order of their first cells.
+    fn classes(self, spare: Option<u8>) -> Classes {
+        let mut known: BTreeMap<u32, Class> = BTreeMap::new();
+        let (mut samples, mut other) = (Vec::new(), 0);
+        let mut cells: Vec<Cell> = Vec::new();
+        for (cell, group) in self.cells.into_iter().zip(self.group) {
+            let class = *known.entry(group).or_insert_with(|| {
+                samples.push((cell.protocol, cell.low));
+                Class::try_from(samples.len() - 1).expect("protocols and destinations have 24 bits")
+            });
+            match cells.last_mut() {
+                _ if spare == Some(cell.protocol) => other = class,
+                Some(last) if last.protocol == cell.protocol && last.class == class => last.high = cell.high,
+                _ => cells.push(Cell { class, ..cell }),
+            }
+        }
+        Classes { cells, other, samples }
     }
 }
 
 // === impl Cuts ===
 
 impl Cuts {
+    /// In order.
+    fn cells(&self) -> Vec<Cell> {
+        let cell = |protocol, low, high| Cell { protocol, low, high, class: 0 };
+        let mut cells = Vec::new();
+        for (protocol, starts) in &self.0 {
+            let ends = starts.iter().skip(1).map(|start| start - 1).chain([u32::from(u16::MAX)]);
+            let end = |at: u32| u16::try_from(at).expect("cuts are made within a protocol");
+            cells.extend(starts.iter().zip(ends).map(|(low, high)| cell(*protocol, end(*low), end(high))));
+        }
+        cells
+    }
+
     fn by(&mut self, wanted: &L4Match) {
         let about = |all: &[u8]| match wanted.protocol {
             ProtocolIs::Is(number) => all.iter().copied().filter(|one| *one == number).collect::<Vec<u8>>(),
@@ -138,18 +229,25 @@ impl Cuts {
     }
 }
 
-/// What of a match can be told from protocol and destination alone.
-fn signature(wanted: &L4Match, protocol: u8, destination: u16) -> u8 {
-    let within = |ports: &[Port]| {
-        ports.iter().any(|port| matches!(port, Port::Range(low, high) if (*low..=*high).contains(&destination)))
+fn head(wanted: &L4Match) -> Head {
+    (wanted.protocol, wanted.icmp, wanted.not_icmp, wanted.source.are_any())
+}
+
+/// The ports that are wanted, if all of them are numbers.
+fn ranges(wanted: &Ports) -> Option<impl Iterator<Item = (u16, u16)>> {
+    let ports = wanted.one_of.as_deref()?;
+    let range = |port: &Port| match port {
+        Port::Range(low, high) => Some((*low, *high)),
+        Port::Named(_) => None,
     };
-    let parts = [
-        protocol_holds(wanted, protocol, destination),
-        protocol::has_ports(protocol),
-        wanted.destination.one_of.as_deref().is_some_and(within),
-        within(&wanted.destination.none_of),
-    ];
-    parts.into_iter().fold(0, |bits, part| bits << 1 | u8::from(part))
+    ports.iter().all(|port| range(port).is_some()).then(|| ports.iter().filter_map(range))
+}
+
+/// Which of these cells have a destination from one to another; of protocols in order.
+fn cells_within(cells: &[Cell], protocol: u8, low: u16, high: u16) -> impl Iterator<Item = usize> {
+    let first = cells.partition_point(|cell| (cell.protocol, cell.high) < (protocol, low));
+    let these = cells[first..].iter().take_while(move |cell| cell.protocol == protocol && cell.low <= high);
+    (first..).zip(these).map(|(at, _)| at)
 }
 
 fn protocol_holds(wanted: &L4Match, protocol: u8, destination: u16) -> bool {

@@ -1,18 +1,20 @@
 //! Ordered rules of one subject and direction, flattened: for one other end, what becomes of each class of packets.
 //!
 //! Rules are taken from the last to the first, each put over what those after it decide, so that the first that matches
-//! is what stays. The tier after a tier is known by then, which is what Pass needs.
+//! is what stays. The tier after a tier is known by then, which is what Pass needs. There may be thousands of rules and of
+//! classes: of each class only the rules about it are asked, as far as the first that decides for sure, and of an end
+//! only the classes that a rule about it speaks of.
 //!
 //! Invariant: equals what [`walk`](crate::walk) finds by asking the rules one by one.
 
-use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::ir::{Action, Entity, L4, L4Match, Mode, Nets, Port, SourcePorts};
 use crate::traits::{Holds, Traits};
 use crate::walk::Verdict;
 
-use super::classes::Classes;
+use super::classes::{Class, Classes};
 use super::selections::SelectionId;
 
 /// A verdict with the number of the rule that it rests on, as a datapath's maps hold it: the upper byte says what to
@@ -64,18 +66,38 @@ pub(super) struct Line {
 #[derive(Clone)]
 pub(super) enum Packets {
     All,
-    Classes(Vec<Holds>),
+    Classes(Arc<[(Class, Holds)]>),
     /// It depends on how the other end names its ports.
-    ByName(Vec<L4Match>),
+    ByName(Arc<[L4Match]>),
+}
+
+/// What one subject is asked of packets, by what is written of them: many rules write the same.
+pub(super) struct Written<'a> {
+    classes: &'a Classes,
+    /// Whom packets go to, where that is always the same.
+    to: Option<&'a Traits>,
+    packets: BTreeMap<Vec<L4Match>, Packets>,
 }
 
 /// All that one subject is asked in one direction.
 #[derive(Default)]
 pub(super) struct Course {
     /// In order.
-    pub(super) lines: Vec<Line>,
+    lines: Vec<Line>,
     /// By tier, what becomes of what no line of it matches; none: the next tier decides.
-    pub(super) ends: Vec<Option<Word>>,
+    ends: Vec<Option<Word>>,
+    /// Those about anyone: of each class the same for all ends,
+    anyone: Asked,
+    /// or by how an end names its ports.
+    by_name: Vec<usize>,
+}
+
+/// Lines that are asked, in order, each with whether it is about the end. What comes after one that decides for sure is
+/// not asked.
+#[derive(Default)]
+struct Asked {
+    of_all: Vec<(usize, Holds)>,
+    of_some: BTreeMap<Class, Vec<(usize, Holds)>>,
 }
 
 const LOGGED: u32 = 1 << 30;
@@ -190,90 +212,187 @@ impl Outcome {
 // === impl Course ===
 
 impl Course {
-    /// What becomes of each class of packets to or from an end. `matched` are the lines about it, in order, but for
-    /// those about anyone.
-    pub(super) fn flatten(&self, classes: &Classes, matched: &[(usize, Holds)], end: &Traits) -> Vec<Outcome> {
-        let anyone = self.lines.iter().enumerate().filter(|(_, line)| line.remote.is_none());
-        let mut asked: Vec<(usize, Holds)> =
-            anyone.map(|(at, _)| (at, Holds::Yes)).chain(matched.iter().copied()).collect();
+    pub(super) fn lines(&self) -> &[Line] {
+        &self.lines
+    }
+
+    /// Begins the next tier; returns its number.
+    pub(super) fn begin_tier(&mut self, end: Option<Word>) -> usize {
+        self.ends.push(end);
+        self.ends.len() - 1
+    }
+
+    /// Adds a line to the last tier.
+    pub(super) fn add(&mut self, line: Line) {
+        let at = self.lines.len();
+        match (line.remote, &line.packets) {
+            (Some(_), _) => self.lines.push(line),
+            (None, Packets::ByName(_)) => {
+                self.by_name.push(at);
+                self.lines.push(line);
+            }
+            (None, packets) => {
+                let packets = packets.clone();
+                self.lines.push(line);
+                self.anyone.add(&self.lines, at, Holds::Yes, &packets);
+            }
+        }
+    }
+
+    /// Lines about anyone may treat ends unlike by the names of their ports.
+    pub(super) fn treats_anyone_by_name(&self) -> bool {
+        !self.by_name.is_empty()
+    }
+
+    /// What becomes of each class of packets to or from an end that no line but those about anyone is about.
+    pub(super) fn of_anyone(&self, classes: &Classes, end: &Traits) -> Vec<Outcome> {
+        let own = self.asked(classes, &[], end);
+        all(classes).map(|class| self.outcome(class, &own)).collect()
+    }
+
+    /// What becomes of packets to or from an end, of those classes that may be treated unlike anyone's. `matched` are the
+    /// lines about it, in order, but for those about anyone.
+    pub(super) fn of_end(
+        &self,
+        classes: &Classes,
+        matched: &[(usize, Holds)],
+        end: &Traits,
+    ) -> impl Iterator<Item = (Class, Outcome)> {
+        let own = self.asked(classes, matched, end);
+        let concerned: Vec<Class> = if own.of_all.is_empty() && !self.treats_anyone_by_name() {
+            own.of_some.keys().copied().collect()
+        } else {
+            all(classes).collect()
+        };
+        concerned.into_iter().map(move |class| (class, self.outcome(class, &own)))
+    }
+
+    /// What an end is asked beside what anyone is.
+    fn asked(&self, classes: &Classes, matched: &[(usize, Holds)], end: &Traits) -> Asked {
+        let by_name = self.by_name.iter().map(|at| (*at, Holds::Yes));
+        let mut lines: Vec<(usize, Holds)> = matched.iter().copied().chain(by_name).collect();
+        lines.sort_unstable_by_key(|(at, _)| *at);
+        let mut asked = Asked::default();
+        for (at, remote) in lines {
+            let packets = match &self.lines[at].packets {
+                Packets::ByName(matches) => Packets::Classes(hold_any(matches, classes, end)),
+                packets => packets.clone(),
+            };
+            asked.add(&self.lines, at, remote, &packets);
+        }
+        asked
+    }
+
+    fn outcome(&self, class: Class, own: &Asked) -> Outcome {
+        let mut asked: Vec<(usize, Holds)> = self.anyone.of(class).chain(own.of(class)).collect();
         asked.sort_unstable_by_key(|(at, _)| *at);
-        let mut result = vec![Outcome::only(Word::DEFAULT); classes.count()];
+        let mut result = Outcome::only(Word::DEFAULT);
         for (tier, tier_end) in self.ends.iter().enumerate().rev() {
             let first = asked.partition_point(|(at, _)| self.lines[*at].tier < tier);
-            let asked_here = asked.split_off(first);
-            let passes = asked_here.iter().any(|(at, _)| self.lines[*at].action == Action::Pass);
-            let next = passes.then(|| result.clone());
+            let next = result.clone();
             if let Some(word) = tier_end {
-                result.fill(Outcome::only(*word));
+                result = Outcome::only(*word);
             }
-            for (at, remote) in asked_here.into_iter().rev() {
-                self.lines[at].put_over(&mut result, next.as_deref(), classes, remote, end);
+            for (at, holds) in asked.split_off(first).into_iter().rev() {
+                result = self.lines[at].put_over(result, &next, holds);
             }
         }
         result
     }
 }
 
+fn all(classes: &Classes) -> impl Iterator<Item = Class> {
+    (0..).take(classes.count())
+}
+
+// === impl Asked ===
+
+impl Asked {
+    /// Lines are added in order.
+    fn add(&mut self, lines: &[Line], at: usize, remote: Holds, packets: &Packets) {
+        match packets {
+            Packets::Classes(classes) => {
+                for (class, holds) in classes.iter() {
+                    ask(self.of_some.entry(*class).or_default(), lines, at, remote.min(*holds));
+                }
+            }
+            Packets::All | Packets::ByName(_) => ask(&mut self.of_all, lines, at, remote),
+        }
+    }
+
+    fn of(&self, class: Class) -> impl Iterator<Item = (usize, Holds)> {
+        self.of_all.iter().chain(self.of_some.get(&class).into_iter().flatten()).copied()
+    }
+}
+
+/// Adds a line that may change what becomes of a packet.
+fn ask(asked: &mut Vec<(usize, Holds)>, lines: &[Line], at: usize, holds: Holds) {
+    let decided =
+        asked.last().is_some_and(|(last, holds)| lines[*last].tier == lines[at].tier && lines[*last].decides(*holds));
+    if !decided && !lines[at].changes_nothing(holds) {
+        asked.push((at, holds));
+    }
+}
+
 // === impl Line ===
 
 impl Line {
-    fn put_over(
-        &self,
-        result: &mut [Outcome],
-        next: Option<&[Outcome]>,
-        classes: &Classes,
-        remote: Holds,
-        end: &Traits,
-    ) {
-        let packets = self.packets.hold(classes, end);
-        for (class, there) in result.iter_mut().enumerate() {
-            let holds = packets.as_ref().map_or(Holds::Yes, |holds| holds[class]).min(remote);
-            let matched = match self.action {
-                Action::Log => there.logged(),
-                Action::Pass => next.map_or_else(|| there.clone(), |next| next[class].clone()),
-                action => Outcome::only(Word::of_action(action, self.mode, self.rule)),
-            };
-            let matched = match holds {
-                Holds::No => continue,
-                Holds::Yes => matched,
-                Holds::Maybe => matched.unless_passed(there),
-            };
-            let otherwise = std::mem::replace(there, Outcome::only(Word::DEFAULT));
-            *there = matched.where_holds(&self.asks, otherwise);
-        }
+    /// Whether nothing after it in its tier is asked.
+    fn decides(&self, holds: Holds) -> bool {
+        holds == Holds::Yes && self.action != Action::Log && self.asks.is_empty()
+    }
+
+    /// What a line may allow passes only if it passes without that line.
+    fn changes_nothing(&self, holds: Holds) -> bool {
+        let may = holds == Holds::Maybe && self.asks.is_empty() && self.action == Action::Allow;
+        holds == Holds::No || may
+    }
+
+    /// `there` is what becomes of a packet without this line, and `next` what does by the tiers after its own.
+    fn put_over(&self, there: Outcome, next: &Outcome, holds: Holds) -> Outcome {
+        let matched = match self.action {
+            Action::Log => there.logged(),
+            Action::Pass => next.clone(),
+            action => Outcome::only(Word::of_action(action, self.mode, self.rule)),
+        };
+        let matched = match holds {
+            Holds::No => return there,
+            Holds::Yes => matched,
+            Holds::Maybe => matched.unless_passed(&there),
+        };
+        matched.where_holds(&self.asks, there)
     }
 }
 
-// === impl Packets ===
+// === impl Written ===
 
-impl Packets {
-    /// For each class; none where all of it is meant.
-    fn hold(&self, classes: &Classes, end: &Traits) -> Option<Cow<'_, [Holds]>> {
-        match self {
-            Packets::All => None,
-            Packets::Classes(holds) => Some(Cow::Borrowed(holds)),
-            Packets::ByName(matches) => Some(Cow::Owned(hold_any(matches, classes, end))),
-        }
+impl<'a> Written<'a> {
+    pub(super) fn new(classes: &'a Classes, to: Option<&'a Traits>) -> Written<'a> {
+        Written { classes, to, packets: BTreeMap::new() }
     }
 
-    /// Those of a list of matches; `to` is whom packets go to, where that is always the same.
-    pub(super) fn of(matches: &[L4Match], classes: &Classes, to: Option<&Traits>) -> Packets {
+    /// The packets of a list of matches.
+    pub(super) fn packets(&mut self, matches: Vec<L4Match>) -> Packets {
+        if let Some(known) = self.packets.get(&matches) {
+            return known.clone();
+        }
         let by_name = |each: &L4Match| each.destination.all().any(|port| matches!(port, Port::Named(_)));
-        match to {
-            None if matches.iter().any(by_name) => Packets::ByName(matches.to_vec()),
-            _ => Packets::Classes(hold_any(matches, classes, to.unwrap_or(&Traits::of(Entity::World)))),
-        }
+        let packets = match self.to {
+            None if matches.iter().any(by_name) => Packets::ByName(matches.as_slice().into()),
+            to => Packets::Classes(hold_any(&matches, self.classes, to.unwrap_or(&Traits::of(Entity::World)))),
+        };
+        self.packets.insert(matches, packets.clone());
+        packets
     }
 }
 
-fn hold_any(matches: &[L4Match], classes: &Classes, to: &Traits) -> Vec<Holds> {
-    let mut any = vec![Holds::No; classes.count()];
-    for wanted in matches {
-        for (any, holds) in any.iter_mut().zip(classes.hold(wanted, to)) {
-            *any = (*any).max(holds);
-        }
+fn hold_any(matches: &[L4Match], classes: &Classes, to: &Traits) -> Arc<[(Class, Holds)]> {
+    let mut any: BTreeMap<Class, Holds> = BTreeMap::new();
+    for (class, holds) in matches.iter().flat_map(|wanted| classes.hold(wanted, to)) {
+        let there = any.entry(class).or_insert(holds);
+        *there = holds.max(*there);
     }
-    any
+    any.into_iter().collect()
 }
 
 /// The matches of a rule: those that ask nothing of the packet's source port, and each of the others.

@@ -26,6 +26,7 @@ mod known;
 mod listed;
 mod mentions;
 mod numbers;
+mod places;
 mod rows;
 mod selections;
 mod sets;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use imbl::OrdMap;
 
 use super::classes::{Class, Classes};
-use super::flatten::{Ask, Course, Line, Outcome, Packets, Residual, Word, by_source};
+use super::flatten::{Ask, Course, Line, Outcome, Packets, Residual, Word, Written, by_source};
 use super::identities::{ANY, Identities, Identity};
 use super::numbers::Numbers;
 use super::selections::{SelectionId, Selections};
@@ -64,7 +64,7 @@ impl Compiled {
     }
 
     pub(super) fn selections(&self) -> impl Iterator<Item = SelectionId> {
-        self.course.lines.iter().filter_map(|line| line.remote)
+        self.course.lines().iter().filter_map(|line| line.remote)
     }
 
     /// Everything anew; of the rows, only those that differ are touched.
@@ -93,8 +93,9 @@ impl Compiled {
         };
         let classes = Classes::of(&matches, &self.named);
         self.course = Course::default();
+        let mut written = Written::new(&classes, to.as_ref());
         for policies in &tiers {
-            self.add_tier(policies, subject, to.as_ref(), &classes, sources);
+            self.add_tier(policies, subject, &mut written, sources);
         }
         self.rows.classes = Arc::new(classes);
         self.fill(sources.identities, sources.selections);
@@ -119,7 +120,7 @@ impl Compiled {
 
     /// Those of the identities that have rows of their own, or may have.
     fn touched(&self, changed: &BTreeSet<u32>, selections: &Selections) -> BTreeSet<u32> {
-        if self.treats_anyone_by_name() {
+        if self.course.treats_anyone_by_name() {
             return changed.clone();
         }
         let mut touched = BTreeSet::new();
@@ -139,11 +140,6 @@ impl Compiled {
         touched
     }
 
-    /// Lines about anyone may treat ends unlike by the names of their ports.
-    fn treats_anyone_by_name(&self) -> bool {
-        self.course.lines.iter().any(|line| line.remote.is_none() && matches!(line.packets, Packets::ByName(_)))
-    }
-
     /// Whether ports that are asked for by name now mean others.
     pub(super) fn is_renamed(&self, identities: &Identities) -> bool {
         !self.names.is_empty() && self.named_now(identities) != self.named
@@ -157,22 +153,20 @@ impl Compiled {
         &mut self,
         policies: &[(&Rank, &Rules)],
         subject: &Subject<'_>,
-        to: Option<&Traits>,
-        classes: &Classes,
+        written: &mut Written<'_>,
         sources: &mut Sources<'_>,
     ) {
         let number = |rank: &Rank, path: &Arc<str>| {
             let rule = RuleRef { source: rank.source.clone(), path: path.clone() };
             sources.rules.get(&rule).expect("every rule of the program has a number")
         };
-        let tier = self.course.ends.len();
         let isolating = policies.iter().find_map(|(rank, rules)| {
             let path = rules.isolates.as_ref().filter(|_| rank.tier.default_action == DefaultAction::Deny)?;
             let audited = sources.program[*rank].mode == Mode::Audit;
             let verdict = if audited { Verdict::Audit } else { Verdict::Deny };
             Some(Word::new(verdict, number(rank, path)))
         });
-        self.course.ends.push(isolating);
+        let tier = self.course.begin_tier(isolating);
         for (rank, rules) in policies {
             let mode = sources.program[*rank].mode;
             for rule in &rules.rules {
@@ -182,10 +176,10 @@ impl Compiled {
                     peers => Some(sources.selections.of(peers)),
                 };
                 for (matches, asks) in by_source(&rule.l4) {
-                    let packets = matches.map_or(Packets::All, |matches| Packets::of(&matches, classes, to));
+                    let packets = matches.map_or(Packets::All, |matches| written.packets(matches));
                     let asks = local.iter().cloned().chain(asks).collect();
                     let (action, rule) = (rule.action, number(rank, &rule.path));
-                    self.course.lines.push(Line { action, mode, tier, remote, packets, asks, rule });
+                    self.course.add(Line { action, mode, tier, remote, packets, asks, rule });
                 }
             }
         }
@@ -194,16 +188,16 @@ impl Compiled {
     /// All rows, for the lines as they are.
     fn fill(&mut self, identities: &Identities, selections: &Selections) {
         let nobody = Traits::of(Entity::World);
-        self.any = self.course.flatten(&self.rows.classes, &[], &nobody);
+        self.any = self.course.of_anyone(&self.rows.classes, &nobody);
         let mut matched: BTreeMap<u32, Vec<(usize, Holds)>> = BTreeMap::new();
-        for (at, line) in self.course.lines.iter().enumerate() {
+        for (at, line) in self.course.lines().iter().enumerate() {
             for (number, holds) in line.remote.into_iter().flat_map(|id| selections.get(id).members()) {
                 matched.entry(number).or_default().push((at, holds));
             }
         }
         let mut rows: BTreeMap<(u32, Class), Outcome> =
             self.any.iter().enumerate().map(|(class, outcome)| ((ANY, class_number(class)), outcome.clone())).collect();
-        if self.treats_anyone_by_name() {
+        if self.course.treats_anyone_by_name() {
             for number in identities.live().keys() {
                 matched.entry(*number).or_default();
             }
@@ -218,7 +212,7 @@ impl Compiled {
     }
 
     fn matched(&self, number: u32, selections: &Selections) -> Vec<(usize, Holds)> {
-        let lines = self.course.lines.iter().enumerate();
+        let lines = self.course.lines().iter().enumerate();
         let holds = lines.filter_map(|(at, line)| Some((at, selections.get(line.remote?).holds(number))));
         holds.filter(|(_, holds)| *holds != Holds::No).collect()
     }
@@ -231,11 +225,9 @@ impl Compiled {
         matched: &[(usize, Holds)],
         rows: &mut BTreeMap<(u32, Class), Outcome>,
     ) {
-        let outcomes = self.course.flatten(&self.rows.classes, matched, &identity.traits);
-        for (class, outcome) in outcomes.into_iter().enumerate().filter(|(class, outcome)| *outcome != self.any[*class])
-        {
-            rows.insert((number, class_number(class)), outcome);
-        }
+        let outcomes = self.course.of_end(&self.rows.classes, matched, &identity.traits);
+        let unlike = outcomes.filter(|(class, outcome)| *outcome != self.any[*class as usize]);
+        rows.extend(unlike.map(|(class, outcome)| ((number, class), outcome)));
     }
 
     fn remove(&mut self, place: &(u32, Class)) {

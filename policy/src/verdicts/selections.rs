@@ -8,7 +8,8 @@ use std::sync::Arc;
 use imbl::OrdMap;
 
 use super::identities::Identity;
-use crate::ir::{Endpoints, Is, Namespaces, Peers, Term};
+use super::places::{self, Place, Places};
+use crate::ir::Peers;
 use crate::traits::Holds;
 
 /// The identities that a list of peers matches.
@@ -27,55 +28,18 @@ pub(super) struct Selections {
     all: BTreeMap<SelectionId, Entry>,
     next: SelectionId,
     live: OrdMap<u32, Arc<Identity>>,
-    index: ByNamespace,
+    /// Where identities are,
+    identities: Places<u32>,
+    /// and where peers look for them,
+    peers: Places<SelectionId>,
+    /// with ranges of these prefix lengths; how many.
+    lengths: BTreeMap<u8, usize>,
 }
 
 struct Entry {
     peers: Arc<Peers>,
-    /// The namespaces of which the peers may match known pods, where these are few.
-    namespaces: Option<BTreeSet<Arc<str>>>,
+    places: BTreeSet<Place>,
     selection: Selection,
-}
-
-/// Identities by the namespace of known pods, where that is mentioned; all others beside.
-#[derive(Default)]
-struct ByNamespace {
-    pods: BTreeMap<Arc<str>, BTreeSet<u32>>,
-    others: BTreeSet<u32>,
-}
-
-// === impl ByNamespace ===
-
-impl ByNamespace {
-    fn insert(&mut self, number: u32, identity: &Identity) {
-        match namespace(identity) {
-            Some(namespace) => self.pods.entry(namespace.clone()).or_default().insert(number),
-            None => self.others.insert(number),
-        };
-    }
-
-    fn remove(&mut self, number: u32, identity: &Identity) {
-        let Some(namespace) = namespace(identity) else {
-            self.others.remove(&number);
-            return;
-        };
-        if let Some(pods) = self.pods.get_mut(namespace) {
-            pods.remove(&number);
-            if pods.is_empty() {
-                self.pods.remove(namespace);
-            }
-        }
-    }
-
-    /// Those that peers of these namespaces may match.
-    fn of<'a>(&'a self, namespaces: &'a BTreeSet<Arc<str>>) -> impl Iterator<Item = u32> + 'a {
-        namespaces.iter().filter_map(|name| self.pods.get(name)).flatten().chain(&self.others).copied()
-    }
-}
-
-fn namespace(identity: &Identity) -> Option<&Arc<str>> {
-    let workload = identity.traits.workload.as_ref()?;
-    Some(&workload.namespace).filter(|namespace| !namespace.is_empty())
 }
 
 // === impl Selection ===
@@ -103,10 +67,16 @@ impl Selections {
             return *id;
         }
         let (peers, id) = (Arc::new(peers.clone()), self.next);
-        let namespaces = peers.only_namespaces();
-        let selection = self.select(&peers, namespaces.as_ref());
+        let places = self.identities.of_peers(&peers);
+        let there = places.iter().flat_map(|place| self.identities.inside(place));
+        let asked = there.map(|number| (number, peers.hold_identity(&self.live[&number])));
+        let members = asked.filter(|(_, holds)| *holds != Holds::No).collect();
+        for length in lengths(&places) {
+            *self.lengths.entry(length).or_insert(0) += 1;
+        }
         self.ids.insert(peers.clone(), id);
-        self.all.insert(id, Entry { peers, namespaces, selection });
+        self.peers.insert(id, places.iter().cloned());
+        self.all.insert(id, Entry { peers, places, selection: Selection { members } });
         self.next += 1;
         id
     }
@@ -117,44 +87,47 @@ impl Selections {
 
     /// Drops what nobody mentions any more.
     pub(super) fn retain(&mut self, mentioned: &BTreeSet<SelectionId>) {
-        self.all.retain(|id, _| mentioned.contains(id));
-        self.ids.retain(|_, id| mentioned.contains(id));
+        for (id, entry) in self.all.extract_if(.., |id, _| !mentioned.contains(id)) {
+            self.ids.remove(&entry.peers);
+            for length in lengths(&entry.places) {
+                *self.lengths.entry(length).or_insert(1) -= 1;
+            }
+            self.peers.remove(id, entry.places);
+        }
+        self.lengths.retain(|_, count| *count > 0);
     }
 
     /// Takes in which identities there are; `changed` came or went.
     pub(super) fn update(&mut self, live: &OrdMap<u32, Arc<Identity>>, changed: &BTreeSet<u32>) {
-        let mut touched = ByNamespace::default();
         for number in changed {
-            if let Some(before) = self.live.get(number) {
-                touched.insert(*number, before);
-                self.index.remove(*number, before);
+            let [before, after] = [self.live.get(number), live.get(number)];
+            if let Some(before) = before {
+                self.identities.remove(*number, places::of_identity(before));
             }
-            if let Some(after) = live.get(number) {
-                touched.insert(*number, after);
-                self.index.insert(*number, after);
+            if let Some(after) = after {
+                self.identities.insert(*number, places::of_identity(after));
+            }
+            let both = before.into_iter().chain(after);
+            let looked_at: BTreeSet<Place> =
+                both.flat_map(|identity| places::looked_at(identity, self.lengths.keys())).collect();
+            let concerned: BTreeSet<SelectionId> = looked_at.iter().flat_map(|place| self.peers.at(place)).collect();
+            for id in concerned {
+                let Entry { peers, selection, .. } = self.all.get_mut(&id).expect("who looks is there");
+                match after.map_or(Holds::No, |identity| peers.hold_identity(identity)) {
+                    Holds::No => drop(selection.members.remove(number)),
+                    holds => drop(selection.members.insert(*number, holds)),
+                }
             }
         }
         self.live = live.clone();
-        for Entry { peers, namespaces, selection } in self.all.values_mut() {
-            let mut take = |number: u32| match live.get(&number).map_or(Holds::No, |it| peers.hold_identity(it)) {
-                Holds::No => drop(selection.members.remove(&number)),
-                holds => drop(selection.members.insert(number, holds)),
-            };
-            match namespaces {
-                Some(namespaces) => touched.of(namespaces).for_each(take),
-                None => changed.iter().for_each(|number| take(*number)),
-            }
-        }
     }
+}
 
-    fn select(&self, peers: &Peers, namespaces: Option<&BTreeSet<Arc<str>>>) -> Selection {
-        let holds = |number: u32| (number, peers.hold_identity(&self.live[&number]));
-        let all: Vec<(u32, Holds)> = match namespaces {
-            Some(namespaces) => self.index.of(namespaces).map(holds).collect(),
-            None => self.live.keys().copied().map(holds).collect(),
-        };
-        Selection { members: all.into_iter().filter(|(_, holds)| *holds != Holds::No).collect() }
-    }
+fn lengths(places: &BTreeSet<Place>) -> impl Iterator<Item = u8> {
+    places.iter().filter_map(|place| match place {
+        Place::Range(range) => Some(range.prefix_len()),
+        _ => None,
+    })
 }
 
 // === impl Peers ===
@@ -162,15 +135,5 @@ impl Selections {
 impl Peers {
     fn hold_identity(&self, identity: &Identity) -> Holds {
         self.hold(&identity.traits, identity.range.as_ref())
-    }
-
-    /// The namespaces of which they may match known pods, where these are few: every peer names one.
-    fn only_namespaces(&self) -> Option<BTreeSet<Arc<str>>> {
-        let Peers::OneOf(peers) = self else { return None };
-        let named = |term: &'_ Term| match &term.is {
-            Is::Endpoint(Endpoints { namespaces: Namespaces::Named(name), .. }) if !term.negated => Some(name.clone()),
-            _ => None,
-        };
-        peers.iter().map(|peer| peer.0.iter().find_map(named)).collect()
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use tartan_api::kinds::{Empty, ObjectMeta};
-use tartan_api::tartan::{self, NetworkConfigSpec, NodeAddressSpec, VxlanSpec, WireguardSpec};
+use tartan_api::tartan::{self, NetworkConfigSpec, NodeAddressSpec, UdpSpec, VxlanSpec, WireguardSpec};
 use tartan_model::{
     AddressChoice, Config, Encryption, FabricMode, Family, HostFirewall, PolicyMode, VxlanConfig, WireguardConfig,
 };
@@ -33,6 +33,7 @@ const FABRICS: [(&str, FabricMode); 6] = [
     ("host-gw", FabricMode::HostGw),
     ("none", FabricMode::None),
 ];
+const FALLBACKS: [(&str, Option<FabricMode>); 2] = [("none", None), ("udp", Some(FabricMode::Udp))];
 const ENCRYPTIONS: [(&str, Encryption); 2] = [("none", Encryption::None), ("wireguard", Encryption::Wireguard)];
 const UNDERLAYS: [(&str, Option<Family>); 3] = [("auto", None), ("ipv4", Some(Family::V4)), ("ipv6", Some(Family::V6))];
 const FIREWALLS: [(&str, HostFirewall); 2] = [("open", HostFirewall::Open), ("report", HostFirewall::Report)];
@@ -76,22 +77,27 @@ pub(super) fn encode(name: &str, config: &Config) -> tartan::NetworkConfig {
 fn config(spec: &NetworkConfigSpec) -> Result<Config, Fault> {
     let default = Config::default();
     let fabric = word("spec.fabric", &spec.fabric, &FABRICS, default.fabric)?;
+    let fallback = word("spec.fallback", &spec.fallback, &FALLBACKS, default.fallback)?;
     let encryption = encryption(spec, fabric)?;
-    let of_fabric = match fabric {
+    let overhead = |mode| match mode {
         FabricMode::HostGw | FabricMode::None => 0,
         FabricMode::Vxlan => VXLAN_OVERHEAD,
         FabricMode::Ipip => IPIP_OVERHEAD,
         FabricMode::Udp => UDP_OVERHEAD,
         FabricMode::Wireguard => WIREGUARD_OVERHEAD,
     };
-    let of_encryption = match encryption {
-        Encryption::None => 0,
-        Encryption::Wireguard => WIREGUARD_OVERHEAD,
-    };
-    let lowest_mtu = MIN_POD_MTU + of_fabric.max(of_encryption);
+    let encrypted = (encryption == Encryption::Wireguard).then_some(FabricMode::Wireguard);
+    let modes = [Some(fabric), fallback, encrypted];
+    let lowest_mtu = MIN_POD_MTU + modes.into_iter().flatten().map(overhead).max().unwrap_or(0);
     Ok(Config {
         fabric,
         vxlan: vxlan(&spec.vxlan.clone().unwrap_or_default(), default.vxlan)?,
+        udp_port: spec
+            .udp
+            .as_ref()
+            .and_then(|udp| udp.port)
+            .map_or(Ok(default.udp_port), |port| self::port("spec.udp.port", port))?,
+        fallback,
         encryption,
         strict_encryption: spec.strict_encryption.unwrap_or(default.strict_encryption),
         wireguard: wireguard(&spec.wireguard.clone().unwrap_or_default(), default.wireguard)?,
@@ -139,9 +145,16 @@ fn wireguard(spec: &WireguardSpec, default: WireguardConfig) -> Result<Wireguard
 
 fn vxlan(spec: &VxlanSpec, default: VxlanConfig) -> Result<VxlanConfig, Fault> {
     let vni = spec.vni.unwrap_or(default.vni);
-    let port = spec.port.unwrap_or(default.port);
-    fields::number("spec.vxlan.port", u32::from(port), 1..=65535, "")?;
-    Ok(VxlanConfig { vni: fields::number("spec.vxlan.vni", vni, 1..=(1 << 24) - 1, "")?, port })
+    Ok(VxlanConfig {
+        vni: fields::number("spec.vxlan.vni", vni, 1..=(1 << 24) - 1, "")?,
+        port: port("spec.vxlan.port", spec.port.unwrap_or(default.port))?,
+        learning: spec.learning.unwrap_or(default.learning),
+        gbp: spec.gbp.unwrap_or(default.gbp),
+    })
+}
+
+fn port(field: &str, port: u16) -> Result<u16, Fault> {
+    fields::number(field, u32::from(port), 1..=65535, "").map(|_| port)
 }
 
 fn node_address(spec: &NodeAddressSpec) -> Result<AddressChoice, Fault> {
@@ -211,6 +224,8 @@ fn spec(config: &Config) -> NetworkConfigSpec {
     NetworkConfigSpec {
         fabric: (config.fabric != default.fabric).then(|| name_of(config.fabric, &FABRICS)),
         vxlan: (config.vxlan != default.vxlan).then(|| vxlan_spec(&config.vxlan, &default.vxlan)),
+        udp: differing(&config.udp_port, &default.udp_port).map(|port| UdpSpec { port: Some(port) }),
+        fallback: (config.fallback != default.fallback).then(|| name_of(config.fallback, &FALLBACKS)),
         encryption: (config.encryption != default.encryption).then(|| name_of(config.encryption, &ENCRYPTIONS)),
         strict_encryption: differing(&config.strict_encryption, &default.strict_encryption),
         wireguard: (config.wireguard != default.wireguard)
@@ -232,7 +247,12 @@ fn spec(config: &Config) -> NetworkConfigSpec {
 }
 
 fn vxlan_spec(vxlan: &VxlanConfig, default: &VxlanConfig) -> VxlanSpec {
-    VxlanSpec { vni: differing(&vxlan.vni, &default.vni), port: differing(&vxlan.port, &default.port) }
+    VxlanSpec {
+        vni: differing(&vxlan.vni, &default.vni),
+        port: differing(&vxlan.port, &default.port),
+        learning: differing(&vxlan.learning, &default.learning),
+        gbp: differing(&vxlan.gbp, &default.gbp),
+    }
 }
 
 fn wireguard_spec(wireguard: &WireguardConfig, default: &WireguardConfig) -> WireguardSpec {

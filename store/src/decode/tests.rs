@@ -64,8 +64,22 @@ fn a_configuration_is_whole() {
     );
     check_config(
         "spec: {crossSubnet: true, vxlan: {vni: 16777215, port: 65535}}",
-        Config { cross_subnet: true, vxlan: VxlanConfig { vni: 16_777_215, port: 65535 }, ..default() },
+        Config {
+            cross_subnet: true,
+            vxlan: VxlanConfig { vni: 16_777_215, port: 65535, ..default().vxlan },
+            ..default()
+        },
     );
+    check_config(
+        "spec: {vxlan: {learning: true, gbp: true}, udp: {port: 1}, fallback: udp}",
+        Config {
+            vxlan: VxlanConfig { learning: true, gbp: true, ..default().vxlan },
+            udp_port: 1,
+            fallback: Some(FabricMode::Udp),
+            ..default()
+        },
+    );
+    check_config("spec: {udp: , fallback: none}", default());
     check_config(
         "spec: {nonMasqueradeCIDRs: [10.0.0.0/8, 'fd00::/8', 192.0.2.1]}",
         Config {

@@ -1,5 +1,5 @@
 //! Fabrics that a program carries: how fast, beside a bare veth pair in the same run, at what cost, and what packets notice
-//! when that program is upgraded or killed.
+//! when that program is upgraded or killed. And what they notice of changes from any fabric into any other.
 
 use super::{
     figure::{Arm, Report, Samples, Value, interleave, number},
@@ -7,7 +7,15 @@ use super::{
 };
 use crate::command::Result;
 
-pub(super) const FIGURES: &[&str] = &["fabric.udp_tcp.vs_veth", "fabric.engine_upgrade.lost"];
+pub(super) const FIGURES: &[&str] =
+    &["fabric.udp_tcp.vs_veth", "fabric.engine_upgrade.lost", "fabric.switch.lost", "fabric.switch.resets"];
+
+/// Fabrics that this machine's kernel carries; `bench vm` changes into ipip and out of it.
+const FABRICS: [&str; 3] = ["vxlan", "host-gw", "udp"];
+/// Seconds from one node's hearing of a change to the next one's.
+const APART: [&str; 3] = ["0", "3", "10"];
+/// Probes answered after each change, beside those through it.
+const PROBES_OF_CHANGE: u64 = 3_000;
 
 const ROUNDS: usize = 12;
 /// Probes answered after each upgrade, beside those through it.
@@ -33,18 +41,71 @@ pub(super) fn run(report: &mut Report) -> Result<()> {
     report.comment(&format!("fabric: {killed} packets lost by engines that were killed"));
     let [_, upgraded, resets] = ends(report, &program, "upgrade")?;
     report.figure("fabric.engine_upgrade.lost", Value::sum(&[upgraded, resets]), "count");
+    drop(program);
+    changes(report)
+}
+
+/// Every ordered pair at every distance; what the worst pair costs.
+fn changes(report: &mut Report) -> Result<()> {
+    let walk = circuit(&FABRICS);
+    let program = Program::start(&["switch", walk[0]])?;
+    let pairs: Vec<&[&str]> = walk.windows(2).collect();
+    let mut of_pairs = vec![[0.0; 3]; pairs.len()];
+    for apart in APART {
+        for (pair, all) in pairs.iter().zip(&mut of_pairs) {
+            let counts = counts(&program, &format!("{} {apart} {PROBES_OF_CHANGE}", pair[1]))?;
+            all.iter_mut().zip(counts).for_each(|(all, count)| *all += count);
+        }
+    }
+    for (pair, [probes, lost, resets]) in pairs.iter().zip(&of_pairs) {
+        report
+            .comment(&format!("fabric from {} to {}: {probes} probes, {lost} lost, {resets} resets", pair[0], pair[1]));
+    }
+    let [lost, resets] = [1, 2].map(|which| of_pairs.iter().map(|counts| counts[which]).collect::<Vec<_>>());
+    report.figure("fabric.switch.lost", Value::worst(&lost), "count");
+    report.figure("fabric.switch.resets", Value::worst(&resets), "count");
     Ok(())
+}
+
+/// From the first back to the first, over every ordered pair once.
+fn circuit<'a>(of: &[&'a str]) -> Vec<&'a str> {
+    let [first, others @ ..] = of else { return Vec::new() };
+    let within = circuit(others);
+    let rest = others.iter().skip(1).flat_map(|other| [*first, *other]);
+    std::iter::once(*first).chain(within).chain(rest).chain((!others.is_empty()).then_some(*first)).collect()
+}
+
+/// Probes, lost, resets.
+fn counts(program: &Program, question: &str) -> Result<[f64; 3]> {
+    let counts: Vec<f64> = program.ask(question)?.into_iter().flatten().collect();
+    counts.try_into().map_err(|counts| format!("{question}: three counts were wanted, not {counts:?}").into())
 }
 
 /// Probes, lost, resets of all repeats.
 fn ends(report: &mut Report, program: &Program, event: &str) -> Result<[f64; 3]> {
     let mut all = [0.0; 3];
     for _ in 0..REPEATS {
-        let counts: Vec<f64> = program.ask(&format!("{event} {PROBES}"))?.into_iter().flatten().collect();
-        let counts: [f64; 3] =
-            counts.try_into().map_err(|counts| format!("{event}: three counts were wanted, not {counts:?}"))?;
-        all.iter_mut().zip(counts).for_each(|(all, count)| *all += count);
+        all.iter_mut().zip(counts(program, &format!("{event} {PROBES}"))?).for_each(|(all, count)| *all += count);
     }
     report.comment(&format!("fabric {event}: {REPEATS} times on both nodes, {} probes", all[0]));
     Ok(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_circuit_has_every_ordered_pair_once() {
+        for count in 1..=5 {
+            let of = &["a", "b", "c", "d", "e"][..count];
+            let walk = circuit(of);
+            let mut pairs: Vec<_> = walk.windows(2).map(|pair| (pair[0], pair[1])).collect();
+            assert_eq!(pairs.len(), count * (count - 1), "{walk:?}");
+            pairs.sort_unstable();
+            pairs.dedup();
+            assert_eq!(pairs.len(), count * (count - 1), "{walk:?}");
+            assert!(pairs.iter().all(|(from, to)| from != to), "{walk:?}");
+        }
+    }
 }

@@ -1,4 +1,5 @@
-//! What a cluster notices of upgrades and of an API server that is away, and what a pod's start costs.
+//! What a cluster notices of upgrades and of an API server that is away, what a pod's start costs, and the same with the real
+//! Flannel: beside Tartan, and on nodes that go over one by one.
 //!
 //! The measuring is the harness's, `lab/examples/kube/measure.rs`; a line `NAME VALUE` is a figure.
 
@@ -14,9 +15,18 @@ pub(super) const FIGURES: &[&str] = &[
     "kube.api_requests_per_pod",
     "kube.apiserver_away.lost",
     "kube.apiserver_away.requests",
+    "kube.killed.lost",
     "kube.agents_gone.lost",
+    "kube.reboot.back",
     "kube.reboot.others_lost",
     "kube.join_first_packet",
+    "kube.upgrade.lost.flannel",
+    "kube.killed.lost.flannel",
+    "kube.agents_gone.lost.flannel",
+    "kube.reboot.back.flannel",
+    "kube.reboot.others_lost.flannel",
+    "kube.flannel_mixed.failed",
+    "kube.flannel_mixed.lost",
     "kube.rss_20000",
     "kube.rss_20000_peak",
     "kube.cpu_20000",
@@ -44,7 +54,7 @@ fn unit(name: &str) -> &'static str {
         "kube.rss_idle" | "kube.rss_20000" | "kube.rss_20000_peak" => "mib",
         "kube.first_packet_p99" => "ms",
         "kube.first_packet_p99.vs_stock" => "ratio",
-        "kube.join_first_packet" => "s",
+        "kube.join_first_packet" | "kube.reboot.back" | "kube.reboot.back.flannel" => "s",
         "kube.cpu_20000" => "percent",
         "kube.events_20000" => "1/s",
         "kube.bytes_20000" => "kib/s",
@@ -62,6 +72,6 @@ mod tests {
         for line in ["kube.rss_idle", "kube.rss_idle much", "kube.other 1", "# kube.rss_idle 3"] {
             assert_eq!(figure(line), None, "{line}");
         }
-        assert_eq!(FIGURES.iter().map(|name| unit(name)).filter(|unit| *unit == "count").count(), 7);
+        assert_eq!(FIGURES.iter().map(|name| unit(name)).filter(|unit| *unit == "count").count(), 14);
     }
 }

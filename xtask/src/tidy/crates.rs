@@ -26,18 +26,18 @@ pub(crate) const CRATES: &[Crate] = &[
     krate("netstate", "values",      3000, &[]),
     krate("model",    "values",      3000, &["api", "netstate"]),
     krate("ipam",     "planner",     2700, &["model", "netstate"]),
-    krate("fabric",   "planner",     6200, &["api", "model", "netstate"]),
+    krate("fabric",   "planner",     6600, &["api", "model", "netstate"]),
     krate("policy",   "planner",     8000, &["api", "model"]),
     krate("datapath", "planner",     4000, &["model", "netstate", "policy"]),
-    krate("kernel",   "door",        13600, &["model", "netstate"]),
+    krate("kernel",   "door",        14000, &["model", "netstate"]),
     krate("engine",   "door",        3500, &[]),
     krate("store",    "door",        6500, &["api", "model", "netstate"]),
     krate("agent",    "program",     10500, &["api", "model", "netstate", "ipam", "fabric", "policy", "datapath", "kernel", "engine", "store"]),
     krate("cli",      "program",     4000, &["api", "model", "policy", "kernel", "engine", "store", "agent", "lab"]),
     krate("cni",      "program",     1500, &["api"]),
-    krate("lab",      "development", 11700, &["api"]),
+    krate("lab",      "development", 12000, &["api"]),
     krate("fuzz",     "development", 600, &[]),
-    krate("xtask",    "development", 3800, &[]),
+    krate("xtask",    "development", 4100, &[]),
 ];
 
 /// A dependency that only some crates may have below them, and why.

@@ -1,6 +1,6 @@
 //! The rows of the CNI spec (1.1.0) that the agent answers for.
 
-use tartan_model::Failed;
+use tartan_model::{Advert, Endpoint, Failed, Said};
 use tartan_netstate::{Key, Netns, Owner};
 
 use super::*;
@@ -112,6 +112,20 @@ fn status_tells_what_is_wrong_with_all_pods_from_what_is_wrong_with_some() {
     after(Owner::Node, refused);
     after(Owner::Fabric("vxlan".into()), refused);
     after(Owner::Peer("n2".into()), "answer null");
+
+    // What packets go by, and what was only asked for.
+    let by = |told: &str, expected: &str| {
+        let mut world = whole(Instant::now());
+        let address = "192.0.2.1".parse().unwrap();
+        let end = Endpoint { instance: told.into(), address, mac: None, public_key: None };
+        world.said = Some(Said::heard(Advert { accepts: vec![end], ..Advert::default() }.into()));
+        let (key, owner) = (Key::NftTable, Owner::Fabric("ipip/ipv4".into()));
+        world.programmed.failures =
+            [Failed { key, owner, error: "Unknown device type".into(), netns_gone: false }].into();
+        check(&world, &status, expected);
+    };
+    by("ipip/ipv4", refused);
+    by("vxlan/ipv4/vni1/port8472", "answer null");
     after(Owner::Pod("a/eth0".into()), "answer null");
     let mut unread = World::default();
     unread.programmed.unknown = Some("read links: EPERM".into());

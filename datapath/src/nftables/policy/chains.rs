@@ -14,7 +14,9 @@ use tartan_model::Family;
 use tartan_netstate::claims::{
     CT_MARK_GENERATION, NFT_POLICY_INPUT_PRIORITY, NFT_POLICY_PRIORITY, NFT_RAW_PRIORITY, POD_LINK_GROUP,
 };
-use tartan_netstate::nft::{AddressSide, Chain, ChainKind, Expr, HookPoint, Nfproto, Rule, Selector, rule};
+use tartan_netstate::nft::{
+    AddressSide, Chain, ChainKind, CtDirection, Expr, HookPoint, Nfproto, Rule, RuleBuilder, Selector, rule,
+};
 use tartan_netstate::{Generation, Key, Object};
 use tartan_policy::ir::protocol;
 
@@ -36,6 +38,9 @@ const FROM_NODE: &str = "policy_from_node";
 
 /// What IPVS passes on.
 const PASSED_ON: &str = "policy_passed_on";
+
+/// Begins a rule about packets of pods, with a comment.
+type Begun = fn(&'static str) -> RuleBuilder;
 
 /// By which packets come to be judged. `ipvs`: it is in use.
 pub(super) fn hooks(mode: Mode, ipvs: bool, generation: Generation) -> [(Key, Object); 4] {
@@ -83,16 +88,20 @@ pub(super) fn fixed(mode: Mode) -> Vec<(Key, Object)> {
     all
 }
 
-/// The chains that hold the generation.
-pub(super) fn judging(mode: Mode, generation: Generation) -> [(Key, Object); 5] {
+/// The chains that hold the generation. `between_nodes`: UDP ports at which nodes unwrap packets.
+pub(super) fn judging(mode: Mode, generation: Generation, between_nodes: &[u16]) -> [(Key, Object); 5] {
     let stamp = generation.stamp();
+    let about_judged = || errors("about what was judged").map(|error| of_this(error, generation).returns());
     let stamped = || rule("allowed").set_ct_mark(CT_MARK_GENERATION, stamp);
     let judge = |side, back| Way { side, back }.chain();
     let (egress, egress_back) = (judge(maps::Side::Egress, false), judge(maps::Side::Egress, true));
     let (ingress, ingress_back) = (judge(maps::Side::Ingress, false), judge(maps::Side::Ingress, true));
 
-    let mut through: Vec<Rule> = Family::ALL.map(to_itself).into();
+    let mut through: Vec<Rule> = Family::ALL.map(|family| to_itself(from_pod, family)).into();
+    through.extend(others_errors(mode, from_pod));
+    through.extend(about_judged());
     through.extend(stale_errors(mode));
+    through.extend(to_be_unwrapped(mode, from_pod, between_nodes));
     through.extend([
         rule("answers").ct_direction_reply().goto(THROUGH_BACK),
         rule("of the pod it leaves").iifgroup(POD_LINK_GROUP).jump(&egress),
@@ -104,22 +113,29 @@ pub(super) fn judging(mode: Mode, generation: Generation) -> [(Key, Object); 5] 
         rule("of the pod that answers").iifgroup(POD_LINK_GROUP).jump(&ingress_back),
         stamped(),
     ];
-    let mut to_node = vec![
-        judged(generation),
+    let mut to_node = vec![judged(generation)];
+    to_node.extend(others_errors(mode, from_pod));
+    to_node.extend([
         rule("answers to this node").ct_direction_reply().returns(),
         discovery(rule("discovery ends here")).returns(),
-    ];
+    ]);
+    to_node.extend(by_link_local(mode));
+    to_node.extend(about_judged());
     to_node.extend(stale_errors(mode));
+    to_node.extend(to_be_unwrapped(mode, from_pod, between_nodes));
     to_node.extend([rule("of the pod it leaves").jump(&egress), stamped()]);
-    let from_node = vec![
-        judged(generation),
-        rule("errors").ct_state_related().returns(),
+    let mut from_node = vec![judged(generation)];
+    from_node.extend(errors("of this node").map(RuleBuilder::returns));
+    from_node.extend([
         rule("answers to a pod").ct_direction_reply().jump(&egress_back),
         rule("of others, passed on").not_fib_local(AddressSide::Saddr).jump(&ingress),
         stamped(),
-    ];
+    ]);
     let mut passed_on = vec![judged(generation)];
-    passed_on.extend(Family::ALL.map(to_itself));
+    passed_on.extend(Family::ALL.map(|family| to_itself(from_anywhere, family)));
+    passed_on.extend(others_errors(mode, from_anywhere));
+    passed_on.extend(about_judged());
+    passed_on.extend(to_be_unwrapped(mode, from_anywhere, between_nodes));
     passed_on.extend([
         rule("of the pod it leaves").jump(&egress),
         rule("of the pod it enters").oifgroup(POD_LINK_GROUP).jump(&ingress),
@@ -129,8 +145,13 @@ pub(super) fn judging(mode: Mode, generation: Generation) -> [(Key, Object); 5] 
         .map(|(name, rules)| object(name, Chain::regular(rules)))
 }
 
+/// What a helper expects has its parent's mark from its first packet on, and an error is sent by anybody.
 fn judged(generation: Generation) -> Rule {
-    rule("judged in this generation").ct_mark(CT_MARK_GENERATION, generation.stamp()).returns()
+    of_this(rule("judged in this generation"), generation).not_ct_state_related().returns()
+}
+
+fn of_this(rule: RuleBuilder, generation: Generation) -> RuleBuilder {
+    rule.ct_mark(CT_MARK_GENERATION, generation.stamp())
 }
 
 fn object(name: &str, chain: Chain) -> (Key, Object) {
@@ -154,7 +175,7 @@ fn sources(mode: Mode) -> Vec<Rule> {
     rules
 }
 
-fn discovery(rule: tartan_netstate::nft::RuleBuilder) -> tartan_netstate::nft::RuleBuilder {
+fn discovery(rule: RuleBuilder) -> RuleBuilder {
     let icmpv6 = rule.nfproto(Nfproto::Ipv6).l4proto(protocol::ICMPV6);
     icmpv6.within(Nfproto::Ipv6, &[Selector::IcmpType], DISCOVERY)
 }
@@ -165,20 +186,60 @@ fn from_a_pod(family: Family) -> Rule {
     rule("of a pod, passed on").within(crate::nftables::nfproto(family), &pair, &named(SOURCES, family)).goto(PASSED_ON)
 }
 
-fn to_itself(family: Family) -> Rule {
+fn to_itself(from: Begun, family: Family) -> Rule {
     let ends = [Selector::Saddr, Selector::Daddr];
-    rule("a pod to itself").within(crate::nftables::nfproto(family), &ends, &named(SELF, family)).returns()
+    from("a pod to itself").within(crate::nftables::nfproto(family), &ends, &named(SELF, family)).returns()
 }
 
 /// An error is part of the connection it is about, and says nothing of who began that: until its connection has been
 /// judged again by a packet of its own, it does not pass.
-fn stale_errors(mode: Mode) -> Vec<Rule> {
-    let of = |icmp| rule("error about a connection to be judged again").l4proto(icmp).ct_state_related();
-    let both = [protocol::ICMP, protocol::ICMPV6].map(of);
-    match mode {
-        Mode::Enforce => both.map(|error| error.drop()).into(),
-        Mode::Audit | Mode::Off => both.map(|error| error.returns()).into(),
-    }
+fn stale_errors(mode: Mode) -> [Rule; 2] {
+    errors("error about a connection to be judged again").map(|error| match mode {
+        Mode::Enforce => error.drop(),
+        Mode::Audit | Mode::Off => error.returns(),
+    })
+}
+
+/// Who knows of a connection could have anything delivered to its ends as an error. A pod has something to say only of its
+/// own connections: of those it began, and of those that lead to it.
+fn others_errors(mode: Mode, from: Begun) -> Vec<Rule> {
+    let about_others = |family| {
+        let (nfproto, own) = (crate::nftables::nfproto(family), named(SELF, family));
+        from("error about a connection of others")
+            .nfproto(nfproto)
+            .l4proto(maps::icmp(nfproto))
+            .ct_state_related()
+            .source_and_ct_saddr_not_within(nfproto, CtDirection::Original, &own)
+            .source_and_ct_saddr_not_within(nfproto, CtDirection::Reply, &own)
+            .counter()
+            .drop()
+    };
+    if mode == Mode::Enforce { Family::ALL.map(about_others).into() } else { Vec::new() }
+}
+
+fn errors(comment: &'static str) -> [RuleBuilder; 2] {
+    [protocol::ICMP, protocol::ICMPV6].map(|icmp| rule(comment).l4proto(icmp).ct_state_related())
+}
+
+/// What ends on a pod's link is its node's, but no rule about nodes knows that address.
+fn by_link_local(mode: Mode) -> Option<Rule> {
+    let link_local = || rule("the node has other addresses").daddr("fe80::/10".parse().expect("a prefix"));
+    (mode == Mode::Enforce).then(|| link_local().counter().drop())
+}
+
+/// A Service may have led it there; what names such a port itself is dropped before connections are tracked.
+fn to_be_unwrapped(mode: Mode, from: Begun, between_nodes: &[u16]) -> Vec<Rule> {
+    let at = |port: &u16| from("only nodes wrap packets").udp_dport(*port).counter().drop();
+    if mode == Mode::Enforce { between_nodes.iter().map(at).collect() } else { Vec::new() }
+}
+
+fn from_pod(comment: &'static str) -> RuleBuilder {
+    rule(comment).iifgroup(POD_LINK_GROUP)
+}
+
+/// What IPVS passes on has come by no link that could be asked for.
+fn from_anywhere(comment: &'static str) -> RuleBuilder {
+    rule(comment)
 }
 
 fn report() -> Rule {

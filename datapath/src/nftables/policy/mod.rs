@@ -39,6 +39,7 @@ pub use held::{Mirrored, held};
 pub use pods::{is_judged, is_of_pods, keys};
 pub use tartan_model::PolicyMode as Mode;
 
+use super::between_nodes;
 use maps::Side;
 
 /// The link that kube-proxy makes for the addresses of Services, in the mode in which IPVS translates them.
@@ -65,6 +66,7 @@ struct Seen {
     attachments: OrdMap<Arc<str>, Arc<Attachment>>,
     /// kube-proxy translates by IPVS.
     ipvs: bool,
+    between_nodes: [u16; 2],
 }
 
 /// Elements whose data is a number: tens of thousands, with few numbers, so that they share their entries.
@@ -87,7 +89,8 @@ impl Policy {
         }
         let first = self.state.is_empty();
         let ipvs = world.host.links.iter().any(|link| &*link.name == IPVS_LINK);
-        let next = Seen { mode, tables: tables.clone(), attachments: world.attachments.clone(), ipvs };
+        let between_nodes = between_nodes(world.config.vxlan.port, world.config.udp_port);
+        let next = Seen { mode, tables: tables.clone(), attachments: world.attachments.clone(), ipvs, between_nodes };
         let before = std::mem::replace(&mut self.seen, next);
         if first || before.mode != mode {
             chains::fixed(mode).into_iter().for_each(|(key, object)| self.state.insert(key, object, Owner::Policy));
@@ -103,7 +106,7 @@ impl Policy {
             self.first_generation(&world.programmed.mirror, in_force);
         } else if revoked::is_anything(&before, &self.seen) {
             self.begin(self.generation.unwrap_or(Generation(0)).next(in_force));
-        } else if before.mode != mode {
+        } else if before.mode != mode || before.between_nodes != between_nodes {
             self.begin(self.generation.unwrap_or(Generation(0)));
         } else if before.tables.judged != tables.judged {
             self.hooks();
@@ -143,7 +146,7 @@ impl Policy {
         }
         let element = Object::NftElement(ElementData::default());
         self.state.insert(generation.key(), element, Owner::Policy);
-        for (key, object) in chains::judging(self.seen.mode, generation) {
+        for (key, object) in chains::judging(self.seen.mode, generation, &self.seen.between_nodes) {
             self.state.insert(key, object, Owner::Policy);
         }
         self.hooks();

@@ -445,7 +445,7 @@ fn audit_stops_nothing() {
     assert_eq!(enforced[&0x43], Verdict::Goto(chains::REJECTED.into()));
     assert!(verdicts(Mode::Audit).into_values().all(|verdict| verdict == Verdict::Continue));
     let drops = |mode: Mode| {
-        let judging = chains::judging(mode, Generation(0));
+        let judging = chains::judging(mode, Generation(0), &[8472]);
         let all = chains::fixed(mode).into_iter().chain(chains::hooks(mode, true, Generation(0))).chain(judging);
         let chains = all.filter_map(|(key, object)| match object {
             Object::NftChain(chain) if key != denied() => Some(chain),

@@ -1,0 +1,59 @@
+//! What carries packets to a peer while the path self-test finds that the fabric does not get there (`spec.fallback`).
+//!
+//! Every node hears the fallback's instance and says that it may send on it, so a pair can turn to it at once, each end by
+//! itself. The way that is blocked stays in the kernel behind it, as routes of a worse metric: no packet takes them, but a
+//! probe that is bound to their link does (`selftest/standby.rs`), and what it finds is when to go back.
+//!
+//! Invariant: routes lead by the fallback only while the others stand behind them, so the kernel itself is the memory of an
+//! agent that starts anew and has tested nothing yet.
+
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use tartan_model::{Family, World};
+use tartan_netstate::claims::{MAIN_TABLE, STANDBY_METRIC};
+use tartan_netstate::{Key, Netns};
+
+use crate::Instance;
+use crate::census::Member;
+use crate::choose::wrapped;
+use crate::peer::Common;
+
+/// What stands in for an instance towards a peer.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Fallback {
+    pub(crate) to: Instance,
+    /// The blocked one stands behind already.
+    pub(crate) holds: bool,
+}
+
+/// The instance that the configuration has for where others are blocked, if both ends can and it may carry packets.
+pub(crate) fn instance(common: &Common, member: &Member) -> Option<Instance> {
+    let (node, theirs) = (&common.node, &member.advert.addresses);
+    let both = |family: &Family| node.uplinks.get(*family).is_some() && theirs.get(*family).is_some();
+    let at = wrapped(&common.config, common.config.fallback?, both)?;
+    let allowed = !common.config.strict_encryption || at.is_encrypted();
+    (allowed && member.live && !member.annotated && member.accepts().any(|(accepts, _)| accepts == at)).then_some(at)
+}
+
+/// Whether the peer's ranges are to be reached otherwise than by `at`, and how.
+pub(crate) fn of(
+    world: &World,
+    common: &Common,
+    (name, member): (&Arc<str>, &Member),
+    at: Instance,
+    blocks: &[&IpNet],
+) -> Option<Fallback> {
+    let to = instance(common, member).filter(|to| *to != at && !blocks.is_empty())?;
+    let stands = |block: &&IpNet| world.programmed.mirror.get(&standby_route(block)).is_some();
+    let blocked = match world.passes.get(&(name.clone(), at.to_string().into())) {
+        Some(passes) => !passes,
+        None => blocks.iter().any(stands),
+    };
+    blocked.then(|| Fallback { to, holds: blocks.iter().all(stands) })
+}
+
+/// Where the way stands that is blocked.
+pub(crate) fn standby_route(block: &IpNet) -> Key {
+    Key::Route { ns: Netns::Host, table: MAIN_TABLE, dst: *block, metric: STANDBY_METRIC }
+}

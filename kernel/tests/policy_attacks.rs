@@ -1,0 +1,266 @@
+//! What a pod, or somebody outside, might try to get past policy: packets made by hand, helpers, translations. Each is tried
+//! with the guard and, where it can be taken away, without, so that it is known to be an attack.
+
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+mod netns;
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket};
+
+use netns::Netns;
+use netns::judged::{CLIENT_TO_80, Judged, NOTHING_IN, OF_NOBODY, judged};
+use netns::traffic::{Over, refused, sees, serve};
+use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
+use tartan_datapath::nftables::policy::Mode;
+
+const UDP: u8 = 17;
+/// Destination options (RFC 8200).
+const DSTOPTS: u8 = 60;
+/// IPv6's fragment header.
+const FRAGMENT: u8 = 44;
+
+/// Both families of a pair of addresses: of pod 5, of pod 6, of the client.
+const POD5: [&str; 2] = ["10.244.1.5", "fd00:1::5"];
+const POD6: [&str; 2] = ["10.244.1.6", "fd00:1::6"];
+const CLIENT: [&str; 2] = ["192.0.2.2", "2001:db8::2"];
+
+/// A packet from its IP header on; its checksum is the kernel's affair, that of what is inside is not.
+fn packet(from: &str, to: &str, protocol: u8, inner: &[u8]) -> Vec<u8> {
+    let length = u16::try_from(inner.len()).unwrap();
+    let mut bytes = match (from.parse().unwrap(), to.parse().unwrap()) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => {
+            let mut header = vec![0x45, 0, 0, 0, 0, 0, 0, 0, 64, protocol, 0, 0];
+            header[2..4].copy_from_slice(&(length + 20).to_be_bytes());
+            header.extend(from.octets().into_iter().chain(to.octets()));
+            let sum = checksum(&header).to_be_bytes();
+            header[10..12].copy_from_slice(&sum);
+            header
+        }
+        (IpAddr::V6(from), IpAddr::V6(to)) => {
+            let mut header = vec![0x60, 0, 0, 0, 0, 0, protocol, 64];
+            header[4..6].copy_from_slice(&length.to_be_bytes());
+            header.extend(from.octets().into_iter().chain(to.octets()));
+            header
+        }
+        other => panic!("{other:?}"),
+    };
+    bytes.extend(inner);
+    bytes
+}
+
+/// RFC 1071.
+fn checksum(bytes: &[u8]) -> u16 {
+    let word = |pair: &[u8]| u32::from(u16::from_be_bytes([pair[0], pair.get(1).copied().unwrap_or(0)]));
+    let mut sum: u32 = bytes.chunks(2).map(word).sum();
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    !u16::try_from(sum).unwrap()
+}
+
+/// Puts a checksum into what is inside a packet; IPv4's ICMP has none of the addresses in it.
+fn summed(from: &str, to: &str, protocol: u8, mut inner: Vec<u8>, at: usize) -> Vec<u8> {
+    let mut all: Vec<u8> = Vec::new();
+    if protocol != 1 {
+        for address in [from, to] {
+            match address.parse().unwrap() {
+                IpAddr::V4(v4) => all.extend(v4.octets()),
+                IpAddr::V6(v6) => all.extend(v6.octets()),
+            }
+        }
+        all.extend(u32::try_from(inner.len()).unwrap().to_be_bytes());
+        all.extend([0, 0, 0, protocol]);
+    }
+    all.extend(&inner);
+    let sum = checksum(&all).to_be_bytes();
+    inner[at..at + 2].copy_from_slice(&sum);
+    inner
+}
+
+fn udp(from: (&str, u16), to: (&str, u16), data: &[u8]) -> Vec<u8> {
+    let length = u16::try_from(8 + data.len()).unwrap();
+    let header = [from.1.to_be_bytes(), to.1.to_be_bytes(), length.to_be_bytes(), [0, 0]].concat();
+    summed(from.0, to.0, UDP, [&header, data].concat(), 6)
+}
+
+/// "Port unreachable", about a packet.
+fn unreachable(from: &str, to: &str, about: &[u8]) -> Vec<u8> {
+    let (protocol, kind, code) = if from.contains(':') { (58, 1, 4) } else { (1, 3, 3) };
+    let message = [&[kind, code, 0, 0, 0, 0, 0, 0], about].concat();
+    packet(from, to, protocol, &summed(from, to, protocol, message, 2))
+}
+
+/// Sends it as it is.
+fn send(from: &Netns, packet: Vec<u8>) {
+    let (family, to): (_, IpAddr) = match packet[0] >> 4 {
+        4 => (AddressFamily::Inet, Ipv4Addr::from(<[u8; 4]>::try_from(&packet[16..20]).unwrap()).into()),
+        _ => (AddressFamily::Inet6, Ipv6Addr::from(<[u8; 16]>::try_from(&packet[24..40]).unwrap()).into()),
+    };
+    from.run(move || {
+        let raw = socket(family, SockType::Raw, SockFlag::empty(), SockProtocol::Raw).unwrap();
+        UdpSocket::from(raw).send_to(&packet, SocketAddr::new(to, 0)).unwrap();
+    });
+}
+
+/// Counts what comes in that these matches are about, before anything else does.
+fn watch(at: &Netns, matches: &[&str]) {
+    at.sh("nft 'add table inet watch; add chain inet watch pre { type filter hook prerouting priority -350; }'");
+    matches.iter().for_each(|rule| drop(at.sh(&format!("nft add rule inet watch pre {rule} counter"))));
+}
+
+/// By match, how many came.
+fn arrived(at: &Netns) -> Vec<u64> {
+    let listing = at.sh("nft list table inet watch");
+    let packets = |line: &str| line.split("packets ").nth(1)?.split(' ').next()?.parse().ok();
+    listing.lines().filter_map(packets).collect()
+}
+
+/// All that pod 5 has sent has gone by when this has come back.
+fn settle(judged: &Judged) {
+    sees(&judged.lab.pods[0], Over::Udp, "192.0.2.1:9000", "10.244.1.5");
+}
+
+/// Who may send nothing must not send errors either, about what others talk of: a colluding receiver would read them.
+#[test]
+fn a_pod_reports_errors_of_its_own_connections_only() {
+    let node_only = r#"{"podSelector":{"matchLabels":{"app":"client"}},"policyTypes":["Egress"],
+        "egress":[{"to":[{"ipBlock":{"cidr":"192.0.2.1/32"}}]}]}"#;
+    let judged = judged(&[("out", node_only)]);
+    let [pod5, pod6] = &judged.lab.pods;
+    serve(&judged.lab.node, "[::]:9000");
+    watch(&judged.lab.client, &["ip saddr 10.244.1.5", "ip6 saddr fd00:1::5"]);
+    watch(pod6, &["ip saddr 10.244.1.5", "ip6 saddr fd00:1::5"]);
+    for family in 0..2 {
+        let (client, server, pod) = (CLIENT[family], POD6[family], POD5[family]);
+        // Others' connections, either way, in use.
+        let asked = udp((client, 5555), (server, 80), b"?");
+        send(&judged.lab.client, packet(client, server, UDP, &asked));
+        let back = udp((server, 80), (client, 5555), b"!");
+        for (to, about) in [(client, packet(client, server, UDP, &asked)), (server, packet(server, client, UDP, &back))]
+        {
+            send(pod5, unreachable(pod, to, &about));
+        }
+    }
+    settle(&judged);
+    assert_eq!((arrived(&judged.lab.client), arrived(pod6)), (vec![0, 0], vec![0, 0]));
+}
+
+/// The kernel gives a connection that a helper expects the mark of the one it was expected by, our stamp in it.
+#[test]
+fn what_a_helper_expects_is_judged_as_any_other_connection() {
+    let mut judged = judged(&[("in", NOTHING_IN)]);
+    // As active FTP: whoever talks to port 80 is called back at port 7777.
+    judged.lab.node.sh("nft 'table inet helper {
+        ct expectation back { protocol tcp; dport 7777; timeout 1m; size 12; l3proto ip; }
+        chain forward { type filter hook forward priority 10; ct direction original ip protocol tcp tcp dport 80 ct expectation set \"back\"; }
+        }'");
+    let expected = |judged: &Judged| {
+        sees(&judged.lab.pods[1], Over::Tcp, "10.244.1.5:80", "10.244.1.6");
+    };
+    serve(&judged.lab.pods[1], "10.244.1.6:7777");
+    expected(&judged);
+    refused(&judged.lab.pods[0], Over::Tcp, "10.244.1.6:7777");
+    judged.mode = Mode::Audit;
+    judged.apply();
+    expected(&judged);
+    sees(&judged.lab.pods[0], Over::Tcp, "10.244.1.6:7777", "10.244.1.5");
+}
+
+/// A Service whose backend is a node's fabric port would wrap a pod's packets for it.
+#[test]
+fn a_service_does_not_lead_a_pod_to_where_nodes_unwrap() {
+    let judged = judged(&[OF_NOBODY]);
+    let port = 8472;
+    for at in [&judged.lab.client, &judged.lab.node] {
+        serve(at, &format!("[::]:{port}"));
+    }
+    judged.lab.node.sh(&format!(
+        "nft 'add table inet service
+        add chain inet service pre {{ type nat hook prerouting priority -100; }}
+        add rule inet service pre udp dport 81 dnat ip to 192.0.2.2:{port}
+        add rule inet service pre udp dport 82 dnat ip to 192.0.2.1:{port}
+        add rule inet service pre udp dport 83 dnat ip6 to [2001:db8::2]:{port}
+        add rule inet service pre udp dport 84 dnat ip6 to [2001:db8::1]:{port}'"
+    ));
+    let pod = &judged.lab.pods[0];
+    for to in ["10.96.0.1:81", "10.96.0.1:82", "[fd96::1]:83", "[fd96::1]:84"] {
+        refused(pod, Over::Udp, to);
+    }
+    sees(pod, Over::Udp, "192.0.2.2:8080", "192.0.2.1");
+}
+
+/// Nobody but the pod itself sends from its address to it.
+#[test]
+fn a_packet_that_claims_to_be_from_its_receiver_is_judged() {
+    let judged = judged(&[("in", NOTHING_IN)]);
+    judged.lab.node.sh("for it in all uplink; do sysctl -qw net.ipv4.conf.$it.rp_filter=0; done");
+    let pod6 = &judged.lab.pods[1];
+    watch(pod6, &["ip saddr 10.244.1.6", "ip6 saddr fd00:1::6"]);
+    for to in POD6 {
+        send(&judged.lab.client, packet(to, to, UDP, &udp((to, 5555), (to, 80), b"me")));
+    }
+    sees(&judged.lab.client, Over::Udp, "10.244.1.5:80", "192.0.2.2");
+    assert_eq!(arrived(pod6), [0, 0]);
+}
+
+/// Headers before the transport's, and fragments, must not hide it.
+#[test]
+fn extension_headers_and_fragments_hide_no_port() {
+    let judged = judged(&[("in", CLIENT_TO_80)]);
+    serve(&judged.lab.node, "[::]:9000");
+    let [pod5, pod6] = &judged.lab.pods;
+    watch(pod6, &["ip protocol udp", "ip6 nexthdr 60", "ip6 nexthdr 44", "meta l4proto udp"]);
+    let (from, to) = (POD5[1], POD6[1]);
+    let of = |port: u16, data: &[u8]| udp((from, 5000), (to, port), data);
+    let options = [UDP, 0, 1, 4, 0, 0, 0, 0];
+    // IPv6: only the last may be small.
+    let fragments = |port: u16| {
+        let whole = of(port, &[7; 1600]);
+        let header =
+            |offset: u16, more: u16| [[UDP, 0], (offset | more).to_be_bytes(), [0; 2], port.to_be_bytes()].concat();
+        [(0, &whole[..1240], 1), (1240, &whole[1240..], 0)]
+            .map(|(offset, part, more)| packet(from, to, FRAGMENT, &[&header(offset, more), part].concat()))
+    };
+    for port in [81, 80] {
+        send(pod5, packet(from, to, DSTOPTS, &[&options[..], &of(port, b"?")].concat()));
+        fragments(port).into_iter().for_each(|fragment| send(pod5, fragment));
+        // IPv4: the first has the ports and nothing else.
+        let whole = udp((POD5[0], 5000), (POD6[0], port), &[7; 64]);
+        for (field, part) in [(0x2000_u16, &whole[..8]), (1, &whole[8..])] {
+            let mut fragment = packet(POD5[0], POD6[0], UDP, part);
+            fragment[4..8].copy_from_slice(&[port.to_be_bytes(), field.to_be_bytes()].concat());
+            send(pod5, fragment);
+        }
+        settle(&judged);
+        // Pod 6 sees what it may, and that in pieces as it came.
+        let [v4, options, pieces, _] = arrived(pod6)[..] else { panic!() };
+        let wanted = if port == 80 { [2, 1, 2] } else { [0; 3] };
+        assert_eq!([v4, options, pieces], wanted, "port {port}");
+    }
+}
+
+/// No rule about nodes knows the address that the node has on the pod's link.
+#[test]
+fn a_node_is_not_reached_by_the_address_of_a_pods_link() {
+    let no_nodes =
+        r#"{"tier":"Admin","priority":1,"subject":{"namespaces":{}},"egress":[{"action":"Deny","to":[{"nodes":{}}]}]}"#;
+    let mut judged = judged(&[("cno-nodes", no_nodes)]);
+    let link = tartan_datapath::pod::host_link("c5/eth0");
+    judged.lab.node.sh(&format!("ip addr add fe80::1/64 dev {link} nodad"));
+    judged.lab.node.sh("nft 'add table inet watch; add chain inet watch input { type filter hook input priority 200; }
+        add rule inet watch input ip6 daddr fe80::1 udp dport 9000 counter'");
+    let attack = |judged: &Judged| {
+        let pod = &judged.lab.pods[0];
+        let scope: u32 = pod.sh("ip -o link show eth0 2>/dev/null | cut -d: -f1").trim().parse().unwrap();
+        let to = SocketAddrV6::new("fe80::1".parse().unwrap(), 9000, 0, scope);
+        pod.run(move || UdpSocket::bind("[fd00:1::5]:0").unwrap().send_to(b"?", to).unwrap());
+        // It has gone by when this has come back.
+        sees(pod, Over::Udp, "[fd00:1::6]:80", "fd00:1::5");
+    };
+    attack(&judged);
+    assert_eq!(arrived(&judged.lab.node), [0]);
+    judged.mode = Mode::Audit;
+    judged.apply();
+    attack(&judged);
+    assert_eq!(arrived(&judged.lab.node), [1]);
+}

@@ -1,0 +1,129 @@
+//! Nodes that go over from Flannel to Tartan one by one while their pods talk.
+//!
+//! Invariant: pods of before run on as they are, told by their network namespaces and processes; pods that come are
+//! Tartan's, told by their gateway.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use tartan_lab::probe::{Load, LoadReport, matrix, pairs, wait_for};
+use tartan_lab::{Echo, Endpoint};
+
+use crate::agents::{FLANNEL, TARTAN};
+use crate::cluster::{Cluster, Wants};
+use crate::flannel::{self, Backend, LABEL};
+use crate::life::ANSWERS;
+use crate::machine::{inode, processes_of_pod};
+use crate::pods::{self, PATIENCE};
+use crate::{Programs, measure, tartan};
+
+const NODES: [&str; 3] = ["n1", "n2", "n3"];
+const INTERVAL: Duration = Duration::from_millis(5);
+const OURS: &str = "tartan";
+/// The gateway that pods of Tartan's see.
+const OUR_GATEWAY: &str = "169.254.1.1";
+
+/// What a change of all nodes came to.
+pub(crate) struct Outcome {
+    /// Of all matrices, one before and one after each node went over.
+    pub(crate) failed: usize,
+    /// What pods of before lost while nodes went over.
+    pub(crate) lost: LoadReport,
+}
+
+/// Figures of both backends together.
+pub(crate) fn measure() -> Result<()> {
+    let (mut failed, mut lost) = (0, 0);
+    for backend in [Backend::Vxlan, Backend::HostGw] {
+        let outcome = swap(backend)?;
+        println!("# kube.flannel_mixed.lost: {}: {}", backend.as_str(), outcome.lost);
+        failed += outcome.failed;
+        lost += measure::losses(&outcome.lost);
+    }
+    measure::figure("flannel_mixed.failed", failed as f64);
+    measure::figure("flannel_mixed.lost", lost as f64);
+    Ok(())
+}
+
+/// Makes a cluster with Flannel and has its nodes go over. Says of each matrix what failed.
+pub(crate) fn swap(backend: Backend) -> Result<Outcome> {
+    let cluster =
+        Cluster::up("kube-mixed", Programs::from_environment()?, Wants { flannel: true, ..Wants::default() })?;
+    flannel::install(&cluster, backend)?;
+    cluster.wait_until_ready()?;
+    let name = |kind: &str, node: &str| format!("{kind}-{node}");
+    let old = NODES.map(|node| name("old", node));
+    let old_pods = |node: &&str| pods::pod(&name("old", node), node);
+    pods::run(&cluster, NODES.iter().map(old_pods).collect())?;
+    let before = lives(&cluster, &old)?;
+
+    let mut talking = pods::endpoints(&cluster, &old.each_ref().map(String::as_str))?;
+    let mut echoes = talking.iter().map(serve).collect::<Result<Vec<_>>>()?;
+    let load = Load::new().interval(INTERVAL).udp(pairs(&talking)).tcp_bulk(pairs(&talking));
+    let load = load.tcp_idle(pairs(&talking)).start()?;
+    load.wait_for_answers(ANSWERS, PATIENCE)?;
+    let mut failed = told(backend, "before", &talking)?;
+    cluster.kubectl(&["apply", "--filename", &manifest(&cluster)?])?;
+    for node in NODES {
+        go_over(&cluster, node)?;
+        let new = name("new", node);
+        pods::run(&cluster, vec![pods::pod(&new, node)])?;
+        let new = pods::endpoint(&new, &pods::uid(&cluster, &new)?)?;
+        let routes = new.netns.output(&["ip", "route"])?;
+        ensure!(routes.contains(OUR_GATEWAY), "{} is no pod of Tartan's; its routes:\n{routes}", new.name);
+        echoes.push(serve(&new)?);
+        talking.push(new);
+        failed += told(backend, &format!("{node} has gone over"), &talking)?;
+    }
+    load.wait_for_answers(ANSWERS, PATIENCE)?;
+    let lost = load.stop()?;
+    ensure!(lives(&cluster, &old)? == before, "pods of before are others now");
+    drop(echoes);
+    Ok(Outcome { failed, lost })
+}
+
+fn serve(pod: &Endpoint) -> Result<Echo> {
+    Echo::serve(&pod.netns, &pod.name)
+}
+
+/// Every pod asks every other one in both families: how many fail.
+fn told(backend: Backend, when: &str, pods: &[Endpoint]) -> Result<usize> {
+    let matrix = matrix(pods)?;
+    let failures: Vec<String> = matrix.failures().map(|reach| format!("\n# {reach}")).collect();
+    let (backend, count, asked) = (backend.as_str(), failures.len(), matrix.reaches.len());
+    ensure!(asked > 0, "nobody was asked");
+    println!("# kube.flannel_mixed.failed: {backend}, {when}: {count} of {asked}{}", failures.concat());
+    Ok(count)
+}
+
+/// Tartan's manifest for nodes of its own label.
+fn manifest(cluster: &Cluster) -> Result<String> {
+    let manifest = std::fs::read_to_string(tartan::manifest(cluster)?)?;
+    let selector = "      nodeSelector:\n";
+    let at = manifest.find("kind: DaemonSet").context("the manifest has a DaemonSet")?;
+    let at = at + manifest[at..].find(selector).context("the DaemonSet has a nodeSelector")? + selector.len();
+    let (head, tail) = manifest.split_at(at);
+    cluster.file("tartan-by-label.yaml", format!("{head}        {LABEL}: {OURS}\n{tail}").as_bytes())
+}
+
+/// Moves the label, and waits until the node is the other's.
+fn go_over(cluster: &Cluster, node: &str) -> Result<()> {
+    cluster.kubectl(&["label", "node", node, &format!("{LABEL}={OURS}"), "--overwrite"])?;
+    let machine = cluster.machine(node)?;
+    let runs = |agents: crate::agents::Agents| machine.process(agents.begins.as_bytes()).is_some();
+    wait_for(PATIENCE, &format!("{node} to be Tartan's"), || runs(TARTAN) && !runs(FLANNEL))?;
+    let of_node = format!("--field-selector=spec.nodeName={node}");
+    let agent = ["--namespace=tartan-system", "pods", "--selector=app.kubernetes.io/name=tartan-agent", &of_node];
+    cluster.wait_for("condition=Ready", &agent)
+}
+
+/// What a pod that was made anew would not have: its namespace and its processes.
+fn lives(cluster: &Cluster, names: &[String]) -> Result<Vec<(Option<u64>, Vec<i32>)>> {
+    let life = |name: &String| {
+        let mut processes = processes_of_pod(&pods::uid(cluster, name)?);
+        processes.sort_unstable();
+        let first = *processes.first().with_context(|| format!("{name} has no process"))?;
+        Ok((inode(&pods::network_of(first).path()), processes))
+    };
+    names.iter().map(life).collect()
+}

@@ -1,0 +1,204 @@
+//! One row of the matrix in `docs/matrix.md`: a fabric over a family of underlay, and everything that is to work on it.
+//!
+//! `matrix FABRIC UNDERLAY ENCRYPTION` prints `NAME ok` or `NAME failed WHY`, a line for each thing. They are done one after
+//! the other on one lab, so what a thing breaks for good shows in those after it, too. The rows are in `xtask/src/matrix.rs`.
+#![allow(clippy::print_stdout, reason = "its output is its product")]
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::{Value, json};
+use tartan_lab::probe::{Load, Pair, let_pass, ping, wait_for};
+use tartan_lab::{Binaries, Family, Lab, Node};
+
+const PATIENCE: Duration = Duration::from_secs(120);
+/// Until a packet that may be lost counts as lost.
+const ANSWER: Duration = Duration::from_secs(2);
+/// Until it is believed that one that must not come back does not.
+const SILENCE: Duration = Duration::from_millis(200);
+/// Probes answered before an event begins, and after it has ended.
+const PROBES: u64 = 3_000;
+/// One probe a flow: an emulated processor bears no more.
+const INTERVAL: Duration = Duration::from_millis(10);
+const STREAMS_RUN: Duration = Duration::from_secs(5);
+/// A lease in seconds: how long a node may be silent before it counts as lost.
+const LEASE: u64 = 8;
+
+/// A thing that is to work.
+type Check = fn(&mut Row) -> Result<()>;
+
+const CHECKS: &[(&str, Check)] = &[
+    ("ping", Row::ping),
+    ("sizes", Row::sizes),
+    ("tcp", Row::tcp),
+    ("restart", Row::restart),
+    ("kill", Row::kill),
+    ("change", Row::change),
+    ("loss", Row::loss),
+];
+
+/// Three nodes with a pod each.
+struct Row {
+    lab: Lab,
+    fabric: String,
+}
+
+fn main() -> Result<()> {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let [fabric, underlay, encryption] = &args[..] else { bail!("matrix FABRIC UNDERLAY ENCRYPTION") };
+    ensure!(encryption == "none", "there is no encryption `{encryption}`");
+    let mut row = Row::up(fabric, underlay)?;
+    for (name, check) in CHECKS {
+        match check(&mut row) {
+            Ok(()) => println!("{name} ok"),
+            Err(error) => {
+                eprintln!("{}", row.lab.troubleshooting());
+                println!("{name} failed {}", format!("{error:#}").replace('\n', "; "));
+            }
+        }
+    }
+    Ok(())
+}
+
+// === impl Row ===
+
+impl Row {
+    fn up(fabric: &str, underlay: &str) -> Result<Row> {
+        let builder = Lab::builder("matrix").nodes(3).pods_per_node(1).fabric(fabric);
+        let lab = builder.config("underlay", json!(underlay)).config("leaseSeconds", json!(LEASE)).up()?;
+        let row = Row { lab, fabric: fabric.to_owned() };
+        row.lab.wait_for_matrix(PATIENCE)?;
+        row.wait_until_steady(fabric)?;
+        Ok(row)
+    }
+
+    fn ping(&mut self) -> Result<()> {
+        self.lab.matrix()?.check()
+    }
+
+    /// A packet with one byte in it, one of every size more, and none that is larger than pods' MTU.
+    fn sizes(&mut self) -> Result<()> {
+        let (from, to) = (self.lab.pod("a1")?.endpoint(), self.lab.pod("b1")?.endpoint());
+        let mtu = status(self.lab.node("n1")?)?["podMtu"].as_u64().context("an MTU of pods")? as usize;
+        for family in Family::BOTH {
+            let headers = if family == Family::V4 { 28 } else { 48 };
+            for bytes in headers + 1..=mtu {
+                // Anybody may lose one: an emulated processor does.
+                let passes = || ping(&from, to.address(family), bytes, ANSWER).is_ok();
+                ensure!(passes() || passes(), "{family}: {bytes} bytes do not pass, and pods may send {mtu}");
+            }
+            let passes = ping(&from, to.address(family), mtu + 1, SILENCE).is_ok();
+            ensure!(!passes, "{family}: {} bytes pass, and pods may send {mtu}", mtu + 1);
+        }
+        Ok(())
+    }
+
+    fn tcp(&mut self) -> Result<()> {
+        let load = Load::new().tcp_bulk(self.around()).start()?;
+        let_pass(STREAMS_RUN)?;
+        let report = load.stop()?;
+        ensure!(report.tcp.bytes > 1 << 20, "almost nothing was carried: {report}");
+        report.check_nothing_lost()
+    }
+
+    fn restart(&mut self) -> Result<()> {
+        self.unnoticed(|row| row.lab.node("n2")?.restart_agent().map(drop))
+    }
+
+    /// Of the agent, and of the program that carries packets, where there is one.
+    fn kill(&mut self) -> Result<()> {
+        self.unnoticed(|row| {
+            let node = row.lab.node("n1")?;
+            node.kill_agent()?;
+            node.start_agent()?;
+            node.wait_ready()?;
+            let engines: BTreeSet<i32> = node.processes("tartan-engine")?.into_iter().collect();
+            if engines.is_empty() {
+                return Ok(());
+            }
+            for engine in &engines {
+                node.output(&["kill", "-9", &engine.to_string()])?;
+            }
+            let again =
+                || node.processes("tartan-engine").is_ok_and(|all| all.iter().any(|one| !engines.contains(one)));
+            wait_for(PATIENCE, "another engine", again).map(drop)
+        })
+    }
+
+    /// Into another fabric and back.
+    fn change(&mut self) -> Result<()> {
+        let other = if self.fabric == "vxlan" { "host-gw" } else { "vxlan" };
+        self.unnoticed(|row| {
+            for fabric in [other, &row.fabric.clone()] {
+                row.lab.set_fabric(fabric)?;
+                row.wait_until_steady(fabric)?;
+            }
+            Ok(())
+        })
+    }
+
+    /// A node goes without a word: the others notice nothing, and it comes back.
+    fn loss(&mut self) -> Result<()> {
+        let pods = [self.lab.pod("a1")?.endpoint(), self.lab.pod("b1")?.endpoint()];
+        let pairs = [(pods[0].clone(), pods[1].clone()), (pods[1].clone(), pods[0].clone())];
+        let load = Load::new().interval(INTERVAL).udp(pairs.clone()).tcp_idle(pairs).start()?;
+        load.wait_for_answers(PROBES, PATIENCE)?;
+        let lost = self.lab.node("n3")?;
+        lost.kill_agent()?;
+        self.lab.underlay().unplug("n3")?;
+        let gone = |node: &str| -> Result<bool> {
+            let said = status(self.lab.node(node)?)?;
+            Ok(peers(&said).any(|peer| peer["node"] == "n3" && peer["live"] == false))
+        };
+        wait_for(PATIENCE, "n3 to be missed", || ["n1", "n2"].iter().all(|node| gone(node).unwrap_or(false)))?;
+        load.wait_for_answers(PROBES, PATIENCE)?;
+        load.stop()?.check_nothing_lost()?;
+        self.lab.underlay().replug("n3")?;
+        lost.start_agent()?;
+        lost.wait_ready()?;
+        self.wait_until_steady(&self.fabric)?;
+        self.lab.wait_for_matrix(PATIENCE).map(drop)
+    }
+
+    fn around(&self) -> Vec<Pair> {
+        let pods = self.lab.pod_endpoints();
+        pods.iter().cloned().zip(pods.iter().cloned().cycle().skip(1)).collect()
+    }
+
+    fn unnoticed(&mut self, event: impl FnOnce(&mut Row) -> Result<()>) -> Result<()> {
+        let around = self.around();
+        let load = Load::new().interval(INTERVAL).udp(around.clone()).udp_mtu_sized([around[0].clone()]);
+        let load = load.tcp_idle(around).start()?;
+        load.wait_for_answers(PROBES, PATIENCE)?;
+        event(self)?;
+        load.wait_for_answers(PROBES, PATIENCE)?;
+        load.stop()?.check_nothing_lost()
+    }
+
+    fn wait_until_steady(&self, fabric: &str) -> Result<()> {
+        let by_it = |peer: &Value| peer["fabric"].as_str().is_some_and(|by| by.starts_with(fabric));
+        let steady = |node: &Node| {
+            status(node).is_ok_and(|said| {
+                said["phase"] == "steady"
+                    && said["fabric"] == fabric
+                    && peers(&said).count() == 2
+                    && peers(&said).all(by_it)
+            })
+        };
+        let all = || self.lab.nodes().iter().all(steady);
+        wait_for(PATIENCE, &format!("every node to be steady on {fabric}"), all).map(drop)
+    }
+}
+
+fn peers(status: &Value) -> impl Iterator<Item = &Value> {
+    status["peers"].as_array().into_iter().flatten()
+}
+
+/// What `tartan status` says of the node.
+fn status(node: &Node) -> Result<Value> {
+    let (tartan, socket) = (Binaries::beside_this_program()?.tartan, node.socket());
+    let (tartan, socket) = (tartan.to_str().context("a path in UTF-8")?, socket.to_str().context("a path in UTF-8")?);
+    let text = node.output(&[tartan, "status", "--socket", socket, "-o", "json"])?;
+    serde_json::from_str(&text).with_context(|| format!("tartan status printed {text}"))
+}
