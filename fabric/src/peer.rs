@@ -108,6 +108,7 @@ pub(crate) fn plan(
                 }
                 state.leaving.extend(kernel.into_iter().filter(|at| Some(*at) != choice.used));
                 state.conditions.extend(shortfall(common, name, member, &hears, family, &choice));
+                state.conditions.extend(fallen_back(name, configured, &choice));
             }
             state.choices.push((family, choice));
         }
@@ -279,6 +280,13 @@ fn shortfall(
     let theirs: Vec<String> = member.advert.accepts.iter().map(|end| end.instance.to_string()).collect();
     let message = format!("{} sends by {target}, but {name} hears only {}", node.name, theirs.join(", "));
     Some(condition(message, "look at the agent there: it has not taken the present configuration, or cannot"))
+}
+
+/// What is asked for would encrypt, is blocked, and what stands in for it does not.
+fn fallen_back(name: &str, configured: Option<Instance>, choice: &Choice) -> Option<Condition> {
+    let blocked = configured.filter(|at| at.is_encrypted() && choice.target != configured)?;
+    let used = choice.used.filter(|used| !used.is_encrypted())?;
+    Some(unencrypted(name, &format!("{blocked} does not get there; {used} goes on carrying packets there")))
 }
 
 fn unencrypted(name: &str, why: &str) -> Condition {

@@ -529,10 +529,10 @@ fn ways(fixture: &Fixture, out: &Out) -> (String, Option<String>, usize) {
 #[test]
 fn where_the_fabric_is_blocked_the_fallback_carries_packets_until_it_is_not() {
     const UDP4: &str = "udp/ipv4/port8285";
-    let config = |fabric| Config { fallback: Some(FabricMode::Udp), ..config(fabric, false) };
-    for (fabric, at) in [(FabricMode::Vxlan, VXLAN4), (FabricMode::HostGw, HOST_GW)] {
-        let peer = Says { accepts: &[HOST_GW, VXLAN4, UDP4], ..DUAL };
-        let mut fixture = Fixture::new(config(fabric), ME, &[peer]);
+    let encrypted = Config { encryption: Encryption::Wireguard, ..vxlan() };
+    for (config, at) in [(vxlan(), VXLAN4), (host_gw(), HOST_GW), (encrypted, WIREGUARD)] {
+        let peer = Says { accepts: &[HOST_GW, VXLAN4, UDP4, WIREGUARD], ..DUAL };
+        let mut fixture = Fixture::new(Config { fallback: Some(FabricMode::Udp), ..config }, ME, &[peer]);
         let mut memo = Memo::default();
         let mut found = |fixture: &mut Fixture, passes: Option<bool>, want: (&str, Option<&str>, usize)| {
             let key = ("dual".into(), at.into());
@@ -546,7 +546,9 @@ fn where_the_fabric_is_blocked_the_fallback_carries_packets_until_it_is_not() {
             assert_eq!(plan(&mut memo, &fixture.world, &fixture.owned, fixture.now), &out);
             let (used, behind, standbys) = ways(fixture, &out);
             assert_eq!((used.as_str(), behind.as_deref(), standbys), want, "{at} {passes:?}");
-            assert_eq!(out.conditions, [], "{at} {passes:?}");
+            let in_clear = at == WIREGUARD && used != WIREGUARD;
+            let said: Vec<&str> = out.conditions.iter().map(|condition| condition.reason).collect();
+            assert_eq!(said, if in_clear { &["Unencrypted"][..] } else { &[] }, "{at} {passes:?}");
             next
         };
         found(&mut fixture, None, (at, None, 0));
@@ -562,14 +564,19 @@ fn where_the_fabric_is_blocked_the_fallback_carries_packets_until_it_is_not() {
 }
 
 #[test]
-fn there_is_no_fallback_where_none_is_configured_or_the_peer_does_not_hear_it() {
+fn there_is_no_fallback_where_none_is_configured_or_allowed_or_the_peer_does_not_hear_it() {
     const UDP4: &str = "udp/ipv4/port8285";
-    for (fallback, accepts) in [(None, &[VXLAN4, UDP4][..]), (Some(FabricMode::Udp), &[VXLAN4])] {
-        let config = Config { fallback, ..vxlan() };
-        let mut fixture = Fixture::new(config, ME, &[Says { accepts, ..DUAL }]);
-        fixture.world.passes = Arc::new(BTreeMap::from([(("dual".into(), VXLAN4.into()), false)]));
+    let check = |config: Config, accepts: &'static [&'static str], at: &str| {
+        let mut fixture = Fixture::new(config.clone(), ME, &[Says { accepts, ..DUAL }]);
+        fixture.world.passes = Arc::new(BTreeMap::from([(("dual".into(), at.into()), false)]));
         fixture.at_rest();
         let out = fixture.plan();
-        assert_eq!(ways(&fixture, &out), (VXLAN4.into(), None, 0), "{fallback:?}");
-    }
+        assert_eq!(ways(&fixture, &out), (at.into(), None, 0), "{config:?}");
+    };
+    let falls_back = |config: Config| Config { fallback: Some(FabricMode::Udp), ..config };
+    check(vxlan(), &[VXLAN4, UDP4], VXLAN4);
+    check(falls_back(vxlan()), &[VXLAN4], VXLAN4);
+    // It would go in clear.
+    let strict = Config { encryption: Encryption::Wireguard, strict_encryption: true, ..vxlan() };
+    check(falls_back(strict), &[VXLAN4, UDP4, WIREGUARD], WIREGUARD);
 }
