@@ -97,7 +97,7 @@ fn hold(world: &mut World, state: State) {
 }
 
 fn world(now: Instant) -> World {
-    let mut world = World::new("local".into(), Features { ipv6: true, vxlan: true, nft: true });
+    let mut world = World::new("local".into(), Features { ipv6: true, vxlan: true, nft: true, wireguard: true });
     world.programmed(Programmed { read: true, ..Programmed::default() }, Arc::new(host()), Instant::now());
     for kind in Kind::ALL {
         world.store(StoreEvent::Init(kind), now);

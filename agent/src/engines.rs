@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tartan_engine::client::Client;
 use tartan_engine::wire;
 use tartan_kernel::{Failure, Kernel, KernelError, Scope, Wake, Waker};
-use tartan_model::{Features, Host};
+use tartan_model::{Features, Host, Wireguard};
 use tartan_netstate::{Change, Key, LinkName, Object, Op, Owner, PodNetns, Socket, State};
 use tracing::warn;
 
@@ -100,6 +100,10 @@ impl Kernel for WithEngines {
 
     fn host(&mut self) -> Result<Host, KernelError> {
         self.kernel.host()
+    }
+
+    fn wireguard(&mut self) -> Result<Wireguard, KernelError> {
+        self.kernel.wireguard()
     }
 
     fn apply(&mut self, change: &Change) -> Vec<Failure> {

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use tartan_kernel::{Failure, Kernel, KernelError, Scope, Waker};
-use tartan_model::{Features, Host};
+use tartan_model::{Features, Host, Wireguard};
 use tartan_netstate::{Change, Key, LinkName, Netns, Object, Op, Owner, PodNetns, State};
 
 const FILE: &str = "sysctls.json";
@@ -57,6 +57,10 @@ impl Kernel for Noting {
 
     fn host(&mut self) -> Result<Host, KernelError> {
         self.kernel.host()
+    }
+
+    fn wireguard(&mut self) -> Result<Wireguard, KernelError> {
+        self.kernel.wireguard()
     }
 
     fn apply(&mut self, change: &Change) -> Vec<Failure> {
@@ -192,6 +196,10 @@ mod tests {
 
         fn host(&mut self) -> Result<Host, KernelError> {
             Ok(Host::default())
+        }
+
+        fn wireguard(&mut self) -> Result<Wireguard, KernelError> {
+            Ok(Wireguard::default())
         }
 
         fn apply(&mut self, _: &Change) -> Vec<Failure> {

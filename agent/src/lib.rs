@@ -76,6 +76,8 @@ struct Vital {
     ended: mpsc::UnboundedSender<&'static str>,
 }
 
+/// Where this node's key pairs are, in the state directory.
+const KEYS: &str = "keys";
 /// Inputs that may wait before those who send them do.
 const INBOX: usize = 4096;
 
@@ -92,15 +94,20 @@ pub fn take_back(boot: &Boot) -> Result<Report> {
     let _lock = lock(&boot.state_dir)?;
     // First, so that no pod is attached to what is about to go.
     cni_files::remove(boot)?;
-    let kernel = Linux::open().context("opening the kernel's netlink sockets (this needs root)")?;
+    let kernel = open_kernel(&boot.state_dir)?;
     let mut kernel = WithEngines::new(Box::new(kernel), &engines::socket_beside(&boot.socket), false);
     uninstall::uninstall(&mut kernel, &boot.state_dir)
+}
+
+fn open_kernel(state_dir: &Path) -> Result<Linux> {
+    let kernel = Linux::open().context("opening the kernel's netlink sockets (this needs root)")?;
+    Ok(kernel.with_keys_in(&state_dir.join(KEYS)))
 }
 
 async fn start(boot: &Boot, holds: bool) -> Result<()> {
     let _lock = lock(&boot.state_dir)?;
     let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").context("reading the kernel's boot id")?;
-    let kernel = Linux::open().context("opening the kernel's netlink sockets (this needs root)")?;
+    let kernel = open_kernel(&boot.state_dir)?;
     let kernel = WithEngines::new(Box::new(kernel), &engines::socket_beside(&boot.socket), holds);
     let store = open_store(&boot.store)?;
     let (inbox, agent) = assemble(&boot.node, &boot.state_dir, boot_id.trim(), Box::new(kernel), store.clone())?;

@@ -9,6 +9,7 @@ use imbl::OrdMap;
 use ipnet::IpNet;
 use tartan_datapath::nftables::Nat;
 use tartan_datapath::pod::Mtu;
+use tartan_fabric::Instance;
 use tartan_model::{Advert, Annotations, Availability, Condition, Node, Pool, World};
 use tartan_netstate::{Conflict, Layers, State};
 
@@ -91,6 +92,8 @@ impl Planners {
             masquerade: world.config.masquerade,
             vxlan_port: world.config.vxlan.port,
             udp_port: world.config.udp_port,
+            encrypts: fabric.receives.iter().any(Instance::is_encrypted),
+            strict: fabric.strict,
         };
         self.layers.set(0, &fabric.state);
         self.layers.set(1, pods);

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tartan_api::cni::{CniError, CniRequest, Command, code};
 use tartan_api::socket::{FrameError, Reply, Request, body_length, decode, encode};
+use tartan_model::Config;
 use tartan_store::Store;
 use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::{UnixListener, UnixStream};
@@ -103,7 +104,12 @@ impl Asking {
                 self.reply(&mut stream, written_reply(written)).await.unwrap_or_else(unheard);
             }
             Ok(Ok((Request::Set { key, value }, _))) => {
-                let result = self.set(&key, &value).await;
+                let result = self.set(&key, |_| value).await;
+                self.reply(&mut stream, reply(result)).await.unwrap_or_else(unheard);
+            }
+            Ok(Ok((Request::Rotate, _))) => {
+                let next = |config: &Config| config.wireguard.rotation.wrapping_add(1).to_string();
+                let result = self.set("wireguard.rotation", next).await;
                 self.reply(&mut stream, reply(result)).await.unwrap_or_else(unheard);
             }
         }
@@ -187,10 +193,12 @@ impl Asking {
         value(&counts::read(names).await.map_err(unread)?)
     }
 
-    async fn set(&self, key: &str, value: &str) -> Result<Value, CniError> {
+    /// Gives a key the value that follows from the configuration as it is.
+    async fn set(&self, key: &str, value: impl FnOnce(&Config) -> String) -> Result<Value, CniError> {
         let seen = self.look().await?;
         let config = (&*seen.config, seen.config_revision.as_ref());
-        edit::set(&*self.store, config, key, value).await.map(|written| json!(written)).map_err(not_written)
+        let value = value(&seen.config);
+        edit::set(&*self.store, config, key, &value).await.map(|written| json!(written)).map_err(not_written)
     }
 
     async fn look(&self) -> Result<Seen, CniError> {

@@ -263,7 +263,7 @@ impl Agent {
     /// It starts, and finds this in the kernel.
     fn new(recalled: Option<&Cluster>, found: State) -> Agent {
         let now = Instant::now();
-        let mut world = World::new("n1".into(), Features { ipv6: true, vxlan: true, nft: true });
+        let mut world = World::new("n1".into(), Features { ipv6: true, vxlan: true, nft: true, wireguard: true });
         for (name, _, at) in &PODS[..LOCAL] {
             let (namespace, pod) = name.split_once('/').unwrap();
             world.attach(Attachment {

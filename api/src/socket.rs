@@ -43,6 +43,8 @@ pub enum Request {
         /// As YAML; `null` takes the key out.
         value: String,
     },
+    /// New keys for all nodes; the result is as for `Set`.
+    Rotate,
 }
 
 /// What the agent answers.

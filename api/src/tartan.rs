@@ -21,9 +21,9 @@ pub type NetworkConfig = Envelope<NetworkConfigSpec>;
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct NetworkConfigSpec {
-    /// `vxlan`, `ipip`, `udp`, `host-gw`, or `none`, which leaves the way to other nodes to somebody else.
+    /// `vxlan`, `ipip`, `udp`, `wireguard`, `host-gw`, or `none`, which leaves the way to other nodes to somebody else.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(test, schemars(extend("enum" = ["vxlan", "ipip", "udp", "host-gw", "none"])))]
+    #[cfg_attr(test, schemars(extend("enum" = ["vxlan", "ipip", "udp", "wireguard", "host-gw", "none"])))]
     pub fabric: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vxlan: Option<VxlanSpec>,
@@ -34,6 +34,15 @@ pub struct NetworkConfigSpec {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[cfg_attr(test, schemars(extend("enum" = ["none", "udp"])))]
     pub fallback: Option<String>,
+    /// `none` or `wireguard`: what carries packets between two nodes that both can, in the fabric's place.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(test, schemars(extend("enum" = ["none", "wireguard"])))]
+    pub encryption: Option<String>,
+    /// Nothing goes to pods of other nodes in clear.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub strict_encryption: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub wireguard: Option<WireguardSpec>,
     /// Peers on one of this node's links are reached without encapsulation, whatever the fabric.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cross_subnet: Option<bool>,
@@ -101,6 +110,21 @@ pub struct UdpSpec {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[cfg_attr(test, schemars(range(min = 1, max = 65535)))]
     pub port: Option<u16>,
+}
+
+/// Parameters of WireGuard.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct WireguardSpec {
+    /// The first of four UDP ports in a row.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(test, schemars(range(min = 1, max = 65532)))]
+    pub port: Option<u16>,
+    /// Counted up, every node makes itself a new key and goes over to it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(test, schemars(range(min = 0, max = 4294967295u32)))]
+    pub rotation: Option<u32>,
 }
 
 /// How a node finds the address it tells its peers; the first that is set counts.
@@ -179,6 +203,9 @@ pub struct Endpoint {
     /// Link-layer address behind it, where the fabric has one.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub mac: String,
+    /// Public key that what is sent there is encrypted for, where the fabric encrypts.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub public_key: String,
 }
 
 /// Something a user should know or do.

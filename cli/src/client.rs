@@ -57,6 +57,11 @@ pub(crate) fn set(at: &At, key: &str, value: &str, format: Format) -> Result<Exi
     written(&at.socket()?, &Request::Set { key: key.into(), value: value.into() }, format)
 }
 
+/// `tartan rotate`
+pub(crate) fn rotate(at: &At, format: Format) -> Result<ExitCode> {
+    written(&at.socket()?, &Request::Rotate, format)
+}
+
 /// The status of the agent behind a socket.
 pub(crate) fn status(socket: &Path) -> Result<Status> {
     ask(socket, &Request::Status, PATIENCE)

@@ -87,6 +87,14 @@ enum Tartan {
         #[arg(short, long, default_value = "text")]
         output: Format,
     },
+    /// Have every node make itself a new WireGuard key and go over to it, now
+    Rotate {
+        #[command(flatten)]
+        at: client::At,
+        /// text, json or yaml
+        #[arg(short, long, default_value = "text")]
+        output: Format,
+    },
     /// Ask what policies do: to one connection, one pod, or all of them after a change
     #[command(subcommand)]
     Policy(policy::Command),
@@ -177,6 +185,7 @@ fn main() -> ExitCode {
         Tartan::Status { at, output, .. } => client::status_command(&at, output),
         Tartan::Apply { file, at, output } => client::apply(&at, &file, output),
         Tartan::Set { key, value, at, output } => client::set(&at, &key, &value, output),
+        Tartan::Rotate { at, output } => client::rotate(&at, output),
         Tartan::Policy(command) => return policy::run(command),
         Tartan::Flows { denied: _, at, output } => flows::denied(&at, output),
         Tartan::Record { out, at } => policy::record(&at, &out),

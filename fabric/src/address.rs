@@ -6,13 +6,14 @@
 //!
 //! Invariant: an address that is taken off and put on again within [`tartan_model::host::BRIEFLY`] changes nothing.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
 use ipnet::IpNet;
 use tartan_model::{AddressChoice, Condition, Family, HostLink, Node, PerFamily, World};
-use tartan_netstate::{LinkName, Mac};
+use tartan_netstate::{LinkName, Mac, PublicKey};
 
 /// Annotation: the link to use, by name.
 pub const ANNOTATION_INTERFACE: &str = "tartan.dev/node-address-interface";
@@ -47,6 +48,8 @@ pub struct LocalNode {
     pub learning: bool,
     /// The kernel has IPv6. Where it has not, it knows neither the devices nor the sysctls of it.
     pub ipv6: bool,
+    /// The public halves of its key pairs, by name.
+    pub public_keys: BTreeMap<Arc<str>, PublicKey>,
 }
 
 /// Where packets to peers leave.

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use imbl::OrdMap;
 use ipnet::IpNet;
 use tartan_model::{Advert, Block, Condition, Endpoint, Flannel, Heard, Node, World};
-use tartan_netstate::Mac;
+use tartan_netstate::{Mac, PublicKey};
 
 use crate::{Instance, flannel};
 
@@ -40,6 +40,7 @@ pub(crate) enum Claim {
     Block(IpNet),
     Address(IpAddr),
     Mac(Mac),
+    PublicKey(PublicKey),
 }
 
 /// One of those who claim something: who is not live comes after who is, then by name.
@@ -304,7 +305,8 @@ impl Member {
         let addresses = advert.addresses.iter().chain(advert.fabric_addresses.iter());
         let addresses = addresses.map(|(_, ip)| Claim::Address(*ip));
         let macs = advert.accepts.iter().filter_map(|end| end.mac.map(Claim::Mac));
-        self.blocks().copied().map(Claim::Block).chain(addresses).chain(macs).collect()
+        let keys = advert.accepts.iter().filter_map(|end| end.public_key.map(Claim::PublicKey));
+        self.blocks().copied().map(Claim::Block).chain(addresses).chain(macs).chain(keys).collect()
     }
 }
 

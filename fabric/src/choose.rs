@@ -20,10 +20,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use tartan_model::{Across, Config, Encapsulation, FabricMode, Family, PerFamily, World};
+use tartan_model::{Across, Config, Encapsulation, Encryption, FabricMode, Family, PerFamily, World};
 use tartan_netstate::LinkName;
 
-use crate::{Instance, LocalNode, flannel};
+use crate::{Instance, LocalNode, flannel, wireguard};
 
 /// What the choice for every peer depends on, beside the peer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -34,6 +34,8 @@ pub(crate) struct Ground {
     pub(crate) announced: BTreeSet<Instance>,
     /// Devices in the kernel.
     pub(crate) devices: BTreeMap<LinkName, Instance>,
+    /// The kernel lets nothing go to peers' pods in clear.
+    pub(crate) strict: bool,
 }
 
 /// The outcome for one family of packets to one peer.
@@ -64,20 +66,27 @@ pub(crate) fn target(
     theirs: &PerFamily<IpAddr>,
     packets: Family,
 ) -> Option<Instance> {
+    let both = |family: &Family| node.uplinks.get(*family).is_some() && theirs.get(*family).is_some();
     match manner.mode {
-        FabricMode::HostGw => Some(Instance::HostGw),
         FabricMode::None => None,
+        // It takes the place of whatever would carry packets in clear: wrapped twice, they would only be smaller.
+        _ if config.encryption == Encryption::Wireguard => wrapped(config, FabricMode::Wireguard, both),
+        FabricMode::HostGw => Some(Instance::HostGw),
         _ if manner.cross_subnet && on_one_link(node, theirs, packets) => Some(Instance::HostGw),
-        mode => wrapped(config, mode, |family| node.uplinks.get(*family).is_some() && theirs.get(*family).is_some()),
+        mode => wrapped(config, mode, both),
     }
 }
 
 // === impl Manner ===
 
 impl Manner {
-    /// With somebody else's fabric, that of every range.
+    /// With somebody else's fabric, that of every range; and neither a pool nor a common link takes back that packets are
+    /// encrypted.
     pub(crate) fn of(config: &Config, pool: Option<Encapsulation>) -> Manner {
         let says = |mode, across| Manner { mode, cross_subnet: across == Across::Subnets };
+        if config.fabric == FabricMode::Wireguard {
+            return Manner { mode: FabricMode::Wireguard, cross_subnet: false };
+        }
         match pool.filter(|_| config.fabric != FabricMode::None) {
             None => Manner { mode: config.fabric, cross_subnet: config.cross_subnet },
             Some(Encapsulation::Never) => Manner { mode: FabricMode::HostGw, cross_subnet: false },
@@ -97,16 +106,23 @@ pub fn own_targets(world: &World, node: &LocalNode) -> BTreeSet<Instance> {
     let config = &world.config;
     let of_pools = pools(world).into_iter().map(|(_, says)| Manner::of(config, Some(says)));
     let manners: BTreeSet<Manner> = of_pools.chain([Manner::of(config, None)]).collect();
+    let has = |family: &Family| node.uplinks.get(*family).is_some();
+    let encrypted = match config.encryption {
+        Encryption::Wireguard => wrapped(config, FabricMode::Wireguard, has),
+        Encryption::None => None,
+    };
+    // Peers that cannot encrypt are reached by the fabric all the same.
+    let allowed = |at: &Instance| !config.strict_encryption || at.is_encrypted();
     let targets = |manner: Manner| {
         let direct = manner.mode == FabricMode::HostGw || manner.mode != FabricMode::None && manner.cross_subnet;
-        let wrapped = wrapped(config, manner.mode, |family| node.uplinks.get(*family).is_some());
+        let wrapped = wrapped(config, manner.mode, has);
         wrapped.into_iter().chain(direct.then_some(Instance::HostGw))
     };
     // Heard by everybody, or a pair could not turn to it at once.
     let fallback = config.fallback.filter(|_| config.fabric != FabricMode::None);
-    let fallback = fallback.and_then(|mode| wrapped(config, mode, |family| node.uplinks.get(*family).is_some()));
+    let fallback = fallback.and_then(|mode| wrapped(config, mode, has));
     let flannel = world.flannel().into_iter().flat_map(|flannel| flannel::instances(flannel));
-    manners.into_iter().flat_map(targets).chain(flannel).chain(fallback).collect()
+    manners.into_iter().flat_map(targets).chain(flannel).chain(encrypted).chain(fallback).filter(allowed).collect()
 }
 
 /// The choice for one family of packets to one peer. `usable` is what that peer hears and a next hop leads to, and
@@ -139,6 +155,7 @@ pub(crate) fn wrapped(config: &Config, mode: FabricMode, possible: impl Fn(&Fami
         }
         FabricMode::Ipip => Some(Instance::Ipip { underlay }),
         FabricMode::Udp => Some(Instance::Udp { underlay, port: config.udp_port }),
+        FabricMode::Wireguard => Some(wireguard::instance(config, underlay)),
     }
 }
 

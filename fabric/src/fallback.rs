@@ -27,12 +27,13 @@ pub(crate) struct Fallback {
     pub(crate) holds: bool,
 }
 
-/// The instance that the configuration has for where others are blocked, if both ends can.
+/// The instance that the configuration has for where others are blocked, if both ends can and it may carry packets.
 pub(crate) fn instance(common: &Common, member: &Member) -> Option<Instance> {
     let (node, theirs) = (&common.node, &member.advert.addresses);
     let both = |family: &Family| node.uplinks.get(*family).is_some() && theirs.get(*family).is_some();
     let at = wrapped(&common.config, common.config.fallback?, both)?;
-    (member.live && !member.annotated && member.accepts().any(|(accepts, _)| accepts == at)).then_some(at)
+    let allowed = !common.config.strict_encryption || at.is_encrypted();
+    (allowed && member.live && !member.annotated && member.accepts().any(|(accepts, _)| accepts == at)).then_some(at)
 }
 
 /// Whether the peer's ranges are to be reached otherwise than by `at`, and how.

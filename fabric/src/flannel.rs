@@ -133,7 +133,12 @@ fn endpoints(flannel: &Flannel, node: &Node, addresses: &PerFamily<IpAddr>) -> R
         match instance.underlay() {
             None => {
                 let first = addresses.iter().next().map(|(_, address)| *address);
-                endpoints.extend(first.map(|address| Endpoint { instance: name, address, mac: None }));
+                endpoints.extend(first.map(|address| Endpoint {
+                    instance: name,
+                    address,
+                    mac: None,
+                    public_key: None,
+                }));
             }
             Some(family) => {
                 let key = BACKEND_DATA[at(family)];
@@ -142,7 +147,7 @@ fn endpoints(flannel: &Flannel, node: &Node, addresses: &PerFamily<IpAddr>) -> R
                 if !matches!(instance, Instance::Vxlan { vni: of_all, .. } if of_all == vni) {
                     return Err(wrong(node, key, &format!("VNI {vni} is not that of net-conf.json")));
                 }
-                endpoints.push(Endpoint { instance: name, address: *address, mac: Some(mac) });
+                endpoints.push(Endpoint { instance: name, address: *address, mac: Some(mac), public_key: None });
             }
         }
     }

@@ -37,7 +37,12 @@ impl Fabric for HostGw {
 
     fn endpoint(&self, node: &LocalNode, at: &Instance) -> Option<Endpoint> {
         let (_, uplink) = node.uplinks.iter().next()?;
-        Some(Endpoint { instance: Arc::from(at.to_string()), address: uplink.advertised(), mac: None })
+        Some(Endpoint {
+            instance: Arc::from(at.to_string()),
+            address: uplink.advertised(),
+            mac: None,
+            public_key: None,
+        })
     }
 
     fn hop(&self, node: &LocalNode, _: &Instance, to: &Peer<'_>, family: Family) -> Result<Hop, Condition> {

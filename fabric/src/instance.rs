@@ -8,7 +8,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use tartan_model::{FabricMode, Family};
-use tartan_netstate::claims::FABRIC_LINK_PREFIX;
+use tartan_netstate::claims::{ENCRYPTED_LINK_PREFIX, FABRIC_LINK_PREFIX};
 use tartan_netstate::{Link, LinkKind, LinkName, VxlanParams, stable_hash};
 
 /// See the module.
@@ -36,6 +36,14 @@ pub enum Instance {
         underlay: Family,
         port: u16,
     },
+    /// WireGuard, with a key of each node that is of this instance alone.
+    Wireguard {
+        /// Family of the outer packet.
+        underlay: Family,
+        port: u16,
+        /// How often keys have been made anew.
+        rotation: u32,
+    },
 }
 
 // === impl Instance ===
@@ -48,6 +56,7 @@ impl Instance {
             Instance::Vxlan { .. } => FabricMode::Vxlan,
             Instance::Ipip { .. } => FabricMode::Ipip,
             Instance::Udp { .. } => FabricMode::Udp,
+            Instance::Wireguard { .. } => FabricMode::Wireguard,
         }
     }
 
@@ -55,10 +64,21 @@ impl Instance {
     pub fn underlay(&self) -> Option<Family> {
         match self {
             Instance::HostGw => None,
-            Instance::Vxlan { underlay, .. } | Instance::Ipip { underlay } | Instance::Udp { underlay, .. } => {
-                Some(*underlay)
-            }
+            Instance::Vxlan { underlay, .. }
+            | Instance::Ipip { underlay }
+            | Instance::Udp { underlay, .. }
+            | Instance::Wireguard { underlay, .. } => Some(*underlay),
         }
+    }
+
+    /// Whether what it carries cannot be read on the way.
+    pub fn is_encrypted(&self) -> bool {
+        matches!(self, Instance::Wireguard { .. })
+    }
+
+    /// Whether it takes in only what it knows the sender of, so that every peer has to stand in it.
+    pub(crate) fn knows_senders(&self) -> bool {
+        matches!(self, Instance::Udp { .. } | Instance::Wireguard { .. })
     }
 
     /// The instance whose device this is.
@@ -69,7 +89,7 @@ impl Instance {
             }
             LinkKind::Ipip { .. } | LinkKind::Sit { .. } => Some(Instance::Ipip { underlay: Family::V4 }),
             LinkKind::Ip6Tnl => Some(Instance::Ipip { underlay: Family::V6 }),
-            LinkKind::Tun { label } => label.parse().ok(),
+            LinkKind::Tun { label } | LinkKind::Wireguard { label } => label.parse().ok(),
             _ => None,
         }
     }
@@ -84,7 +104,8 @@ impl Instance {
         LAST.with_borrow_mut(|last| match last {
             Some((of, device)) if of == self => device.clone(),
             _ => {
-                let device = LinkName::hashed(FABRIC_LINK_PREFIX, stable_hash(&self.to_string()));
+                let prefix = if self.is_encrypted() { ENCRYPTED_LINK_PREFIX } else { FABRIC_LINK_PREFIX };
+                let device = LinkName::hashed(prefix, stable_hash(&self.to_string()));
                 last.insert((*self, device)).1.clone()
             }
         })
@@ -100,6 +121,9 @@ impl fmt::Display for Instance {
             }
             Instance::Ipip { underlay } => write!(f, "ipip/{underlay}"),
             Instance::Udp { underlay, port } => write!(f, "udp/{underlay}/port{port}"),
+            Instance::Wireguard { underlay, port, rotation } => {
+                write!(f, "wireguard/{underlay}/port{port}/key{rotation}")
+            }
         }
     }
 }
@@ -117,6 +141,13 @@ impl FromStr for Instance {
             ["ipip", underlay] => return Ok(Instance::Ipip { underlay: family(underlay)? }),
             ["udp", underlay, port] => {
                 return Ok(Instance::Udp { underlay: family(underlay)?, port: port_of(port).ok_or_else(unknown)? });
+            }
+            ["wireguard", underlay, port, key] => {
+                return Ok(Instance::Wireguard {
+                    underlay: family(underlay)?,
+                    port: port_of(port).ok_or_else(unknown)?,
+                    rotation: key.strip_prefix("key").and_then(|key| key.parse().ok()).ok_or_else(unknown)?,
+                });
             }
             ["vxlan", underlay, vni, port] => (family(underlay)?, vni, port, false),
             ["vxlan", underlay, vni, port, "gbp"] => (family(underlay)?, vni, port, true),
@@ -144,6 +175,8 @@ mod tests {
             Instance::Ipip { underlay: Family::V6 },
             Instance::Udp { underlay: Family::V4, port: 8285 },
             Instance::Udp { underlay: Family::V6, port: 65535 },
+            Instance::Wireguard { underlay: Family::V4, port: 51820, rotation: 0 },
+            Instance::Wireguard { underlay: Family::V6, port: 51823, rotation: u32::MAX },
         ] {
             assert_eq!(instance.to_string().parse(), Ok(instance));
         }
@@ -158,6 +191,8 @@ mod tests {
             "ipip/ipv4/",
             "udp/ipv4",
             "udp/ipv4/port65536",
+            "wireguard/ipv4/port51820",
+            "wireguard/ipv4/port51820/key-1",
         ] {
             assert!(name.parse::<Instance>().is_err(), "{name}");
         }
@@ -167,7 +202,12 @@ mod tests {
     fn devices_of_two_instances_differ() {
         let a = Instance::Vxlan { underlay: Family::V4, vni: 1, port: 8472, gbp: false };
         let b = Instance::Vxlan { underlay: Family::V4, vni: 2, port: 8472, gbp: false };
+        let c = Instance::Wireguard { underlay: Family::V4, port: 51820, rotation: 0 };
         assert_ne!(a.device(), b.device());
-        assert!(a.device().as_str().len() <= LinkName::MAX);
+        assert!([a, c].iter().all(|at| at.device().as_str().len() <= LinkName::MAX));
+        assert!(
+            c.device().as_str().starts_with(ENCRYPTED_LINK_PREFIX)
+                && !a.device().as_str().starts_with(ENCRYPTED_LINK_PREFIX)
+        );
     }
 }

@@ -45,7 +45,12 @@ impl Fabric for Ipip {
 
     fn endpoint(&self, node: &LocalNode, at: &Instance) -> Option<Endpoint> {
         let uplink = node.uplinks.get(at.underlay()?)?;
-        Some(Endpoint { instance: Arc::from(at.to_string()), address: uplink.advertised(), mac: None })
+        Some(Endpoint {
+            instance: Arc::from(at.to_string()),
+            address: uplink.advertised(),
+            mac: None,
+            public_key: None,
+        })
     }
 
     fn hop(&self, node: &LocalNode, at: &Instance, to: &Peer<'_>, family: Family) -> Result<Hop, Condition> {

@@ -83,7 +83,7 @@ pub(crate) fn acknowledged(
 ) -> Vec<Acknowledged> {
     let acted = |name: &&Arc<str>| {
         let mirror = &world.programmed.mirror;
-        peers.get(*name).is_some_and(|peer| peer.is_reached(node, mirror) || !peer.conditions.is_empty())
+        peers.get(*name).is_some_and(|peer| peer.is_reached(node, mirror) || peer.is_given_up())
     };
     let word =
         |name: &Arc<str>| Some(Acknowledged { node: name.clone(), edition: census.peers.get(name)?.advert.edition });
@@ -105,7 +105,7 @@ fn missed<'a>(
 ) -> Missed<'a> {
     let edition = world.said.as_ref().map(|said| said.last.edition);
     let mut missed = Missed::default();
-    for (name, peer) in peers.iter().filter(|(_, peer)| peer.live && peer.conditions.is_empty()) {
+    for (name, peer) in peers.iter().filter(|(_, peer)| peer.live && !peer.is_given_up()) {
         if !peer.is_reached(node, &world.programmed.mirror) {
             missed.unreached.push(name);
         }

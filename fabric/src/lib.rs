@@ -24,11 +24,12 @@ pub mod plan;
 pub mod selftest;
 mod udp;
 mod vxlan;
+mod wireguard;
 
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use tartan_model::{Condition, Endpoint, Family, Features, PerFamily};
+use tartan_model::{Advert, Condition, Endpoint, Family, Features, PerFamily};
 use tartan_netstate::{Encap, Key, LinkName, Object, State};
 
 pub use address::{LocalNode, Uplink};
@@ -56,6 +57,11 @@ pub trait Fabric: Sync {
 
     /// What that next hop takes beside the routes to these ranges of the family: neighbours, forwarding entries, remotes.
     fn reach(&self, at: &Instance, to: &Peer<'_>, family: Family, blocks: &[&IpNet]) -> Vec<(Key, Object)>;
+
+    /// What it takes to hear a peer in particular, whatever carries packets to it: a peer may send these ranges' packets.
+    fn admit(&self, _at: &Instance, _advert: &Advert, _blocks: &[IpNet]) -> Vec<(Key, Object)> {
+        Vec::new()
+    }
 }
 
 /// A peer, as a fabric sees it.
@@ -88,5 +94,6 @@ pub fn fabric_of(at: &Instance) -> &'static dyn Fabric {
         Instance::Vxlan { .. } => &vxlan::Vxlan,
         Instance::Ipip { .. } => &ipip::Ipip,
         Instance::Udp { .. } => &udp::Udp,
+        Instance::Wireguard { .. } => &wireguard::Wireguard,
     }
 }

@@ -5,16 +5,26 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use tartan_model::{Condition, Family, HostLink, World};
-use tartan_netstate::claims::{FABRIC_LINK_PREFIX, MAIN_TABLE, UNREACHABLE_METRIC};
+use tartan_netstate::claims::{FABRIC_LINK_PREFIX, MAIN_TABLE, NFT_STRICT_CHAIN, UNREACHABLE_METRIC};
 use tartan_netstate::{Entry, Key, LinkName, Netns, Object, Owner, Route, Scope, State};
 
 use crate::mtu::carried;
 use crate::plan::Owned;
-use crate::{Instance, LocalNode, fabric_of};
+use crate::{Instance, LocalNode, fabric_of, wireguard};
 
 /// Links, addresses, routes and sysctls of the node itself.
-pub(crate) fn state(world: &World, node: &LocalNode, receives: &BTreeSet<Instance>) -> State {
+pub(crate) fn state(
+    world: &World,
+    node: &LocalNode,
+    receives: &BTreeSet<Instance>,
+    called_for: &BTreeSet<Instance>,
+) -> State {
     let mut state = State::new();
+    // Before the device: peers are told of its key with it.
+    let possible = called_for.iter().filter(|at| fabric_of(at).needs(&world.features).is_ok());
+    for name in receives.iter().chain(possible).filter_map(wireguard::key_pair) {
+        state.insert(Key::KeyPair { name }, Object::KeyPair, Owner::Node);
+    }
     let mut sysctl = |key: Key, value: &str| state.insert(key, Object::Sysctl(value.into()), Owner::Node);
     let forwarding = [(Family::V4, "ipv4/ip_forward"), (Family::V6, "ipv6/conf/all/forwarding")];
     for (_, name) in forwarding.into_iter().filter(|(family, _)| *family == Family::V4 || world.features.ipv6) {
@@ -119,6 +129,11 @@ pub(crate) fn devices(world: &World) -> BTreeMap<LinkName, Instance> {
         _ => None,
     };
     entries.map_while(device).filter_map(|(link, instance)| Some((link, instance?))).collect()
+}
+
+/// Whether the kernel lets nothing go to peers' pods in clear.
+pub(crate) fn is_strict(world: &World) -> bool {
+    world.programmed.mirror.get(&Key::NftChain { chain: NFT_STRICT_CHAIN.into() }).is_some()
 }
 
 /// A condition for each instance that is called for and that this kernel cannot do.

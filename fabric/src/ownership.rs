@@ -1,4 +1,4 @@
-//! What of a peer's word is its own to say: ranges, addresses and MACs that nobody else has.
+//! What of a peer's word is its own to say: ranges, addresses, MACs and keys that nobody else has.
 //!
 //! Invariant: two peers never want the same key of the kernel, and no packet goes to a node that only claims to be the
 //! right one.
@@ -63,19 +63,26 @@ pub(crate) fn stolen(node: &LocalNode, census: &Census, name: &str, member: &Mem
     let rival = |ip: std::net::IpAddr| {
         let holder = if mine(&ip) { Some(&node.name) } else { census.holder(Claim::Address(ip)) };
         let holder = holder.filter(|holder| &***holder != name)?;
-        Some((ip.to_string(), holder))
+        Some((format!("address is {ip}"), holder))
     };
     let macs = advert.accepts.iter().filter_map(|end| end.mac);
     let twin = |mac| {
         let holder = census.holder(Claim::Mac(mac))?;
-        (**holder != *name).then(|| (mac.to_string(), holder))
+        (**holder != *name).then(|| (format!("address is {mac}"), holder))
     };
-    let (what, holder) = addresses.into_iter().find_map(rival).or_else(|| macs.into_iter().find_map(twin))?;
+    let keys = advert.accepts.iter().filter_map(|end| end.public_key);
+    let impostor = |key| {
+        let mine = node.public_keys.values().any(|own| *own == key);
+        let holder = if mine { Some(&node.name) } else { census.holder(Claim::PublicKey(key)) };
+        Some((format!("key is {key}"), holder.filter(|holder| &***holder != name)?))
+    };
+    let rival = addresses.into_iter().find_map(rival).or_else(|| macs.into_iter().find_map(twin));
+    let (what, holder) = rival.or_else(|| keys.into_iter().find_map(impostor))?;
     Some(Condition {
         about: format!("Node/{name}"),
         field: "status.addresses".into(),
         reason: "TwoNodesOneAddress",
-        message: format!("{name} and {holder} both say their address is {what}; {name} is not reached"),
+        message: format!("{name} and {holder} both say their {what}; {name} is not reached"),
         fix: format!("correct the InternalIP of one of them, or set {} on it", address::ANNOTATION_CIDRS),
     })
 }

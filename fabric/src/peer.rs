@@ -11,7 +11,10 @@ use tartan_netstate::{Fdb, Key, Neigh, Netns, Object, Owner, Part, Route, Scope,
 
 use crate::census::{Census, Member};
 use crate::choose::{Choice, Ground, Manner, choose, target};
-use crate::{Hop, Instance, LocalNode, Peer, fabric_of, fallback, ipip, ownership, udp};
+use crate::{Hop, Instance, LocalNode, Peer, fabric_of, fallback, ipip, ownership, udp, wireguard};
+
+/// Packets to a peer go, and in clear.
+const UNENCRYPTED: &str = "Unencrypted";
 
 /// How things stand with one peer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -92,6 +95,9 @@ pub(crate) fn plan(
                 hears.extend(kept.iter().map(|(at, endpoint)| (*at, to_peer(name, member, endpoint))));
                 let leads = |(at, peer): &&(Instance, Peer<'_>)| fabric_of(at).hop(node, at, peer, family).is_ok();
                 let usable: Vec<Instance> = hears.iter().filter(leads).map(|(at, _)| *at).collect();
+                let waits =
+                    |at: &Instance| hears.iter().any(|(of, peer)| of == at && awaits_handshake(world, at, peer));
+                let usable = encrypted_first(common, usable, current, waits);
                 let listens = member.live && !member.annotated;
                 choice = choose(&common.ground, listens, &usable, target, current);
                 if let Some((at, peer)) = hears.iter().find(|(at, _)| Some(*at) == choice.used) {
@@ -102,19 +108,43 @@ pub(crate) fn plan(
                 }
                 state.leaving.extend(kernel.into_iter().filter(|at| Some(*at) != choice.used));
                 state.conditions.extend(shortfall(common, name, member, &hears, family, &choice));
+                state.conditions.extend(fallen_back(name, configured, &choice));
             }
             state.choices.push((family, choice));
         }
     }
     state.choices.shrink_to_fit();
     // After those that carry: of two addresses for one range the one in use stays.
-    objects.extend(receives.iter().flat_map(|at| udp::admit(at, advert, &state.blocks)));
+    objects.extend(receives.iter().flat_map(|at| fabric_of(at).admit(at, advert, &state.blocks)));
     state.part = Part::of(&Owner::Peer(name.clone()), objects);
     if !member.live {
         state.conditions.clear();
     }
     state.conditions.dedup();
     state
+}
+
+/// What may be used. A pair goes over to encryption when its kernels have shaken hands, and not before: a handshake that
+/// the other end was not ready for is tried again only after seconds.
+fn encrypted_first(
+    common: &Common,
+    mut usable: Vec<Instance>,
+    current: Option<Instance>,
+    waits: impl Fn(&Instance) -> bool,
+) -> Vec<Instance> {
+    let works = |at: &Instance| current == Some(*at);
+    let strict = common.config.strict_encryption;
+    usable.retain(|at| at.is_encrypted() || !common.ground.strict && (!strict || works(at)));
+    let is_there = |at: &Instance| works(at) || common.ground.ready.contains(at) && !waits(at);
+    if usable.iter().any(is_there) {
+        usable.retain(|at| works(at) || !waits(at));
+    }
+    usable
+}
+
+/// Whether the pair would have to shake hands first.
+fn awaits_handshake(world: &World, at: &Instance, to: &Peer<'_>) -> bool {
+    to.endpoint.public_key.is_some_and(|key| world.host.wireguard.handshakes.get(&(at.device(), key)) != Some(&true))
 }
 
 fn to_peer<'a>(name: &'a str, member: &Member, endpoint: &'a Endpoint) -> Peer<'a> {
@@ -162,7 +192,7 @@ fn endpoint_in_kernel(world: &World, at: Instance, member: &Member, blocks: &[&I
     let instance = at.to_string().into();
     if at == Instance::HostGw {
         let (_, address) = member.advert.addresses.iter().next()?;
-        return Some(Endpoint { instance, address: *address, mac: None });
+        return Some(Endpoint { instance, address: *address, mac: None, public_key: None });
     }
     let object = |key: Key| world.programmed.mirror.get(&key).map(|entry| &entry.object);
     if matches!(at, Instance::Ipip { .. }) {
@@ -170,14 +200,22 @@ fn endpoint_in_kernel(world: &World, at: Instance, member: &Member, blocks: &[&I
             Object::Route(route) => ipip::endpoint_of(route),
             _ => None,
         })?;
-        return Some(Endpoint { instance, address, mac: None });
+        return Some(Endpoint { instance, address, mac: None, public_key: None });
     }
     if matches!(at, Instance::Udp { .. }) {
         let address = blocks.iter().find_map(|block| match object(udp::remote(&at, block))? {
             Object::Remote(address) => Some(*address),
             _ => None,
         })?;
-        return Some(Endpoint { instance, address, mac: None });
+        return Some(Endpoint { instance, address, mac: None, public_key: None });
+    }
+    if matches!(at, Instance::Wireguard { .. }) {
+        let public_key = blocks.iter().find_map(|block| match object(wireguard::allowed(&at, block))? {
+            Object::AllowedIp(public_key) => Some(*public_key),
+            _ => None,
+        })?;
+        let address = wireguard::endpoint_of(&world.programmed.mirror, &at, public_key)?;
+        return Some(Endpoint { instance, address, mac: None, public_key: Some(public_key) });
     }
     let link = at.device();
     let via = blocks.iter().find_map(|block| match object(route_to(block))? {
@@ -189,7 +227,7 @@ fn endpoint_in_kernel(world: &World, at: Instance, member: &Member, blocks: &[&I
         return None;
     };
     let Object::Fdb(Fdb { dst }) = object(Key::Fdb { link, mac: *mac })? else { return None };
-    Some(Endpoint { instance, address: *dst, mac: Some(*mac) })
+    Some(Endpoint { instance, address: *dst, mac: Some(*mac), public_key: None })
 }
 
 /// Why packets of a family do not go as the configuration asks, unless time will mend it.
@@ -223,9 +261,16 @@ fn shortfall(
         let message = format!("{name} and {} have no address family in common that spec.underlay allows", node.name);
         return Some(condition(message, "give both an address of one family, or change spec.underlay"));
     };
+    let in_clear = target.is_encrypted() && choice.used.is_some_and(|used| !used.is_encrypted());
     if let Some((at, peer)) = hears.iter().find(|(at, _)| *at == target) {
-        let wrong = fabric_of(at).hop(node, at, peer, family).err()?;
-        return Some(Condition { message: format!("{}; {now}", wrong.message), ..wrong });
+        return match fabric_of(at).hop(node, at, peer, family) {
+            Err(wrong) => Some(Condition { message: format!("{}; {now}", wrong.message), ..wrong }),
+            Ok(_) if in_clear => Some(unencrypted(name, &format!("there was no handshake by {target} yet; {now}"))),
+            Ok(_) => None,
+        };
+    }
+    if in_clear && !member.advert.accepts.is_empty() {
+        return Some(unencrypted(name, &format!("{name} does not hear {target}; {now}")));
     }
     // A peer that accepts nothing yet is about to; one that accepts only other things is a matter for its admin.
     let carried = choice.announce.is_some_and(|at| member.accepts().any(|(accepted, _)| accepted == at));
@@ -235,6 +280,24 @@ fn shortfall(
     let theirs: Vec<String> = member.advert.accepts.iter().map(|end| end.instance.to_string()).collect();
     let message = format!("{} sends by {target}, but {name} hears only {}", node.name, theirs.join(", "));
     Some(condition(message, "look at the agent there: it has not taken the present configuration, or cannot"))
+}
+
+/// What is asked for would encrypt, is blocked, and what stands in for it does not.
+fn fallen_back(name: &str, configured: Option<Instance>, choice: &Choice) -> Option<Condition> {
+    let blocked = configured.filter(|at| at.is_encrypted() && choice.target != configured)?;
+    let used = choice.used.filter(|used| !used.is_encrypted())?;
+    Some(unencrypted(name, &format!("{blocked} does not get there; {used} goes on carrying packets there")))
+}
+
+fn unencrypted(name: &str, why: &str) -> Condition {
+    Condition {
+        about: format!("Node/{name}"),
+        field: "NetworkConfig spec.encryption".into(),
+        reason: UNENCRYPTED,
+        message: format!("packets to pods of {name} go in clear: {why}"),
+        fix: "if this stays, see that UDP gets through between the two at that port, and `tartan status` on that node"
+            .into(),
+    }
 }
 
 // === impl Common ===
@@ -280,6 +343,11 @@ impl PeerState {
         let served = |family| self.choices.iter().all(|(of, choice)| *of != family || choice.used.is_some());
         let missed = |family| node.fabric_addresses.get(family).is_some() && !served(family);
         !self.blocks.iter().any(|block| missed(Family::of_net(block))) && self.part.is_in(mirror)
+    }
+
+    /// Whether it cannot be reached as things are configured, and says why.
+    pub(crate) fn is_given_up(&self) -> bool {
+        self.conditions.iter().any(|condition| condition.reason != UNENCRYPTED)
     }
 
     /// Every instance that packets to this peer may take, now or soon.

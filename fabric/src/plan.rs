@@ -10,7 +10,7 @@ use std::time::Instant;
 use ipnet::IpNet;
 use tartan_model::{Advert, Condition, Config, Host, Node, Passes, PerFamily, World};
 use tartan_netstate::claims::{MAIN_TABLE, ROUTE_METRIC, STANDBY_METRIC};
-use tartan_netstate::{Key, Netns, Part, State};
+use tartan_netstate::{Key, LinkName, Netns, Part, PublicKey, State};
 
 use crate::address::{self, Chosen};
 use crate::advert::{self, Word};
@@ -47,6 +47,8 @@ pub struct Out {
     pub advert: Option<Advert>,
     /// Pods may be placed here: their packets get to the peers and back.
     pub open: bool,
+    /// Nothing may go to peers' pods in clear.
+    pub strict: bool,
     /// For `tartan status`.
     pub peers: BTreeMap<Arc<str>, Box<PeerState>>,
     /// Instances this node receives on.
@@ -63,6 +65,7 @@ pub struct Memo {
     mirror: State,
     /// What the path self-test had found.
     passes: Arc<Passes>,
+    handshakes: BTreeMap<(LinkName, PublicKey), bool>,
     common: Option<Common>,
     out: Out,
     /// The part of `out.state` that is this node's own; no key of it can be a key of a peer's part.
@@ -97,6 +100,7 @@ pub fn plan<'a>(memo: &'a mut Memo, world: &World, owned: &Owned, now: Instant) 
         flannel_macs: world.local_node().map(|node| flannel::macs(node)).unwrap_or_default(),
         learning: world.config.vxlan.learning,
         ipv6: world.features.ipv6,
+        public_keys: world.host.wireguard.public_keys.clone(),
     };
     let pools = pools(world);
     let own_targets = own_targets(world, &node);
@@ -104,9 +108,10 @@ pub fn plan<'a>(memo: &'a mut Memo, world: &World, owned: &Owned, now: Instant) 
     let mut changed = memo.census.update(world, now);
     changed.append(&mut memo.rerouted(world));
     changed.append(&mut memo.retested(world));
+    changed.append(&mut memo.shook_hands(world));
     let devices = own::devices(world);
     let ready = ready(world, &node, owned, devices.values(), &word);
-    let ground = Ground { ready, announced: word.sends.clone(), devices };
+    let ground = Ground { ready, announced: word.sends.clone(), devices, strict: own::is_strict(world) };
     let common = Common { config: world.config.clone(), pools, node, ground };
     if memo.common.as_ref() != Some(&common) {
         changed.extend(memo.census.peers.keys().chain(memo.out.peers.keys()).cloned());
@@ -127,19 +132,21 @@ pub fn plan<'a>(memo: &'a mut Memo, world: &World, owned: &Owned, now: Instant) 
     let acknowledges = join::acknowledged(world, node, &memo.out.peers, &memo.census);
     let accepts = advert::endpoints(world, node, owned, &(&wanted & ready));
     let advert = advert::advert(world, node, mtu_in_force, accepts, &sends, (join.joining, acknowledges));
-    let state = own::state(world, node, &memo.out.receives);
+    let state = own::state(world, node, &memo.out.receives, &wanted);
     memo.out.state.replace(&memo.own, &state);
     memo.own = state;
     conditions.extend(own::unsupported(world, &wanted));
     conditions.extend(memo.troubled.iter().flat_map(|name| memo.out.peers[name].conditions.iter().cloned()));
     conditions.extend(join.condition.clone());
+    let strict = world.config.strict_encryption && (common.ground.strict || sends.iter().all(Instance::is_encrypted));
+    conditions.extend((world.config.strict_encryption && !strict).then(|| memo.strict_waits(world)));
     let drained_at = memo.drained_at(world).filter(|at| *at > now);
     let out = &mut memo.out;
     out.advert = world.local_node().is_some().then_some(advert);
     (out.underlay_mtu, out.pod_mtu) = (underlay_mtu(node), pod_mtu);
     (out.conditions, out.node) = (conditions, common.node);
     out.wake_at = [memo.census.next_expiry(), drained_at, until, join.until].into_iter().flatten().min();
-    out.open = join.open;
+    (out.open, out.strict) = (join.open, strict);
     &memo.out
 }
 
@@ -213,6 +220,31 @@ impl Memo {
         ways.filter(|way| was.get(way) != self.passes.get(way)).map(|(peer, _)| peer.clone()).collect()
     }
 
+    /// Peers with whom a handshake came about, or has to come about again.
+    fn shook_hands(&mut self, world: &World) -> BTreeSet<Arc<str>> {
+        let now = &world.host.wireguard.handshakes;
+        if self.handshakes == *now {
+            return BTreeSet::new();
+        }
+        let before = std::mem::replace(&mut self.handshakes, now.clone());
+        let differs = |of: &&(LinkName, PublicKey)| before.get(of) != now.get(of);
+        let keys: BTreeSet<PublicKey> = before.keys().chain(now.keys()).filter(differs).map(|(_, key)| *key).collect();
+        keys.iter().filter_map(|key| self.census.holder(Claim::PublicKey(*key)).cloned()).collect()
+    }
+
+    fn strict_waits(&self, world: &World) -> Condition {
+        let sends = |peer: &PeerState| peer.sends().any(|at| !at.is_encrypted());
+        let in_clear = self.out.peers.iter().filter(|(_, peer)| sends(peer));
+        let peers: Vec<String> = in_clear.map(|(name, _)| name.to_string()).collect();
+        Condition {
+            about: "NetworkConfig/default".into(),
+            field: "spec.strictEncryption".into(),
+            reason: "StrictWaits",
+            message: format!("{} still sends in clear to {}", world.local, peers.join(", ")),
+            fix: "wait until those pairs are encrypted; where one cannot be, see its condition Unencrypted".into(),
+        }
+    }
+
     /// Plans what changed again. Returns what there is reason to receive on.
     fn replan(
         &mut self,
@@ -237,7 +269,7 @@ impl Memo {
         if receives != self.out.receives {
             changed = self.census.not_live.clone();
             // Who may be heard by it does depend on what there is, and nothing depends on that in turn.
-            if receives.symmetric_difference(&self.out.receives).any(|at| matches!(at, Instance::Udp { .. })) {
+            if receives.symmetric_difference(&self.out.receives).any(Instance::knows_senders) {
                 changed.extend(self.census.peers.keys().cloned());
             }
             self.out.receives = receives;

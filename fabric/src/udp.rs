@@ -48,7 +48,12 @@ impl Fabric for Udp {
         let underlay = at.underlay()?;
         let uplink = node.uplinks.get(underlay)?;
         let ours = node.engine_addresses.get(underlay).copied().unwrap_or(uplink.address);
-        Some(Endpoint { instance: Arc::from(at.to_string()), address: uplink.public.unwrap_or(ours), mac: None })
+        Some(Endpoint {
+            instance: Arc::from(at.to_string()),
+            address: uplink.public.unwrap_or(ours),
+            mac: None,
+            public_key: None,
+        })
     }
 
     fn hop(&self, _: &LocalNode, at: &Instance, to: &Peer<'_>, _: Family) -> Result<Hop, Condition> {
@@ -61,6 +66,18 @@ impl Fabric for Udp {
     fn reach(&self, at: &Instance, to: &Peer<'_>, family: Family, blocks: &[&IpNet]) -> Vec<(Key, Object)> {
         let of_family = blocks.iter().filter(|block| Family::of_net(block) == family);
         of_family.map(|block| (remote(at, block), Object::Remote(to.endpoint.address))).collect()
+    }
+
+    fn admit(&self, at: &Instance, advert: &Advert, blocks: &[IpNet]) -> Vec<(Key, Object)> {
+        let Instance::Udp { underlay, .. } = at else { return Vec::new() };
+        let name = at.to_string();
+        let told = advert.accepts.iter().find(|end| *end.instance == *name).map(|end| end.address);
+        let address = told.or_else(|| advert.addresses.get(*underlay).copied());
+        let address = address.filter(|address| Family::of(*address) == *underlay);
+        address
+            .iter()
+            .flat_map(|address| blocks.iter().map(|block| (remote(at, block), Object::Remote(*address))))
+            .collect()
     }
 }
 
@@ -80,19 +97,6 @@ pub(crate) fn addresses(uplinks: &PerFamily<Uplink>, said: Option<&Advert>) -> P
     addresses
 }
 
-/// A peer may send these ranges' packets, whatever it has said of this instance.
-pub(crate) fn admit(at: &Instance, advert: &Advert, blocks: &[IpNet]) -> Vec<(Key, Object)> {
-    let Instance::Udp { underlay, .. } = at else { return Vec::new() };
-    let name = at.to_string();
-    let told = advert.accepts.iter().find(|end| *end.instance == *name).map(|end| end.address);
-    let address = told.or_else(|| advert.addresses.get(*underlay).copied());
-    let address = address.filter(|address| Family::of(*address) == *underlay);
-    address
-        .iter()
-        .flat_map(|address| blocks.iter().map(|block| (remote(at, block), Object::Remote(*address))))
-        .collect()
-}
-
 /// What the engine keeps of a peer's range.
 pub(crate) fn remote(at: &Instance, block: &IpNet) -> Key {
     Key::Remote { link: at.device(), dst: *block }
@@ -106,7 +110,12 @@ mod tests {
     fn whoever_may_send_is_known_by_the_address_it_has_told() {
         let at = |underlay| Instance::Udp { underlay, port: 8285 };
         let check = |at: Instance, told: &str, wanted: Option<&str>| {
-            let accepts = Endpoint { instance: at.to_string().into(), address: told.parse().unwrap(), mac: None };
+            let accepts = Endpoint {
+                instance: at.to_string().into(),
+                address: told.parse().unwrap(),
+                mac: None,
+                public_key: None,
+            };
             let advert = Advert {
                 node: "n2".into(),
                 addresses: PerFamily { v4: Some("192.0.2.2".parse().unwrap()), v6: None },
@@ -121,7 +130,7 @@ mod tests {
                 let object = Object::Remote(address.parse().unwrap());
                 blocks.iter().map(|block| (remote(&at, block), object.clone())).collect()
             };
-            assert_eq!(admit(&at, &advert, &blocks), wanted.map_or(Vec::new(), of), "{at} {told}");
+            assert_eq!(Udp.admit(&at, &advert, &blocks), wanted.map_or(Vec::new(), of), "{at} {told}");
         };
         check(at(Family::V4), "::", Some("192.0.2.2"));
         check(at(Family::V4), "192.0.2.9", Some("192.0.2.9"));

@@ -52,6 +52,7 @@ impl Fabric for Vxlan {
             instance: Arc::from(at.to_string()),
             address: uplink.advertised(),
             mac: Some(vtep_mac(node, at)),
+            public_key: None,
         })
     }
 

@@ -37,12 +37,12 @@ fn host() -> Host {
             link("wlan0", "", &["192.168.7.3/24"]),
         ],
         default_routes: vec![out(false, "eth0", 100), out(false, "wlan0", 600), out(true, "eth0", 100)],
-        forward_blocks: Vec::new(),
+        ..Host::default()
     }
 }
 
 fn world(choice: AddressChoice, internal: &[&str], annotations: &[(&str, &str)], host: Host) -> World {
-    let mut world = World::new("n1".into(), Features { ipv6: true, vxlan: true, nft: true });
+    let mut world = World::new("n1".into(), Features { ipv6: true, vxlan: true, nft: true, wireguard: true });
     world.config = Arc::new(Config { node_address: choice, ..Config::default() });
     world.host = Arc::new(host);
     let node = Node {

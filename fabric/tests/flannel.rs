@@ -152,7 +152,7 @@ struct Fixture {
 
 impl Fixture {
     fn new(fabric: FabricMode, spoken: &Flannel, own: &[(&str, &str)], theirs: &[(&str, &str)]) -> Fixture {
-        let mut world = World::new("n1".into(), Features { ipv6: true, vxlan: true, nft: true });
+        let mut world = World::new("n1".into(), Features { ipv6: true, vxlan: true, nft: true, wireguard: true });
         world.config = Arc::new(Config { fabric, ..Config::default() });
         let with_length = |ip: &IpAddr| format!("{ip}/{}", if ip.is_ipv4() { 24 } else { 64 }).parse().unwrap();
         let link = HostLink {
@@ -348,7 +348,12 @@ fn who_changes_over_is_reached_as_before() {
 fn who_goes_back_is_not_sent_what_flannel_does_not_take() {
     let mut fixture = Fixture::new(FabricMode::Ipip, &vxlan(), &[], VXLAN);
     let mut taken_over = fixture.taken_over(1);
-    taken_over.accepts.push(Endpoint { instance: "ipip/ipv4".into(), address: addresses(2)[0], mac: None });
+    taken_over.accepts.push(Endpoint {
+        instance: "ipip/ipv4".into(),
+        address: addresses(2)[0],
+        mac: None,
+        public_key: None,
+    });
     fixture.hear(taken_over);
     fixture.at_rest();
     assert_eq!(fixture.way().0, ["ipip/ipv4"; 2]);

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use tartan_fabric::{Memo, Out, Owned, plan};
 use tartan_model::{
-    Acknowledged, Advert, Config, Endpoint, FabricMode, Features, Heard, Host, HostLink, Node, PerFamily, Programmed,
-    Said, World,
+    Acknowledged, Advert, Config, Encryption, Endpoint, FabricMode, Features, Heard, Host, HostLink, Node, PerFamily,
+    Programmed, Said, World,
 };
 
 /// What there is of a peer.
@@ -63,7 +63,7 @@ fn advert(number: u8) -> Advert {
         fabric_addresses: PerFamily { v4: Some([10, 1, number, 0].into()), v6: None },
         blocks: node.pod_cidrs,
         mtu: 1500,
-        accepts: vec![Endpoint { instance: INSTANCE.into(), address, mac: None }],
+        accepts: vec![Endpoint { instance: INSTANCE.into(), address, mac: None, public_key: None }],
         sends: vec![INSTANCE.into()],
         joining: false,
         acknowledges: Some([].into()),
@@ -74,7 +74,7 @@ fn advert(number: u8) -> Advert {
 
 /// Node n0 a moment after its first plan was applied.
 fn world(peers: &[Peer], at: Instant) -> World {
-    let mut world = World::new("n0".into(), Features { ipv6: false, vxlan: true, nft: true });
+    let mut world = World::new("n0".into(), Features { ipv6: false, vxlan: true, nft: true, wireguard: true });
     world.config = Config { fabric: FabricMode::HostGw, lease: Duration::from_secs(300), ..Config::default() }.into();
     let eth0 = HostLink {
         name: "eth0".into(),
@@ -233,4 +233,17 @@ fn a_peer_that_joins_is_acknowledged_once_its_routes_are_in_the_kernel() {
     assert_eq!(planned(&world, began).advert.unwrap().edition, edition, "an acknowledgement is no new word");
     world.adverts.get_mut(&name).unwrap().advert = advert(1).into();
     assert!(acknowledged(&world).is_empty(), "it has joined");
+}
+
+#[test]
+fn a_peer_that_is_reached_in_clear_is_waited_for_like_any_other() {
+    let began = Instant::now();
+    let mut world = world(&[Silent], began);
+    world.config = Config { encryption: Encryption::Wireguard, ..Config::clone(&world.config) }.into();
+    settle(&mut world, began);
+    let out = planned(&world, began);
+    assert!(out.conditions.iter().any(|condition| condition.reason == "Unencrypted"), "{:?}", out.conditions);
+    assert_eq!(stands(&out), Stands::Waits);
+    acknowledge(&mut world, &[Acknowledges]);
+    assert_eq!(stands(&planned(&world, began)), Stands::Joined);
 }

@@ -8,16 +8,19 @@ use std::time::{Duration, Instant};
 
 use tartan_fabric::{Instance, Memo, Out, Owned, plan};
 use tartan_model::{
-    Across, Advert, Config, Encapsulation, Endpoint, FabricMode, Family, Features, Heard, Host, HostLink, Node,
-    PerFamily, Pool, Programmed, Said, Selector, World,
+    Across, Advert, Config, Encapsulation, Encryption, Endpoint, FabricMode, Family, Features, Heard, Host, HostLink,
+    Node, PerFamily, Pool, Programmed, Said, Selector, Wireguard, World,
 };
-use tartan_netstate::{Key, LinkKind, Mac, Object, Owner, State};
+use tartan_netstate::{Key, LinkKind, Mac, Object, Owner, PublicKey, State, WgPeer};
 
 const HOST_GW: &str = "host-gw";
 const VXLAN4: &str = "vxlan/ipv4/vni1/port8472";
 const VXLAN6: &str = "vxlan/ipv6/vni1/port8472";
 const IPIP4: &str = "ipip/ipv4";
 const IPIP6: &str = "ipip/ipv6";
+const WIREGUARD: &str = "wireguard/ipv4/port51820/key0";
+/// There was no handshake with a peer of this name.
+const SHY: &str = "shy";
 
 /// A peer, or this node: underlay addresses, ranges of pods, instances it accepts.
 #[derive(Clone, Copy)]
@@ -50,6 +53,11 @@ fn node(says: &Says) -> Node {
     }
 }
 
+/// A key for each first letter.
+fn key_of(name: &str) -> PublicKey {
+    PublicKey([name.as_bytes()[0]; 32])
+}
+
 fn advert(says: &Says) -> Advert {
     let node = node(says);
     let address = |instance: &str| {
@@ -58,7 +66,12 @@ fn advert(says: &Says) -> Advert {
         *of_family.unwrap_or(&node.internal_ips[0])
     };
     let mac = |instance: &str| instance.starts_with("vxlan").then(|| Mac([2, 0, 0, 0, says.name.as_bytes()[0], 1]));
-    let endpoint = |at: &&str| Endpoint { instance: (*at).into(), address: address(at), mac: mac(at) };
+    let endpoint = |at: &&str| Endpoint {
+        instance: (*at).into(),
+        address: address(at),
+        mac: mac(at),
+        public_key: at.starts_with("wireguard").then(|| key_of(says.name)),
+    };
     Advert {
         node: node.name.clone(),
         node_uid: node.uid.clone(),
@@ -84,7 +97,7 @@ struct Fixture {
 
 impl Fixture {
     fn new(config: Config, me: Says, peers: &[Says]) -> Fixture {
-        let mut world = World::new(me.name.into(), Features { ipv6: true, vxlan: true, nft: true });
+        let mut world = World::new(me.name.into(), Features { ipv6: true, vxlan: true, nft: true, wireguard: true });
         world.config = Arc::new(config);
         let link = HostLink {
             name: "eth0".into(),
@@ -95,7 +108,13 @@ impl Fixture {
             addresses: me.underlay.iter().map(|ip| with_length(ip)).collect(),
             accept_ra: 0,
         };
-        world.host = Arc::new(Host { links: vec![link], ..Host::default() });
+        let device = WIREGUARD.parse::<Instance>().unwrap().device();
+        let met = |peer: &Says| ((device.clone(), key_of(peer.name)), peer.name != SHY);
+        let wireguard = Wireguard {
+            public_keys: BTreeMap::from([("wireguard-0".into(), key_of(me.name))]),
+            handshakes: peers.iter().map(met).collect(),
+        };
+        world.host = Arc::new(Host { links: vec![link], wireguard, ..Host::default() });
         world.nodes.insert(me.name.into(), Arc::new(node(&me)));
         let own = advert(&me);
         let owned = Owned { blocks: own.blocks, fabric_addresses: own.fabric_addresses, mtu_in_force: None };
@@ -337,6 +356,53 @@ fn what_cannot_be_is_said() {
 }
 
 #[test]
+fn a_pair_is_encrypted_where_both_can_and_have_shaken_hands() {
+    let encrypted = || Config { encryption: Encryption::Wireguard, ..vxlan() };
+    let strict = || Config { strict_encryption: true, ..encrypted() };
+    let both = Says { accepts: &[HOST_GW, VXLAN4, WIREGUARD], ..DUAL };
+    let shy = Says { name: SHY, ..both };
+    for config in [encrypted(), strict(), config(FabricMode::Wireguard, true)] {
+        check(config, ME, both, Some(WIREGUARD), Some(WIREGUARD), &[]);
+    }
+    let clear =
+        "Unencrypted: packets to pods of shy go in clear: there was no handshake by wireguard/ipv4/port51820/key0 yet";
+    check(encrypted(), ME, shy, Some(VXLAN4), Some(VXLAN4), &[clear]);
+    // Packets wait for the handshake where there is no other way.
+    check(strict(), ME, shy, Some(WIREGUARD), Some(WIREGUARD), &[]);
+    let clear = "Unencrypted: packets to pods of dual go in clear: dual does not hear wireguard/ipv4/port51820/key0";
+    check(encrypted(), ME, DUAL, Some(VXLAN4), Some(VXLAN4), &[clear]);
+    let unheard = "me sends by wireguard/ipv4/port51820/key0, but dual hears only host-gw, vxlan/ipv4/vni1/port8472";
+    check(strict(), ME, DUAL, None, None, &[unheard]);
+    let thief = Says { name: "mallory", ..both };
+    let stolen = format!("TwoNodesOneAddress: mallory and me both say their key is {}", key_of("me"));
+    check(encrypted(), ME, thief, None, None, &[&stolen]);
+}
+
+#[test]
+fn a_device_has_every_peer_that_may_send_and_the_key_comes_first() {
+    let encrypted = Config { encryption: Encryption::Wireguard, ..vxlan() };
+    let shy = Says { name: SHY, accepts: &[VXLAN4, WIREGUARD], ..DUAL };
+    let fixture = Fixture::new(encrypted.clone(), ME, &[shy]);
+    let link = WIREGUARD.parse::<Instance>().unwrap().device();
+    let state = fixture.plan().state;
+    let peer = WgPeer { endpoint: "192.0.2.2:51820".parse().unwrap(), keepalive: 25 };
+    let key = Key::WgPeer { link: link.clone(), public_key: key_of(SHY) };
+    assert!(state.holds(&key, &Object::WgPeer(peer)), "{state:?}");
+    for block in shy.blocks {
+        let key = Key::AllowedIp { link: link.clone(), dst: block.parse().unwrap() };
+        assert!(state.holds(&key, &Object::AllowedIp(key_of(SHY))), "{block}");
+    }
+
+    let mut keyless = Fixture::new(encrypted, ME, &[shy]);
+    keyless.world.programmed = Programmed { read: true, ..Programmed::default() };
+    keyless.world.host = Arc::new(Host { wireguard: Wireguard::default(), ..Host::clone(&keyless.world.host) });
+    let out = keyless.plan();
+    let is_device = |key: &Key| key.as_link().is_some_and(|(_, name)| name == link) || key.is_wireguard();
+    assert!(out.state.holds(&Key::KeyPair { name: "wireguard-0".into() }, &Object::KeyPair));
+    assert!(!out.state.iter().any(|(key, _)| is_device(key)), "no device before there is a key: {:?}", out.state);
+}
+
+#[test]
 fn of_two_that_claim_the_same_the_live_one_has_it() {
     let rival = Says { name: "a-rival", ..DUAL };
     let mut fixture = Fixture::new(vxlan(), ME, &[rival, DUAL]);
@@ -463,10 +529,10 @@ fn ways(fixture: &Fixture, out: &Out) -> (String, Option<String>, usize) {
 #[test]
 fn where_the_fabric_is_blocked_the_fallback_carries_packets_until_it_is_not() {
     const UDP4: &str = "udp/ipv4/port8285";
-    let config = |fabric| Config { fallback: Some(FabricMode::Udp), ..config(fabric, false) };
-    for (fabric, at) in [(FabricMode::Vxlan, VXLAN4), (FabricMode::HostGw, HOST_GW)] {
-        let peer = Says { accepts: &[HOST_GW, VXLAN4, UDP4], ..DUAL };
-        let mut fixture = Fixture::new(config(fabric), ME, &[peer]);
+    let encrypted = Config { encryption: Encryption::Wireguard, ..vxlan() };
+    for (config, at) in [(vxlan(), VXLAN4), (host_gw(), HOST_GW), (encrypted, WIREGUARD)] {
+        let peer = Says { accepts: &[HOST_GW, VXLAN4, UDP4, WIREGUARD], ..DUAL };
+        let mut fixture = Fixture::new(Config { fallback: Some(FabricMode::Udp), ..config }, ME, &[peer]);
         let mut memo = Memo::default();
         let mut found = |fixture: &mut Fixture, passes: Option<bool>, want: (&str, Option<&str>, usize)| {
             let key = ("dual".into(), at.into());
@@ -480,7 +546,9 @@ fn where_the_fabric_is_blocked_the_fallback_carries_packets_until_it_is_not() {
             assert_eq!(plan(&mut memo, &fixture.world, &fixture.owned, fixture.now), &out);
             let (used, behind, standbys) = ways(fixture, &out);
             assert_eq!((used.as_str(), behind.as_deref(), standbys), want, "{at} {passes:?}");
-            assert_eq!(out.conditions, [], "{at} {passes:?}");
+            let in_clear = at == WIREGUARD && used != WIREGUARD;
+            let said: Vec<&str> = out.conditions.iter().map(|condition| condition.reason).collect();
+            assert_eq!(said, if in_clear { &["Unencrypted"][..] } else { &[] }, "{at} {passes:?}");
             next
         };
         found(&mut fixture, None, (at, None, 0));
@@ -496,14 +564,19 @@ fn where_the_fabric_is_blocked_the_fallback_carries_packets_until_it_is_not() {
 }
 
 #[test]
-fn there_is_no_fallback_where_none_is_configured_or_the_peer_does_not_hear_it() {
+fn there_is_no_fallback_where_none_is_configured_or_allowed_or_the_peer_does_not_hear_it() {
     const UDP4: &str = "udp/ipv4/port8285";
-    for (fallback, accepts) in [(None, &[VXLAN4, UDP4][..]), (Some(FabricMode::Udp), &[VXLAN4])] {
-        let config = Config { fallback, ..vxlan() };
-        let mut fixture = Fixture::new(config, ME, &[Says { accepts, ..DUAL }]);
-        fixture.world.passes = Arc::new(BTreeMap::from([(("dual".into(), VXLAN4.into()), false)]));
+    let check = |config: Config, accepts: &'static [&'static str], at: &str| {
+        let mut fixture = Fixture::new(config.clone(), ME, &[Says { accepts, ..DUAL }]);
+        fixture.world.passes = Arc::new(BTreeMap::from([(("dual".into(), at.into()), false)]));
         fixture.at_rest();
         let out = fixture.plan();
-        assert_eq!(ways(&fixture, &out), (VXLAN4.into(), None, 0), "{fallback:?}");
-    }
+        assert_eq!(ways(&fixture, &out), (at.into(), None, 0), "{config:?}");
+    };
+    let falls_back = |config: Config| Config { fallback: Some(FabricMode::Udp), ..config };
+    check(vxlan(), &[VXLAN4, UDP4], VXLAN4);
+    check(falls_back(vxlan()), &[VXLAN4], VXLAN4);
+    // It would go in clear.
+    let strict = Config { encryption: Encryption::Wireguard, strict_encryption: true, ..vxlan() };
+    check(falls_back(strict), &[VXLAN4, UDP4, WIREGUARD], WIREGUARD);
 }

@@ -51,7 +51,12 @@ fn advert(i: u32, heartbeat: u64) -> Advert {
         fabric_addresses: PerFamily { v4: Some(node.pod_cidrs[0].network()), v6: Some(node.pod_cidrs[1].network()) },
         blocks: node.pod_cidrs,
         mtu: 1450,
-        accepts: vec![Endpoint { instance: INSTANCE.into(), address, mac: Some(Mac([2, 0, 0, 0, high, low])) }],
+        accepts: vec![Endpoint {
+            instance: INSTANCE.into(),
+            address,
+            mac: Some(Mac([2, 0, 0, 0, high, low])),
+            public_key: None,
+        }],
         sends: vec![INSTANCE.into()],
         joining: false,
         acknowledges: None,
@@ -62,7 +67,7 @@ fn advert(i: u32, heartbeat: u64) -> Advert {
 
 /// A world in which every node has been heard, this one among them.
 fn world(now: Instant, nodes: u32) -> (World, Owned) {
-    let mut world = World::new(name(0), Features { ipv6: true, vxlan: true, nft: true });
+    let mut world = World::new(name(0), Features { ipv6: true, vxlan: true, nft: true, wireguard: true });
     for i in 0..nodes {
         world.nodes.insert(name(i), Arc::new(node(i)));
         world.adverts.insert(name(i), Heard { advert: Arc::new(advert(i, 0)), at: now, sends_changed: now });

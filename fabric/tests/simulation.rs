@@ -4,7 +4,7 @@
 
 mod sim;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -13,7 +13,10 @@ use sim::machine::Machine;
 use sim::store::Write;
 use sim::{Cluster, Delays};
 use tartan_fabric::Instance;
-use tartan_model::{Across, Config, Encapsulation, FabricMode, Family, PerFamily, Pool, Selector, VxlanConfig};
+use tartan_model::{
+    Across, Config, Encapsulation, Encryption, FabricMode, Family, PerFamily, Pool, Selector, VxlanConfig,
+    WireguardConfig,
+};
 use tartan_netstate::State;
 
 /// What happens to a cluster.
@@ -101,7 +104,10 @@ fn machine(node: u8, shape: Shape) -> Machine {
         blocks,
         kernel: State::new(),
         previous: BTreeMap::new(),
+        keys: BTreeMap::new(),
+        met: BTreeSet::new(),
         on: true,
+        made: 0,
     }
 }
 
@@ -149,8 +155,7 @@ fn happen(cluster: &mut Cluster, shapes: &[Shape], event: &Event, fresh: &mut u1
 fn delete_devices(cluster: &mut Cluster, node: u8) {
     cluster.break_promises(&name(node));
     let machine = cluster.machines.get_mut(&name(node)).unwrap();
-    machine.kernel = State::new();
-    machine.previous.clear();
+    machine.forget();
     if let Some(agent) = cluster.agents.get_mut(&name(node)) {
         agent.disturbed();
     }
@@ -192,7 +197,8 @@ fn check_at_rest(cluster: &mut Cluster) {
         let kernel = &cluster.machines[name].kernel;
         let missing = agent.out.state.iter().find(|(key, entry)| !kernel.holds(key, &entry.object));
         assert_eq!(missing, None, "{name}\n{}", cluster.describe(name));
-        assert_eq!(kernel.len(), agent.out.state.len() + 1, "{name}: only a pod beside");
+        let beside = 1 + usize::from(agent.out.strict);
+        assert_eq!(kernel.len(), agent.out.state.len() + beside, "{name}: only a pod and one chain beside");
     }
     let live: Vec<&Machine> = cluster.machines.values().filter(|m| cluster.agents.contains_key(&m.name)).collect();
     let mut all_as_configured = true;
@@ -223,19 +229,25 @@ fn check_at_rest(cluster: &mut Cluster) {
 fn check_nothing_is_left(cluster: &Cluster, config: &Config) {
     let vxlan = |at: &Instance| matches!(at, Instance::Vxlan { vni, port, .. } if (*vni, *port) == (config.vxlan.vni, config.vxlan.port));
     for (name, agent) in &cluster.agents {
+        assert_eq!(agent.out.strict, config.strict_encryption, "{name}\n{}", cluster.describe(name));
         for at in &agent.out.receives {
             let calls_for = |config: &Config| match (config.fabric, at) {
+                (_, Instance::Wireguard { underlay, .. }) => encrypts(config) && *at == wireguard(config, *underlay),
+                _ if config.strict_encryption => false,
+                (FabricMode::Wireguard, Instance::HostGw) => false,
                 (fabric, Instance::HostGw) => fabric == FabricMode::HostGw || config.cross_subnet,
                 (FabricMode::Vxlan, at) => vxlan(at),
                 (fabric, at) => at.mode() == fabric,
             };
             let mut pools = cluster.store.pools.values().filter_map(|pool| Some(as_said(config, pool.encapsulation?)));
-            let stands_in = config.fallback == Some(at.mode());
-            let called_for = pools.any(|config| calls_for(&config)) || calls_for(config) || stands_in;
+            let of_pool = config.fabric != FabricMode::Wireguard && pools.any(|config| calls_for(&config));
+            let stands_in = !config.strict_encryption && config.fallback == Some(at.mode());
+            let called_for = of_pool || calls_for(config) || stands_in;
             assert!(called_for, "{name} still receives on {at}\n{}", cluster.describe(name));
         }
         let unwrapped = |said: &Option<Encapsulation>| said.is_none_or(|said| said == Encapsulation::Never);
         if config.fabric == FabricMode::HostGw
+            && config.encryption == Encryption::None
             && config.fallback.is_none()
             && cluster.store.pools.values().all(|pool| unwrapped(&pool.encapsulation))
         {
@@ -257,9 +269,27 @@ fn as_said(config: &Config, says: Encapsulation) -> Config {
 
 /// What counts for a family of packets to this machine.
 fn as_its_pool_says(cluster: &Cluster, config: &Config, to: &Machine, family: Family) -> Config {
+    if config.fabric == FabricMode::Wireguard {
+        return config.clone();
+    }
     let holds = |pool: &&Pool| to.blocks.get(family).is_some_and(|block| pool.cidr.contains(block));
     let says = cluster.store.pools.values().find(holds).and_then(|pool| pool.encapsulation);
     says.map_or_else(|| config.clone(), |says| as_said(config, says))
+}
+
+fn encrypts(config: &Config) -> bool {
+    config.fabric == FabricMode::Wireguard || config.encryption == Encryption::Wireguard
+}
+
+/// By the ports that are documented.
+fn wireguard(config: &Config, underlay: Family) -> Instance {
+    let port = match (underlay, config.wireguard.rotation % 2) {
+        (Family::V4, 0) => 51820,
+        (Family::V6, 0) => 51821,
+        (Family::V4, _) => 51822,
+        (Family::V6, _) => 51823,
+    };
+    Instance::Wireguard { underlay, port, rotation: config.wireguard.rotation }
 }
 
 /// What should carry a family of packets from one to the other; none where the configuration cannot be honoured.
@@ -268,6 +298,10 @@ fn possible(config: &Config, a: &Machine, b: &Machine, family: Family) -> Option
     let both = |family: Family| has(a, family) && has(b, family);
     let direct = both(family) && a.site == b.site;
     match config.fabric {
+        _ if encrypts(config) => {
+            let allowed = |underlay: &Family| config.underlay.is_none_or(|only| only == *underlay) && both(*underlay);
+            Some(wireguard(config, BOTH.into_iter().find(allowed)?))
+        }
         FabricMode::HostGw => direct.then_some(Instance::HostGw),
         FabricMode::None => None,
         _ if config.cross_subnet && direct => Some(Instance::HostGw),
@@ -285,19 +319,22 @@ fn possible(config: &Config, a: &Machine, b: &Machine, family: Family) -> Option
 }
 
 fn any_config() -> impl Strategy<Value = Config> {
-    let modes = [FabricMode::HostGw, FabricMode::Vxlan, FabricMode::Ipip, FabricMode::Udp];
+    use FabricMode::{HostGw, Ipip, Udp, Vxlan, Wireguard};
+    let modes = [HostGw, Vxlan, Ipip, Udp, Wireguard];
     let fabric = prop::sample::select(modes.to_vec());
     let underlay = prop_oneof![3 => Just(None), 1 => Just(Some(Family::V4)), 1 => Just(Some(Family::V6))];
     let mtu = prop_oneof![3 => Just(None), 1 => Just(Some(1400))];
     let fallback = prop_oneof![Just(None), Just(Some(FabricMode::Udp))];
-    (fabric, 1..3u32, prop_oneof![Just(8472u16), Just(4789)], any::<bool>(), underlay, (mtu, fallback)).prop_map(
-        |(fabric, vni, port, direct, underlay, (underlay_mtu, fallback))| Config {
-            underlay,
-            underlay_mtu,
-            fallback,
-            ..config(fabric, vni, port, direct)
-        },
-    )
+    let encryption = prop_oneof![2 => Just(Encryption::None), 1 => Just(Encryption::Wireguard)];
+    let encrypted = (encryption, 0..2u32, any::<bool>());
+    let mtu_and_fallback = (mtu, fallback);
+    (fabric, 1..3u32, prop_oneof![Just(8472u16), Just(4789)], any::<bool>(), underlay, mtu_and_fallback, encrypted)
+        .prop_map(|(fabric, vni, port, direct, underlay, (underlay_mtu, fallback), (encryption, rotation, strict))| {
+            let config = Config { underlay, underlay_mtu, fallback, encryption, ..config(fabric, vni, port, direct) };
+            let wireguard = WireguardConfig { rotation, ..config.wireguard };
+            // No store takes strictness without encryption.
+            Config { strict_encryption: strict && encrypts(&config), wireguard, ..config }
+        })
 }
 
 fn any_encapsulation() -> impl Strategy<Value = Option<Encapsulation>> {
@@ -374,11 +411,19 @@ proptest! {
 fn check_there_and_back(skew: u64, trouble: impl Fn(&mut Cluster)) {
     let shapes = [Shape { underlay: &BOTH, pods: &BOTH, site: 0 }; 4];
     let delays = Delays { word: skew.max(100), write: 500, kernel: 500 };
-    let [vxlan, ipip, host_gw, udp] = [FabricMode::Vxlan, FabricMode::Ipip, FabricMode::HostGw, FabricMode::Udp]
-        .map(|fabric| config(fabric, 1, 8472, false));
+    use FabricMode::{HostGw, Ipip, Udp, Vxlan, Wireguard};
+    let [vxlan, ipip, host_gw, udp, wireguard] =
+        [Vxlan, Ipip, HostGw, Udp, Wireguard].map(|fabric| config(fabric, 1, 8472, false));
+    let encrypted = Config { encryption: Encryption::Wireguard, ..vxlan.clone() };
+    let strict = Config { strict_encryption: true, ..encrypted.clone() };
+    let rotated = WireguardConfig { rotation: 1, ..vxlan.wireguard.clone() };
+    let rotated = Config { wireguard: rotated, ..strict.clone() };
     let mut cluster = start(skew, delays, vxlan.clone(), &shapes);
     let before = cluster.kept;
-    for next in [&host_gw, &udp, &vxlan, &ipip, &udp, &ipip, &vxlan, &udp, &host_gw, &ipip, &host_gw] {
+    for next in [
+        &host_gw, &udp, &vxlan, &ipip, &udp, &ipip, &vxlan, &udp, &host_gw, &ipip, &wireguard, &host_gw, &wireguard,
+        &udp, &encrypted, &strict, &rotated, &vxlan, &strict, &host_gw,
+    ] {
         cluster.write(Write::Config(next.clone()));
         cluster.run(skew + 1_000);
         trouble(&mut cluster);

@@ -8,10 +8,11 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use nix::errno::Errno;
-use tartan_model::{Features, Host};
+use tartan_model::{Features, Host, Wireguard};
 use tartan_netstate::claims::DYING_LINK_GROUP;
 use tartan_netstate::{
-    Change, Entry, Key, Link, LinkKind, LinkName, Netns, Object, Op, Owner, PodNetns, State, diff::hanging_on,
+    Change, Entry, Key, Link, LinkKind, LinkName, Netns, Object, Op, Owner, PodNetns, PublicKey, State,
+    diff::hanging_on, stable_hash,
 };
 
 use crate::nft::fail_together;
@@ -49,6 +50,8 @@ struct Inside {
     waiting: bool,
     /// Booted with `ipv6.disable=1`.
     without_ipv6: bool,
+    /// WireGuard devices' peers with which there was a handshake.
+    met: BTreeSet<(LinkName, PublicKey)>,
 }
 
 /// What others, or bad luck, do. All of it at once visible to the next call.
@@ -86,6 +89,12 @@ impl Fake {
         let mut inside = self.lock();
         inside.host = host;
         inside.tell(Wake::Host);
+    }
+
+    /// Every peer that a WireGuard device has now answers it, of which a kernel tells nothing.
+    pub fn shake_hands(&self) {
+        let mut inside = self.lock();
+        inside.met = inside.wireguard_peers().collect();
     }
 
     /// The step after `steps` more fails, and works when tried again.
@@ -201,6 +210,13 @@ impl Inside {
         if let Some(tell) = &self.wake {
             tell(wake);
         }
+    }
+
+    fn wireguard_peers(&self) -> impl Iterator<Item = (LinkName, PublicKey)> {
+        self.state.iter().filter_map(|(key, _)| match key {
+            Key::WgPeer { link, public_key } => Some((link.clone(), *public_key)),
+            _ => None,
+        })
     }
 
     /// With a link goes what hangs on it, and of that the kernel tells nothing but the link.
@@ -337,7 +353,7 @@ fn key_link(key: &Key) -> &str {
 
 impl Kernel for Fake {
     fn features(&mut self) -> Features {
-        Features { ipv6: !self.lock().without_ipv6, vxlan: true, nft: true }
+        Features { ipv6: !self.lock().without_ipv6, vxlan: true, nft: true, wireguard: true }
     }
 
     fn subscribe(&mut self, wake: Waker) -> Result<(), KernelError> {
@@ -363,6 +379,17 @@ impl Kernel for Fake {
 
     fn host(&mut self) -> Result<Host, KernelError> {
         Ok(self.lock().host.clone())
+    }
+
+    fn wireguard(&mut self) -> Result<Wireguard, KernelError> {
+        let inside = self.lock();
+        let key_pair = |(key, _): (&Key, &Entry)| match key {
+            // Any key will do that is this name's alone.
+            Key::KeyPair { name } => Some((name.clone(), PublicKey([stable_hash(name).to_be_bytes()[0]; 32]))),
+            _ => None,
+        };
+        let handshakes = inside.wireguard_peers().map(|peer| (peer.clone(), inside.met.contains(&peer))).collect();
+        Ok(Wireguard { public_keys: inside.state.iter().filter_map(key_pair).collect(), handshakes })
     }
 
     fn apply(&mut self, change: &Change) -> Vec<Failure> {

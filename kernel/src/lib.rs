@@ -11,8 +11,10 @@ pub mod echo;
 pub mod fake;
 mod family;
 pub mod foreign;
+mod genetlink;
 mod gravedigger;
 mod host;
+pub mod keys;
 mod link;
 pub mod linux;
 mod namespace;
@@ -35,11 +37,12 @@ mod strangers;
 mod sysctl;
 pub mod thread;
 mod tun;
+mod wireguard;
 
 use std::os::fd::OwnedFd;
 
 pub use scope::Scope;
-use tartan_model::{Features, Host};
+use tartan_model::{Features, Host, Wireguard};
 use tartan_netstate::{Change, Key, Object, PodNetns, State};
 
 /// A kernel, real or fake. Blocking; called from one thread.
@@ -55,6 +58,10 @@ pub trait Kernel: Send {
 
     /// What is there and not ours, but matters: links, addresses, default routes, foreign firewalls.
     fn host(&mut self) -> Result<Host, KernelError>;
+
+    /// What there is of WireGuard beside the state, of which the kernel tells nothing. Not a part of [`Kernel::host`], which takes
+    /// longer to read.
+    fn wireguard(&mut self) -> Result<Wireguard, KernelError>;
 
     /// Carries the steps out in order and goes on after a failure. Empty: all done. Of those that make sense together only
     /// ([`Key::is_whole`]) all fail with one, and for each owner one is told.

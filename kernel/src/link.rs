@@ -2,10 +2,11 @@
 //!
 //! Invariant: a link is ours in the node's namespace if its name begins with one of our prefixes, and in a pod's if a
 //! link of ours names it as its other end. The kernel does not tell the other end of a veth pair, so the host end's
-//! alias does: `tartan:NAME@DEV:INO:PATH`. That of a TUN device says what it is for: `tartan:LABEL`.
+//! alias does: `tartan:NAME@DEV:INO:PATH`. That of a TUN or WireGuard device says what it is for: `tartan:LABEL`.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::Arc;
 
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::link::{
@@ -46,8 +47,12 @@ pub(crate) fn create(name: &LinkName, link: &Link, peer: Option<BorrowedFd<'_>>)
         made.attributes.extend(one_queue());
     }
     let mut described = named(name);
-    if let LinkKind::Veth { peer, peer_name } = &link.kind {
-        described.attributes.push(LinkAttribute::IfAlias(alias(peer, peer_name)));
+    match &link.kind {
+        LinkKind::Veth { peer, peer_name } => {
+            described.attributes.push(LinkAttribute::IfAlias(alias(peer, peer_name)));
+        }
+        LinkKind::Wireguard { label } => described.attributes.push(LinkAttribute::IfAlias(format!("{ALIAS}{label}"))),
+        _ => {}
     }
     described.attributes.push(no_link_local());
     let mut requests = vec![
@@ -200,6 +205,7 @@ fn info(kind: &LinkKind, peer: Option<BorrowedFd<'_>>) -> Vec<LinkInfo> {
             tunnel(InfoKind::Ip6Tnl, vec![any, no_limit, InfoIpTunnel::CollectMetadata])
         }
         LinkKind::Tun { .. } => vec![LinkInfo::Kind(InfoKind::Tun)],
+        LinkKind::Wireguard { .. } => vec![LinkInfo::Kind(InfoKind::Wireguard)],
         LinkKind::Bridge => vec![LinkInfo::Kind(InfoKind::Bridge)],
     }
 }
@@ -275,13 +281,17 @@ pub(crate) fn decode(message: &LinkMessage, far: bool) -> Option<Link> {
         (InfoKind::IpIp, Some(InfoData::IpTunnel(infos))) => LinkKind::Ipip { local: local_of(infos) },
         (InfoKind::SitTun, Some(InfoData::IpTunnel(infos))) => LinkKind::Sit { local: local_of(infos) },
         (InfoKind::Ip6Tnl, _) => LinkKind::Ip6Tnl,
-        (InfoKind::Tun, _) => {
-            LinkKind::Tun { label: text.and_then(|text| text.strip_prefix(ALIAS)).unwrap_or_default().into() }
-        }
+        (InfoKind::Tun, _) => LinkKind::Tun { label: label(text) },
+        (InfoKind::Wireguard, _) => LinkKind::Wireguard { label: label(text) },
         (InfoKind::Bridge, _) => LinkKind::Bridge,
         _ => return None,
     };
     Some(Link { kind, mac, mtu, group, up: message.header.flags.contains(LinkFlags::Up) })
+}
+
+/// What a device is for.
+fn label(alias: Option<&str>) -> Arc<str> {
+    alias.and_then(|text| text.strip_prefix(ALIAS)).unwrap_or_default().into()
 }
 
 /// Whether the kernel has only one of the two: VXLAN devices of one VNI at one port of one family.

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 
 use nix::errno::Errno;
 use tartan_model::{Family, Features, Host};
@@ -19,6 +20,7 @@ use crate::namespace::Namespace;
 use crate::netns::PodNetnses;
 use crate::nft::{Nft, fail_together, phases};
 use crate::notify::Notifications;
+use crate::wireguard::Wireguard;
 use crate::{Failure, Kernel, KernelError, Scope, Waker, strangers, sysctl};
 
 /// The kernel, seen from one network namespace. Stays on threads of that namespace.
@@ -35,10 +37,11 @@ pub struct Linux {
 }
 
 impl Linux {
-    /// In the network namespace of the calling thread.
+    /// In the network namespace of the calling thread; without key pairs.
     pub fn open() -> Result<Linux, KernelError> {
         sysctl::make_writable();
-        let host = Namespace::open(Netns::Host, addresses_unmarked())?;
+        let wireguard = Some(Wireguard::with_keys_in(Path::new("")));
+        let host = Namespace { wireguard, ..Namespace::open(Netns::Host, addresses_unmarked())? };
         Ok(Linux {
             host,
             nft: Nft::open()?,
@@ -52,6 +55,16 @@ impl Linux {
         })
     }
 
+    /// With this node's key pairs in a directory, which need not be there yet.
+    pub fn with_keys_in(mut self, dir: &Path) -> Linux {
+        self.host.wireguard = Some(Wireguard::with_keys_in(dir));
+        self
+    }
+
+    fn wireguard_door(&mut self) -> &mut Wireguard {
+        self.host.wireguard.as_mut().expect("the node's namespace has it from the start")
+    }
+
     fn read_link(&mut self, name: &LinkName) -> Result<State, KernelError> {
         let mut state = State::new();
         let links = self.host.one_link(name)?;
@@ -60,6 +73,9 @@ impl Linux {
         self.host.put_limits(&links, &mut state)?;
         self.host.put_addresses(&links, Some(index), &mut state)?;
         self.host.put_fdb(&links, &mut state)?;
+        for device in links.of_wireguard() {
+            self.wireguard_door().read_device(&device, &mut state)?;
+        }
         for family in Family::ALL {
             self.host.put_neighbours(&links, family, Some(index), &mut state)?;
             self.host.put_routes(&links, family, Some(index), &mut state)?;
@@ -157,6 +173,7 @@ impl Kernel for Linux {
             ipv6: std::path::Path::new("/proc/sys/net/ipv6/conf").exists(),
             vxlan: self.host.has_vxlan(),
             nft: self.nft.generation().is_ok(),
+            wireguard: self.wireguard_door().is_there().unwrap_or(false),
         }
     }
 
@@ -197,6 +214,10 @@ impl Kernel for Linux {
             Scope::Foreign => state = self.foreign.read()?,
             // Who has engines asks them.
             Scope::Engines => {}
+            Scope::Wireguard => {
+                let devices = self.host.links(&nobody)?.of_wireguard().collect();
+                self.wireguard_door().read(devices, &mut state)?;
+            }
             Scope::Sysctls(keys) => state = self.read_sysctls(keys)?,
             Scope::Pod { ns, ends } => state = self.read_pod(ns, ends)?,
         }
@@ -205,6 +226,12 @@ impl Kernel for Linux {
 
     fn host(&mut self) -> Result<Host, KernelError> {
         Ok(Host { forward_blocks: self.foreign.blocks()?, ..crate::host::read(&mut self.host.netlink)? })
+    }
+
+    fn wireguard(&mut self) -> Result<tartan_model::Wireguard, KernelError> {
+        let wireguard = self.wireguard_door();
+        let (public_keys, handshakes) = (wireguard.public_keys()?, wireguard.handshakes()?);
+        Ok(tartan_model::Wireguard { public_keys, handshakes })
     }
 
     fn apply(&mut self, change: &Change) -> Vec<Failure> {
@@ -221,7 +248,9 @@ impl Kernel for Linux {
         }
         // Routes before policy, or a connection would be judged anew on the way it had, and not by the pod that its
         // address is now; policy before the far ends of new pods' links, where they begin to hear and to be heard.
-        let mut failures = self.host.apply(&here, &self.pods);
+        let of_keys = |op: &Op| matches!(op.key(), Key::KeyPair { .. });
+        let mut failures = self.wireguard_door().apply_to_keys(change.ops.iter().filter(|(op, _)| of_keys(op)));
+        failures.extend(self.host.apply(&here, &self.pods));
         failures.extend(self.apply_nft(nft));
         failures.extend(self.foreign.apply(&openings));
         let failed: BTreeSet<Key> = failures.iter().map(|failure| failure.key.clone()).collect();

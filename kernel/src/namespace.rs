@@ -17,6 +17,7 @@ use tartan_netstate::{Key, Link, LinkKind, LinkName, Netns, Object, Op, Owner, R
 
 use crate::netlink::{Netlink, Refusal, Request};
 use crate::netns::PodNetnses;
+use crate::wireguard::Wireguard;
 use crate::{Failure, KernelError, addr, link, neigh, qdisc, route, rule, sysctl};
 
 /// For what the kernel does on its own time; mostly it takes much less than a millisecond.
@@ -28,6 +29,8 @@ pub(crate) struct Namespace {
     pub(crate) netlink: Netlink,
     /// Kernels before 5.18 do not keep whose address it is.
     pub(crate) addresses_unmarked: bool,
+    /// Of the node's namespace alone.
+    pub(crate) wireguard: Option<Wireguard>,
 }
 
 /// Steps on their way.
@@ -48,7 +51,7 @@ struct Run<'a> {
 impl Namespace {
     /// In the namespace of the calling thread, which `ns` must name.
     pub(crate) fn open(ns: Netns, addresses_unmarked: bool) -> Result<Namespace, KernelError> {
-        Ok(Namespace { ns, netlink: Netlink::open()?, addresses_unmarked })
+        Ok(Namespace { ns, netlink: Netlink::open()?, addresses_unmarked, wireguard: None })
     }
 
     /// Carries out steps of this namespace. The calling thread must be in it.
@@ -103,6 +106,10 @@ impl Run<'_> {
         while let Some((op, _)) = self.steps.get(at) {
             if matches!(op, Op::Delete(Key::Link { .. }, _)) {
                 at = self.delete_links(at);
+                continue;
+            }
+            if op.key().is_wireguard() {
+                at = self.wireguard(at);
                 continue;
             }
             if let Err(error) = self.step(at, op) {
@@ -222,6 +229,17 @@ impl Run<'_> {
         self.send(first, [link::bury()]);
         self.flush();
         end
+    }
+
+    /// Carries out a row of steps about WireGuard at once; says where the row ends.
+    fn wireguard(&mut self, first: usize) -> usize {
+        // Devices must be there before.
+        self.flush();
+        let row = self.steps[first..].iter().take_while(|(op, _)| op.key().is_wireguard()).count();
+        if let Some(wireguard) = &mut self.inside.wireguard {
+            self.failures.extend(wireguard.apply(&self.steps[first..first + row]));
+        }
+        first + row
     }
 
     fn on_link(

@@ -301,12 +301,12 @@ impl Part<'_> {
         &self.whole[NLMSG_HEADER..]
     }
 
-    fn acknowledgement(&self) -> Option<Result<(), Refusal>> {
+    pub(crate) fn acknowledgement(&self) -> Option<Result<(), Refusal>> {
         (i32::from(self.kind) == libc::NLMSG_ERROR).then(|| self.code())
     }
 
     /// How the answer ends, if this part ends it.
-    fn end(&self) -> Option<Result<(), Refusal>> {
+    pub(crate) fn end(&self) -> Option<Result<(), Refusal>> {
         matches!(i32::from(self.kind), libc::NLMSG_ERROR | libc::NLMSG_DONE).then(|| self.code())
     }
 

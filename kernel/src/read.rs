@@ -154,6 +154,12 @@ impl Namespace {
 // === impl Links ===
 
 impl Links {
+    /// Our WireGuard devices among them.
+    pub(crate) fn of_wireguard(&self) -> impl Iterator<Item = LinkName> {
+        let ours = self.ours.values().filter(|(_, link)| matches!(link.kind, LinkKind::Wireguard { .. }));
+        ours.map(|(name, _)| name.clone()).collect::<Vec<_>>().into_iter()
+    }
+
     /// Number of the only link that was asked for.
     pub(crate) fn only(&self) -> Option<u32> {
         self.names.keys().next().copied()

@@ -164,3 +164,39 @@ fn a_pod_does_not_speak_for_nodes() {
     sees(pod, Over::Udp, "192.0.2.2:8080", "192.0.2.1");
     sees(&lab.node, Over::Udp, "192.0.2.2:8472", "192.0.2.1");
 }
+
+/// Two addresses outside of the node's own range count as another node's pods; the way to them wraps nothing.
+#[test]
+fn nothing_goes_to_other_nodes_pods_in_clear_where_that_is_strict() {
+    let lab = lab();
+    let [pod1, pod2] = &lab.pods;
+    let theirs = ["10.244.9.9:80", "[fd00:9::9]:80"];
+    let before = lab.apply(&State::new(), &Nat { encrypts: true, strict: true, ..nat() });
+    for over in [Over::Tcp, Over::Udp] {
+        for from in [pod1, &lab.node] {
+            theirs.iter().for_each(|to| refused(from, over, to));
+        }
+        // Within the node, out of the cluster, from outside, and between nodes.
+        sees(pod2, over, "10.244.1.5:80", "10.244.1.6");
+        sees(pod1, over, "[2001:db8:9::9]:80", "2001:db8::1");
+        sees(&lab.client, over, "10.244.1.5:80", "192.0.2.2");
+        sees(&lab.node, over, "10.244.1.6:80", "192.0.2.1");
+        sees(&lab.node, over, "192.0.2.2:8080", "192.0.2.1");
+    }
+    // What leaves by a device that encrypts is another matter.
+    lab.client.sh("sysctl -qw net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.default.rp_filter=0");
+    lab.node.sh(&format!(
+        "ip link add ttxs0 type veth peer name enc netns {client}
+         ip addr add 192.0.3.1/24 dev ttxs0; ip addr add 2001:db8:3::1/64 dev ttxs0 nodad; ip link set ttxs0 up
+         ip route replace 10.244.9.9 via 192.0.3.2; ip route replace fd00:9::9 via 2001:db8:3::2",
+        client = lab.client.tid
+    ));
+    lab.client.sh("ip addr add 192.0.3.2/24 dev enc; ip addr add 2001:db8:3::2/64 dev enc nodad; ip link set enc up");
+    theirs.iter().zip(["10.244.1.5", "fd00:1::5"]).for_each(|(to, seen)| sees(pod1, Over::Tcp, to, seen));
+    // Under an address that peers take from this node.
+    theirs.iter().zip(["10.244.1.0", "fd00:1::"]).for_each(|(to, seen)| sees(&lab.node, Over::Tcp, to, seen));
+    lab.node.sh("ip route replace 10.244.9.9 via 192.0.2.2; ip route replace fd00:9::9 via 2001:db8::2");
+    theirs.iter().for_each(|to| refused(pod1, Over::Tcp, to));
+    lab.apply(&before, &nat());
+    theirs.iter().zip(["10.244.1.5", "fd00:1::5"]).for_each(|(to, seen)| sees(pod1, Over::Tcp, to, seen));
+}

@@ -11,15 +11,17 @@ mod place;
 mod states;
 
 use std::collections::BTreeSet;
+use std::path::Path;
 
 use netns::Netns;
 use place::Place;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
-use states::{Choice, state, with_tunnels};
+use states::{Choice, state, with_tunnels, with_wireguard};
+use tartan_kernel::keys::{Keys, PrivateKey};
 use tartan_kernel::linux::Linux;
 use tartan_kernel::{Kernel, Scope};
-use tartan_netstate::{Key, LinkKind, Object, Owner, PodNetns, State, diff};
+use tartan_netstate::{Key, LinkKind, Object, Owner, PodNetns, PublicKey, State, diff};
 
 /// Everything of ours, as far as `wanted` or `before` may have put it there.
 fn read(kernel: &mut Linux, before: &State, wanted: &State) -> State {
@@ -82,11 +84,36 @@ fn vm_one_pass_makes_the_kernel_equal_to_any_wanted_state_with_tunnels() {
     check(with_tunnels);
 }
 
+#[test]
+#[ignore = "wants the kernel module wireguard: `cargo xtask vm`"]
+fn vm_one_pass_makes_the_kernel_equal_to_any_wanted_state_with_wireguard() {
+    let dir = std::env::temp_dir().join(format!("tartan-twin-{}", std::process::id()));
+    let keys = Keys::of(&dir);
+    for name in ["a", "b"] {
+        keys.make(name).unwrap();
+    }
+    let public: Vec<PublicKey> = keys.all().unwrap().values().map(PrivateKey::public).collect();
+    let state = move |pods: &[PodNetns], choice: &Choice| {
+        let mut state = with_wireguard(pods, choice, &public);
+        for name in ["a", "b"] {
+            state.insert(Key::KeyPair { name: name.into() }, Object::KeyPair, Owner::Node);
+        }
+        state
+    };
+    check_with(&dir, state);
+    std::fs::remove_dir_all(dir).unwrap();
+}
+
 fn check(state: fn(&[PodNetns], &Choice) -> State) {
+    check_with(Path::new(""), state);
+}
+
+fn check_with(keys: &Path, state: impl Fn(&[PodNetns], &Choice) -> State + Send + 'static) {
+    let keys = keys.to_owned();
     let place = Place::new();
     let node = Netns::new();
     node.run(move || {
-        let mut kernel = Linux::open().unwrap();
+        let mut kernel = Linux::open().unwrap().with_keys_in(&keys);
         let before = std::cell::RefCell::new(State::new());
         let kernel = std::cell::RefCell::new(&mut kernel);
         let mut runner = TestRunner::new(Config { cases: 40, failure_persistence: None, ..Config::default() });

@@ -19,7 +19,7 @@ use states::state;
 use tartan_kernel::linux::Linux;
 use tartan_kernel::thread::{Applied, Handle, spawn};
 use tartan_kernel::{Failure, Kernel, KernelError, Scope, Waker};
-use tartan_model::{Features, Host};
+use tartan_model::{Features, Host, Wireguard};
 use tartan_netstate::{Change, Object, Owner, PodNetns, State};
 
 /// A node with two pods, and the thread at work in it.
@@ -141,6 +141,10 @@ impl Kernel for Counted {
 
     fn host(&mut self) -> Result<Host, KernelError> {
         self.linux.host()
+    }
+
+    fn wireguard(&mut self) -> Result<Wireguard, KernelError> {
+        self.linux.wireguard()
     }
 
     fn apply(&mut self, change: &Change) -> Vec<Failure> {

@@ -15,7 +15,10 @@ use states::{Choice, mac, name, pretended_pods, state};
 use tartan_kernel::fake::Fake;
 use tartan_kernel::thread::{Applied, Handle, spawn};
 use tartan_netstate::nft::{ElementData, Fields};
-use tartan_netstate::{Change, Entry, Fdb, Key, LinkName, Neigh, Netns, Object, Op, Owner, Route, State, claims};
+use tartan_netstate::{
+    Change, Entry, Fdb, Key, Link, LinkKind, LinkName, Neigh, Netns, Object, Op, Owner, PublicKey, Route, State,
+    WgPeer, claims,
+};
 
 struct Node {
     handle: Handle,
@@ -483,4 +486,31 @@ fn whatever_happens_the_last_want_comes_true() {
         }
     });
     outcome.unwrap_or_else(|error| panic!("{error}"));
+}
+
+#[test]
+fn a_handshake_is_looked_for_until_it_has_come_about_though_nobody_tells() {
+    let name_of_key = || Key::KeyPair { name: "wireguard-0".into() };
+    let link = name("ttxs0");
+    let mut wanted = State::new();
+    wanted.insert(name_of_key(), Object::KeyPair, Owner::Node);
+    let kind = LinkKind::Wireguard { label: "wireguard".into() };
+    let device = Link { kind, mac: None, mtu: 1420, group: 0, up: true };
+    wanted.insert(Key::Link { ns: Netns::Host, link: link.clone() }, Object::Link(device.into()), Owner::Node);
+    let node = Node::on(Fake::new());
+    node.handle.want(1, wanted.clone());
+    let told = node.wait("the public half of the key", |applied| !applied.host.wireguard.public_keys.is_empty());
+    assert!(told.host.wireguard.handshakes.is_empty());
+
+    let public_key = PublicKey([7; 32]);
+    let peer = WgPeer { endpoint: "192.0.2.2:51820".parse().unwrap(), keepalive: 25 };
+    wanted.insert(Key::WgPeer { link: link.clone(), public_key }, Object::WgPeer(peer), Owner::Node);
+    node.handle.want(2, wanted.clone());
+    let of = (link, public_key);
+    node.wait("the peer without a handshake", |applied| applied.host.wireguard.handshakes.get(&of) == Some(&false));
+    node.fake.shake_hands();
+    node.wait("the handshake", |applied| applied.host.wireguard.handshakes.get(&of) == Some(&true));
+    wanted.remove(&name_of_key());
+    node.handle.want(3, wanted);
+    node.wait("the end of the key", |applied| applied.host.wireguard.public_keys.is_empty());
 }

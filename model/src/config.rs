@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use tartan_netstate::claims::{WIREGUARD_PORT, WIREGUARD_PORTS};
 
 use crate::Family;
 
@@ -19,6 +20,11 @@ pub struct Config {
     pub udp_port: u16,
     /// What carries packets to a peer to which the fabric is blocked.
     pub fallback: Option<FabricMode>,
+    /// What takes the fabric's place between two nodes that both can.
+    pub encryption: Encryption,
+    /// Nothing goes to other nodes' pods in clear.
+    pub strict_encryption: bool,
+    pub wireguard: WireguardConfig,
     /// Packets to peers on one link with this node go as they are, whatever the fabric.
     pub cross_subnet: bool,
     /// Family of packets between nodes; none: IPv4 where both ends have it, else IPv6.
@@ -48,6 +54,8 @@ pub enum FabricMode {
     Ipip,
     /// Carried by an engine, which is a program.
     Udp,
+    /// Encrypted whatever [`Config::encryption`] says.
+    Wireguard,
     /// Somebody else's: no routes to peers, no devices, nothing heard.
     None,
 }
@@ -59,6 +67,23 @@ pub struct VxlanConfig {
     pub port: u16,
     pub learning: bool,
     pub gbp: bool,
+}
+
+/// How packets between two nodes are encrypted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Encryption {
+    #[default]
+    None,
+    Wireguard,
+}
+
+/// See `NetworkConfig.spec.wireguard`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WireguardConfig {
+    /// The first port.
+    pub port: u16,
+    /// Keys are made anew with each.
+    pub rotation: u32,
 }
 
 /// What to do about somebody else's firewall that drops what pods send through the node.
@@ -93,6 +118,11 @@ pub enum AddressChoice {
     CanReach(IpAddr),
 }
 
+impl WireguardConfig {
+    /// How many ports it takes from the first one on.
+    pub const PORTS: u16 = WIREGUARD_PORTS;
+}
+
 impl std::fmt::Display for FabricMode {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
@@ -100,7 +130,17 @@ impl std::fmt::Display for FabricMode {
             FabricMode::Vxlan => "vxlan",
             FabricMode::Ipip => "ipip",
             FabricMode::Udp => "udp",
+            FabricMode::Wireguard => "wireguard",
             FabricMode::None => "none",
+        })
+    }
+}
+
+impl std::fmt::Display for Encryption {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Encryption::None => "none",
+            Encryption::Wireguard => "wireguard",
         })
     }
 }
@@ -122,6 +162,9 @@ impl Default for Config {
             vxlan: VxlanConfig { vni: 1, port: 8472, learning: false, gbp: false },
             udp_port: 8285,
             fallback: None,
+            encryption: Encryption::None,
+            strict_encryption: false,
+            wireguard: WireguardConfig { port: WIREGUARD_PORT, rotation: 0 },
             cross_subnet: false,
             underlay: None,
             underlay_mtu: None,

@@ -9,4 +9,6 @@ pub struct Features {
     pub vxlan: bool,
     /// nf_tables with NAT can be used.
     pub nft: bool,
+    /// There is WireGuard.
+    pub wireguard: bool,
 }

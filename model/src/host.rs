@@ -3,12 +3,14 @@
 //! The kernel door reports it as one value; address choice, MTU, "is this peer on my link" and the foreign-firewall
 //! conditions are derived from it.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use imbl::OrdMap;
 use ipnet::IpNet;
+use tartan_netstate::{LinkName, PublicKey};
 
 use crate::Family;
 
@@ -16,7 +18,7 @@ use crate::Family;
 /// again takes them off and puts them on within a second or two.
 pub const BRIEFLY: Duration = Duration::from_secs(10);
 
-/// Links, addresses, default routes and firewalls of others, each list sorted.
+/// Links, addresses, default routes and firewalls of others, each list sorted; and what of ours is not wanted but found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Host {
     /// Links in the node's namespace that are not ours.
@@ -25,6 +27,16 @@ pub struct Host {
     pub default_routes: Vec<DefaultRoute>,
     /// Chains of others that drop what pods send through this node.
     pub forward_blocks: Vec<ForwardBlock>,
+    pub wireguard: Wireguard,
+}
+
+/// What only comes about by what is wanted: no plan can say it before.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Wireguard {
+    /// The public halves of this node's key pairs, by name.
+    pub public_keys: BTreeMap<Arc<str>, PublicKey>,
+    /// Every peer of a device, and whether there was a handshake with it.
+    pub handshakes: BTreeMap<(LinkName, PublicKey), bool>,
 }
 
 /// A link of somebody else, with its addresses.

@@ -21,10 +21,12 @@ pub mod world;
 
 pub use cidr::{Family, PerFamily, overlap};
 pub use condition::{Condition, NodeCondition};
-pub use config::{AddressChoice, Config, FabricMode, HostFirewall, PolicyMode, VxlanConfig};
+pub use config::{
+    AddressChoice, Config, Encryption, FabricMode, HostFirewall, PolicyMode, VxlanConfig, WireguardConfig,
+};
 pub use features::Features;
 pub use flannel::{Flannel, FlannelBackend};
-pub use host::{DefaultRoute, ForwardBlock, Host, HostLink};
+pub use host::{DefaultRoute, ForwardBlock, Host, HostLink, Wireguard};
 pub use labels::{Labelled, Labels};
 pub use memo::Memo;
 pub use node::{Acknowledged, Advert, Annotations, Availability, Endpoint, Heard, Node, NodeNetwork, Placement, Said};

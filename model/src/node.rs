@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use ipnet::IpNet;
-use tartan_netstate::Mac;
+use tartan_netstate::{Mac, PublicKey};
 
 use crate::{NodeCondition, PerFamily};
 
@@ -106,6 +106,8 @@ pub struct Endpoint {
     pub address: IpAddr,
     /// Link-layer address behind it, where the fabric has one.
     pub mac: Option<Mac>,
+    /// Public key of the node there, where the fabric encrypts.
+    pub public_key: Option<PublicKey>,
 }
 
 /// What this node has told the publisher, as far as the cluster need not have heard it yet.

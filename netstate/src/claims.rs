@@ -14,6 +14,8 @@ pub const NEIGH_PROTOCOL: u8 = 84;
 pub const POD_LINK_PREFIX: &str = "ttp";
 /// First letters of a link that carries packets to other nodes.
 pub const FABRIC_LINK_PREFIX: &str = "ttx";
+/// First letters of those among them that encrypt what they carry.
+pub const ENCRYPTED_LINK_PREFIX: &str = "ttxs";
 /// First letters of Flannel's devices: one in whose place ours has to be, since the kernel has only one with that VNI and port,
 /// goes.
 pub const FLANNEL_LINK_PREFIX: &str = "flannel";
@@ -67,6 +69,8 @@ pub const NFT_GENERATION_SET: &str = "policy_generation";
 /// The bits of a connection's mark that say under which generation it was judged; all others are not ours. Not among
 /// those that kube-proxy, Tailscale or AWS use.
 pub const CT_MARK_GENERATION: u32 = 0xff00_0000;
+/// The chain that lets nothing go to other nodes' pods in clear.
+pub const NFT_STRICT_CHAIN: &str = "encrypted_only";
 /// NFLOG group of packets that policy denies or reports.
 pub const NFLOG_GROUP: u16 = 7474;
 /// UDP port, on a node's fabric addresses, at which agents answer each other's path self-test.
@@ -97,3 +101,12 @@ pub const UNREACHABLE_METRIC: u32 = 4_294_967_294;
 pub const VXLAN_VNI: u32 = 1;
 /// See [`VXLAN_VNI`].
 pub const VXLAN_PORT: u16 = 8472;
+
+/// Default first port of the wireguard fabric: the one that people open for WireGuard. It takes [`WIREGUARD_PORTS`] from there.
+pub const WIREGUARD_PORT: u16 = 51820;
+/// One for each family of underlay, and for keys of even and of odd number.
+pub const WIREGUARD_PORTS: u16 = 4;
+/// Seconds after which a peer is told that this node is there: less than firewalls and NATs keep a UDP flow.
+pub const WIREGUARD_KEEPALIVE_SECS: u16 = 25;
+/// The peer that allowed addresses pass through on their way out: kernels before 6.16 take one away by no other means.
+pub const WIREGUARD_NOBODY: [u8; 32] = [0x74; 32];

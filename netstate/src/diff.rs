@@ -88,7 +88,8 @@ fn links_first(
         Object::Link(link) => coming.iter().any(|new| link.kind.excludes(new)),
         _ => false,
     });
-    let leaving: BTreeSet<Key> = remade.chain(in_the_way.map(|(key, _)| key.clone())).collect();
+    let in_the_way = in_the_way.map(|(key, _)| key.clone()).chain(at_ports_of_others(make, gone));
+    let leaving: BTreeSet<Key> = remade.chain(in_the_way).collect();
     if leaving.is_empty() {
         return Vec::new();
     }
@@ -104,6 +105,22 @@ fn links_first(
         Some((Op::Delete(key, old.object.clone()), owner))
     };
     leaving.into_iter().filter_map(delete).collect()
+}
+
+/// WireGuard devices that go and have a port that another one gets.
+fn at_ports_of_others<'a>(make: &[(Op, Owner)], gone: &'a [(Key, Entry)]) -> impl Iterator<Item = Key> + use<'a> {
+    let port = |(op, _): &(Op, Owner)| match op {
+        Op::Create(_, Object::WgDevice(new)) | Op::Replace { new: Object::WgDevice(new), .. } => Some(new.listen_port),
+        _ => None,
+    };
+    let ports: BTreeSet<u16> = make.iter().filter_map(port).collect();
+    gone.iter().filter_map(move |(key, entry)| match (key, &entry.object) {
+        (Key::WgDevice { link }, Object::WgDevice(old)) if ports.contains(&old.listen_port) => {
+            let link = Key::Link { ns: Netns::Host, link: link.clone() };
+            gone.iter().any(|(key, _)| *key == link).then_some(link)
+        }
+        _ => None,
+    })
 }
 
 /// A set whose layout changed loses its elements, and goes only when no rule refers to it: its elements are put in

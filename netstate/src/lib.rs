@@ -18,6 +18,7 @@ pub mod part;
 mod qdisc;
 pub mod route;
 pub mod state;
+pub mod wireguard;
 
 pub use diff::{Change, Op, diff};
 pub use generation::Generation;
@@ -29,3 +30,4 @@ pub use part::Part;
 pub use qdisc::Tbf;
 pub use route::{Encap, Route, RouteKind, Rule, Scope};
 pub use state::{Conflict, Entry, Key, Object, Owner, State};
+pub use wireguard::{PublicKey, WgDevice, WgPeer};

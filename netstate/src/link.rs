@@ -65,6 +65,11 @@ pub enum LinkKind {
         /// What it is for, in the words of who wants it; the kernel door keeps it in the device's alias.
         label: Arc<str>,
     },
+    /// A WireGuard device; its key, port and peers are objects of their own.
+    Wireguard {
+        /// As for [`LinkKind::Tun`].
+        label: Arc<str>,
+    },
     /// A bridge, for adopting what other systems left behind.
     Bridge,
 }

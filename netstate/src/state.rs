@@ -13,7 +13,9 @@ use imbl::ordmap::DiffItem;
 use imbl::{OrdMap, OrdSet};
 use ipnet::IpNet;
 
-use crate::{Fdb, Link, LinkName, Mac, Neigh, Netns, Route, Rule, Scope, Socket, Tbf, nft};
+use crate::{
+    Fdb, Link, LinkName, Mac, Neigh, Netns, PublicKey, Route, Rule, Scope, Socket, Tbf, WgDevice, WgPeer, nft,
+};
 
 /// What names an object in the kernel. One object a key; everything else about it is in [`Object`].
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -23,6 +25,8 @@ pub enum Key {
     UplinkSysctl { link: LinkName, name: Arc<str> },
     /// A sysctl of a whole namespace, as a path below `/proc/sys/net`.
     Sysctl { ns: Netns, name: Arc<str> },
+    /// A key pair on this node's disk, by its name.
+    KeyPair { name: Arc<str> },
     /// Our one nft table.
     NftTable,
     /// A set, map or counter map in it.
@@ -53,6 +57,12 @@ pub enum Key {
     Socket { link: LinkName },
     /// Where a device's engine sends what is for these addresses, and from where alone it takes what comes from them.
     Remote { link: LinkName, dst: IpNet },
+    /// What a WireGuard device is to its peers.
+    WgDevice { link: LinkName },
+    /// A peer of a WireGuard device.
+    WgPeer { link: LinkName, public_key: PublicKey },
+    /// Addresses that a peer of a WireGuard device has: what is for them goes there, what is from them comes from there alone.
+    AllowedIp { link: LinkName, dst: IpNet },
     /// A route.
     Route { ns: Netns, table: u32, dst: IpNet, metric: u32 },
     /// Rules of ours in somebody else's chain, which let pods' packets through. `family` is `ip`, `ip6` or `inet`, or
@@ -65,6 +75,8 @@ pub enum Key {
 pub enum Object {
     /// The sysctl's text, without the line end.
     Sysctl(Arc<str>),
+    /// That it is there is all that is told of it; the public one is a fact of the host.
+    KeyPair,
     /// Our table: that it is there is all there is to it.
     NftTable,
     /// See [`nft::Set`].
@@ -93,6 +105,12 @@ pub enum Object {
     Socket(Socket),
     /// A remote's underlay address.
     Remote(IpAddr),
+    /// See [`WgDevice`].
+    WgDevice(WgDevice),
+    /// See [`WgPeer`].
+    WgPeer(WgPeer),
+    /// The peer whose they are.
+    AllowedIp(PublicKey),
     /// See [`Route`].
     Route(Arc<Route>),
     /// How many of our rules are in that chain as we put them: wanted are all, [`crate::claims::FORWARD_OPENING_RULES`].
@@ -281,6 +299,9 @@ impl State {
             Key::Fdb { link: link.clone(), mac: Mac([0; 6]) },
             Key::Socket { link: link.clone() },
             Key::Remote { link: link.clone(), dst: IpNet::default() },
+            Key::WgDevice { link: link.clone() },
+            Key::WgPeer { link: link.clone(), public_key: PublicKey([0; 32]) },
+            Key::AllowedIp { link: link.clone(), dst: IpNet::default() },
         ];
         let on_it = move |key: &Key| {
             *key.netns() == *ns && (key.link() == Some(link) || key.as_link().is_some_and(|(_, name)| name == *link))
@@ -403,7 +424,10 @@ impl Key {
             | Key::Proxied { link, .. }
             | Key::Fdb { link, .. }
             | Key::Socket { link }
-            | Key::Remote { link, .. } => Some(link),
+            | Key::Remote { link, .. }
+            | Key::WgDevice { link }
+            | Key::WgPeer { link, .. }
+            | Key::AllowedIp { link, .. } => Some(link),
             _ => None,
         }
     }
@@ -419,6 +443,11 @@ impl Key {
     /// Whether the object lives in an engine.
     pub fn is_in_engine(&self) -> bool {
         matches!(self, Key::Socket { .. } | Key::Remote { .. })
+    }
+
+    /// Whether it is what a WireGuard device has.
+    pub fn is_wireguard(&self) -> bool {
+        matches!(self, Key::WgDevice { .. } | Key::WgPeer { .. } | Key::AllowedIp { .. })
     }
 
     /// Whether the object lives in our nft table.
@@ -442,6 +471,7 @@ impl fmt::Display for Key {
         match self {
             Key::UplinkSysctl { link, name } => write!(f, "sysctl {name} of {link}"),
             Key::Sysctl { ns, name } => write!(f, "sysctl {name} in {ns}"),
+            Key::KeyPair { name } => write!(f, "key pair {name}"),
             Key::NftTable => f.write_str("nft table"),
             Key::NftSet { set } => write!(f, "nft set {set}"),
             Key::NftChain { chain } => write!(f, "nft chain {chain}"),
@@ -458,6 +488,9 @@ impl fmt::Display for Key {
             Key::Fdb { link, mac } => write!(f, "fdb entry {mac} on {link}"),
             Key::Socket { link } => write!(f, "socket of {link}"),
             Key::Remote { link, dst } => write!(f, "remote {dst} of {link}"),
+            Key::WgDevice { link } => write!(f, "key and port of {link}"),
+            Key::WgPeer { link, public_key } => write!(f, "peer {public_key} of {link}"),
+            Key::AllowedIp { link, dst } => write!(f, "allowed address {dst} of {link}"),
             Key::Route { ns, table, dst, metric } => write!(f, "route {dst} table {table} metric {metric} in {ns}"),
             Key::ForwardOpening { family, table, chain } => {
                 write!(f, "rules for pods in chain {chain} of {family} table {table}")

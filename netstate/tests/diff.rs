@@ -9,7 +9,8 @@ use std::collections::BTreeSet;
 use proptest::prelude::*;
 use states::{Choice, mac, name, pretended_pods, state, with_engines};
 use tartan_netstate::{
-    Change, Entry, Key, Link, LinkKind, Netns, Object, Op, Owner, Route, State, VxlanParams, diff, diff::hanging_on,
+    Change, Entry, Key, Link, LinkKind, Netns, Object, Op, Owner, PublicKey, Route, State, VxlanParams, WgDevice, diff,
+    diff::hanging_on,
 };
 
 fn pair(a: &Choice, b: &Choice) -> (State, State) {
@@ -179,6 +180,24 @@ fn a_device_goes_first_only_if_it_stands_in_the_way() {
     check(old(), ("ttx1", vxlan(2, 8472, true)), &["-link ttx0 in host", "+link ttx1 in host"]);
     check(old(), ("ttx0", vxlan(2, 8472, false)), &["-link ttx0 in host", "+link ttx0 in host"]);
     check(old(), old(), &[]);
+}
+
+#[test]
+fn a_wireguard_device_goes_first_only_if_its_port_is_wanted_by_another() {
+    let wireguard = |link: &str, listen_port| {
+        let kind = LinkKind::Wireguard { label: link.into() };
+        let mut state = device(link, Object::Link(Link { kind, mac: None, mtu: 1420, group: 0, up: true }.into()));
+        let object = Object::WgDevice(WgDevice { listen_port, public_key: PublicKey([1; 32]) });
+        state.insert(Key::WgDevice { link: name(link) }, object, Owner::Node);
+        state
+    };
+    let (came, went) =
+        (["+link ttx1 in host", "+key and port of ttx1"], ["-key and port of ttx0", "-link ttx0 in host"]);
+    let check = |port: u16, is: [&str; 4]| {
+        assert_eq!(steps(&wireguard("ttx0", 51820), &wireguard("ttx1", port)), is);
+    };
+    check(51821, [came[0], came[1], went[0], went[1]]);
+    check(51820, [went[1], came[0], came[1], went[0]]);
 }
 
 #[test]

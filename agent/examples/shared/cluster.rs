@@ -86,7 +86,12 @@ impl Peer {
             fabric_addresses: PerFamily { v4: fabric_address(&blocks[0]), v6: fabric_address(&blocks[1]) },
             blocks,
             mtu: 1450,
-            accepts: vec![Endpoint { instance: instance.clone(), address: self.address(), mac: Some(mac) }],
+            accepts: vec![Endpoint {
+                instance: instance.clone(),
+                address: self.address(),
+                mac: Some(mac),
+                public_key: None,
+            }],
             sends: vec![instance],
             joining: false,
             acknowledges: None,

@@ -18,7 +18,7 @@ mod spec;
 
 /// Knows everything, and has an address for every pod.
 pub(crate) fn whole(now: Instant) -> World {
-    let mut world = World::new("n1".into(), Features { ipv6: true, vxlan: true, nft: true });
+    let mut world = World::new("n1".into(), Features { ipv6: true, vxlan: true, nft: true, wireguard: true });
     for kind in Kind::ALL {
         world.store(StoreEvent::Init(kind), now);
         world.store(StoreEvent::Synced(kind), now);

@@ -19,7 +19,7 @@ use tartan_kernel::{Failure, Kernel, KernelError, Scope, Waker};
 use tartan_model::workload::NAMESPACE_NAME_LABEL;
 use tartan_model::{
     Advert, Config, DefaultRoute, Endpoint, Features, Host, HostLink, Kind, Namespace, Node, NodeNetwork, Object,
-    ObjectId, PerFamily, Pod, Pool, Selector, World,
+    ObjectId, PerFamily, Pod, Pool, Selector, Wireguard, World,
 };
 use tartan_netstate::{Change, Key, LinkName, Mac, Netns, PodNetns, State};
 use tartan_store::{Expect, MemoryStore, Store};
@@ -66,6 +66,10 @@ impl Kernel for Dying {
 
     fn host(&mut self) -> Result<Host, KernelError> {
         self.0.host()
+    }
+
+    fn wireguard(&mut self) -> Result<Wireguard, KernelError> {
+        self.0.wireguard()
     }
 
     fn apply(&mut self, _: &Change) -> Vec<Failure> {
@@ -194,7 +198,7 @@ impl Rig {
             fabric_addresses: PerFamily { v4: Some(blocks[0].addr()), v6: Some(blocks[1].addr()) },
             blocks,
             mtu: 1450,
-            accepts: vec![Endpoint { instance: instance.clone(), address, mac }],
+            accepts: vec![Endpoint { instance: instance.clone(), address, mac, public_key: None }],
             sends: vec![instance],
             joining: false,
             acknowledges: None,

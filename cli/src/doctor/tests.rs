@@ -12,7 +12,7 @@ use super::{Level, gather, report, text};
 fn well() -> Found {
     Found {
         node: "n1".into(),
-        features: Some(Features { ipv6: true, vxlan: true, nft: true }),
+        features: Some(Features { ipv6: true, vxlan: true, nft: true, wireguard: true }),
         tun: true,
         cni_conf: "/etc/cni/net.d".into(),
         cni_files: vec!["10-other.conflist".into()],
@@ -76,10 +76,10 @@ fn a_node_by_itself() {
     check("nothing is wrong", |_, _| {}, &[]);
     check(
         "no nf_tables",
-        |it, _| it.features = Some(Features { nft: false, ipv6: true, vxlan: true }),
+        |it, _| it.features = Some(Features { nft: false, ipv6: true, vxlan: true, wireguard: true }),
         &["Error kernel: the kernel has no nf_tables|modprobe nf_tables"],
     );
-    let no_vxlan = || Some(Features { ipv6: true, vxlan: false, nft: true });
+    let no_vxlan = || Some(Features { ipv6: true, vxlan: false, nft: true, wireguard: true });
     check(
         "no vxlan",
         |it, _| it.features = no_vxlan(),
@@ -100,7 +100,7 @@ fn a_node_by_itself() {
         );
     }
     check("no tun, and nobody needs it", |it, _| it.tun = false, &[]);
-    let no_ipv6 = || Some(Features { ipv6: false, vxlan: true, nft: true });
+    let no_ipv6 = || Some(Features { ipv6: false, vxlan: true, nft: true, wireguard: true });
     check("no IPv6", |it, _| it.features = no_ipv6(), &["Note kernel: the kernel has no IPv6"]);
     check(
         "no IPv6 where pods have it",

@@ -16,7 +16,7 @@ use tartan_policy::ir::protocol;
 use super::{Nat, named, nfproto};
 
 /// The ranges of this node's pods.
-const LOCAL: &str = "pods";
+pub(super) const LOCAL: &str = "pods";
 /// Destinations that see pods' own addresses.
 const INSIDE: &str = "inside";
 /// A group has no one way out whose address could stand in for the pod's.

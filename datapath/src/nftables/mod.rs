@@ -3,11 +3,12 @@
 //! Chains and sets are the same on every node and never change with a pod: a pod adds elements. What depends on the
 //! node's ranges is [`masquerade`], what depends on a pod is [`hostport`], and [`base`] is where both hang.
 //!
-//! No chain here accepts or drops what is forwarded: a verdict of ours could not overrule anybody else's.
+//! No chain here accepts what is forwarded, which could not overrule anybody else's verdict, and only [`encrypted`] drops of it.
 //!
 //! Invariant: `plan(memo, world) == plan(empty, world)`.
 
 mod base;
+mod encrypted;
 mod hostport;
 mod masquerade;
 pub mod policy;
@@ -37,6 +38,10 @@ pub struct Nat {
     pub vxlan_port: u16,
     /// The same of the udp fabric.
     pub udp_port: u16,
+    /// Some packets leave by a device that encrypts.
+    pub encrypts: bool,
+    /// Nothing goes to other nodes' pods in clear.
+    pub strict: bool,
 }
 
 /// The table, and what it was computed from.
@@ -57,7 +62,8 @@ impl Nftables {
         let mut changed = self.nat.as_ref() != Some(nat);
         if changed {
             masquerade::replan(&mut self.node, self.nat.as_ref(), nat);
-            let base = base::plan(nat);
+            let mut base = base::plan(nat);
+            base.replace(&State::new(), &encrypted::plan(nat));
             self.node.replace(&self.base, &base);
             self.base = base;
             self.nat = Some(nat.clone());

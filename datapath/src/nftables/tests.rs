@@ -17,6 +17,8 @@ fn nat() -> Nat {
         masquerade: true,
         vxlan_port: 8472,
         udp_port: 8285,
+        encrypts: false,
+        strict: false,
     }
 }
 

@@ -28,7 +28,7 @@ fn attachment(ifname: &str, number: u8) -> Attachment {
 }
 
 fn world(ifnames: &[&str], ipv6: bool) -> World {
-    let mut world = World::new("n1".into(), Features { ipv6, vxlan: true, nft: true });
+    let mut world = World::new("n1".into(), Features { ipv6, vxlan: true, nft: true, wireguard: true });
     (2..).zip(ifnames).for_each(|(number, ifname)| world.attach(attachment(ifname, number)));
     world
 }

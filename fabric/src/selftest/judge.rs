@@ -212,7 +212,9 @@ fn fallen_back(node: &str, peer: &str, Target { at, .. }: &Target) -> Condition 
 fn envelope(at: &Instance) -> String {
     match at {
         Instance::HostGw => "packets under pods' own addresses".into(),
-        Instance::Vxlan { port, .. } | Instance::Udp { port, .. } => format!("packets to UDP port {port}"),
+        Instance::Vxlan { port, .. } | Instance::Udp { port, .. } | Instance::Wireguard { port, .. } => {
+            format!("packets to UDP port {port}")
+        }
         Instance::Ipip { .. } => "packets of IP protocols 4 and 41".into(),
     }
 }

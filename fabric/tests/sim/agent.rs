@@ -6,7 +6,9 @@ use std::time::Instant;
 
 use tartan_fabric::{Memo, Out, Owned, plan};
 use tartan_model::{Advert, Config, Features, Kind, PerFamily, Programmed, StoreEvent, World};
-use tartan_netstate::{Object, Op, Owner, State, diff};
+use tartan_netstate::claims::NFT_STRICT_CHAIN;
+use tartan_netstate::nft::Chain;
+use tartan_netstate::{Key, Object, Op, Owner, State, diff};
 
 use super::machine::{Machine, pod_link};
 use super::store::{Store, Wire};
@@ -43,7 +45,7 @@ pub(crate) struct Agent {
 
 impl Agent {
     pub(crate) fn new(machine: &Machine, wire: Wire) -> Agent {
-        let features = Features { ipv6: true, vxlan: true, nft: true };
+        let features = Features { ipv6: true, vxlan: true, nft: true, wireguard: true };
         let fabric_addresses = PerFamily {
             v4: machine.blocks.v4.map(|block| block.network()),
             v6: machine.blocks.v6.map(|block| block.network()),
@@ -147,6 +149,10 @@ impl Agent {
         assert!(self.out.wake_at.is_none_or(|at| at > now), "a plan wants to be made again at once");
         let mut state = self.out.state.clone();
         state.insert(pod_key, pod(self.out.pod_mtu), Owner::Pod("p".into()));
+        if self.out.strict {
+            let chain = Chain::regular(Vec::new());
+            state.insert(Key::NftChain { chain: NFT_STRICT_CHAIN.into() }, Object::NftChain(chain.into()), Owner::Node);
+        }
         if self.generation == 0 || self.given != state {
             self.generation += 1;
             self.given = state.clone();

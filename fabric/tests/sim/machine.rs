@@ -1,14 +1,17 @@
 //! A machine: links, addresses, and a kernel that takes changes one step at a time.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
 use tartan_fabric::Instance;
-use tartan_model::{DefaultRoute, Family, Host, HostLink, PerFamily};
-use tartan_netstate::claims::{MAIN_TABLE, ROUTE_METRIC};
-use tartan_netstate::{Change, Key, Link, LinkKind, LinkName, Mac, Netns, Object, Op, Owner, State, VxlanParams};
+use tartan_model::{DefaultRoute, Family, Host, HostLink, PerFamily, Wireguard};
+use tartan_netstate::claims::{MAIN_TABLE, NFT_STRICT_CHAIN, ROUTE_METRIC};
+use tartan_netstate::{
+    Change, Entry, Key, Link, LinkKind, LinkName, Mac, Netns, Object, Op, Owner, PublicKey, State, VxlanParams,
+    WgDevice, stable_hash,
+};
 
 /// See the module.
 #[derive(Clone)]
@@ -22,7 +25,13 @@ pub(crate) struct Machine {
     pub kernel: State,
     /// What its engine's remotes were before: they may still send from there.
     pub previous: BTreeMap<Key, IpAddr>,
+    /// Its disk.
+    pub keys: BTreeMap<Arc<str>, PublicKey>,
+    /// Peers that its WireGuard devices have a session with.
+    pub met: BTreeSet<(LinkName, PublicKey)>,
     pub on: bool,
+    /// Key pairs, ever.
+    pub made: u64,
 }
 
 impl Machine {
@@ -42,8 +51,12 @@ impl Machine {
         let has = |family: &Family| self.addresses.iter().any(|net| Family::of_net(net) == *family);
         Host {
             links: vec![link("eth0", self.addresses.clone(), false), link("lo", Vec::new(), true)],
+            wireguard: Wireguard {
+                public_keys: self.keys.clone(),
+                handshakes: self.wireguard_peers().map(|peer| (peer.clone(), self.met.contains(&peer))).collect(),
+            },
             default_routes: Family::ALL.iter().filter(|family| has(family)).map(route).collect(),
-            forward_blocks: Vec::new(),
+            ..Host::default()
         }
     }
 
@@ -64,7 +77,55 @@ impl Machine {
             }
             op => drop(self.previous.remove(op.key())),
         }
+        match &op.0 {
+            Op::Create(Key::KeyPair { name }, _) => {
+                let fresh = self.keys.len() as u8 + 1;
+                let mut key = [fresh; 32];
+                let label = format!("{} {name} {}", self.name, self.made);
+                key[..8].copy_from_slice(&stable_hash(&label).to_be_bytes());
+                self.made += 1;
+                self.keys.insert(name.clone(), PublicKey(key));
+            }
+            Op::Delete(Key::KeyPair { name }, _) => drop(self.keys.remove(name)),
+            // Another key ends all sessions.
+            Op::Replace { key: Key::WgDevice { link }, .. } => self.met.retain(|(of, _)| of != link),
+            _ => {}
+        }
         Change { ops: vec![op.clone()] }.apply_to(&mut self.kernel);
+        self.end_sessions();
+    }
+
+    /// Sessions end with the peer, and with the device's key.
+    fn end_sessions(&mut self) {
+        let kernel = &self.kernel;
+        self.met.retain(|(link, public_key)| {
+            let peer = Key::WgPeer { link: link.clone(), public_key: *public_key };
+            kernel.get(&peer).is_some() && kernel.get(&Key::WgDevice { link: link.clone() }).is_some()
+        });
+    }
+
+    /// The kernel's state is gone; the disk is not.
+    pub(crate) fn forget(&mut self) {
+        let on_disk = self.keys.keys().map(|name| Key::KeyPair { name: name.clone() });
+        let entry = || Entry { object: Object::KeyPair, owner: Owner::Read };
+        self.kernel = on_disk.map(|key| (key, entry())).collect();
+        self.previous.clear();
+        self.met.clear();
+    }
+
+    /// Devices and the peers they have.
+    pub(crate) fn wireguard_peers(&self) -> impl Iterator<Item = (LinkName, PublicKey)> {
+        self.kernel.iter().filter_map(|(key, _)| match key {
+            Key::WgPeer { link, public_key } => Some((link.clone(), *public_key)),
+            _ => None,
+        })
+    }
+
+    fn wireguard(&self, link: &LinkName) -> Option<WgDevice> {
+        match &self.kernel.get(&Key::WgDevice { link: link.clone() })?.object {
+            Object::WgDevice(device) => Some(*device),
+            _ => None,
+        }
     }
 
     fn accepts(&self, key: &Key, object: &Object) {
@@ -79,7 +140,14 @@ impl Machine {
                 }
             }
             (
-                Key::Neigh { .. } | Key::Fdb { .. } | Key::LinkSysctl { .. } | Key::Socket { .. } | Key::Remote { .. },
+                Key::Neigh { .. }
+                | Key::Fdb { .. }
+                | Key::LinkSysctl { .. }
+                | Key::Socket { .. }
+                | Key::Remote { .. }
+                | Key::WgDevice { .. }
+                | Key::WgPeer { .. }
+                | Key::AllowedIp { .. },
                 _,
             ) => {
                 let link = key.link().unwrap();
@@ -90,6 +158,13 @@ impl Machine {
                 assert!(clash.is_none(), "{}: {link} clashes with {clash:?}", self.name);
             }
             _ => {}
+        }
+        if let (Key::WgDevice { link }, Object::WgDevice(new)) = (key, object) {
+            let at_port =
+                |entry: &Entry| matches!(&entry.object, Object::WgDevice(old) if old.listen_port == new.listen_port);
+            let clash = self.kernel.iter().find(|(other, entry)| other.link() != Some(link) && at_port(entry));
+            assert!(clash.is_none(), "{}: {link} clashes with {clash:?}", self.name);
+            assert!(self.keys.values().any(|key| *key == new.public_key), "{}: {link} without a key", self.name);
         }
     }
 
@@ -160,6 +235,21 @@ pub(crate) fn send(a: &Machine, b: &Machine, family: Family) -> Result<Instance,
     let (theirs, ours) = (b.blocks.get(family).ok_or("b has no pods")?, a.blocks.get(family).ok_or("a has no pods")?);
     let route = a.out_to(theirs).ok_or("a has no route")?;
     let Some(dev) = &route.dev else { return Err("a's route leads nowhere".into()) };
+    let instance = send_by(a, b, family, (route, dev), (ours, theirs))?;
+    let strict = Key::NftChain { chain: NFT_STRICT_CHAIN.into() };
+    match a.kernel.get(&strict) {
+        Some(_) if !instance.is_encrypted() => Err("a sends nothing in clear".into()),
+        _ => Ok(instance),
+    }
+}
+
+fn send_by(
+    a: &Machine,
+    b: &Machine,
+    family: Family,
+    (route, dev): (&tartan_netstate::Route, &LinkName),
+    (ours, theirs): (&IpNet, &IpNet),
+) -> Result<Instance, String> {
     let back = b.out_to(ours).and_then(|route| route.dev.clone());
     if dev.as_str() == "eth0" {
         let via = route.via.ok_or("a's route has no next hop")?;
@@ -180,6 +270,7 @@ pub(crate) fn send(a: &Machine, b: &Machine, family: Family) -> Result<Instance,
             let at = Instance::Vxlan { underlay: Family::of(*local), vni: *vni, port: *port, gbp: false };
             (by_vxlan(a, b, dev, device, route.via.ok_or("no next hop")?)?, at)
         }
+        LinkKind::Wireguard { label } => (by_wireguard(a, b, dev, (ours, theirs))?, label.parse()?),
         LinkKind::Tun { label } => (by_engine(a, b, label, (ours, theirs))?, label.parse()?),
         _ => by_tunnel(b, device, route, family)?,
     };
@@ -188,6 +279,42 @@ pub(crate) fn send(a: &Machine, b: &Machine, family: Family) -> Result<Instance,
         return Err("b's reverse path filter drops it".into());
     }
     Ok(instance)
+}
+
+/// By which device of `b` it comes in, if both have a session and each knows the other's ranges.
+fn by_wireguard<'b>(
+    a: &Machine,
+    b: &'b Machine,
+    link: &LinkName,
+    (from, to): (&IpNet, &IpNet),
+) -> Result<&'b LinkName, String> {
+    let whose = |of: &Machine, block: &IpNet| {
+        let key = Key::AllowedIp { link: link.clone(), dst: *block };
+        match of.kernel.get(&key).map(|entry| &entry.object) {
+            Some(Object::AllowedIp(key)) => Ok(*key),
+            _ => Err(format!("{} does not know whose {block} is", of.name)),
+        }
+    };
+    let (theirs, ours) = (whose(a, to)?, whose(b, from)?);
+    if !may_shake_hands(a, b, link, theirs) || a.wireguard(link).map(|device| device.public_key) != Some(ours) {
+        return Err(format!("{} and {} do not know each other's keys", a.name, b.name));
+    }
+    if !a.met.contains(&(link.clone(), theirs)) || !b.met.contains(&(link.clone(), ours)) {
+        return Err(format!("{} and {} have no session", a.name, b.name));
+    }
+    let (name, _) = b.devices().find(|(name, _)| *name == link).ok_or("b has no such device")?;
+    Ok(name)
+}
+
+/// Whether the peer of that key is `b`, where it is said to be, and `b` knows `a`. Devices of one instance have one name.
+pub(crate) fn may_shake_hands(a: &Machine, b: &Machine, link: &LinkName, key: PublicKey) -> bool {
+    let peer = |of: &Machine, public_key| match of.kernel.get(&Key::WgPeer { link: link.clone(), public_key })?.object {
+        Object::WgPeer(peer) => Some(peer.endpoint),
+        _ => None,
+    };
+    let (Some(ours), Some(theirs)) = (a.wireguard(link), b.wireguard(link)) else { return false };
+    let reached = peer(a, key).is_some_and(|at| b.has_address(at.ip()) && at.port() == theirs.listen_port);
+    reached && theirs.public_key == key && peer(b, ours.public_key).is_some()
 }
 
 /// By which device of `b` it comes in, if its engine takes it.

@@ -31,6 +31,9 @@ const FULL_READ: Duration = Duration::from_secs(300);
 const LOOK: Duration = Duration::from_secs(10);
 /// Reading what is not ours takes at most one part in so many of this thread's time.
 const HOST_REST: u32 = 20;
+/// How soon handshakes that are awaited are looked for, at first and at last.
+const HANDSHAKES_AT_FIRST: Duration = Duration::from_millis(20);
+const HANDSHAKES_AT_LAST: Duration = Duration::from_secs(5);
 /// Condemned links are deleted once pods have been quiet for this long,
 const QUIET: Duration = Duration::from_millis(50);
 /// or after this time at the latest. All of them: the kernel knows them by their group only.
@@ -51,6 +54,10 @@ pub(super) struct Worker {
     host_read_at: Instant,
     full_read_at: Instant,
     look_at: Instant,
+    /// When to look at WireGuard, of which the kernel tells nothing; while handshakes are awaited, this long after the last look.
+    wireguard_at: Option<Instant>,
+    wireguard_rest: Duration,
+    knows_wireguard: bool,
 
     wanted: Option<(u64, State)>,
     /// The rest of the last difference.
@@ -99,6 +106,9 @@ impl Worker {
             host_read_at: now,
             full_read_at: now,
             look_at: now + LOOK,
+            wireguard_at: Some(now),
+            wireguard_rest: HANDSHAKES_AT_FIRST,
+            knows_wireguard: false,
             wanted: None,
             steps: Steps::default(),
             planned: 0,
@@ -145,7 +155,8 @@ impl Worker {
                 self.host_is_dirty = true;
                 self.look_at = now + LOOK;
             }
-            next = self.work(now).into_iter().chain([self.full_read_at, self.look_at]).min();
+            let looks = [self.full_read_at, self.look_at];
+            next = self.work(now).into_iter().chain(looks).chain(self.wireguard_at).min();
         }
     }
 
@@ -207,6 +218,7 @@ impl Worker {
     fn mark_all(&mut self) {
         self.dirty.mark_node();
         self.host_is_dirty = true;
+        self.wireguard_at.get_or_insert_with(Instant::now);
         if let (true, Some((_, wanted))) = (self.read_once, &self.wanted) {
             self.dirty.mark_wanted(&self.mirror, wanted);
         }
@@ -315,6 +327,9 @@ impl Worker {
         if self.host_is_dirty && now >= self.host_read_at {
             self.read_host(now);
         }
+        if self.wireguard_at.is_some_and(|at| at <= now) {
+            self.read_wireguard(now);
+        }
         let host_again = self.host_is_dirty.then_some(self.host_read_at);
         if !self.dirty.is_clean() {
             return [self.dirty.due(), host_again].into_iter().flatten().min();
@@ -323,6 +338,10 @@ impl Worker {
             // Rules of ours in others' firewalls must not go because those have not been read yet.
             if self.host_is_dirty {
                 return host_again;
+            }
+            // Nor must devices because their keys have not.
+            if !self.knows_wireguard {
+                return self.wireguard_at;
             }
             self.first_read();
             return Some(now);
@@ -384,15 +403,32 @@ impl Worker {
     fn read_host(&mut self, now: Instant) {
         self.host_is_dirty = false;
         match self.kernel.host() {
-            Ok(host) if host == *self.host => {}
-            Ok(host) => {
-                self.host = Arc::new(host);
-                self.news = true;
-            }
+            Ok(host) => self.learn(Host { wireguard: self.host.wireguard.clone(), ..host }),
             Err(_) => self.host_is_dirty = true,
         }
         let ended = Instant::now();
         self.host_read_at = ended + (ended - now) * HOST_REST;
+    }
+
+    fn read_wireguard(&mut self, now: Instant) {
+        let read = self.kernel.wireguard();
+        let again = match &read {
+            Ok(wireguard) => wireguard.handshakes.values().any(|met| !met),
+            Err(_) => true,
+        };
+        self.wireguard_at = again.then(|| now + self.wireguard_rest);
+        self.wireguard_rest = (self.wireguard_rest * 2).min(HANDSHAKES_AT_LAST);
+        if let Ok(wireguard) = read {
+            self.knows_wireguard = true;
+            self.learn(Host { wireguard, ..Host::clone(&self.host) });
+        }
+    }
+
+    fn learn(&mut self, host: Host) {
+        if host != *self.host {
+            self.host = Arc::new(host);
+            self.news = true;
+        }
     }
 
     /// Finds out what is to be done. Nothing: mirror and wanted state are equal, but for what fails and what is dying.
@@ -529,6 +565,10 @@ impl Worker {
             }
             // Legacy tables tell nobody that they are open now.
             op if matches!(op.key(), Key::ForwardOpening { .. }) => self.host_is_dirty = true,
+            // There is a key, or a handshake begins.
+            op if matches!(op.key(), Key::KeyPair { .. } | Key::WgPeer { .. }) => {
+                (self.wireguard_at, self.wireguard_rest) = (Some(now), HANDSHAKES_AT_FIRST);
+            }
             _ => {}
         }
     }

@@ -34,6 +34,8 @@ pub fn nat() -> Nat {
         masquerade: true,
         vxlan_port: 8472,
         udp_port: 8285,
+        encrypts: false,
+        strict: false,
     }
 }
 

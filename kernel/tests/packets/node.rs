@@ -84,7 +84,7 @@ impl Node {
 
     pub(crate) fn learn(&mut self, mut world: World) {
         world.programmed = self.world.programmed.clone();
-        world.features = tartan_model::Features { ipv6: true, vxlan: true, nft: true };
+        world.features = tartan_model::Features { ipv6: true, vxlan: true, nft: true, wireguard: true };
         self.world = world;
         self.think();
     }
@@ -155,5 +155,7 @@ fn translation() -> Nat {
         masquerade: true,
         vxlan_port: 8472,
         udp_port: 8285,
+        encrypts: false,
+        strict: false,
     }
 }

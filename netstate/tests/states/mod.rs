@@ -8,8 +8,8 @@ use ipnet::IpNet;
 use tartan_netstate::claims::POD_LINK_GROUP;
 use tartan_netstate::nft::{Chain, ChainKind, ElementData, Fields, HookPoint, Nfproto, Selector, Set, Type, rule};
 use tartan_netstate::{
-    Encap, Fdb, Key, Link, LinkKind, LinkName, Mac, Neigh, Netns, Object, Owner, PodNetns, Route, Rule, Scope, Socket,
-    State, Tbf, VxlanParams,
+    Encap, Fdb, Key, Link, LinkKind, LinkName, Mac, Neigh, Netns, Object, Owner, PodNetns, PublicKey, Route, Rule,
+    Scope, Socket, State, Tbf, VxlanParams, WgDevice, WgPeer,
 };
 
 /// What there is of everything; all zero is nothing. Small values first, so that a failure shrinks well.
@@ -36,8 +36,7 @@ impl Maker<'_> {
 
     fn link(&mut self, name: &LinkName, kind: LinkKind, look: u8) {
         let group = if matches!(kind, LinkKind::Veth { .. }) { POD_LINK_GROUP } else { 0 };
-        let has_mac =
-            !matches!(kind, LinkKind::Ipip { .. } | LinkKind::Sit { .. } | LinkKind::Ip6Tnl | LinkKind::Tun { .. });
+        let has_mac = matches!(kind, LinkKind::Veth { .. } | LinkKind::Vxlan(_) | LinkKind::Bridge);
         let mac = has_mac.then(|| mac(look % 3));
         let link = Link { kind, mac, mtu: 1400 + u32::from(look % 4), group, up: true };
         self.put(Key::Link { ns: Netns::Host, link: name.clone() }, Object::Link(link.into()));
@@ -222,6 +221,40 @@ impl Maker<'_> {
         }
     }
 
+    /// A WireGuard device by one of `keys`, the public halves of key pairs that are there, and peers that share and swap
+    /// ranges.
+    fn wireguard(&mut self, keys: &[PublicKey]) {
+        let (there, look) = (self.byte(), self.byte());
+        if there.is_multiple_of(3) {
+            return;
+        }
+        let device = name(&format!("ttx{}", 24 + there % 2));
+        self.link(&device, LinkKind::Wireguard { label: format!("wireguard/{}", look % 2).into() }, look);
+        self.sysctl(&Netns::Host, &device, "ipv4/rp_filter", "2");
+        let public_key = keys[usize::from(look) % keys.len()];
+        let listen_port = 51820 + u16::from(look % 3);
+        self.put(Key::WgDevice { link: device.clone() }, Object::WgDevice(WgDevice { listen_port, public_key }));
+        for peer in 0..3 {
+            let choice = self.byte();
+            if choice.is_multiple_of(3) {
+                continue;
+            }
+            let public_key = PublicKey([10 + peer; 32]);
+            let at: IpAddr = if choice % 5 == 1 { "2001:db8::1" } else { "192.0.2.1" }.parse().unwrap();
+            let endpoint = (plus(at, choice % 4), 51820 + u16::from(choice % 3)).into();
+            let keepalive = u16::from(choice % 2) * 25;
+            let key = Key::WgPeer { link: device.clone(), public_key };
+            self.put(key, Object::WgPeer(WgPeer { endpoint, keepalive }));
+            for v6 in [false, true] {
+                // The next one's in another state, and sometimes in this one, where the last word counts.
+                let whose = peer + choice % 2;
+                let key = Key::AllowedIp { link: device.clone(), dst: block(v6, 50 + whose) };
+                self.put(key, Object::AllowedIp(public_key));
+                self.route(&Netns::Host, block(v6, 50 + whose), 1024, Route::on_link(device.clone()));
+            }
+        }
+    }
+
     fn nft(&mut self) {
         let (there, elements) = (self.byte(), self.byte());
         if there.is_multiple_of(3) {
@@ -304,10 +337,18 @@ pub fn with_tunnels(pods: &[PodNetns], choice: &Choice) -> State {
     maker.state
 }
 
+/// The same, with WireGuard by one of these keys.
+pub fn with_wireguard(pods: &[PodNetns], choice: &Choice, keys: &[PublicKey]) -> State {
+    let mut maker = Maker { state: with_tunnels(pods, choice), bytes: &mut choice.iter().rev().skip(7) };
+    maker.wireguard(keys);
+    maker.state
+}
+
 /// The same, with what engines hold.
 #[allow(dead_code, reason = "no kernel holds it")]
 pub fn with_engines(pods: &[PodNetns], choice: &Choice) -> State {
-    let mut maker = Maker { state: with_tunnels(pods, choice), bytes: &mut choice.iter().rev() };
+    let keys = [PublicKey([1; 32]), PublicKey([2; 32])];
+    let mut maker = Maker { state: with_wireguard(pods, choice, &keys), bytes: &mut choice.iter().rev() };
     maker.tun(true);
     maker.state
 }

@@ -7,8 +7,10 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use tartan_api::kinds::{Empty, ObjectMeta};
-use tartan_api::tartan::{self, NetworkConfigSpec, NodeAddressSpec, UdpSpec, VxlanSpec};
-use tartan_model::{AddressChoice, Config, FabricMode, Family, HostFirewall, PolicyMode, VxlanConfig};
+use tartan_api::tartan::{self, NetworkConfigSpec, NodeAddressSpec, UdpSpec, VxlanSpec, WireguardSpec};
+use tartan_model::{
+    AddressChoice, Config, Encryption, FabricMode, Family, HostFirewall, PolicyMode, VxlanConfig, WireguardConfig,
+};
 
 use super::fault::{self, Fault};
 use super::fields;
@@ -19,17 +21,20 @@ const MIN_POD_MTU: u32 = 1280;
 const VXLAN_OVERHEAD: u32 = 70;
 const IPIP_OVERHEAD: u32 = 40;
 const UDP_OVERHEAD: u32 = 48;
+const WIREGUARD_OVERHEAD: u32 = 80;
 /// IFNAMSIZ without its final NUL.
 const MAX_LINK_NAME: usize = 15;
 
-const FABRICS: [(&str, FabricMode); 5] = [
+const FABRICS: [(&str, FabricMode); 6] = [
     ("vxlan", FabricMode::Vxlan),
     ("ipip", FabricMode::Ipip),
     ("udp", FabricMode::Udp),
+    ("wireguard", FabricMode::Wireguard),
     ("host-gw", FabricMode::HostGw),
     ("none", FabricMode::None),
 ];
 const FALLBACKS: [(&str, Option<FabricMode>); 2] = [("none", None), ("udp", Some(FabricMode::Udp))];
+const ENCRYPTIONS: [(&str, Encryption); 2] = [("none", Encryption::None), ("wireguard", Encryption::Wireguard)];
 const UNDERLAYS: [(&str, Option<Family>); 3] = [("auto", None), ("ipv4", Some(Family::V4)), ("ipv6", Some(Family::V6))];
 const FIREWALLS: [(&str, HostFirewall); 2] = [("open", HostFirewall::Open), ("report", HostFirewall::Report)];
 const POLICY: [(&str, PolicyMode); 3] =
@@ -73,13 +78,17 @@ fn config(spec: &NetworkConfigSpec) -> Result<Config, Fault> {
     let default = Config::default();
     let fabric = word("spec.fabric", &spec.fabric, &FABRICS, default.fabric)?;
     let fallback = word("spec.fallback", &spec.fallback, &FALLBACKS, default.fallback)?;
+    let encryption = encryption(spec, fabric)?;
     let overhead = |mode| match mode {
         FabricMode::HostGw | FabricMode::None => 0,
         FabricMode::Vxlan => VXLAN_OVERHEAD,
         FabricMode::Ipip => IPIP_OVERHEAD,
         FabricMode::Udp => UDP_OVERHEAD,
+        FabricMode::Wireguard => WIREGUARD_OVERHEAD,
     };
-    let lowest_mtu = MIN_POD_MTU + overhead(fabric).max(fallback.map_or(0, overhead));
+    let encrypted = (encryption == Encryption::Wireguard).then_some(FabricMode::Wireguard);
+    let modes = [Some(fabric), fallback, encrypted];
+    let lowest_mtu = MIN_POD_MTU + modes.into_iter().flatten().map(overhead).max().unwrap_or(0);
     Ok(Config {
         fabric,
         vxlan: vxlan(&spec.vxlan.clone().unwrap_or_default(), default.vxlan)?,
@@ -89,6 +98,9 @@ fn config(spec: &NetworkConfigSpec) -> Result<Config, Fault> {
             .and_then(|udp| udp.port)
             .map_or(Ok(default.udp_port), |port| self::port("spec.udp.port", port))?,
         fallback,
+        encryption,
+        strict_encryption: spec.strict_encryption.unwrap_or(default.strict_encryption),
+        wireguard: wireguard(&spec.wireguard.clone().unwrap_or_default(), default.wireguard)?,
         cross_subnet: spec.cross_subnet.unwrap_or(default.cross_subnet),
         underlay: word("spec.underlay", &spec.underlay, &UNDERLAYS, default.underlay)?,
         underlay_mtu: spec
@@ -104,6 +116,31 @@ fn config(spec: &NetworkConfigSpec) -> Result<Config, Fault> {
         lease: seconds("spec.leaseSeconds", spec.lease_seconds, 3..=86_400, default.lease)?,
         drain: seconds("spec.drainSeconds", spec.drain_seconds, 0..=3_600, default.drain)?,
     })
+}
+
+fn encryption(spec: &NetworkConfigSpec, fabric: FabricMode) -> Result<Encryption, Fault> {
+    for (field, text) in [("spec.fabric", &spec.fabric), ("spec.encryption", &spec.encryption)] {
+        if text.as_deref() == Some("ipsec") {
+            return Err(Fault::value(field, "ipsec", "not in this version of Tartan", "write `wireguard`"));
+        }
+    }
+    let encryption = word("spec.encryption", &spec.encryption, &ENCRYPTIONS, Encryption::None)?;
+    if fabric == FabricMode::None && encryption != Encryption::None {
+        let wrong = "of no use with fabric `none`, which leaves the way between nodes to somebody else";
+        return Err(Fault::value("spec.encryption", encryption, wrong, "set spec.fabric, or leave encryption to them"));
+    }
+    if spec.strict_encryption == Some(true) && encryption == Encryption::None && fabric != FabricMode::Wireguard {
+        let wrong = "without encryption: nothing could be sent";
+        return Err(Fault::value("spec.strictEncryption", true, wrong, "set spec.encryption to `wireguard` with it"));
+    }
+    Ok(encryption)
+}
+
+fn wireguard(spec: &WireguardSpec, default: WireguardConfig) -> Result<WireguardConfig, Fault> {
+    let port = spec.port.unwrap_or(default.port);
+    let last = u32::from(u16::MAX - (WireguardConfig::PORTS - 1));
+    fields::number("spec.wireguard.port", u32::from(port), 1..=last, "")?;
+    Ok(WireguardConfig { port, rotation: spec.rotation.unwrap_or(default.rotation) })
 }
 
 fn vxlan(spec: &VxlanSpec, default: VxlanConfig) -> Result<VxlanConfig, Fault> {
@@ -189,6 +226,10 @@ fn spec(config: &Config) -> NetworkConfigSpec {
         vxlan: (config.vxlan != default.vxlan).then(|| vxlan_spec(&config.vxlan, &default.vxlan)),
         udp: differing(&config.udp_port, &default.udp_port).map(|port| UdpSpec { port: Some(port) }),
         fallback: (config.fallback != default.fallback).then(|| name_of(config.fallback, &FALLBACKS)),
+        encryption: (config.encryption != default.encryption).then(|| name_of(config.encryption, &ENCRYPTIONS)),
+        strict_encryption: differing(&config.strict_encryption, &default.strict_encryption),
+        wireguard: (config.wireguard != default.wireguard)
+            .then(|| wireguard_spec(&config.wireguard, &default.wireguard)),
         cross_subnet: differing(&config.cross_subnet, &default.cross_subnet),
         underlay: (config.underlay != default.underlay).then(|| name_of(config.underlay, &UNDERLAYS)),
         underlay_mtu: config.underlay_mtu,
@@ -211,6 +252,13 @@ fn vxlan_spec(vxlan: &VxlanConfig, default: &VxlanConfig) -> VxlanSpec {
         port: differing(&vxlan.port, &default.port),
         learning: differing(&vxlan.learning, &default.learning),
         gbp: differing(&vxlan.gbp, &default.gbp),
+    }
+}
+
+fn wireguard_spec(wireguard: &WireguardConfig, default: &WireguardConfig) -> WireguardSpec {
+    WireguardSpec {
+        port: differing(&wireguard.port, &default.port),
+        rotation: differing(&wireguard.rotation, &default.rotation),
     }
 }
 

@@ -197,10 +197,18 @@ fn endpoint((i, endpoint): (usize, &tartan::Endpoint)) -> Result<Endpoint, Fault
             Fault::value(field("mac"), text, "not a MAC address", "write six bytes in hex, e.g. 02:00:00:00:00:01")
         })?),
     };
+    let public_key = match endpoint.public_key.as_str() {
+        "" => None,
+        text => Some(text.parse().map_err(|_| {
+            let fix = "the node's agent writes it: see what else writes NodeNetwork objects";
+            Fault::value(field("publicKey"), text, "not a WireGuard key, which is 32 bytes in base64", fix)
+        })?),
+    };
     Ok(Endpoint {
         instance: Arc::from(endpoint.instance.as_str()),
         address: fields::address(&field("address"), &endpoint.address)?,
         mac,
+        public_key,
     })
 }
 
@@ -209,5 +217,6 @@ fn encode_endpoint(endpoint: &Endpoint) -> tartan::Endpoint {
         instance: endpoint.instance.to_string(),
         address: endpoint.address.to_string(),
         mac: endpoint.mac.map(|mac| mac.to_string()).unwrap_or_default(),
+        public_key: endpoint.public_key.map(|key| key.to_string()).unwrap_or_default(),
     }
 }

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use tartan_model::{
-    AddressChoice, Block, Config, FabricMode, Family, Holder, HostFirewall, NodeCondition, NodeNetwork, Part,
-    PerFamily, PolicyMode, VxlanConfig,
+    AddressChoice, Block, Config, Encryption, FabricMode, Family, Holder, HostFirewall, NodeCondition, NodeNetwork,
+    Part, PerFamily, PolicyMode, VxlanConfig, WireguardConfig,
 };
 
 use super::*;
@@ -96,6 +96,19 @@ fn a_configuration_is_whole() {
             drain: Duration::ZERO,
             ..default()
         },
+    );
+    check_config(
+        "spec: {fabric: wireguard, strictEncryption: true, wireguard: {port: 65532, rotation: 4294967295}}",
+        Config {
+            fabric: FabricMode::Wireguard,
+            strict_encryption: true,
+            wireguard: WireguardConfig { port: 65532, rotation: u32::MAX },
+            ..default()
+        },
+    );
+    check_config(
+        "spec: {encryption: wireguard, strictEncryption: false, underlayMTU: 1360}",
+        Config { encryption: Encryption::Wireguard, underlay_mtu: Some(1360), ..default() },
     );
     for (word, policy) in [
         ("enforce", PolicyMode::Enforce),
@@ -339,6 +352,7 @@ fn our_own_come_back_as_they_were() {
             instance: "vxlan/ipv4/vni1/port8472".into(),
             address: "192.0.2.1".parse().unwrap(),
             mac: Some("02:00:00:00:00:01".parse().unwrap()),
+            public_key: Some(format!("{}Bwc=", "BwcH".repeat(10)).parse().unwrap()),
         }],
         sends: vec!["host-gw/ipv4".into()],
         joining: true,

@@ -20,7 +20,7 @@ use std::{
 const FIRST_MODULES: &[&str] = &["virtio_pci", "9pnet_virtio", "9p", "overlay"];
 /// What the kernel would load one by one when it is first asked for, by a program that takes half a second in there each
 /// time; a kernel that lacks one of them goes without.
-const USUAL_MODULES: &str = "tun veth bridge vxlan ipip sit ip6_tunnel nfnetlink_log nfnetlink_queue nf_conntrack_netlink \
+const USUAL_MODULES: &str = "tun veth bridge vxlan ipip sit ip6_tunnel wireguard nfnetlink_log nfnetlink_queue nf_conntrack_netlink \
      nf_tables nft_chain_nat nft_compat nft_ct nft_fib_inet nft_hash nft_limit nft_log nft_masq nft_nat nft_redir \
      nft_reject_inet ip_tables iptable_filter iptable_nat ip6table_filter ip6table_nat xt_comment xt_conntrack";
 /// How the guest's last line begins; the exit code follows.

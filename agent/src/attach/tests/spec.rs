@@ -116,7 +116,8 @@ fn status_tells_what_is_wrong_with_all_pods_from_what_is_wrong_with_some() {
     // What packets go by, and what was only asked for.
     let by = |told: &str, expected: &str| {
         let mut world = whole(Instant::now());
-        let end = Endpoint { instance: told.into(), address: "192.0.2.1".parse().unwrap(), mac: None };
+        let address = "192.0.2.1".parse().unwrap();
+        let end = Endpoint { instance: told.into(), address, mac: None, public_key: None };
         world.said = Some(Said::heard(Advert { accepts: vec![end], ..Advert::default() }.into()));
         let (key, owner) = (Key::NftTable, Owner::Fabric("ipip/ipv4".into()));
         world.programmed.failures =

@@ -54,6 +54,7 @@ fn done(request: Request) -> String {
             let seen = (&Config::default(), None);
             written(edit::set(&MemoryStore::default(), seen, &key, &value))
         }
+        Request::Rotate => "rotate".into(),
     }
 }
 

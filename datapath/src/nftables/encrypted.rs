@@ -1,0 +1,69 @@
+//! Towards other nodes' pods by a device that encrypts: under which address, and, where that is strict, by no other way.
+//!
+//! Peers take from a node what comes from its own ranges and nothing else. So what enters the cluster through this node, or is
+//! sent by it under another address of its own, leaves under its fabric address; before kube-proxy's like, whose masquerading
+//! would choose the underlay's, to which pods would answer in clear.
+//!
+//! Strict is the last look at a packet before it leaves, whoever sent it: a pod, the node itself, or who comes through the node. A
+//! device that only wraps does not pass, nor does the way out to the internet, which a range without a route would take.
+
+use ipnet::IpNet;
+use tartan_model::Family;
+use tartan_netstate::claims::{
+    ENCRYPTED_LINK_PREFIX, NFT_POLICY_PRIORITY, NFT_SRCNAT_PRIORITY, NFT_STRICT_CHAIN, POD_LINK_GROUP,
+};
+use tartan_netstate::nft::{Chain, ChainKind, ElementData, ElementKey, HookPoint, Rule, Selector, Set, Type, rule};
+use tartan_netstate::{Key, Object, Owner, State};
+
+use super::{Nat, masquerade, named, nfproto};
+
+/// The ranges that all pods have their addresses from.
+const CLUSTER: &str = "cluster";
+/// Before others translate sources.
+const PRIORITY: i32 = NFT_SRCNAT_PRIORITY - 1;
+
+pub(super) fn plan(nat: &Nat) -> State {
+    let mut state = State::new();
+    if !nat.encrypts && !nat.strict {
+        return state;
+    }
+    let mut put = |key: Key, object: Object| state.insert(key, object, Owner::Node);
+    for family in Family::ALL {
+        let set = Set::intervals(Type::addr(nfproto(family)));
+        put(Key::NftSet { set: named(CLUSTER, family).into() }, Object::NftSet(set.into()));
+    }
+    for range in IpNet::aggregate(&nat.cluster_ranges) {
+        let set = named(CLUSTER, Family::of_net(&range)).into();
+        put(Key::NftElement { set, key: ElementKey::prefix(range) }, Object::NftElement(ElementData::default()));
+    }
+    let sources = Chain::base(ChainKind::Nat, HookPoint::Postrouting, PRIORITY, sources(nat));
+    put(Key::NftChain { chain: "encrypted_sources".into() }, Object::NftChain(sources.into()));
+    if nat.strict {
+        let chain = Chain::base(ChainKind::Filter, HookPoint::Postrouting, NFT_POLICY_PRIORITY, strict());
+        put(Key::NftChain { chain: NFT_STRICT_CHAIN.into() }, Object::NftChain(chain.into()));
+    }
+    state
+}
+
+fn sources(nat: &Nat) -> Vec<Rule> {
+    let of_family = |(family, fabric_address)| {
+        rule("peers know this node's own ranges")
+            .oifname_prefix(ENCRYPTED_LINK_PREFIX)
+            .not_within(nfproto(family), &[Selector::Saddr], &named(CLUSTER, family))
+            .snat_to(fabric_address)
+    };
+    nat.fabric_address.iter().map(|(family, address)| of_family((family, *address))).collect()
+}
+
+fn strict() -> Vec<Rule> {
+    let encrypted = rule("it leaves encrypted").oifname_prefix(ENCRYPTED_LINK_PREFIX).returns();
+    let to_pod = rule("to a pod here").oifgroup(POD_LINK_GROUP).returns();
+    let in_clear = |family| {
+        rule("to another node's pod in clear")
+            .not_within(nfproto(family), &[Selector::Daddr], &named(masquerade::LOCAL, family))
+            .within(nfproto(family), &[Selector::Daddr], &named(CLUSTER, family))
+            .counter()
+            .drop()
+    };
+    [encrypted, to_pod].into_iter().chain(Family::ALL.into_iter().map(in_clear)).collect()
+}

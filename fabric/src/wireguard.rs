@@ -1,0 +1,135 @@
+//! wireguard: packets encrypted to the key of the node they are for, in UDP (the WireGuard paper, sections 5 and 6).
+//!
+//! A device sends a packet to the peer whose allowed addresses hold the destination, and takes one in only from the peer whose
+//! hold the source. So, as for `udp`, all peers stand in it as long as it is there, whatever carries packets to them: each with
+//! the key that it says is its own. With keepalives their handshakes come before the first packet does.
+//!
+//! Invariant: only addresses of pods and of nodes' fabric ends go through it. What nodes say to each other and to the API server
+//! goes as it went before, so nothing that keys are learned from depends on keys.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use tartan_model::{Advert, Condition, Config, Endpoint, Family, Features};
+use tartan_netstate::claims::WIREGUARD_KEEPALIVE_SECS;
+use tartan_netstate::{Key, Link, LinkKind, Object, Owner, PublicKey, State, WgDevice, WgPeer};
+
+use crate::mtu::device_mtu;
+use crate::{Fabric, Hop, Instance, LocalNode, Peer};
+
+pub(crate) struct Wireguard;
+
+impl Fabric for Wireguard {
+    fn needs(&self, have: &Features) -> Result<(), &'static str> {
+        have.wireguard
+            .then_some(())
+            .ok_or("its kernel has no WireGuard (the module `wireguard`, of Linux 5.6 and later)")
+    }
+
+    fn overhead(&self, underlay: Family) -> u32 {
+        // A data message's header 16 and tag 16, UDP 8, and the outer IP header.
+        match underlay {
+            Family::V4 => 16 + 16 + 8 + 20,
+            Family::V6 => 16 + 16 + 8 + 40,
+        }
+    }
+
+    fn receive(&self, node: &LocalNode, at: &Instance) -> State {
+        let mut state = State::new();
+        let (Instance::Wireguard { underlay, port, .. }, Some(public_key)) = (*at, own_key(node, at)) else {
+            return state;
+        };
+        let Some(uplink) = node.uplinks.get(underlay) else { return state };
+        let kind = LinkKind::Wireguard { label: at.to_string().into() };
+        let link = Link { kind, mac: None, mtu: device_mtu(uplink.mtu, at), group: 0, up: true };
+        crate::device::put(&mut state, at.device(), link, at);
+        let device = Object::WgDevice(WgDevice { listen_port: port, public_key });
+        state.insert(Key::WgDevice { link: at.device() }, device, Owner::Fabric(at.to_string().into()));
+        state
+    }
+
+    fn endpoint(&self, node: &LocalNode, at: &Instance) -> Option<Endpoint> {
+        let uplink = node.uplinks.get(at.underlay()?)?;
+        let public_key = Some(own_key(node, at)?);
+        Some(Endpoint { instance: Arc::from(at.to_string()), address: uplink.advertised(), mac: None, public_key })
+    }
+
+    fn hop(&self, _: &LocalNode, at: &Instance, to: &Peer<'_>, _: Family) -> Result<Hop, Condition> {
+        if Some(Family::of(to.endpoint.address)) != at.underlay() {
+            return Err(crate::ipip::of_other_family(at, to));
+        }
+        if to.endpoint.public_key.is_none() {
+            return Err(without_key(at, to));
+        }
+        Ok(Hop { via: None, dev: at.device(), onlink: false, encap: None })
+    }
+
+    fn reach(&self, at: &Instance, to: &Peer<'_>, family: Family, blocks: &[&IpNet]) -> Vec<(Key, Object)> {
+        let of_family = blocks.iter().filter(|block| Family::of_net(block) == family);
+        peer(at, to.endpoint, of_family.copied())
+    }
+
+    fn admit(&self, at: &Instance, advert: &Advert, blocks: &[IpNet]) -> Vec<(Key, Object)> {
+        let name = at.to_string();
+        let end = advert.accepts.iter().find(|end| *end.instance == *name);
+        end.map(|end| peer(at, end, blocks.iter())).unwrap_or_default()
+    }
+}
+
+/// The instance over a family of underlay. Keys of two rotations and both families are on devices of their own.
+pub(crate) fn instance(config: &Config, underlay: Family) -> Instance {
+    let rotation = config.wireguard.rotation;
+    let port = config.wireguard.port + u16::from(rotation % 2 == 1) * 2 + u16::from(underlay == Family::V6);
+    Instance::Wireguard { underlay, port, rotation }
+}
+
+/// The name of the key pair that every node makes for an instance.
+pub(crate) fn key_pair(at: &Instance) -> Option<Arc<str>> {
+    match at {
+        Instance::Wireguard { rotation, .. } => Some(format!("wireguard-{rotation}").into()),
+        _ => None,
+    }
+}
+
+fn own_key(node: &LocalNode, at: &Instance) -> Option<PublicKey> {
+    node.public_keys.get(&key_pair(at)?).copied()
+}
+
+/// A peer and what is its own.
+fn peer<'a>(at: &Instance, end: &Endpoint, blocks: impl Iterator<Item = &'a IpNet>) -> Vec<(Key, Object)> {
+    let (Instance::Wireguard { underlay, port, .. }, Some(public_key)) = (at, end.public_key) else {
+        return Vec::new();
+    };
+    if Family::of(end.address) != *underlay {
+        return Vec::new();
+    }
+    let link = at.device();
+    let itself = WgPeer { endpoint: (end.address, *port).into(), keepalive: WIREGUARD_KEEPALIVE_SECS };
+    let mut objects = vec![(Key::WgPeer { link: link.clone(), public_key }, Object::WgPeer(itself))];
+    objects.extend(blocks.map(|block| (allowed(at, block), Object::AllowedIp(public_key))));
+    objects
+}
+
+/// What the device keeps of a peer's range.
+pub(crate) fn allowed(at: &Instance, block: &IpNet) -> Key {
+    Key::AllowedIp { link: at.device(), dst: *block }
+}
+
+/// Where the peer of that key is, as the kernel was told.
+pub(crate) fn endpoint_of(mirror: &State, at: &Instance, public_key: PublicKey) -> Option<IpAddr> {
+    match &mirror.get(&Key::WgPeer { link: at.device(), public_key })?.object {
+        Object::WgPeer(peer) => Some(peer.endpoint.ip()),
+        _ => None,
+    }
+}
+
+fn without_key(at: &Instance, to: &Peer<'_>) -> Condition {
+    Condition {
+        about: format!("NodeNetwork/{}", to.name),
+        field: "spec.accepts".into(),
+        reason: "EndpointWithoutKey",
+        message: format!("{} says it hears {at}, and not by which key", to.name),
+        fix: format!("look at the agent of {}: its NodeNetwork object is written by it alone", to.name),
+    }
+}

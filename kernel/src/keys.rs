@@ -1,0 +1,189 @@
+//! Key pairs of this node: one file each, with the private key as `wg genkey` writes it.
+//!
+//! Invariant: a private key is in its file, which root alone can read, in this process's memory and in the kernel, and nowhere
+//! else: it has no text form outside of the file, and no error or state holds it.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use tartan_netstate::PublicKey;
+use x25519_dalek::StaticSecret;
+
+/// How the name of a key pair's file ends.
+const SUFFIX: &str = ".key";
+/// 32 bytes in base64, and the end of the line.
+const LONGEST: u64 = 45;
+
+/// Key pairs in a directory.
+#[derive(Clone)]
+pub struct Keys {
+    dir: PathBuf,
+}
+
+/// Whoever has it is this node to its peers.
+pub struct PrivateKey(StaticSecret);
+
+impl Keys {
+    /// Those in this directory, which need not be there yet.
+    pub fn of(dir: &Path) -> Keys {
+        Keys { dir: dir.to_owned() }
+    }
+
+    /// Makes a pair of that name, unless there is one. A file that holds no key is none.
+    ///
+    /// # Errors
+    /// The directory cannot be written.
+    pub fn make(&self, name: &str) -> io::Result<()> {
+        let path = self.path(name);
+        if load(&path).is_ok_and(|key| key.is_some()) {
+            return Ok(());
+        }
+        let mut bytes = [0; 32];
+        File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.dir)?;
+        let new = path.with_extension("new");
+        let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+        file.write_all(format!("{}\n", STANDARD.encode(StaticSecret::from(bytes).as_bytes())).as_bytes())?;
+        // Peers are told of it: it must be there after a power cut.
+        file.sync_all()?;
+        fs::rename(&new, &path)?;
+        File::open(&self.dir)?.sync_all()
+    }
+
+    /// Takes the pair of that name away, if it is there.
+    ///
+    /// # Errors
+    /// The directory cannot be written.
+    pub fn remove(&self, name: &str) -> io::Result<()> {
+        match fs::remove_file(self.path(name)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// All that are there, by name.
+    ///
+    /// # Errors
+    /// The directory or a file in it cannot be read.
+    pub fn all(&self) -> io::Result<BTreeMap<Arc<str>, PrivateKey>> {
+        let entries = match fs::read_dir(&self.dir) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeMap::new()),
+            entries => entries?,
+        };
+        let mut keys = BTreeMap::new();
+        for entry in entries {
+            let path = entry?.path();
+            let name = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_suffix(SUFFIX));
+            if let Some(name) = name
+                && let Some(key) = load(&path)?
+            {
+                keys.insert(Arc::from(name), key);
+            }
+        }
+        Ok(keys)
+    }
+
+    /// The private half of that key.
+    ///
+    /// # Errors
+    /// There is none here.
+    pub fn private(&self, of: PublicKey) -> io::Result<PrivateKey> {
+        let found = self.all()?.into_values().find(|private| private.public() == of);
+        found.ok_or_else(|| {
+            io::Error::new(io::ErrorKind::NotFound, format!("no key in {} belongs to {of}", self.dir.display()))
+        })
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.join(format!("{name}{SUFFIX}"))
+    }
+}
+
+/// None where the file holds no key.
+fn load(path: &Path) -> io::Result<Option<PrivateKey>> {
+    let mut text = Vec::new();
+    File::open(path)?.take(LONGEST).read_to_end(&mut text)?;
+    let bytes = STANDARD.decode(text.trim_ascii_end()).ok().and_then(|bytes| <[u8; 32]>::try_from(bytes).ok());
+    Ok(bytes.map(|bytes| PrivateKey(StaticSecret::from(bytes))))
+}
+
+impl PrivateKey {
+    /// What peers are told.
+    pub fn public(&self) -> PublicKey {
+        PublicKey(x25519_dalek::PublicKey::from(&self.0).to_bytes())
+    }
+
+    pub(crate) fn bytes(&self) -> &[u8; 32] {
+        self.0.as_bytes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    /// A directory for the keys of one test, and their names.
+    fn check(test: &str, body: impl FnOnce(&Path, &Keys)) {
+        let dir = std::env::temp_dir().join(format!("tartan-keys-{test}-{}", std::process::id()));
+        body(&dir, &Keys::of(&dir));
+        fs::remove_dir_all(&dir).unwrap();
+    }
+
+    fn hex(text: &str) -> [u8; 32] {
+        std::array::from_fn(|at| u8::from_str_radix(&text[2 * at..2 * at + 2], 16).unwrap())
+    }
+
+    #[test]
+    fn the_public_half_is_that_of_rfc_7748_section_6_1() {
+        check("rfc", |dir, keys| {
+            let private = hex("77076d0a7318a57d3c16c17251b26645df4c2f87ebc0992ab177fba51db92c2a");
+            fs::create_dir_all(dir).unwrap();
+            fs::write(dir.join("alice.key"), format!("{}\n", STANDARD.encode(private))).unwrap();
+            let public = hex("8520f0098930a754748b7ddcb43ef75a0dbf3a0d26381af4eba4a98eaa9b4e6a");
+            assert_eq!(keys.all().unwrap()["alice"].public(), PublicKey(public));
+            assert_eq!(*keys.private(PublicKey(public)).unwrap().bytes(), private);
+        });
+    }
+
+    #[test]
+    fn a_pair_is_made_once_and_for_root_alone() {
+        check("once", |dir, keys| {
+            assert!(keys.all().unwrap().is_empty());
+            keys.make("a").unwrap();
+            let first = keys.all().unwrap()["a"].public();
+            keys.make("a").unwrap();
+            keys.make("b").unwrap();
+            let all = keys.all().unwrap();
+            assert!(all["a"].public() == first && all["b"].public() != first);
+            for (path, mode) in [(dir.to_owned(), 0o700), (dir.join("a.key"), 0o600)] {
+                assert_eq!(fs::metadata(path).unwrap().permissions().mode() & 0o777, mode);
+            }
+            keys.remove("a").unwrap();
+            keys.remove("a").unwrap();
+            let lost = keys.private(first).map(drop).unwrap_err().to_string();
+            assert!(lost.contains(&first.to_string()), "{lost}");
+            assert_eq!(keys.all().unwrap().len(), 1);
+        });
+    }
+
+    #[test]
+    fn a_file_that_holds_no_key_is_none_and_becomes_one() {
+        check("damaged", |dir, keys| {
+            keys.make("a").unwrap();
+            for damaged in [&b""[..], b"secret", &[0xff; 300], &b"A".repeat(200)] {
+                fs::write(dir.join("a.key"), damaged).unwrap();
+                assert!(keys.all().unwrap().is_empty());
+                keys.make("a").unwrap();
+                assert_eq!(keys.all().unwrap().len(), 1);
+            }
+        });
+    }
+}

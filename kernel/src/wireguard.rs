@@ -1,0 +1,437 @@
+//! WireGuard devices over generic netlink (the kernel's include/uapi/linux/wireguard.h), and the key pairs they have.
+//!
+//! Invariant: a private key goes from its file to the kernel; what is read back of a device is its public one.
+//!
+//! A peer that moves is followed by the kernel, which then has another endpoint than it was told. As long as the peer is
+//! known by its key there, that is no difference: what was told is what is read.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::Path;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use nix::errno::Errno;
+use nix::libc;
+use tartan_netstate::claims::WIREGUARD_NOBODY;
+use tartan_netstate::{Key, LinkName, Object, Op, Owner, PublicKey, State, WgDevice, WgPeer};
+
+use crate::genetlink::{Genetlink, number};
+use crate::keys::Keys;
+use crate::netlink::Refusal;
+use crate::nfnetlink::{Attrs, attr, attrs};
+use crate::{Failure, KernelError};
+
+const WG_GENL_NAME: &str = "wireguard";
+const WG_GENL_VERSION: u8 = 1;
+const WG_CMD_GET_DEVICE: u8 = 0;
+const WG_CMD_SET_DEVICE: u8 = 1;
+const WGDEVICE_A_IFNAME: u16 = 2;
+const WGDEVICE_A_PRIVATE_KEY: u16 = 3;
+const WGDEVICE_A_PUBLIC_KEY: u16 = 4;
+const WGDEVICE_A_LISTEN_PORT: u16 = 6;
+const WGDEVICE_A_PEERS: u16 = 8;
+const WGPEER_A_PUBLIC_KEY: u16 = 1;
+const WGPEER_A_FLAGS: u16 = 3;
+const WGPEER_A_ENDPOINT: u16 = 4;
+const WGPEER_A_KEEPALIVE: u16 = 5;
+const WGPEER_A_LAST_HANDSHAKE: u16 = 6;
+const WGPEER_A_ALLOWEDIPS: u16 = 9;
+const WGPEER_F_REMOVE_ME: u32 = 1;
+const WGPEER_F_UPDATE_ONLY: u32 = 4;
+const WGALLOWEDIP_A_FAMILY: u16 = 1;
+const WGALLOWEDIP_A_IPADDR: u16 = 2;
+const WGALLOWEDIP_A_CIDR_MASK: u16 = 3;
+
+/// See the module.
+pub(crate) struct Wireguard {
+    keys: Keys,
+    /// None until it was asked for; then none where the kernel has no WireGuard.
+    family: Option<Option<Genetlink>>,
+    devices: BTreeSet<LinkName>,
+    /// Endpoints as the kernel was told.
+    told: BTreeMap<(LinkName, PublicKey), SocketAddr>,
+    /// Public halves are worth remembering: they take longer to find than a file to read.
+    public: BTreeMap<[u8; 32], PublicKey>,
+}
+
+/// A device as it was read.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Device {
+    public_key: Option<PublicKey>,
+    listen_port: u16,
+    peers: BTreeMap<PublicKey, Peer>,
+}
+
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Peer {
+    endpoint: Option<SocketAddr>,
+    keepalive: u16,
+    /// There was a handshake.
+    met: bool,
+    allowed: Vec<IpNet>,
+}
+
+impl Wireguard {
+    /// In the network namespace of the calling thread, with key pairs in that directory.
+    pub(crate) fn with_keys_in(dir: &Path) -> Wireguard {
+        Wireguard {
+            keys: Keys::of(dir),
+            family: None,
+            devices: BTreeSet::new(),
+            told: BTreeMap::new(),
+            public: BTreeMap::new(),
+        }
+    }
+
+    /// Whether the kernel has it.
+    pub(crate) fn is_there(&mut self) -> Result<bool, KernelError> {
+        Ok(self.family()?.is_some())
+    }
+
+    /// Key pairs, and what these devices have.
+    pub(crate) fn read(&mut self, devices: BTreeSet<LinkName>, state: &mut State) -> Result<(), KernelError> {
+        for name in self.public_keys()?.into_keys() {
+            state.insert(Key::KeyPair { name }, Object::KeyPair, Owner::Read);
+        }
+        self.told.retain(|(link, _), _| devices.contains(link));
+        self.devices = devices;
+        for link in self.devices.clone() {
+            self.read_device(&link, state)?;
+        }
+        Ok(())
+    }
+
+    /// What one device has.
+    pub(crate) fn read_device(&mut self, link: &LinkName, state: &mut State) -> Result<(), KernelError> {
+        let Some(device) = self.device(link)? else { return Ok(()) };
+        self.devices.insert(link.clone());
+        if let Some(public_key) = device.public_key {
+            let made = WgDevice { listen_port: device.listen_port, public_key };
+            state.insert(Key::WgDevice { link: link.clone() }, Object::WgDevice(made), Owner::Read);
+        }
+        for (public_key, peer) in device.peers {
+            let told = self.told.get(&(link.clone(), public_key)).copied().filter(|_| peer.met);
+            let nowhere = (Ipv4Addr::UNSPECIFIED, 0).into();
+            let endpoint = told.or(peer.endpoint).unwrap_or(nowhere);
+            let object = Object::WgPeer(WgPeer { endpoint, keepalive: peer.keepalive });
+            state.insert(Key::WgPeer { link: link.clone(), public_key }, object, Owner::Read);
+            for dst in peer.allowed {
+                let key = Key::AllowedIp { link: link.clone(), dst };
+                state.insert(key, Object::AllowedIp(public_key), Owner::Read);
+            }
+        }
+        Ok(())
+    }
+
+    /// The public halves of the key pairs that are there.
+    pub(crate) fn public_keys(&mut self) -> Result<BTreeMap<Arc<str>, PublicKey>, KernelError> {
+        let all = self.keys.all().map_err(|error| key_error("read this node's key pairs", &error))?;
+        let public = |(name, private): (Arc<str>, crate::keys::PrivateKey)| {
+            (name, *self.public.entry(*private.bytes()).or_insert_with(|| private.public()))
+        };
+        Ok(all.into_iter().map(public).collect())
+    }
+
+    /// Every peer of the devices that are known, and whether there was a handshake with it.
+    pub(crate) fn handshakes(&mut self) -> Result<BTreeMap<(LinkName, PublicKey), bool>, KernelError> {
+        let mut handshakes = BTreeMap::new();
+        for link in self.devices.clone() {
+            let peers = self.device(&link)?.map(|device| device.peers).unwrap_or_default();
+            handshakes.extend(peers.into_iter().map(|(public_key, peer)| ((link.clone(), public_key), peer.met)));
+        }
+        Ok(handshakes)
+    }
+
+    /// Steps that make key pairs, or take them away.
+    pub(crate) fn apply_to_keys<'a>(&self, steps: impl Iterator<Item = &'a (Op, Owner)>) -> Vec<Failure> {
+        let done = |op: &Op| match op {
+            Op::Create(Key::KeyPair { name }, _) => self.keys.make(name),
+            Op::Delete(Key::KeyPair { name }, _) => self.keys.remove(name),
+            _ => Ok(()),
+        };
+        steps
+            .filter_map(|(op, owner)| {
+                let error = done(op).err()?;
+                let error = key_error(&crate::namespace::doing(op), &error);
+                Some(Failure { key: op.key().clone(), owner: owner.clone(), error })
+            })
+            .collect()
+    }
+
+    /// Steps about devices and their peers, in order.
+    pub(crate) fn apply(&mut self, steps: &[&(Op, Owner)]) -> Vec<Failure> {
+        // The kernel takes a peer's addresses with it.
+        let leaving: BTreeSet<(&LinkName, PublicKey)> = steps
+            .iter()
+            .filter_map(|(op, _)| match op {
+                Op::Delete(Key::WgPeer { link, public_key }, _) => Some((link, *public_key)),
+                _ => None,
+            })
+            .collect();
+        let (mut requests, mut about, mut failures) = (Vec::new(), Vec::new(), Vec::new());
+        for step in steps {
+            let (op, owner) = *step;
+            match self.request(op, &leaving) {
+                Ok(request) => {
+                    about.extend(request.is_some().then_some(*step));
+                    requests.extend(request);
+                }
+                Err(error) => failures.push(Failure { key: op.key().clone(), owner: owner.clone(), error }),
+            }
+        }
+        let results = match self.family() {
+            Ok(Some(family)) => family.batch(WG_CMD_SET_DEVICE, &requests),
+            // Without WireGuard there is no device.
+            _ => vec![Err(Refusal { errno: Errno::ENODEV, says: None }); requests.len()],
+        };
+        for ((op, owner), result) in about.into_iter().zip(results) {
+            match result {
+                Ok(()) => self.note(op),
+                Err(refusal) if matches!(op, Op::Delete(..)) && refusal.errno == Errno::ENODEV => {}
+                Err(refusal) => {
+                    let error = refusal.doing(crate::namespace::doing(op));
+                    failures.push(Failure { key: op.key().clone(), owner: owner.clone(), error });
+                }
+            }
+        }
+        failures
+    }
+
+    fn note(&mut self, op: &Op) {
+        match op {
+            Op::Create(Key::WgPeer { link, public_key }, Object::WgPeer(peer))
+            | Op::Replace { key: Key::WgPeer { link, public_key }, new: Object::WgPeer(peer), .. } => {
+                self.told.insert((link.clone(), *public_key), peer.endpoint);
+            }
+            Op::Delete(Key::WgPeer { link, public_key }, _) => drop(self.told.remove(&(link.clone(), *public_key))),
+            Op::Create(Key::WgDevice { link }, _) => drop(self.devices.insert(link.clone())),
+            _ => {}
+        }
+    }
+
+    /// None where there is nothing to be done.
+    fn request(&self, op: &Op, leaving: &BTreeSet<(&LinkName, PublicKey)>) -> Result<Option<Attrs>, KernelError> {
+        let (old, new) = match op {
+            Op::Create(_, new) => (None, Some(new)),
+            Op::Replace { old, new, .. } => (Some(old), Some(new)),
+            Op::Delete(_, old) => (Some(old), None),
+        };
+        Ok(Some(match (op.key(), old, new) {
+            (Key::WgDevice { link }, old, Some(Object::WgDevice(new))) => {
+                let private = self.keys.private(new.public_key);
+                let private = private.map_err(|error| key_error(&crate::namespace::doing(op), &error))?;
+                let same_key = matches!(old, Some(Object::WgDevice(old)) if old.public_key == new.public_key);
+                of_device(link, |device| {
+                    // A key that is set again ends all sessions.
+                    if !same_key {
+                        device.bytes(WGDEVICE_A_PRIVATE_KEY, private.bytes());
+                    }
+                    device.bytes(WGDEVICE_A_LISTEN_PORT, &new.listen_port.to_ne_bytes());
+                })
+            }
+            (Key::WgDevice { link }, ..) => of_device(link, |device| {
+                device.bytes(WGDEVICE_A_PRIVATE_KEY, &[0; 32]);
+            }),
+            (Key::WgPeer { link, public_key }, _, Some(Object::WgPeer(new))) => of_peer(link, *public_key, |peer| {
+                peer.bytes(WGPEER_A_ENDPOINT, &socket_address(new.endpoint));
+                peer.bytes(WGPEER_A_KEEPALIVE, &new.keepalive.to_ne_bytes());
+            }),
+            (Key::WgPeer { link, public_key }, ..) => {
+                of_peer(link, *public_key, |peer| flags(peer, WGPEER_F_REMOVE_ME | WGPEER_F_UPDATE_ONLY))
+            }
+            (Key::AllowedIp { link, dst }, _, Some(Object::AllowedIp(public_key))) => {
+                of_peer(link, *public_key, |peer| {
+                    flags(peer, WGPEER_F_UPDATE_ONLY);
+                    allow(peer, dst);
+                })
+            }
+            (Key::AllowedIp { link, .. }, Some(Object::AllowedIp(of)), None) if leaving.contains(&(link, *of)) => {
+                return Ok(None);
+            }
+            (Key::AllowedIp { link, dst }, ..) => of_device(link, |device| {
+                device.nest(WGDEVICE_A_PEERS, |peers| {
+                    // It takes the address from whoever has it, and then it goes.
+                    peers.nest(0, |peer| {
+                        peer.bytes(WGPEER_A_PUBLIC_KEY, &WIREGUARD_NOBODY);
+                        allow(peer, dst);
+                    });
+                    peers.nest(0, |peer| {
+                        peer.bytes(WGPEER_A_PUBLIC_KEY, &WIREGUARD_NOBODY);
+                        flags(peer, WGPEER_F_REMOVE_ME);
+                    });
+                });
+            }),
+            _ => return Ok(None),
+        }))
+    }
+
+    fn device(&mut self, link: &LinkName) -> Result<Option<Device>, KernelError> {
+        let Some(family) = self.family()? else { return Ok(None) };
+        let answers = match family.dump(WG_CMD_GET_DEVICE, &of_device(link, |_| {})) {
+            Ok(answers) => answers,
+            Err(Refusal { errno: Errno::ENODEV | Errno::EOPNOTSUPP, .. }) => return Ok(None),
+            Err(Refusal { errno: Errno::EINTR, .. }) => return Err(KernelError::Interrupted("a WireGuard device")),
+            Err(refusal) => return Err(refusal.doing(format!("read the WireGuard device {link}"))),
+        };
+        Ok(Some(decode(&answers)))
+    }
+
+    fn family(&mut self) -> Result<Option<&mut Genetlink>, KernelError> {
+        if self.family.is_none() {
+            self.family = Some(Genetlink::open(WG_GENL_NAME, WG_GENL_VERSION)?);
+        }
+        Ok(self.family.as_mut().and_then(Option::as_mut))
+    }
+}
+
+fn key_error(doing: &str, error: &std::io::Error) -> KernelError {
+    let errno = Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO));
+    KernelError::Refused { doing: doing.to_owned(), errno, says: Some(error.to_string()) }
+}
+
+// === requests ===
+
+fn of_device(link: &LinkName, inside: impl FnOnce(&mut Attrs)) -> Attrs {
+    let mut device = Attrs::new();
+    device.str(WGDEVICE_A_IFNAME, link.as_str());
+    inside(&mut device);
+    device
+}
+
+fn of_peer(link: &LinkName, public_key: PublicKey, inside: impl FnOnce(&mut Attrs)) -> Attrs {
+    of_device(link, |device| {
+        device.nest(WGDEVICE_A_PEERS, |peers| {
+            peers.nest(0, |peer| {
+                peer.bytes(WGPEER_A_PUBLIC_KEY, &public_key.0);
+                inside(peer);
+            });
+        });
+    })
+}
+
+fn flags(peer: &mut Attrs, flags: u32) {
+    peer.bytes(WGPEER_A_FLAGS, &flags.to_ne_bytes());
+}
+
+fn allow(peer: &mut Attrs, dst: &IpNet) {
+    let (family, address) = match dst.addr() {
+        IpAddr::V4(v4) => (libc::AF_INET, v4.octets().to_vec()),
+        IpAddr::V6(v6) => (libc::AF_INET6, v6.octets().to_vec()),
+    };
+    peer.nest(WGPEER_A_ALLOWEDIPS, |allowed| {
+        allowed.nest(0, |one| {
+            one.bytes(WGALLOWEDIP_A_FAMILY, &(family as u16).to_ne_bytes());
+            one.bytes(WGALLOWEDIP_A_IPADDR, &address);
+            one.bytes(WGALLOWEDIP_A_CIDR_MASK, &[dst.prefix_len()]);
+        });
+    });
+}
+
+/// A `sockaddr_in` or `sockaddr_in6`.
+fn socket_address(of: SocketAddr) -> Vec<u8> {
+    let (family, port) = (|family: i32| (family as u16).to_ne_bytes(), of.port().to_be_bytes());
+    match of {
+        SocketAddr::V4(v4) => [&family(libc::AF_INET)[..], &port, &v4.ip().octets(), &[0; 8]].concat(),
+        SocketAddr::V6(v6) => {
+            [&family(libc::AF_INET6)[..], &port, &[0; 4], &v6.ip().octets(), &v6.scope_id().to_ne_bytes()].concat()
+        }
+    }
+}
+
+// === answers ===
+
+fn of_socket_address(bytes: &[u8]) -> Option<SocketAddr> {
+    let family = i32::from(u16::from_ne_bytes(*bytes.first_chunk()?));
+    let port = u16::from_be_bytes(*bytes.get(2..)?.first_chunk()?);
+    let ip: IpAddr = match family {
+        libc::AF_INET => Ipv4Addr::from(*bytes.get(4..)?.first_chunk::<4>()?).into(),
+        libc::AF_INET6 => Ipv6Addr::from(*bytes.get(8..)?.first_chunk::<16>()?).into(),
+        _ => return None,
+    };
+    Some((ip, port).into())
+}
+
+fn public_key(value: &[u8]) -> Option<PublicKey> {
+    value.try_into().ok().map(PublicKey)
+}
+
+/// A device comes in as many parts as it takes: what is the device's own is in the first, and what is a peer's own where that
+/// peer begins.
+fn decode(answers: &[Vec<u8>]) -> Device {
+    let mut device = Device::default();
+    for (id, value) in answers.iter().flat_map(|answer| attrs(answer)) {
+        match id {
+            WGDEVICE_A_PUBLIC_KEY => device.public_key = public_key(value),
+            WGDEVICE_A_LISTEN_PORT => device.listen_port = number(value).unwrap_or(0) as u16,
+            WGDEVICE_A_PEERS => {
+                for (_, found) in attrs(value) {
+                    let Some(key) = attr(found, WGPEER_A_PUBLIC_KEY).and_then(public_key) else { continue };
+                    device.peers.entry(key).or_default().take(found);
+                }
+            }
+            _ => {}
+        }
+    }
+    device
+}
+
+impl Peer {
+    fn take(&mut self, found: &[u8]) {
+        for (id, value) in attrs(found) {
+            match id {
+                WGPEER_A_ENDPOINT => self.endpoint = of_socket_address(value),
+                WGPEER_A_KEEPALIVE => self.keepalive = number(value).unwrap_or(0) as u16,
+                // Seconds and nanoseconds since 1970, or zeros.
+                WGPEER_A_LAST_HANDSHAKE => self.met = value.iter().any(|byte| *byte != 0),
+                WGPEER_A_ALLOWEDIPS => self.allowed.extend(attrs(value).filter_map(|(_, one)| allowed(one))),
+                _ => {}
+            }
+        }
+    }
+}
+
+fn allowed(one: &[u8]) -> Option<IpNet> {
+    let address = attr(one, WGALLOWEDIP_A_IPADDR)?;
+    let v4 = <[u8; 4]>::try_from(address).map(IpAddr::from);
+    let address = v4.or_else(|_| <[u8; 16]>::try_from(address).map(IpAddr::from)).ok()?;
+    IpNet::new(address, *attr(one, WGALLOWEDIP_A_CIDR_MASK)?.first()?).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_asked_for_is_what_is_read() {
+        let link = LinkName::new("ttxs0").unwrap();
+        for (endpoint, dst) in [("192.0.2.1:51820", "10.0.0.0/24"), ("[2001:db8::1]:65535", "fd00:1::/64")] {
+            let (endpoint, dst, key): (SocketAddr, IpNet, _) =
+                (endpoint.parse().unwrap(), dst.parse().unwrap(), PublicKey([7; 32]));
+            let mut first = of_peer(&link, key, |peer| {
+                peer.bytes(WGPEER_A_ENDPOINT, &socket_address(endpoint));
+                peer.bytes(WGPEER_A_KEEPALIVE, &25_u16.to_ne_bytes());
+                peer.bytes(WGPEER_A_LAST_HANDSHAKE, &[0; 16]);
+            });
+            first.bytes(WGDEVICE_A_PUBLIC_KEY, &[9; 32]).bytes(WGDEVICE_A_LISTEN_PORT, &51820_u16.to_ne_bytes());
+            // Its addresses come in the next part.
+            let rest = of_peer(&link, key, |peer| allow(peer, &dst));
+            let peer = Peer { endpoint: Some(endpoint), keepalive: 25, met: false, allowed: vec![dst] };
+            let wanted = Device {
+                public_key: Some(PublicKey([9; 32])),
+                listen_port: 51820,
+                peers: BTreeMap::from([(key, peer)]),
+            };
+            assert_eq!(decode(&[first.0, rest.0]), wanted);
+        }
+    }
+
+    #[test]
+    fn nothing_that_a_kernel_says_is_too_strange() {
+        for bytes in [&[][..], &[0; 3], &[8, 0, 8, 0x80, 1, 0, 0, 0], &[6, 0, 6, 0, 1, 2], &[0xff; 64]] {
+            let _device = decode(&[bytes.to_vec()]);
+            assert_eq!(of_socket_address(&bytes[..bytes.len().min(7)]), None);
+            assert_eq!(allowed(bytes), None);
+        }
+    }
+}
