@@ -8,9 +8,9 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
 
 use super::Netns;
 
-/// How long a client waits that should be answered: long enough for one retransmission, as when a neighbour was not
-/// known yet.
-const PATIENCE: Duration = Duration::from_millis(1500);
+/// How long a client waits that should be answered: long enough for some retransmissions, as when a neighbour was not known
+/// yet and the machine is busy.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// How long a client waits that should not be answered; on one machine an answer takes microseconds.
 const IMPATIENCE: Duration = Duration::from_millis(300);
 
