@@ -54,7 +54,7 @@ const fn group(
 pub(crate) const GROUPS: &[Group] = &[
     group("tidy",   When::Always, false, "what compilers do not check: crate edges, lengths, docs", &["xtask tidy"]),
     group("fmt",    When::Always, false, "formatting",                                     &["cargo fmt --all --check"]),
-    group("clippy", When::Always, false, "lints, all targets, and the static programs",    &["cargo clippy --workspace --all-targets --quiet -- -D warnings", "cargo clippy --target x86_64-unknown-linux-musl -p tartan-cli -p tartan-cni --quiet -- -D warnings"]),
+    group("clippy", When::Always, false, "lints, all targets, and the static programs",    &["cargo clippy --workspace --all-targets --quiet -- -D warnings", "cargo clippy -p tartan-lab --example kube --profile test --quiet -- -D warnings", "cargo clippy --target x86_64-unknown-linux-musl -p tartan-cli -p tartan-cni --quiet -- -D warnings"]),
     group("unit",   When::Always, false, "pure code, examples in docs",                    &["cargo test --workspace --exclude tartan-kernel --exclude tartan-lab --lib --bins --tests", "cargo test -p tartan-kernel -p tartan-lab --lib", "cargo test --workspace --doc"]),
     group("kernel", When::Always, true,  "the kernel crate on real kernel objects",        &["cargo test -p tartan-kernel --test *"]),
     group("lab",    When::Always, true,  "whole nodes in network namespaces",              &["cargo build -p tartan-cli -p tartan-cni", "cargo test -p tartan-lab --test *"]),

@@ -6,6 +6,7 @@ use anyhow::Result;
 use serde_json::{Value, json};
 use tartan_lab::probe::{Running, wait_for};
 
+use crate::agents::TARTAN;
 use crate::cluster::{Cluster, items};
 use crate::life;
 use crate::pods::{self, PATIENCE};
@@ -49,9 +50,8 @@ fn udp_outlives_the_containers_of_agents() {
         set_fabric(&cluster, "udp")?;
         let before = engines(&cluster);
         assert!(before.iter().all(Option::is_some), "{before:?}");
-        let restart = ["--namespace=tartan-system", "rollout", "restart", "daemonset/tartan-agent"];
-        assert_eq!(life::roll(&cluster, &restart)?, 0, "nodes went out of service");
-        life::kill_agent(&cluster, "n2")?;
+        assert_eq!(TARTAN.restart(&cluster)?, 0, "nodes went out of service");
+        life::kill_process(&cluster, "n2", TARTAN.begins)?;
         assert_eq!(engines(&cluster), before, "an agent's container took its engine along");
         set_fabric(&cluster, "vxlan")
     };
