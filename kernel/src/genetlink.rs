@@ -5,14 +5,11 @@
 //!
 //! A socket stays in the network namespace of the thread that opened it.
 
-use std::io;
-
-use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_GENERIC};
+use netlink_sys::{Socket, protocols::NETLINK_GENERIC};
 use nix::errno::Errno;
-use nix::sys::socket::{setsockopt, sockopt};
 
 use crate::KernelError;
-use crate::netlink::{Refusal, parts, receive};
+use crate::netlink::{NLM_F_DUMP_INTR, Refusal, Sequence, parts, receive, to_the_kernel};
 use crate::nfnetlink::{Attrs, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, attr};
 
 /// Acknowledgements of a batch must fit.
@@ -21,7 +18,6 @@ const RECEIVE_BUFFER_BYTES: usize = 4 << 20;
 const BATCH: usize = 256;
 /// More than the kernel puts into one datagram.
 const DATAGRAM_BYTES: usize = 64 << 10;
-const NLM_F_DUMP_INTR: u16 = 0x10;
 /// `nlmsghdr` and `genlmsghdr`.
 const HEADERS: usize = 16 + GENL_HEADER;
 const GENL_HEADER: usize = 4;
@@ -36,7 +32,7 @@ pub(crate) struct Genetlink {
     socket: Socket,
     family: u16,
     version: u8,
-    sequence: u32,
+    sequence: Sequence,
     buffer: Vec<u8>,
 }
 
@@ -44,18 +40,10 @@ impl Genetlink {
     /// The family of that name, in the network namespace of the calling thread; none where the kernel has no such family, of
     /// which it loads the module if it finds one.
     pub(crate) fn open(name: &str, version: u8) -> Result<Option<Genetlink>, KernelError> {
-        let open = || -> io::Result<Socket> {
-            let mut socket = Socket::new(NETLINK_GENERIC)?;
-            socket.bind_auto()?;
-            socket.connect(&SocketAddr::new(0, 0))?;
-            socket.set_ext_ack(true)?;
-            socket.set_cap_ack(true)?;
-            setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER_BYTES)?;
-            Ok(socket)
-        };
-        let socket = open().map_err(|error| Refusal::of(&error).doing("open a generic netlink socket"))?;
+        let opened = to_the_kernel(NETLINK_GENERIC, RECEIVE_BUFFER_BYTES);
+        let (socket, _) = opened.map_err(|error| Refusal::of(&error).doing("open a generic netlink socket"))?;
         let buffer = Vec::with_capacity(DATAGRAM_BYTES);
-        let mut control = Genetlink { socket, family: GENL_ID_CTRL, version: 1, sequence: 0, buffer };
+        let mut control = Genetlink { socket, family: GENL_ID_CTRL, version: 1, sequence: Sequence::default(), buffer };
         let mut named = Attrs::new();
         named.str(CTRL_ATTR_FAMILY_NAME, name);
         let answers = match control.ask(CTRL_CMD_GETFAMILY, 0, &named) {
@@ -78,7 +66,7 @@ impl Genetlink {
     }
 
     fn send_chunk(&mut self, command: u8, requests: &[Attrs]) -> Vec<Result<(), Refusal>> {
-        let first = self.next_sequence(requests.len());
+        let first = self.sequence.next(requests.len());
         let mut datagram = Vec::new();
         for (sequence, attrs) in (first..).zip(requests) {
             self.append(&mut datagram, command, NLM_F_ACK, sequence, attrs);
@@ -99,7 +87,7 @@ impl Genetlink {
     }
 
     fn ask(&mut self, command: u8, flags: u16, attrs: &Attrs) -> Result<Vec<Vec<u8>>, Refusal> {
-        let sequence = self.next_sequence(1);
+        let sequence = self.sequence.next(1);
         let mut datagram = Vec::new();
         let ack = if flags & NLM_F_DUMP == NLM_F_DUMP { 0 } else { NLM_F_ACK };
         self.append(&mut datagram, command, flags | ack, sequence, attrs);
@@ -128,16 +116,6 @@ impl Genetlink {
         to.extend_from_slice(&0_u32.to_ne_bytes());
         to.extend_from_slice(&[command, self.version, 0, 0]);
         to.extend_from_slice(&attrs.0);
-    }
-
-    fn next_sequence(&mut self, count: usize) -> u32 {
-        let count = u32::try_from(count).expect("a batch is small");
-        if self.sequence > u32::MAX / 2 {
-            self.sequence = 0;
-        }
-        let first = self.sequence + 1;
-        self.sequence += count;
-        first
     }
 }
 

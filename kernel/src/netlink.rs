@@ -24,7 +24,7 @@ const BATCH: usize = 500;
 const DATAGRAM_BYTES: usize = 64 << 10;
 /// How often a dump that was interrupted is asked for again before it counts as unknown.
 const DUMP_TRIES: usize = 5;
-const NLM_F_DUMP_INTR: u16 = 0x10;
+pub(crate) const NLM_F_DUMP_INTR: u16 = 0x10;
 const NLMSG_HEADER: usize = 16;
 const NLMSGERR_ATTR_MSG: u16 = 1;
 
@@ -32,11 +32,15 @@ const NLMSGERR_ATTR_MSG: u16 = 1;
 pub(crate) struct Netlink {
     socket: Socket,
     port: u32,
-    sequence: u32,
+    sequence: Sequence,
     buffer: Vec<u8>,
     /// A request was given up before its last answer, which may be in the queue.
     unread: bool,
 }
+
+/// The sequence numbers of one socket's requests.
+#[derive(Default)]
+pub(crate) struct Sequence(u32);
 
 /// One request that changes something, with its `NLM_F_*` beside `REQUEST` and `ACK`.
 #[derive(Clone, Debug)]
@@ -57,14 +61,10 @@ impl Netlink {
     /// A socket in the network namespace of the calling thread.
     pub(crate) fn open() -> Result<Netlink, KernelError> {
         let open = || -> io::Result<Netlink> {
-            let mut socket = Socket::new(NETLINK_ROUTE)?;
-            let port = socket.bind_auto()?.port_number();
-            socket.connect(&SocketAddr::new(0, 0))?;
-            socket.set_ext_ack(true)?;
-            socket.set_cap_ack(true)?;
+            let (socket, port) = to_the_kernel(NETLINK_ROUTE, RECEIVE_BUFFER_BYTES)?;
             socket.set_netlink_get_strict_chk(true)?;
-            setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER_BYTES)?;
-            Ok(Netlink { socket, port, sequence: 0, buffer: Vec::with_capacity(DATAGRAM_BYTES), unread: false })
+            let (sequence, buffer) = (Sequence::default(), Vec::with_capacity(DATAGRAM_BYTES));
+            Ok(Netlink { socket, port, sequence, buffer, unread: false })
         };
         open().map_err(|error| Refusal::of(&error).doing("open a netlink socket"))
     }
@@ -122,7 +122,7 @@ impl Netlink {
     /// refuses; so the acknowledgement of the last one stands for all those of which nothing was told.
     fn send_chunk(&mut self, requests: &[Request]) -> Vec<Result<(), Refusal>> {
         self.begin();
-        let first = self.next_sequence(requests.len());
+        let first = self.sequence.next(requests.len());
         let last = requests.len() - 1;
         let mut datagram = Vec::new();
         for (at, request) in requests.iter().enumerate() {
@@ -161,7 +161,7 @@ impl Netlink {
         mut of: impl FnMut(RouteNetlinkMessage) -> Option<T>,
     ) -> Result<Vec<T>, KernelError> {
         self.begin();
-        let sequence = self.next_sequence(1);
+        let sequence = self.sequence.next(1);
         let mut datagram = Vec::new();
         append(&mut datagram, message, flags, sequence);
         let failed = |error: &io::Error| Refusal::of(error).reading(what);
@@ -201,20 +201,37 @@ impl Netlink {
         }
     }
 
-    fn next_sequence(&mut self, count: usize) -> u32 {
-        let count = u32::try_from(count).expect("a batch is small");
-        // 0 is what notifications carry.
-        if self.sequence > u32::MAX / 2 {
-            self.sequence = 0;
-        }
-        let first = self.sequence + 1;
-        self.sequence += count;
-        first
-    }
-
     fn receive(&mut self, flags: i32) -> io::Result<()> {
         receive(&self.socket, &mut self.buffer, flags)
     }
+}
+
+// === impl Sequence ===
+
+impl Sequence {
+    /// The first number of so many requests.
+    pub(crate) fn next(&mut self, count: usize) -> u32 {
+        let count = u32::try_from(count).expect("the send buffer bounds how many go at once");
+        // 0 is what notifications carry.
+        if self.0 > u32::MAX / 2 {
+            self.0 = 0;
+        }
+        let first = self.0 + 1;
+        self.0 += count;
+        first
+    }
+}
+
+/// A socket for requests to the kernel in the network namespace of the calling thread, which answers in its own words and
+/// does not send requests back; and its port.
+pub(crate) fn to_the_kernel(protocol: isize, receive_buffer: usize) -> io::Result<(Socket, u32)> {
+    let mut socket = Socket::new(protocol)?;
+    let port = socket.bind_auto()?.port_number();
+    socket.connect(&SocketAddr::new(0, 0))?;
+    socket.set_ext_ack(true)?;
+    socket.set_cap_ack(true)?;
+    setsockopt(&socket, sockopt::RcvBufForce, &receive_buffer)?;
+    Ok((socket, port))
 }
 
 /// Receives one datagram; an interrupted call is made again.

@@ -7,12 +7,13 @@
 
 use std::io;
 
-use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
+use netlink_sys::{Socket, protocols::NETLINK_NETFILTER};
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::socket::{setsockopt, sockopt};
 
 use crate::KernelError;
+use crate::netlink::{NLM_F_DUMP_INTR, Sequence, to_the_kernel};
 
 /// A whole transaction of tens of thousands of elements must fit into one `send`.
 const SEND_BUFFER_BYTES: usize = 64 << 20;
@@ -37,14 +38,13 @@ pub(crate) const NLM_F_ACK: u16 = 0x4;
 pub(crate) const NLM_F_DUMP: u16 = 0x300;
 pub(crate) const NLM_F_CREATE: u16 = 0x400;
 pub(crate) const NLM_F_APPEND: u16 = 0x800;
-const NLM_F_DUMP_INTR: u16 = 0x10;
 const NLM_F_CAPPED: u16 = 0x100;
 
 /// A blocking nfnetlink socket.
 pub(crate) struct Nfnetlink {
     socket: Socket,
     port: u32,
-    sequence: u32,
+    sequence: Sequence,
 }
 
 /// One request, or one step of a transaction.
@@ -89,17 +89,12 @@ impl Nfnetlink {
     /// A socket in the network namespace of the calling thread.
     pub(crate) fn open() -> Result<Nfnetlink, KernelError> {
         let open = || -> io::Result<(Socket, u32)> {
-            let mut socket = Socket::new(NETLINK_NETFILTER)?;
-            let port = socket.bind_auto()?.port_number();
-            socket.connect(&SocketAddr::new(0, 0))?;
-            socket.set_ext_ack(true)?;
-            socket.set_cap_ack(true)?;
+            let (socket, port) = to_the_kernel(NETLINK_NETFILTER, RECEIVE_BUFFER_BYTES)?;
             setsockopt(&socket, sockopt::SndBufForce, &SEND_BUFFER_BYTES)?;
-            setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER_BYTES)?;
             Ok((socket, port))
         };
         let (socket, port) = open().map_err(|error| refused("open an nfnetlink socket", &error))?;
-        Ok(Nfnetlink { socket, port, sequence: 0 })
+        Ok(Nfnetlink { socket, port, sequence: Sequence::default() })
     }
 
     /// The socket's netlink port: notifications of what it caused carry it.
@@ -122,7 +117,7 @@ impl Nfnetlink {
         mut tell: impl FnMut(u8, &[u8]),
     ) -> Result<(), KernelError> {
         self.drain();
-        let sequence = self.next_sequence(1);
+        let sequence = self.sequence.next(1);
         let dump = message.flags & NLM_F_DUMP == NLM_F_DUMP;
         let mut datagram = Vec::new();
         message.write(&mut datagram, sequence, if dump { 0 } else { NLM_F_ACK });
@@ -155,7 +150,7 @@ impl Nfnetlink {
     pub(crate) fn transact<'a>(&mut self, steps: impl ExactSizeIterator<Item = &'a Message>) -> Vec<Refusal> {
         self.drain();
         let count = u32::try_from(steps.len()).expect("a transaction is bounded by the send buffer");
-        let first = self.next_sequence(count + 2);
+        let first = self.sequence.next(steps.len() + 2);
         let mut datagram = Vec::new();
         write_header(&mut datagram, NFNL_MSG_BATCH_BEGIN, NLM_F_REQUEST, first, 0, NFNL_SUBSYS_NFTABLES, &[]);
         for (step, sequence) in steps.zip(first + 1..) {
@@ -185,15 +180,6 @@ impl Nfnetlink {
                 Err(error) => return whole(&error),
             }
         }
-    }
-
-    fn next_sequence(&mut self, count: u32) -> u32 {
-        if self.sequence > u32::MAX / 2 {
-            self.sequence = 0;
-        }
-        let first = self.sequence + 1;
-        self.sequence += count;
-        first
     }
 
     fn receive(&self, flags: i32) -> io::Result<Vec<u8>> {
