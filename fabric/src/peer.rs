@@ -189,45 +189,43 @@ fn in_kernel(world: &World, common: &Common, block: &IpNet) -> Option<Instance> 
 
 /// Where packets to these ranges go in the kernel, by an instance that the peer no longer says it accepts.
 fn endpoint_in_kernel(world: &World, at: Instance, member: &Member, blocks: &[&IpNet]) -> Option<Endpoint> {
-    let instance = at.to_string().into();
-    if at == Instance::HostGw {
-        let (_, address) = member.advert.addresses.iter().next()?;
-        return Some(Endpoint { instance, address: *address, mac: None, public_key: None });
-    }
     let object = |key: Key| world.programmed.mirror.get(&key).map(|entry| &entry.object);
-    if matches!(at, Instance::Ipip { .. }) {
-        let address = blocks.iter().find_map(|block| match object(route_to(block))? {
-            Object::Route(route) => ipip::endpoint_of(route),
-            _ => None,
-        })?;
-        return Some(Endpoint { instance, address, mac: None, public_key: None });
-    }
-    if matches!(at, Instance::Udp { .. }) {
-        let address = blocks.iter().find_map(|block| match object(udp::remote(&at, block))? {
-            Object::Remote(address) => Some(*address),
-            _ => None,
-        })?;
-        return Some(Endpoint { instance, address, mac: None, public_key: None });
-    }
-    if matches!(at, Instance::Wireguard { .. }) {
-        let public_key = blocks.iter().find_map(|block| match object(wireguard::allowed(&at, block))? {
-            Object::AllowedIp(public_key) => Some(*public_key),
-            _ => None,
-        })?;
-        let address = wireguard::endpoint_of(&world.programmed.mirror, &at, public_key)?;
-        return Some(Endpoint { instance, address, mac: None, public_key: Some(public_key) });
-    }
-    let link = at.device();
-    let via = blocks.iter().find_map(|block| match object(route_to(block))? {
-        Object::Route(route) if route.dev.as_ref() == Some(&link) => route.via,
-        _ => None,
-    });
-    let Object::Neigh(Neigh { mac }) = object(Key::Neigh { ns: Netns::Host, link: link.clone(), address: via? })?
-    else {
-        return None;
+    let (address, mac, public_key) = match at {
+        Instance::HostGw => (*member.advert.addresses.iter().next()?.1, None, None),
+        Instance::Ipip { .. } => {
+            let address = blocks.iter().find_map(|block| match object(route_to(block))? {
+                Object::Route(route) => ipip::endpoint_of(route),
+                _ => None,
+            })?;
+            (address, None, None)
+        }
+        Instance::Udp { .. } => {
+            let address = blocks.iter().find_map(|block| match object(udp::remote(&at, block))? {
+                Object::Remote(address) => Some(*address),
+                _ => None,
+            })?;
+            (address, None, None)
+        }
+        Instance::Wireguard { .. } => {
+            let public_key = blocks.iter().find_map(|block| match object(wireguard::allowed(&at, block))? {
+                Object::AllowedIp(public_key) => Some(*public_key),
+                _ => None,
+            })?;
+            (wireguard::endpoint_of(&world.programmed.mirror, &at, public_key)?, None, Some(public_key))
+        }
+        Instance::Vxlan { .. } => {
+            let link = at.device();
+            let via = blocks.iter().find_map(|block| match object(route_to(block))? {
+                Object::Route(route) if route.dev.as_ref() == Some(&link) => route.via,
+                _ => None,
+            });
+            let neigh = Key::Neigh { ns: Netns::Host, link: link.clone(), address: via? };
+            let Object::Neigh(Neigh { mac }) = object(neigh)? else { return None };
+            let Object::Fdb(Fdb { dst }) = object(Key::Fdb { link, mac: *mac })? else { return None };
+            (*dst, Some(*mac), None)
+        }
     };
-    let Object::Fdb(Fdb { dst }) = object(Key::Fdb { link, mac: *mac })? else { return None };
-    Some(Endpoint { instance, address: *dst, mac: Some(*mac), public_key: None })
+    Some(Endpoint { instance: at.to_string().into(), address, mac, public_key })
 }
 
 /// Why packets of a family do not go as the configuration asks, unless time will mend it.

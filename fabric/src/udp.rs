@@ -70,8 +70,7 @@ impl Fabric for Udp {
 
     fn admit(&self, at: &Instance, advert: &Advert, blocks: &[IpNet]) -> Vec<(Key, Object)> {
         let Instance::Udp { underlay, .. } = at else { return Vec::new() };
-        let name = at.to_string();
-        let told = advert.accepts.iter().find(|end| *end.instance == *name).map(|end| end.address);
+        let told = advert.endpoint(&at.to_string()).map(|end| end.address);
         let address = told.or_else(|| advert.addresses.get(*underlay).copied());
         let address = address.filter(|address| Family::of(*address) == *underlay);
         address

@@ -71,8 +71,7 @@ impl Fabric for Wireguard {
     }
 
     fn admit(&self, at: &Instance, advert: &Advert, blocks: &[IpNet]) -> Vec<(Key, Object)> {
-        let name = at.to_string();
-        let end = advert.accepts.iter().find(|end| *end.instance == *name);
+        let end = advert.endpoint(&at.to_string());
         end.map(|end| peer(at, end, blocks.iter())).unwrap_or_default()
     }
 }

@@ -31,7 +31,6 @@ fn target(peer: u32) -> Target {
         underlay: IpAddr::from([192, 168, high, low]),
         mtu: MTU,
         device: LinkName::new("ttx0"),
-        blocks: vec![format!("10.{high}.{low}.0/24").parse().unwrap()],
     }
 }
 

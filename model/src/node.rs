@@ -134,6 +134,11 @@ pub struct Heard {
 // === impl Advert ===
 
 impl Advert {
+    /// Where it hears an instance, by that name; none if it does not.
+    pub fn endpoint(&self, instance: &str) -> Option<&Endpoint> {
+        self.accepts.iter().find(|end| *end.instance == *instance)
+    }
+
     /// Whether it acknowledges that word.
     pub fn has_acknowledged(&self, node: &str, edition: u64) -> bool {
         self.acknowledges

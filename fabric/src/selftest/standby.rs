@@ -3,14 +3,12 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use ipnet::IpNet;
 use tartan_model::{Family, Passes, World};
-use tartan_netstate::claims::FABRIC_LINK_PREFIX;
-use tartan_netstate::{Key, Netns, Object};
 
+use super::targets::{carrier, way};
 use super::{Finding, Path, Standing, Target};
 use crate::fallback::standby_route;
-use crate::{Instance, Out, PeerState};
+use crate::{Out, PeerState};
 
 /// Rounds in a row that have to be well until packets go back: a way that comes and goes is none.
 const STEADY: u8 = 5;
@@ -28,21 +26,11 @@ pub fn standbys(out: &Out, world: &World) -> BTreeMap<Path, Target> {
 fn target(out: &Out, world: &World, (name, peer): (&Arc<str>, &PeerState), family: Family) -> Option<Target> {
     out.node.fabric_addresses.get(family)?;
     let advert = &world.adverts.get(name)?.advert;
-    let fabric_address = *advert.fabric_addresses.get(family)?;
-    let blocks: Vec<IpNet> = peer.blocks.iter().filter(|block| Family::of_net(block) == family).copied().collect();
-    let block = blocks.iter().find(|block| block.contains(&fabric_address))?;
-    let object = |key: &Key| Some(&world.programmed.mirror.get(key)?.object);
-    let Object::Route(route) = object(&standby_route(block))? else { return None };
-    let dev = route.dev.as_ref()?;
-    let device = || match object(&Key::Link { ns: Netns::Host, link: dev.clone() }) {
-        Some(Object::Link(link)) => Instance::of_device(link),
-        _ => None,
-    };
-    let at = if dev.as_str().starts_with(FABRIC_LINK_PREFIX) { device()? } else { Instance::HostGw };
-    let name = at.to_string();
-    let endpoint = advert.accepts.iter().find(|end| *end.instance == *name)?;
-    let mtu = out.pod_mtu.min(advert.mtu);
-    Some(Target { at, fabric_address, underlay: endpoint.address, mtu, device: Some(dev.clone()), blocks })
+    let (fabric_address, route) = way(world, peer, advert, family, standby_route)?;
+    let device = Some(route.dev.clone()?);
+    let at = carrier(world, route)?;
+    let underlay = advert.endpoint(&at.to_string())?.address;
+    Some(Target { at, fabric_address, underlay, mtu: out.pod_mtu.min(advert.mtu), device })
 }
 
 /// Which instances get through to which peers, as far as that is known: those that carry packets, and those that stand by.

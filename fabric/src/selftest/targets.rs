@@ -7,7 +7,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use tartan_model::{Advert, Family, PerFamily, World};
 use tartan_netstate::claims::{FABRIC_LINK_PREFIX, MAIN_TABLE, ROUTE_METRIC};
-use tartan_netstate::{Key, LinkName, Netns, Object};
+use tartan_netstate::{Key, LinkName, Netns, Object, Route};
 
 use crate::{Instance, Out, PeerState, own};
 
@@ -31,7 +31,6 @@ pub struct Target {
     pub mtu: u32,
     /// Our device that it goes by, if one of ours.
     pub device: Option<LinkName>,
-    pub blocks: Vec<IpNet>,
 }
 
 /// This node's own addresses at which peers can ask, now that its kernel has them.
@@ -69,27 +68,44 @@ fn holds_any(blocks: &[IpNet], addresses: &BTreeSet<IpAddr>) -> bool {
 
 fn target(out: &Out, world: &World, peer: &PeerState, advert: &Advert, family: Family) -> Option<Target> {
     out.node.fabric_addresses.get(family)?;
-    let fabric_address = *advert.fabric_addresses.get(family)?;
-    let blocks: Vec<IpNet> = peer.blocks.iter().filter(|block| Family::of_net(block) == family).copied().collect();
-    let block = blocks.iter().find(|block| block.contains(&fabric_address))?;
-    let route = Key::Route { ns: Netns::Host, table: MAIN_TABLE, dst: *block, metric: ROUTE_METRIC };
-    let object = |key: &Key| Some(&world.programmed.mirror.get(key)?.object);
-    let Object::Route(route) = object(&route)? else { return None };
-    let device = route.dev.clone().filter(|dev| dev.as_str().starts_with(FABRIC_LINK_PREFIX));
-    let at = match &device {
-        None => Instance::HostGw,
-        Some(device) => match object(&Key::Link { ns: Netns::Host, link: device.clone() })? {
-            Object::Link(link) => Instance::of_device(link)?,
-            _ => return None,
-        },
-    };
+    let carrying = |dst: &IpNet| Key::Route { ns: Netns::Host, table: MAIN_TABLE, dst: *dst, metric: ROUTE_METRIC };
+    let (fabric_address, route) = way(world, peer, advert, family, carrying)?;
+    let at = carrier(world, route)?;
     // Pools may have other ranges of the peer reached otherwise; what is tested is the way to its own address.
     peer.used().find(|used| *used == at)?;
-    let name = at.to_string();
-    let endpoint = advert.accepts.iter().find(|end| *end.instance == *name).map(|end| end.address);
     let underlay = match at {
-        Instance::HostGw => advert.addresses.get(family).copied(),
-        _ => endpoint,
-    }?;
-    Some(Target { at, fabric_address, underlay, mtu: out.pod_mtu.min(advert.mtu), device, blocks })
+        Instance::HostGw => *advert.addresses.get(family)?,
+        _ => advert.endpoint(&at.to_string())?.address,
+    };
+    let device = route.dev.clone().filter(is_ours);
+    Some(Target { at, fabric_address, underlay, mtu: out.pod_mtu.min(advert.mtu), device })
+}
+
+/// The peer's own address among its pods', and the route that this kernel has at that place for the range around it.
+pub(super) fn way<'a>(
+    world: &'a World,
+    peer: &PeerState,
+    advert: &Advert,
+    family: Family,
+    place: impl Fn(&IpNet) -> Key,
+) -> Option<(IpAddr, &'a Route)> {
+    let fabric_address = *advert.fabric_addresses.get(family)?;
+    let block = peer.blocks.iter().find(|block| block.contains(&fabric_address))?;
+    match &world.programmed.mirror.get(&place(block))?.object {
+        Object::Route(route) => Some((fabric_address, route)),
+        _ => None,
+    }
+}
+
+/// What carries packets that take this route.
+pub(super) fn carrier(world: &World, route: &Route) -> Option<Instance> {
+    let Some(device) = route.dev.clone().filter(is_ours) else { return Some(Instance::HostGw) };
+    match &world.programmed.mirror.get(&Key::Link { ns: Netns::Host, link: device })?.object {
+        Object::Link(link) => Instance::of_device(link),
+        _ => None,
+    }
+}
+
+fn is_ours(device: &LinkName) -> bool {
+    device.as_str().starts_with(FABRIC_LINK_PREFIX)
 }
