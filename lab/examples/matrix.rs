@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 use tartan_lab::probe::{Load, Pair, let_pass, ping, wait_for};
-use tartan_lab::{Binaries, Family, Lab, Node};
+use tartan_lab::{Family, Lab, Node};
 
 const PATIENCE: Duration = Duration::from_secs(120);
 /// Until a packet that may be lost counts as lost.
@@ -80,7 +80,7 @@ impl Row {
     /// A packet with one byte in it, one of every size more, and none that is larger than pods' MTU.
     fn sizes(&mut self) -> Result<()> {
         let (from, to) = (self.lab.pod("a1")?.endpoint(), self.lab.pod("b1")?.endpoint());
-        let mtu = status(self.lab.node("n1")?)?["podMtu"].as_u64().context("an MTU of pods")? as usize;
+        let mtu = self.lab.node("n1")?.status()?["podMtu"].as_u64().context("an MTU of pods")? as usize;
         for family in Family::BOTH {
             let headers = if family == Family::V4 { 28 } else { 48 };
             for bytes in headers + 1..=mtu {
@@ -148,7 +148,7 @@ impl Row {
         lost.kill_agent()?;
         self.lab.underlay().unplug("n3")?;
         let gone = |node: &str| -> Result<bool> {
-            let said = status(self.lab.node(node)?)?;
+            let said = self.lab.node(node)?.status()?;
             Ok(peers(&said).any(|peer| peer["node"] == "n3" && peer["live"] == false))
         };
         wait_for(PATIENCE, "n3 to be missed", || ["n1", "n2"].iter().all(|node| gone(node).unwrap_or(false)))?;
@@ -177,28 +177,12 @@ impl Row {
     }
 
     fn wait_until_steady(&self, fabric: &str) -> Result<()> {
-        let by_it = |peer: &Value| peer["fabric"].as_str().is_some_and(|by| by.starts_with(fabric));
-        let steady = |node: &Node| {
-            status(node).is_ok_and(|said| {
-                said["phase"] == "steady"
-                    && said["fabric"] == fabric
-                    && peers(&said).count() == 2
-                    && peers(&said).all(by_it)
-            })
-        };
-        let all = || self.lab.nodes().iter().all(steady);
+        let has_peers = |node: &Node| node.status().is_ok_and(|said| peers(&said).count() == 2);
+        let all = || self.lab.is_steady(fabric) && self.lab.nodes().iter().all(has_peers);
         wait_for(PATIENCE, &format!("every node to be steady on {fabric}"), all).map(drop)
     }
 }
 
 fn peers(status: &Value) -> impl Iterator<Item = &Value> {
     status["peers"].as_array().into_iter().flatten()
-}
-
-/// What `tartan status` says of the node.
-fn status(node: &Node) -> Result<Value> {
-    let (tartan, socket) = (Binaries::beside_this_program()?.tartan, node.socket());
-    let (tartan, socket) = (tartan.to_str().context("a path in UTF-8")?, socket.to_str().context("a path in UTF-8")?);
-    let text = node.output(&[tartan, "status", "--socket", socket, "-o", "json"])?;
-    serde_json::from_str(&text).with_context(|| format!("tartan status printed {text}"))
 }

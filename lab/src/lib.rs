@@ -321,6 +321,17 @@ impl Lab {
         Ok(())
     }
 
+    /// Whether every agent says that it has programmed everything and uses `fabric` towards all its peers.
+    pub fn is_steady(&self, fabric: &str) -> bool {
+        let by_it = |peer: &Value| peer["fabric"].as_str().is_some_and(|by| by.starts_with(fabric));
+        self.nodes.iter().all(|node| {
+            node.status().is_ok_and(|status| {
+                let peers = status["peers"].as_array().is_some_and(|peers| peers.iter().all(by_it));
+                status["phase"] == "steady" && status["fabric"] == fabric && peers
+            })
+        })
+    }
+
     /// Takes the store away: what an unreachable API server is to the agents.
     pub fn store_away(&self) -> Result<()> {
         fs::rename(self.store_dir(), self.store_dir().with_extension("away")).context("taking the store away")

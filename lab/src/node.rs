@@ -13,7 +13,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, SysconfVar, sysconf};
 use serde_json::{Value, json};
@@ -257,6 +257,16 @@ impl Node {
     /// The program the next start runs: an upgrade to another build is this and `restart_agent`.
     pub fn set_program(&self, tartan: &Path) {
         *self.program.lock().expect("no holder panics") = tartan.to_owned();
+    }
+
+    /// What the agent says of itself: `tartan status -o json`.
+    pub fn status(&self) -> Result<Value> {
+        let (program, socket) = (self.program.lock().expect("no holder panics").clone(), self.socket());
+        let [program, socket] = [&program, &socket].map(|path| path.to_str().context("a path in UTF-8"));
+        let text = self.output(&[program?, "status", "--socket", socket?, "-o", "json"])?;
+        let status: Value = serde_json::from_str(&text).with_context(|| format!("tartan status printed {text}"))?;
+        ensure!(status["phase"].is_string(), "a status without a phase: {text}");
+        Ok(status)
     }
 
     /// Waits until the agent says it is ready (its first full pass is done). Returns how long that took.

@@ -11,7 +11,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use common::{PATIENCE, census, status, wait_until_holds};
+use common::{PATIENCE, census, wait_until_holds};
 use serde_json::{Map, Value};
 use tartan_lab::probe::{let_pass, wait_for};
 use tartan_lab::{Answer, Attachment, Binaries, Lab, Netns, Network, Node, Verb, cni_args};
@@ -82,7 +82,7 @@ impl Runtime {
         }
         for _ in 0..2 {
             wait_until_holds(self.node(), &self.before)?;
-            let status = status(self.node())?;
+            let status = self.node().status()?;
             ensure!(status["pods"] == Value::Array(vec![]), "{status:#}");
             ensure!(status["kernel"]["failures"] == Value::Array(vec![]), "{status:#}");
             let notes = self.node().state_dir().join("pending-del");
@@ -283,7 +283,7 @@ fn a_runtime_that_dies_in_the_middle_of_an_add_leaves_nothing() -> Result<()> {
         let_pass(Duration::from_micros(random.below(takes)))?;
         plugin.kill()?;
         plugin.wait()?;
-        let gone = || status(runtime.node()).is_ok_and(|status| status["pods"] == Value::Array(vec![]));
+        let gone = || runtime.node().status().is_ok_and(|status| status["pods"] == Value::Array(vec![]));
         match wait_for(Duration::from_millis(500), "the pod nobody asks for any more to go", gone) {
             Ok(_) => undone += 1,
             Err(_) => {

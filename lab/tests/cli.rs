@@ -6,7 +6,7 @@ mod common;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
-use common::{PATIENCE, census, lab, sh, status, tartan, wait_until_steady};
+use common::{PATIENCE, census, lab, sh, tartan, wait_until_steady};
 use serde_json::Value;
 use tartan_lab::probe::{http_get, wait_for};
 use tartan_lab::{Binaries, Lab, Node};
@@ -68,7 +68,7 @@ fn set_changes_one_key_and_refuses_the_rest_in_words() -> Result<()> {
         let is = config(&lab)?;
         ensure!(is.pointer(at) == Some(&want), "{key} {value}: {is:#}");
         // What was set is what the agent works by before the next command comes.
-        wait_for(PATIENCE, "the agent to know it", || status(node).is_ok_and(|status| status["ready"] == true))
+        wait_for(PATIENCE, "the agent to know it", || node.status().is_ok_and(|status| status["ready"] == true))
             .map(drop)
     };
     good("vxlan.port", "4789", "/vxlan/port", 4789.into())?;

@@ -8,7 +8,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use common::{PATIENCE, census, lab, sh, status, tartan, unnoticed, wait_until_holds, wait_until_steady};
+use common::{PATIENCE, census, lab, sh, tartan, unnoticed, wait_until_holds, wait_until_steady};
 use serde_json::json;
 use tartan_lab::probe::wait_for;
 use tartan_lab::{Binaries, Lab, Node};
@@ -33,7 +33,7 @@ fn check_matrix(name: &str, underlay: &str, mtu: u32) -> Result<()> {
     let lab = Lab::builder(name).nodes(2).pods_per_node(1).fabric("udp").config("underlay", json!(underlay)).up()?;
     lab.wait_for_matrix(PATIENCE)?.check()?;
     wait_until_steady(&lab, "udp")?;
-    let said = status(lab.node("n1")?)?;
+    let said = lab.node("n1")?.status()?;
     ensure!(said["podMtu"] == mtu && said["conditions"] == json!([]), "pods' packets may hold {mtu} bytes: {said}");
     Ok(())
 }
@@ -61,7 +61,7 @@ fn the_end_of_an_agent_or_an_engine_is_not_noticed() -> Result<()> {
         ensure!(process(node, "tartan-engine")? == engine, "the agent took its engine along");
         Ok(())
     })?;
-    let applied = status(lab.node("n1")?)?["kernel"]["applied"].clone();
+    let applied = lab.node("n1")?.status()?["kernel"]["applied"].clone();
     ensure!(applied == 0, "the new agent changed {applied} things\n{}", lab.troubleshooting());
     unnoticed(&mut lab, PROBES, |lab| {
         let node = lab.node("n2")?;

@@ -4,7 +4,7 @@
 mod common;
 
 use anyhow::{Context, Result, ensure};
-use common::{PATIENCE, condition, lab, sh, status, wait_until_steady};
+use common::{PATIENCE, condition, lab, sh, wait_until_steady};
 use serde_json::{Map, Value, json};
 use tartan_lab::probe::{Load, wait_for};
 use tartan_lab::{Lab, Node};
@@ -14,7 +14,7 @@ const PROBES: u64 = 3_000;
 
 /// How the node reaches that peer.
 fn by(node: &Node, peer: &str) -> Result<String> {
-    let said = status(node)?;
+    let said = node.status()?;
     let mut peers = said["peers"].as_array().into_iter().flatten();
     let peer = peers.find(|it| it["node"] == peer).with_context(|| format!("no {peer} in {said}"))?;
     Ok(peer["fabric"].as_str().unwrap_or_default().to_owned())
@@ -38,7 +38,7 @@ fn where_vxlan_is_blocked_udp_carries_that_pair_and_it_climbs_back() -> Result<(
     let mut lab = lab("fallback", "vxlan")?;
     lab.set_config(&Map::from_iter([("fallback".into(), json!("udp"))]))?;
     let hears = |node: &Node| {
-        let said = status(node).unwrap_or_default();
+        let said = node.status().unwrap_or_default();
         said["receives"]
             .as_array()
             .is_some_and(|all| all.iter().any(|at| at.as_str().is_some_and(|at| at.starts_with("udp"))))
@@ -59,8 +59,9 @@ fn where_vxlan_is_blocked_udp_carries_that_pair_and_it_climbs_back() -> Result<(
     for (node, peer) in [("n1", "n2"), ("n2", "n1")] {
         let node = lab.node(node)?;
         let told = || condition(node, "FabricFallback").is_some_and(|it| it["about"] == format!("Node/{peer}"));
-        wait_for(PATIENCE, "it to be told", told).with_context(|| format!("{:#}", status(node).unwrap_or_default()))?;
-        ensure!(condition(node, "FabricBlocked").is_none(), "{:#}", status(node)?);
+        wait_for(PATIENCE, "it to be told", told)
+            .with_context(|| format!("{:#}", node.status().unwrap_or_default()))?;
+        ensure!(condition(node, "FabricBlocked").is_none(), "{:#}", node.status()?);
     }
     load.wait_for_answers(PROBES, PATIENCE)?;
 
@@ -79,7 +80,7 @@ fn where_vxlan_is_blocked_udp_carries_that_pair_and_it_climbs_back() -> Result<(
     between.wait_for_answers(PROBES, PATIENCE)?;
     between.stop()?.check_nothing_lost().with_context(|| lab.troubleshooting())?;
     load.stop()?.check_nothing_lost().with_context(|| lab.troubleshooting())?;
-    let quiet = |node: &Node| status(node).is_ok_and(|said| said["conditions"] == Value::Array(Vec::new()));
+    let quiet = |node: &Node| node.status().is_ok_and(|said| said["conditions"] == Value::Array(Vec::new()));
     wait_for(PATIENCE, "nothing to be wrong", || lab.nodes().iter().all(quiet))
         .with_context(|| lab.troubleshooting())?;
     for node in lab.nodes() {

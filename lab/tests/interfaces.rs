@@ -15,7 +15,7 @@ use anyhow::Result;
 use serde_json::{Value, json};
 use tartan_lab::{Attachment, Binaries, Lab, NETNS_DIR, Netns, Network, Node, Pod, probe};
 
-use common::{PATIENCE, condition, lab, load, status, wait_for_condition};
+use common::{PATIENCE, condition, lab, load, wait_for_condition};
 
 /// As Multus asks for it: the same container and namespace, another name.
 fn second(pod: &Pod) -> Attachment {
@@ -65,7 +65,7 @@ fn a_second_interface_is_used_by_who_asks_for_it_and_eth0_by_all_others() {
         let seen = asks(pod, "net1", to).unwrap();
         assert!(seen.contains(&ours.to_string()), "{seen}");
     }
-    assert_eq!(status(node).unwrap()["conditions"], json!([]));
+    assert_eq!(node.status().unwrap()["conditions"], json!([]));
     pod.check(node).unwrap();
     pod.network().check(node, &at, &result).unwrap();
 
@@ -175,7 +175,7 @@ fn a_node_without_ipv6_has_ipv4_pods_and_no_failure() {
         probe::wait_for(PATIENCE, "the other node to reach the pod", reached).unwrap();
     }
     for node in lab.nodes() {
-        let status = status(node).unwrap();
+        let status = node.status().unwrap();
         assert_eq!(status["kernel"]["failures"], json!([]), "{status:#}");
         assert!(condition(node, "NoIpv6").is_some(), "{status:#}");
     }
@@ -205,7 +205,7 @@ fn pods_that_the_agent_cannot_look_into_work_on() {
     assert_eq!(said["about"], "Pod/lab/a1", "{said:#}");
     load.wait_for_answers(500, PATIENCE).unwrap();
     load.stop().unwrap().check_nothing_lost().unwrap();
-    assert_eq!(status(node).unwrap()["kernel"]["failures"], json!([]));
+    assert_eq!(node.status().unwrap()["kernel"]["failures"], json!([]));
 
     // CHECK comes with the namespace, so it sees and mends what is wrong inside.
     let pod = lab.pod("a1").unwrap();

@@ -8,7 +8,7 @@ mod common;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use common::{PATIENCE, census, condition, lab, load, sh, status, wait_until_holds, wait_until_steady};
+use common::{PATIENCE, census, condition, lab, load, sh, wait_until_holds, wait_until_steady};
 use serde_json::{Map, Value, json};
 use tartan_lab::probe::wait_for;
 use tartan_lab::{Lab, Node, Underlay};
@@ -35,7 +35,7 @@ fn every_pod_reaches_every_other_one_by_host_gw() -> Result<()> {
 fn vxlan_works_over_an_ipv6_underlay() -> Result<()> {
     let lab = Lab::builder("v6ul").nodes(2).pods_per_node(1).fabric("vxlan").config("underlay", json!("ipv6")).up()?;
     lab.wait_for_matrix(PATIENCE)?.check()?;
-    let mtu = status(lab.node("n1")?)?["podMtu"].clone();
+    let mtu = lab.node("n1")?.status()?["podMtu"].clone();
     ensure!(mtu == 1430, "1500 less 70 for IPv6 is 1430, but pods have {mtu}");
     Ok(())
 }
@@ -68,7 +68,7 @@ fn none_leaves_the_way_between_nodes_to_somebody_else() -> Result<()> {
         sh(node, &format!("ip -6 route add fd00:10:244:{other}::/64 via fd30::{other} metric 1024"))?;
     }
     lab.wait_for_matrix(PATIENCE)?.check()?;
-    let said = status(lab.node("n1")?)?;
+    let said = lab.node("n1")?.status()?;
     ensure!(said["podMtu"] == 1500 && said["conditions"] == json!([]), "{said}");
     Ok(())
 }
@@ -78,7 +78,7 @@ fn host_gw_names_the_peer_behind_a_router() -> Result<()> {
     let lab = Lab::builder("offlink").nodes(2).pods_per_node(1).underlay(Underlay::Routed).fabric("host-gw").up()?;
     let mut last = Value::Null;
     wait_for(PATIENCE, "the condition PeerOffLink", || {
-        last = status(&lab.nodes()[0]).unwrap_or_default();
+        last = lab.nodes()[0].status().unwrap_or_default();
         last["conditions"].as_array().is_some_and(|all| all.iter().any(|c| c["reason"] == "PeerOffLink"))
     })
     .with_context(|| format!("{last}\n{}", lab.troubleshooting()))?;
@@ -95,7 +95,7 @@ fn kill_of_an_agent_is_not_noticed_and_needs_no_change_of_the_kernel() -> Result
         node.start_agent()?;
         node.wait_ready().map(drop)
     })?;
-    let applied = status(lab.node("n1")?)?["kernel"]["applied"].clone();
+    let applied = lab.node("n1")?.status()?["kernel"]["applied"].clone();
     ensure!(applied == 0, "the new agent changed the kernel {applied} times\n{}", lab.troubleshooting());
     Ok(())
 }
@@ -148,7 +148,7 @@ fn an_agent_that_starts_without_its_store_repairs_serves_and_takes_nothing_away(
         node.wait_ready()?;
         wait_until_holds(node, &before).with_context(|| damage)?;
         lab.wait_for_matrix(PATIENCE)?;
-        ensure!(unread(node), "{:#}", status(node)?);
+        ensure!(unread(node), "{:#}", node.status()?);
     }
     lab.add_pod("n1", "late")?;
     lab.wait_for_matrix(PATIENCE)?;
@@ -183,10 +183,10 @@ fn what_others_delete_is_repaired() -> Result<()> {
     ] {
         node.output(&["sh", "-c", &damage]).with_context(|| damage.clone())?;
         lab.wait_for_matrix(Duration::from_secs(5)).with_context(|| damage.clone())?;
-        let whole = || status(node).is_ok_and(|status| status["ready"] == true);
+        let whole = || node.status().is_ok_and(|status| status["ready"] == true);
         wait_for(Duration::from_secs(5), "the node to be whole", whole).with_context(|| damage.clone())?;
     }
-    let repaired = status(node)?["kernel"]["repaired"].as_u64().unwrap_or(0);
+    let repaired = node.status()?["kernel"]["repaired"].as_u64().unwrap_or(0);
     ensure!(repaired >= 8, "{repaired} repairs\n{}", lab.troubleshooting());
     Ok(())
 }
@@ -195,7 +195,7 @@ fn what_others_delete_is_repaired() -> Result<()> {
 fn a_quiet_node_changes_nothing() -> Result<()> {
     let mut lab = lab("quiet", "vxlan")?;
     let counts = |lab: &Lab| -> Result<Vec<Value>> {
-        lab.nodes().iter().map(|node| Ok(status(node)?["kernel"]["applied"].clone())).collect()
+        lab.nodes().iter().map(|node| Ok(node.status()?["kernel"]["applied"].clone())).collect()
     };
     let before = counts(&lab)?;
     // A lease of four seconds makes every node give signs of life each second: the same traffic, sooner.
@@ -240,7 +240,7 @@ fn a_pool_that_changes_how_it_is_reached_is_not_noticed() -> Result<()> {
             lab.put(&pool("of-n2", "10.244.2.0/24", 26, mode))?;
             lab.put(&pool("of-n2-v6", "fd00:10:244:2::/64", 122, mode))?;
             let by = |node: &str, peer: &str, fabric: &str| -> Result<bool> {
-                let said = status(lab.node(node)?)?;
+                let said = lab.node(node)?.status()?;
                 let mut peers = said["peers"].as_array().into_iter().flatten();
                 let is = |it: &&Value| it["node"] == peer;
                 Ok(peers.find(is).is_some_and(|it| it["fabric"].as_str().is_some_and(|by| by.starts_with(fabric))))

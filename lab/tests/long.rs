@@ -11,7 +11,7 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use common::{PATIENCE, lab, status, unnoticed, wait_until_steady};
+use common::{PATIENCE, lab, unnoticed, wait_until_steady};
 use serde_json::Value;
 use tartan_lab::probe::{let_pass, wait_for};
 use tartan_lab::{Binaries, Lab};
@@ -86,7 +86,7 @@ fn a_quiet_node_tries_nothing_for_a_minute() -> Result<()> {
     let mut lab = lab("long-quiet", "vxlan")?;
     wait_until_steady(&lab, "vxlan")?;
     let counts = |lab: &Lab| -> Result<Vec<Value>> {
-        lab.nodes().iter().map(|node| Ok(status(node)?["kernel"]["applied"].clone())).collect()
+        lab.nodes().iter().map(|node| Ok(node.status()?["kernel"]["applied"].clone())).collect()
     };
     let before = counts(&lab)?;
     unnoticed(&mut lab, PROBES, |_| let_pass(Duration::from_secs(60)))?;
@@ -133,7 +133,7 @@ fn change_with_an_agent_killed_in_its_midst() -> Result<()> {
             lab.set_fabric(fabric)?;
             let node = lab.node("n2")?;
             let midst = || {
-                status(node).is_ok_and(|status| {
+                node.status().is_ok_and(|status| {
                     status["fabric"] == fabric
                         && status["phase"].as_str().is_some_and(|phase| phase.starts_with("changing"))
                         && status["receives"].as_array().is_some_and(|receives| receives.len() > 1)

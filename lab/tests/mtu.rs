@@ -6,7 +6,7 @@ mod common;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use common::{PATIENCE, condition, lab, status, wait_for_condition, wait_until_steady};
+use common::{PATIENCE, condition, lab, wait_for_condition, wait_until_steady};
 use serde_json::{Map, json};
 use tartan_lab::probe::{Load, ping, wait_for};
 use tartan_lab::{Family, Lab, Node};
@@ -22,12 +22,12 @@ fn passes(lab: &Lab, from: &str, to: &str, family: Family, bytes: u32) -> Result
 }
 
 fn pod_mtu(node: &Node) -> Result<u32> {
-    Ok(u32::try_from(status(node)?["podMtu"].as_u64().context("an MTU of pods")?)?)
+    Ok(u32::try_from(node.status()?["podMtu"].as_u64().context("an MTU of pods")?)?)
 }
 
 /// Every size that is one more or less than something, and one more than is allowed.
 fn check_sizes(lab: &Lab, mtu: u32) -> Result<()> {
-    ensure!(pod_mtu(lab.node("n1")?)? == mtu, "pods' MTU is not {mtu}: {}", status(lab.node("n1")?)?);
+    ensure!(pod_mtu(lab.node("n1")?)? == mtu, "pods' MTU is not {mtu}: {}", lab.node("n1")?.status()?);
     for family in Family::BOTH {
         let header = if family == Family::V4 { 28 } else { 48 };
         let sizes = [header, header + 1, 576, 1279, 1280, 1281, mtu / 2, mtu - 2, mtu - 1, mtu];

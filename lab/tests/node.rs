@@ -5,7 +5,7 @@ mod common;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use common::{PATIENCE, census, lab, load, sh, status, wait_until_holds};
+use common::{PATIENCE, census, lab, load, sh, wait_until_holds};
 use serde_json::{Map, Value, json};
 use tartan_lab::probe::wait_for;
 use tartan_lab::{Lab, Node, Underlay};
@@ -43,7 +43,7 @@ fn the_uplinks_mtu_is_followed_by_device_and_pods() -> Result<()> {
             wait_until(node, "the device's MTU", "ip -o link show type vxlan", |text| {
                 text.contains(&format!(" mtu {pods} "))
             })?;
-            wait_for(PATIENCE, "the status to say so", || status(node).is_ok_and(|status| status["podMtu"] == pods))?;
+            wait_for(PATIENCE, "the status to say so", || node.status().is_ok_and(|status| status["podMtu"] == pods))?;
         }
         // Pods that were there before.
         for pod in lab.pods() {
@@ -92,7 +92,7 @@ fn addresses_flushed_and_set_again_by_a_network_manager_cost_nothing_for_long() 
             sh(node, &default_routes(reload))?;
             talks(&lab)?;
         }
-        ensure!(status(node)?["ready"] == true, "{:#}", status(node)?);
+        ensure!(node.status()?["ready"] == true, "{:#}", node.status()?);
         // The uplink's own entries are the network manager's to set, and it sets fewer than the lab did.
         let ours =
             |text: &str| text.lines().filter(|line| !line.contains("eth0")).map(str::to_owned).collect::<Vec<_>>();
@@ -134,7 +134,7 @@ fn a_reload_of_the_uplinks_addresses_leaves_the_device_alone() -> Result<()> {
     eprintln!("{report}");
     ensure!(report.tcp.resets == 0 && report.tcp.broken.is_empty(), "{report}");
     ensure!(report.udp.longest_gap < Duration::from_secs(1), "{report}");
-    ensure!(status(node)?["conditions"] == json!([]), "{:#}", status(node)?);
+    ensure!(node.status()?["conditions"] == json!([]), "{:#}", node.status()?);
     Ok(())
 }
 
@@ -154,7 +154,7 @@ fn a_node_that_changes_its_address_is_followed_by_its_peers() -> Result<()> {
                       ip addr add fd30::101/64 dev eth0 nodad";
         sh(node, &default_routes(change))?;
         move_node(&lab, "n1", "172.30.0.101", "fd30::101")?;
-        let advertised = || status(node).is_ok_and(|status| status["addresses"].to_string().contains("172.30.0.101"));
+        let advertised = || node.status().is_ok_and(|status| status["addresses"].to_string().contains("172.30.0.101"));
         wait_for(PATIENCE, "n1 to advertise its new address", advertised).with_context(|| lab.troubleshooting())?;
         lab.wait_for_matrix(PATIENCE)?;
         let peer = lab.node("n2")?;
@@ -190,7 +190,7 @@ fn of_a_removed_node_nothing_is_left_on_others_also_when_they_were_down() -> Res
         n2.start_agent()?;
         n2.wait_ready()?;
         wait_until(n2, "nothing of n3", OF_N3, |text| !knows_n3(text))?;
-        let peers = status(n1)?["peers"].clone();
+        let peers = n1.status()?["peers"].clone();
         ensure!(peers.as_array().is_some_and(|peers| peers.len() == 1), "{peers:#}");
     }
     Ok(())
@@ -209,8 +209,8 @@ fn a_node_that_registers_again_under_another_uid_keeps_its_pods_talking() -> Res
     lab.put(&object)?;
     lab.wait_for_matrix(PATIENCE)?;
     let node = lab.node("n2")?;
-    let good = || status(node).is_ok_and(|status| status["ready"] == true && status["conditions"] == json!([]));
-    wait_for(PATIENCE, "n2 to be well", good).with_context(|| format!("{:#}", status(node).unwrap_or_default()))?;
+    let good = || node.status().is_ok_and(|status| status["ready"] == true && status["conditions"] == json!([]));
+    wait_for(PATIENCE, "n2 to be well", good).with_context(|| format!("{:#}", node.status().unwrap_or_default()))?;
     Ok(())
 }
 
@@ -243,7 +243,7 @@ fn direct_routing_is_used_inside_a_rack_and_vxlan_across() -> Result<()> {
         .config("crossSubnet", json!(true))
         .up()?;
     lab.wait_for_matrix(PATIENCE)?;
-    let by: Value = status(lab.node("n1")?)?["peers"]
+    let by: Value = lab.node("n1")?.status()?["peers"]
         .as_array()
         .into_iter()
         .flatten()

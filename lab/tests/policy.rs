@@ -8,7 +8,7 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use common::{PATIENCE, status, tartan};
+use common::{PATIENCE, tartan};
 use serde_json::{Map, Value, json};
 use tartan_lab::probe::{Load, Pair, Talk, Transport, let_pass, wait_for};
 use tartan_lab::{Attachment, Binaries, Family, Lab, NAMESPACE, Netns, Network, cni_args};
@@ -244,7 +244,7 @@ fn a_pod_starts_when_its_object_is_there() -> Result<()> {
         eprintln!("an object {late:?} late: ADD answered after {answered:?}");
         ensure!(answered >= late && answered < late + SOON, "{answered:?} for {late:?}");
     }
-    let status = status(node)?;
+    let status = node.status()?;
     ensure!(status["pods"].as_array().is_some_and(|pods| pods.len() == 3), "{status:#}");
     ensure!(status["policy"]["subjects"] == 3, "{status:#}");
     Ok(())

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use common::{PATIENCE, lab, status, wait_until_steady};
+use common::{PATIENCE, lab, wait_until_steady};
 use serde_json::Value;
 use tartan_lab::probe::wait_for;
 use tartan_lab::{Family, Lab};
@@ -22,7 +22,7 @@ type Named = (&'static str, &'static str, &'static str);
 fn said(lab: &Lab) -> Result<BTreeSet<(String, String, String)>> {
     let mut said = BTreeSet::new();
     for node in lab.nodes() {
-        let status = status(node)?;
+        let status = node.status()?;
         let text = |value: &Value| value.as_str().unwrap_or_default().trim_start_matches("Node/").to_owned();
         for condition in status["conditions"].as_array().into_iter().flatten() {
             if REASONS.iter().any(|reason| condition["reason"] == *reason) {
@@ -55,7 +55,7 @@ fn tested(name: &str, fabric: &str) -> Result<Lab> {
     let well = |path: &Value| path["roundTripMicros"].is_u64() && path["fault"].is_null();
     let all_well = || {
         lab.nodes().iter().all(|node| {
-            let peers = status(node).map(|status| status["peers"].as_array().cloned().unwrap_or_default());
+            let peers = node.status().map(|status| status["peers"].as_array().cloned().unwrap_or_default());
             let of = |peer: &Value| peer["paths"].as_array().cloned().unwrap_or_default();
             peers.is_ok_and(|peers| peers.iter().all(|peer| of(peer).len() == 2 && of(peer).iter().all(well)))
         })
@@ -95,7 +95,7 @@ fn a_hole_in_the_mtu_is_measured_to_the_byte() -> Result<()> {
     lab.underlay().set_path_mtu(Some(1399))?;
     let pairs = [("n1", "n2"), ("n1", "n3"), ("n2", "n1"), ("n2", "n3"), ("n3", "n1"), ("n3", "n2")];
     named(&lab, since, &pairs.map(|(by, about)| (by, about, "PathMtuTooSmall")))?;
-    let said = status(lab.node("n1")?)?;
+    let said = lab.node("n1")?.status()?;
     let text = said["conditions"].to_string();
     // What the switch counts begins after the Ethernet header.
     ensure!(text.contains("more than 1349 bytes") && text.contains("underlayMTU to 1399"), "{text}");

@@ -7,7 +7,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use common::{PATIENCE, capture, census, lab, sh, status, tartan, wait_until_holds, wait_until_steady};
+use common::{PATIENCE, capture, census, lab, sh, tartan, wait_until_holds, wait_until_steady};
 use serde_json::{Map, Value, json};
 use tartan_lab::probe::{Load, Pair, Running, Talk, Transport, ping, wait_for};
 use tartan_lab::{ECHO_PORT, Endpoint, Family, Lab, NAMESPACE, Node, Underlay};
@@ -21,7 +21,7 @@ fn check_ipip(name: &str, underlay: &str, mtu: u32) -> Result<()> {
     lab.wait_for_matrix(PATIENCE)?.check()?;
     wait_until_steady(&lab, "ipip")?;
     let node = lab.node("n1")?;
-    let said = status(node)?;
+    let said = node.status()?;
     ensure!(said["podMtu"] == mtu, "pods' packets may hold {mtu} bytes, and not what {said} says");
     let before = census(node)?;
     for damage in [
@@ -141,7 +141,7 @@ fn vm_ipip_is_for_peers_behind_a_router_where_it_is_for_those_only() -> Result<(
         .config("crossSubnet", json!(true))
         .up()?;
     lab.wait_for_matrix(PATIENCE)?.check()?;
-    let said = status(lab.node("n1")?)?;
+    let said = lab.node("n1")?.status()?;
     let peers = said["peers"].as_array().into_iter().flatten();
     let by: Map<String, Value> =
         peers.map(|peer| (peer["node"].as_str().unwrap_or_default().to_owned(), peer["fabric"].clone())).collect();
@@ -227,7 +227,7 @@ fn check_wireguard(name: &str, underlay: &str, mtu: u32) -> Result<()> {
     lab.wait_for_matrix(PATIENCE)?.check()?;
     wait_until_steady(&lab, "wireguard")?;
     let node = lab.node("n1")?;
-    let said = status(node)?;
+    let said = node.status()?;
     ensure!(said["podMtu"] == mtu && said["conditions"] == json!([]), "pods' packets may hold {mtu} bytes: {said}");
     check_wg_shows_the_peer(node)?;
     let before = census(node)?;
@@ -255,7 +255,7 @@ fn check_wg_shows_the_peer(node: &Node) -> Result<()> {
     let private = sh(node, "wg show all private-key | cut -f2")?;
     let private = private.trim();
     ensure!(private.len() == 44, "a key is 44 letters long, and not {}", private.len());
-    let told = std::fs::read_to_string(node.log_file())? + &status(node)?.to_string();
+    let told = std::fs::read_to_string(node.log_file())? + &node.status()?.to_string();
     ensure!(!told.contains(private), "the private key of {} is told to others", node.name());
     let keys = node.state_dir().join("keys");
     let modes = sh(node, &format!("stat -c %a {0} {0}/*", keys.display()))?;
@@ -278,7 +278,7 @@ fn vm_wireguard_carries_both_families_over_ipv6() -> Result<()> {
 /// Waits until every node sends to all its peers by this instance, and has nothing left to do.
 fn wait_until_sent_by(lab: &Lab, instance: &str) -> Result<()> {
     let by_it = |node: &Node| {
-        let status = status(node).unwrap_or_default();
+        let status = node.status().unwrap_or_default();
         let peers = status["peers"].as_array().cloned().unwrap_or_default();
         let all = peers.iter().all(|peer| peer["fabric"].as_str().is_some_and(|by| by.starts_with(instance)));
         status["phase"] == "steady" && all

@@ -4,7 +4,7 @@
 mod common;
 
 use anyhow::{Context, Result, ensure};
-use common::{PATIENCE, capture, lab, sh, status, unnoticed, wait_until_steady};
+use common::{PATIENCE, capture, lab, sh, unnoticed, wait_until_steady};
 use serde_json::{Map, json};
 use tartan_lab::probe::{ping, wait_for};
 use tartan_lab::{Endpoint, Family, Lab, Node};
@@ -160,7 +160,7 @@ fn marks_cross_nodes_where_the_group_policy_extension_is_on() -> Result<()> {
         lab.set_config(&Map::from_iter([("vxlan".into(), json!({"gbp": true, "port": 8473}))]))?;
         let only = json!(["vxlan/ipv4/vni1/port8473/gbp"]);
         let went_over =
-            |node: &Node| status(node).is_ok_and(|said| said["phase"] == "steady" && said["receives"] == only);
+            |node: &Node| node.status().is_ok_and(|said| said["phase"] == "steady" && said["receives"] == only);
         wait_for(PATIENCE, "the cluster to go over", || lab.nodes().iter().all(went_over))
             .map(drop)
             .with_context(|| lab.troubleshooting())

@@ -5,12 +5,11 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
-use serde_json::Value;
+use anyhow::{Context, Result};
+use tartan_lab::Lab;
 use tartan_lab::probe::{Load, Pair, Running, let_pass, wait_for};
-use tartan_lab::{Lab, Node};
 
-use crate::{PATIENCE, Series, Subject, binaries, lab, losses, ms, unknown};
+use crate::{PATIENCE, Series, Subject, lab, losses, ms, unknown};
 
 /// Probes answered before an event begins.
 const BEFORE: u64 = 5_000;
@@ -76,7 +75,7 @@ impl Restart {
         for fabric in FABRICS {
             self.lab.set_fabric(fabric)?;
             let node = self.lab.node("n1")?;
-            let under_way = || status(node).is_ok_and(|status| status["fabric"] == fabric);
+            let under_way = || node.status().is_ok_and(|status| status["fabric"] == fabric);
             wait_for(PATIENCE, "n1 to hear of the change", under_way)?;
             node.kill_agent()?;
             let_pass(Duration::from_secs(5))?;
@@ -103,24 +102,7 @@ pub(crate) fn load(lab: &Lab) -> Result<Running> {
     Ok(load)
 }
 
-/// What `tartan status` says of the node.
-pub(crate) fn status(node: &Node) -> Result<Value> {
-    let (tartan, socket) = (binaries()?.tartan, node.socket());
-    let (tartan, socket) = (tartan.to_str().context("a path in UTF-8")?, socket.to_str().context("a path in UTF-8")?);
-    let text = node.output(&[tartan, "status", "--socket", socket, "-o", "json"])?;
-    let status: Value = serde_json::from_str(&text).with_context(|| format!("tartan status printed {text}"))?;
-    ensure!(status["phase"].is_string(), "a status without a phase: {text}");
-    Ok(status)
-}
-
 /// Waits until every agent has programmed everything and uses `fabric` towards all its peers.
 pub(crate) fn wait_until_steady(lab: &Lab, fabric: &str) -> Result<()> {
-    let steady = || lab.nodes().iter().all(|node| status(node).is_ok_and(|status| is_steady(&status, fabric)));
-    wait_for(PATIENCE, &format!("every node to be steady on {fabric}"), steady).map(drop)
-}
-
-fn is_steady(status: &Value, fabric: &str) -> bool {
-    let by_it = |peer: &Value| peer["fabric"].as_str().is_some_and(|by| by.starts_with(fabric));
-    let peers = status["peers"].as_array().is_some_and(|peers| peers.iter().all(by_it));
-    status["phase"] == "steady" && status["fabric"] == fabric && peers
+    wait_for(PATIENCE, &format!("every node to be steady on {fabric}"), || lab.is_steady(fabric)).map(drop)
 }

@@ -8,7 +8,6 @@ use serde_json::Value;
 use tartan_lab::probe::wait_for;
 use tartan_lab::{Lab, Node, Relay};
 
-use crate::restart::status;
 use crate::{PATIENCE, Series, Subject, lab, unknown};
 
 /// How long it is watched what is said once a fault was named, and once it was mended.
@@ -125,7 +124,7 @@ impl SelfTest {
     fn said(&self) -> Result<Said> {
         let mut said = Said::new();
         for node in self.lab.nodes() {
-            let status = status(node)?;
+            let status = node.status()?;
             let text = |value: &Value| value.as_str().unwrap_or_default().trim_start_matches("Node/").to_owned();
             for condition in status["conditions"].as_array().into_iter().flatten() {
                 if REASONS.iter().any(|reason| condition["reason"] == *reason) {
@@ -154,7 +153,7 @@ fn said_by_all<const N: usize>(pairs: [(&str, &str); N], reason: &str) -> Said {
 
 /// All paths of a node.
 fn paths(node: &Node) -> Result<Vec<Value>> {
-    let status = status(node)?;
+    let status = node.status()?;
     let peers = status["peers"].as_array().cloned().unwrap_or_default();
     Ok(peers.iter().flat_map(|peer| peer["paths"].as_array().cloned().unwrap_or_default()).collect())
 }

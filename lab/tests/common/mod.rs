@@ -63,16 +63,9 @@ pub(crate) fn tartan(node: &Node, args: &[&str]) -> Result<Output> {
     Ok(node.run(|| command.output())??)
 }
 
-/// What the agent says of itself.
-pub(crate) fn status(node: &Node) -> Result<Value> {
-    let output = tartan(node, &["status", "-o", "json"])?;
-    ensure!(output.status.success(), "tartan status: {}", String::from_utf8_lossy(&output.stderr));
-    serde_json::from_slice(&output.stdout).context("reading what tartan status printed")
-}
-
 /// The node's condition of that reason, if there is one.
 pub(crate) fn condition(node: &Node, reason: &str) -> Option<Value> {
-    let status = status(node).ok()?;
+    let status = node.status().ok()?;
     status["conditions"].as_array()?.iter().find(|condition| condition["reason"] == reason).cloned()
 }
 
@@ -83,25 +76,15 @@ pub(crate) fn wait_for_condition(node: &Node, reason: &str) -> Result<Value> {
         found = condition(node, reason);
         found.is_some()
     })
-    .with_context(|| format!("{:#}\n{}", status(node).unwrap_or_default(), node.troubleshooting()))?;
+    .with_context(|| format!("{:#}\n{}", node.status().unwrap_or_default(), node.troubleshooting()))?;
     found.context("it was found a moment ago")
 }
 
 /// Waits until every agent has programmed everything and uses `fabric` towards all its peers.
 pub(crate) fn wait_until_steady(lab: &Lab, fabric: &str) -> Result<()> {
-    wait_for(PATIENCE, &format!("every node to be steady on {fabric}"), || is_steady(lab, fabric))
+    wait_for(PATIENCE, &format!("every node to be steady on {fabric}"), || lab.is_steady(fabric))
         .map(drop)
         .with_context(|| lab.troubleshooting())
-}
-
-fn is_steady(lab: &Lab, fabric: &str) -> bool {
-    lab.nodes().iter().all(|node| {
-        status(node).is_ok_and(|status| {
-            let peers = status["peers"].as_array().cloned().unwrap_or_default();
-            let by_it = |peer: &Value| peer["fabric"].as_str().is_some_and(|by| by.starts_with(fabric));
-            status["phase"] == "steady" && status["fabric"] == fabric && peers.iter().all(by_it)
-        })
-    })
 }
 
 // --- what is on the wire ---
