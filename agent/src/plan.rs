@@ -90,8 +90,7 @@ impl Planners {
             cluster_ranges: self.ranges.of(world).to_vec(),
             non_masquerade: world.config.non_masquerade.clone(),
             masquerade: world.config.masquerade,
-            vxlan_port: world.config.vxlan.port,
-            udp_port: world.config.udp_port,
+            between_nodes: world.config.ports_between_nodes(),
             encrypts: fabric.receives.iter().any(Instance::is_encrypted),
             strict: fabric.strict,
         };

@@ -155,7 +155,7 @@ fn a_pod_does_not_reach_the_nodes_loopback() {
 fn a_pod_does_not_speak_for_nodes() {
     let lab = lab();
     serve(&lab.client, "[::]:8472");
-    lab.apply(&State::new(), &Nat { vxlan_port: 8472, ..nat() });
+    lab.apply(&State::new(), &nat());
     let pod = &lab.pods[0];
     for to in ["192.0.2.2", "[2001:db8::2]"] {
         refused(pod, Over::Udp, &format!("{to}:8472"));

@@ -155,6 +155,13 @@ impl std::fmt::Display for PolicyMode {
     }
 }
 
+impl Config {
+    /// UDP ports at which packets between nodes arrive that anybody could have sent: those of fabrics that do not encrypt.
+    pub fn ports_between_nodes(&self) -> [u16; 2] {
+        [self.vxlan.port, self.udp_port]
+    }
+}
+
 impl Default for Config {
     fn default() -> Config {
         Config {

@@ -25,7 +25,7 @@ use tartan_netstate::nft::{AddressSide, Chain, ChainKind, HookPoint, Rule, RuleB
 use tartan_netstate::{Key, Object, Owner, State};
 use tartan_policy::ir::protocol;
 
-use super::{Nat, between_nodes, hostport, masquerade, named, nfproto};
+use super::{Nat, hostport, masquerade, named, nfproto};
 
 /// IPv4 in IP, and IPv6 in IP (RFC 2003, RFC 2473).
 const IPPROTO_IPIP: u8 = 4;
@@ -57,7 +57,6 @@ fn chains(nat: &Nat) -> [(&'static str, Chain); 9] {
     // Each flow inside has a source port of its own outside, and answers come under another: an entry for each way of each
     // flow, and none that an answer meets.
     let outer = |port| rule("packets between nodes are looked at inside").udp_dport(port);
-    let ports = between_nodes(nat.vxlan_port, nat.udp_port);
     let to_node = || vec![rule("ports of pods").fib_local(AddressSide::Daddr).jump(hostport::CHAIN)];
     let hostports = [no_loopback_of_pods().iifgroup(POD_LINK_GROUP).saddr(loopback()).drop()].into_iter();
     [
@@ -69,7 +68,7 @@ fn chains(nat: &Nat) -> [(&'static str, Chain); 9] {
                 NFT_RAW_PRIORITY,
                 [rule("TCP wraps nothing").l4proto(protocol::TCP).returns()]
                     .into_iter()
-                    .chain(ports.map(|port| outer(port).goto(OUTER)))
+                    .chain(nat.between_nodes.map(|port| outer(port).goto(OUTER)))
                     .chain([IPPROTO_IPIP, IPPROTO_IPV6].map(|wrapped| only_nodes_wrap().l4proto(wrapped).drop()))
                     .collect(),
             ),
@@ -84,7 +83,12 @@ fn chains(nat: &Nat) -> [(&'static str, Chain); 9] {
         ("raw_input", Chain::base(Filter, HookPoint::Input, NFT_RAW_PRIORITY, to_this_node())),
         (
             "raw_output",
-            Chain::base(Filter, HookPoint::Output, NFT_RAW_PRIORITY, ports.map(|port| outer(port).notrack()).into()),
+            Chain::base(
+                Filter,
+                HookPoint::Output,
+                NFT_RAW_PRIORITY,
+                nat.between_nodes.map(|port| outer(port).notrack()).into(),
+            ),
         ),
         ("nat_prerouting", Chain::base(Translate, HookPoint::Prerouting, NFT_DSTNAT_PRIORITY, to_node())),
         ("nat_output", Chain::base(Translate, HookPoint::Output, NFT_DSTNAT_PRIORITY, to_node())),
@@ -130,7 +134,7 @@ fn loopback() -> IpNet {
 fn source_translation(nat: &Nat) -> Vec<Rule> {
     let towards_pods = rule("a destination was translated").ct_status_dnat().jump(TOWARDS_PODS);
     let families = Family::ALL.into_iter().filter(|_| nat.masquerade);
-    let out = families.flat_map(|family| masquerade::rules_of(family, &between_nodes(nat.vxlan_port, nat.udp_port)));
+    let out = families.flat_map(|family| masquerade::rules_of(family, &nat.between_nodes));
     [towards_pods].into_iter().chain(out).collect()
 }
 

@@ -34,10 +34,8 @@ pub struct Nat {
     pub non_masquerade: Vec<IpNet>,
     /// Packets from pods to everywhere else leave under the node's address.
     pub masquerade: bool,
-    /// UDP port at which nodes take encapsulated packets.
-    pub vxlan_port: u16,
-    /// The same of the udp fabric.
-    pub udp_port: u16,
+    /// UDP ports at which packets between nodes arrive, to be unwrapped.
+    pub between_nodes: [u16; 2],
     /// Some packets leave by a device that encrypts.
     pub encrypts: bool,
     /// Nothing goes to other nodes' pods in clear.
@@ -94,11 +92,6 @@ impl Nftables {
 /// Whether the elements of a set or map are pods'.
 pub fn is_of_pods(set: &str) -> bool {
     Family::ALL.into_iter().flat_map(hostport::sets).any(|(name, _)| name == set) || policy::is_of_pods(set)
-}
-
-/// UDP ports at which packets between nodes arrive.
-fn between_nodes(vxlan_port: u16, udp_port: u16) -> [u16; 2] {
-    [vxlan_port, udp_port]
 }
 
 fn nfproto(family: Family) -> Nfproto {

@@ -15,8 +15,7 @@ fn nat() -> Nat {
         cluster_ranges: vec!["10.244.0.0/16".parse().unwrap(), "fd00::/16".parse().unwrap()],
         non_masquerade: vec!["192.168.0.0/16".parse().unwrap()],
         masquerade: true,
-        vxlan_port: 8472,
-        udp_port: 8285,
+        between_nodes: [8472, 8285],
         encrypts: false,
         strict: false,
     }

@@ -153,8 +153,7 @@ fn translation() -> Nat {
         cluster_ranges: ranges,
         non_masquerade: Vec::new(),
         masquerade: true,
-        vxlan_port: 8472,
-        udp_port: 8285,
+        between_nodes: [8472, 8285],
         encrypts: false,
         strict: false,
     }

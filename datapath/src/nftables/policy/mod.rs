@@ -39,7 +39,6 @@ pub use held::{Mirrored, held};
 pub use pods::{is_judged, is_of_pods, keys};
 pub use tartan_model::PolicyMode as Mode;
 
-use super::between_nodes;
 use maps::Side;
 
 /// The link that kube-proxy makes for the addresses of Services, in the mode in which IPVS translates them.
@@ -89,7 +88,7 @@ impl Policy {
         }
         let first = self.state.is_empty();
         let ipvs = world.host.links.iter().any(|link| &*link.name == IPVS_LINK);
-        let between_nodes = between_nodes(world.config.vxlan.port, world.config.udp_port);
+        let between_nodes = world.config.ports_between_nodes();
         let next = Seen { mode, tables: tables.clone(), attachments: world.attachments.clone(), ipvs, between_nodes };
         let before = std::mem::replace(&mut self.seen, next);
         if first || before.mode != mode {
