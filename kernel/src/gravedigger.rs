@@ -7,6 +7,8 @@
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 
+use tartan_netstate::claims::{DYING_LINK_GROUP, DYING_POD_LINK_GROUP};
+
 use crate::KernelError;
 use crate::link;
 use crate::netlink::{Netlink, Refusal};
@@ -24,7 +26,7 @@ impl Gravedigger {
         let work = move || {
             while inbox.recv().is_ok() {
                 // Whoever asked sees by the links whether it worked.
-                let _refused = netlink.batch(&[link::bury()]);
+                let _refused = netlink.batch(&[DYING_LINK_GROUP, DYING_POD_LINK_GROUP].map(link::bury));
             }
         };
         let thread = std::thread::Builder::new().name("gravedigger".into()).spawn(work);

@@ -109,7 +109,7 @@ pub(crate) fn set(name: &LinkName, old: Option<&Link>, new: &Link) -> Vec<Reques
     requests
 }
 
-/// Takes a link down and puts it among those that [`bury`] deletes.
+/// Takes a link that is no pod's down and puts it among those that [`bury`] deletes.
 pub(crate) fn condemn(name: &LinkName) -> Request {
     let mut message = named(name);
     message.attributes.push(LinkAttribute::Group(DYING_LINK_GROUP));
@@ -117,10 +117,10 @@ pub(crate) fn condemn(name: &LinkName) -> Request {
     Request { message: RouteNetlinkMessage::SetLink(message), flags: 0 }
 }
 
-/// Deletes all condemned links at once: 32 in the time that two take one by one.
-pub(crate) fn bury() -> Request {
+/// Deletes all links of a group at once: 32 in the time that two take one by one.
+pub(crate) fn bury(group: u32) -> Request {
     let mut message = LinkMessage::default();
-    message.attributes.push(LinkAttribute::Group(DYING_LINK_GROUP));
+    message.attributes.push(LinkAttribute::Group(group));
     Request { message: RouteNetlinkMessage::DelLink(message), flags: 0 }
 }
 

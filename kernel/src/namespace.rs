@@ -12,7 +12,7 @@ use netlink_packet_route::RouteNetlinkMessage;
 use nix::errno::Errno;
 use nix::net::if_::if_nametoindex;
 use tartan_model::Family;
-use tartan_netstate::claims::FLANNEL_LINK_PREFIX;
+use tartan_netstate::claims::{DYING_LINK_GROUP, FLANNEL_LINK_PREFIX};
 use tartan_netstate::{Key, Link, LinkKind, LinkName, Netns, Object, Op, Owner, Route, Scope};
 
 use crate::netlink::{Netlink, Refusal, Request};
@@ -226,7 +226,7 @@ impl Run<'_> {
                 self.send(at, [link::condemn(link)]);
             }
         }
-        self.send(first, [link::bury()]);
+        self.send(first, [link::bury(DYING_LINK_GROUP)]);
         self.flush();
         end
     }
@@ -355,7 +355,7 @@ impl Run<'_> {
             let theirs = format!("{theirs} has that VNI at that port: see `ip -details link show {theirs}`");
             return Err(KernelError::Conflict { what, theirs });
         }
-        let mut requests = vec![link::condemn(&theirs), link::bury()];
+        let mut requests = vec![link::condemn(&theirs), link::bury(DYING_LINK_GROUP)];
         requests.extend(link::create(name, wanted, None));
         match self.inside.netlink.batch(&requests).into_iter().find_map(Result::err) {
             Some(refusal) => Err(refusal.doing(format!("put {name} in the place of {theirs}"))),

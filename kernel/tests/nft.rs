@@ -12,10 +12,12 @@ use netns::Netns;
 use tartan_kernel::nft::Nft;
 use tartan_kernel::{Failure, KernelError};
 use tartan_netstate::nft::{
-    AddressSide, Chain, ChainKind, CtKey, ElementData, ElementKey, Expr, Fields, HookPoint, MetaKey, Nfproto, Reg,
-    Rule, Selector, Set, Type, Verdict, rule,
+    AddressSide, Chain, ChainKind, CtKey, ElementData, ElementKey, Expr, Fields, Groups, HookPoint, MetaKey, Nfproto,
+    Reg, Rule, Selector, Set, Type, Verdict, rule,
 };
 use tartan_netstate::{Key, Object, Op, Owner, State, diff};
+
+const GROUPS: Groups = Groups { mask: !2, value: 4 };
 
 /// A table with every kind of object and expression there is.
 fn sample() -> State {
@@ -69,7 +71,7 @@ fn sample() -> State {
             vec![
                 rule("hairpin").within(Ipv4, &[Saddr, Daddr], "pairs4").snat_to(Ipv4Addr::new(10, 244, 0, 0).into()),
                 rule("hosts")
-                    .oifgroup(7)
+                    .oifgroup(GROUPS)
                     .fib_local(AddressSide::Saddr)
                     .ct_status_dnat()
                     .snat_to("fd00::1".parse().unwrap()),
@@ -86,7 +88,7 @@ fn sample() -> State {
             HookPoint::Prerouting,
             -300,
             vec![
-                rule("no loopback").iifgroup(7).daddr("127.0.0.0/8".parse().unwrap()).drop(),
+                rule("no loopback").iifgroup(GROUPS).daddr("127.0.0.0/8".parse().unwrap()).drop(),
                 rule("").saddr("fd00::/9".parse().unwrap()).counter().returns(),
                 rule("").iifname_prefix("ttp").oifname_prefix("ttx").saddr("10.0.0.1/32".parse().unwrap()).accept(),
                 rule("").nfproto(Ipv6).goto("end"),
@@ -170,7 +172,7 @@ fn judging() -> Vec<Rule> {
         .then(Expr::SetMark { sreg: Reg(0) })
         .build();
     vec![
-        rule("").not_iifgroup(7).ct_mark(0xff00_0000, 0x0300_0000).returns(),
+        rule("").not_iifgroup(GROUPS).ct_mark(0xff00_0000, 0x0300_0000).returns(),
         rule("").l4proto(58).within(Nfproto::Ipv6, &[Selector::IcmpType], "kinds").accept(),
         rule("").ct_state_related().drop(),
         rule("").ct_direction_reply().jump("end"),

@@ -8,10 +8,11 @@ mod netns;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket};
 
 use netns::Netns;
-use netns::judged::{CLIENT_TO_80, Judged, NOTHING_IN, OF_NOBODY, judged};
+use netns::judged::{CLIENT_TO_80, Judged, NOTHING_IN, NOTHING_OUT, OF_NOBODY, judged};
 use netns::traffic::{Over, refused, sees, serve};
 use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
 use tartan_datapath::nftables::policy::Mode;
+use tartan_netstate::claims;
 
 const UDP: u8 = 17;
 /// Destination options (RFC 8200).
@@ -263,4 +264,25 @@ fn a_node_is_not_reached_by_the_address_of_a_pods_link() {
     judged.apply();
     attack(&judged);
     assert_eq!(arrived(&judged.lab.node), [1]);
+}
+
+/// A link that goes is put into another group and taken down, one after the other; what it brought then, and what still waits to be
+/// looked at, is a pod's.
+#[test]
+fn what_a_link_brings_on_its_way_out_is_judged() {
+    let judged = judged(&[("out", NOTHING_OUT)]);
+    let Judged { lab, .. } = &judged;
+    let link = tartan_datapath::pod::host_link("c5/eth0");
+    let to = ["192.0.2.2:9000", "[2001:db8::2]:9000"];
+    serve(&lab.client, "[::]:9000");
+    let be_of_group = |group: u32| drop(lab.node.sh(&format!("ip link set {link} group {group}")));
+    for group in [claims::POD_LINK_GROUP, claims::DYING_POD_LINK_GROUP] {
+        be_of_group(group);
+        for to in to {
+            refused(&lab.pods[0], Over::Udp, to);
+        }
+    }
+    // Of no pod's group it would go.
+    be_of_group(claims::DYING_LINK_GROUP);
+    sees(&lab.pods[0], Over::Udp, to[0], "192.0.2.1");
 }

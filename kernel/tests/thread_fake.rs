@@ -335,7 +335,7 @@ fn links_are_condemned_at_once_and_deleted_together_later() {
     node.handle.want(2, full());
     let gone = node.wait("the pods", |applied| applied.pods_generation == 2);
     let condemned = |state: &State| {
-        let dying = |object: &Object| matches!(object, Object::Link(link) if link.group == claims::DYING_LINK_GROUP && !link.up);
+        let dying = |object: &Object| matches!(object, Object::Link(link) if link.group == claims::DYING_POD_LINK_GROUP && !link.up);
         state.iter().filter(|(_, entry)| dying(&entry.object)).count()
     };
     assert_eq!(condemned(&gone.mirror), 40, "cut off, and not yet waited for");

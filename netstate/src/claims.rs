@@ -3,6 +3,8 @@
 //! What carries one of these marks is ours to change and delete; what does not, we never touch. Changing a value here
 //! orphans what an older build left behind, so a value once released stays.
 
+use crate::nft::Groups;
+
 /// `rtm_protocol` of every route and rule we install (free in iproute2's `rt_protos`).
 pub const ROUTE_PROTOCOL: u8 = 84;
 /// `IFA_PROTO` of every address we add (kernel 5.18 and later keep it).
@@ -19,10 +21,15 @@ pub const ENCRYPTED_LINK_PREFIX: &str = "ttxs";
 /// First letters of Flannel's devices: one in whose place ours has to be, since the kernel has only one with that VNI and port,
 /// goes.
 pub const FLANNEL_LINK_PREFIX: &str = "flannel";
-/// `IFLA_GROUP` of the host end of every pod link: what filters and counts "our pods" matches on.
+/// `IFLA_GROUP` of the host end of every pod link.
 pub const POD_LINK_GROUP: u32 = 0x7474;
 /// `IFLA_GROUP` of a link on its way out: one message deletes the whole group.
 pub const DYING_LINK_GROUP: u32 = 0x7475;
+/// The same of a pod's link: what it brought in its last moment is still a pod's.
+pub const DYING_POD_LINK_GROUP: u32 = 0x7476;
+/// What filters and counts "our pods" matches on: both of these groups.
+pub const POD_LINK_GROUPS: Groups =
+    Groups { mask: !(POD_LINK_GROUP ^ DYING_POD_LINK_GROUP), value: POD_LINK_GROUP & DYING_POD_LINK_GROUP };
 
 /// Handle of the qdisc that limits a pod's link.
 pub const QDISC_HANDLE: u32 = 0x7474_0000;

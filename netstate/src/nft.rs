@@ -10,8 +10,8 @@ mod rule;
 
 pub use element::{ElementData, ElementKey, Fields};
 pub use rule::{
-    AddressSide, CmpOp, CtDirection, CtKey, Expr, MetaKey, NatKind, PayloadBase, Reg, Rule, RuleBuilder, Selector,
-    Verdict, rule,
+    AddressSide, CmpOp, CtDirection, CtKey, Expr, Groups, MetaKey, NatKind, PayloadBase, Reg, Rule, RuleBuilder,
+    Selector, Verdict, rule,
 };
 
 use std::net::IpAddr;

@@ -19,7 +19,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use tartan_model::Family;
 use tartan_netstate::claims::{
-    NFT_DSTNAT_PRIORITY, NFT_RAW_PRIORITY, NFT_SRCNAT_PRIORITY, POD_LINK_GROUP, SELFTEST_PORT,
+    NFT_DSTNAT_PRIORITY, NFT_RAW_PRIORITY, NFT_SRCNAT_PRIORITY, POD_LINK_GROUPS, SELFTEST_PORT,
 };
 use tartan_netstate::nft::{AddressSide, Chain, ChainKind, HookPoint, Rule, RuleBuilder, Selector, rule};
 use tartan_netstate::{Key, Object, Owner, State};
@@ -58,7 +58,7 @@ fn chains(nat: &Nat) -> [(&'static str, Chain); 9] {
     // flow, and none that an answer meets.
     let outer = |port| rule("packets between nodes are looked at inside").udp_dport(port);
     let to_node = || vec![rule("ports of pods").fib_local(AddressSide::Daddr).jump(hostport::CHAIN)];
-    let hostports = [no_loopback_of_pods().iifgroup(POD_LINK_GROUP).saddr(loopback()).drop()].into_iter();
+    let hostports = [no_loopback_of_pods().iifgroup(POD_LINK_GROUPS).saddr(loopback()).drop()].into_iter();
     [
         (
             "raw_prerouting",
@@ -104,7 +104,7 @@ fn chains(nat: &Nat) -> [(&'static str, Chain); 9] {
 /// What is wrapped is taken for what a node has looked at already, wherever it is unwrapped: a pod that wrapped packets
 /// itself could send under any address, past all policy.
 fn only_nodes_wrap() -> RuleBuilder {
-    rule("only nodes wrap packets").iifgroup(POD_LINK_GROUP)
+    rule("only nodes wrap packets").iifgroup(POD_LINK_GROUPS)
 }
 
 /// Nodes ask each other how their paths are; a pod must not be able to drown that out. Other nodes' pods cannot: what was
@@ -113,7 +113,7 @@ fn only_nodes_wrap() -> RuleBuilder {
 /// A node's own connections through 127.0.0.1 to a pod are translated: their answers have that address here again.
 fn to_this_node() -> Vec<Rule> {
     vec![
-        rule("not from a pod").not_iifgroup(POD_LINK_GROUP).returns(),
+        rule("not from a pod").not_iifgroup(POD_LINK_GROUPS).returns(),
         rule("only nodes test paths").udp_dport(SELFTEST_PORT).drop(),
         rule("answers").ct_direction_reply().returns(),
         no_loopback_of_pods().daddr(loopback()).drop(),
@@ -147,7 +147,7 @@ fn towards_pods(nat: &Nat) -> Vec<Rule> {
             &named(HAIRPIN, family),
         );
         let node = rule("this node through its own port to a pod")
-            .oifgroup(POD_LINK_GROUP)
+            .oifgroup(POD_LINK_GROUPS)
             .nfproto(nfproto(family))
             .fib_local(AddressSide::Saddr);
         [hairpin.snat_to(*fabric_address), node.snat_to(*fabric_address)]

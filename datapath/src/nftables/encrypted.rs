@@ -10,7 +10,7 @@
 use ipnet::IpNet;
 use tartan_model::Family;
 use tartan_netstate::claims::{
-    ENCRYPTED_LINK_PREFIX, NFT_POLICY_PRIORITY, NFT_SRCNAT_PRIORITY, NFT_STRICT_CHAIN, POD_LINK_GROUP,
+    ENCRYPTED_LINK_PREFIX, NFT_POLICY_PRIORITY, NFT_SRCNAT_PRIORITY, NFT_STRICT_CHAIN, POD_LINK_GROUPS,
 };
 use tartan_netstate::nft::{Chain, ChainKind, ElementData, ElementKey, HookPoint, Rule, Selector, Set, Type, rule};
 use tartan_netstate::{Key, Object, Owner, State};
@@ -57,7 +57,7 @@ fn sources(nat: &Nat) -> Vec<Rule> {
 
 fn strict() -> Vec<Rule> {
     let encrypted = rule("it leaves encrypted").oifname_prefix(ENCRYPTED_LINK_PREFIX).returns();
-    let to_pod = rule("to a pod here").oifgroup(POD_LINK_GROUP).returns();
+    let to_pod = rule("to a pod here").oifgroup(POD_LINK_GROUPS).returns();
     let in_clear = |family| {
         rule("to another node's pod in clear")
             .not_within(nfproto(family), &[Selector::Daddr], &named(masquerade::LOCAL, family))

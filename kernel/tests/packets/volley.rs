@@ -184,7 +184,10 @@ impl Tally {
         for (end, _) in seen.iter().filter(|(end, _)| *end != to) {
             if !flight.may_arrive_at(*end, when.truths) {
                 self.open += u64::from(when.truths.len() > 1);
-                let there = Probe { to: *end, ..flight.probe };
+                let there = match flight.packet.part.is_from_client() {
+                    true => Probe { to: *end, ..flight.probe },
+                    false => Probe { from: *end, ..flight.probe },
+                };
                 let because: Vec<String> = when.truths.iter().map(|truth| truth.because(&there)).collect();
                 self.tell(when, flight, &format!("was seen at {end:?} ({})", because.join(" / then ")));
             }

@@ -194,6 +194,15 @@ pub enum Selector {
     Oifname,
 }
 
+/// Groups of links, those that differ in no bit of the mask from the value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Groups {
+    /// Bits that matter.
+    pub mask: u32,
+    /// What they are.
+    pub value: u32,
+}
+
 /// A rule in the making. Matches come first; what ends the rule gives it back whole.
 #[derive(Clone, Debug)]
 pub struct RuleBuilder {
@@ -219,20 +228,19 @@ pub fn rule(comment: impl Into<Arc<str>>) -> RuleBuilder {
 // === impl RuleBuilder ===
 
 impl RuleBuilder {
-    /// `iifgroup GROUP`: came in through a link of this group.
-    pub fn iifgroup(self, group: u32) -> RuleBuilder {
-        self.meta(MetaKey::Iifgroup, group.to_ne_bytes().to_vec())
+    /// `iifgroup & MASK == VALUE`: came in through a link of these groups.
+    pub fn iifgroup(self, groups: Groups) -> RuleBuilder {
+        self.group(MetaKey::Iifgroup, CmpOp::Eq, groups)
     }
 
-    /// `iifgroup != GROUP`: came in through another link, or is this node's own.
-    pub fn not_iifgroup(self, group: u32) -> RuleBuilder {
-        let group = group.to_ne_bytes().to_vec();
-        self.then(Expr::Meta { key: MetaKey::Iifgroup, dreg: Reg(0) }).compare(CmpOp::Neq, group)
+    /// `iifgroup & MASK != VALUE`: came in through another link, or is this node's own.
+    pub fn not_iifgroup(self, groups: Groups) -> RuleBuilder {
+        self.group(MetaKey::Iifgroup, CmpOp::Neq, groups)
     }
 
-    /// `oifgroup GROUP`: leaves through a link of this group.
-    pub fn oifgroup(self, group: u32) -> RuleBuilder {
-        self.meta(MetaKey::Oifgroup, group.to_ne_bytes().to_vec())
+    /// `oifgroup & MASK == VALUE`: leaves through a link of these groups.
+    pub fn oifgroup(self, groups: Groups) -> RuleBuilder {
+        self.group(MetaKey::Oifgroup, CmpOp::Eq, groups)
     }
 
     /// `iifname "PREFIX*"`: came in through a link whose name begins so.
@@ -425,6 +433,12 @@ impl RuleBuilder {
 
     fn meta(self, key: MetaKey, data: Vec<u8>) -> RuleBuilder {
         self.then(Expr::Meta { key, dreg: Reg(0) }).compare(CmpOp::Eq, data)
+    }
+
+    fn group(self, key: MetaKey, op: CmpOp, Groups { mask, value }: Groups) -> RuleBuilder {
+        self.then(Expr::Meta { key, dreg: Reg(0) })
+            .masked(&mask.to_ne_bytes())
+            .compare(op, value.to_ne_bytes().to_vec())
     }
 
     fn compare(self, op: CmpOp, data: Vec<u8>) -> RuleBuilder {

@@ -12,7 +12,7 @@
 
 use tartan_model::Family;
 use tartan_netstate::claims::{
-    CT_MARK_GENERATION, NFT_POLICY_INPUT_PRIORITY, NFT_POLICY_PRIORITY, NFT_RAW_PRIORITY, POD_LINK_GROUP,
+    CT_MARK_GENERATION, NFT_POLICY_INPUT_PRIORITY, NFT_POLICY_PRIORITY, NFT_RAW_PRIORITY, POD_LINK_GROUPS,
 };
 use tartan_netstate::nft::{
     AddressSide, Chain, ChainKind, CtDirection, Expr, HookPoint, Nfproto, Rule, RuleBuilder, Selector, rule,
@@ -49,13 +49,13 @@ pub(super) fn hooks(mode: Mode, ipvs: bool, generation: Generation) -> [(Key, Ob
     // First, because nearly all packets end here.
     let forwarded = vec![
         judged(generation),
-        rule("from a pod").iifgroup(POD_LINK_GROUP).goto(THROUGH),
-        rule("to a pod").oifgroup(POD_LINK_GROUP).goto(THROUGH),
+        rule("from a pod").iifgroup(POD_LINK_GROUPS).goto(THROUGH),
+        rule("to a pod").oifgroup(POD_LINK_GROUPS).goto(THROUGH),
     ];
-    let to_node = vec![rule("from a pod").iifgroup(POD_LINK_GROUP).goto(TO_NODE)];
+    let to_node = vec![rule("from a pod").iifgroup(POD_LINK_GROUPS).goto(TO_NODE)];
     // Where there is no IPVS, nothing that a pod sent leaves by this hook.
     let mut from_node: Vec<Rule> = if ipvs { Family::ALL.map(from_a_pod).into() } else { Vec::new() };
-    from_node.push(rule("to a pod").oifgroup(POD_LINK_GROUP).goto(FROM_NODE));
+    from_node.push(rule("to a pod").oifgroup(POD_LINK_GROUPS).goto(FROM_NODE));
     [
         base("policy_source", HookPoint::Prerouting, NFT_RAW_PRIORITY, sources(mode)),
         base("policy_forward", HookPoint::Forward, NFT_POLICY_PRIORITY, forwarded),
@@ -104,13 +104,13 @@ pub(super) fn judging(mode: Mode, generation: Generation, between_nodes: &[u16])
     through.extend(to_be_unwrapped(mode, from_pod, between_nodes));
     through.extend([
         rule("answers").ct_direction_reply().goto(THROUGH_BACK),
-        rule("of the pod it leaves").iifgroup(POD_LINK_GROUP).jump(&egress),
-        rule("of the pod it enters").oifgroup(POD_LINK_GROUP).jump(&ingress),
+        rule("of the pod it leaves").iifgroup(POD_LINK_GROUPS).jump(&egress),
+        rule("of the pod it enters").oifgroup(POD_LINK_GROUPS).jump(&ingress),
         stamped(),
     ]);
     let back = vec![
-        rule("of the pod that began it").oifgroup(POD_LINK_GROUP).jump(&egress_back),
-        rule("of the pod that answers").iifgroup(POD_LINK_GROUP).jump(&ingress_back),
+        rule("of the pod that began it").oifgroup(POD_LINK_GROUPS).jump(&egress_back),
+        rule("of the pod that answers").iifgroup(POD_LINK_GROUPS).jump(&ingress_back),
         stamped(),
     ];
     let mut to_node = vec![judged(generation)];
@@ -138,7 +138,7 @@ pub(super) fn judging(mode: Mode, generation: Generation, between_nodes: &[u16])
     passed_on.extend(to_be_unwrapped(mode, from_anywhere, between_nodes));
     passed_on.extend([
         rule("of the pod it leaves").jump(&egress),
-        rule("of the pod it enters").oifgroup(POD_LINK_GROUP).jump(&ingress),
+        rule("of the pod it enters").oifgroup(POD_LINK_GROUPS).jump(&ingress),
         stamped(),
     ]);
     [(THROUGH, through), (THROUGH_BACK, back), (TO_NODE, to_node), (FROM_NODE, from_node), (PASSED_ON, passed_on)]
@@ -168,7 +168,7 @@ fn sources(mode: Mode) -> Vec<Rule> {
         rule("its own address").within(crate::nftables::nfproto(family), &pair, &named(SOURCES, family)).returns()
     };
     let from = |net: &str| discovery(rule("discovery").saddr(net.parse().expect("a prefix"))).returns();
-    let mut rules = vec![rule("not from a pod").not_iifgroup(POD_LINK_GROUP).returns()];
+    let mut rules = vec![rule("not from a pod").not_iifgroup(POD_LINK_GROUPS).returns()];
     rules.extend(Family::ALL.map(own));
     rules.extend([from("fe80::/10"), from("::/128")]);
     rules.push(rule("not its own address").counter().drop());
@@ -234,7 +234,7 @@ fn to_be_unwrapped(mode: Mode, from: Begun, between_nodes: &[u16]) -> Vec<Rule> 
 }
 
 fn from_pod(comment: &'static str) -> RuleBuilder {
-    rule(comment).iifgroup(POD_LINK_GROUP)
+    rule(comment).iifgroup(POD_LINK_GROUPS)
 }
 
 /// What IPVS passes on has come by no link that could be asked for.
