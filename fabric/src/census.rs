@@ -40,7 +40,8 @@ pub(crate) enum Claim {
     Block(IpNet),
     Address(IpAddr),
     Mac(Mac),
-    PublicKey(PublicKey),
+    /// One half of a key tells it from all others, and the whole would make all claims larger: there are tens of thousands.
+    PublicKey([u8; 16]),
 }
 
 /// One of those who claim something: who is not live comes after who is, then by name.
@@ -81,6 +82,15 @@ struct Seen {
     flannel: Option<Arc<Flannel>>,
     rest: bool,
     local: Arc<str>,
+}
+
+// === impl Claim ===
+
+impl Claim {
+    pub(crate) fn key(key: &PublicKey) -> Claim {
+        let (half, _) = key.0.split_first_chunk().expect("it is 32 bytes long");
+        Claim::PublicKey(*half)
+    }
 }
 
 // === impl Census ===
@@ -305,7 +315,7 @@ impl Member {
         let addresses = advert.addresses.iter().chain(advert.fabric_addresses.iter());
         let addresses = addresses.map(|(_, ip)| Claim::Address(*ip));
         let macs = advert.accepts.iter().filter_map(|end| end.mac.map(Claim::Mac));
-        let keys = advert.accepts.iter().filter_map(|end| end.public_key.map(Claim::PublicKey));
+        let keys = advert.accepts.iter().filter_map(|end| end.public_key.as_ref().map(Claim::key));
         self.blocks().copied().map(Claim::Block).chain(addresses).chain(macs).chain(keys).collect()
     }
 }

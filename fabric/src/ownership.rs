@@ -73,7 +73,7 @@ pub(crate) fn stolen(node: &LocalNode, census: &Census, name: &str, member: &Mem
     let keys = advert.accepts.iter().filter_map(|end| end.public_key);
     let impostor = |key| {
         let mine = node.public_keys.values().any(|own| *own == key);
-        let holder = if mine { Some(&node.name) } else { census.holder(Claim::PublicKey(key)) };
+        let holder = if mine { Some(&node.name) } else { census.holder(Claim::key(&key)) };
         Some((format!("key is {key}"), holder.filter(|holder| &***holder != name)?))
     };
     let rival = addresses.into_iter().find_map(rival).or_else(|| macs.into_iter().find_map(twin));

@@ -229,7 +229,7 @@ impl Memo {
         let before = std::mem::replace(&mut self.handshakes, now.clone());
         let differs = |of: &&(LinkName, PublicKey)| before.get(of) != now.get(of);
         let keys: BTreeSet<PublicKey> = before.keys().chain(now.keys()).filter(differs).map(|(_, key)| *key).collect();
-        keys.iter().filter_map(|key| self.census.holder(Claim::PublicKey(*key)).cloned()).collect()
+        keys.iter().filter_map(|key| self.census.holder(Claim::key(key)).cloned()).collect()
     }
 
     fn strict_waits(&self, world: &World) -> Condition {

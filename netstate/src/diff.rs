@@ -37,9 +37,11 @@ pub struct Change {
 /// Visits only what the two maps do not share: after one change in a map of thousands that is microseconds. What sits
 /// inside a pod on a link that is deleted is not deleted one by one.
 pub fn diff(mirror: &State, wanted: &State, may_delete: impl Fn(&Key) -> bool) -> Change {
-    let mut make = Vec::new();
+    // There may be tens of thousands: a list that grows would be there twice each time it does.
+    let differing = || mirror.map().diff(wanted.map());
+    let mut make = Vec::with_capacity(differing().count());
     let mut gone = Vec::new();
-    for item in mirror.map().diff(wanted.map()) {
+    for item in differing() {
         match item {
             DiffItem::Add(key, entry) => {
                 make.push((Op::Create(Key::clone(key), entry.object.clone()), entry.owner.clone()))

@@ -1,6 +1,6 @@
 //! Objects that the kernel refuses: each is tried again by itself, later and later.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use tartan_netstate::Key;
@@ -53,10 +53,11 @@ impl Backoff {
         }
     }
 
-    /// Forgets what is no longer to be done.
-    pub(super) fn retain(&mut self, still: impl Fn(&Key) -> bool) -> bool {
+    /// Forgets what is not among all that is to be done. Says whether there was any.
+    pub(super) fn retain<'a>(&mut self, pending: impl Iterator<Item = &'a Key>) -> bool {
         let before = self.waiting.len();
-        self.waiting.retain(|key, _| still(key));
+        let still: BTreeSet<&Key> = pending.filter(|key| self.waiting.contains_key(key)).collect();
+        self.waiting.retain(|key, _| still.contains(key));
         self.waiting.len() != before
     }
 

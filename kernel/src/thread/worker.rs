@@ -437,8 +437,7 @@ impl Worker {
         let mut all = diff(&self.mirror, &wanted, |_| true);
         self.look_for_hidden();
         all.ops.retain(|(op, _)| !matches!(op.key().netns(), Netns::Pod(ns) if self.hidden.contains(ns)));
-        let pending: BTreeSet<&Key> = all.ops.iter().map(|(op, _)| op.key()).collect();
-        self.news |= self.backoff.retain(|key| pending.contains(key));
+        self.news |= self.backoff.retain(all.ops.iter().map(|(op, _)| op.key()));
         self.steps = Steps::new(self.in_order(all));
         self.planned = generation;
         let held = |op: &Op| self.backoff.holds(op.key(), now);
@@ -481,10 +480,10 @@ impl Worker {
             at += 1;
             at <= made || condemn(op)
         });
-        // To sort takes a second list, and there may be tens of thousands of steps.
-        if !steps.is_sorted_by_key(rank) {
-            steps.sort_by_key(rank);
-        }
+        // To sort all takes a second list, and there may be tens of thousands of steps, nearly all of them bulk.
+        let mut first: Vec<_> = steps.extract_if(.., |step| rank(step) < BULK).collect();
+        first.sort_by_key(rank);
+        steps.splice(..0, first);
         steps
     }
 
@@ -499,7 +498,7 @@ impl Worker {
             took if took < CHUNK / 2 => self.per_chunk = (self.per_chunk * 2).min(2048),
             _ => {}
         }
-        let pods_left = self.steps.iter().next().is_some_and(|step| rank(step) < 2);
+        let pods_left = self.steps.iter().next().is_some_and(|step| rank(step) < BULK);
         if !pods_left {
             self.pods_are_done(self.planned);
         }
@@ -666,7 +665,10 @@ fn by_pod(steps: Vec<(Op, Owner)>) -> Vec<Group> {
     groups
 }
 
-/// 0: what all pods stand on, and what stands in the way of others; 1: pods; 2: everything else.
+/// The rank of what no pod waits for.
+const BULK: u8 = 2;
+
+/// 0: what all pods stand on, and what stands in the way of others; 1: pods; [`BULK`]: everything else.
 fn rank((op, owner): &(Op, Owner)) -> u8 {
     match (op, owner) {
         _ if op.key().is_whole() => 0,
@@ -674,6 +676,6 @@ fn rank((op, owner): &(Op, Owner)) -> u8 {
         (Op::Delete(Key::Link { ns: Netns::Host, .. }, _), _) => 0,
         (_, Owner::Pod(_)) => 1,
         _ if op.key().is_nft() || matches!(op.key(), Key::Sysctl { .. } | Key::UplinkSysctl { .. }) => 0,
-        _ => 2,
+        _ => BULK,
     }
 }

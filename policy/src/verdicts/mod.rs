@@ -95,13 +95,16 @@ pub struct Memo {
     selections: Selections,
     sets: Sets,
     listed: Listed,
+    nobody: World,
     out: Out,
 }
 
 /// The tables for a world.
 pub fn plan<'a>(memo: &'a mut Memo, world: &World) -> &'a Out {
     memo.lower(world);
-    let mut changed = memo.identities.update(world, &memo.mentions);
+    // Without a policy nobody is told apart from anybody, and a large cluster need not be known twice.
+    let of = if memo.out.program.is_empty() { &memo.nobody } else { world };
+    let mut changed = memo.identities.update(of, &memo.mentions);
     memo.mentions.settle();
     memo.selections.update(memo.identities.live(), &changed.identities);
     let Memo { mentions, rules, identities, selections, sets, listed, out, .. } = memo;
@@ -131,6 +134,7 @@ impl Default for Memo {
             selections: Selections::default(),
             sets: Sets::default(),
             listed: Listed::default(),
+            nobody: World::default(),
             out: Out::default(),
         }
     }
