@@ -112,3 +112,44 @@ fn since_1970() -> Duration {
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::wire::Peer;
+    use crate::wireguard::tunnel::Identity;
+
+    #[test]
+    fn who_asks_is_told_and_who_wants_it_otherwise_is_refused() {
+        let key = PublicKey([0xab; 32]);
+        let peers = [(key, Peer { endpoint: "[2001:db8::1]:51820".parse().unwrap(), keepalive: 25 })].into();
+        let allowed = ["10.0.0.0/24", "fd00::/64"].map(|net| (net.parse().unwrap(), key)).into();
+        let identity = Arc::new(Identity::new([1; 32].into()).unwrap());
+        let (tunnel, _) = Tunnel::new(identity, None, &peers, &allowed);
+        let path = std::env::temp_dir().join(format!("tartan-uapi-{}.sock", std::process::id()));
+        let uapi = Uapi { listener: UnixListener::bind(&path).unwrap(), path: path.clone(), port: 51820 };
+        let check = |question: &str, wanted: &str| {
+            let (mut asks, is_asked) = UnixStream::pair().unwrap();
+            asks.write_all(question.as_bytes()).unwrap();
+            uapi.talk(&is_asked, &tunnel).unwrap();
+            drop(is_asked);
+            let mut answer = String::new();
+            asks.read_to_string(&mut answer).unwrap();
+            assert_eq!(answer, wanted, "{question:?}");
+        };
+        let (private, public) = ("01".repeat(32), "ab".repeat(32));
+        let told = format!(
+            "private_key={private}\nlisten_port=51820\npublic_key={public}\nendpoint=[2001:db8::1]:51820\n\
+             last_handshake_time_sec=0\nlast_handshake_time_nsec=0\ntx_bytes=0\nrx_bytes=0\n\
+             persistent_keepalive_interval=25\nallowed_ip=10.0.0.0/24\nallowed_ip=fd00::/64\nerrno=0\n\n"
+        );
+        check("get=1\n\n", &told);
+        for otherwise in ["set=1\nlisten_port=1\n\n", "get=2\n\n", "\n", "set=1\nprivate_key=00\n\n"] {
+            check(otherwise, "errno=1\n\n");
+        }
+        drop(uapi);
+        assert!(!path.exists());
+    }
+}
