@@ -1,6 +1,8 @@
 //! The kernel with engines beside it: what an engine holds is wanted, read and changed like what the kernel holds, by the
 //! same thread, in the same order.
 //!
+//! Where the kernel has no WireGuard, an engine does what the kernel would: the same objects are wanted, and kept there.
+//!
 //! Invariant: a step of an engine comes after the kernel's steps before it and before those after it: a route leads to a
 //! device only when its engine knows where the packets go.
 
@@ -11,15 +13,21 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tartan_engine::client::Client;
 use tartan_engine::wire;
+use tartan_kernel::keys::Keys;
 use tartan_kernel::{Failure, Kernel, KernelError, Scope, Wake, Waker};
 use tartan_model::{Features, Host, Wireguard};
-use tartan_netstate::{Change, Key, LinkName, Object, Op, Owner, PodNetns, Socket, State};
+use tartan_netstate::claims::ENCRYPTED_LINK_PREFIX;
+use tartan_netstate::{Change, Key, LinkName, Object, Op, Owner, PodNetns, PublicKey, Socket, State, WgDevice, WgPeer};
 use tracing::warn;
 
 /// See the module.
 pub(crate) struct WithEngines {
     kernel: Box<dyn Kernel>,
     engine: Client,
+    /// Of this node, for an engine that encrypts.
+    keys: Keys,
+    /// Whether one does, once that is known: the kernel cannot.
+    encrypts: Option<bool>,
     wake: Arc<Mutex<Option<Waker>>>,
     /// The engine that is there has been offered this program.
     offered: bool,
@@ -31,9 +39,18 @@ pub(crate) fn socket_beside(agent: &Path) -> PathBuf {
 }
 
 impl WithEngines {
-    /// The kernel, and the engine that listens there if one is wanted; `starts` says whether the agent starts what holds it.
-    pub(crate) fn new(kernel: Box<dyn Kernel>, socket: &Path, starts: bool) -> WithEngines {
-        WithEngines { kernel, engine: Client::new(socket, starts), wake: Arc::default(), offered: false }
+    /// The kernel, and the engine that this one speaks to, which has key pairs from there.
+    pub(crate) fn new(kernel: Box<dyn Kernel>, engine: Client, keys: Keys) -> WithEngines {
+        WithEngines { kernel, engine, keys, encrypts: None, wake: Arc::default(), offered: false }
+    }
+
+    fn encrypts(&mut self) -> bool {
+        *self.encrypts.get_or_insert_with(|| !self.kernel.features().wireguard)
+    }
+
+    /// Whether the object lives in an engine.
+    fn has(&mut self, key: &Key) -> bool {
+        key.is_in_engine() || key.is_wireguard() && self.encrypts()
     }
 
     fn read_engine(&mut self) -> Result<State, KernelError> {
@@ -42,11 +59,39 @@ impl WithEngines {
         {
             warn!("the engine that runs is of another program, and goes on: {error}");
         }
-        let devices = self.engine.read().map_err(|error| engine_error("read what it holds", &error))?;
+        let devices = self.devices()?;
         if !devices.is_empty() {
             self.watch();
         }
-        Ok(state(devices))
+        if !self.encrypts() {
+            self.close_encrypted(&devices);
+        }
+        Ok(in_clear(devices))
+    }
+
+    /// The kernel has learned WireGuard: what an engine did before, it does.
+    fn close_encrypted(&self, devices: &BTreeMap<String, wire::Device>) {
+        let over = devices.iter().filter(|(_, device)| device.encrypted.is_some());
+        let over: Vec<wire::Step> = over.map(|(name, _)| wire::Step::Close { link: name.clone() }).collect();
+        if !over.is_empty()
+            && let Err(error) = self.engine.apply(over, &[], false)
+        {
+            warn!("an engine goes on encrypting what the kernel could: {error}");
+        }
+    }
+
+    fn devices(&self) -> Result<BTreeMap<String, wire::Device>, KernelError> {
+        self.engine.read().map_err(|error| engine_error("read what it holds", &error))
+    }
+
+    /// What encrypting devices have, beside what was read of the kernel.
+    fn add_encrypted(&self, state: &mut State, is_meant: impl Fn(&LinkName) -> bool) -> Result<(), KernelError> {
+        for (name, device) in self.devices()? {
+            if let (Some(link), Some(device)) = (LinkName::new(&name).filter(&is_meant), device.encrypted) {
+                put_encrypted(&link, device, state);
+            }
+        }
+        Ok(())
     }
 
     fn watch(&self) {
@@ -54,25 +99,43 @@ impl WithEngines {
         self.engine.watch(move || {
             if let Some(wake) = &*wake.lock().unwrap_or_else(PoisonError::into_inner) {
                 wake(Wake::Changed(Scope::Engines));
+                wake(Wake::Changed(Scope::Wireguard));
             }
         });
     }
 
     fn tell(&mut self, ops: &[(Op, Owner)]) -> Vec<Failure> {
-        let may_start = ops.iter().any(|(op, _)| matches!(op, Op::Create(Key::Socket { .. }, _)));
-        let steps: Vec<wire::Step> = ops.iter().filter_map(|(op, _)| step(op)).collect();
+        let makes = |op: &Op| matches!(op, Op::Create(Key::Socket { .. } | Key::WgDevice { .. }, _));
+        let may_start = ops.iter().any(|(op, _)| makes(op));
         let failure = |(op, owner): &(Op, Owner), says: &str| Failure {
             key: op.key().clone(),
             owner: owner.clone(),
             error: KernelError::Engine { doing: format!("have an engine with {}", op.key()), says: says.to_owned() },
         };
-        match self.engine.apply(steps, may_start) {
-            Ok(failures) => {
-                self.watch();
-                failures.iter().filter_map(|(index, says)| Some(failure(ops.get(*index)?, says))).collect()
+        let (mut steps, mut about, mut keys, mut failures) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        for told in ops {
+            let Some(step) = step(&told.0) else { continue };
+            if let wire::Step::Identify { identity, .. } = &step {
+                match self.keys.file(PublicKey(identity.public_key.0)) {
+                    Ok(file) => keys.push(file.into()),
+                    Err(error) => {
+                        failures.push(failure(told, &error.to_string()));
+                        continue;
+                    }
+                }
             }
-            Err(error) => ops.iter().map(|step| failure(step, &error.to_string())).collect(),
+            steps.push(step);
+            about.push(told);
         }
+        match self.engine.apply(steps, &keys, may_start) {
+            Ok(failed) => {
+                self.watch();
+                let failed = failed.iter().filter_map(|(index, says)| Some(failure(about.get(*index)?, says)));
+                failures.extend(failed);
+            }
+            Err(error) => failures.extend(about.into_iter().map(|told| failure(told, &error.to_string()))),
+        }
+        failures
     }
 }
 
@@ -92,10 +155,18 @@ impl Kernel for WithEngines {
     }
 
     fn read(&mut self, scope: &Scope) -> Result<State, KernelError> {
+        let mut state = match scope {
+            Scope::Engines => return self.read_engine(),
+            scope => self.kernel.read(scope)?,
+        };
         match scope {
-            Scope::Engines => self.read_engine(),
-            scope => self.kernel.read(scope),
+            Scope::Wireguard if self.encrypts() => self.add_encrypted(&mut state, |_| true)?,
+            Scope::Link(name) if name.as_str().starts_with(ENCRYPTED_LINK_PREFIX) && self.encrypts() => {
+                self.add_encrypted(&mut state, |link| link == name)?;
+            }
+            _ => {}
         }
+        Ok(state)
     }
 
     fn host(&mut self) -> Result<Host, KernelError> {
@@ -103,19 +174,30 @@ impl Kernel for WithEngines {
     }
 
     fn wireguard(&mut self) -> Result<Wireguard, KernelError> {
-        self.kernel.wireguard()
+        let mut wireguard = self.kernel.wireguard()?;
+        if self.encrypts() {
+            for (name, device) in self.devices()? {
+                let (Some(link), Some(device)) = (LinkName::new(&name), device.encrypted) else { continue };
+                let met = |key: &wire::PublicKey| ((link.clone(), PublicKey(key.0)), device.met.contains(key));
+                wireguard.handshakes.extend(device.peers.keys().map(met));
+            }
+        }
+        Ok(wireguard)
     }
 
     fn apply(&mut self, change: &Change) -> Vec<Failure> {
-        if !change.ops.iter().any(|(op, _)| op.key().is_in_engine()) {
-            return self.kernel.apply(change);
+        let in_engine: Vec<bool> = change.ops.iter().map(|(op, _)| self.has(op.key())).collect();
+        let (mut failures, mut from) = (Vec::new(), 0);
+        for run in in_engine.chunk_by(|a, b| a == b) {
+            let ops = &change.ops[from..from + run.len()];
+            from += run.len();
+            failures.extend(match run[0] {
+                true => self.tell(ops),
+                false if ops.len() == change.ops.len() => self.kernel.apply(change),
+                false => self.kernel.apply(&Change { ops: ops.to_vec() }),
+            });
         }
-        let runs = change.ops.chunk_by(|(a, _), (b, _)| a.key().is_in_engine() == b.key().is_in_engine());
-        let apply = |run: &[(Op, Owner)]| match run[0].0.key().is_in_engine() {
-            true => self.tell(run),
-            false => self.kernel.apply(&Change { ops: run.to_vec() }),
-        };
-        runs.flat_map(apply).collect()
+        failures
     }
 
     fn bury(&mut self) {
@@ -150,13 +232,32 @@ fn step(op: &Op) -> Option<wire::Step> {
             wire::Step::Put { link: link.to_string(), dst: *dst, address: *address }
         }
         (Key::Remote { link, dst }, _) => wire::Step::Take { link: link.to_string(), dst: *dst },
+        (Key::WgDevice { link }, Some(Object::WgDevice(WgDevice { listen_port, public_key }))) => {
+            let identity = wire::Identity { port: *listen_port, public_key: wire::PublicKey(public_key.0) };
+            wire::Step::Identify { link: link.to_string(), identity }
+        }
+        (Key::WgDevice { link }, _) => wire::Step::Close { link: link.to_string() },
+        (Key::WgPeer { link, public_key }, new) => {
+            let (link, public_key) = (link.to_string(), wire::PublicKey(public_key.0));
+            match new {
+                Some(Object::WgPeer(WgPeer { endpoint, keepalive })) => {
+                    let peer = wire::Peer { endpoint: *endpoint, keepalive: *keepalive };
+                    wire::Step::Meet { link, public_key, peer }
+                }
+                _ => wire::Step::Forget { link, public_key },
+            }
+        }
+        (Key::AllowedIp { link, dst }, Some(Object::AllowedIp(of))) => {
+            wire::Step::Allow { link: link.to_string(), dst: *dst, public_key: wire::PublicKey(of.0) }
+        }
+        (Key::AllowedIp { link, dst }, _) => wire::Step::Deny { link: link.to_string(), dst: *dst },
         _ => return None,
     })
 }
 
-fn state(devices: BTreeMap<String, wire::Device>) -> State {
+fn in_clear(devices: BTreeMap<String, wire::Device>) -> State {
     let mut state = State::new();
-    for (name, wire::Device { socket, remotes }) in devices {
+    for (name, wire::Device { socket, remotes, .. }) in devices {
         let Some(link) = LinkName::new(&name) else { continue };
         if let Some(wire::Socket { source, port }) = socket {
             let key = Key::Socket { link: link.clone() };
@@ -169,9 +270,27 @@ fn state(devices: BTreeMap<String, wire::Device>) -> State {
     state
 }
 
+fn put_encrypted(link: &LinkName, device: wire::Encrypted, state: &mut State) {
+    let mut put = |key, object| state.insert(key, object, Owner::Read);
+    if let Some(wire::Identity { port, public_key }) = device.identity {
+        let made = WgDevice { listen_port: port, public_key: PublicKey(public_key.0) };
+        put(Key::WgDevice { link: link.clone() }, Object::WgDevice(made));
+    }
+    for (key, wire::Peer { endpoint, keepalive }) in device.peers {
+        let key = Key::WgPeer { link: link.clone(), public_key: PublicKey(key.0) };
+        put(key, Object::WgPeer(WgPeer { endpoint, keepalive }));
+    }
+    for (dst, of) in device.allowed {
+        put(Key::AllowedIp { link: link.clone(), dst }, Object::AllowedIp(PublicKey(of.0)));
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use std::os::unix::net::UnixListener;
+    use std::fs::File;
+    use std::io::Read;
+    use std::os::unix::net::{UnixListener, UnixStream};
+    use std::sync::mpsc::Receiver;
     use std::thread;
 
     use tartan_kernel::fake::Fake;
@@ -179,8 +298,9 @@ mod tests {
 
     use super::*;
 
-    /// An engine that has one device, refuses the second step of all that it is told, and says what that was.
-    fn engine(socket: &Path) -> std::sync::mpsc::Receiver<Vec<wire::Step>> {
+    /// An engine that has one device, refuses the second step of all that it is told, and says what that was and which files came
+    /// along.
+    fn engine(socket: &Path, has: (&'static str, wire::Device)) -> Receiver<(Vec<wire::Step>, Vec<String>)> {
         let listener = UnixListener::bind(socket).unwrap();
         let (told, tells) = std::sync::mpsc::channel();
         thread::spawn(move || {
@@ -189,14 +309,12 @@ mod tests {
                 let question: wire::Question = wire::read(&mut stream).unwrap();
                 let answer = match question.ask {
                     wire::Ask::Apply(steps) => {
-                        told.send(steps).unwrap();
+                        let with_key = steps.iter().filter(|step| matches!(step, wire::Step::Identify { .. }));
+                        let files = with_key.map(|_| file_from(&stream)).collect();
+                        told.send((steps, files)).unwrap();
                         wire::Answer::Applied(BTreeMap::from([(1, "no room".into())]))
                     }
-                    wire::Ask::Read => {
-                        let socket = Some(wire::Socket { source: "192.0.2.1".parse().unwrap(), port: 8285 });
-                        let remotes = BTreeMap::from([("10.0.0.0/24".parse().unwrap(), "192.0.2.2".parse().unwrap())]);
-                        wire::Answer::Holds(BTreeMap::from([("ttx0".into(), wire::Device { socket, remotes })]))
-                    }
+                    wire::Ask::Read => wire::Answer::Holds(BTreeMap::from([(has.0.into(), has.1.clone())])),
                     wire::Ask::Succeed(_) => wire::Answer::Done,
                     wire::Ask::Watch => continue,
                 };
@@ -206,46 +324,137 @@ mod tests {
         tells
     }
 
+    fn file_from(stream: &UnixStream) -> String {
+        let mut text = String::new();
+        let file = tartan_engine::rights::receive(stream, &mut [0]).unwrap().1.unwrap();
+        File::from(file).read_to_string(&mut text).unwrap();
+        text
+    }
+
+    fn path(test: &str) -> PathBuf {
+        std::env::temp_dir().join(format!("tartan-engines-{test}-{}", std::process::id()))
+    }
+
+    fn with_engine(kernel: &Fake, socket: &Path, keys: &Path) -> WithEngines {
+        WithEngines::new(Box::new(kernel.clone()), Client::new(socket, true), Keys::of(keys))
+    }
+
+    fn create(key: Key, object: Object) -> (Op, Owner) {
+        (Op::Create(key, object), Owner::Node)
+    }
+
+    fn tun(link: &LinkName) -> (Op, Owner) {
+        let made = Link { kind: LinkKind::Tun { label: "udp".into() }, mac: None, mtu: 1400, group: 0, up: true };
+        create(Key::Link { ns: Netns::Host, link: link.clone() }, Object::Link(made.into()))
+    }
+
+    fn route(link: &LinkName) -> (Op, Owner) {
+        let key = Key::Route { ns: Netns::Host, table: 254, dst: "10.0.0.0/24".parse().unwrap(), metric: 1 };
+        create(key, Object::Route(Route::on_link(link.clone()).into()))
+    }
+
     #[test]
     fn what_an_engine_holds_is_changed_between_the_link_and_the_routes_over_it() {
-        let path = std::env::temp_dir().join(format!("tartan-engines-{}.sock", std::process::id()));
-        let told = engine(&path);
+        let path = path("udp");
+        let socket = Some(wire::Socket { source: "192.0.2.1".parse().unwrap(), port: 8285 });
+        let remotes = BTreeMap::from([("10.0.0.0/24".parse().unwrap(), "192.0.2.2".parse().unwrap())]);
+        let told = engine(&path, ("ttx0", wire::Device { socket, remotes, encrypted: None }));
         let fake = Fake::new();
-        let mut both = WithEngines::new(Box::new(fake.clone()), &path, true);
+        let mut both = with_engine(&fake, &path, Path::new("/nonexistent"));
 
         let link = LinkName::new("ttx0").unwrap();
-        let remote = |dst: &str| Key::Remote { link: link.clone(), dst: dst.parse().unwrap() };
+        let remote = Key::Remote { link: link.clone(), dst: "10.0.0.0/24".parse().unwrap() };
         let address = Object::Remote("192.0.2.2".parse().unwrap());
-        let kind = LinkKind::Tun { label: "udp".into() };
-        let made = Link { kind, mac: None, mtu: 1400, group: 0, up: true };
-        let route = Key::Route { ns: Netns::Host, table: 254, dst: "10.0.0.0/24".parse().unwrap(), metric: 1 };
-        let of = |key: Key, object: Object| (Op::Create(key, object), Owner::Node);
-        let change = Change {
-            ops: vec![
-                of(Key::Link { ns: Netns::Host, link: link.clone() }, Object::Link(made.into())),
-                of(
-                    Key::Socket { link: link.clone() },
-                    Object::Socket(Socket { source: "192.0.2.1".parse().unwrap(), port: 8285 }),
-                ),
-                of(remote("10.0.0.0/24"), address.clone()),
-                of(route.clone(), Object::Route(Route::on_link(link.clone()).into())),
-            ],
-        };
-        let failures = both.apply(&change);
-        assert_eq!(failures.iter().map(|failure| &failure.key).collect::<Vec<_>>(), [&remote("10.0.0.0/24")]);
+        let socket = Object::Socket(Socket { source: "192.0.2.1".parse().unwrap(), port: 8285 });
+        let ops = vec![
+            tun(&link),
+            create(Key::Socket { link: link.clone() }, socket),
+            create(remote.clone(), address.clone()),
+            route(&link),
+        ];
+        let failures = both.apply(&Change { ops });
+        assert_eq!(failures.iter().map(|failure| &failure.key).collect::<Vec<_>>(), [&remote]);
         assert!(failures[0].error.to_string().contains("no room"), "{}", failures[0].error);
-        let steps = told.recv().unwrap();
+        let (steps, _) = told.recv().unwrap();
         assert!(matches!(&steps[..], [wire::Step::Open { .. }, wire::Step::Put { .. }]), "{steps:?}");
-        assert!(fake.state().get(&route).is_some() && !fake.state().iter().any(|(key, _)| key.is_in_engine()));
+        assert!(fake.state().get(route(&link).0.key()).is_some() && fake.state().len() == 2);
 
         let read = both.read(&Scope::Engines).unwrap();
-        assert!(read.len() == 2 && read.holds(&remote("10.0.0.0/24"), &address), "{read:?}");
+        assert!(read.len() == 2 && read.holds(&remote, &address), "{read:?}");
         std::fs::remove_file(path).unwrap();
     }
 
     #[test]
+    fn where_the_kernel_has_no_wireguard_an_engine_has_what_it_would() {
+        let (path, dir) = (path("wireguard"), path("wireguard-keys"));
+        let keys = Keys::of(&dir);
+        keys.make("wireguard-0").unwrap();
+        let own = keys.all().unwrap()["wireguard-0"].public();
+        let (link, peer) = (LinkName::new("ttxs0").unwrap(), PublicKey([7; 32]));
+        let net = "10.0.0.0/24".parse().unwrap();
+        let encrypted = wire::Encrypted {
+            identity: Some(wire::Identity { port: 51820, public_key: wire::PublicKey(own.0) }),
+            peers: [(
+                wire::PublicKey(peer.0),
+                wire::Peer { endpoint: "192.0.2.2:51820".parse().unwrap(), keepalive: 25 },
+            )]
+            .into(),
+            allowed: [(net, wire::PublicKey(peer.0))].into(),
+            met: [wire::PublicKey(peer.0)].into(),
+        };
+        let has = wire::Device { socket: None, remotes: BTreeMap::new(), encrypted: Some(encrypted) };
+        let told = engine(&path, ("ttxs0", has));
+
+        let device = Key::WgDevice { link: link.clone() };
+        let made = |public_key| Object::WgDevice(WgDevice { listen_port: 51820, public_key });
+        let of_peer = Key::WgPeer { link: link.clone(), public_key: peer };
+        let is = Object::WgPeer(WgPeer { endpoint: "192.0.2.2:51820".parse().unwrap(), keepalive: 25 });
+        let allowed = Key::AllowedIp { link: link.clone(), dst: net };
+        let wanted = [(device.clone(), made(own)), (of_peer, is), (allowed.clone(), Object::AllowedIp(peer))];
+        let ops = |of: &[(Key, Object)]| -> Vec<(Op, Owner)> {
+            let engine = of.iter().map(|(key, object)| create(key.clone(), object.clone()));
+            [tun(&link)].into_iter().chain(engine).chain([route(&link)]).collect()
+        };
+        let fake = Fake::without_wireguard();
+        let mut both = with_engine(&fake, &path, &dir);
+        let failures = both.apply(&Change { ops: ops(&wanted) });
+        assert_eq!(failures.len(), 1, "{failures:?}");
+        let (steps, files) = told.recv().unwrap();
+        assert!(
+            matches!(&steps[..], [wire::Step::Identify { .. }, wire::Step::Meet { .. }, wire::Step::Allow { .. }]),
+            "{steps:?}"
+        );
+        assert_eq!(files, [std::fs::read_to_string(dir.join("wireguard-0.key")).unwrap()]);
+        assert!(fake.state().get(route(&link).0.key()).is_some() && fake.state().len() == 2);
+
+        for scope in [Scope::Wireguard, Scope::Link(link.clone())] {
+            let read = both.read(&scope).unwrap();
+            assert!(wanted.iter().all(|(key, object)| read.holds(key, object)), "{scope:?}: {read:?}");
+        }
+        assert!(both.read(&Scope::Engines).unwrap().is_empty());
+        assert!(!both.read(&Scope::Link(LinkName::new("ttxs1").unwrap())).unwrap().holds(&device, &made(own)));
+        assert_eq!(both.wireguard().unwrap().handshakes, [((link.clone(), peer), true)].into());
+
+        // Of a key that is not here nothing is told.
+        let failures = both.apply(&Change { ops: ops(&[(device.clone(), made(peer))]) });
+        assert!(failures.len() == 1 && failures[0].error.to_string().contains("no key in"), "{failures:?}");
+
+        // A kernel that can does it, and the engine no longer.
+        let able = Fake::new();
+        let mut both = with_engine(&able, &path, &dir);
+        while told.try_recv().is_ok() {}
+        assert!(both.read(&Scope::Engines).unwrap().is_empty());
+        assert_eq!(told.recv().unwrap().0, [wire::Step::Close { link: link.to_string() }]);
+        let failures = both.apply(&Change { ops: vec![tun(&link), create(device.clone(), made(own))] });
+        assert!(failures.is_empty(), "{failures:?}");
+        assert!(able.state().holds(&device, &made(own)) && both.wireguard().unwrap().handshakes.is_empty());
+        std::fs::remove_file(path).unwrap();
+        std::fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[test]
     fn where_there_is_no_engine_there_is_nothing_to_take_away() {
-        let mut both = WithEngines::new(Box::new(Fake::new()), Path::new("/nonexistent/engine.sock"), true);
+        let mut both = with_engine(&Fake::new(), Path::new("/nonexistent/engine.sock"), Path::new("/nonexistent"));
         assert!(both.read(&Scope::Engines).unwrap().is_empty());
         let key = Key::Remote { link: LinkName::new("ttx0").unwrap(), dst: "10.0.0.0/24".parse().unwrap() };
         let object = Object::Remote("192.0.2.2".parse().unwrap());

@@ -54,8 +54,10 @@ use futures_core::Stream;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use tartan_api::boot::Boot;
+use tartan_engine::client::Client;
 use tartan_ipam::Fence;
 use tartan_kernel::Kernel;
+use tartan_kernel::keys::Keys;
 use tartan_kernel::linux::Linux;
 use tartan_kernel::thread::Applied;
 use tartan_model::{Kind, StoreEvent, World};
@@ -95,7 +97,7 @@ pub fn take_back(boot: &Boot) -> Result<Report> {
     // First, so that no pod is attached to what is about to go.
     cni_files::remove(boot)?;
     let kernel = open_kernel(&boot.state_dir)?;
-    let mut kernel = WithEngines::new(Box::new(kernel), &engines::socket_beside(&boot.socket), false);
+    let mut kernel = with_engines(kernel, boot, false);
     uninstall::uninstall(&mut kernel, &boot.state_dir)
 }
 
@@ -104,11 +106,16 @@ fn open_kernel(state_dir: &Path) -> Result<Linux> {
     Ok(kernel.with_keys_in(&state_dir.join(KEYS)))
 }
 
+fn with_engines(kernel: Linux, boot: &Boot, starts: bool) -> WithEngines {
+    let engine = Client::new(&engines::socket_beside(&boot.socket), starts);
+    WithEngines::new(Box::new(kernel), engine, Keys::of(&boot.state_dir.join(KEYS)))
+}
+
 async fn start(boot: &Boot, holds: bool) -> Result<()> {
     let _lock = lock(&boot.state_dir)?;
     let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").context("reading the kernel's boot id")?;
     let kernel = open_kernel(&boot.state_dir)?;
-    let kernel = WithEngines::new(Box::new(kernel), &engines::socket_beside(&boot.socket), holds);
+    let kernel = with_engines(kernel, boot, holds);
     let store = open_store(&boot.store)?;
     let (inbox, agent) = assemble(&boot.node, &boot.state_dir, boot_id.trim(), Box::new(kernel), store.clone())?;
     // Before anybody can ask for an address.

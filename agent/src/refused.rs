@@ -76,7 +76,7 @@ fn blame(world: &World, owner: &Owner) -> (String, &'static str, &'static str) {
                     "load the kernel module that the fabric needs (`modprobe tun`), let the agent see /dev/net/tun, free UDP port 8285 (`ss -lunp`), or choose another fabric"
                 }
                 Some(("wireguard", _)) => {
-                    "load the kernel module that WireGuard needs (`modprobe wireguard`), free its UDP ports (`ss -lunp`, spec.wireguard.port), or choose another fabric or no encryption"
+                    "load the kernel module that WireGuard needs (`modprobe wireguard`; in its place `tun`, which an engine needs, and let the agent see /dev/net/tun), free its UDP ports (`ss -lunp`, spec.wireguard.port), or choose another fabric or no encryption"
                 }
                 _ => "load the kernel module that the fabric needs (`modprobe vxlan`), or choose another fabric",
             };

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Read};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -54,19 +55,29 @@ impl Client {
         }
     }
 
-    /// Has it otherwise; starts an engine where there is none and `may_start`. Which steps failed, and why.
+    /// Has it otherwise; starts an engine where there is none and `may_start`. `keys` are files with private keys, one for each
+    /// [`Step::Identify`]. Which steps failed, and why.
     ///
     /// # Errors
     /// None of them can be counted as done.
-    pub fn apply(&self, steps: Vec<Step>, may_start: bool) -> Result<BTreeMap<usize, String>, EngineError> {
-        let stream = match self.connect()? {
+    pub fn apply(
+        &self,
+        steps: Vec<Step>,
+        keys: &[OwnedFd],
+        may_start: bool,
+    ) -> Result<BTreeMap<usize, String>, EngineError> {
+        let mut stream = match self.connect()? {
             Some(stream) => stream,
             None if may_start => self.start(&steps)?,
             // What was there went with it.
             None if steps.iter().all(Step::only_takes) => return Ok(BTreeMap::new()),
             None => return Err(self.error(io::ErrorKind::NotConnected.into())),
         };
-        match self.ask(stream, Ask::Apply(steps))? {
+        let question = Question { version: VERSION, ask: Ask::Apply(steps) };
+        let said = wire::write(&mut stream, &question)
+            .and_then(|()| Ok(keys.iter().try_for_each(|key| rights::send(&stream, &[0], Some(key)))?));
+        said.map_err(|error| self.error(error))?;
+        match self.answer(stream)? {
             Answer::Applied(failures) => Ok(failures),
             other => Err(self.error(io::Error::other(format!("it says {other:?}")))),
         }
@@ -123,7 +134,7 @@ impl Client {
     /// Not where there is nothing to carry: it would end at once, again and again.
     fn start(&self, steps: &[Step]) -> Result<UnixStream, EngineError> {
         for step in steps {
-            if let Step::Open { link, .. } = step
+            if let Step::Open { link, .. } | Step::Identify { link, .. } = step
                 && nix::net::if_::if_nametoindex(link.as_str()).is_err()
             {
                 return Err(EngineError::NotStarted(io::Error::other(format!("there is no device {link}"))));
@@ -171,7 +182,7 @@ mod tests {
         let link = || "ttxnone".to_owned();
         let open = Step::Open { link: link(), socket: Socket { source: "127.0.0.1".parse().unwrap(), port: 8285 } };
         let check = |steps: Vec<Step>, may_start: bool, wanted: Result<(), &str>| {
-            let said = client.apply(steps, may_start).map(drop).map_err(|error| error.to_string());
+            let said = client.apply(steps, &[], may_start).map(drop).map_err(|error| error.to_string());
             match wanted {
                 Ok(()) => assert_eq!(said, Ok(())),
                 Err(part) => assert!(said.as_ref().is_err_and(|error| error.contains(part)), "{said:?}"),

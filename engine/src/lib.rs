@@ -1,17 +1,19 @@
 //! Door: programs that carry packets between nodes in user space.
 //!
 //! ```text
-//! agent ──Unix socket──► engine: a TUN device's packets ⇄ UDP packets of peers (`link.rs`, a thread for each way)
+//! agent ──Unix socket──► engine: a TUN device's packets ⇄ UDP packets of peers, a thread for each way:
+//!                          ▲       in clear (`link.rs`) or by WireGuard (`wireguard/link.rs`)
 //!                          ▲ descriptors, kept under names
 //!                        holder: starts the engine, and starts it again whenever it ends
 //! ```
 //!
 //! Neither is a part of the agent: both go on when it ends, outside of its control group. What an engine is told it has the
 //! holder keep in a file in memory, beside the descriptors of its devices and sockets; while it is started again, packets
-//! wait in those. So packets notice neither an agent's end nor an engine's.
+//! wait in those. So packets notice neither an agent's end nor an engine's; but session keys of WireGuard are with nobody else,
+//! and packets that were encrypted to those are lost with the engine that had them.
 //!
-//! Invariants: a packet is taken from the network only from the address of the node that its source is on; nothing that the
-//! network sends, or whoever speaks on the socket, makes an engine panic or grow without bound.
+//! Invariants: a packet is taken from the network only from the node that its source is on, known by its address or by its
+//! key; nothing that the network sends, or whoever speaks on the socket, makes an engine panic or grow without bound.
 
 mod checksum;
 pub mod client;
@@ -22,9 +24,12 @@ mod gso;
 pub mod holder;
 mod inner;
 mod link;
+mod outbox;
 pub mod program;
-mod rights;
+pub mod rights;
 mod socket;
 mod table;
+mod threads;
 mod tun;
 pub mod wire;
+mod wireguard;

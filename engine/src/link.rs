@@ -3,10 +3,8 @@
 //! Invariant: a thread has at most one batch of packets in its hands, and stops only between two.
 
 use std::net::SocketAddr;
-use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, RwLock};
-use std::thread::{self, JoinHandle};
 
 use nix::errno::Errno;
 use nix::sys::eventfd::EventFd;
@@ -16,19 +14,19 @@ use nix::unistd::read;
 use crate::gro::Joined;
 use crate::gso::{VNET, split};
 use crate::inner;
-use crate::socket::{self, Inbox, Message, ROOM};
-use crate::table::{Remotes, Table};
+use crate::outbox::Outbox;
+use crate::socket::{self, Inbox, ROOM};
+use crate::table::{Remote, Remotes, Table};
+use crate::threads::Threads;
+use crate::tun;
 use crate::wire::Socket;
 
 /// Packets read from the device, large or not, before they are sent.
 const BATCH: usize = 16;
 /// And no more bytes than a processor has close by when they are sent.
-const BATCH_BYTES: usize = 128 << 10;
+pub(crate) const BATCH_BYTES: usize = 128 << 10;
 /// Rows of packets taken from the network at once.
-const ROWS: usize = 4;
-/// Packets of a row, and their bytes together: what the kernel takes (UDP_MAX_SEGMENTS, and a UDP packet's length).
-const ROW: usize = 60;
-const ROW_BYTES: usize = 65_000;
+pub(crate) const ROWS: usize = 4;
 
 /// A queue of the device, and a socket that hears peers.
 pub(crate) struct Queue {
@@ -36,15 +34,20 @@ pub(crate) struct Queue {
     pub(crate) udp: OwnedFd,
 }
 
+/// Whether the device of these queues is still there.
+pub(crate) fn are_attached(queues: &[Arc<Queue>]) -> bool {
+    queues.iter().all(|queue| tun::is_attached(queue.tun.as_fd()))
+}
+
 /// A device whose packets are carried. Dropped, it stops, with no packet in its hands.
 pub(crate) struct Link {
     table: Arc<Shared>,
-    stop: Arc<EventFd>,
-    threads: Vec<JoinHandle<()>>,
+    /// Only to be dropped.
+    _threads: Threads,
 }
 
 struct Shared {
-    table: RwLock<Arc<Table>>,
+    table: RwLock<Arc<Table<Remote>>>,
 }
 
 impl Link {
@@ -54,20 +57,15 @@ impl Link {
         remotes: &Remotes,
     ) -> std::io::Result<Link> {
         let table = Arc::new(Shared { table: RwLock::new(Arc::new(Table::of(remotes))) });
-        let mut link = Link { table, stop: Arc::new(EventFd::new()?), threads: Vec::new() };
+        let mut threads = Threads::new()?;
         for queue in queues {
             let out = socket::sending(source)?;
-            let (table, stop, to) = (link.table.clone(), link.stop.clone(), queue.clone());
-            link.spawn("to-peers", move || to_peers(&to, &out, port, &table, &stop))?;
-            let (table, stop) = (link.table.clone(), link.stop.clone());
-            link.spawn("from-peers", move || from_peers(&queue, &table, &stop))?;
+            let (shared, to) = (table.clone(), queue.clone());
+            threads.spawn("to-peers", move |stop| to_peers(&to, &out, port, &shared, stop))?;
+            let shared = table.clone();
+            threads.spawn("from-peers", move |stop| from_peers(&queue, &shared, stop))?;
         }
-        Ok(link)
-    }
-
-    fn spawn(&mut self, name: &str, work: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
-        self.threads.push(thread::Builder::new().name(name.into()).spawn(work)?);
-        Ok(())
+        Ok(Link { table, _threads: threads })
     }
 
     pub(crate) fn set(&self, remotes: &Remotes) {
@@ -76,78 +74,13 @@ impl Link {
     }
 }
 
-impl Drop for Link {
-    fn drop(&mut self) {
-        // It cannot fail: the number is far from its end.
-        let _written = self.stop.write(1);
-        self.threads.drain(..).for_each(|thread| drop(thread.join()));
-    }
-}
-
 impl Shared {
-    fn now(&self) -> Arc<Table> {
+    fn now(&self) -> Arc<Table<Remote>> {
         self.table.read().unwrap_or_else(|poisoned| poisoned.into_inner()).clone()
     }
 }
 
 // === to peers ===
-
-/// Packets to be sent: where each one's header and payload are.
-#[derive(Default)]
-struct Outbox {
-    headers: Vec<u8>,
-    rows: Vec<Row>,
-}
-
-struct Row {
-    to: SocketAddr,
-    size: usize,
-    bytes: usize,
-    /// The last one was smaller, so it is the last.
-    full: bool,
-    /// Of each packet: where in `headers`, in which buffer, and where in that.
-    packets: Vec<(Range<usize>, usize, Range<usize>)>,
-}
-
-impl Outbox {
-    fn add(&mut self, to: SocketAddr, header: &[u8], buffer: usize, payload: Range<usize>) {
-        let length = header.len() + payload.len();
-        let start = self.headers.len();
-        self.headers.extend_from_slice(header);
-        let packet = (start..self.headers.len(), buffer, payload);
-        match self.rows.last_mut() {
-            Some(row)
-                if row.to == to
-                    && !row.full
-                    && length <= row.size
-                    && row.packets.len() < ROW
-                    && row.bytes + length <= ROW_BYTES =>
-            {
-                row.full = length < row.size;
-                row.bytes += length;
-                row.packets.push(packet);
-            }
-            _ => self.rows.push(Row { to, size: length, bytes: length, full: false, packets: vec![packet] }),
-        }
-    }
-
-    fn send(&mut self, socket: &std::net::UdpSocket, buffers: &[Vec<u8>]) {
-        let message = |row: &Row| {
-            let mut message = Message { to: row.to, size: row.size, pieces: Vec::new(), parts: Vec::new() };
-            for (header, buffer, payload) in &row.packets {
-                let pieces = [&self.headers[header.clone()], &buffers[*buffer][payload.clone()]];
-                let pieces = pieces.into_iter().filter(|piece| !piece.is_empty());
-                let before = message.pieces.len();
-                message.pieces.extend(pieces);
-                message.parts.push((message.pieces.len() - before) as u8);
-            }
-            message
-        };
-        socket::send(socket.as_fd(), &self.rows.iter().map(message).collect::<Vec<_>>());
-        self.headers.clear();
-        self.rows.clear();
-    }
-}
 
 fn to_peers(queue: &Queue, out: &std::net::UdpSocket, port: u16, shared: &Shared, stop: &EventFd) {
     let mut buffers = vec![vec![0; VNET + ROOM]; BATCH];
@@ -174,7 +107,7 @@ fn to_peers(queue: &Queue, out: &std::net::UdpSocket, port: u16, shared: &Shared
                 break;
             }
         }
-        outbox.send(out, &buffers);
+        outbox.send(out.as_fd(), &buffers);
     }
 }
 
@@ -190,13 +123,9 @@ fn from_peers(queue: &Queue, shared: &Shared, stop: &EventFd) {
         }
         let table = shared.now();
         let mut joined = Joined::default();
-        let mut write = |pieces: &[&[u8]]| {
-            let pieces: Vec<std::io::IoSlice<'_>> = pieces.iter().map(|piece| std::io::IoSlice::new(piece)).collect();
-            // A packet that the device does not take is lost, as on any link.
-            let _lost = writev(&queue.tun, &pieces);
-        };
+        let mut write = |pieces: &[&[u8]]| put(&queue.tun, pieces);
         for (from, packet) in inbox.packets() {
-            let is_theirs = |(src, _)| table.get(src).is_some_and(|remote| remote.may_send_from(from));
+            let is_theirs = |(src, _)| table.get(src).is_some_and(|remote| remote.may_send_from(from.ip()));
             if !inner::addresses(packet).is_some_and(is_theirs) {
                 continue;
             }
@@ -207,4 +136,11 @@ fn from_peers(queue: &Queue, shared: &Shared, stop: &EventFd) {
         }
         joined.flush(&mut write);
     }
+}
+
+/// Writes a packet, in pieces, to a device.
+pub(crate) fn put(tun: &OwnedFd, pieces: &[&[u8]]) {
+    let pieces: Vec<std::io::IoSlice<'_>> = pieces.iter().map(|piece| std::io::IoSlice::new(piece)).collect();
+    // A packet that the device does not take is lost, as on any link.
+    let _lost = writev(tun, &pieces);
 }

@@ -18,10 +18,10 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use serde::{Deserialize, Serialize};
 
 use crate::holder::{CONTROL, Channel, GO, PROGRAM};
-use crate::link::{Link, Queue};
+use crate::link::{Link, Queue, are_attached};
 use crate::table::{Remote, Remotes};
-use crate::wire::{Answer, Ask, Device, Program, Question, Socket, Step, VERSION};
-use crate::{rights, socket, tun, wire};
+use crate::wire::{Answer, Ask, Device, Identity, Program, Question, Socket, Step, VERSION};
+use crate::{rights, socket, tun, wire, wireguard};
 
 /// The name of what the engine was told, with the holder.
 const TABLE: &str = "table";
@@ -37,7 +37,9 @@ const IDLE_MILLIS: u16 = 2_000;
 #[derive(Serialize, Deserialize)]
 struct Stored {
     version: u32,
-    devices: BTreeMap<String, (Option<Socket>, Remotes)>,
+    devices: Devices,
+    #[serde(default)]
+    encrypted: BTreeMap<String, wireguard::Stored>,
 }
 
 struct Engine {
@@ -45,8 +47,18 @@ struct Engine {
     /// Written to when this process is to end.
     over: Arc<EventFd>,
     /// To the program that the holder was given.
-    gives_way: bool,
+    gives_way: Option<Haste>,
     devices: BTreeMap<String, Carried>,
+    encrypted: BTreeMap<String, wireguard::Device>,
+}
+
+/// When an engine gives way to another program.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Haste {
+    /// When nothing is encrypted any more: what comes under session keys of this one is lost for the next one.
+    WithoutLoss,
+    /// Now: whoever asks speaks another language, and can have nothing changed.
+    AtOnce,
 }
 
 #[derive(Default)]
@@ -77,12 +89,13 @@ pub fn run() -> io::Result<()> {
     let control = kept.remove(CONTROL).ok_or_else(|| io::Error::other("the holder has no socket for agents"))?;
     let control = UnixListener::from(control);
     let over = Arc::new(EventFd::new()?);
-    let mut engine = Engine { holder, over: over.clone(), gives_way: false, devices: BTreeMap::new() };
+    let mut engine =
+        Engine { holder, over: over.clone(), gives_way: None, devices: BTreeMap::new(), encrypted: BTreeMap::new() };
     engine.go_on(kept);
     let engine = Arc::new(Mutex::new(engine));
     loop {
         let mut fds = [control.as_fd(), over.as_fd()].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
-        let idle = lock(&engine).devices.is_empty();
+        let idle = lock(&engine).carries_nothing();
         let timeout = if idle { PollTimeout::from(IDLE_MILLIS) } else { PollTimeout::NONE };
         if poll(&mut fds, timeout) == Ok(0) {
             lock(&engine).end_if_due();
@@ -119,13 +132,19 @@ fn talk(mut stream: UnixStream, engine: &Mutex<Engine>) -> io::Result<()> {
             Ask::Succeed(program) => {
                 // The file itself comes after the question: who asks may be in a pid namespace of its own.
                 let (_, file) = rights::receive(&stream, &mut [0])?;
-                lock(engine).give_way(file, program)
+                let haste = if question.version == VERSION { Haste::WithoutLoss } else { Haste::AtOnce };
+                lock(engine).give_way(file, program, haste)
             }
             _ if question.version != VERSION => {
                 Answer::Refused(format!("this engine speaks version {VERSION}, not {}", question.version))
             }
             Ask::Read => Answer::Holds(lock(engine).holds()),
-            Ask::Apply(steps) => lock(engine).apply(steps),
+            Ask::Apply(steps) => {
+                let with_key = steps.iter().filter(|step| matches!(step, Step::Identify { .. }));
+                let keys: Result<Vec<_>, _> = with_key.map(|_| rights::receive(&stream, &mut [0])).collect();
+                let keys = keys?.into_iter().map(|(_, key)| key).collect();
+                lock(engine).apply(steps, keys)
+            }
             Ask::Watch => {
                 stream.read_exact(&mut [0])?;
                 continue;
@@ -141,19 +160,19 @@ fn talk(mut stream: UnixStream, engine: &Mutex<Engine>) -> io::Result<()> {
 impl Engine {
     /// Takes up where the one before left off.
     fn go_on(&mut self, mut kept: BTreeMap<String, OwnedFd>) {
-        let stored = kept.remove(TABLE).map(load).unwrap_or(Ok(BTreeMap::new()));
-        let devices = stored.unwrap_or_else(|error| {
+        let stored = kept.remove(TABLE).map(load).unwrap_or(Ok((BTreeMap::new(), BTreeMap::new())));
+        let (devices, encrypted) = stored.unwrap_or_else(|error| {
             eprintln!(
                 "tartan engine: what the one before was told cannot be read, and the agent is to say it again: {error}"
             );
-            BTreeMap::new()
+            Default::default()
         });
+        for (name, stored) in encrypted {
+            let (queues, key) = (queues_of(&name, &mut kept), kept.remove(&key_name(&name)));
+            self.encrypted.insert(name.clone(), wireguard::Device::go_on(&name, stored, queues, key));
+        }
         for (name, (socket, remotes)) in devices {
-            let queue = |index: usize| {
-                let [tun, udp] = names(&name, index).map(|name| kept.remove(&name));
-                Some(Arc::new(Queue { tun: tun?, udp: udp? }))
-            };
-            let queues: Vec<Arc<Queue>> = (0..QUEUES).map_while(queue).collect();
+            let queues = queues_of(&name, &mut kept);
             let mut carried = Carried { socket, remotes, queues, link: None };
             if let Err(error) = carried.start() {
                 eprintln!("tartan engine: {name} is not carried: {error}");
@@ -168,11 +187,24 @@ impl Engine {
         let device = |carried: &Carried| Device {
             socket: carried.socket.filter(|_| carried.is_running()),
             remotes: carried.remotes.iter().map(|(dst, remote)| (*dst, remote.address)).collect(),
+            encrypted: None,
         };
-        self.devices.iter().map(|(name, carried)| (name.clone(), device(carried))).collect()
+        let encrypted = |device: &wireguard::Device| Device {
+            socket: None,
+            remotes: BTreeMap::new(),
+            encrypted: Some(device.holds()),
+        };
+        let in_clear = self.devices.iter().map(|(name, carried)| (name.clone(), device(carried)));
+        in_clear.chain(self.encrypted.iter().map(|(name, device)| (name.clone(), encrypted(device)))).collect()
     }
 
-    fn apply(&mut self, steps: Vec<Step>) -> Answer {
+    fn carries_nothing(&self) -> bool {
+        self.devices.is_empty() && self.encrypted.is_empty()
+    }
+
+    /// `keys` are files with private keys, one for each step that takes one.
+    fn apply(&mut self, steps: Vec<Step>, keys: Vec<Option<OwnedFd>>) -> Answer {
+        let mut keys = keys.into_iter();
         let mut failures = BTreeMap::new();
         let mut changed = std::collections::BTreeSet::new();
         for (index, step) in steps.into_iter().enumerate() {
@@ -180,6 +212,29 @@ impl Engine {
                 Step::Open { link, socket } => self.open(&link, socket),
                 Step::Close { link } => {
                     self.close(&link);
+                    Ok(())
+                }
+                Step::Identify { link, identity } => self.identify(&link, identity, keys.next().flatten()),
+                Step::Meet { link, public_key, peer } => {
+                    let device = self.encrypted.get_mut(&link);
+                    let done = device.map_or_else(|| Err(not_carried(&link)), |device| device.meet(public_key, peer));
+                    changed.insert(link);
+                    done
+                }
+                Step::Allow { link, dst, public_key } => {
+                    let device = self.encrypted.get_mut(&link);
+                    let done = device.map_or_else(|| Err(not_carried(&link)), |device| device.allow(dst, public_key));
+                    changed.insert(link);
+                    done
+                }
+                Step::Forget { link, public_key } => {
+                    self.encrypted.get_mut(&link).into_iter().for_each(|device| device.forget(public_key));
+                    changed.insert(link);
+                    Ok(())
+                }
+                Step::Deny { link, dst } => {
+                    self.encrypted.get_mut(&link).into_iter().for_each(|device| device.deny(dst));
+                    changed.insert(link);
                     Ok(())
                 }
                 Step::Put { link, dst, address } => self.put(link, dst, address, &mut changed),
@@ -197,8 +252,10 @@ impl Engine {
         for carried in changed.iter().filter_map(|name| self.devices.get(name)) {
             carried.link.iter().for_each(|link| link.set(&carried.remotes));
         }
+        changed.iter().filter_map(|name| self.encrypted.get(name)).for_each(wireguard::Device::refresh);
         // What could not be opened, and has nothing else to it, is nothing.
         self.devices.retain(|_, carried| carried.link.is_some() || !carried.remotes.is_empty());
+        self.encrypted.retain(|_, device| !device.is_nothing());
         match self.store() {
             Ok(()) => Answer::Applied(failures),
             Err(error) => Answer::Refused(format!("the holder does not take what was told: {error}")),
@@ -206,9 +263,7 @@ impl Engine {
     }
 
     fn open(&mut self, name: &str, socket: Socket) -> io::Result<()> {
-        if self.devices.len() >= DEVICES && !self.devices.contains_key(name) {
-            return Err(io::Error::other(format!("an engine carries {DEVICES} devices at most")));
-        }
+        self.has_room_for(name)?;
         let carried = self.devices.entry(name.to_owned()).or_default();
         if carried.socket == Some(socket) && carried.is_running() {
             return Ok(());
@@ -224,19 +279,43 @@ impl Engine {
         carried.link = None;
         carried.queues.clear();
         carried.socket = Some(socket);
-        for index in 0..thread::available_parallelism().map_or(1, usize::from).min(QUEUES) {
-            let queue = Queue { tun: tun::open(name)?, udp: socket::listening(socket.source.is_ipv6(), socket.port)? };
-            let [tun, udp] = names(name, index);
-            self.holder.keep(&tun, &queue.tun)?;
-            self.holder.keep(&udp, &queue.udp)?;
-            carried.queues.push(Arc::new(queue));
-        }
+        carried.queues = open_queues(&self.holder, name, || socket::listening(socket.source.is_ipv6(), socket.port))?;
         carried.start()
     }
 
+    fn has_room_for(&self, name: &str) -> io::Result<()> {
+        let is_there = self.devices.contains_key(name) || self.encrypted.contains_key(name);
+        if !is_there && self.devices.len() + self.encrypted.len() >= DEVICES {
+            return Err(io::Error::other(format!("an engine carries {DEVICES} devices at most")));
+        }
+        Ok(())
+    }
+
+    fn identify(&mut self, name: &str, identity: Identity, key: Option<OwnedFd>) -> io::Result<()> {
+        let key = key.ok_or_else(|| io::Error::other("its private key did not come along"))?;
+        self.has_room_for(name)?;
+        // One whose device is gone would take packets from the one that has its port now.
+        let at_its_port = |(other, device): (&String, &wireguard::Device)| {
+            let is_over = other != name && device.port() == Some(identity.port) && !device.is_running();
+            is_over.then(|| other.clone())
+        };
+        for over in self.encrypted.iter().filter_map(at_its_port).collect::<Vec<_>>() {
+            self.close(&over);
+        }
+        let holder = &self.holder;
+        let device = self.encrypted.entry(name.to_owned()).or_default();
+        device.identify(name, identity, &key, || open_queues(holder, name, || socket::of_both(identity.port)))?;
+        Ok(self.holder.keep(&key_name(name), &key)?)
+    }
+
     fn close(&mut self, name: &str) {
-        if let Some(carried) = self.devices.remove(name) {
-            (0..carried.queues.len()).flat_map(|index| names(name, index)).for_each(|name| self.holder.let_go(&name));
+        let in_clear = self.devices.remove(name).map(|carried| carried.queues.len());
+        let encrypted = self.encrypted.remove(name).map(|device| device.queues());
+        if encrypted.is_some() {
+            self.holder.let_go(&key_name(name));
+        }
+        if let Some(queues) = in_clear.or(encrypted) {
+            (0..queues).flat_map(|index| names(name, index)).for_each(|name| self.holder.let_go(&name));
         }
     }
 
@@ -248,7 +327,7 @@ impl Engine {
         changed: &mut std::collections::BTreeSet<String>,
     ) -> io::Result<()> {
         let Some(carried) = self.devices.get_mut(&link) else {
-            return Err(io::Error::other(format!("{link} is not carried")));
+            return Err(not_carried(&link));
         };
         if carried.remotes.len() >= REMOTES {
             return Err(io::Error::other(format!("{link} has {REMOTES} remotes already")));
@@ -268,32 +347,51 @@ impl Engine {
         let devices =
             devices.map(|(name, carried)| (name.clone(), (carried.socket, carried.remotes.clone()))).collect();
         let mut table = File::from(memfd_create(c"tartan-engine", MFdFlags::MFD_CLOEXEC)?);
-        table.write_all(&serde_json::to_vec(&Stored { version: VERSION, devices })?)?;
+        let encrypted = self.encrypted.iter().map(|(name, device)| (name.clone(), device.told().clone())).collect();
+        table.write_all(&serde_json::to_vec(&Stored { version: VERSION, devices, encrypted })?)?;
         Ok(self.holder.keep(TABLE, &table.into())?)
     }
 
     /// Lets the agent's program go on in this one's place, where it is another.
-    fn give_way(&mut self, file: Option<OwnedFd>, theirs: Program) -> Answer {
+    fn give_way(&mut self, file: Option<OwnedFd>, theirs: Program, haste: Haste) -> Answer {
         match successor(file, theirs) {
-            Ok(None) => Answer::Done,
+            Ok(None) => {
+                // Whoever came between was taken back.
+                let stays = self.gives_way.take().map_or(Ok(()), |_| {
+                    let (own, _) = own_program()?;
+                    Ok::<(), io::Error>(self.holder.keep(PROGRAM, &own)?)
+                });
+                stays.map_or_else(|error| Answer::Refused(error.to_string()), |()| Answer::Done)
+            }
             Ok(Some(program)) => {
                 if let Err(error) = self.holder.keep(PROGRAM, &program) {
                     return Answer::Refused(error.to_string());
                 }
-                // Each stops with no packet in its hands; what comes now waits for the next.
-                self.devices.values_mut().for_each(|carried| carried.link = None);
-                self.gives_way = true;
+                self.gives_way = Some(haste);
+                if self.is_to_give_way() {
+                    // Each stops with no packet in its hands; what comes now waits for the next.
+                    self.devices.values_mut().for_each(|carried| carried.link = None);
+                    self.encrypted.values_mut().for_each(wireguard::Device::stop);
+                }
                 Answer::Done
             }
             Err(error) => Answer::Refused(format!("its program: {error}")),
         }
     }
 
+    fn is_to_give_way(&self) -> bool {
+        match self.gives_way {
+            None => false,
+            Some(Haste::AtOnce) => true,
+            Some(Haste::WithoutLoss) => self.encrypted.is_empty(),
+        }
+    }
+
     /// Once whoever has asked has the answer.
     fn end_if_due(&self) {
-        if self.gives_way {
+        if self.is_to_give_way() {
             self.end();
-        } else if self.devices.is_empty() {
+        } else if self.carries_nothing() {
             let _gone = self.holder.end();
             self.end();
         }
@@ -315,7 +413,7 @@ impl Carried {
     }
 
     fn is_running(&self) -> bool {
-        self.link.is_some() && self.queues.iter().all(|queue| tun::is_attached(queue.tun.as_fd()))
+        self.link.is_some() && are_attached(&self.queues)
     }
 }
 
@@ -331,12 +429,44 @@ fn successor(file: Option<OwnedFd>, theirs: Program) -> io::Result<Option<OwnedF
     Ok(Some(file.into()))
 }
 
+fn not_carried(link: &str) -> io::Error {
+    io::Error::other(format!("{link} is not carried"))
+}
+
+/// A queue for each processor, of which the holder has the descriptors.
+fn open_queues(holder: &Channel, name: &str, udp: impl Fn() -> io::Result<OwnedFd>) -> io::Result<Vec<Arc<Queue>>> {
+    let open = |index: usize| {
+        let queue = Queue { tun: tun::open(name)?, udp: udp()? };
+        let [tun, udp] = names(name, index);
+        holder.keep(&tun, &queue.tun)?;
+        holder.keep(&udp, &queue.udp)?;
+        Ok(Arc::new(queue))
+    };
+    (0..thread::available_parallelism().map_or(1, usize::from).min(QUEUES)).map(open).collect()
+}
+
+/// Those that the holder had.
+fn queues_of(name: &str, kept: &mut BTreeMap<String, OwnedFd>) -> Vec<Arc<Queue>> {
+    let queue = |index: usize| {
+        let [tun, udp] = names(name, index).map(|name| kept.remove(&name));
+        Some(Arc::new(Queue { tun: tun?, udp: udp? }))
+    };
+    (0..QUEUES).map_while(queue).collect()
+}
+
+/// How the holder calls the file with a device's private key.
+fn key_name(link: &str) -> String {
+    format!("key {link}")
+}
+
 /// How the holder calls a queue's two descriptors.
 fn names(link: &str, index: usize) -> [String; 2] {
     [format!("tun {link} {index}"), format!("udp {link} {index}")]
 }
 
-fn load(table: OwnedFd) -> io::Result<BTreeMap<String, (Option<Socket>, Remotes)>> {
+type Devices = BTreeMap<String, (Option<Socket>, Remotes)>;
+
+fn load(table: OwnedFd) -> io::Result<(Devices, BTreeMap<String, wireguard::Stored>)> {
     use std::io::Seek;
     let mut table = File::from(table);
     table.rewind()?;
@@ -344,7 +474,7 @@ fn load(table: OwnedFd) -> io::Result<BTreeMap<String, (Option<Socket>, Remotes)
     table.read_to_end(&mut text)?;
     let stored: Stored = serde_json::from_slice(&text)?;
     match stored.version {
-        VERSION => Ok(stored.devices),
+        VERSION => Ok((stored.devices, stored.encrypted)),
         other => Err(io::Error::other(format!("it is of version {other}, not {VERSION}"))),
     }
 }

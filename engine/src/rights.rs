@@ -8,7 +8,10 @@ use nix::errno::Errno;
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
 
 /// Sends a word, with a descriptor or without.
-pub(crate) fn send(socket: &impl AsFd, word: &[u8], fd: Option<&OwnedFd>) -> nix::Result<()> {
+///
+/// # Errors
+/// The kernel's: nobody reads any more.
+pub fn send(socket: &impl AsFd, word: &[u8], fd: Option<&OwnedFd>) -> nix::Result<()> {
     let fds: Vec<i32> = fd.iter().map(|fd| fd.as_raw_fd()).collect();
     let rights = [ControlMessage::ScmRights(&fds)];
     let rights = if fds.is_empty() { &[][..] } else { &rights };
@@ -16,7 +19,10 @@ pub(crate) fn send(socket: &impl AsFd, word: &[u8], fd: Option<&OwnedFd>) -> nix
 }
 
 /// How much came, and what came with it.
-pub(crate) fn receive(socket: &impl AsFd, word: &mut [u8]) -> nix::Result<(usize, Option<OwnedFd>)> {
+///
+/// # Errors
+/// The kernel's.
+pub fn receive(socket: &impl AsFd, word: &mut [u8]) -> nix::Result<(usize, Option<OwnedFd>)> {
     let mut room = cmsg_space!([i32; 4]);
     loop {
         let mut iov = [IoSliceMut::new(word)];

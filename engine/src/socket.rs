@@ -21,7 +21,25 @@ static PMTUDISC_OMIT: libc::c_int = 5;
 
 /// One that hears peers, beside others on the same port.
 pub(crate) fn listening(v6: bool, port: u16) -> io::Result<OwnedFd> {
-    let fd = open(v6)?;
+    listen(open(v6)?, v6, port)
+}
+
+/// One that hears peers of both families and sends to them, by the same port; of IPv4 alone where the kernel has no other.
+pub(crate) fn of_both(port: u16) -> io::Result<OwnedFd> {
+    let (fd, v6) = match open(true) {
+        Ok(fd) => (fd, true),
+        Err(_) => (open(false)?, false),
+    };
+    if v6 {
+        setsockopt(&fd, sockopt::Ipv6V6Only, &false)?;
+        omit_pmtu(&fd, true)?;
+    }
+    omit_pmtu(&fd, false)?;
+    enlarge_sending(&fd);
+    listen(fd, v6, port)
+}
+
+fn listen(fd: OwnedFd, v6: bool, port: u16) -> io::Result<OwnedFd> {
     setsockopt(&fd, sockopt::ReusePort, &true)?;
     setsockopt(&fd, sockopt::UdpGroSegment, &true)?;
     let any: IpAddr = if v6 { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
@@ -38,7 +56,26 @@ pub(crate) fn sending(source: IpAddr) -> io::Result<UdpSocket> {
     let fd = open(v6)?;
     bind(fd.as_raw_fd(), &SockaddrStorage::from(SocketAddr::new(source, 0)))
         .map_err(|errno| io::Error::other(format!("packets to peers cannot come from {source}: {errno}")))?;
-    let _less = setsockopt(&fd, sockopt::SndBufForce, &BUFFER).or_else(|_| setsockopt(&fd, sockopt::SndBuf, &BUFFER));
+    enlarge_sending(&fd);
+    omit_pmtu(&fd, v6)?;
+    Ok(fd.into())
+}
+
+fn open(v6: bool) -> io::Result<OwnedFd> {
+    let family = if v6 { AddressFamily::Inet6 } else { AddressFamily::Inet };
+    let fd = socket(family, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+    if v6 {
+        setsockopt(&fd, sockopt::Ipv6V6Only, &true)?;
+    }
+    Ok(fd)
+}
+
+fn enlarge_sending(fd: &OwnedFd) {
+    let _less = setsockopt(fd, sockopt::SndBufForce, &BUFFER).or_else(|_| setsockopt(fd, sockopt::SndBuf, &BUFFER));
+}
+
+/// See [`PMTUDISC_OMIT`].
+fn omit_pmtu(fd: &OwnedFd, v6: bool) -> io::Result<()> {
     let (level, option) =
         if v6 { (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER) } else { (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER) };
     // SAFETY: the option's value is an int, which lives until the call is over.
@@ -52,16 +89,7 @@ pub(crate) fn sending(source: IpAddr) -> io::Result<UdpSocket> {
         )
     };
     Errno::result(set)?;
-    Ok(fd.into())
-}
-
-fn open(v6: bool) -> io::Result<OwnedFd> {
-    let family = if v6 { AddressFamily::Inet6 } else { AddressFamily::Inet };
-    let fd = socket(family, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
-    if v6 {
-        setsockopt(&fd, sockopt::Ipv6V6Only, &true)?;
-    }
-    Ok(fd)
+    Ok(())
 }
 
 /// Packets of one size in a row, the last one maybe smaller, all to one peer.
@@ -179,7 +207,7 @@ pub(crate) struct Inbox {
 
 /// What came in one buffer.
 struct Came {
-    from: IpAddr,
+    from: SocketAddr,
     len: usize,
     /// Of each packet but the last.
     size: usize,
@@ -229,14 +257,14 @@ impl Inbox {
         for (header, name) in headers[..count].iter().zip(&names) {
             let len = (header.msg_len as usize).min(ROOM);
             let size = Control::get(&header.msg_hdr, libc::SOL_UDP, libc::UDP_GRO).filter(|size| *size > 0);
-            let from = address(name).unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+            let from = address(name).unwrap_or_else(|| (Ipv4Addr::UNSPECIFIED, 0).into());
             self.came.push(Came { from, len, size: size.unwrap_or(len).max(1) });
         }
         Ok(())
     }
 
     /// Each packet that came, and from where.
-    pub(crate) fn packets(&self) -> impl Iterator<Item = (IpAddr, &[u8])> {
+    pub(crate) fn packets(&self) -> impl Iterator<Item = (SocketAddr, &[u8])> {
         self.came
             .iter()
             .zip(&self.buffers)
@@ -244,15 +272,21 @@ impl Inbox {
     }
 }
 
-fn address(name: &libc::sockaddr_storage) -> Option<IpAddr> {
+fn address(name: &libc::sockaddr_storage) -> Option<SocketAddr> {
     let name: *const libc::sockaddr_storage = name;
     // SAFETY: the family says which address is in the storage, which is aligned for and larger than each.
     unsafe {
         match i32::from((*name).ss_family) {
             libc::AF_INET => {
-                Some(Ipv4Addr::from(u32::from_be((*name.cast::<libc::sockaddr_in>()).sin_addr.s_addr)).into())
+                let v4 = &*name.cast::<libc::sockaddr_in>();
+                Some((Ipv4Addr::from(u32::from_be(v4.sin_addr.s_addr)), u16::from_be(v4.sin_port)).into())
             }
-            libc::AF_INET6 => Some(Ipv6Addr::from((*name.cast::<libc::sockaddr_in6>()).sin6_addr.s6_addr).into()),
+            libc::AF_INET6 => {
+                let v6 = &*name.cast::<libc::sockaddr_in6>();
+                // One of IPv4, where a socket hears both families.
+                let ip = Ipv6Addr::from(v6.sin6_addr.s6_addr).to_canonical();
+                Some((ip, u16::from_be(v6.sin6_port)).into())
+            }
             _ => None,
         }
     }

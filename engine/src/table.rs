@@ -19,10 +19,10 @@ pub(crate) struct Remote {
 pub(crate) type Remotes = BTreeMap<IpNet, Remote>;
 
 /// See the module.
-#[derive(Debug, Default)]
-pub(crate) struct Table {
-    v4: Vec<(u128, Option<Remote>)>,
-    v6: Vec<(u128, Option<Remote>)>,
+#[derive(Debug)]
+pub(crate) struct Table<T> {
+    v4: Vec<(u128, Option<T>)>,
+    v6: Vec<(u128, Option<T>)>,
 }
 
 impl Remote {
@@ -32,16 +32,16 @@ impl Remote {
     }
 }
 
-impl Table {
-    pub(crate) fn of(remotes: &Remotes) -> Table {
+impl<T: Clone> Table<T> {
+    pub(crate) fn of(owners: &BTreeMap<IpNet, T>) -> Table<T> {
         let of_family = |v4: bool| {
-            let nets = remotes.iter().filter(move |(net, _)| net.addr().is_ipv4() == v4);
-            changes(nets.map(|(net, remote)| (number(net.network()), number(net.broadcast()), *remote)).collect())
+            let nets = owners.iter().filter(move |(net, _)| net.addr().is_ipv4() == v4);
+            changes(nets.map(|(net, owner)| (number(net.network()), number(net.broadcast()), owner.clone())).collect())
         };
         Table { v4: of_family(true), v6: of_family(false) }
     }
 
-    pub(crate) fn get(&self, address: IpAddr) -> Option<&Remote> {
+    pub(crate) fn get(&self, address: IpAddr) -> Option<&T> {
         let changes = if address.is_ipv4() { &self.v4 } else { &self.v6 };
         let number = number(address);
         let after = changes.partition_point(|(first, _)| *first <= number);
@@ -50,20 +50,20 @@ impl Table {
 }
 
 /// From which address on the answer is what. Ranges are equal, apart, or one is within the other.
-fn changes(mut ranges: Vec<(u128, u128, Remote)>) -> Vec<(u128, Option<Remote>)> {
+fn changes<T: Clone>(mut ranges: Vec<(u128, u128, T)>) -> Vec<(u128, Option<T>)> {
     ranges.sort_by_key(|(first, last, _)| (*first, std::cmp::Reverse(*last)));
     let mut changes = Vec::with_capacity(2 * ranges.len());
-    let mut around: Vec<(u128, Remote)> = Vec::new();
-    let leave = |around: &mut Vec<(u128, Remote)>, changes: &mut Vec<(u128, Option<Remote>)>| {
+    let mut around: Vec<(u128, T)> = Vec::new();
+    let leave = |around: &mut Vec<(u128, T)>, changes: &mut Vec<(u128, Option<T>)>| {
         let next = around.pop().and_then(|(last, _)| last.checked_add(1));
-        changes.extend(next.map(|next| (next, around.last().map(|(_, remote)| *remote))));
+        changes.extend(next.map(|next| (next, around.last().map(|(_, owner)| owner.clone()))));
     };
-    for (first, last, remote) in ranges {
+    for (first, last, owner) in ranges {
         while around.last().is_some_and(|(end, _)| *end < first) {
             leave(&mut around, &mut changes);
         }
-        changes.push((first, Some(remote)));
-        around.push((last, remote));
+        changes.push((first, Some(owner.clone())));
+        around.push((last, owner));
     }
     while !around.is_empty() {
         leave(&mut around, &mut changes);

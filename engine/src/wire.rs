@@ -3,10 +3,13 @@
 //! Whatever an engine has can be read from it, and every word says how something is to be, not what is to happen: to say it
 //! twice, or to an engine that was started again, does no harm.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::io::{self, Read, Write};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use ipnet::IpNet;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -58,13 +61,47 @@ pub enum Step {
     Put { link: String, dst: IpNet, address: IpAddr },
     /// They are nowhere.
     Take { link: String, dst: IpNet },
+    /// Carry this device's packets by WireGuard. The file with the private key comes after the question, as a descriptor: those
+    /// of several steps in their order.
+    Identify { link: String, identity: Identity },
+    /// This peer is there.
+    Meet { link: String, public_key: PublicKey, peer: Peer },
+    /// It is not, and has nothing.
+    Forget { link: String, public_key: PublicKey },
+    /// These addresses are that peer's.
+    Allow { link: String, dst: IpNet, public_key: PublicKey },
+    /// They are nobody's.
+    Deny { link: String, dst: IpNet },
 }
 
 impl Step {
     /// Whether there is less after it, and nothing new.
     pub(crate) fn only_takes(&self) -> bool {
-        matches!(self, Step::Close { .. } | Step::Take { .. })
+        matches!(self, Step::Close { .. } | Step::Take { .. } | Step::Forget { .. } | Step::Deny { .. })
     }
+}
+
+/// A Curve25519 public key, written in base64.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct PublicKey(pub [u8; 32]);
+
+/// What a WireGuard device is to its peers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Identity {
+    /// UDP port, of both families.
+    pub port: u16,
+    pub public_key: PublicKey,
+}
+
+/// Where a WireGuard peer is, until it is heard from elsewhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Peer {
+    pub endpoint: SocketAddr,
+    /// Seconds after which it is told that this end is there, if it is told nothing else; 0 is never.
+    pub keepalive: u16,
 }
 
 /// By which UDP port, over the family of the address that packets to peers come from.
@@ -81,6 +118,20 @@ pub struct Device {
     /// None: nothing is carried, the device or the socket is gone.
     pub socket: Option<Socket>,
     pub remotes: BTreeMap<IpNet, IpAddr>,
+    /// What it has, if it goes by WireGuard.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub encrypted: Option<Encrypted>,
+}
+
+/// A device that goes by WireGuard.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Encrypted {
+    /// None: nothing is carried, the device or the socket is gone.
+    pub identity: Option<Identity>,
+    pub peers: BTreeMap<PublicKey, Peer>,
+    pub allowed: BTreeMap<IpNet, PublicKey>,
+    /// Peers with which there was a handshake.
+    pub met: BTreeSet<PublicKey>,
 }
 
 /// What an engine answers.
@@ -94,6 +145,37 @@ pub enum Answer {
     Done,
     Refused(String),
 }
+
+// === impl PublicKey ===
+
+impl fmt::Display for PublicKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&STANDARD.encode(self.0))
+    }
+}
+
+impl fmt::Debug for PublicKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl From<PublicKey> for String {
+    fn from(key: PublicKey) -> String {
+        key.to_string()
+    }
+}
+
+impl TryFrom<String> for PublicKey {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<PublicKey, String> {
+        let bytes = STANDARD.decode(&text).ok().and_then(|bytes| bytes.try_into().ok());
+        bytes.map(PublicKey).ok_or_else(|| format!("'{text}' is not a WireGuard key: 32 bytes in base64"))
+    }
+}
+
+// === documents ===
 
 /// Writes one document.
 ///

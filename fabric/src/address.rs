@@ -48,6 +48,8 @@ pub struct LocalNode {
     pub learning: bool,
     /// The kernel has IPv6. Where it has not, it knows neither the devices nor the sysctls of it.
     pub ipv6: bool,
+    /// The kernel has WireGuard. Where it has not, an engine encrypts.
+    pub kernel_encrypts: bool,
     /// The public halves of its key pairs, by name.
     pub public_keys: BTreeMap<Arc<str>, PublicKey>,
 }

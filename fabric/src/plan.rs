@@ -100,6 +100,7 @@ pub fn plan<'a>(memo: &'a mut Memo, world: &World, owned: &Owned, now: Instant) 
         flannel_macs: world.local_node().map(|node| flannel::macs(node)).unwrap_or_default(),
         learning: world.config.vxlan.learning,
         ipv6: world.features.ipv6,
+        kernel_encrypts: world.features.wireguard,
         public_keys: world.host.wireguard.public_keys.clone(),
     };
     let pools = pools(world);

@@ -4,6 +4,9 @@
 //! hold the source. So, as for `udp`, all peers stand in it as long as it is there, whatever carries packets to them: each with
 //! the key that it says is its own. With keepalives their handshakes come before the first packet does.
 //!
+//! Where the kernel has no WireGuard the device is a TUN, and an engine knows the same of it and does the same with its packets:
+//! peers cannot tell.
+//!
 //! Invariant: only addresses of pods and of nodes' fabric ends go through it. What nodes say to each other and to the API server
 //! goes as it went before, so nothing that keys are learned from depends on keys.
 
@@ -21,10 +24,9 @@ use crate::{Fabric, Hop, Instance, LocalNode, Peer};
 pub(crate) struct Wireguard;
 
 impl Fabric for Wireguard {
-    fn needs(&self, have: &Features) -> Result<(), &'static str> {
-        have.wireguard
-            .then_some(())
-            .ok_or("its kernel has no WireGuard (the module `wireguard`, of Linux 5.6 and later)")
+    /// Whoever makes the device finds out.
+    fn needs(&self, _: &Features) -> Result<(), &'static str> {
+        Ok(())
     }
 
     fn overhead(&self, underlay: Family) -> u32 {
@@ -41,7 +43,8 @@ impl Fabric for Wireguard {
             return state;
         };
         let Some(uplink) = node.uplinks.get(underlay) else { return state };
-        let kind = LinkKind::Wireguard { label: at.to_string().into() };
+        let label = at.to_string().into();
+        let kind = if node.kernel_encrypts { LinkKind::Wireguard { label } } else { LinkKind::Tun { label } };
         let link = Link { kind, mac: None, mtu: device_mtu(uplink.mtu, at), group: 0, up: true };
         crate::device::put(&mut state, at.device(), link, at);
         let device = Object::WgDevice(WgDevice { listen_port: port, public_key });

@@ -11,7 +11,7 @@ use tartan_model::{
     Across, Advert, Config, Encapsulation, Encryption, Endpoint, FabricMode, Family, Features, Heard, Host, HostLink,
     Node, PerFamily, Pool, Programmed, Said, Selector, Wireguard, World,
 };
-use tartan_netstate::{Key, LinkKind, Mac, Object, Owner, PublicKey, State, WgPeer};
+use tartan_netstate::{Key, LinkKind, Mac, Netns, Object, Owner, PublicKey, State, WgPeer};
 
 const HOST_GW: &str = "host-gw";
 const VXLAN4: &str = "vxlan/ipv4/vni1/port8472";
@@ -400,6 +400,31 @@ fn a_device_has_every_peer_that_may_send_and_the_key_comes_first() {
     let is_device = |key: &Key| key.as_link().is_some_and(|(_, name)| name == link) || key.is_wireguard();
     assert!(out.state.holds(&Key::KeyPair { name: "wireguard-0".into() }, &Object::KeyPair));
     assert!(!out.state.iter().any(|(key, _)| is_device(key)), "no device before there is a key: {:?}", out.state);
+}
+
+#[test]
+fn where_the_kernel_has_no_wireguard_only_the_device_is_another() {
+    let both = Says { accepts: &[HOST_GW, VXLAN4, WIREGUARD], ..DUAL };
+    let plan = |wireguard: bool| {
+        let mut fixture = Fixture::new(config(FabricMode::Wireguard, false), ME, &[both]);
+        fixture.world.features.wireguard = wireguard;
+        let out = fixture.plan();
+        (out.state.clone(), out.conditions.clone())
+    };
+    let ((kernel, said), (engine, also)) = (plan(true), plan(false));
+    let link = WIREGUARD.parse::<Instance>().unwrap().device();
+    let others = |a: &State, b: &State| -> Vec<Key> {
+        a.iter().filter(|(key, entry)| !b.holds(key, &entry.object)).map(|(key, _)| key.clone()).collect()
+    };
+    let device = Key::Link { ns: Netns::Host, link };
+    assert_eq!((others(&kernel, &engine), others(&engine, &kernel)), (vec![device.clone()], vec![device.clone()]));
+    let kind = |state: &State| match &state.get(&device).unwrap().object {
+        Object::Link(link) => link.kind.clone(),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(kind(&engine), LinkKind::Tun { label: WIREGUARD.into() });
+    assert_eq!(kind(&kernel), LinkKind::Wireguard { label: WIREGUARD.into() });
+    assert_eq!(said, also);
 }
 
 #[test]

@@ -50,6 +50,7 @@ struct Inside {
     waiting: bool,
     /// Booted with `ipv6.disable=1`.
     without_ipv6: bool,
+    without_wireguard: bool,
     /// WireGuard devices' peers with which there was a handshake.
     met: BTreeSet<(LinkName, PublicKey)>,
 }
@@ -66,6 +67,13 @@ impl Fake {
     pub fn without_ipv6() -> Fake {
         let fake = Fake::default();
         fake.lock().without_ipv6 = true;
+        fake
+    }
+
+    /// An empty kernel that has no WireGuard, as this machine's may be.
+    pub fn without_wireguard() -> Fake {
+        let fake = Fake::default();
+        fake.lock().without_wireguard = true;
         fake
     }
 
@@ -353,7 +361,8 @@ fn key_link(key: &Key) -> &str {
 
 impl Kernel for Fake {
     fn features(&mut self) -> Features {
-        Features { ipv6: !self.lock().without_ipv6, vxlan: true, nft: true, wireguard: true }
+        let inside = self.lock();
+        Features { ipv6: !inside.without_ipv6, vxlan: true, nft: true, wireguard: !inside.without_wireguard }
     }
 
     fn subscribe(&mut self, wake: Waker) -> Result<(), KernelError> {

@@ -1,7 +1,7 @@
 //! Key pairs of this node: one file each, with the private key as `wg genkey` writes it.
 //!
-//! Invariant: a private key is in its file, which root alone can read, in this process's memory and in the kernel, and nowhere
-//! else: it has no text form outside of the file, and no error or state holds it.
+//! Invariant: a private key is in its file, which root alone can read, in the memory of this process and of an engine, and in the
+//! kernel, and nowhere else: it has no text form outside of the file, and no error or state holds it.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -95,9 +95,21 @@ impl Keys {
     /// There is none here.
     pub fn private(&self, of: PublicKey) -> io::Result<PrivateKey> {
         let found = self.all()?.into_values().find(|private| private.public() == of);
-        found.ok_or_else(|| {
-            io::Error::new(io::ErrorKind::NotFound, format!("no key in {} belongs to {of}", self.dir.display()))
-        })
+        found.ok_or_else(|| self.missing(of))
+    }
+
+    /// The file with the private half of that key, for whoever is to have it.
+    ///
+    /// # Errors
+    /// There is none here.
+    pub fn file(&self, of: PublicKey) -> io::Result<File> {
+        let found = self.all()?.into_iter().find(|(_, private)| private.public() == of);
+        let (name, _) = found.ok_or_else(|| self.missing(of))?;
+        File::open(self.path(&name))
+    }
+
+    fn missing(&self, of: PublicKey) -> io::Error {
+        io::Error::new(io::ErrorKind::NotFound, format!("no key in {} belongs to {of}", self.dir.display()))
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -150,6 +162,10 @@ mod tests {
             let public = hex("8520f0098930a754748b7ddcb43ef75a0dbf3a0d26381af4eba4a98eaa9b4e6a");
             assert_eq!(keys.all().unwrap()["alice"].public(), PublicKey(public));
             assert_eq!(*keys.private(PublicKey(public)).unwrap().bytes(), private);
+            let mut text = String::new();
+            keys.file(PublicKey(public)).unwrap().read_to_string(&mut text).unwrap();
+            assert_eq!(text.trim_end(), STANDARD.encode(private));
+            assert!(keys.file(PublicKey(private)).is_err());
         });
     }
 

@@ -106,24 +106,34 @@ impl Row {
         self.unnoticed(|row| row.lab.node("n2")?.restart_agent().map(drop))
     }
 
-    /// Of the agent, and of the program that carries packets, where there is one.
+    /// Of the agent, and of the program that carries packets, where there is one. What is encrypted to the keys of one that is
+    /// killed is lost: there, packets have to get through again.
     fn kill(&mut self) -> Result<()> {
+        let keeps_packets = self.fabric != "wireguard";
         self.unnoticed(|row| {
             let node = row.lab.node("n1")?;
             node.kill_agent()?;
             node.start_agent()?;
             node.wait_ready()?;
-            let engines: BTreeSet<i32> = node.processes("tartan-engine")?.into_iter().collect();
-            if engines.is_empty() {
-                return Ok(());
-            }
-            for engine in &engines {
-                node.output(&["kill", "-9", &engine.to_string()])?;
-            }
-            let again =
-                || node.processes("tartan-engine").is_ok_and(|all| all.iter().any(|one| !engines.contains(one)));
-            wait_for(PATIENCE, "another engine", again).map(drop)
-        })
+            if keeps_packets { row.kill_engines() } else { Ok(()) }
+        })?;
+        if !keeps_packets {
+            self.kill_engines()?;
+        }
+        self.lab.wait_for_matrix(PATIENCE).map(drop)
+    }
+
+    fn kill_engines(&self) -> Result<()> {
+        let node = self.lab.node("n1")?;
+        let engines: BTreeSet<i32> = node.processes("tartan-engine")?.into_iter().collect();
+        if engines.is_empty() {
+            return Ok(());
+        }
+        for engine in &engines {
+            node.output(&["kill", "-9", &engine.to_string()])?;
+        }
+        let again = || node.processes("tartan-engine").is_ok_and(|all| all.iter().any(|one| !engines.contains(one)));
+        wait_for(PATIENCE, "another engine", again).map(drop)
     }
 
     /// Into another fabric and back.

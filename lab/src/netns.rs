@@ -3,7 +3,7 @@
 //! Invariant: only threads made here ever change namespace. A caller's thread stays where it was, so a bug cannot
 //! send a lab's packet from the machine's own namespace.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
@@ -227,14 +227,20 @@ impl Place {
     }
 }
 
-/// Gives the calling thread mounts of its own, with a /sys of its network namespace.
+/// Where programs look for WireGuard devices that are not the kernel's, by the devices' names alone.
+const WIREGUARD_DIR: &str = "/run/wireguard";
+
+/// Gives the calling thread mounts of its own, with a /sys of its network namespace, and sockets of its own WireGuard devices.
 pub(crate) fn own_mounts() -> Result<()> {
     unshare(CloneFlags::CLONE_NEWNS).context("unshare(CLONE_NEWNS)")?;
     let none: Option<&str> = None;
     mount(none, "/", none, MsFlags::MS_SLAVE | MsFlags::MS_REC, none).context("making mounts private")?;
     // sysfs shows the network devices of whoever mounted it.
     umount2("/sys", MntFlags::MNT_DETACH).context("unmounting the machine's /sys")?;
-    mount(Some("sysfs"), "/sys", Some("sysfs"), MsFlags::empty(), none).context("mounting a fresh /sys")
+    mount(Some("sysfs"), "/sys", Some("sysfs"), MsFlags::empty(), none).context("mounting a fresh /sys")?;
+    fs::create_dir_all(WIREGUARD_DIR).with_context(|| format!("making {WIREGUARD_DIR}"))?;
+    mount(Some("tmpfs"), WIREGUARD_DIR, Some("tmpfs"), MsFlags::empty(), Some("mode=700"))
+        .with_context(|| format!("mounting a fresh {WIREGUARD_DIR}"))
 }
 
 /// Writes `input` to a child's stdin and collects its output.

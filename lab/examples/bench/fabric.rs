@@ -2,28 +2,32 @@
 //! load.
 
 use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use tartan_lab::probe::{Load, wait_for};
 use tartan_lab::{Lab, Netns, Node};
 
+use crate::boringtun::Boringtun;
 use crate::load::Pair;
 use crate::{PATIENCE, Series, Subject, binaries, lab, losses, unknown};
 
 /// Probes answered before an event begins.
 const BEFORE: u64 = 5_000;
 
-/// Two nodes with a pod each, and a pair of namespaces with nothing but a veth pair between them.
+/// Two nodes with a pod each, a pair of namespaces with nothing but a veth pair between them, and one with boringtun's devices.
 pub(crate) struct Fabric {
     ours: Pair,
     veth: Pair,
+    boringtun: Option<Boringtun>,
     /// The two namespaces go with it, as they carry its prefix.
     lab: Lab,
 }
 
 impl Fabric {
-    pub(crate) fn up(fabric: &str) -> Result<Self> {
+    /// `boringtun` is its program, where it is measured beside us.
+    pub(crate) fn up(fabric: &str, boringtun: Option<&Path>) -> Result<Self> {
         let lab = lab("fabric", 2, 1, fabric)?;
         let (client, server) = (lab.pod("a1")?, lab.pod("b1")?.endpoint());
         let ours = Pair { client: client.netns().clone(), server: server.netns, address: server.v4 };
@@ -34,7 +38,8 @@ impl Fabric {
             netns.ip(&format!("address add {address}/24 dev eth0\nlink set eth0 up\n"))?;
         }
         let veth = Pair { client, server, address: [10, 9, 0, 2].into() };
-        Ok(Self { ours, veth, lab })
+        let boringtun = boringtun.map(|program| Boringtun::up(&lab, program)).transpose()?;
+        Ok(Self { ours, veth, boringtun, lab })
     }
 
     /// Processor time of the programs that carry packets.
@@ -65,7 +70,8 @@ impl Fabric {
 }
 
 impl Subject for Fabric {
-    /// `ours|veth tcp` → Gbit/s; seconds of the engines' processor time for each Gbit.
+    /// `ours tcp` → Gbit/s; seconds of the engines' processor time for each Gbit.
+    /// `veth|boringtun tcp` → Gbit/s.
     /// `upgrade|kill PROBES` → probes in all, lost, resets.
     fn measure(&mut self, question: &[&str]) -> Result<Series> {
         match question {
@@ -76,6 +82,10 @@ impl Subject for Fabric {
                 Ok(vec![vec![rate], vec![used.as_secs_f64() / (rate * took.as_secs_f64())]])
             }
             ["veth", "tcp"] => Ok(vec![vec![self.veth.measure("tcp")?]]),
+            ["boringtun", "tcp"] => {
+                let boringtun = self.boringtun.as_ref().context("its program was not given")?;
+                Ok(vec![vec![boringtun.pair.measure("tcp")?]])
+            }
             [event, probes] => {
                 let pods = self.lab.pod_endpoints();
                 let pairs = [(pods[0].clone(), pods[1].clone()), (pods[1].clone(), pods[0].clone())];

@@ -4,6 +4,7 @@
 //! by `|`, or `err` and why. Rounds, statistics and figures are xtask's. The end of standard input takes all down.
 #![allow(clippy::print_stdout, reason = "its output is its product")]
 
+mod boringtun;
 mod cni;
 mod fabric;
 mod load;
@@ -53,7 +54,8 @@ fn subject(args: &[&str]) -> Result<Box<dyn Subject>> {
         ["path", fabric] => Box::new(path::Path::up(fabric)?),
         ["cni"] => Box::new(cni::Cni::up(None)?),
         ["cni", plugins] => Box::new(cni::Cni::up(Some(PathBuf::from(plugins)))?),
-        ["fabric", fabric] => Box::new(fabric::Fabric::up(fabric)?),
+        ["fabric", fabric] => Box::new(fabric::Fabric::up(fabric, None)?),
+        ["fabric", fabric, boringtun] => Box::new(fabric::Fabric::up(fabric, Some(Path::new(boringtun)))?),
         ["switch", fabric] => Box::new(switch::Switch::up(fabric)?),
         ["scale"] => Box::new(scale::Scale::up()?),
         ["restart"] => Box::new(restart::Restart::up()?),

@@ -14,6 +14,9 @@ use tartan_lab::{Binaries, Endpoint, Lab, NFT_LISTING, Node};
 /// How long anything may take before a test gives it up.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Probes of [`gentle_load`] answered before an event begins and after it has ended.
+pub(crate) const GENTLE_PROBES: u64 = 3_000;
+
 /// Three nodes with a pod each, talking.
 pub(crate) fn lab(name: &str, fabric: &str) -> Result<Lab> {
     let lab = Lab::builder(name).nodes(3).pods_per_node(1).fabric(fabric).up()?;
@@ -51,6 +54,32 @@ pub(crate) fn unnoticed(lab: &mut Lab, probes: u64, event: impl FnOnce(&mut Lab)
     let report = load.stop()?;
     report.check_nothing_lost().with_context(|| lab.troubleshooting())?;
     Ok(report)
+}
+
+/// As much as an emulated processor bears: bulk TCP fills its queues, and what they drop is not the change's doing.
+pub(crate) fn gentle_load(lab: &Lab) -> Result<Running> {
+    let pods = lab.pod_endpoints();
+    let pairs: Vec<Pair> = pods.iter().zip(pods.iter().cycle().skip(1)).map(|(a, b)| (a.clone(), b.clone())).collect();
+    let load = Load::new().interval(Duration::from_millis(10)).udp_mtu_sized([pairs[0].clone()]);
+    let load = load.udp(pairs.clone()).tcp_idle(pairs).start()?;
+    load.wait_for_answers(GENTLE_PROBES, PATIENCE)?;
+    Ok(load)
+}
+
+/// From vxlan into each of these in turn, under load, each node hearing of it so much later than the one before.
+pub(crate) fn check_changes(mut lab: Lab, fabrics: &[&str], apart: Duration) -> Result<()> {
+    lab.wait_for_matrix(PATIENCE)?;
+    let mut from = "vxlan";
+    for to in fabrics {
+        let load = gentle_load(&lab)?;
+        lab.set_fabric_apart(to, apart)?;
+        wait_until_steady(&lab, to)?;
+        load.wait_for_answers(GENTLE_PROBES, PATIENCE).with_context(|| lab.troubleshooting())?;
+        let report = load.stop()?;
+        report.check_nothing_lost().with_context(|| format!("from {from} to {to}, {apart:?} apart"))?;
+        from = to;
+    }
+    Ok(())
 }
 
 // --- what the agent says ---

@@ -5,10 +5,19 @@ use super::{
     figure::{Arm, Report, Samples, Value, interleave, number},
     program::Program,
 };
-use crate::command::Result;
+use crate::command::{self, Result};
 
-pub(super) const FIGURES: &[&str] =
-    &["fabric.udp_tcp.vs_veth", "fabric.engine_upgrade.lost", "fabric.switch.lost", "fabric.switch.resets"];
+pub(super) const FIGURES: &[&str] = &[
+    "fabric.udp_tcp.vs_veth",
+    "fabric.engine_upgrade.lost",
+    "fabric.wireguard_user_tcp.vs_veth",
+    "fabric.wireguard_user_tcp.vs_boringtun",
+    "fabric.switch.lost",
+    "fabric.switch.resets",
+];
+
+/// The program of the yardstick, built from crates.io when it is measured.
+const BORINGTUN: [&str; 3] = ["boringtun-cli", "--version", "0.7.1"];
 
 /// Fabrics that this machine's kernel carries; `bench vm` changes into ipip and out of it.
 const FABRICS: [&str; 3] = ["vxlan", "host-gw", "udp"];
@@ -42,7 +51,36 @@ pub(super) fn run(report: &mut Report) -> Result<()> {
     let [_, upgraded, resets] = ends(report, &program, "upgrade")?;
     report.figure("fabric.engine_upgrade.lost", Value::sum(&[upgraded, resets]), "count");
     drop(program);
+    encrypted(report)?;
     changes(report)
+}
+
+/// By WireGuard in user space, beside boringtun's own device, whose protocol it is.
+fn encrypted(report: &mut Report) -> Result<()> {
+    let folder = command::target_dir().join("boringtun");
+    let mut install = command::cargo(&["install", "--quiet", "--locked"]);
+    command::run(install.args(BORINGTUN).arg("--root").arg(&folder))?;
+    let boringtun = folder.join("bin/boringtun-cli").display().to_string();
+    let program = Program::start(&["fabric", "wireguard", &boringtun])?;
+    let ask = |arm: &str| program.ask(&format!("{arm} tcp"));
+    let mut arms = ["ours", "veth", "boringtun"].map(|arm| Arm::new(move || ask(arm)));
+    interleave(ROUNDS, &mut arms)?;
+    let [ours, veth, boringtun] = &arms;
+    let rate = |arm: &Arm<'_>| number(arm.value(0, Samples::most).get());
+    report.comment(&format!(
+        "fabric.wireguard_user_tcp ours={} veth={} boringtun={} Gbit/s; both engines together take {} s of processor time \
+         for each Gbit",
+        rate(ours),
+        rate(veth),
+        rate(boringtun),
+        number(ours.value(1, Samples::p50).get())
+    ));
+    report.figure("fabric.wireguard_user_tcp.vs_veth", ours.ratio(veth, 0, Samples::most), "ratio");
+    report.figure("fabric.wireguard_user_tcp.vs_boringtun", ours.ratio(boringtun, 0, Samples::most), "ratio");
+    drop(arms);
+    let [probes, killed, _] = ends(report, &program, "kill")?;
+    report.comment(&format!("fabric wireguard: {killed} of {probes} packets lost by engines that were killed"));
+    Ok(())
 }
 
 /// Every ordered pair at every distance; what the worst pair costs.
