@@ -349,6 +349,11 @@ impl Flusher {
 
     /// Leaves to the caller what is still to be flushed of these addresses.
     pub fn take(&self, addresses: impl Iterator<Item = IpAddr>) -> BTreeSet<Effect> {
+        // Who has nothing to take out does not wait for a walk.
+        let mut addresses = addresses.peekable();
+        if addresses.peek().is_none() {
+            return BTreeSet::new();
+        }
         let mut wanted = lock(&self.wanted);
         if wanted.is_empty() {
             return BTreeSet::new();

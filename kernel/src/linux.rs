@@ -18,7 +18,7 @@ use crate::foreign::Foreign;
 use crate::gravedigger::Gravedigger;
 use crate::namespace::Namespace;
 use crate::netns::PodNetnses;
-use crate::nft::{Nft, fail_together, phases};
+use crate::nft::{Nft, fail_together};
 use crate::notify::Notifications;
 use crate::wireguard::Wireguard;
 use crate::{Failure, Kernel, KernelError, Scope, Waker, strangers, sysctl};
@@ -124,19 +124,7 @@ impl Linux {
             failures.extend(fail_together(&nft, &error));
             nft.retain(|(op, _)| !op.key().is_whole());
         }
-        for mut phase in phases(nft) {
-            // What comes later would take away what is still in use.
-            let failed = failures.iter().find(|failure| failure.key.is_whole()).map(|failure| failure.error.clone());
-            if let Some(error) = failed {
-                let told: BTreeSet<Owner> = failures.iter().map(|failure| failure.owner.clone()).collect();
-                let more = fail_together(&phase, &error).into_iter().filter(|failure| !told.contains(&failure.owner));
-                failures.extend(more);
-                phase.retain(|(op, _)| !op.key().is_whole());
-            }
-            if !phase.is_empty() {
-                failures.extend(self.nft.apply_these(&phase));
-            }
-        }
+        failures.extend(self.nft.apply_these(&nft));
         failures
     }
 

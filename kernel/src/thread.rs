@@ -10,6 +10,7 @@
 
 mod backoff;
 mod dirty;
+mod groups;
 mod inbox;
 mod mirror;
 mod newborn;

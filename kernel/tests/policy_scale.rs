@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use netns::Netns;
 use netns::node::{Lab, attachment, lab};
 use tartan_datapath::nftables::policy::{Mode, Policy, held};
-use tartan_kernel::nft::Nft;
+use tartan_kernel::nft::{Nft, phases};
 use tartan_model::{Features, World};
 use tartan_netstate::{Key, Object, Owner, State, diff};
 use tartan_policy::ir::{L4Match, Port, Ports, ProtocolIs};
@@ -99,36 +99,39 @@ fn what_policy_costs_a_node_of_a_large_cluster() {
         if from.is_empty() {
             change.ops.insert(0, (tartan_netstate::Op::Create(Key::NftTable, Object::NftTable), Owner::Node));
         }
+        let from = from.clone();
         netns.run(move || {
             let mut nft = Nft::open().unwrap();
             let began = Instant::now();
-            assert_eq!(nft.apply(&change.ops), []);
-            (change.ops.len(), began.elapsed())
+            let all = phases(&from, change.ops);
+            let made = began.elapsed();
+            all.iter().for_each(|steps| assert_eq!(nft.apply(steps), []));
+            (all.iter().map(Vec::len).sum::<usize>(), made, began.elapsed())
         })
     };
-    let (steps, took) = apply(&State::new(), &wanted);
+    let (steps, _, took) = apply(&State::new(), &wanted);
     println!("first load: {took:?}, {steps} steps");
     let began = Instant::now();
     println!("nft list ruleset: {} bytes in {:?}", netns.sh("nft list ruleset").len(), began.elapsed());
     let mut measure = |what: &str, most: usize, change: &dyn Fn(&mut Tables, u32)| {
-        let (mut planned, mut applied): (Vec<Duration>, Vec<Duration>) = Default::default();
+        let [mut planned, mut ordered, mut applied] = [const { Vec::<Duration>::new() }; 3];
         for run in 0..RUNS {
             change(&mut tables, run);
             world.programmed.mirror = wanted.clone();
             let began = Instant::now();
             let next = policy.plan(&world, &tables, Mode::Enforce).clone();
             planned.push(began.elapsed());
-            let (steps, took) = apply(&wanted, &next);
+            let (steps, made, took) = apply(&wanted, &next);
             assert!(steps <= most, "{what}: {steps} steps");
+            ordered.push(made);
             applied.push(took);
             wanted = next;
         }
-        planned.sort();
-        applied.sort();
+        [&mut planned, &mut ordered, &mut applied].into_iter().for_each(|all| all.sort());
         let [half, last] = [planned.len() / 2, planned.len() - 1];
         println!(
-            "{what}: planned {:?} (most {:?}), applied {:?} (most {:?})",
-            planned[half], planned[last], applied[half], applied[last]
+            "{what}: planned {:?} (most {:?}), put in order {:?} (most {:?}), that and applied {:?} (most {:?})",
+            planned[half], planned[last], ordered[half], ordered[last], applied[half], applied[last]
         );
     };
     measure("an address more", 1, &|tables, run| {
@@ -143,8 +146,18 @@ fn what_policy_costs_a_node_of_a_large_cluster() {
         set.ingress.words.insert((16 + run, https), ALLOW);
         tables.sets.insert(1, set.into());
     });
-    measure("a range more, and perhaps a new generation", 12, &|tables, run| {
+    measure("a range more, and perhaps a new generation", 24, &|tables, run| {
         tables.ranges.insert(format!("172.31.{run}.0/24").parse().unwrap(), 50_000 + run);
+    });
+    measure("the ports of a set of 1,000 rows cut anew, and a new generation", 10_000, &|tables, run| {
+        let mut rows = rows(1_000);
+        let ports = Ports { one_of: Some([Port::Range(9, 9 + run as u16)].into()), none_of: [].into() };
+        let more = L4Match { destination: ports, ..L4Match::protocol(ProtocolIs::Is(6)) };
+        rows.classes = Arc::new(Classes::of(&[&more], &BTreeSet::new()));
+        let any = (0..u32::try_from(rows.classes.count()).unwrap()).map(|class| ((0, class), DENY));
+        let own = (0..1_000).map(|identity| ((16 + identity, rows.classes.class(6, 9)), ALLOW));
+        rows.words = any.chain(own).collect();
+        tables.sets.insert(2, Set { ingress: rows.clone(), egress: rows }.into());
     });
 }
 

@@ -489,6 +489,36 @@ fn whatever_happens_the_last_want_comes_true() {
 }
 
 #[test]
+fn policy_that_is_refused_half_way_says_what_was_said_and_goes_on_from_there() {
+    let ports = |low: u16, high: u16| {
+        let of = |port| Fields::new().number(2).proto(6).port(port);
+        Key::NftElement { set: "policy_egress_classes".into(), key: of(low).key_up_to(of(high)) }
+    };
+    let any =
+        |class| Key::NftElement { set: "policy_egress_any".into(), key: Fields::new().number(2).number(class).key() };
+    let policy = |elements: &[(Key, u32)]| {
+        let mut state = full();
+        for (key, number) in elements {
+            let data = Object::NftElement(Fields::new().number(*number).data());
+            state.insert(key.clone(), data, Owner::Policy);
+        }
+        state
+    };
+    let before = policy(&[(ports(0, 9), 8), (any(8), 1)]);
+    let node = Node::wanting(&before);
+    node.fake.fail(ports(0, 9), Some(Errno::ENOMEM));
+    let wanted = policy(&[(ports(0, 5), 9), (ports(5, 9), 10), (any(9), 1), (any(10), 2)]);
+    node.handle.want(2, wanted.clone());
+    let refused = node.wait("the refusal", |applied| !applied.failures.is_empty());
+    assert!(refused.failures.iter().all(|failure| failure.owner == Owner::Policy), "{:?}", refused.failures);
+    assert!(before.iter().all(|(key, entry)| node.fake.state().holds(key, &entry.object)), "some of it is gone");
+    node.fake.fail(ports(0, 9), None);
+    let done = node.wait("the change", |applied| applied.generation == 2 && applied.failures.is_empty());
+    assert!(is(&done.mirror, &wanted));
+    assert!(is(&node.fake.state(), &wanted), "what stood between is left");
+}
+
+#[test]
 fn a_handshake_is_looked_for_until_it_has_come_about_though_nobody_tells() {
     let name_of_key = || Key::KeyPair { name: "wireguard-0".into() };
     let link = name("ttxs0");

@@ -59,8 +59,19 @@ pub const NFT_POLICY_INPUT_PRIORITY: i32 = NFT_SRCNAT_PRIORITY - 1;
 /// How the names of chains, sets and maps begin that make sense together only: of what changes in them all goes in, or
 /// nothing.
 pub const NFT_WHOLE_PREFIX: &str = "policy_";
+/// The map of pods of this node, by link and address, to their sets; its name ends with the family's digit.
+pub const NFT_SUBJECTS_MAP: &str = "policy_subjects";
 /// The map of addresses that policy tells apart one by one; its name ends with the family's digit.
 pub const NFT_ADDRESSES_MAP: &str = "policy_addresses";
+/// The map of identities of all others, by range; its name ends with the family's digit.
+pub const NFT_RANGES_MAP: &str = "policy_ranges";
+/// How the names of policy's maps go on that are about what leaves pods,
+pub const NFT_EGRESS: &str = "egress";
+/// and about what enters them.
+pub const NFT_INGRESS: &str = "ingress";
+/// What stands between two identities, or two classes, while one goes over to the other, has this bit in its number; no
+/// identity and no class has.
+pub const NFT_BETWEEN: u32 = 1 << 31;
 /// How the names of policy's maps end that hold classes of packets,
 pub const NFT_CLASSES_SUFFIX: &str = "_classes";
 /// words of one identity and class,

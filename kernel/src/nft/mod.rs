@@ -9,6 +9,7 @@ mod batch;
 mod decode;
 mod encode;
 mod expr;
+mod intervals;
 mod phases;
 mod table;
 
@@ -32,7 +33,8 @@ use tartan_netstate::nft::{ElementData, ElementKey, Fields, Set, SetKind};
 use tartan_netstate::{Entry, Key, Object, Op, Owner, State};
 
 pub(crate) use batch::fail_together;
-pub(crate) use phases::{is_addresses, phases};
+pub(crate) use phases::is_addresses;
+pub use phases::phases;
 
 use crate::nfnetlink::{Attrs, Message, NLM_F_DUMP, Nfnetlink, Reply, attr_u32};
 use crate::{Failure, KernelError};

@@ -1,204 +1,517 @@
-//! The transactions in which steps on the nft table come into force, one after the other.
+//! The transactions in which a change of policy comes into force, one after the other.
 //!
-//! A packet is judged by several lookups, and the kernel goes over to what is new map by map: in between, a packet would
-//! find the new answer of one map and the old one of the next. So, in this order:
+//! A packet is judged by several lookups, and the kernel goes over to what is new at one instant for all exact maps, but
+//! for intervals (which class a packet has, which identity is around an address) some time later. So no interval leads from
+//! what was to what will be. For a while it leads to a number that stands between the two: rows of that say what was said
+//! before, until they say, with everything else that is exact, what will be said.
 //!
 //! ```text
-//! rows of classes that are new, classes of sets that are new    nothing leads there yet
-//! addresses that come to be listed, other rows that come        an address that was not listed was judged as anyone's
-//! everything else
-//! addresses that are listed no more, rows and classes that go   what is around them says the same by now
-//! the generation                                                no old answer is left that could be stamped with it
+//! rows of what is between, as it was; classes that are new, and their rows    nothing leads there yet
+//! intervals lead to what is between                                           where the same is said
+//! addresses, sets and rows, those of what is between, too                     at one instant
+//! intervals lead to what will be                                              where the same is said
+//! rows to which nothing leads any more go; the generation                     no old answer is left to be stamped with it
 //! ```
 //!
-//! Invariant: while no identity is new, gone or another's, a packet is judged as before the change or as after it.
+//! Invariant: whatever changes at once, a packet is judged as before the change or as after it, between any two
+//! transactions and while the intervals of one are late. All of them together are the change. (`kernel/tests/phases.rs`)
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use tartan_netstate::claims::{
-    NFT_ADDRESSES_MAP, NFT_ANY_SUFFIX, NFT_CLASSES_SUFFIX, NFT_WHOLE_PREFIX, NFT_WORDS_SUFFIX,
+    NFT_ADDRESSES_MAP, NFT_ANY_SUFFIX, NFT_BETWEEN, NFT_CLASSES_SUFFIX, NFT_EGRESS, NFT_INGRESS, NFT_RANGES_MAP,
+    NFT_SUBJECTS_MAP, NFT_WHOLE_PREFIX, NFT_WORDS_SUFFIX,
 };
-use tartan_netstate::nft::{ElementData, ElementKey};
-use tartan_netstate::{Generation, Key, Object, Op, Owner};
+use tartan_netstate::nft::{ElementData, ElementKey, Fields};
+use tartan_netstate::{Generation, Key, Object, Op, Owner, State};
 
-/// A class of a policy set: ingress or egress, the set, the class.
-type Class<'a> = (&'a str, &'a [u8], &'a [u8]);
+use super::intervals::{self, Interval, Overlap};
 
 /// Bytes of a number in keys and data of policy's maps.
 const NUMBER: usize = 4;
 
-/// The steps of each transaction.
-pub(crate) fn phases(nft: Vec<&(Op, Owner)>) -> Vec<Vec<&(Op, Owner)>> {
-    if nft.iter().any(|(op, _)| matches!(op.key(), Key::NftTable | Key::NftSet { .. })) {
-        return vec![nft];
+/// One transaction.
+type Steps = Vec<(Op, Owner)>;
+/// What becomes of an object; none: it goes.
+type Becomes = (Key, Option<Object>, Owner);
+/// Of which rows: ingress or egress, and the set.
+type Of = (&'static str, u32);
+/// Numbers that stand for one, by that one.
+type Stand = BTreeMap<u32, Vec<u32>>;
+
+/// A word of a set: for an identity or for anyone without a word of their own, and for a class.
+#[derive(Clone, Copy)]
+struct Row {
+    of: Of,
+    identity: Option<u32>,
+    class: u32,
+}
+
+/// What was, or what will be.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum When {
+    Before,
+    After,
+}
+
+/// How intervals of some map, or of a set in it, go over.
+struct Course {
+    map: Arc<str>,
+    old: Vec<Interval>,
+    new: Vec<Interval>,
+    /// What they lead to in between.
+    between: Vec<Interval>,
+}
+
+/// How all of them go over.
+#[derive(Default)]
+struct Courses {
+    all: Vec<Course>,
+    /// What was and what will be the identity around some addresses, and the number between them.
+    identities: BTreeMap<(u32, u32), u32>,
+    classes: BTreeMap<Of, Classes>,
+    /// Identities that addresses come to have, and sets that pods come to have.
+    gaining: BTreeSet<u32>,
+    gaining_sets: BTreeSet<u32>,
+}
+
+/// The classes of a set.
+#[derive(Default)]
+struct Classes {
+    old: BTreeSet<u32>,
+    new: BTreeSet<u32>,
+    between: BTreeMap<(u32, u32), u32>,
+}
+
+/// When a step is done.
+enum Phase {
+    /// When nothing leads there yet.
+    Early,
+    Exact,
+    /// When nothing leads there any more.
+    Late,
+    /// With the generation.
+    Last,
+    /// As its [`Course`] says.
+    Course,
+}
+
+/// The steps of each transaction. `mirror` is what they begin from; of policy they are all there is to do.
+pub fn phases(mirror: &State, steps: Steps) -> Vec<Steps> {
+    let makes_sets = |(op, _): &(Op, Owner)| matches!(op.key(), Key::NftTable | Key::NftSet { .. });
+    // Where sets are made there is nothing in force that could be half old and half new.
+    if steps.is_empty() {
+        return Vec::new();
     }
-    let places: Vec<usize> = {
-        let changes = Classes::of(&nft);
-        nft.iter().map(|(op, _)| changes.phase(op)).collect()
-    };
-    let mut phases = vec![Vec::new(); 5];
-    nft.into_iter().zip(places).for_each(|(step, place)| phases[place].push(step));
+    if steps.iter().any(makes_sets) || !steps.iter().any(|(op, _)| op.key().is_whole()) {
+        return vec![steps];
+    }
+    let mut wanted = mirror.clone();
+    steps.iter().filter(|(op, _)| op.key().is_whole()).for_each(|(op, owner)| op.apply_to(&mut wanted, owner));
+    let courses = Courses::of(mirror, &wanted, &steps);
+    let (mut early, mut exact, mut late, mut last) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for step in steps {
+        match courses.phase(&step.0) {
+            Phase::Early => early.push(becomes(step)),
+            Phase::Exact => exact.push(becomes(step)),
+            Phase::Late => late.push(becomes(step)),
+            Phase::Last => last.push(step),
+            Phase::Course => {}
+        }
+    }
+    let is = |(key, object): (&Key, &Object)| (key.clone(), Some(object.clone()), Owner::Policy);
+    let gone = |key: &Key| (key.clone(), None, Owner::Policy);
+    let [then, soon] =
+        [(mirror, When::Before), (&wanted, When::After)].map(|(state, when)| courses.rows_between(state, when));
+    early.extend(then.iter().map(is));
+    early.extend(courses.leads(|course| course.old.is_empty(), |course| &course.new));
+    let there = courses.leads(|course| !course.old.is_empty() && !course.new.is_empty(), |course| &course.between);
+    exact.extend(then.keys().filter(|key| !soon.contains_key(*key)).map(gone));
+    exact.extend(soon.iter().map(is));
+    let back = courses.leads(|course| !course.new.is_empty(), |course| &course.new);
+    late.splice(..0, soon.keys().map(gone));
+    late.extend(courses.leads(|course| course.new.is_empty(), |course| &course.new));
+    let mut now = mirror.clone();
+    let mut phases: Vec<Steps> =
+        [early, there, exact, back, late].into_iter().map(|phase| towards(&mut now, phase)).collect();
+    phases[4].extend(last);
     phases.retain(|steps| !steps.is_empty());
     phases
 }
 
-/// What the steps make of classes.
-struct Classes<'a> {
-    new: BTreeSet<Class<'a>>,
-    /// Sets some classes of which were there, and sets some classes of which will be.
-    were: BTreeSet<(&'a str, &'a [u8])>,
-    will_be: BTreeSet<(&'a str, &'a [u8])>,
+fn becomes((op, owner): (Op, Owner)) -> Becomes {
+    match op {
+        Op::Create(key, new) | Op::Replace { key, new, .. } => (key, Some(new), owner),
+        Op::Delete(key, _) => (key, None, owner),
+    }
 }
 
-// === impl Classes ===
+/// The steps that make it so.
+fn towards(now: &mut State, phase: Vec<Becomes>) -> Steps {
+    let mut steps = Vec::new();
+    for (key, new, owner) in phase {
+        let old = now.get(&key).map(|entry| entry.object.clone());
+        let op = match (old, new) {
+            (None, Some(new)) => Op::Create(key, new),
+            (Some(old), Some(new)) if old != new => Op::Replace { key, old, new },
+            (Some(old), None) => Op::Delete(key, old),
+            _ => continue,
+        };
+        op.apply_to(now, &owner);
+        steps.push((op, owner));
+    }
+    steps
+}
 
-impl<'a> Classes<'a> {
-    fn of(nft: &[&'a (Op, Owner)]) -> Classes<'a> {
-        let (mut old, mut new) = (BTreeSet::new(), BTreeSet::new());
-        for (op, _) in nft {
-            let Some((side, key)) = policy_element(op.key(), NFT_CLASSES_SUFFIX) else { continue };
-            let Some(set) = key.bytes.get(..NUMBER) else { continue };
-            let (before, after) = match op {
-                Op::Create(_, after) => (None, Some(after)),
-                Op::Replace { old, new, .. } => (Some(old), Some(new)),
-                Op::Delete(_, before) => (Some(before), None),
-            };
-            old.extend(before.and_then(data).map(|class| (side, set, class)));
-            new.extend(after.and_then(data).map(|class| (side, set, class)));
+// === impl Courses ===
+
+impl Courses {
+    fn of(mirror: &State, wanted: &State, steps: &[(Op, Owner)]) -> Courses {
+        let mut courses = Courses::default();
+        let (mut sets, mut families, mut taken) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+        let mut falls = false;
+        for (op, _) in steps {
+            match op {
+                Op::Create(key, new) | Op::Replace { key, new, .. } if is_map(key, NFT_ADDRESSES_MAP) => {
+                    courses.gaining.extend(number_in(new));
+                }
+                // Then it is one of those around it.
+                Op::Delete(key, _) if is_map(key, NFT_ADDRESSES_MAP) => falls = true,
+                Op::Create(key, new) | Op::Replace { key, new, .. } if is_map(key, NFT_SUBJECTS_MAP) => {
+                    courses.gaining_sets.extend(number_in(new));
+                }
+                _ => {}
+            }
+            // What a change has left that was broken off.
+            let left = Row::of(op.key()).into_iter().flat_map(|row| [row.identity.unwrap_or(0), row.class]);
+            taken.extend(left.filter(|number| number & NFT_BETWEEN != 0));
+            if let Some((side, key)) = of_side(op.key(), NFT_CLASSES_SUFFIX) {
+                sets.extend(number_at(&key.bytes, 0).map(|set| (side, set)));
+            }
+            if let Key::NftElement { set, .. } = op.key()
+                && is_map(op.key(), NFT_RANGES_MAP)
+            {
+                families.insert(set.clone());
+            }
         }
-        let sets = |of: &BTreeSet<Class<'a>>| of.iter().map(|(side, set, _)| (*side, *set)).collect();
-        Classes { were: sets(&old), will_be: sets(&new), new: &new - &old }
+        for of in sets {
+            let map: Arc<str> = name(of.0, NFT_CLASSES_SUFFIX).into();
+            let prefix = of.1.to_ne_bytes();
+            let [old, new] = [mirror, wanted].map(|state| intervals::of(state, &map, &prefix));
+            let mut classes = Classes { old: numbers(&old), new: numbers(&new), ..Classes::default() };
+            let taken = &(&taken | &classes.old) | &classes.new;
+            let between = lead_between(&old, &new, &taken, &mut classes.between);
+            courses.all.push(Course { map, old, new, between });
+            courses.classes.insert(of, classes);
+        }
+        let both: Vec<(Arc<str>, [Vec<Interval>; 2])> = families
+            .into_iter()
+            .map(|map| (map.clone(), [mirror, wanted].map(|state| intervals::of(state, &map, &[]))))
+            .collect();
+        taken.extend(both.iter().flat_map(|(_, both)| both).flat_map(|each| numbers(each)));
+        for (map, [old, new]) in both {
+            let between = lead_between(&old, &new, &taken, &mut courses.identities);
+            courses.all.push(Course { map, old, new, between });
+        }
+        courses.gaining.extend(courses.identities.keys().map(|(_, new)| *new));
+        if falls {
+            let around = |family| intervals::of(wanted, &format!("{NFT_RANGES_MAP}{family}"), &[]);
+            courses.gaining.extend(["4", "6"].into_iter().flat_map(around).map(|(_, number)| number));
+        }
+        courses
     }
 
-    fn phase(&self, op: &Op) -> usize {
+    fn phase(&self, op: &Op) -> Phase {
         let key = op.key();
-        let of_set =
-            || policy_element(key, NFT_CLASSES_SUFFIX).and_then(|(side, key)| Some((side, key.bytes.get(..NUMBER)?)));
-        let of_row = || row(key).is_some_and(|class| self.new.contains(&class));
-        let is_address = || matches!(key, Key::NftElement { set, .. } if is_addresses(set));
-        match op {
-            Op::Create(..) if of_row() || of_set().is_some_and(|set| !self.were.contains(&set)) => 0,
-            Op::Create(..) if row(key).is_some() || is_address() => 1,
-            Op::Delete(..) if row(key).is_some() || is_address() => 3,
-            Op::Delete(..) if of_set().is_some_and(|set| !self.will_be.contains(&set)) => 3,
-            _ if matches!(key, Key::NftChain { .. }) || Generation::of(key).is_some() => 4,
-            _ => 2,
+        if !key.is_whole() || matches!(key, Key::NftChain { .. }) || Generation::of(key).is_some() {
+            return Phase::Last;
+        }
+        if is_map(key, NFT_RANGES_MAP) || of_side(key, NFT_CLASSES_SUFFIX).is_some() {
+            return Phase::Course;
+        }
+        let Some(row) = Row::of(key) else { return Phase::Exact };
+        let classes = self.classes.get(&row.of);
+        let is_new = classes.is_some_and(|it| it.new.contains(&row.class) && !it.old.contains(&row.class));
+        let is_gone = classes.is_some_and(|it| !it.new.contains(&row.class));
+        match (op, row.identity) {
+            // A change that was broken off may have left other rows of it.
+            _ if is_new => Phase::Early,
+            (Op::Delete(..), _) if is_gone => Phase::Late,
+            // Whom it is about then, it was about before: until it goes, they are judged as before.
+            (Op::Delete(..), Some(identity)) if !self.gains(identity, row.of) => Phase::Late,
+            _ => Phase::Exact,
         }
     }
+
+    fn gains(&self, identity: u32, (_, set): Of) -> bool {
+        self.gaining.contains(&identity) || self.gaining_sets.contains(&set)
+    }
+
+    /// Makes intervals of these courses lead there.
+    fn leads(&self, which: impl Fn(&Course) -> bool, there: impl Fn(&Course) -> &Vec<Interval>) -> Vec<Becomes> {
+        let mut all = Vec::new();
+        for course in self.all.iter().filter(|course| which(course)) {
+            let key = |key: &ElementKey| Key::NftElement { set: course.map.clone(), key: key.clone() };
+            let there = there(course);
+            let stays: BTreeSet<&ElementKey> = there.iter().map(|(key, _)| key).collect();
+            let before = course.old.iter().chain(&course.between).filter(|(key, _)| !stays.contains(key));
+            all.extend(before.map(|(it, _)| (key(it), None, Owner::Policy)));
+            all.extend(there.iter().map(|(it, number)| (key(it), Some(element(*number)), Owner::Policy)));
+        }
+        all
+    }
+
+    /// Sets that may have rows of what is between: all, unless it is between classes only.
+    fn sets_between(&self, state: &State, classes_only: bool) -> BTreeSet<Of> {
+        if classes_only {
+            return self.classes.iter().filter(|(_, it)| !it.between.is_empty()).map(|(of, _)| *of).collect();
+        }
+        let of_side = |side: &'static str| {
+            let rows = intervals::elements(state, &name(side, NFT_ANY_SUFFIX), &[]).filter_map(|(key, _)| Row::of(key));
+            rows.map(|row| row.of).collect::<Vec<Of>>()
+        };
+        SIDES.into_iter().flat_map(of_side).collect()
+    }
+
+    /// Rows of what is between: those of what was, or of what will be.
+    fn rows_between(&self, state: &State, when: When) -> BTreeMap<Key, Object> {
+        let identities = stand(&self.identities, when);
+        let classes: BTreeMap<Of, Stand> = self
+            .classes
+            .iter()
+            .map(|(of, it)| (*of, stand(&it.between, when)))
+            .filter(|(_, it)| !it.is_empty())
+            .collect();
+        let mut rows = BTreeMap::new();
+        let mut add = |row: Row, word: &Object| {
+            let also = |stand: Option<&Stand>, number: u32| -> Vec<u32> {
+                let others = stand.and_then(|stand| stand.get(&number)).into_iter().flatten().copied();
+                std::iter::once(number).chain(others).collect()
+            };
+            let of_class = also(classes.get(&row.of), row.class);
+            let of_identity: Vec<Option<u32>> = match row.identity {
+                Some(identity) => also(Some(&identities), identity).into_iter().map(Some).collect(),
+                None => vec![None],
+            };
+            let all = of_identity.iter().flat_map(|identity| of_class.iter().map(move |class| (*identity, *class)));
+            for (identity, class) in all.skip(1) {
+                rows.insert(Row { identity, class, ..row }.key(), word.clone());
+            }
+        };
+        let mut look = |map: &str, prefix: &[u8]| {
+            for (key, word) in intervals::elements(state, map, prefix) {
+                if let Some(row) = Row::of(key) {
+                    add(row, word);
+                }
+            }
+        };
+        for of in self.sets_between(state, identities.is_empty()) {
+            let (side, set) = (of.0, of.1.to_ne_bytes());
+            if classes.contains_key(&of) {
+                [NFT_WORDS_SUFFIX, NFT_ANY_SUFFIX].into_iter().for_each(|end| look(&name(side, end), &set));
+            } else {
+                let of_identity = identities.keys().map(|identity| [set, identity.to_ne_bytes()].concat());
+                of_identity.for_each(|prefix| look(&name(side, NFT_WORDS_SUFFIX), &prefix));
+            }
+        }
+        rows
+    }
+}
+
+/// Which numbers stand for each that was, or that will be.
+fn stand(between: &BTreeMap<(u32, u32), u32>, when: When) -> Stand {
+    let mut stand = Stand::new();
+    for ((old, new), number) in between {
+        stand.entry(if when == When::Before { *old } else { *new }).or_default().push(*number);
+    }
+    stand
+}
+
+/// What intervals lead to between: what stays does, all else gets a number of its own.
+fn lead_between(
+    old: &[Interval],
+    new: &[Interval],
+    taken: &BTreeSet<u32>,
+    between: &mut BTreeMap<(u32, u32), u32>,
+) -> Vec<Interval> {
+    let leads = |Overlap { key, old, new }: Overlap| {
+        if old == new {
+            return (key, new);
+        }
+        let number = between.get(&(old, new)).copied().unwrap_or_else(|| {
+            // A change that did not come to its end has left some.
+            let is_free = |number: &u32| !taken.contains(number) && !between.values().any(|other| other == number);
+            (NFT_BETWEEN..).find(is_free).expect("there are fewer intervals than numbers")
+        });
+        between.insert((old, new), number);
+        (key, number)
+    };
+    intervals::overlaps(old, new).into_iter().map(leads).collect()
+}
+
+fn numbers(intervals: &[Interval]) -> BTreeSet<u32> {
+    intervals.iter().map(|(_, number)| *number).collect()
+}
+
+// === impl Row ===
+
+impl Row {
+    fn of(key: &Key) -> Option<Row> {
+        let (words, any) = (of_side(key, NFT_WORDS_SUFFIX), of_side(key, NFT_ANY_SUFFIX));
+        let (side, key) = words.or(any)?;
+        let number = |at| number_at(&key.bytes, at * NUMBER);
+        let (identity, class) = if words.is_some() { (Some(number(1)?), number(2)?) } else { (None, number(1)?) };
+        Some(Row { of: (side, number(0)?), identity, class })
+    }
+
+    fn key(self) -> Key {
+        let (side, set) = self.of;
+        let fields = Fields::new().number(set);
+        let (end, fields) = match self.identity {
+            Some(identity) => (NFT_WORDS_SUFFIX, fields.number(identity)),
+            None => (NFT_ANY_SUFFIX, fields),
+        };
+        Key::NftElement { set: name(side, end).into(), key: fields.number(self.class).key() }
+    }
+}
+
+const SIDES: [&str; 2] = [NFT_EGRESS, NFT_INGRESS];
+
+fn name(side: &str, end: &str) -> String {
+    format!("{NFT_WHOLE_PREFIX}{side}{end}")
 }
 
 /// The map of identities of addresses that are listed one by one.
 pub(crate) fn is_addresses(set: &str) -> bool {
-    matches!(set.strip_prefix(NFT_ADDRESSES_MAP), Some("4" | "6"))
+    is_of_family(set, NFT_ADDRESSES_MAP)
+}
+
+fn is_map(key: &Key, stem: &str) -> bool {
+    matches!(key, Key::NftElement { set, .. } if is_of_family(set, stem))
+}
+
+fn is_of_family(set: &str, stem: &str) -> bool {
+    matches!(set.strip_prefix(stem), Some("4" | "6"))
 }
 
 /// The word that a row holds.
 pub(super) fn word(key: &Key, object: &Object) -> Option<u32> {
-    row(key)?;
-    data(object)?.try_into().ok().map(u32::from_ne_bytes)
-}
-
-/// The class that a row is about.
-fn row(key: &Key) -> Option<Class<'_>> {
-    let (side, key) = policy_element(key, NFT_WORDS_SUFFIX).or_else(|| policy_element(key, NFT_ANY_SUFFIX))?;
-    Some((side, key.bytes.get(..NUMBER)?, key.bytes.get(key.bytes.len().checked_sub(NUMBER)?..)?))
+    Row::of(key)?;
+    number_in(object)
 }
 
 /// Whose map it is, if its name ends so.
-fn policy_element<'a>(key: &'a Key, end: &str) -> Option<(&'a str, &'a ElementKey)> {
-    match key {
-        Key::NftElement { set, key } => Some((set.strip_prefix(NFT_WHOLE_PREFIX)?.strip_suffix(end)?, key)),
+fn of_side<'a>(key: &'a Key, end: &str) -> Option<(&'static str, &'a ElementKey)> {
+    let Key::NftElement { set, key } = key else { return None };
+    let side = set.strip_prefix(NFT_WHOLE_PREFIX)?.strip_suffix(end)?;
+    Some((SIDES.into_iter().find(|it| *it == side)?, key))
+}
+
+fn element(number: u32) -> Object {
+    Object::NftElement(Fields::new().number(number).data())
+}
+
+/// The number that an element leads to.
+pub(super) fn number_in(object: &Object) -> Option<u32> {
+    match object {
+        Object::NftElement(ElementData(bytes)) => number_at(bytes, 0),
         _ => None,
     }
 }
 
-fn data(object: &Object) -> Option<&[u8]> {
-    match object {
-        Object::NftElement(ElementData(bytes)) => Some(bytes),
-        _ => None,
-    }
+fn number_at(bytes: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_ne_bytes(bytes.get(at..at + NUMBER)?.try_into().ok()?))
 }
 
 #[cfg(test)]
 mod tests {
-    use tartan_netstate::nft::{Chain, Fields, Set};
+    use tartan_netstate::diff;
 
     use super::*;
 
-    fn element(set: &str, fields: Fields) -> Key {
-        Key::NftElement { set: set.into(), key: fields.key() }
-    }
-
-    fn number(number: u32) -> Object {
-        Object::NftElement(Fields::new().number(number).data())
-    }
-
-    /// An interval of a set's classes.
-    fn interval(set: u32, port: u16) -> Key {
-        element("policy_egress_classes", Fields::new().number(set).proto(6).port(port))
-    }
-
-    fn own(set: u32, class: u32) -> Key {
-        element("policy_egress_words", Fields::new().number(set).number(77).number(class))
-    }
-
-    fn any(set: u32, class: u32) -> Key {
-        element("policy_egress_any", Fields::new().number(set).number(class))
-    }
-
     fn address(last: u8) -> Key {
-        element("policy_addresses4", Fields::new().addr(std::net::Ipv4Addr::new(10, 0, 0, last).into()))
+        let key = Fields::new().addr(std::net::Ipv4Addr::new(10, 0, 0, last).into()).key();
+        Key::NftElement { set: "policy_addresses4".into(), key }
+    }
+
+    fn ports(set: u32, low: u16, high: u16) -> Key {
+        let of = |port| Fields::new().number(set).proto(6).port(port);
+        Key::NftElement { set: "policy_egress_classes".into(), key: of(low).key_up_to(of(high)) }
+    }
+
+    fn row(identity: Option<u32>, class: u32) -> Key {
+        Row { of: (NFT_EGRESS, 2), identity, class }.key()
+    }
+
+    fn state(elements: &[(Key, u32)]) -> State {
+        let mut state = State::new();
+        elements.iter().for_each(|(key, number)| state.insert(key.clone(), element(*number), Owner::Policy));
+        state
+    }
+
+    /// In which transaction each key is made, written anew or taken away; by its change, the key.
+    fn check(before: &State, after: &State, wanted: &[&[(char, Key)]]) {
+        let told = |steps: &Steps| -> Vec<(char, Key)> {
+            let told = steps.iter().map(|(op, _)| match op {
+                Op::Create(key, _) => ('+', key.clone()),
+                Op::Replace { key, .. } => ('=', key.clone()),
+                Op::Delete(key, _) => ('-', key.clone()),
+            });
+            let mut told: Vec<(char, Key)> = told.collect();
+            told.sort();
+            told
+        };
+        let found: Vec<_> = phases(before, diff::diff(before, after, |_| true).ops).iter().map(told).collect();
+        let wanted: Vec<Vec<(char, Key)>> = wanted
+            .iter()
+            .map(|steps| {
+                let mut steps = steps.to_vec();
+                steps.sort();
+                steps
+            })
+            .collect();
+        assert_eq!(found, wanted);
     }
 
     #[test]
-    fn what_maps_point_to_comes_before_them_and_goes_after_and_the_generation_is_last() {
-        let chain = Object::NftChain(Chain::regular(Vec::new()).into());
-        let create = |key: Key| Op::Create(key, number(5));
-        let delete = |key: Key| Op::Delete(key, number(5));
-        let replace = |key: Key| Op::Replace { key, old: number(5), new: number(6) };
-        // Of set 2 class 80 comes and class 443 goes, class 9 is cut anew; sets 1 and 3 come and go as a whole.
-        let steps = [
-            (4, Op::Replace { key: Key::NftChain { chain: "policy_through".into() }, old: chain.clone(), new: chain }),
-            (2, Op::Create(interval(2, 80), number(80))),
-            (2, Op::Delete(interval(2, 443), number(443))),
-            (2, Op::Replace { key: interval(2, 7), old: number(9), new: number(443) }),
-            (2, Op::Create(interval(2, 8), number(9))),
-            (0, Op::Create(interval(1, 80), number(80))),
-            (3, Op::Delete(interval(3, 80), number(80))),
-            (0, create(any(1, 80))),
-            (3, delete(any(3, 80))),
-            (0, create(own(2, 80))),
-            (0, create(any(2, 80))),
-            (1, create(own(2, 9))),
-            (1, create(own(2, 443))),
-            (1, create(own(4, 80))),
-            (1, create(element("policy_ingress_words", Fields::new().number(2).number(77).number(80)))),
-            (2, replace(own(2, 10))),
-            (2, replace(any(2, 9))),
-            (3, delete(own(2, 11))),
-            (1, create(address(1))),
-            (2, replace(address(2))),
-            (3, delete(address(3))),
-            (2, create(element("policy_ranges4", Fields::new().number(1)))),
-            (4, Op::Create(Generation(2).key(), number(0))),
-            (4, Op::Delete(Generation(1).key(), number(0))),
-            (2, create(element("hostports4", Fields::new().number(1)))),
-        ];
-        let all: Vec<(Op, Owner)> = steps.iter().map(|(_, op)| (op.clone(), Owner::Policy)).collect();
-        let wanted = (0..5).map(|phase| {
-            let of_phase = steps.iter().filter(|(of, _)| *of == phase);
-            of_phase.map(|(_, op)| (op.clone(), Owner::Policy)).collect::<Vec<_>>()
-        });
-        let in_phases = |steps: &[(Op, Owner)]| -> Vec<Vec<(Op, Owner)>> {
-            phases(steps.iter().collect()).into_iter().map(|steps| steps.into_iter().cloned().collect()).collect()
-        };
-        assert_eq!(in_phases(&all), wanted.collect::<Vec<_>>());
-        assert!(phases(Vec::new()).is_empty());
-        // Where sets are made there is nothing in force that could be half old and half new.
-        let set = Set::exact(&[]);
-        let made =
-            (Op::Create(Key::NftSet { set: "policy_egress_any".into() }, Object::NftSet(set.into())), Owner::Policy);
-        let with_set = [vec![made], all].concat();
-        assert_eq!(in_phases(&with_set), [with_set]);
+    fn a_pod_that_goes_takes_no_class_with_it_before_its_address() {
+        // Anyone may (1), and 77 may not (2). With its pod the name of port 8080 goes, and so its class.
+        let before = state(&[
+            (address(1), 77),
+            (ports(2, 0, 90), 8),
+            (ports(2, 90, 91), 9),
+            (row(None, 8), 1),
+            (row(None, 9), 1),
+            (row(Some(77), 8), 2),
+            (row(Some(77), 9), 2),
+        ]);
+        let after = state(&[(ports(2, 0, 91), 10), (row(None, 10), 1)]);
+        let [one, other] = [NFT_BETWEEN, NFT_BETWEEN + 1];
+        let between = |how| [one, other].map(|class| (how, row(None, class)));
+        let own = |how| [one, other].map(|class| (how, row(Some(77), class)));
+        let early = [between('+').as_slice(), &own('+'), &[('+', row(None, 10))]].concat();
+        // They have the keys they had.
+        let there = [('=', ports(2, 0, 90)), ('=', ports(2, 90, 91))];
+        let exact = [own('-').as_slice(), &[('-', address(1))]].concat();
+        let back = [('-', ports(2, 0, 90)), ('-', ports(2, 90, 91)), ('+', ports(2, 0, 91))];
+        let old = [8, 9].map(|class| [('-', row(None, class)), ('-', row(Some(77), class))]).concat();
+        let late = [between('-').as_slice(), &old].concat();
+        check(&before, &after, &[&early, &there, &exact, &back, &late]);
+    }
+
+    #[test]
+    fn a_pod_without_a_class_of_its_own_needs_two_and_a_set_that_is_made_one() {
+        let before = state(&[(address(1), 77), (ports(2, 0, 91), 8), (row(None, 8), 1), (row(Some(77), 8), 2)]);
+        let mut after = before.clone();
+        after.remove(&address(1));
+        after.remove(&row(Some(77), 8));
+        check(&before, &after, &[&[('-', address(1))], &[('-', row(Some(77), 8))]]);
+        check(&after, &before, &[&[('+', address(1)), ('+', row(Some(77), 8))]]);
+        let mut made = before.clone();
+        let set = Key::NftSet { set: "policy_egress_any".into() };
+        made.insert(set.clone(), Object::NftSet(tartan_netstate::nft::Set::exact(&[]).into()), Owner::Policy);
+        check(&after, &made, &[&[('+', set), ('+', address(1)), ('+', row(Some(77), 8))]]);
+        check(&before, &before, &[]);
     }
 }

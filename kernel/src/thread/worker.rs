@@ -16,12 +16,14 @@ use tartan_netstate::{Change, Key, Netns, Object, Op, Owner, PodNetns, State, di
 use super::Applied;
 use super::backoff::Backoff;
 use super::dirty::{Dirty, scope_of, scope_told, sysctls};
+use super::groups::{BULK, Group, by_pod, first_of_whole, rank};
 use super::inbox::{Inbox, News};
 use super::mirror::{condemn, dying, forget_link, is_dying, out_of_the_way, share, take_applied, take_read};
 use super::newborn::Newborn;
 use super::steps::Steps;
+use crate::nft::phases;
 use crate::scope::is_sysctl;
-use crate::{Kernel, KernelError, Scope, Wake};
+use crate::{Failure, Kernel, KernelError, Scope, Wake};
 
 /// How long a piece of work may take.
 const CHUNK: Duration = Duration::from_millis(5);
@@ -512,14 +514,9 @@ impl Worker {
             self.news = true;
         }
         // A runtime may put its next pod into the namespace that the last one has just left.
-        let change = Change { ops: out_of_the_way(&self.mirror, self.burial.is_some(), steps) };
-        let failures = self.kernel.apply(&change);
-        let wanted = self.wanted.as_ref().map(|(_, wanted)| wanted);
-        take_applied(&mut self.mirror, &change.ops, &failures, wanted.unwrap_or(&State::new()));
+        let steps = out_of_the_way(&self.mirror, self.burial.is_some(), steps);
+        let failures = self.carry_out(steps);
         let now = Instant::now();
-        for (op, _) in &change.ops {
-            self.after(op, now);
-        }
         for failure in &failures {
             self.newborn.gone(&failure.key);
         }
@@ -528,6 +525,33 @@ impl Worker {
             self.news |= self.backoff.failed(failure, now);
         }
         self.unsettled = true;
+    }
+
+    /// One transaction after the other. Of what makes sense together only nothing more is done once one has failed: it would
+    /// take away what is still in use.
+    fn carry_out(&mut self, steps: Vec<(Op, Owner)>) -> Vec<Failure> {
+        let whole = first_of_whole(&steps);
+        let (mut failures, mut stopped) = (Vec::new(), None);
+        for mut steps in phases(&self.mirror, steps) {
+            if stopped.is_some() {
+                steps.retain(|(op, _)| !op.key().is_whole());
+            }
+            let change = Change { ops: steps };
+            let failed = self.kernel.apply(&change);
+            let wanted = self.wanted.as_ref().map(|(_, wanted)| wanted);
+            take_applied(&mut self.mirror, &change.ops, &failed, wanted.unwrap_or(&State::new()));
+            let now = Instant::now();
+            for (op, _) in &change.ops {
+                self.after(op, now);
+            }
+            let (of_whole, others): (Vec<_>, Vec<_>) = failed.into_iter().partition(|failure| failure.key.is_whole());
+            stopped = stopped.or(of_whole.into_iter().next().map(|failure| failure.error));
+            failures.extend(others);
+        }
+        if let Some(error) = stopped {
+            failures.extend(whole.into_iter().map(|(owner, key)| Failure { key, owner, error: error.clone() }));
+        }
+        failures
     }
 
     fn scope_of_failure(&self, key: &Key) -> Scope {
@@ -638,44 +662,5 @@ impl Worker {
             checked: self.checked,
             unknown: self.unknown.clone(),
         });
-    }
-}
-
-/// Steps of one pod; or of none, which are nobody's or everybody's.
-struct Group {
-    pod: Option<Arc<str>>,
-    steps: Vec<(Op, Owner)>,
-}
-
-/// Each pod's own steps together, in the order in which they come.
-fn by_pod(steps: Vec<(Op, Owner)>) -> Vec<Group> {
-    let mut groups: Vec<Group> = Vec::new();
-    let mut places: BTreeMap<Option<Arc<str>>, usize> = BTreeMap::new();
-    for step in steps {
-        let pod = match &step.1 {
-            Owner::Pod(id) if rank(&step) == 1 => Some(id.clone()),
-            _ => None,
-        };
-        let at = *places.entry(pod.clone()).or_insert(groups.len());
-        if at == groups.len() {
-            groups.push(Group { pod, steps: Vec::new() });
-        }
-        groups[at].steps.push(step);
-    }
-    groups
-}
-
-/// The rank of what no pod waits for.
-const BULK: u8 = 2;
-
-/// 0: what all pods stand on, and what stands in the way of others; 1: pods; [`BULK`]: everything else.
-fn rank((op, owner): &(Op, Owner)) -> u8 {
-    match (op, owner) {
-        _ if op.key().is_whole() => 0,
-        // Those that stand in nobody's way are condemned.
-        (Op::Delete(Key::Link { ns: Netns::Host, .. }, _), _) => 0,
-        (_, Owner::Pod(_)) => 1,
-        _ if op.key().is_nft() || matches!(op.key(), Key::Sysctl { .. } | Key::UplinkSysctl { .. }) => 0,
-        _ => BULK,
     }
 }

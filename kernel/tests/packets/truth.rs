@@ -118,6 +118,15 @@ impl Truth {
         }
     }
 
+    /// Where an end is, if it is on a node.
+    pub(crate) fn node(&self, end: End) -> Option<usize> {
+        match end {
+            End::Body(body) => self.seats.get(&body).map(|seat| seat.node),
+            End::Node(node) => Some(node),
+            End::Outside => None,
+        }
+    }
+
     pub(crate) fn is_own_pod(&self, probe: &Probe, body: usize) -> bool {
         self.seats.get(&body).is_some_and(|seat| probe.from == End::Node(seat.node))
     }

@@ -83,10 +83,24 @@ impl Flight {
             (true, to) => may(Probe { to, ..self.probe }),
             (false, End::Outside) => true,
             (false, to) => {
-                let back = self.probe.back(self.packet.destination_port);
-                may(Probe { from: to, ..self.probe }) || may(Probe { to, ..back })
+                let [answer, own] = self.taken_for(to);
+                if truths.iter().any(|truth| truth.node(self.probe.to) == truth.node(to)) {
+                    return may(answer) || may(own);
+                }
+                // The server's node goes by the connection that it knows; that of the client has forgotten it with the
+                // client, and takes this for the first packet of another one. Each asks its own pod only.
+                let any = |lets: fn(&Truth, &Probe) -> bool, probe| truths.iter().any(|truth| lets(truth, &probe));
+                let leaves = any(Truth::enters, answer) || any(Truth::leaves, own);
+                leaves && (any(Truth::leaves, answer) || any(Truth::enters, own))
             }
         }
+    }
+
+    /// The connections that a node may take a server's packet for that somebody else gets: the client's, as if that one had
+    /// begun it, or one that the server begins.
+    fn taken_for(&self, to: End) -> [Probe; 2] {
+        let back = self.probe.back(self.packet.destination_port);
+        [Probe { from: to, ..self.probe }, Probe { to, ..back }]
     }
 
     fn ends(&self) -> (End, End) {
@@ -185,11 +199,16 @@ impl Tally {
             if !flight.may_arrive_at(*end, when.truths) {
                 self.open += u64::from(when.truths.len() > 1);
                 let there = match flight.packet.part.is_from_client() {
-                    true => Probe { to: *end, ..flight.probe },
-                    false => Probe { from: *end, ..flight.probe },
+                    true => vec![Probe { to: *end, ..flight.probe }],
+                    false => flight.taken_for(*end).into(),
                 };
-                let because: Vec<String> = when.truths.iter().map(|truth| truth.because(&there)).collect();
-                self.tell(when, flight, &format!("was seen at {end:?} ({})", because.join(" / then ")));
+                let because = |probe| when.truths.iter().map(|truth| truth.because(probe)).collect::<Vec<_>>();
+                let because: Vec<String> = there.iter().map(|probe| because(probe).join(" / then ")).collect();
+                self.tell(
+                    when,
+                    flight,
+                    &format!("was seen at {end:?} ({})", because.join("; or as begun by the server, ")),
+                );
             }
         }
         arrived

@@ -26,6 +26,8 @@ use crate::traits::{Traits, Workload, protocol_number};
 pub const ANY: u32 = 0;
 /// Numbers below are reserved: what has no traits but its entity has the same number on every node.
 const FIRST_FREE: u32 = 16;
+/// Numbers above are a datapath's own, for what stands between two identities while one goes over to the other.
+const LAST: u32 = u32::MAX >> 1;
 
 /// What of an end policy looks at.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -160,7 +162,7 @@ impl Dirty {
 impl Identities {
     pub(super) fn new() -> Identities {
         Identities {
-            numbers: Numbers::new(FIRST_FREE, u32::MAX),
+            numbers: Numbers::new(FIRST_FREE, LAST),
             live: OrdMap::new(),
             uses: BTreeMap::new(),
             attached: BTreeMap::new(),

@@ -28,13 +28,13 @@ use super::chains::{DENIED, REJECTED};
 use crate::nftables::{named, nfproto};
 
 /// `ifname . addr` of each pod's link and address to its set.
-pub(super) const SUBJECTS: &str = "policy_subjects";
+pub(super) const SUBJECTS: &str = claims::NFT_SUBJECTS_MAP;
 /// The same pairs: what pods may send under.
 pub(super) const SOURCES: &str = "policy_sources";
 /// A pod to itself, by way of a Service.
 pub(super) const SELF: &str = "policy_self";
 pub(super) const ADDRESSES: &str = claims::NFT_ADDRESSES_MAP;
-pub(super) const RANGES: &str = "policy_ranges";
+pub(super) const RANGES: &str = claims::NFT_RANGES_MAP;
 /// Whether a word lets a packet pass at once, or says nothing.
 pub(super) const PASS: &str = "policy_pass";
 /// Words by which a packet passes and is reported.
@@ -81,8 +81,8 @@ impl Side {
 
     fn name(self) -> &'static str {
         match self {
-            Side::Egress => "egress",
-            Side::Ingress => "ingress",
+            Side::Egress => claims::NFT_EGRESS,
+            Side::Ingress => claims::NFT_INGRESS,
         }
     }
 
@@ -237,9 +237,9 @@ pub(super) fn numbers(classes: &Classes) -> Vec<u32> {
     let mut taken = BTreeSet::new();
     let number = |packets: &String| {
         // 0 is what the map says of packets that have no class.
-        let mut number = stable_hash(packets) as u32;
+        let mut number = stable_hash(packets) as u32 & !claims::NFT_BETWEEN;
         while number == 0 || !taken.insert(number) {
-            number = number.wrapping_add(1);
+            number = (number + 1) & !claims::NFT_BETWEEN;
         }
         number
     };

@@ -1,0 +1,58 @@
+//! Which steps come first, and which belong together.
+//!
+//! Invariant: what all pods stand on comes before pods, and pods come before bulk.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use tartan_netstate::{Key, Netns, Op, Owner};
+
+/// Of steps that make sense together only, for each owner the first: there may be hundreds of thousands.
+pub(super) fn first_of_whole(steps: &[(Op, Owner)]) -> BTreeMap<Owner, Key> {
+    let mut first = BTreeMap::new();
+    for (op, owner) in steps.iter().filter(|(op, _)| op.key().is_whole()) {
+        if !first.contains_key(owner) {
+            first.insert(owner.clone(), op.key().clone());
+        }
+    }
+    first
+}
+
+/// Steps of one pod; or of none, which are nobody's or everybody's.
+pub(super) struct Group {
+    pub(super) pod: Option<Arc<str>>,
+    pub(super) steps: Vec<(Op, Owner)>,
+}
+
+/// Each pod's own steps together, in the order in which they come.
+pub(super) fn by_pod(steps: Vec<(Op, Owner)>) -> Vec<Group> {
+    let mut groups: Vec<Group> = Vec::new();
+    let mut places: BTreeMap<Option<Arc<str>>, usize> = BTreeMap::new();
+    for step in steps {
+        let pod = match &step.1 {
+            Owner::Pod(id) if rank(&step) == 1 => Some(id.clone()),
+            _ => None,
+        };
+        let at = *places.entry(pod.clone()).or_insert(groups.len());
+        if at == groups.len() {
+            groups.push(Group { pod, steps: Vec::new() });
+        }
+        groups[at].steps.push(step);
+    }
+    groups
+}
+
+/// The rank of what no pod waits for.
+pub(super) const BULK: u8 = 2;
+
+/// 0: what all pods stand on, and what stands in the way of others; 1: pods; [`BULK`]: everything else.
+pub(super) fn rank((op, owner): &(Op, Owner)) -> u8 {
+    match (op, owner) {
+        _ if op.key().is_whole() => 0,
+        // Those that stand in nobody's way are condemned.
+        (Op::Delete(Key::Link { ns: Netns::Host, .. }, _), _) => 0,
+        (_, Owner::Pod(_)) => 1,
+        _ if op.key().is_nft() || matches!(op.key(), Key::Sysctl { .. } | Key::UplinkSysctl { .. }) => 0,
+        _ => BULK,
+    }
+}
