@@ -288,7 +288,7 @@ fn the_node_answers_for_its_pods_where_pods_of_before_look_for_them() {
         let is_one = |key: &Key| match key {
             Key::UplinkSysctl { name, .. } => name.contains("proxy"),
             Key::Sysctl { name, .. } => name.contains("neigh"),
-            key => matches!(key, Key::Proxied { .. }),
+            key => matches!(key, Key::Proxied { .. } | Key::PodBridge { .. }),
         };
         fixture.plan().state.iter().map(|(key, _)| key).filter(|key| is_one(key)).map(Key::to_string).collect()
     };
@@ -299,9 +299,10 @@ fn the_node_answers_for_its_pods_where_pods_of_before_look_for_them() {
         ["sysctl ipv4/proxy_arp of cni0", "sysctl ipv4/neigh/cni0/proxy_delay in host"],
         ["sysctl ipv6/proxy_ndp of cni0", "sysctl ipv6/neigh/cni0/proxy_delay in host"],
     );
-    assert_eq!(answered(&fixture), [v4[0], v6[0], v4[1], v6[1], "proxied fd00:10:244:1::9 on cni0"]);
+    let with_pods = "cni0 among pods' links";
+    assert_eq!(answered(&fixture), [v4[0], v6[0], v4[1], v6[1], "proxied fd00:10:244:1::9 on cni0", with_pods]);
     fixture.world.features.ipv6 = false;
-    assert_eq!(answered(&fixture), v4);
+    assert_eq!(answered(&fixture), [v4[0], v4[1], with_pods]);
 }
 
 fn pod(id: &str, addresses: &[&str]) -> Attachment {

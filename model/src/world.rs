@@ -17,8 +17,8 @@ use tartan_netstate::{Key, Owner, PodNetns, State};
 use crate::host::Part;
 use crate::object::{Kind, Object, ObjectId, Revision, StoreEvent};
 use crate::{
-    Advert, Attachment, Block, Condition, Config, Features, Flannel, Heard, Host, Namespace, Node, NodeCondition,
-    NodeNetwork, Pod, PolicyText, Pool, Reservation, Said,
+    Advert, Attachment, Block, Condition, Config, Features, Flannel, Heard, Host, HostLink, Namespace, Node,
+    NodeCondition, NodeNetwork, Pod, PolicyText, Pool, Reservation, Said,
 };
 
 /// Whether packets get to a peer by an instance of a fabric, by both names; what is not known is not there.
@@ -140,6 +140,13 @@ impl World {
     /// The Flannel that is spoken in this cluster; none where it has none. Of two the first by name.
     pub fn flannel(&self) -> Option<&Arc<Flannel>> {
         self.flannels.values().next()
+    }
+
+    /// Bridges on which pods of the network before are: those that addresses given out by it are on.
+    pub fn bridges_from_before(&self) -> impl Iterator<Item = &HostLink> {
+        let has_one =
+            |link: &&HostLink| *link.kind == *"bridge" && self.given.keys().any(|address| link.is_on(*address));
+        self.host.links.iter().filter(has_one)
     }
 
     /// Whether everything of the kind has been known once: a list was complete, and nothing in it stayed unread. Before,
