@@ -18,7 +18,7 @@ use crate::host::Part;
 use crate::object::{Kind, Object, ObjectId, Revision, StoreEvent};
 use crate::{
     Advert, Attachment, Block, Condition, Config, Features, Flannel, Heard, Host, HostLink, Namespace, Node,
-    NodeCondition, NodeNetwork, Pod, PolicyText, Pool, Reservation, Said,
+    NodeCondition, NodeNetwork, Pod, PolicyText, Pool, Reservation, Said, Trouble,
 };
 
 /// Whether packets get to a peer by an instance of a fabric, by both names; what is not known is not there.
@@ -69,6 +69,8 @@ pub struct World {
     pub said: Option<Said>,
     /// What the store holds of this node's own conditions.
     pub conditions: Vec<NodeCondition>,
+    /// What nodes say is wrong with them, for who is no node; nodes with nothing to say are not there.
+    pub troubles: OrdMap<Arc<str>, Arc<[Trouble]>>,
     /// Objects that cannot be read, with why.
     pub invalid: OrdMap<ObjectId, Arc<Condition>>,
     /// What the store says of its sources, e.g. files, by source.
@@ -350,6 +352,8 @@ impl World {
             Object::NodeNetwork(NodeNetwork { advert, conditions, .. }) => {
                 if id.name == self.local {
                     self.conditions = conditions;
+                } else if self.local.is_empty() {
+                    self.hear_troubles(&id.name, &conditions, at);
                 }
                 let before = self.adverts.get(&id.name);
                 if before.is_none_or(|heard| heard.advert != advert) {
@@ -369,6 +373,21 @@ impl World {
         }
     }
 
+    fn hear_troubles(&mut self, node: &Arc<str>, said: &[NodeCondition], at: Instant) {
+        let known = self.troubles.get(node).cloned().unwrap_or_default();
+        let troubles = said.iter().filter(|it| it.is_trouble()).map(|it| {
+            let known = known.iter().find(|known| *known.reason == *it.reason && *known.since == *it.since);
+            let new = || Trouble { reason: it.reason.as_str().into(), since: it.since.as_str().into(), heard: at };
+            known.cloned().unwrap_or_else(new)
+        });
+        let troubles: Arc<[Trouble]> = troubles.collect();
+        match troubles.is_empty() {
+            true => drop(self.troubles.remove(node)),
+            false if troubles == known => {}
+            false => drop(self.troubles.insert(node.clone(), troubles)),
+        }
+    }
+
     fn delete(&mut self, id: &ObjectId) {
         self.invalid.remove(id);
         self.revisions.remove(id);
@@ -378,7 +397,10 @@ impl World {
             Kind::NetworkConfig => {}
             // A node that is there stays reachable as it was last, until it says otherwise or its Node is gone.
             Kind::NodeNetwork if self.nodes.contains_key(&id.name) => {}
-            Kind::NodeNetwork => drop(self.adverts.remove(&id.name)),
+            Kind::NodeNetwork => {
+                self.adverts.remove(&id.name);
+                self.troubles.remove(&id.name);
+            }
             Kind::IpPool => drop(self.pools.remove(&id.name)),
             Kind::IpReservation => drop(self.reservations.remove(&id.name)),
             Kind::IpBlock => {
