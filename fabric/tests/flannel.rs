@@ -329,6 +329,41 @@ fn without_the_config_map_annotations_say_nothing() {
     assert!(out.peers.is_empty() && out.conditions.is_empty(), "{:?} {:?}", out.peers, out.conditions);
 }
 
+/// The device is made in Flannel's place, which takes all routes along: the first plan has them again, whether peers have gone
+/// over or not, and whatever becomes known of it in the meantime.
+#[test]
+fn who_changes_over_reaches_all_from_the_first_plan_on() {
+    let mine = [(0, r#"{"VNI":1,"VtepMAC":"4a:1f:3e:0c:55:d1"}"#), (2, r#"{"VNI":1,"VtepMAC":"9e:77:00:ab:3c:02"}"#)];
+    let mut own = VXLAN.to_vec();
+    mine.iter().for_each(|(at, data)| own[*at].1 = data);
+    (own[4].1, own[5].1) = ("192.0.2.1", "2001:db8::1");
+    let routes = |out: &Out| -> usize {
+        let to_peer = |key: &Key| matches!(key, Key::Route { dst, .. } if CIDRS[1].contains(&&*dst.to_string()));
+        out.state.iter().filter(|(key, _)| to_peer(key)).count()
+    };
+    for (own, listens, wanted) in [(&own[..], false, 2), (&own, true, 2), (&[], false, 0), (&[], true, 0)] {
+        let mut fixture = Fixture::new(FabricMode::Vxlan, &vxlan(), own, VXLAN);
+        let taken_over = fixture.taken_over(1);
+        (fixture.world.adverts, fixture.world.said) = Default::default();
+        fixture.world.programmed = Programmed { read: true, ..Programmed::default() };
+        if listens {
+            fixture.hear(taken_over);
+        }
+        let (mut memo, mut told) = (Memo::default(), Vec::new());
+        for step in 0..3 {
+            let out = plan(&mut memo, &fixture.world, &fixture.owned, fixture.now).clone();
+            assert_eq!(routes(&out), wanted, "annotated: {}, listens: {listens}, plan {step}", !own.is_empty());
+            let advert = out.advert.unwrap();
+            fixture.world.say(&advert);
+            fixture.world.asked += 1;
+            told.push(advert.accepts.clone());
+        }
+        // What is told is where peers send already.
+        let lowered = lower(&vxlan(), fixture.world.local_node().unwrap()).map(|it| it.advert.accepts);
+        assert!(told.iter().all(|told| *told == lowered.clone().unwrap_or_default()), "{told:?}");
+    }
+}
+
 /// A node goes over to Tartan and back to Flannel: packets to it take the same way all the time.
 #[test]
 fn who_changes_over_is_reached_as_before() {
