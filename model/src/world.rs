@@ -63,6 +63,8 @@ pub struct World {
     pub began_empty: bool,
     /// When a plan of this life was first applied.
     pub up_since: Option<Instant>,
+    /// When this node's Node was first heard of, or another one of that name.
+    pub node_since: Option<Instant>,
     /// Generation of the state that the kernel thread was given last; see [`Programmed::generation`].
     pub asked: u64,
     /// What the publisher was given last; none before the first word of this life.
@@ -346,7 +348,12 @@ impl World {
 
     fn put(&mut self, id: ObjectId, object: Object, at: Instant) {
         match object {
-            Object::Node(node) => put(&mut self.nodes, id.name, node),
+            Object::Node(node) => {
+                if id.name == self.local && self.local_node().is_none_or(|known| known.uid != node.uid) {
+                    self.node_since = Some(at);
+                }
+                put(&mut self.nodes, id.name, node);
+            }
             Object::Config(config) if self.config != config => self.config = config,
             Object::Config(_) => {}
             Object::NodeNetwork(NodeNetwork { advert, conditions, .. }) => {
