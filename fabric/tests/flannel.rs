@@ -294,6 +294,9 @@ fn the_node_answers_for_its_pods_where_pods_of_before_look_for_them() {
     };
     assert_eq!(answered(&fixture), [""; 0], "no pod of before is known");
 
+    // A further network of pods, which has nothing to do with the cluster's.
+    fixture.world.given.insert("172.17.0.2".parse().unwrap(), "further".into());
+    assert_eq!(answered(&fixture), [""; 0]);
     fixture.world.given.insert("10.244.1.2".parse().unwrap(), "before".into());
     let (v4, v6) = (
         ["sysctl ipv4/proxy_arp of cni0", "sysctl ipv4/neigh/cni0/proxy_delay in host"],

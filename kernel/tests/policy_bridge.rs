@@ -18,7 +18,7 @@ use netns::judged::{Judged, NOTHING_IN, NOTHING_OUT, OF_NOBODY, judged};
 use netns::traffic::{Over, refused, sees, serve};
 use tartan_kernel::linux::Linux;
 use tartan_kernel::{Kernel, Scope};
-use tartan_model::{Family, Kind, Object as Stored, Pod};
+use tartan_model::{Family, Flannel, FlannelBackend, Kind, Object as Stored, PerFamily, Pod};
 use tartan_netstate::{Key, LinkName, Object, Owner, State, diff};
 
 const BRIDGE: &str = "cni0";
@@ -98,6 +98,10 @@ fn bridged(policies: &[(&str, &str)]) -> Bridged {
         let given = addresses(number).map(|address| (address.parse::<IpAddr>().unwrap(), Arc::from("container")));
         judged.lab.world.given.extend(given);
     }
+    let networks = ["10.244.0.0/16", "fd00::/16"].map(|net| net.parse().unwrap());
+    let networks = PerFamily { v4: Some(networks[0]), v6: Some(networks[1]) };
+    let flannel = Flannel { networks, backend: FlannelBackend::HostGw };
+    judged.lab.world.flannels.insert("kube-flannel/kube-flannel-cfg".into(), flannel.into());
     look(&mut judged);
     judged.apply();
     among_pods_links(&judged, true);

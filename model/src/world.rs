@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use imbl::OrdMap;
 use ipnet::IpNet;
-use tartan_netstate::{Key, Owner, PodNetns, State};
+use tartan_netstate::{Key, LinkName, Owner, PodNetns, State};
 
 use crate::host::Part;
 use crate::object::{Kind, Object, ObjectId, Revision, StoreEvent};
@@ -146,11 +146,28 @@ impl World {
         self.flannels.values().next()
     }
 
-    /// Bridges on which pods of the network before are: those that addresses given out by it are on.
+    /// Bridges on which pods of the network before are: those that addresses given out by it are on. Further networks of pods
+    /// (Multus) have bridges as well: theirs are no addresses that Pods have. What is among pods' links stays there, whatever
+    /// becomes of ranges.
     pub fn bridges_from_before(&self) -> impl Iterator<Item = &HostLink> {
-        let has_one =
-            |link: &&HostLink| *link.kind == *"bridge" && self.given.keys().any(|address| link.is_on(*address));
+        let is_known = |link: &HostLink| {
+            LinkName::new(&link.name).is_some_and(|link| self.programmed.mirror.get(&Key::PodBridge { link }).is_some())
+        };
+        let has_one = move |link: &&HostLink| {
+            *link.kind == *"bridge" && {
+                let known = is_known(link);
+                self.given.keys().any(|address| link.is_on(*address) && (known || self.may_be_of_a_pod(*address)))
+            }
+        };
         self.host.links.iter().filter(has_one)
+    }
+
+    /// Whether it is in a range of which this node's pods have their addresses, now or before.
+    fn may_be_of_a_pod(&self, address: IpAddr) -> bool {
+        let own = self.local_node().into_iter().flat_map(|node| &node.pod_cidrs);
+        let of_flannel = self.flannels.values().flat_map(|flannel| flannel.networks.iter().map(|(_, range)| range));
+        let of_pools = self.pools.values().map(|pool| &pool.cidr);
+        own.chain(of_flannel).chain(of_pools).any(|range| range.contains(&address))
     }
 
     /// Whether everything of the kind has been known once: a list was complete, and nothing in it stayed unread. Before,

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use tartan_model::{
-    Config, Features, Host, HostLink, Kind, Labels, Namespace, Object, ObjectId, PerFamily, Pod, PolicyText,
-    Programmed, StoreEvent,
+    Config, Features, Flannel, FlannelBackend, Host, HostLink, Kind, Labels, Namespace, Object, ObjectId, PerFamily,
+    Pod, PolicyText, Programmed, StoreEvent,
 };
 use tartan_netstate::{Generation, Mac, PodNetns};
 
@@ -261,6 +261,8 @@ fn from_before(world: &mut World, addresses: &[&str]) {
         accept_ra: 0,
     };
     world.host = Host { links: vec![link], ..Host::default() }.into();
+    let networks = PerFamily { v4: Some("10.244.0.0/16".parse().unwrap()), v6: Some("fd00::/16".parse().unwrap()) };
+    world.flannels.insert("f".into(), Flannel { networks, backend: FlannelBackend::HostGw }.into());
     world.given = addresses.iter().map(|it| (it.parse::<IpAddr>().unwrap(), Arc::from("container"))).collect();
 }
 
@@ -315,7 +317,7 @@ fn start(policy: &mut Policy, world: &World, held: &State) -> (World, State) {
     let policies = world.policies.iter().map(|(id, it)| (id.clone(), Object::Policy(it.clone())));
     started.recall(objects.chain(namespaces).chain(policies).collect(), Instant::now());
     world.attachments.values().for_each(|it| started.attach((**it).clone()));
-    started.given = world.given.clone();
+    (started.given, started.flannels) = (world.given.clone(), world.flannels.clone());
     started.programmed(
         Programmed { mirror: held.clone(), read: true, ..Programmed::default() },
         world.host.clone(),

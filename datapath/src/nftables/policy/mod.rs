@@ -30,7 +30,7 @@ use std::sync::Arc;
 
 use imbl::OrdMap;
 use imbl::ordmap::DiffItem;
-use tartan_model::{Attachment, Family, Host, Pod, World};
+use tartan_model::{Attachment, Family, HostLink, Pod, World};
 use tartan_netstate::nft::{ElementData, ElementKey};
 use tartan_netstate::{Entry, Generation, Key, Object, Owner, Part, State};
 use tartan_policy::verdicts::{Class, Rows, Set, Tables};
@@ -72,7 +72,7 @@ struct Seen {
     from_before: Arc<[FromBefore]>,
     pods: OrdMap<Arc<str>, Arc<Pod>>,
     given: OrdMap<IpAddr, Arc<str>>,
-    host: Arc<Host>,
+    bridges: Vec<HostLink>,
 }
 
 /// Elements whose data is a number: tens of thousands, with few numbers, so that they share their entries.
@@ -96,7 +96,8 @@ impl Policy {
         let first = self.state.is_empty();
         let ipvs = world.host.links.iter().any(|link| &*link.name == IPVS_LINK);
         let between_nodes = world.config.ports_between_nodes();
-        let from_before = match pods::are_others_from_before(&self.seen, world) {
+        let bridges: Vec<HostLink> = world.bridges_from_before().cloned().collect();
+        let from_before = match pods::are_others_from_before(&self.seen, world, &bridges) {
             true => pods::from_before(world).into(),
             false => self.seen.from_before.clone(),
         };
@@ -109,7 +110,7 @@ impl Policy {
             from_before,
             pods: world.pods.clone(),
             given: world.given.clone(),
-            host: world.host.clone(),
+            bridges,
         };
         let before = std::mem::replace(&mut self.seen, next);
         if first || before.mode != mode {

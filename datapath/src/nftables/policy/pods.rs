@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use imbl::ordmap::DiffItem;
-use tartan_model::{Attachment, Family, Pod, World};
+use tartan_model::{Attachment, Family, HostLink, Pod, World};
 use tartan_netstate::nft::{ElementData, Fields};
 use tartan_netstate::{Key, LinkName, Object, Owner, Part, State};
 use tartan_policy::verdicts::Tables;
@@ -122,16 +122,16 @@ fn elements(link: LinkName, address: IpAddr, set: u32, ipvs: bool) -> impl Itera
     own.into_iter().chain(passed_on.into_iter().filter(move |_| ipvs))
 }
 
-/// Whether pods of the network before may be others than when `seen` was.
-pub(super) fn are_others_from_before(seen: &Seen, world: &World) -> bool {
+/// Whether pods of the network before may be others than when `seen` was; they are on these bridges.
+pub(super) fn are_others_from_before(seen: &Seen, world: &World, bridges: &[HostLink]) -> bool {
     let differs = |item: DiffItem<'_, '_, Arc<str>, Arc<Pod>>| match item {
         DiffItem::Add(_, pod) | DiffItem::Remove(_, pod) => is_here(world, pod),
         DiffItem::Update { old: (_, before), new: (_, after) } => is_here(world, before) || is_here(world, after),
     };
-    !world.given.ptr_eq(&seen.given)
-        || !Arc::ptr_eq(&world.host, &seen.host)
+    seen.bridges != bridges
+        || !seen.given.ptr_eq(&world.given)
         || !seen.attachments.ptr_eq(&world.attachments)
-        || (!world.given.is_empty() && seen.pods.diff(&world.pods).any(differs))
+        || (!bridges.is_empty() && seen.pods.diff(&world.pods).any(differs))
 }
 
 /// Attachments whose part may differ.
