@@ -165,7 +165,7 @@ fn status(world: &World, request: &CniRequest, now: Instant) -> Result<(), CniEr
 fn is_of_all_pods(world: &World, failed: &Failed) -> bool {
     match (&failed.owner, &failed.key) {
         // For pods of before alone.
-        (_, Key::Proxied { .. }) => false,
+        (_, Key::Proxied { .. } | Key::PodBridge { .. }) => false,
         (Owner::Node, _) => true,
         (Owner::Fabric(instance), _) => {
             let heard = || world.adverts.get(&world.local).map(|heard| &*heard.advert);

@@ -84,15 +84,7 @@ pub async fn operate(store: Arc<dyn Store>, mut leads: watch::Receiver<bool>, se
             without_since.entry(*family).or_insert(now);
         }
         wake_at = plan.wake_at;
-        want(
-            &wanted,
-            Wanted {
-                claims: plan.claims,
-                words: plan.words.into_iter().collect(),
-                beat: Duration::MAX,
-                ..Wanted::default()
-            },
-        )?;
+        want(&wanted, Wanted { claims: plan.claims, words: plan.words, beat: Duration::MAX, ..Wanted::default() })?;
     }
 }
 

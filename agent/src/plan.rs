@@ -106,6 +106,7 @@ impl Planners {
         conditions.extend(firewall.conditions.iter().cloned());
         conditions.extend(policy::not_enforced(world, policy.out.as_ref()));
         conditions.extend(policy.out.iter().flat_map(|out| policy::cut_off(world, &out.tables)));
+        conditions.extend(policy.out.iter().flat_map(|out| policy::from_before(world, &out.tables)));
         conditions.extend(self.layers.conflicts().chain(self.nat.conflicts()).map(|two| conflict(&world.local, two)));
         conditions.extend((!world.is_whole()).then(|| from_memory(world)));
         let advert = fabric.advert.as_ref().filter(|_| world.is_whole());

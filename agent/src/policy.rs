@@ -5,12 +5,13 @@
 //! is not what the store says now, nothing that the kernel holds of policies goes or becomes another.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use imbl::OrdMap;
 use tartan_datapath::nftables::policy as nft;
 use tartan_model::workload::uid_of;
-use tartan_model::{Attachment, Condition, NAMELESS, PolicyMode, World};
+use tartan_model::{Attachment, Condition, Family, NAMELESS, PolicyMode, World};
 use tartan_netstate::{Key, State};
 use tartan_policy::verdicts::{self, ANY, Class, Out, Rows, Tables};
 use tartan_policy::walk;
@@ -40,6 +41,7 @@ enum Start {
 struct Found {
     all: State,
     attachments: OrdMap<Arc<str>, Arc<Attachment>>,
+    given: OrdMap<IpAddr, Arc<str>>,
     kept: State,
 }
 
@@ -98,7 +100,7 @@ impl Policy {
         }
         // What is planned once World is whole is to be compared with what is there, not with this.
         self.nft = nft::Policy::default();
-        let found = Found { all, attachments: OrdMap::new(), kept: State::new() };
+        let found = Found { all, attachments: OrdMap::new(), given: OrdMap::new(), kept: State::new() };
         let Start::AsFound(found) = self.start.insert(Start::AsFound(found)) else { return planned };
         found.kept(world).clone()
     }
@@ -106,15 +108,17 @@ impl Policy {
 
 impl Found {
     fn kept(&mut self, world: &World) -> &State {
-        if self.kept.is_empty() || !self.attachments.ptr_eq(&world.attachments) {
-            let there: BTreeSet<Key> = world.attachments.values().flat_map(|it| nft::keys(it)).collect();
+        let same = self.attachments.ptr_eq(&world.attachments) && self.given.ptr_eq(&world.given);
+        if self.kept.is_empty() || !same {
+            let own = world.attachments.values().flat_map(|it| nft::keys(it));
+            let there: BTreeSet<Key> = own.chain(nft::keys_from_before(world)).collect();
             let is_gone = |key: &Key| match key {
                 Key::NftElement { set, .. } => nft::is_of_pods(set) && !there.contains(key),
                 _ => false,
             };
             let stays = self.all.iter().filter(|(key, _)| !is_gone(key));
             self.kept = stays.map(|(key, entry)| (key.clone(), entry.clone())).collect();
-            self.attachments = world.attachments.clone();
+            (self.attachments, self.given) = (world.attachments.clone(), world.given.clone());
         }
         &self.kept
     }
@@ -187,6 +191,47 @@ pub(crate) fn cut_off(world: &World, tables: &Tables) -> impl Iterator<Item = Co
         message: format!("nothing passes to it or from it: {}", lacking(world, attachment)),
         fix: "if nobody needs it any more, have the runtime remove it; else see what the API server knows of it".into(),
     })
+}
+
+/// What does not hold for pods of the network before.
+pub(crate) fn from_before(world: &World, tables: &Tables) -> Vec<Condition> {
+    if !tables.judged || !world.is_whole() || world.config.policy != PolicyMode::Enforce {
+        return Vec::new();
+    }
+    let pods = nft::from_before(world);
+    let unknown = pods.iter().filter(|pod| nft::set_of(pod, tables).is_none());
+    let unknown: Vec<String> = unknown.map(|pod| pod.address.to_string()).collect();
+    let unknown = (!unknown.is_empty()).then(|| Condition {
+        about: format!("Node/{}", world.local),
+        field: String::new(),
+        reason: "AddressWithoutPod",
+        message: format!(
+            "nothing passes to {} or from there: the network before has given that out, and no one Pod of this node has it",
+            some(&unknown.iter().map(String::as_str).collect::<Vec<_>>())
+        ),
+        fix: "if the container in the first line of /var/lib/cni/networks/NETWORK/ADDRESS is gone, delete that file".into(),
+    });
+    let past = |(bridge, family): &(Arc<str>, Family)| {
+        let on_it = pods.iter().filter(|pod| pod.bridge.as_str() == &**bridge && Family::of(pod.address) == *family);
+        (on_it.count() > 1).then(|| past_rules(world, bridge, *family))
+    };
+    world.host.unfiltered.iter().filter_map(past).chain(unknown).collect()
+}
+
+fn past_rules(world: &World, bridge: &str, family: Family) -> Condition {
+    let (name, sysctl) = match family {
+        Family::V4 => ("IPv4", "bridge-nf-call-iptables"),
+        Family::V6 => ("IPv6", "bridge-nf-call-ip6tables"),
+    };
+    Condition {
+        about: format!("Node/{}", world.local),
+        field: format!("sysctl net.bridge.{sysctl}"),
+        reason: "BridgeNotFiltered",
+        message: format!(
+            "what pods from before on {bridge} send each other by {name} passes, whatever policies say: br_netfilter is off"
+        ),
+        fix: format!("modprobe br_netfilter; sysctl -w net.bridge.{sysctl}=1; or make these pods anew"),
+    }
 }
 
 /// What is wrong with policies, each with its field and fix: for whoever looks at this node. It is the same on every

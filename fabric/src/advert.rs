@@ -9,7 +9,7 @@ use std::sync::Arc;
 use tartan_model::{Acknowledged, Advert, Endpoint, PerFamily, Said, World};
 
 use crate::plan::Owned;
-use crate::{Instance, LocalNode, fabric_of, own};
+use crate::{Instance, LocalNode, fabric_of, flannel, own};
 
 /// What the cluster may hold of this node's word. Between the word it was heard to hold and the one said last, it may
 /// hold any.
@@ -61,7 +61,8 @@ pub(crate) fn advert(
 
 /// Where peers are to send on these instances: to a new address only once this kernel hears what comes for it.
 pub(crate) fn endpoints(world: &World, node: &LocalNode, owned: &Owned, accepts: &BTreeSet<Instance>) -> Vec<Endpoint> {
-    let told = last(world).map_or(&[][..], |last| &last.accepts);
+    let of_flannel = flannels(world);
+    let told = last(world).or(of_flannel.as_ref()).map_or(&[][..], |last| &last.accepts);
     let endpoint = |at: &Instance| {
         let wanted = fabric_of(at).endpoint(node, at)?;
         match told.iter().find(|told| told.instance == wanted.instance) {
@@ -78,17 +79,34 @@ pub(crate) fn last(world: &World) -> Option<&Advert> {
     world.said.as_ref().map(|said| &*said.last).or_else(heard)
 }
 
+/// What peers know of a node that comes over from Flannel, as long as it has said nothing: they send to it, and hear it, as
+/// its annotations say.
+fn flannels(world: &World) -> Option<Advert> {
+    let unheard = !world.adverts.contains_key(&world.local);
+    let (flannel, node) = (world.flannel().filter(|_| unheard)?, world.local_node()?);
+    let lowered = flannel::lower(flannel, node)?;
+    lowered.wrong.is_none().then_some(lowered.advert)
+}
+
 /// See [`Word`].
 pub(crate) fn word(world: &World) -> Word {
     let parse = |name: &Arc<str>| name.parse::<Instance>().ok();
     let instances = |names: &BTreeSet<Arc<str>>| names.iter().filter_map(parse).collect::<BTreeSet<_>>();
-    let heard = world.adverts.get(&world.local).map(|heard| Said::heard(heard.advert.clone()));
+    let of_flannel = flannels(world).map(|word| Said::heard(word.into()));
+    let is_flannels = of_flannel.is_some();
+    let stored = world.adverts.get(&world.local).map(|heard| Said::heard(heard.advert.clone()));
+    let heard = stored.or(of_flannel);
     let mut word = Word::default();
     if let Some(said) = world.said.as_ref().or(heard.as_ref()) {
         word.accepts = instances(&said.ever_accepts);
         word.last_sends = said.last.sends.iter().filter_map(parse).collect();
         // Nobody can have heard what this node itself has not.
-        word.sends = heard.as_ref().map(|_| instances(&said.always_sends)).unwrap_or_default();
+        word.sends = match heard.is_some() {
+            // Its own words began after that one, and have said nothing else.
+            _ if is_flannels => word.last_sends.clone(),
+            true => instances(&said.always_sends),
+            false => BTreeSet::new(),
+        };
     }
     if let Some(heard) = &heard {
         word.accepts.extend(instances(&heard.ever_accepts));

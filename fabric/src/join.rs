@@ -63,7 +63,7 @@ pub(crate) fn plan(
     if world.kernel_is_settled() && missed.unreached.is_empty() && missed.are_few() {
         return Join { open: true, ..Join::default() };
     }
-    let until = up_since.max(heard_since) + LONGEST;
+    let until = up_since.max(heard_since).max(world.node_since.unwrap_or(up_since)) + LONGEST;
     let late = until <= now;
     Join {
         joining: true,

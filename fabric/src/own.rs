@@ -36,7 +36,7 @@ pub(crate) fn state(
             sysctl(Key::UplinkSysctl { link, name: "ipv6/accept_ra".into() }, "2");
         }
     }
-    for link in world.host.links.iter().filter(|link| has_pods_from_before(world, link)) {
+    for link in world.bridges_from_before() {
         answer_for_pods(world, link, &mut state);
     }
     for (family, ip) in node.fabric_addresses.iter() {
@@ -57,9 +57,11 @@ pub(crate) fn state(
     state
 }
 
-/// Pods on a bridge look for all of the node's range on it, and pods of ours are not there: the node answers for them.
+/// Pods on a bridge look for all of the node's range on it, and pods of ours are not there: the node answers for them. Rules
+/// about pods' links are about the bridge.
 fn answer_for_pods(world: &World, bridge: &HostLink, state: &mut State) {
     let Some(link) = LinkName::new(&bridge.name) else { return };
+    state.insert(Key::PodBridge { link: link.clone() }, Object::PodBridge, Owner::Node);
     for (path, switch) in
         [("ipv4", "proxy_arp")].into_iter().chain(world.features.ipv6.then_some(("ipv6", "proxy_ndp")))
     {
@@ -72,17 +74,11 @@ fn answer_for_pods(world: &World, bridge: &HostLink, state: &mut State) {
     // IPv6 has no such switch for all that is routed elsewhere: each address is told.
     for attachment in world.attachments.values().filter(|_| world.features.ipv6) {
         if let Some(IpAddr::V6(address)) = attachment.addresses.get(Family::V6)
-            && bridge.addresses.iter().any(|net| net.contains(&IpAddr::V6(*address)))
+            && bridge.is_on(IpAddr::V6(*address))
         {
             state.insert(Key::Proxied { link: link.clone(), address: *address }, Object::Proxied, Owner::Node);
         }
     }
-}
-
-/// Whether pods of the network before are on the bridge.
-fn has_pods_from_before(world: &World, link: &HostLink) -> bool {
-    let is_on_it = |address: &IpAddr| link.addresses.iter().any(|net| net.contains(address));
-    *link.kind == *"bridge" && world.given.keys().any(is_on_it)
 }
 
 /// One of the node's own among its pods' addresses, in its kernel.

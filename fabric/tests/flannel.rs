@@ -288,20 +288,24 @@ fn the_node_answers_for_its_pods_where_pods_of_before_look_for_them() {
         let is_one = |key: &Key| match key {
             Key::UplinkSysctl { name, .. } => name.contains("proxy"),
             Key::Sysctl { name, .. } => name.contains("neigh"),
-            key => matches!(key, Key::Proxied { .. }),
+            key => matches!(key, Key::Proxied { .. } | Key::PodBridge { .. }),
         };
         fixture.plan().state.iter().map(|(key, _)| key).filter(|key| is_one(key)).map(Key::to_string).collect()
     };
     assert_eq!(answered(&fixture), [""; 0], "no pod of before is known");
 
+    // A further network of pods, which has nothing to do with the cluster's.
+    fixture.world.given.insert("172.17.0.2".parse().unwrap(), "further".into());
+    assert_eq!(answered(&fixture), [""; 0]);
     fixture.world.given.insert("10.244.1.2".parse().unwrap(), "before".into());
     let (v4, v6) = (
         ["sysctl ipv4/proxy_arp of cni0", "sysctl ipv4/neigh/cni0/proxy_delay in host"],
         ["sysctl ipv6/proxy_ndp of cni0", "sysctl ipv6/neigh/cni0/proxy_delay in host"],
     );
-    assert_eq!(answered(&fixture), [v4[0], v6[0], v4[1], v6[1], "proxied fd00:10:244:1::9 on cni0"]);
+    let with_pods = "cni0 among pods' links";
+    assert_eq!(answered(&fixture), [v4[0], v6[0], v4[1], v6[1], "proxied fd00:10:244:1::9 on cni0", with_pods]);
     fixture.world.features.ipv6 = false;
-    assert_eq!(answered(&fixture), v4);
+    assert_eq!(answered(&fixture), [v4[0], v4[1], with_pods]);
 }
 
 fn pod(id: &str, addresses: &[&str]) -> Attachment {
@@ -326,6 +330,41 @@ fn without_the_config_map_annotations_say_nothing() {
     fixture.world.flannels.clear();
     let out = fixture.plan();
     assert!(out.peers.is_empty() && out.conditions.is_empty(), "{:?} {:?}", out.peers, out.conditions);
+}
+
+/// The device is made in Flannel's place, which takes all routes along: the first plan has them again, whether peers have gone
+/// over or not, and whatever becomes known of it in the meantime.
+#[test]
+fn who_changes_over_reaches_all_from_the_first_plan_on() {
+    let mine = [(0, r#"{"VNI":1,"VtepMAC":"4a:1f:3e:0c:55:d1"}"#), (2, r#"{"VNI":1,"VtepMAC":"9e:77:00:ab:3c:02"}"#)];
+    let mut own = VXLAN.to_vec();
+    mine.iter().for_each(|(at, data)| own[*at].1 = data);
+    (own[4].1, own[5].1) = ("192.0.2.1", "2001:db8::1");
+    let routes = |out: &Out| -> usize {
+        let to_peer = |key: &Key| matches!(key, Key::Route { dst, .. } if CIDRS[1].contains(&&*dst.to_string()));
+        out.state.iter().filter(|(key, _)| to_peer(key)).count()
+    };
+    for (own, listens, wanted) in [(&own[..], false, 2), (&own, true, 2), (&[], false, 0), (&[], true, 0)] {
+        let mut fixture = Fixture::new(FabricMode::Vxlan, &vxlan(), own, VXLAN);
+        let taken_over = fixture.taken_over(1);
+        (fixture.world.adverts, fixture.world.said) = Default::default();
+        fixture.world.programmed = Programmed { read: true, ..Programmed::default() };
+        if listens {
+            fixture.hear(taken_over);
+        }
+        let (mut memo, mut told) = (Memo::default(), Vec::new());
+        for step in 0..3 {
+            let out = plan(&mut memo, &fixture.world, &fixture.owned, fixture.now).clone();
+            assert_eq!(routes(&out), wanted, "annotated: {}, listens: {listens}, plan {step}", !own.is_empty());
+            let advert = out.advert.unwrap();
+            fixture.world.say(&advert);
+            fixture.world.asked += 1;
+            told.push(advert.accepts.clone());
+        }
+        // What is told is where peers send already.
+        let lowered = lower(&vxlan(), fixture.world.local_node().unwrap()).map(|it| it.advert.accepts);
+        assert!(told.iter().all(|told| *told == lowered.clone().unwrap_or_default()), "{told:?}");
+    }
 }
 
 /// A node goes over to Tartan and back to Flannel: packets to it take the same way all the time.

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use tartan_fabric::{Memo, Out, Owned, plan};
 use tartan_model::{
-    Acknowledged, Advert, Config, Encryption, Endpoint, FabricMode, Features, Heard, Host, HostLink, Node, PerFamily,
-    Programmed, Said, World,
+    Acknowledged, Advert, Config, Encryption, Endpoint, FabricMode, Features, Heard, Host, HostLink, Kind, Node,
+    Object, ObjectId, PerFamily, Programmed, Revision, Said, StoreEvent, World,
 };
 
 /// What there is of a peer.
@@ -217,6 +217,13 @@ fn once_joined_a_node_stays_joined_until_it_boots_or_is_made_anew() {
     world.began_empty = false;
     world.nodes.insert("n0".into(), Node { uid: "another".into(), ..node(0) }.into());
     assert_eq!(stands(&planned(&world, began)), Stands::Waits, "the Node is made anew");
+    // However long the agent runs already, peers have all the time to hear of it.
+    let made = began + LONGEST * 2;
+    let id = ObjectId { kind: Kind::Node, name: "n0".into() };
+    let third = Object::Node(Node { uid: "a third".into(), ..node(0) }.into());
+    world.store(StoreEvent::Put(id, third, Revision::from(1)), made);
+    assert_eq!(stands(&planned(&world, made + LONGEST / 2)), Stands::Waits, "once more");
+    assert_eq!(stands(&planned(&world, made + LONGEST)), Stands::Late);
 }
 
 #[test]

@@ -1,25 +1,30 @@
 //! What is on the node and not ours: links with their addresses, default routes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use netlink_packet_route::link::{InfoBridge, InfoData, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use nix::errno::Errno;
 use tartan_model::Family;
 use tartan_model::host::{DefaultRoute, Host, HostLink};
-use tartan_netstate::{Key, LinkName, RouteKind};
+use tartan_netstate::{Key, LinkName, Netns, RouteKind};
 
 use crate::netlink::Netlink;
 use crate::{KernelError, addr, link, route, sysctl};
 
 /// Reads all of it; the calling thread is in the node's namespace.
 pub(crate) fn read(netlink: &mut Netlink) -> Result<Host, KernelError> {
-    let mut links = BTreeMap::new();
+    let (mut links, mut unfiltered) = (BTreeMap::new(), BTreeSet::new());
     for message in netlink.dump("links", link::list())? {
         if let RouteNetlinkMessage::NewLink(message) = message
             && let Some(link) = host_link(&message)?
         {
+            for family in Family::ALL {
+                if passes_unfiltered(&message, family)? {
+                    unfiltered.insert((link.name.clone(), family));
+                }
+            }
             links.insert(message.header.index, link);
         }
     }
@@ -37,7 +42,7 @@ pub(crate) fn read(netlink: &mut Netlink) -> Result<Host, KernelError> {
     let mut links: Vec<HostLink> = links.into_values().collect();
     links.iter_mut().for_each(|link| link.addresses.sort());
     links.sort_by(|a, b| a.name.cmp(&b.name));
-    Ok(Host { links, default_routes, ..Host::default() })
+    Ok(Host { links, default_routes, unfiltered, ..Host::default() })
 }
 
 fn host_link(message: &LinkMessage) -> Result<Option<HostLink>, KernelError> {
@@ -66,6 +71,24 @@ fn host_link(message: &LinkMessage) -> Result<Option<HostLink>, KernelError> {
         loopback: flags.contains(LinkFlags::Loopback),
         addresses: Vec::new(),
     }))
+}
+
+/// Whether it is a bridge, and neither it nor its namespace has what it passes looked at (`br_netfilter`).
+fn passes_unfiltered(message: &LinkMessage, family: Family) -> Result<bool, KernelError> {
+    let infos = message.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::LinkInfo(infos) => infos.iter().find_map(|info| match info {
+            LinkInfo::Data(InfoData::Bridge(infos)) => Some(infos),
+            _ => None,
+        }),
+        _ => None,
+    });
+    let Some(infos) = infos else { return Ok(false) };
+    let (itself, of_all) = match family {
+        Family::V4 => (InfoBridge::NfCallIpTables(true), "bridge/bridge-nf-call-iptables"),
+        Family::V6 => (InfoBridge::NfCallIp6Tables(true), "bridge/bridge-nf-call-ip6tables"),
+    };
+    let of_all = sysctl::read(&Key::Sysctl { ns: Netns::Host, name: of_all.into() })?;
+    Ok(!infos.contains(&itself) && of_all.is_none_or(|value| *value == *"0"))
 }
 
 fn accept_ra(link: &LinkName) -> Result<u8, KernelError> {

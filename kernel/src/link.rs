@@ -14,7 +14,7 @@ use netlink_packet_route::link::{
     LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage, State,
 };
 use netlink_packet_route::{IpProtocol, RouteNetlinkMessage};
-use tartan_netstate::claims::{DYING_LINK_GROUP, FABRIC_LINK_PREFIX, POD_LINK_PREFIX};
+use tartan_netstate::claims::{DYING_LINK_GROUP, FABRIC_LINK_PREFIX, POD_LINK_GROUP, POD_LINK_PREFIX};
 use tartan_netstate::{Link, LinkKind, LinkName, Mac, Netns, PodNetns, VxlanParams};
 
 use crate::netlink::Request;
@@ -107,6 +107,14 @@ pub(crate) fn set(name: &LinkName, old: Option<&Link>, new: &Link) -> Vec<Reques
         requests.push(Request { message: RouteNetlinkMessage::NewLink(moved), flags: 0 });
     }
     requests
+}
+
+/// Puts a link that is not ours into the group of pods' links, or back into the one that links are in from the start.
+pub(crate) fn group_with_pods(index: u32, with: bool) -> Request {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    message.attributes.push(LinkAttribute::Group(if with { POD_LINK_GROUP } else { 0 }));
+    Request { message: RouteNetlinkMessage::SetLink(message), flags: 0 }
 }
 
 /// Takes a link that is no pod's down and puts it among those that [`bury`] deletes.
@@ -242,6 +250,11 @@ pub(crate) fn name(message: &LinkMessage) -> Option<LinkName> {
         LinkAttribute::IfName(name) => LinkName::new(name),
         _ => None,
     })
+}
+
+/// Whether the link is in the group of pods' links.
+pub(crate) fn is_with_pods(message: &LinkMessage) -> bool {
+    message.attributes.iter().any(|attribute| matches!(attribute, LinkAttribute::Group(POD_LINK_GROUP)))
 }
 
 /// Whether what is given to the link is sent.

@@ -226,10 +226,13 @@ impl Kernel for Linux {
         let nft: Vec<&(Op, Owner)> = change.ops.iter().filter(|(op, _)| op.key().is_nft()).collect();
         let is_opening = |(op, _): &&(Op, Owner)| matches!(op.key(), Key::ForwardOpening { .. });
         let openings: Vec<(Op, Owner)> = change.ops.iter().filter(is_opening).cloned().collect();
-        let mut here = Vec::new();
+        // A bridge that is among pods' links passes only what has its elements.
+        let is_judged_from_now_on = |op: &Op| matches!(op, Op::Create(Key::PodBridge { .. }, _));
+        let (mut here, mut bridges) = (Vec::new(), Vec::new());
         let mut in_pods: BTreeMap<&PodNetns, Vec<&(Op, Owner)>> = BTreeMap::new();
         for step in change.ops.iter().filter(|step| !step.0.key().is_nft() && !is_opening(step)) {
             match step.0.key().netns() {
+                Netns::Host if is_judged_from_now_on(&step.0) => bridges.push(step),
                 Netns::Host => here.push(step),
                 Netns::Pod(pod) => in_pods.entry(pod).or_default().push(step),
             }
@@ -240,6 +243,7 @@ impl Kernel for Linux {
         let mut failures = self.wireguard_door().apply_to_keys(change.ops.iter().filter(|(op, _)| of_keys(op)));
         failures.extend(self.host.apply(&here, &self.pods));
         failures.extend(self.apply_nft(nft));
+        failures.extend(self.host.apply(&bridges, &self.pods));
         failures.extend(self.foreign.apply(&openings));
         let failed: BTreeSet<Key> = failures.iter().map(|failure| failure.key.clone()).collect();
         let done = || change.ops.iter().map(|(op, _)| op).filter(|op| !failed.contains(op.key()));

@@ -160,6 +160,9 @@ impl Run<'_> {
                 let request = if new.is_some() { neigh::put_proxied } else { neigh::delete_proxied };
                 vec![request(index, *address)]
             }),
+            (Key::PodBridge { link }, _, new) => {
+                self.on_link(at, link, new.is_some(), |index| vec![link::group_with_pods(index, new.is_some())])
+            }
             (Key::Fdb { link, mac }, old, new) => self.on_link(at, link, new.is_some(), |index| match (old, new) {
                 (_, Some(Object::Fdb(fdb))) => vec![neigh::put_fdb(index, *mac, *fdb)],
                 (Some(Object::Fdb(fdb)), _) => vec![neigh::delete_fdb(index, *mac, *fdb)],

@@ -12,17 +12,20 @@ use crate::namespace::Namespace;
 use crate::{KernelError, addr, link, neigh, qdisc, route, rule};
 
 /// The links of a namespace, with their numbers.
+#[derive(Default)]
 pub(crate) struct Links {
     /// Every link's name by its number.
     names: BTreeMap<u32, LinkName>,
     /// Ours among them.
     ours: BTreeMap<u32, (LinkName, tartan_netstate::Link)>,
+    /// Others', in the group of pods' links.
+    with_pods: Vec<LinkName>,
 }
 
 impl Namespace {
     /// All links; in a pod those in `far` are ours.
     pub(crate) fn links(&mut self, far: &BTreeSet<LinkName>) -> Result<Links, KernelError> {
-        let mut links = Links { names: BTreeMap::new(), ours: BTreeMap::new() };
+        let mut links = Links::default();
         for message in self.netlink.dump("links", link::list())? {
             if let RouteNetlinkMessage::NewLink(message) = message {
                 links.add(&self.ns, &message, far);
@@ -33,7 +36,7 @@ impl Namespace {
 
     /// One link, ours or not, if it is there.
     pub(crate) fn one_link(&mut self, name: &LinkName) -> Result<Links, KernelError> {
-        let mut links = Links { names: BTreeMap::new(), ours: BTreeMap::new() };
+        let mut links = Links::default();
         if let Some(RouteNetlinkMessage::NewLink(message)) = self.netlink.get("a link", link::look_up(name))? {
             links.add(&self.ns, &message, &BTreeSet::new());
         }
@@ -45,6 +48,9 @@ impl Namespace {
         for (name, link) in links.ours.values() {
             let key = Key::Link { ns: self.ns.clone(), link: name.clone() };
             state.insert(key, Object::Link(link.clone().into()), Owner::Read);
+        }
+        for link in &links.with_pods {
+            state.insert(Key::PodBridge { link: link.clone() }, Object::PodBridge, Owner::Read);
         }
     }
 
@@ -173,6 +179,9 @@ impl Links {
         };
         if let Some(link) = ours.then(|| link::decode(message, *ns != Netns::Host)).flatten() {
             self.ours.insert(message.header.index, (name.clone(), link));
+        }
+        if *ns == Netns::Host && !ours && link::is_with_pods(message) {
+            self.with_pods.push(name.clone());
         }
         self.names.insert(message.header.index, name);
     }

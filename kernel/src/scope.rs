@@ -9,7 +9,7 @@ use tartan_netstate::{Key, LinkName, Netns, Object, PodNetns};
 /// read that is under way: so what is of two families is two parts.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Scope {
-    /// All our links of the node's namespace with what limits them, and our addresses, on whatever link.
+    /// All our links of the node's namespace with what limits them, bridges among them, and our addresses, on whatever link.
     Links,
     /// All our neighbours of a family in the node's namespace, and what the node answers for.
     Neighbours(Family),
@@ -46,7 +46,10 @@ impl Scope {
     pub fn covers(&self, key: &Key, object: &Object) -> bool {
         let in_host = *key.netns() == Netns::Host;
         match self {
-            Scope::Links => in_host && matches!(key, Key::Link { .. } | Key::Qdisc { .. } | Key::Address { .. }),
+            Scope::Links => match key {
+                Key::Link { .. } | Key::Qdisc { .. } | Key::Address { .. } => in_host,
+                _ => matches!(key, Key::PodBridge { .. }),
+            },
             Scope::Neighbours(of) => match key {
                 Key::Neigh { address, .. } => in_host && Family::of(*address) == *of,
                 Key::Proxied { .. } => *of == Family::V6,

@@ -183,6 +183,11 @@ fn proxied() -> (Key, Object) {
     (Key::Proxied { link: name("lo"), address: "2001:db8::9".parse().unwrap() }, Object::Proxied)
 }
 
+/// A link of others, too.
+fn pod_bridge() -> (Key, Object) {
+    (Key::PodBridge { link: name("lo") }, Object::PodBridge)
+}
+
 fn create(objects: impl IntoIterator<Item = (Key, Object)>) -> Change {
     Change { ops: objects.into_iter().map(|(key, object)| (Op::Create(key, object), Owner::Node)).collect() }
 }
@@ -214,11 +219,10 @@ fn only_error(failures: Vec<Failure>) -> KernelError {
 #[test]
 fn what_is_deleted_twice_is_deleted() {
     on_both(|machine| {
-        made(machine, [vxlan(), neigh(VXLAN), fdb(), route(VXLAN), proxied()]);
-        for scope in [Scope::Neighbours(Family::V6), Scope::Link(name("lo"))] {
-            assert_eq!(read(machine, scope), keys([proxied()]));
-        }
-        for object in [proxied(), route(VXLAN), fdb(), neigh(VXLAN), vxlan()] {
+        made(machine, [vxlan(), neigh(VXLAN), fdb(), route(VXLAN), proxied(), pod_bridge()]);
+        assert_eq!(read(machine, Scope::Neighbours(Family::V6)), keys([proxied()]));
+        assert_eq!(read(machine, Scope::Link(name("lo"))), keys([proxied(), pod_bridge()]));
+        for object in [pod_bridge(), proxied(), route(VXLAN), fdb(), neigh(VXLAN), vxlan()] {
             for _ in 0..2 {
                 assert_eq!(machine.kernel().apply(&delete(object.clone())), []);
             }

@@ -128,6 +128,41 @@ fn pods_go_before_bulk_and_say_so() {
     assert_eq!(position(&changes, &pod_route(1).0), None, "the latest want wins");
 }
 
+/// Where a device takes the place of another network's, packets are lost until the routes are in.
+#[test]
+fn routes_to_peers_go_in_with_their_device() {
+    let params = tartan_netstate::VxlanParams {
+        vni: 1,
+        port: 8472,
+        local: std::net::Ipv4Addr::LOCALHOST.into(),
+        learning: false,
+        gbp: false,
+    };
+    let link = Link { kind: LinkKind::Vxlan(params), mac: Some(mac(1)), mtu: 1450, group: 0, up: true };
+    let device_key = Key::Link { ns: Netns::Host, link: device() };
+    let mut wanted = with_bulk(State::new(), 100);
+    wanted.insert(device_key.clone(), Object::Link(link.into()), Owner::Node);
+    let route = |peer: u8| Key::Route {
+        ns: Netns::Host,
+        table: claims::MAIN_TABLE,
+        dst: format!("10.4.{peer}.0/24").parse().unwrap(),
+        metric: claims::ROUTE_METRIC,
+    };
+    for peer in 0..100 {
+        let object = Object::Route(Route::on_link(device()).into());
+        wanted.insert(route(peer), object, Owner::Peer(format!("n{peer}").into()));
+    }
+    // Others make work go slowly.
+    for number in 0..100 {
+        let key = Key::Sysctl { ns: Netns::Host, name: format!("net/{number}").into() };
+        wanted.insert(key, Object::Sysctl("1".into()), Owner::Node);
+    }
+    let node = Node::wanting(&wanted);
+    let changes = node.fake.changes();
+    let at = position(&changes, &device_key);
+    assert!(at.is_some() && (0..100).all(|peer| position(&changes, &route(peer)) == at));
+}
+
 #[test]
 fn pods_that_come_together_are_told_of_one_by_one() {
     let base = full();

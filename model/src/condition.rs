@@ -1,5 +1,8 @@
 //! Conditions: what a user should know, beside every value that could not be made as asked.
 
+use std::sync::Arc;
+use std::time::Instant;
+
 /// What a node says of itself in its NodeNetwork, in the shape that Kubernetes has for it. One a type; `Ready` is always
 /// there, any other type is there as long as there is such a problem.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,6 +18,16 @@ pub struct NodeCondition {
     pub since: String,
 }
 
+/// One word for what a node says is wrong with it, which its NodeNetwork has more about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trouble {
+    pub reason: Arc<str>,
+    /// As its condition has it.
+    pub since: Arc<str>,
+    /// When this was first heard.
+    pub heard: Instant,
+}
+
 /// Something that is not as it should be, with what to do about it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Condition {
@@ -28,4 +41,11 @@ pub struct Condition {
     pub message: String,
     /// What to do.
     pub fix: String,
+}
+
+impl NodeCondition {
+    /// Whether it is something that is wrong: `Ready` only sums up the others.
+    pub fn is_trouble(&self) -> bool {
+        self.kind != "Ready" && self.status == "True"
+    }
 }

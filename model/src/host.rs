@@ -3,7 +3,7 @@
 //! The kernel door reports it as one value; address choice, MTU, "is this peer on my link" and the foreign-firewall
 //! conditions are derived from it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -28,6 +28,8 @@ pub struct Host {
     /// Chains of others that drop what pods send through this node.
     pub forward_blocks: Vec<ForwardBlock>,
     pub wireguard: Wireguard,
+    /// Bridges of others on which packets of a family go from port to port past all rules about forwarded ones.
+    pub unfiltered: BTreeSet<(Arc<str>, Family)>,
 }
 
 /// What only comes about by what is wanted: no plan can say it before.
@@ -86,6 +88,15 @@ pub struct ForwardBlock {
     pub place: Arc<str>,
     /// Rules of ours in front of it let pod traffic pass.
     pub opened: bool,
+}
+
+// === impl HostLink ===
+
+impl HostLink {
+    /// Whether the address is in one of the link's own ranges.
+    pub fn is_on(&self, address: IpAddr) -> bool {
+        self.addresses.iter().any(|net| net.contains(&address))
+    }
 }
 
 // === impl Host ===

@@ -20,7 +20,7 @@ pub mod workload;
 pub mod world;
 
 pub use cidr::{Family, PerFamily, overlap};
-pub use condition::{Condition, NodeCondition};
+pub use condition::{Condition, NodeCondition, Trouble};
 pub use config::{
     AddressChoice, Config, Encryption, FabricMode, HostFirewall, PolicyMode, VxlanConfig, WireguardConfig,
 };

@@ -12,13 +12,13 @@ use std::time::Instant;
 
 use imbl::OrdMap;
 use ipnet::IpNet;
-use tartan_netstate::{Key, Owner, PodNetns, State};
+use tartan_netstate::{Key, LinkName, Owner, PodNetns, State};
 
 use crate::host::Part;
 use crate::object::{Kind, Object, ObjectId, Revision, StoreEvent};
 use crate::{
-    Advert, Attachment, Block, Condition, Config, Features, Flannel, Heard, Host, Namespace, Node, NodeCondition,
-    NodeNetwork, Pod, PolicyText, Pool, Reservation, Said,
+    Advert, Attachment, Block, Condition, Config, Features, Flannel, Heard, Host, HostLink, Namespace, Node,
+    NodeCondition, NodeNetwork, Pod, PolicyText, Pool, Reservation, Said, Trouble,
 };
 
 /// Whether packets get to a peer by an instance of a fabric, by both names; what is not known is not there.
@@ -63,12 +63,16 @@ pub struct World {
     pub began_empty: bool,
     /// When a plan of this life was first applied.
     pub up_since: Option<Instant>,
+    /// When this node's Node was first heard of, or another one of that name.
+    pub node_since: Option<Instant>,
     /// Generation of the state that the kernel thread was given last; see [`Programmed::generation`].
     pub asked: u64,
     /// What the publisher was given last; none before the first word of this life.
     pub said: Option<Said>,
     /// What the store holds of this node's own conditions.
     pub conditions: Vec<NodeCondition>,
+    /// What nodes say is wrong with them, for who is no node; nodes with nothing to say are not there.
+    pub troubles: OrdMap<Arc<str>, Arc<[Trouble]>>,
     /// Objects that cannot be read, with why.
     pub invalid: OrdMap<ObjectId, Arc<Condition>>,
     /// What the store says of its sources, e.g. files, by source.
@@ -140,6 +144,30 @@ impl World {
     /// The Flannel that is spoken in this cluster; none where it has none. Of two the first by name.
     pub fn flannel(&self) -> Option<&Arc<Flannel>> {
         self.flannels.values().next()
+    }
+
+    /// Bridges on which pods of the network before are: those that addresses given out by it are on. Further networks of pods
+    /// (Multus) have bridges as well: theirs are no addresses that Pods have. What is among pods' links stays there, whatever
+    /// becomes of ranges.
+    pub fn bridges_from_before(&self) -> impl Iterator<Item = &HostLink> {
+        let is_known = |link: &HostLink| {
+            LinkName::new(&link.name).is_some_and(|link| self.programmed.mirror.get(&Key::PodBridge { link }).is_some())
+        };
+        let has_one = move |link: &&HostLink| {
+            *link.kind == *"bridge" && {
+                let known = is_known(link);
+                self.given.keys().any(|address| link.is_on(*address) && (known || self.may_be_of_a_pod(*address)))
+            }
+        };
+        self.host.links.iter().filter(has_one)
+    }
+
+    /// Whether it is in a range of which this node's pods have their addresses, now or before.
+    fn may_be_of_a_pod(&self, address: IpAddr) -> bool {
+        let own = self.local_node().into_iter().flat_map(|node| &node.pod_cidrs);
+        let of_flannel = self.flannels.values().flat_map(|flannel| flannel.networks.iter().map(|(_, range)| range));
+        let of_pools = self.pools.values().map(|pool| &pool.cidr);
+        own.chain(of_flannel).chain(of_pools).any(|range| range.contains(&address))
     }
 
     /// Whether everything of the kind has been known once: a list was complete, and nothing in it stayed unread. Before,
@@ -337,12 +365,19 @@ impl World {
 
     fn put(&mut self, id: ObjectId, object: Object, at: Instant) {
         match object {
-            Object::Node(node) => put(&mut self.nodes, id.name, node),
+            Object::Node(node) => {
+                if id.name == self.local && self.local_node().is_none_or(|known| known.uid != node.uid) {
+                    self.node_since = Some(at);
+                }
+                put(&mut self.nodes, id.name, node);
+            }
             Object::Config(config) if self.config != config => self.config = config,
             Object::Config(_) => {}
             Object::NodeNetwork(NodeNetwork { advert, conditions, .. }) => {
                 if id.name == self.local {
                     self.conditions = conditions;
+                } else if self.local.is_empty() {
+                    self.hear_troubles(&id.name, &conditions, at);
                 }
                 let before = self.adverts.get(&id.name);
                 if before.is_none_or(|heard| heard.advert != advert) {
@@ -362,6 +397,21 @@ impl World {
         }
     }
 
+    fn hear_troubles(&mut self, node: &Arc<str>, said: &[NodeCondition], at: Instant) {
+        let known = self.troubles.get(node).cloned().unwrap_or_default();
+        let troubles = said.iter().filter(|it| it.is_trouble()).map(|it| {
+            let known = known.iter().find(|known| *known.reason == *it.reason && *known.since == *it.since);
+            let new = || Trouble { reason: it.reason.as_str().into(), since: it.since.as_str().into(), heard: at };
+            known.cloned().unwrap_or_else(new)
+        });
+        let troubles: Arc<[Trouble]> = troubles.collect();
+        match troubles.is_empty() {
+            true => drop(self.troubles.remove(node)),
+            false if troubles == known => {}
+            false => drop(self.troubles.insert(node.clone(), troubles)),
+        }
+    }
+
     fn delete(&mut self, id: &ObjectId) {
         self.invalid.remove(id);
         self.revisions.remove(id);
@@ -371,7 +421,10 @@ impl World {
             Kind::NetworkConfig => {}
             // A node that is there stays reachable as it was last, until it says otherwise or its Node is gone.
             Kind::NodeNetwork if self.nodes.contains_key(&id.name) => {}
-            Kind::NodeNetwork => drop(self.adverts.remove(&id.name)),
+            Kind::NodeNetwork => {
+                self.adverts.remove(&id.name);
+                self.troubles.remove(&id.name);
+            }
             Kind::IpPool => drop(self.pools.remove(&id.name)),
             Kind::IpReservation => drop(self.reservations.remove(&id.name)),
             Kind::IpBlock => {

@@ -21,7 +21,7 @@ pub const ENCRYPTED_LINK_PREFIX: &str = "ttxs";
 /// First letters of Flannel's devices: one in whose place ours has to be, since the kernel has only one with that VNI and port,
 /// goes.
 pub const FLANNEL_LINK_PREFIX: &str = "flannel";
-/// `IFLA_GROUP` of the host end of every pod link.
+/// `IFLA_GROUP` of the host end of every pod link, and of a bridge on which pods of the network before are.
 pub const POD_LINK_GROUP: u32 = 0x7474;
 /// `IFLA_GROUP` of a link on its way out: one message deletes the whole group.
 pub const DYING_LINK_GROUP: u32 = 0x7475;

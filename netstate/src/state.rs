@@ -51,6 +51,9 @@ pub enum Key {
     /// An address that the node answers for on a link that is not ours, where neighbours look for it. IPv6: for IPv4 one
     /// sysctl of the link will do.
     Proxied { link: LinkName, address: Ipv6Addr },
+    /// A bridge that is not ours and has pods on it: it is in the group of pods' links, so that rules about these are about it
+    /// too. After elements: once it is, what has none does not pass.
+    PodBridge { link: LinkName },
     /// A forwarding entry of a VXLAN device.
     Fdb { link: LinkName, mac: Mac },
     /// What a device's engine hears peers by. It and all remotes are in the engine and not in the kernel.
@@ -99,6 +102,8 @@ pub enum Object {
     Neigh(Neigh),
     /// That the node answers is all there is to it.
     Proxied,
+    /// That it is in the group is all there is to it.
+    PodBridge,
     /// See [`Fdb`].
     Fdb(Fdb),
     /// See [`Socket`].
@@ -296,6 +301,7 @@ impl State {
             Key::Address { ns: ns.clone(), link: link.clone(), address: IpNet::default() },
             Key::Neigh { ns: ns.clone(), link: link.clone(), address: Ipv4Addr::UNSPECIFIED.into() },
             Key::Proxied { link: link.clone(), address: Ipv6Addr::UNSPECIFIED },
+            Key::PodBridge { link: link.clone() },
             Key::Fdb { link: link.clone(), mac: Mac([0; 6]) },
             Key::Socket { link: link.clone() },
             Key::Remote { link: link.clone(), dst: IpNet::default() },
@@ -422,6 +428,7 @@ impl Key {
             | Key::Address { link, .. }
             | Key::Neigh { link, .. }
             | Key::Proxied { link, .. }
+            | Key::PodBridge { link }
             | Key::Fdb { link, .. }
             | Key::Socket { link }
             | Key::Remote { link, .. }
@@ -485,6 +492,7 @@ impl fmt::Display for Key {
             }
             Key::Neigh { ns, link, address } => write!(f, "neighbour {address} on {link} in {ns}"),
             Key::Proxied { link, address } => write!(f, "proxied {address} on {link}"),
+            Key::PodBridge { link } => write!(f, "{link} among pods' links"),
             Key::Fdb { link, mac } => write!(f, "fdb entry {mac} on {link}"),
             Key::Socket { link } => write!(f, "socket of {link}"),
             Key::Remote { link, dst } => write!(f, "remote {dst} of {link}"),

@@ -62,7 +62,7 @@ pub(crate) fn spoiled(id: &ObjectId) -> Condition {
     Condition { about, field, reason: "BadSyntax", message, fix }
 }
 
-fn advert(name: &str, heartbeat: u64) -> (ObjectId, Object) {
+pub(crate) fn advert(name: &str, heartbeat: u64) -> (ObjectId, Object) {
     let advert = Advert {
         node: name.into(),
         node_uid: "u1".into(),

@@ -30,6 +30,7 @@ mod diagnosis;
 mod discovery;
 mod lease;
 mod placement;
+mod trouble;
 mod watch;
 mod write;
 
@@ -105,6 +106,7 @@ impl Store for KubernetesStore {
                 Word::Available(word) => placement::tell(&self.client, &about, &word).await,
                 Word::Annotated(word) => placement::annotate(&self.client, &about, &word).await,
                 Word::Diagnosis(conditions) => diagnosis::tell(&self.client, &about, &conditions).await,
+                Word::Trouble { reason, since } => trouble::tell(&self.client, &about, &reason, &since).await,
             }
         })
     }

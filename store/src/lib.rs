@@ -7,6 +7,7 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 
 use futures_core::Stream;
 use tartan_model::{Annotations, Availability, Condition, Kind, Object, ObjectId, Revision, StoreEvent};
@@ -52,6 +53,14 @@ pub enum Word {
     Annotated(Annotations),
     /// What is wrong with an object, for its owner; nothing, if that list is empty.
     Diagnosis(Vec<Condition>),
+    /// What a node says is wrong with it, for who looks at its Node. Told of a NodeNetwork, whose condition of that type has
+    /// the words.
+    Trouble {
+        /// The condition's type.
+        reason: Arc<str>,
+        /// As its condition has it.
+        since: Arc<str>,
+    },
 }
 
 /// What a write expects to find.

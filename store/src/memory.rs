@@ -161,7 +161,7 @@ fn told(there: &Node, word: &Word) -> Node {
                 };
             }
         }
-        Word::Diagnosis(_) => {}
+        Word::Diagnosis(_) | Word::Trouble { .. } => {}
     }
     node
 }
@@ -178,6 +178,7 @@ impl Inner {
                 self.diagnoses.insert(about, conditions.clone());
                 return Ok(());
             }
+            Word::Trouble { .. } => return Ok(()),
             Word::Available(word) => &word.node_uid,
             Word::Annotated(word) => &word.node_uid,
         };

@@ -3,7 +3,7 @@
 //! Invariant: pure; whatever it wants could as well never happen, as long as the nodes' agents do their part. Before
 //! everything was read, or while the store is away, it wants nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -21,6 +21,10 @@ use tartan_store::Word;
 /// For how long nodes may take care of blocks that are nobody's, and clusters of their own addresses.
 pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 /// Ranges for pods where nobody has said one; the first that nothing is in.
+/// What is over sooner, as when an agent starts, needs nobody.
+const LASTING: Duration = Duration::from_secs(30);
+/// Of how many nodes the same is told: what all have is no trouble of one.
+const OF_ONE_KIND: usize = 20;
 const RANGES: [(Family, &str, u8); 5] = [
     (Family::V4, "10.244.0.0/16", 26),
     (Family::V4, "10.42.0.0/16", 26),
@@ -34,7 +38,7 @@ const RANGES: [(Family, &str, u8); 5] = [
 pub(super) struct Plan {
     pub(super) claims: Vec<Claim>,
     /// What is to be said of each object.
-    pub(super) words: BTreeMap<ObjectId, Word>,
+    pub(super) words: BTreeSet<(ObjectId, Word)>,
     /// No node has addresses for pods of this family, and no pool says whence they should come.
     pub(super) without: Vec<Family>,
     /// Look again then, if nothing happens before.
@@ -71,7 +75,10 @@ pub(super) fn plan(
             at => wake_at.push(at.unwrap_or(now + PATIENCE)),
         }
     }
-    Plan { claims, words: words(memo, world), without, wake_at: wake_at.into_iter().min() }
+    let (troubles, next_trouble) = troubles(world, now);
+    wake_at.extend(next_trouble);
+    let words = words(memo, world).into_iter().chain(troubles).collect();
+    Plan { claims, words, without, wake_at: wake_at.into_iter().min() }
 }
 
 /// NodeNetworks of Nodes that are gone, once nothing is left that they prove.
@@ -154,9 +161,30 @@ fn words(memo: &mut Memo, world: &World) -> BTreeMap<ObjectId, Word> {
     for (id, faults) in memo.policies(world) {
         said.entry(id.clone()).or_default().extend(faults.iter().cloned());
     }
-    // Nodes and their NodeNetworks are told of by their own agents, blocks are not for people.
+    // What is wrong with nodes their own agents say, blocks are not for people.
     let told = said.into_iter().filter(|(id, _)| !matches!(id.kind, Kind::Node | Kind::NodeNetwork | Kind::IpBlock));
     told.map(|(id, conditions)| (id, Word::Diagnosis(conditions))).collect()
+}
+
+/// What nodes that there are have said for a while.
+fn troubles(world: &World, now: Instant) -> (Vec<(ObjectId, Word)>, Option<Instant>) {
+    let (mut words, mut wake_at) = (Vec::new(), None::<Instant>);
+    let mut told: BTreeMap<&str, usize> = BTreeMap::new();
+    let here = world.troubles.iter().filter(|(node, _)| world.nodes.contains_key(*node));
+    for (node, trouble) in here.flat_map(|(node, troubles)| troubles.iter().map(move |trouble| (node, trouble))) {
+        let at = trouble.heard + LASTING;
+        if at > now {
+            wake_at = wake_at.into_iter().chain([at]).min();
+            continue;
+        }
+        let told = told.entry(&trouble.reason).or_default();
+        *told += 1;
+        if *told <= OF_ONE_KIND {
+            let id = ObjectId { kind: Kind::NodeNetwork, name: node.clone() };
+            words.push((id, Word::Trouble { reason: trouble.reason.clone(), since: trouble.since.clone() }));
+        }
+    }
+    (words, wake_at)
 }
 
 fn about(condition: &Condition) -> Option<ObjectId> {

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tartan_model::{
-    Advert, Block, Config, Family, Features, Holder, Kind, Node, Object, ObjectId, Part, PolicyText, Pool, Revision,
-    Selector, StoreEvent, World,
+    Advert, Block, Config, Family, Features, Holder, Kind, Node, NodeCondition, NodeNetwork, Object, ObjectId, Part,
+    PolicyText, Pool, Revision, Selector, StoreEvent, World,
 };
 use tartan_store::{Expect, MemoryStore, Store, Word};
 use tokio::sync::watch;
@@ -214,6 +214,7 @@ fn each_object_is_told_what_is_wrong_with_it() {
         let reasons = |word: &Word| match word {
             Word::Diagnosis(said) => said.iter().map(|condition| condition.reason).collect(),
             Word::Available(_) | Word::Annotated(_) => panic!("an operator places no pods"),
+            Word::Trouble { .. } => panic!("no node says anything"),
         };
         plan.words.iter().map(|(id, word)| (id.to_string(), reasons(word))).collect()
     };
@@ -233,6 +234,52 @@ fn each_object_is_told_what_is_wrong_with_it() {
     let second = told(&world, &mut memo);
     assert_eq!(second, told(&world, &mut Memo::default()), "what was planned before makes no difference");
     assert_eq!((of(&second, "IPPool/b"), of(&second, "NetworkPolicy/shop/bad")), (None, None));
+}
+
+#[test]
+fn what_lasts_on_a_node_is_told_and_of_some_nodes_only() {
+    let began = Instant::now();
+    let at = |secs| began + Duration::from_secs(secs);
+    let said = |name: &str, since: &str| {
+        let condition = |kind: &str, status: &str| NodeCondition {
+            kind: kind.into(),
+            status: status.into(),
+            reason: kind.into(),
+            message: "a port is closed".into(),
+            since: since.into(),
+        };
+        let (id, Object::NodeNetwork(network)) = network(name) else { panic!("a NodeNetwork is one") };
+        let conditions = vec![condition("Ready", "False"), condition("Blocked", "True")];
+        (id, Object::NodeNetwork(NodeNetwork { conditions, ..network }))
+    };
+    let mut world = world(&[node("n1", &["10.8.0.7"], &[]), said("n1", "then"), said("gone", "then")], began);
+    let told = |world: &World, now| -> (Vec<String>, Option<Instant>) {
+        let plan = plan(&mut Memo::default(), world, &BTreeMap::new(), None, now);
+        let words = plan.words.iter().filter_map(|(id, word)| match word {
+            Word::Trouble { reason, since } => Some(format!("{id} {reason} {since}")),
+            _ => None,
+        });
+        (words.collect(), plan.wake_at)
+    };
+    let (words, wake_at) = told(&world, at(29));
+    assert!(words.is_empty() && wake_at <= Some(at(30)), "{words:?} {wake_at:?}");
+    assert_eq!(told(&world, at(30)).0, ["NodeNetwork/n1 Blocked then"], "n1 says so, and is there");
+    let mut say = |(id, object), now| world.store(StoreEvent::Put(id, object, Revision::from(2)), now);
+    // A sign of life changes nothing; another time is another trouble.
+    say(said("n1", "then"), at(40));
+    say(said("n1", "later"), at(50));
+    assert_eq!(told(&world, at(79)).0, [""; 0]);
+    assert_eq!(told(&world, at(80)).0, ["NodeNetwork/n1 Blocked later"]);
+    for number in 0..40 {
+        let name = format!("m{number}");
+        for (id, object) in [node(&name, &["10.8.0.8"], &[]), said(&name, "then")] {
+            world.store(StoreEvent::Put(id, object, Revision::from(1)), at(50));
+        }
+    }
+    assert_eq!(told(&world, at(80)).0.len(), 20);
+    let (id, object) = network("n1");
+    world.store(StoreEvent::Put(id, object, Revision::from(3)), at(90));
+    assert!(!world.troubles.contains_key("n1"));
 }
 
 /// Waits until it is so.

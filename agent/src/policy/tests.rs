@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use tartan_model::{
-    Config, Features, Kind, Labels, Namespace, Object, ObjectId, PerFamily, Pod, PolicyText, Programmed, StoreEvent,
+    Config, Features, Flannel, FlannelBackend, Host, HostLink, Kind, Labels, Namespace, Object, ObjectId, PerFamily,
+    Pod, PolicyText, Programmed, StoreEvent,
 };
 use tartan_netstate::{Generation, Mac, PodNetns};
 
@@ -248,6 +249,51 @@ fn a_pod_that_runs_without_its_object_is_said() {
     assert_eq!(said(&world), []);
 }
 
+/// These addresses were given out by the network before, and are on its bridge.
+fn from_before(world: &mut World, addresses: &[&str]) {
+    let link = HostLink {
+        name: "cni0".into(),
+        kind: "bridge".into(),
+        mtu: 1500,
+        up: true,
+        loopback: false,
+        addresses: vec!["10.244.1.1/24".parse().unwrap(), "fd00::1/64".parse().unwrap()],
+        accept_ra: 0,
+    };
+    world.host = Host { links: vec![link], ..Host::default() }.into();
+    let networks = PerFamily { v4: Some("10.244.0.0/16".parse().unwrap()), v6: Some("fd00::/16".parse().unwrap()) };
+    world.flannels.insert("f".into(), Flannel { networks, backend: FlannelBackend::HostGw }.into());
+    world.given = addresses.iter().map(|it| (it.parse::<IpAddr>().unwrap(), Arc::from("container"))).collect();
+}
+
+#[test]
+fn what_does_not_hold_for_pods_of_the_network_before_is_said() {
+    let mut world = whole();
+    put_namespace(&mut world);
+    from_before(&mut world, &["10.244.1.2", "10.244.1.3", "fd00::2", "198.51.100.9"]);
+    let old = |addresses: &[&str]| {
+        let addresses = addresses.iter().map(|address| address.parse::<IpAddr>().unwrap()).collect();
+        Arc::new(Pod { addresses, ..pod("n1") })
+    };
+    world.pods.insert("shop/old".into(), old(&["10.244.1.2", "fd00::2"]));
+    Arc::make_mut(&mut world.host).unfiltered = Family::ALL.map(|family| ("cni0".into(), family)).into();
+    let said = |world: &World| -> Vec<(&str, String)> {
+        let tables = Policy::default().plan(world).out.unwrap().tables;
+        super::from_before(world, &tables).into_iter().map(|it| (it.reason, it.message)).collect()
+    };
+    assert_eq!(said(&world), [], "without a policy everything passes");
+    put_policies(&mut world, "{\"spec\":{\"podSelector\":{}}}", 1);
+    let bridge =
+        "what pods from before on cni0 send each other by IPv4 passes, whatever policies say: br_netfilter is off";
+    let nobody = "nothing passes to 10.244.1.3 or from there: the network before has given that out, and no one Pod of this node has it";
+    let (bridge, nobody) = (("BridgeNotFiltered", bridge.to_owned()), ("AddressWithoutPod", nobody.to_owned()));
+    assert_eq!(said(&world), [bridge.clone(), nobody]);
+    world.pods.insert("shop/older".into(), old(&["10.244.1.3"]));
+    assert_eq!(said(&world), [bridge]);
+    Arc::make_mut(&mut world.host).unfiltered.clear();
+    assert_eq!(said(&world), []);
+}
+
 #[test]
 fn faults_of_policies_are_said_up_to_a_number() {
     for (faults, shown) in [(0, 0), (1, 1), (SAID, SAID), (SAID + 3, SAID + 1)] {
@@ -271,9 +317,10 @@ fn start(policy: &mut Policy, world: &World, held: &State) -> (World, State) {
     let policies = world.policies.iter().map(|(id, it)| (id.clone(), Object::Policy(it.clone())));
     started.recall(objects.chain(namespaces).chain(policies).collect(), Instant::now());
     world.attachments.values().for_each(|it| started.attach((**it).clone()));
+    (started.given, started.flannels) = (world.given.clone(), world.flannels.clone());
     started.programmed(
         Programmed { mirror: held.clone(), read: true, ..Programmed::default() },
-        Arc::default(),
+        world.host.clone(),
         Instant::now(),
     );
     let state = policy.plan(&started).state;
@@ -284,7 +331,7 @@ fn id(kind: Kind, name: &str) -> ObjectId {
     ObjectId { kind, name: name.into() }
 }
 
-/// Two pods here, one of which a policy isolates, and all that the kernel then holds.
+/// Two pods here that a policy isolates, one of the network before, and all that the kernel then holds.
 fn running() -> (World, State) {
     let mut world = whole();
     put_namespace(&mut world);
@@ -292,6 +339,8 @@ fn running() -> (World, State) {
         world.pods.insert(format!("shop/{name}").into(), pod("n1").into());
         world.attach(attachment("shop", name));
     }
+    from_before(&mut world, &["10.244.1.2"]);
+    world.pods.insert("shop/old".into(), Pod { addresses: [[10, 244, 1, 2].into()].into(), ..pod("n1") }.into());
     put_policies(&mut world, "{\"spec\":{\"podSelector\":{}}}", 1);
     let held = Policy::default().plan(&world).state;
     (world, held)
@@ -335,6 +384,11 @@ fn what_the_kernel_holds_of_policies_stays_if_it_is_something_else() {
     started.detach(&Attachment::id_of("a", "eth0"), Instant::now());
     let gone = &keys(&held) - &keys(&policy.plan(&started).state);
     assert_eq!(gone, nft::keys(&attachment("shop", "a")).filter(|key| held.get(key).is_some()).collect());
+    // A pod of the network before goes with its address.
+    let before = keys(&policy.plan(&started).state);
+    let of_old: BTreeSet<Key> = nft::keys_from_before(&started).filter(|key| held.get(key).is_some()).collect();
+    started.given.clear();
+    assert_eq!((&before - &keys(&policy.plan(&started).state), of_old.len()), (of_old.clone(), 3));
     // Now all is read, and it is what the store says: judged anew, since nobody knows what was revoked meanwhile.
     for kind in Kind::ALL {
         started.store(StoreEvent::Init(kind), Instant::now());

@@ -109,7 +109,9 @@ pub(super) fn scope_told(key: &Key) -> Scope {
 pub(super) fn scope_of(key: &Key) -> Scope {
     match key {
         Key::Link { link, .. } | Key::Qdisc { link, .. } | Key::Address { link, .. } => Scope::Link(link.clone()),
-        Key::Neigh { link, .. } | Key::Proxied { link, .. } | Key::Fdb { link, .. } => Scope::Link(link.clone()),
+        Key::Neigh { link, .. } | Key::Proxied { link, .. } | Key::PodBridge { link } | Key::Fdb { link, .. } => {
+            Scope::Link(link.clone())
+        }
         Key::Route { dst, .. } => Scope::Routes(Family::of_net(dst)),
         Key::Rule { v6, .. } => Scope::Routes(if *v6 { Family::V6 } else { Family::V4 }),
         Key::Sysctl { .. } | Key::UplinkSysctl { .. } | Key::LinkSysctl { .. } => Scope::Sysctls(vec![key.clone()]),

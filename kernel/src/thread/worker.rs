@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tartan_model::{Family, Host};
+use tartan_netstate::claims::FABRIC_LINK_PREFIX;
 use tartan_netstate::{Change, Key, Netns, Object, Op, Owner, PodNetns, State, diff, diff::hanging_on};
 
 use super::Applied;
@@ -27,6 +28,9 @@ use crate::{Failure, Kernel, KernelError, Scope, Wake};
 
 /// How long a piece of work may take.
 const CHUNK: Duration = Duration::from_millis(5);
+/// Steps that go with a fabric's device. It may come in the place of another network's, whose routes all packets to peers took;
+/// and between two pieces of work the kernel's news of that would be read.
+const WITH_A_DEVICE: usize = 512;
 /// Everything is read again after this time, whatever the kernel told.
 const FULL_READ: Duration = Duration::from_secs(300);
 /// Firewalls in the legacy iptables tables tell nobody when they change.
@@ -491,7 +495,11 @@ impl Worker {
 
     fn next_chunk(&mut self) {
         let shared = self.steps.iter().take_while(|step| rank(step) == 0).count();
-        let chunk = self.steps.take(shared.max(self.per_chunk));
+        let mut count = shared.max(self.per_chunk);
+        if self.steps.iter().take(count).any(|(op, _)| makes_a_device(op)) {
+            count = count.max(WITH_A_DEVICE);
+        }
+        let chunk = self.steps.take(count);
         let repairs = self.wanted.as_ref().is_some_and(|(generation, _)| *generation == self.generation);
         let began = Instant::now();
         self.apply(chunk, repairs);
@@ -662,5 +670,12 @@ impl Worker {
             checked: self.checked,
             unknown: self.unknown.clone(),
         });
+    }
+}
+
+fn makes_a_device(op: &Op) -> bool {
+    match op {
+        Op::Create(Key::Link { ns: Netns::Host, link }, _) => link.as_str().starts_with(FABRIC_LINK_PREFIX),
+        _ => false,
     }
 }

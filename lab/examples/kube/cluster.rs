@@ -31,6 +31,8 @@ const NODES: u8 = 3;
 /// Far from the nodes' numbers, which count up from 1.
 const CONTROL_NUMBER: u8 = 100;
 const PATIENCE_SECS: u32 = 120;
+/// What each node says of itself, a line each.
+const CONDITIONS: &str = r#"--output=jsonpath={range .items[*]}{.metadata.name}{range .status.conditions[*]}; {.type}={.status}, {.reason}: {.message}{end}{"\n"}{end}"#;
 
 /// A running cluster. Dropping it removes it.
 #[derive(Debug)]
@@ -293,11 +295,12 @@ impl Cluster {
     }
 
     fn troubleshooting(&self) -> String {
-        let pods = self.kubectl(&["get", "nodes,pods,events", "--all-namespaces", "--output=wide"]);
-        let pods = pods.unwrap_or_else(|error| format!("{error:#}"));
+        let said = |args: &[&str]| self.kubectl(args).unwrap_or_else(|error| format!("{error:#}"));
+        let pods = said(&["get", "nodes,pods,events", "--all-namespaces", "--output=wide"]);
+        let conditions = said(&["get", "nodes", CONDITIONS]);
         let machines = self.machines.iter().map(Machine::troubleshooting).collect::<Vec<_>>().join("\n");
         let control = self.control.as_ref().map(Control::troubleshooting).unwrap_or_default();
-        format!("{pods}\n{control}\n{machines}")
+        format!("{pods}\n{conditions}\n{control}\n{machines}")
     }
 }
 

@@ -138,8 +138,19 @@ impl Machine {
 
     /// The ends of its logs.
     pub(crate) fn troubleshooting(&self) -> String {
-        let end = |program: &str| log_tail(&self.disk.join(format!("{program}.log")));
-        ["init", "containerd", "kubelet", "kube-proxy"].map(end).join("\n")
+        let program = |program: &str| self.disk.join(format!("{program}.log"));
+        let programs = ["init", "containerd", "kubelet", "kube-proxy"].map(program);
+        programs.into_iter().chain(self.logs_of_agents()).map(|log| log_tail(&log)).collect::<Vec<_>>().join("\n")
+    }
+
+    /// What Tartan's pods have said, each container in a file for each of its lives.
+    fn logs_of_agents(&self) -> Vec<PathBuf> {
+        let within = |folder: PathBuf| fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+        let pods = within(self.disk.join("upper").join("var.log").join("pods"));
+        let ours = pods.filter(|pod| pod.file_name().is_some_and(|name| name.to_string_lossy().contains("tartan")));
+        let mut logs: Vec<PathBuf> = ours.flat_map(within).flat_map(within).collect();
+        logs.sort();
+        logs
     }
 
     /// A program in the node's own network, as a pid of the machine, by how its command line begins; none while it does

@@ -1,11 +1,13 @@
 //! Nodes that go over from Flannel to Tartan one by one while their pods talk.
 //!
-//! Invariant: pods of before run on as they are, told by their network namespaces and processes; pods that come are
-//! Tartan's, told by their gateway.
+//! Invariant: pods of before run on as they are, told by their network namespaces and processes, and are under policy as
+//! those are that come; these are Tartan's, told by their gateway.
 
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
 use tartan_lab::probe::{Load, LoadReport, matrix, pairs, wait_for};
 use tartan_lab::{Echo, Endpoint};
 
@@ -14,12 +16,14 @@ use crate::cluster::{Cluster, Wants};
 use crate::flannel::{self, Backend, LABEL};
 use crate::life::ANSWERS;
 use crate::machine::{inode, processes_of_pod};
-use crate::pods::{self, PATIENCE};
+use crate::pods::{self, PATIENCE, SERVER_PORT, in_, policy};
 use crate::{Programs, measure, tartan};
 
 const NODES: [&str; 3] = ["n1", "n2", "n3"];
 const INTERVAL: Duration = Duration::from_millis(5);
 const OURS: &str = "tartan";
+/// Pods of before on the bridge of `old-n2`.
+const BESIDE: [&str; 2] = ["friend", "stranger"];
 /// The gateway that pods of Tartan's see.
 const OUR_GATEWAY: &str = "169.254.1.1";
 
@@ -53,9 +57,12 @@ pub(crate) fn swap(backend: Backend) -> Result<Outcome> {
     cluster.wait_until_ready()?;
     let name = |kind: &str, node: &str| format!("{kind}-{node}");
     let old = NODES.map(|node| name("old", node));
-    let old_pods = |node: &&str| pods::pod(&name("old", node), node);
-    pods::run(&cluster, NODES.iter().map(old_pods).collect())?;
-    let before = lives(&cluster, &old)?;
+    let old_pods = NODES.iter().map(|node| named(&name("old", node), node));
+    pods::run(&cluster, old_pods.chain(BESIDE.map(|name| named(name, "n2"))).collect())?;
+    // Of nobody: but packets are asked from then on, and none may be lost by that.
+    pods::apply(&cluster, "nobody.json", vec![policy("nobody", &["nobody"], json!({"policyTypes": ["Ingress"]}))])?;
+    let all_old: Vec<String> = old.iter().cloned().chain(BESIDE.map(str::to_owned)).collect();
+    let before = lives(&cluster, &all_old)?;
 
     let mut talking = pods::endpoints(&cluster, &old.each_ref().map(String::as_str))?;
     let mut echoes = talking.iter().map(serve).collect::<Result<Vec<_>>>()?;
@@ -67,7 +74,7 @@ pub(crate) fn swap(backend: Backend) -> Result<Outcome> {
     for node in NODES {
         go_over(&cluster, node)?;
         let new = name("new", node);
-        pods::run(&cluster, vec![pods::pod(&new, node)])?;
+        pods::run(&cluster, vec![named(&new, node)])?;
         let new = pods::endpoint(&new, &pods::uid(&cluster, &new)?)?;
         let routes = new.netns.output(&["ip", "route"])?;
         ensure!(routes.contains(OUR_GATEWAY), "{} is no pod of Tartan's; its routes:\n{routes}", new.name);
@@ -77,9 +84,60 @@ pub(crate) fn swap(backend: Backend) -> Result<Outcome> {
     }
     load.wait_for_answers(ANSWERS, PATIENCE)?;
     let lost = load.stop()?;
-    ensure!(lives(&cluster, &old)? == before, "pods of before are others now");
+    policy_holds(&cluster, &talking)?;
+    ensure!(lives(&cluster, &all_old)? == before, "pods of before are others now");
     drop(echoes);
     Ok(Outcome { failed, lost })
+}
+
+/// A pod that policies know by its name.
+fn named(name: &str, node: &str) -> Value {
+    let mut pod = pods::pod(name, node);
+    pod["metadata"]["labels"] = json!({"name": name});
+    pod
+}
+
+/// Pods of before are judged: by what they let in, wherever it comes from, and by what they may send.
+fn policy_holds(cluster: &Cluster, talking: &[Endpoint]) -> Result<()> {
+    let mut all = pods::endpoints(cluster, &BESIDE)?;
+    all.extend(talking.iter().cloned());
+    let friends = ["friend", "old-n1", "new-n1"];
+    let from = json!({"from": [{"podSelector": in_(&friends)}], "ports": [{"port": SERVER_PORT}]});
+    let to = json!({"to": [{"podSelector": in_(&["old-n2"])}]});
+    let policies = vec![
+        policy("in", &["old-n2"], json!({"policyTypes": ["Ingress"], "ingress": [from]})),
+        policy("out", &["friend"], json!({"policyTypes": ["Egress"], "egress": [to]})),
+    ];
+    let asked =
+        |from: &&Endpoint, to: &&Endpoint| from.name != to.name && (to.name == "old-n2" || from.name == "friend");
+    let pairs: Vec<_> = all.iter().flat_map(|from| all.iter().map(move |to| (from, to))).collect();
+    let wrong = |is: &(dyn Fn(&Endpoint, &Endpoint) -> bool + Sync)| -> Vec<String> {
+        let ask = |(from, to): &(&Endpoint, &Endpoint)| {
+            (pods::answers(from, to) != is(from, to)).then(|| format!("{} to {}", from.name, to.name))
+        };
+        thread::scope(|scope| {
+            let asked = pairs.iter().filter(|(from, to)| asked(from, to)).map(|pair| scope.spawn(move || ask(pair)));
+            let asked: Vec<_> = asked.collect();
+            asked.into_iter().filter_map(|asked| asked.join().expect("a question does not panic")).collect()
+        })
+    };
+    let open = wrong(&|_, _| true);
+    ensure!(open.is_empty(), "no answer before there is a policy: {open:?}");
+    pods::apply(cluster, "policies.json", policies)?;
+    let may = |from: &Endpoint, to: &Endpoint| match from.name.as_str() {
+        "friend" => to.name == "old-n2",
+        from => friends.contains(&from),
+    };
+    let mut last = Vec::new();
+    let holds = wait_for(PATIENCE, "policies of pods of before to hold", || {
+        last = wrong(&may);
+        last.is_empty()
+    });
+    holds.with_context(|| format!("{last:?}"))?;
+    let status = cluster.get(&["nodenetworks.tartan.dev", "n2"])?["status"].to_string();
+    let unjudged = ["BridgeNotFiltered", "AddressWithoutPod"].into_iter().find(|reason| status.contains(reason));
+    ensure!(unjudged.is_none(), "{status}");
+    Ok(())
 }
 
 fn serve(pod: &Endpoint) -> Result<Echo> {

@@ -21,6 +21,9 @@ const METRICS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 947
 const HEALTHZ: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 10248);
 const CHURN_ROUNDS: u64 = 3;
 const CHURN_PODS: u64 = 30;
+/// A kubelet that starts on a busy machine may register its Node only after it has looked in vain for it half a dozen times to
+/// make a CSINode; then it looks again after two minutes, and is not ready before.
+const REGISTERED_LATE: Duration = Duration::from_secs(200);
 /// A runtime takes its time over dozens of pods that nobody waits for.
 const GOODBYE: Duration = Duration::from_secs(180);
 
@@ -72,14 +75,15 @@ fn churn(cluster: &Cluster, node: &str) -> Result<()> {
 
 /// The Node is deleted and registers anew: another UID, other pod CIDRs.
 fn made_anew(cluster: &Cluster, node: &str) -> Result<()> {
-    let uid = |field: &str| cluster.kubectl(&["get", "node", node, "--output", &format!("jsonpath={{{field}}}")]);
-    let before = uid(".metadata.uid")?;
+    let said = |field: &str| cluster.kubectl(&["get", "node", node, "--output", &format!("jsonpath={{{field}}}")]);
+    let before = said(".metadata.uid")?;
     cluster.kubectl(&["delete", "node", node])?;
     // A kubelet registers its Node when it starts.
     life::kill_process(cluster, node, KUBELET)?;
-    let anew = || uid(".metadata.uid").is_ok_and(|now| !now.is_empty() && now != before);
+    let anew = || said(".metadata.uid").is_ok_and(|now| !now.is_empty() && now != before);
     wait_for(PATIENCE, &format!("another Node {node}"), anew)?;
-    cluster.wait_for("condition=Ready", &[&format!("node/{node}")])
+    let ready = || said(r#".status.conditions[?(@.type=="Ready")].status"#).is_ok_and(|status| status == "True");
+    wait_for(REGISTERED_LATE, &format!("Node {node} to be ready"), ready).map(drop)
 }
 
 /// The node itself, for a look at what listens there.

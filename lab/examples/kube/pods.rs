@@ -44,6 +44,19 @@ pub(crate) fn one_a_node(nodes: &[&str]) -> Vec<Value> {
     nodes.iter().map(|node| pod(&format!("on-{node}"), node)).collect()
 }
 
+/// A policy for the pods of these names, which they have as labels.
+pub(crate) fn policy(name: &str, of: &[&str], mut spec: Value) -> Value {
+    spec["podSelector"] = in_(of);
+    json!({
+        "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": name}, "spec": spec,
+    })
+}
+
+/// What selects the pods of these names.
+pub(crate) fn in_(names: &[&str]) -> Value {
+    json!({"matchExpressions": [{"key": "name", "operator": "In", "values": names}]})
+}
+
 /// Makes the pods and waits until all are ready.
 pub(crate) fn run(cluster: &Cluster, pods: Vec<Value>) -> Result<()> {
     // Pods are refused until their namespace has its account.

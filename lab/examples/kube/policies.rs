@@ -7,12 +7,12 @@ use std::net::{IpAddr, SocketAddr};
 use std::thread;
 
 use anyhow::Result;
-use serde_json::{Value, json};
+use serde_json::json;
 use tartan_lab::Netns;
 use tartan_lab::probe::wait_for;
 
 use crate::cluster::Cluster;
-use crate::pods::{self, PATIENCE, SERVER_PORT};
+use crate::pods::{self, PATIENCE, SERVER_PORT, in_, policy};
 use crate::services::{PORT, SERVER, cluster_ips, curl, node_port};
 
 /// Bits that neither Tartan nor kube-proxy takes: a packet's, and a connection's.
@@ -152,15 +152,4 @@ impl Case {
 
 fn netns_of(cluster: &Cluster, pod: &str) -> Result<Netns> {
     Ok(pods::endpoint(pod, &pods::uid(cluster, pod)?)?.netns)
-}
-
-fn in_(names: &[&str]) -> Value {
-    json!({"matchExpressions": [{"key": "name", "operator": "In", "values": names}]})
-}
-
-fn policy(name: &str, of: &[&str], mut spec: Value) -> Value {
-    spec["podSelector"] = in_(of);
-    json!({
-        "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": name}, "spec": spec,
-    })
 }

@@ -117,13 +117,16 @@ impl Maker<'_> {
         }
     }
 
-    /// What the node answers for on a link of others, which is always there.
+    /// What the node answers for on a link of others, which is always there, and what that link is.
     fn proxied(&mut self) {
         for last in 0..3 {
             if self.byte() % 3 == 1 {
                 let address = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 1, last);
                 self.put(Key::Proxied { link: name("lo"), address }, Object::Proxied);
             }
+        }
+        if self.byte() % 3 == 1 {
+            self.put(Key::PodBridge { link: name("lo") }, Object::PodBridge);
         }
     }
 

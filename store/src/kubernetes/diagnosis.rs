@@ -18,7 +18,7 @@ use crate::WriteError;
 /// `type` of the condition.
 const ACCEPTED: &str = "Accepted";
 /// Where Events about objects without a namespace are.
-const DEFAULT_NAMESPACE: &str = "default";
+pub(super) const DEFAULT_NAMESPACE: &str = "default";
 /// What an Event's message may be long.
 const LONGEST: usize = 1000;
 
@@ -87,12 +87,7 @@ fn status(there: &Value, conditions: &[Condition], now: SystemTime) -> Option<Va
 fn event(id: &ObjectId, there: &Value, conditions: &[Condition], now: SystemTime) -> Option<Value> {
     let first = conditions.first()?;
     let (metadata, namespace, now) = (&there["metadata"], namespace(id), rfc3339(now));
-    let mut message = text(conditions);
-    if message.len() > LONGEST {
-        let end = (0..=LONGEST).rev().find(|at| message.is_char_boundary(*at)).unwrap_or(0);
-        message.truncate(end);
-        message += " …";
-    }
+    let message = shortened(text(conditions));
     let mut hasher = SipHasher13::new();
     hasher.write(message.as_bytes());
     hasher.write(metadata["resourceVersion"].as_str().unwrap_or_default().as_bytes());
@@ -106,6 +101,16 @@ fn event(id: &ObjectId, there: &Value, conditions: &[Condition], now: SystemTime
         },
         "source": {"component": "tartan-operator"}, "firstTimestamp": now, "lastTimestamp": now, "count": 1,
     }))
+}
+
+/// A message as an Event may have it.
+pub(super) fn shortened(mut message: String) -> String {
+    if message.len() > LONGEST {
+        let end = (0..=LONGEST).rev().find(|at| message.is_char_boundary(*at)).unwrap_or(0);
+        message.truncate(end);
+        message += " …";
+    }
+    message
 }
 
 fn namespace(id: &ObjectId) -> &str {

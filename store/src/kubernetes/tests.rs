@@ -6,7 +6,7 @@ mod scripted;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tartan_model::{Availability, Kind, ObjectId, Placement, StoreEvent};
+use tartan_model::{Availability, Kind, NodeCondition, NodeNetwork, Object, ObjectId, Placement, StoreEvent};
 use tokio::sync::watch;
 
 use self::real::{ApiServer, Behind};
@@ -394,6 +394,19 @@ async fn what_is_told_arrives(server: &Arc<ApiServer>) {
     }
     let events = ["get", "events", "--field-selector=involvedObject.name=p", "--output=jsonpath={.items[*].reason}"];
     assert_eq!(server.kubectl(&events).unwrap(), "BadSyntax", "told once");
+    let (network, object) = conformance::advert("n1", 1);
+    let Object::NodeNetwork(word) = object else { panic!("an advert is in a NodeNetwork") };
+    let [kind, status, reason, message, since] =
+        ["Blocked", "True", "Blocked", "a port is closed", "2026-01-02T03:41:59Z"].map(str::to_owned);
+    let conditions = vec![NodeCondition { kind, status, reason, message, since }];
+    let object = Object::NodeNetwork(NodeNetwork { conditions, ..word });
+    store.put(network.clone(), object, Expect::Any).await.unwrap();
+    for reason in ["Blocked", "Blocked", "Lost"] {
+        let word = Word::Trouble { reason: reason.into(), since: "2026-01-02T03:41:59Z".into() };
+        store.tell(network.clone(), word).await.unwrap();
+    }
+    let events = ["get", "events", "--field-selector=involvedObject.name=n1", "--output=jsonpath={.items[*].reason}"];
+    assert_eq!(server.kubectl(&events).unwrap(), "Blocked", "told once, and what is not so is not told");
     let gone = ObjectId { kind: Kind::NetworkPolicy, name: "default/gone".into() };
     store.tell(gone, Word::Diagnosis(vec![fault])).await.unwrap();
 }

@@ -22,7 +22,7 @@ use tartan_policy::ir::protocol;
 
 use super::Mode;
 use super::judge::{self, Packets, REPORTS};
-use super::maps::{self, DISCOVERY, SELF, SOURCES, Way};
+use super::maps::{self, BRIDGES, DISCOVERY, SELF, SOURCES, Way};
 use crate::nftables::named;
 
 /// Where packets end, with their word as mark.
@@ -103,6 +103,9 @@ pub(super) fn judging(mode: Mode, generation: Generation, between_nodes: &[u16])
     through.extend(stale_errors(mode));
     through.extend(to_be_unwrapped(mode, from_pod, between_nodes));
     through.extend([
+        discovery(rule("discovery on a bridge"))
+            .within(Nfproto::Ipv6, &[Selector::Iifname, Selector::Oifname], BRIDGES)
+            .returns(),
         rule("answers").ct_direction_reply().goto(THROUGH_BACK),
         rule("of the pod it leaves").iifgroup(POD_LINK_GROUPS).jump(&egress),
         rule("of the pod it enters").oifgroup(POD_LINK_GROUPS).jump(&ingress),

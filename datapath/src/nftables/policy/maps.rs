@@ -27,10 +27,12 @@ use super::Mode;
 use super::chains::{DENIED, REJECTED};
 use crate::nftables::{named, nfproto};
 
-/// `ifname . addr` of each pod's link and address to its set.
+/// `ifname . addr` of each pod's link, or bridge, and address to its set.
 pub(super) const SUBJECTS: &str = claims::NFT_SUBJECTS_MAP;
 /// The same pairs: what pods may send under.
 pub(super) const SOURCES: &str = "policy_sources";
+/// Bridges with pods of the network before: pairs of their names, of what goes from port to port.
+pub(super) const BRIDGES: &str = "policy_bridges";
 /// A pod to itself, by way of a Service.
 pub(super) const SELF: &str = "policy_self";
 pub(super) const ADDRESSES: &str = claims::NFT_ADDRESSES_MAP;
@@ -144,6 +146,7 @@ pub(super) fn fixed(mode: Mode) -> Vec<(Key, Object)> {
         add(&named(ADDRESSES, family), Set::map(&[addr], &[Type::Mark]), otherwise_none());
         add(&named(RANGES, family), Set::interval_map(addr, &[Type::Mark]), vec![]);
     }
+    add(BRIDGES, Set::exact(&[Type::Ifname, Type::Ifname]), vec![]);
     for side in Side::BOTH {
         let place = [Type::Mark, Type::Mark, Type::Mark];
         add(&side.classes(), Set::interval_map(Type::Integer(12), &[Type::Mark]), vec![]);

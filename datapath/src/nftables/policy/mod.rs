@@ -30,13 +30,13 @@ use std::sync::Arc;
 
 use imbl::OrdMap;
 use imbl::ordmap::DiffItem;
-use tartan_model::{Attachment, Family, World};
+use tartan_model::{Attachment, Family, HostLink, Pod, World};
 use tartan_netstate::nft::{ElementData, ElementKey};
 use tartan_netstate::{Entry, Generation, Key, Object, Owner, Part, State};
 use tartan_policy::verdicts::{Class, Rows, Set, Tables};
 
 pub use held::{Mirrored, held};
-pub use pods::{is_judged, is_of_pods, keys};
+pub use pods::{FromBefore, from_before, is_judged, is_of_pods, keys, keys_from_before, set_of};
 pub use tartan_model::PolicyMode as Mode;
 
 use maps::Side;
@@ -52,6 +52,8 @@ pub struct Policy {
     state: State,
     /// By attachment.
     pods: BTreeMap<Arc<str>, Part>,
+    /// Of pods of the network before.
+    from_before: Part,
     /// Disjoint, by the elements they are.
     ranges: BTreeMap<Key, u32>,
     numbers: Numbers,
@@ -66,6 +68,11 @@ struct Seen {
     /// kube-proxy translates by IPVS.
     ipvs: bool,
     between_nodes: [u16; 2],
+    /// Pods of the network before, and what they were found in.
+    from_before: Arc<[FromBefore]>,
+    pods: OrdMap<Arc<str>, Arc<Pod>>,
+    given: OrdMap<IpAddr, Arc<str>>,
+    bridges: Vec<HostLink>,
 }
 
 /// Elements whose data is a number: tens of thousands, with few numbers, so that they share their entries.
@@ -89,7 +96,22 @@ impl Policy {
         let first = self.state.is_empty();
         let ipvs = world.host.links.iter().any(|link| &*link.name == IPVS_LINK);
         let between_nodes = world.config.ports_between_nodes();
-        let next = Seen { mode, tables: tables.clone(), attachments: world.attachments.clone(), ipvs, between_nodes };
+        let bridges: Vec<HostLink> = world.bridges_from_before().cloned().collect();
+        let from_before = match pods::are_others_from_before(&self.seen, world, &bridges) {
+            true => pods::from_before(world).into(),
+            false => self.seen.from_before.clone(),
+        };
+        let next = Seen {
+            mode,
+            tables: tables.clone(),
+            attachments: world.attachments.clone(),
+            ipvs,
+            between_nodes,
+            from_before,
+            pods: world.pods.clone(),
+            given: world.given.clone(),
+            bridges,
+        };
         let before = std::mem::replace(&mut self.seen, next);
         if first || before.mode != mode {
             chains::fixed(mode).into_iter().for_each(|(key, object)| self.state.insert(key, object, Owner::Policy));
@@ -240,6 +262,15 @@ impl Policy {
                 None => self.pods.remove(&id),
             };
             self.state.replace_part(last.as_ref().unwrap_or(&nothing), after.as_ref().unwrap_or(&nothing));
+        }
+        let seen = &self.seen;
+        if !Arc::ptr_eq(&before.from_before, &seen.from_before)
+            || !before.tables.subjects.ptr_eq(&seen.tables.subjects)
+            || before.ipvs != seen.ipvs
+        {
+            let after = pods::part_from_before(&self.seen);
+            let last = std::mem::replace(&mut self.from_before, after);
+            self.state.replace_part(&last, &self.from_before);
         }
     }
 

@@ -1,19 +1,60 @@
-//! What one pod of this node adds: its links and addresses, and which policy set is theirs.
+//! What pods of this node add: their links and addresses, and which policy set is theirs.
+//!
+//! Pods of the network before are on its bridge: that is their link. No rule can tell its ports apart, so that these pods
+//! could still send in each other's names, though in nobody else's.
 //!
 //! Invariant: a pod that has no set adds nothing, so that nothing passes to it or from it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use imbl::ordmap::DiffItem;
-use tartan_model::Attachment;
+use tartan_model::{Attachment, Family, HostLink, Pod, World};
 use tartan_netstate::nft::{ElementData, Fields};
-use tartan_netstate::{Key, Object, Owner, Part, State};
+use tartan_netstate::{Key, LinkName, Object, Owner, Part, State};
+use tartan_policy::verdicts::Tables;
 
 use super::Seen;
-use super::maps::{self, SELF, SOURCES, SUBJECTS};
+use super::maps::{self, BRIDGES, SELF, SOURCES, SUBJECTS};
 use crate::nftables::named;
 use crate::pod::host_link;
+
+/// A pod of the network before, as its address tells.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FromBefore {
+    pub address: IpAddr,
+    /// The bridge that it is on.
+    pub bridge: LinkName,
+    /// `NAMESPACE/NAME`; none where no Pod of this node has the address, or several have.
+    pub pod: Option<Arc<str>>,
+}
+
+/// Pods of the network before that this node has, by address.
+pub fn from_before(world: &World) -> Vec<FromBefore> {
+    let bridges: Vec<_> = world.bridges_from_before().collect();
+    if bridges.is_empty() {
+        return Vec::new();
+    }
+    let mut owners: BTreeMap<IpAddr, Option<&Arc<str>>> = BTreeMap::new();
+    for (key, pod) in world.pods.iter().filter(|(_, pod)| is_here(world, pod)) {
+        for address in &pod.addresses {
+            owners.entry(*address).and_modify(|owner| *owner = None).or_insert(Some(key));
+        }
+    }
+    let ours: BTreeSet<IpAddr> =
+        world.attachments.values().flat_map(|it| it.addresses.iter().map(|(_, ip)| *ip)).collect();
+    let theirs = world.given.keys().filter(|address| !ours.contains(address));
+    let found = theirs.filter_map(|address| {
+        let bridge = LinkName::new(&bridges.iter().find(|bridge| bridge.is_on(*address))?.name)?;
+        Some(FromBefore { address: *address, bridge, pod: owners.get(address).copied().flatten().cloned() })
+    });
+    found.collect()
+}
+
+fn is_here(world: &World, pod: &Pod) -> bool {
+    pod.node == world.local && !pod.host_network && !pod.finished
+}
 
 /// Whether the elements of a set or map are pods'.
 pub fn is_of_pods(set: &str) -> bool {
@@ -23,38 +64,74 @@ pub fn is_of_pods(set: &str) -> bool {
 
 /// Whether this state has a set for it: then packets from and to it are judged, and else dropped.
 pub fn is_judged(state: &State, attachment: &Attachment) -> bool {
-    elements(attachment, 0, false).all(|(key, _)| state.get(&key).is_some())
+    of_attachment(attachment, 0, false).all(|(key, _)| state.get(&key).is_some())
 }
 
 /// All elements that may be its.
 pub fn keys(attachment: &Attachment) -> impl Iterator<Item = Key> {
-    elements(attachment, 0, true).map(|(key, _)| key)
+    of_attachment(attachment, 0, true).map(|(key, _)| key)
+}
+
+/// All elements that pods of the network before may have.
+pub fn keys_from_before(world: &World) -> impl Iterator<Item = Key> {
+    from_before(world).into_iter().flat_map(|it| elements(it.bridge, it.address, 0, true)).map(|(key, _)| key)
 }
 
 /// What it adds; none without a set.
 pub(super) fn part(attachment: &Attachment, seen: &Seen) -> Option<Part> {
     let set = *seen.tables.subjects.get(&*attachment.pod())?;
-    Some(Part::of(&Owner::Pod(attachment.id.clone()), elements(attachment, set, seen.ipvs).collect()))
+    Some(Part::of(&Owner::Pod(attachment.id.clone()), of_attachment(attachment, set, seen.ipvs).collect()))
 }
 
-fn elements(attachment: &Attachment, set: u32, ipvs: bool) -> impl Iterator<Item = (Key, Object)> {
+/// What pods of the network before add.
+pub(super) fn part_from_before(seen: &Seen) -> Part {
+    let bridge = |bridge: &LinkName| {
+        let pair = Fields::new().ifname(bridge.as_str()).ifname(bridge.as_str()).key();
+        (Key::NftElement { set: BRIDGES.into(), key: pair }, Object::NftElement(ElementData::default()))
+    };
+    let judged = |it: &FromBefore| Some((it.bridge.clone(), it.address, set_of(it, &seen.tables)?));
+    let pods = seen.from_before.iter().filter_map(judged);
+    let pods = pods.flat_map(|(link, address, set)| elements(link, address, set, seen.ipvs));
+    Part::of(&Owner::Policy, pods.chain(seen.from_before.iter().map(|it| bridge(&it.bridge))).collect())
+}
+
+/// None for one that no policy can be found for, so that nothing passes to it or from it.
+pub fn set_of(pod: &FromBefore, tables: &Tables) -> Option<u32> {
+    tables.subjects.get(&**pod.pod.as_ref()?).copied()
+}
+
+fn of_attachment(attachment: &Attachment, set: u32, ipvs: bool) -> impl Iterator<Item = (Key, Object)> {
     let link = host_link(&attachment.id);
-    attachment.addresses.iter().flat_map(move |(family, address)| {
-        let element = |stem: &str, fields: Fields, data: ElementData| {
-            let key = Key::NftElement { set: named(stem, family).into(), key: fields.key() };
-            (key, Object::NftElement(data))
-        };
-        let ends = |link: &str| Fields::new().ifname(link).addr(*address);
-        let own = [
-            element(SUBJECTS, ends(link.as_str()), maps::number(set)),
-            element(SOURCES, ends(link.as_str()), ElementData::default()),
-            element(SELF, Fields::new().addr(*address).addr(*address), ElementData::default()),
-        ];
-        // What IPVS passes on has come by no link; that its source is its own was seen when it came from the pod.
-        let passed_on =
-            [element(SUBJECTS, ends(""), maps::number(set)), element(SOURCES, ends(""), ElementData::default())];
-        own.into_iter().chain(passed_on.into_iter().filter(move |_| ipvs))
-    })
+    attachment.addresses.iter().flat_map(move |(_, address)| elements(link.clone(), *address, set, ipvs))
+}
+
+fn elements(link: LinkName, address: IpAddr, set: u32, ipvs: bool) -> impl Iterator<Item = (Key, Object)> {
+    let element = |stem: &str, fields: Fields, data: ElementData| {
+        let key = Key::NftElement { set: named(stem, Family::of(address)).into(), key: fields.key() };
+        (key, Object::NftElement(data))
+    };
+    let ends = |link: &str| Fields::new().ifname(link).addr(address);
+    let own = [
+        element(SUBJECTS, ends(link.as_str()), maps::number(set)),
+        element(SOURCES, ends(link.as_str()), ElementData::default()),
+        element(SELF, Fields::new().addr(address).addr(address), ElementData::default()),
+    ];
+    // What IPVS passes on has come by no link; that its source is its own was seen when it came from the pod.
+    let passed_on =
+        [element(SUBJECTS, ends(""), maps::number(set)), element(SOURCES, ends(""), ElementData::default())];
+    own.into_iter().chain(passed_on.into_iter().filter(move |_| ipvs))
+}
+
+/// Whether pods of the network before may be others than when `seen` was; they are on these bridges.
+pub(super) fn are_others_from_before(seen: &Seen, world: &World, bridges: &[HostLink]) -> bool {
+    let differs = |item: DiffItem<'_, '_, Arc<str>, Arc<Pod>>| match item {
+        DiffItem::Add(_, pod) | DiffItem::Remove(_, pod) => is_here(world, pod),
+        DiffItem::Update { old: (_, before), new: (_, after) } => is_here(world, before) || is_here(world, after),
+    };
+    seen.bridges != bridges
+        || !seen.given.ptr_eq(&world.given)
+        || !seen.attachments.ptr_eq(&world.attachments)
+        || (!bridges.is_empty() && seen.pods.diff(&world.pods).any(differs))
 }
 
 /// Attachments whose part may differ.

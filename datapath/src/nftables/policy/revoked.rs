@@ -6,6 +6,7 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use imbl::ordmap::DiffItem;
 use ipnet::IpNet;
@@ -13,7 +14,7 @@ use tartan_policy::verdicts::{ANY, Class, Rows, Tables, Word};
 use tartan_policy::walk;
 
 use super::maps::Side;
-use super::{Mode, Seen};
+use super::{FromBefore, Mode, Seen};
 
 /// So many addresses are looked at closely, by what they were and are.
 const CLOSELY: usize = 64;
@@ -30,11 +31,13 @@ pub(super) fn is_anything(before: &Seen, after: &Seen) -> bool {
 
 /// A pod that comes: what others of this node sent to its address before, it has not judged.
 fn arrivals(before: &Seen, after: &Seen) -> bool {
-    before.attachments.diff(&after.attachments).any(|item| match item {
-        DiffItem::Add(..) => true,
-        DiffItem::Update { old: (_, old), new: (_, new) } => old.addresses != new.addresses,
-        DiffItem::Remove(..) => false,
-    })
+    let is_new = |pod| !before.from_before.contains(pod);
+    (!Arc::ptr_eq(&before.from_before, &after.from_before) && after.from_before.iter().any(is_new))
+        || before.attachments.diff(&after.attachments).any(|item| match item {
+            DiffItem::Add(..) => true,
+            DiffItem::Update { old: (_, old), new: (_, new) } => old.addresses != new.addresses,
+            DiffItem::Remove(..) => false,
+        })
 }
 
 /// A pod that is still here and has another set, or none.
@@ -42,7 +45,10 @@ fn subjects(before: &Seen, after: &Seen) -> bool {
     before.tables.subjects.diff(&after.tables.subjects).any(|item| match item {
         DiffItem::Add(..) => false,
         DiffItem::Update { .. } => true,
-        DiffItem::Remove(pod, _) => after.attachments.values().any(|it| *it.pod() == **pod),
+        DiffItem::Remove(pod, _) => {
+            let is_it = |it: &FromBefore| it.pod.as_ref() == Some(pod);
+            after.from_before.iter().any(is_it) || after.attachments.values().any(|it| *it.pod() == **pod)
+        }
     })
 }
 

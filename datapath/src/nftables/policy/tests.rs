@@ -127,23 +127,36 @@ fn world() -> World {
 
 /// kube-proxy begins to translate by IPVS, or ends it.
 fn ipvs(world: &mut World, there: bool) {
-    let link = tartan_model::HostLink {
-        name: IPVS_LINK.into(),
-        kind: "dummy".into(),
-        mtu: 1500,
-        up: false,
-        loopback: false,
-        addresses: Vec::new(),
-        accept_ra: 0,
-    };
-    Arc::make_mut(&mut world.host).links = Vec::from_iter(there.then_some(link));
+    let links = &mut Arc::make_mut(&mut world.host).links;
+    links.retain(|link| *link.name != *IPVS_LINK);
+    links.extend(there.then(|| host_link(IPVS_LINK, "dummy")));
+}
+
+fn host_link(name: &str, kind: &str) -> tartan_model::HostLink {
+    let (name, kind) = (name.into(), kind.into());
+    tartan_model::HostLink { name, kind, mtu: 1500, up: false, loopback: false, addresses: Vec::new(), accept_ra: 0 }
+}
+
+/// The bridge of the network before, and whether this pod is on it.
+const BRIDGE: &str = "cni0";
+fn from_before(world: &mut World, number: u8) {
+    if !world.host.links.iter().any(|link| &*link.name == BRIDGE) {
+        let addresses = ["10.0.1.254/24", "fd00:1::ff/64"].map(|net| net.parse().unwrap()).into();
+        Arc::make_mut(&mut world.host).links.push(tartan_model::HostLink { addresses, ..host_link(BRIDGE, "bridge") });
+    }
+    for address in addresses(number) {
+        if world.given.remove(&address).is_none() {
+            world.given.insert(address, "container".into());
+        }
+    }
 }
 
 /// Something happens to the world; what, say two bytes.
 fn step(world: &mut World, what: u8, which: u8) {
     let number = which % 8;
-    match what % 7 {
-        6 => ipvs(world, world.host.links.is_empty()),
+    match what % 8 {
+        6 => ipvs(world, !world.host.links.iter().any(|link| &*link.name == IPVS_LINK)),
+        7 => from_before(world, number % 4),
         0 | 1 => {
             let (name, spec) = POLICIES[usize::from(which) % POLICIES.len()];
             let kind = if name.contains('/') { Kind::NetworkPolicy } else { Kind::ClusterNetworkPolicy };
@@ -178,17 +191,15 @@ fn questions() -> Vec<(IpAddr, Packet)> {
 }
 
 /// What the maps of a state say of a packet: none where a lookup finds nothing, so that the packet is dropped.
-fn ask(state: &State, attachment: &Attachment, side: Side, end: IpAddr, packet: &Packet) -> Option<Word> {
+fn ask(state: &State, link: &str, own: IpAddr, side: Side, end: IpAddr, packet: &Packet) -> Option<Word> {
     let data = |set: &str, key: ElementKey| match &state.get(&Key::NftElement { set: set.into(), key })?.object {
         Object::NftElement(data) => Some(u32::from_ne_bytes(data.0[..].try_into().unwrap())),
         other => panic!("{other:?}"),
     };
     let otherwise = |set: &str, key| data(set, key).or_else(|| data(set, ElementKey::catch_all()));
     let family = Family::of(end);
-    let own = attachment.addresses.get(family)?;
-    let link = crate::pod::host_link(&attachment.id);
     let fields = Fields::new;
-    let set = data(&named(maps::SUBJECTS, family), fields().ifname(link.as_str()).addr(*own).key())?;
+    let set = data(&named(maps::SUBJECTS, family), fields().ifname(link).addr(own).key())?;
     let listed = otherwise(&named(maps::ADDRESSES, family), fields().addr(end).key())?;
     let around = || interval(state, &named(maps::RANGES, family), &fields().addr(end).key().bytes);
     let identity = if listed == 0 { around()? } else { listed };
@@ -221,25 +232,36 @@ fn direction(side: Side) -> Direction {
     }
 }
 
+/// Pods of this node with their links and addresses: attached, or else of before and known.
+fn subjects(world: &World) -> Vec<(String, String, PerFamily<IpAddr>)> {
+    let number = |number: u8| match world.attachments.get(&attachment(number).id) {
+        Some(it) => Some((it.pod(), crate::pod::host_link(&it.id).to_string(), it.addresses)),
+        None if world.given.contains_key(&addresses(number)[0]) && world.pods.contains_key(&*pod_id(number).name) => {
+            Some((pod_id(number).name.to_string(), BRIDGE.into(), PerFamily::first_of(addresses(number))))
+        }
+        None => None,
+    };
+    (0..4).filter_map(number).collect()
+}
+
 /// What passes, by pod, side, end and packet.
 type Passing = std::collections::BTreeSet<(Arc<str>, bool, IpAddr, Packet)>;
 
 /// Asserts that the maps agree with the tables; gives back what passes.
 fn passing(world: &World, tables: &Tables, state: &State) -> Passing {
     let mut passing = Passing::new();
-    for attachment in world.attachments.values() {
+    for (pod, link, addresses) in subjects(world) {
         for (side, (end, packet)) in
             Side::BOTH.into_iter().flat_map(|side| questions().into_iter().map(move |q| (side, q)))
         {
-            let Some(own) = attachment.addresses.get(Family::of(end)) else { continue };
-            let pod = attachment.pod();
+            let Some(own) = addresses.get(Family::of(end)) else { continue };
             let wanted = tables.lookup(&pod, direction(side), *own, end, &packet).map(|decision| decision.verdict);
-            let found = ask(state, attachment, side, end, &packet).map(Word::verdict);
+            let found = ask(state, &link, *own, side, end, &packet).map(Word::verdict);
             assert_eq!(found, wanted, "{pod} {side:?} {end} {packet:?}");
             // What no chain asks about passes: it is right only where there is nothing that the answer would stop.
             assert!(tables.judged || wanted.is_none_or(walk::passes), "{pod} {side:?} {end} {packet:?}");
             if !tables.judged || wanted.is_some_and(walk::passes) {
-                passing.insert((pod.into(), side == Side::Egress, end, packet));
+                passing.insert((pod.as_str().into(), side == Side::Egress, end, packet));
             }
         }
     }
@@ -273,8 +295,8 @@ proptest! {
             let passes = passing(&world, &tables, &state);
             let generation = generation_in(&state).expect("there is one");
             if let Some((passed, last)) = before {
-                let here: Vec<_> = world.attachments.values().map(|it| it.pod()).collect();
-                let lost = passed.difference(&passes).find(|(pod, ..)| here.iter().any(|it| **it == **pod));
+                let here = subjects(&world);
+                let lost = passed.difference(&passes).find(|(pod, ..)| here.iter().any(|(it, ..)| **it == **pod));
                 prop_assert!(lost.is_none() || generation != last, "{lost:?} in the same generation");
             }
             before = Some((passes, generation));
