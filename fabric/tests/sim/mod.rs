@@ -270,9 +270,12 @@ impl Cluster {
 
     /// Time alone ends leases.
     fn forget_what_nobody_trusts(&mut self) {
-        let mut promised = std::mem::take(&mut self.promised);
-        promised.retain(|(a, b, _)| self.trusts(a, b) && self.trusts(b, a));
-        self.promised = promised;
+        let names: Vec<Arc<str>> = self.machines.keys().cloned().collect();
+        for a in &names {
+            for b in names.iter().filter(|b| *b != a && !self.trusts(a, b)).collect::<Vec<_>>() {
+                self.promised.retain(|(from, to, _)| (from, to) != (a, b) && (to, from) != (a, b));
+            }
+        }
     }
 
     /// Whether `a`, as far as it can tell, counts `b` as live. One whose agent is away keeps to what it has.
