@@ -185,6 +185,24 @@ proptest! {
     }
 }
 
+/// A round in which everything was lost that could have shown the fault looks like one that is well, and tells nothing.
+#[test]
+fn what_is_found_stays_found_however_much_is_lost_beside() {
+    for truth in [Finding::Checksum, Finding::Narrow { largest: 116 }, Finding::Blocked { heard: true }] {
+        for seed in 1..=20 {
+            let mut sim = Sim::new(1);
+            sim.chance = seed << 32;
+            sim.set(1, Way { truth: Some(truth), lost: 30 });
+            sim.run(6 * NAMED);
+            for _ in 0..600 {
+                sim.run(Duration::from_secs(1));
+                let found = sim.standing(1).finding.map(Finding::reason);
+                assert_eq!(found, Some(truth.reason()), "seed {seed}");
+            }
+        }
+    }
+}
+
 /// Every size, since what a search misses is a size between two of its steps.
 #[test]
 fn every_hole_is_measured_to_the_byte_in_time() {

@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use tartan_lab::probe::wait_for;
 use tartan_lab::{Answer, Attachment, Binaries, Lab, Netns, Network, Node, Verb, cni_args};
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A node with an agent, and what a runtime on it knows.
 struct Runtime {

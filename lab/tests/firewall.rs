@@ -5,10 +5,8 @@
 
 mod common;
 
-use std::time::Duration;
-
 use anyhow::{Context, Result, ensure};
-use common::{condition, sh, tartan, wait_for_condition, wait_until_steady};
+use common::{PATIENCE, condition, sh, tartan, wait_for_condition, wait_until_steady};
 use serde_json::{Map, json};
 use tartan_lab::Lab;
 use tartan_lab::probe::wait_for;
@@ -17,8 +15,6 @@ const DOCKER: &str = include_str!("../../kernel/tests/foreign/docker.rules");
 const DOCKER6: &str = include_str!("../../kernel/tests/foreign/docker6.rules");
 const UFW: &str = include_str!("../../kernel/tests/foreign/ufw.rules");
 const FIREWALLD: &str = include_str!("../../kernel/tests/foreign/firewalld.nft");
-
-const SOON: Duration = Duration::from_secs(10);
 
 /// A firewall of somebody else.
 struct Case {
@@ -43,7 +39,7 @@ fn check(case: &Case) -> Result<()> {
         .fabric("host-gw")
         .config("hostFirewall", json!("report"))
         .up()?;
-    lab.wait_for_matrix(SOON)?;
+    lab.wait_for_matrix(PATIENCE)?;
     wait_until_steady(&lab, "host-gw")?;
     sh(lab.node("n1")?, &case.load)?;
     let untouched = sh(lab.node("n1")?, case.show)?;
@@ -57,12 +53,12 @@ fn check(case: &Case) -> Result<()> {
     ensure!(sh(lab.node("n1")?, case.show)? == untouched, "reported is not touched");
 
     lab.set_config(&Map::from_iter([("hostFirewall".into(), json!("open"))]))?;
-    lab.wait_for_matrix(SOON)?;
+    lab.wait_for_matrix(PATIENCE)?;
     let silent = || condition(lab.nodes().first().expect("n1"), "ForwardBlocked").is_none();
-    wait_for(SOON, "the condition to go", silent).with_context(|| lab.troubleshooting())?;
+    wait_for(PATIENCE, "the condition to go", silent).with_context(|| lab.troubleshooting())?;
 
     sh(lab.node("n1")?, &case.load)?;
-    lab.wait_for_matrix(SOON).context("after their reload")?;
+    lab.wait_for_matrix(PATIENCE).context("after their reload")?;
 
     let node = lab.node("n1")?;
     node.stop_agent()?;

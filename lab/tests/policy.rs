@@ -13,8 +13,8 @@ use serde_json::{Map, Value, json};
 use tartan_lab::probe::{Load, Pair, Talk, Transport, let_pass, wait_for};
 use tartan_lab::{Attachment, Binaries, Family, Lab, NAMESPACE, Netns, Network, cni_args};
 
-/// Far more than a file needs to be read, and the kernel to follow.
-const SOON: Duration = Duration::from_secs(4);
+/// Far more than a file needs to be read, and the kernel to follow; far less than an ADD waits.
+const SOON: Duration = Duration::from_secs(20);
 /// An answer that takes longer does not come.
 const ANSWER: Duration = Duration::from_millis(400);
 

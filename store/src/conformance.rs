@@ -25,7 +25,7 @@ pub(crate) trait Rig {
 }
 
 /// Far more than any store needs.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Runs the suite, each test on a store of its own.
 pub(crate) async fn conformance<R: Rig>(make: impl Fn() -> R) {

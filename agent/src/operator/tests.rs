@@ -289,7 +289,7 @@ async fn until(what: &str, is_so: impl Fn() -> bool) {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    let waited = tokio::time::timeout(Duration::from_secs(20), looking).await.is_ok();
+    let waited = tokio::time::timeout(Duration::from_secs(60), looking).await.is_ok();
     assert!(waited, "waited in vain until {what}");
 }
 

@@ -80,6 +80,12 @@ impl Outcome {
     pub(super) fn is_well(&self) -> bool {
         self.reached() && !self.lost_sums() && !self.narrow()
     }
+
+    /// Whether what this round showed, which is well, tells that something is no more as it was in `bad`. It does not if
+    /// all that could have shown it was lost.
+    pub(super) fn refutes(&self, bad: &Outcome) -> bool {
+        (self.summed || !bad.lost_sums()) && (self.full || !bad.narrow())
+    }
 }
 
 /// What all of these rounds show; none where they differ. `largest` is the largest packet known to pass.

@@ -2,7 +2,8 @@
 //!
 //! A round asks through the fabric: a small echo, one as large as pods' packets may be, a datagram with a checksum and one
 //! without. If something is missing the next rounds follow at once and ask several times, also past the fabric, and for the
-//! largest packet that passes; [`ROUNDS`] of one kind in a row are a finding, two that are well end it.
+//! largest packet that passes; [`ROUNDS`] of one kind in a row are a finding, two that are well end it. A round in which all
+//! that could tell was lost is neither.
 //!
 //! Invariant: no more than [`RATE`] rounds begin in a second, however many paths there are and however ill they are.
 
@@ -300,10 +301,12 @@ impl Track {
 
     fn questions(&self) -> Vec<What> {
         let all = [What::Small, What::Full, What::Plain, What::Summed];
-        let Some(last) = self.bad.back() else { return all.to_vec() };
+        if self.bad.is_empty() && self.standing.finding.is_none() {
+            return all.to_vec();
+        }
         let mut questions: Vec<What> = (0..AGAIN).flat_map(|_| all).collect();
         questions.extend([What::Underlay; AGAIN]);
-        if last.narrow() {
+        if self.bad.back().is_some_and(Outcome::narrow) {
             questions.extend(self.sizes().into_iter().map(What::Size));
         }
         questions
@@ -335,6 +338,9 @@ impl Track {
         self.standing.asked += round.asked.len() as u64;
         self.standing.lost += round.asked.iter().filter(|asked| !asked.answered).count() as u64;
         if outcome.is_well() {
+            if !self.bad.back().is_none_or(|bad| outcome.refutes(bad)) {
+                return;
+            }
             self.bad.clear();
             (self.passes, self.fails) = (SMALL, self.standing.target.mtu);
             self.standing.well = self.standing.well.saturating_add(1);

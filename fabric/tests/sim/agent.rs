@@ -101,7 +101,7 @@ impl Agent {
         self.retested = true;
     }
 
-    /// Takes in what has come, and plans if anything has, or if it is time to.
+    /// Takes in what has come, and plans if anything has, or if it is time to. Returns whether it is.
     pub(crate) fn hear(
         &mut self,
         store: &Store,
@@ -110,7 +110,7 @@ impl Agent {
         now: Instant,
         rng: &mut Rng,
         delays: Delays,
-    ) {
+    ) -> bool {
         if self.wire.is_none() && self.back_at <= millis {
             self.wire = Some(Wire::connect(millis, delays.word, rng));
         }
@@ -133,6 +133,7 @@ impl Agent {
         if anything && self.is_whole() {
             self.plan(millis, now, rng, delays);
         }
+        anything
     }
 
     fn plan(&mut self, millis: u64, now: Instant, rng: &mut Rng, delays: Delays) {

@@ -1,7 +1,8 @@
 //! A cluster without a kernel and without a clock: machines, agents with a World and a Memo each, one store.
 //!
 //! Time goes in steps. In each, words travel, agents plan, kernels take a few changes each; and after every single
-//! change every packet that got through before must get through again.
+//! change every packet that got through before must get through again. Most steps are of nothing but time: then what
+//! became of a packet is what became of it in the step before, and is not asked again.
 
 pub(crate) mod agent;
 pub(crate) mod machine;
@@ -49,6 +50,8 @@ pub(crate) struct Cluster {
     promised: BTreeSet<(Arc<str>, Arc<str>, Family)>,
     /// Packets checked against a promise.
     pub kept: u64,
+    /// Something may be other than it was when the packets were last checked.
+    touched: bool,
 }
 
 impl Rng {
@@ -73,6 +76,7 @@ impl Cluster {
             agents: BTreeMap::new(),
             promised: BTreeSet::new(),
             kept: 0,
+            touched: true,
         }
     }
 
@@ -151,6 +155,7 @@ impl Cluster {
     /// Lets so many milliseconds pass.
     pub(crate) fn run(&mut self, millis: u64) {
         let until = self.now + millis;
+        self.touched = true;
         while self.now < until {
             self.step();
         }
@@ -160,6 +165,7 @@ impl Cluster {
     pub(crate) fn settle(&mut self) {
         let quiet = 2 * (self.store.config.lease + self.store.config.drain).as_millis() as u64 + 3 * self.delays.word;
         let (began, mut quiet_since) = (self.now, self.now);
+        self.touched = true;
         while self.now - quiet_since < quiet {
             assert!(self.now < began + 3_600_000, "no rest after an hour\n{}", self.describe(&"n0".into()));
             let before = (self.applied(), self.editions());
@@ -185,7 +191,7 @@ impl Cluster {
         let names: Vec<Arc<str>> = self.agents.keys().cloned().collect();
         for name in &names {
             let (machine, agent) = (&self.machines[name], self.agents.get_mut(name).unwrap());
-            agent.hear(&self.store, machine, self.now, now, &mut self.rng, self.delays);
+            self.touched |= agent.hear(&self.store, machine, self.now, now, &mut self.rng, self.delays);
             if let Some(advert) = agent.publish(self.now, &self.store.config, &mut self.rng, self.delays) {
                 self.write(Write::Advert(advert));
             }
@@ -197,13 +203,18 @@ impl Cluster {
                 if !self.agents.get_mut(name).unwrap().change_kernel(machine, self.now, &mut self.rng, self.delays) {
                     break;
                 }
+                self.touched = true;
                 self.check();
             }
-            if self.agents[name].is_at_rest() {
+            if self.touched && self.agents[name].is_at_rest() {
                 machine::check_mtu(&self.machines[name]);
             }
         }
-        self.check();
+        if std::mem::take(&mut self.touched) {
+            self.check();
+        } else {
+            self.forget_what_nobody_trusts();
+        }
     }
 
     /// Some of those who may; a handshake that comes too early is tried again after seconds.
@@ -217,8 +228,8 @@ impl Cluster {
                 let ours = a.kernel.get(&Key::WgDevice { link: link.clone() }).map(|entry| &entry.object);
                 let Some(&Object::WgDevice(WgDevice { public_key: ours, .. })) = ours else { continue };
                 if self.rng.below(20) == 0 {
-                    self.machines.get_mut(name).unwrap().met.insert((link.clone(), theirs));
-                    self.machines.get_mut(&b).unwrap().met.insert((link, ours));
+                    self.touched |= self.machines.get_mut(name).unwrap().met.insert((link.clone(), theirs));
+                    self.touched |= self.machines.get_mut(&b).unwrap().met.insert((link, ours));
                 }
             }
         }
@@ -255,6 +266,16 @@ impl Cluster {
             Ok(_) => {}
         }
         self.kept += 1;
+    }
+
+    /// Time alone ends leases.
+    fn forget_what_nobody_trusts(&mut self) {
+        let names: Vec<Arc<str>> = self.machines.keys().cloned().collect();
+        for a in &names {
+            for b in names.iter().filter(|b| *b != a && !self.trusts(a, b)).collect::<Vec<_>>() {
+                self.promised.retain(|(from, to, _)| (from, to) != (a, b) && (to, from) != (a, b));
+            }
+        }
     }
 
     /// Whether `a`, as far as it can tell, counts `b` as live. One whose agent is away keeps to what it has.

@@ -35,7 +35,7 @@ impl Reports {
 
     /// The mark of the next packet that is reported; none if there is none for a while.
     pub fn next(&self) -> Option<u32> {
-        match self.told.recv_timeout(Duration::from_millis(500)).ok()? {
+        match self.told.recv_timeout(Duration::from_secs(2)).ok()? {
             Told::Packet(report) => {
                 assert_ne!(report.mark, 0, "a packet without a mark");
                 Some(report.mark)

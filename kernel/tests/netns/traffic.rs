@@ -13,6 +13,8 @@ use super::Netns;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long a client waits that should not be answered; on one machine an answer takes microseconds.
 const IMPATIENCE: Duration = Duration::from_millis(300);
+/// For an answer that may come or not, and which is wanted depends on the case.
+const A_WHILE: Duration = Duration::from_secs(1);
 
 /// The transport a question goes over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,7 +98,7 @@ impl Persistent {
         let to = to.to_owned();
         Persistent(netns.run(move || {
             let socket = UdpSocket::bind(if to.starts_with('[') { "[::]:0" } else { "0.0.0.0:0" }).unwrap();
-            socket.set_read_timeout(Some(Duration::from_millis(400))).unwrap();
+            socket.set_read_timeout(Some(A_WHILE)).unwrap();
             socket.connect(&to).unwrap();
             socket
         }))
@@ -256,10 +258,10 @@ impl Echo {
 
     /// Whether an answer comes.
     pub fn is_answered(&self) -> bool {
-        let deadline = Instant::now() + IMPATIENCE;
+        let deadline = Instant::now() + A_WHILE;
         let header = if self.to.is_ipv4() { 20 } else { 0 };
         let mut message = [0; 128];
-        self.raw.set_read_timeout(Some(IMPATIENCE)).unwrap();
+        self.raw.set_read_timeout(Some(A_WHILE)).unwrap();
         while Instant::now() < deadline {
             let Ok(len) = self.raw.recv(&mut message) else { return false };
             let id = message.get(header + 4..header + 6);
@@ -275,7 +277,7 @@ impl Echo {
 pub fn ask_in_vain(pod: &Netns, to: &'static str) -> std::io::Error {
     pod.run(move || {
         let socket = UdpSocket::bind(if to.starts_with('[') { "[::]:0" } else { "0.0.0.0:0" }).unwrap();
-        socket.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+        socket.set_read_timeout(Some(A_WHILE)).unwrap();
         socket.connect(to).unwrap();
         socket.send(b"?").unwrap();
         socket.recv(&mut [0; 8]).unwrap_err()

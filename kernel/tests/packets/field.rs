@@ -33,8 +33,8 @@ use crate::place::pod_netns;
 const LONGEST_WAY: usize = 4;
 /// Namespaces of a slot. A link that is no longer wanted goes a while after it was, and keeps its namespace so long.
 pub(crate) const BODIES: usize = 4;
-/// For what takes milliseconds.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+/// For what takes milliseconds, unless the machine is busy.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// What nobody answers to is forgotten soon, so that the table does not fill. Connections that are kept say something
 /// more often.
 const TIMEOUTS: &str = "for each in /proc/sys/net/netfilter/nf_conntrack_*timeout*; do
@@ -111,13 +111,15 @@ impl Field {
         self.wait();
         // A packet that was still on its way then begins a connection of which nothing more is heard: 30 seconds with UDP.
         let deadline = Instant::now() + 2 * PATIENCE;
-        for seat in gone.values() {
-            let remembered = format!("={} ", seat.addresses[0]);
-            let node = &self.nodes[seat.node];
-            loop {
+        for (number, node) in self.nodes.iter().enumerate() {
+            let gone = gone.values().filter(|seat| seat.node == number);
+            let remembered: Vec<String> = gone.map(|seat| format!("={} ", seat.addresses[0])).collect();
+            while !remembered.is_empty() {
                 let all = node.netns.sh("cat /proc/net/nf_conntrack");
-                let Some(one) = all.lines().find(|line| line.contains(&remembered)) else { break };
-                assert!(Instant::now() < deadline, "of {seat:?} this is not forgotten: {one}");
+                let is_gone = |line: &&str| remembered.iter().any(|address| line.contains(address));
+                let Some(one) = all.lines().find(is_gone) else { break };
+                assert!(Instant::now() < deadline, "this is not forgotten: {one}");
+                pause();
             }
         }
         self.nodes.iter_mut().for_each(Node::forget);
@@ -151,7 +153,7 @@ impl Field {
         let deadline = Instant::now() + PATIENCE;
         while !self.is_settled() {
             self.check_patience(deadline);
-            std::thread::yield_now();
+            pause();
         }
     }
 
@@ -235,6 +237,12 @@ impl Field {
             self.outside_netns.sh(&format!("ip -batch - <<'END'\n{}\nEND", lines.join("\n")));
         }
     }
+}
+
+/// Leaves the processor to those who are waited for.
+#[allow(clippy::disallowed_methods, reason = "between two looks at a condition")]
+fn pause() {
+    std::thread::sleep(Duration::from_millis(1));
 }
 
 const FORWARD: &str = "sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1 net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.default.rp_filter=0";

@@ -29,7 +29,7 @@ async fn found(served: &Served, case: &str) -> String {
     let mut stream = served.connect().await;
     stream.write_all(&bytes(input)).await.unwrap();
     stream.shutdown().await.unwrap();
-    match timeout(Duration::from_secs(5), receive(&mut stream)).await {
+    match timeout(Duration::from_secs(60), receive(&mut stream)).await {
         Ok(Reply::Error(error)) => format!("{input}\n{}", told(&error)),
         Ok(Reply::Result(result)) => panic!("{input} came to {result}"),
         Err(_) => panic!("{input} is not answered"),

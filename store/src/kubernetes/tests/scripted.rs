@@ -71,7 +71,7 @@ impl Scripted {
                 tokio::time::sleep(Duration::from_millis(2)).await;
             }
         };
-        let waited = tokio::time::timeout(Duration::from_secs(20), asked).await;
+        let waited = tokio::time::timeout(Duration::from_secs(60), asked).await;
         assert!(waited.is_ok(), "not all was asked for, only {:#?}", self.asked());
     }
 
