@@ -11,6 +11,7 @@
 #![allow(clippy::print_stdout, reason = "figures and seeds")]
 
 use std::cell::{Cell, RefCell};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
@@ -140,15 +141,16 @@ fn every_fault_shows() {
     }
 }
 
-/// The order of packets is kept on one processor only (see [`Field::collect`]), so this thread stays on one. Those of the
-/// nodes go where they like.
+/// The order of packets is kept on one processor only (see [`Field::collect`]), so this thread stays on one, each on another
+/// while there are any. Those of the nodes go where they like.
 fn ground() -> Field {
     let all = sched_getaffinity(Pid::this()).expect("any process may");
     sched_setaffinity(Pid::from_raw(0), &all).expect("any thread may");
     let field = Field::new();
+    static GROUNDS: AtomicUsize = AtomicUsize::new(0);
+    let cpus: Vec<usize> = (0..CpuSet::count()).filter(|cpu| all.is_set(*cpu) == Ok(true)).collect();
     let mut one = CpuSet::new();
-    let first = (0..CpuSet::count()).find(|cpu| all.is_set(*cpu) == Ok(true));
-    one.set(first.expect("it runs somewhere")).expect("it is there");
+    one.set(cpus[GROUNDS.fetch_add(1, Ordering::Relaxed) % cpus.len()]).expect("it is there");
     sched_setaffinity(Pid::from_raw(0), &one).expect("any thread may");
     field
 }
