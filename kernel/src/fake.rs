@@ -9,7 +9,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use nix::errno::Errno;
 use tartan_model::{Features, Host, Wireguard};
-use tartan_netstate::claims::{DYING_LINK_GROUP, DYING_POD_LINK_GROUP};
+use tartan_netstate::claims::DYING_LINK_GROUPS;
 use tartan_netstate::{
     Change, Entry, Key, Link, LinkKind, LinkName, Netns, Object, Op, Owner, PodNetns, PublicKey, State,
     diff::hanging_on, stable_hash,
@@ -431,7 +431,7 @@ impl Kernel for Fake {
         let mut inside = self.lock();
         let dying = |(key, entry): (&Key, &Entry)| match &entry.object {
             Object::Link(link) if !inside.failing.contains_key(key) => {
-                matches!(link.group, DYING_LINK_GROUP | DYING_POD_LINK_GROUP).then(|| key.clone())
+                DYING_LINK_GROUPS.contains(&link.group).then(|| key.clone())
             }
             _ => None,
         };

@@ -7,7 +7,7 @@
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 
-use tartan_netstate::claims::{DYING_LINK_GROUP, DYING_POD_LINK_GROUP};
+use tartan_netstate::claims::DYING_LINK_GROUPS;
 
 use crate::KernelError;
 use crate::link;
@@ -26,7 +26,7 @@ impl Gravedigger {
         let work = move || {
             while inbox.recv().is_ok() {
                 // Whoever asked sees by the links whether it worked.
-                let _refused = netlink.batch(&[DYING_LINK_GROUP, DYING_POD_LINK_GROUP].map(link::bury));
+                let _refused = netlink.batch(&DYING_LINK_GROUPS.map(link::bury));
             }
         };
         let thread = std::thread::Builder::new().name("gravedigger".into()).spawn(work);

@@ -14,7 +14,9 @@ use netlink_packet_route::link::{
     LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage, State,
 };
 use netlink_packet_route::{IpProtocol, RouteNetlinkMessage};
-use tartan_netstate::claims::{DYING_LINK_GROUP, FABRIC_LINK_PREFIX, POD_LINK_GROUP, POD_LINK_PREFIX};
+use tartan_netstate::claims::{
+    DYING_LINK_GROUP, DYING_POD_LINK_GROUP, FABRIC_LINK_PREFIX, POD_LINK_GROUP, POD_LINK_PREFIX,
+};
 use tartan_netstate::{Link, LinkKind, LinkName, Mac, Netns, PodNetns, VxlanParams};
 
 use crate::netlink::Request;
@@ -117,10 +119,18 @@ pub(crate) fn group_with_pods(index: u32, with: bool) -> Request {
     Request { message: RouteNetlinkMessage::SetLink(message), flags: 0 }
 }
 
-/// Takes a link that is no pod's down and puts it among those that [`bury`] deletes.
-pub(crate) fn condemn(name: &LinkName) -> Request {
+/// The group in which a link of that group is on its way out: a pod's is a pod's for all rules until it is gone.
+pub(crate) fn dying_group(group: u32) -> u32 {
+    match group {
+        POD_LINK_GROUP | DYING_POD_LINK_GROUP => DYING_POD_LINK_GROUP,
+        _ => DYING_LINK_GROUP,
+    }
+}
+
+/// Takes a link down and puts it among those that [`bury`] deletes with that group.
+pub(crate) fn condemn(name: &LinkName, dying_group: u32) -> Request {
     let mut message = named(name);
-    message.attributes.push(LinkAttribute::Group(DYING_LINK_GROUP));
+    message.attributes.push(LinkAttribute::Group(dying_group));
     set_up(&mut message, false);
     Request { message: RouteNetlinkMessage::SetLink(message), flags: 0 }
 }

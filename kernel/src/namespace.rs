@@ -222,14 +222,17 @@ impl Run<'_> {
     fn delete_links(&mut self, first: usize) -> usize {
         let is_link = |step: &&(Op, Owner)| matches!(step.0, Op::Delete(Key::Link { .. }, _));
         let end = first + self.steps[first..].iter().take_while(|step| is_link(step)).count();
+        let mut groups = BTreeSet::new();
         for at in first..end {
             // A pod's end goes with the host's.
-            if let Op::Delete(Key::Link { ns: Netns::Host, link }, _) = &self.steps[at].0 {
+            if let Op::Delete(Key::Link { ns: Netns::Host, link }, Object::Link(old)) = &self.steps[at].0 {
+                let group = link::dying_group(old.group);
+                groups.insert(group);
                 self.indexes.remove(link);
-                self.send(at, [link::condemn(link)]);
+                self.send(at, [link::condemn(link, group)]);
             }
         }
-        self.send(first, [link::bury(DYING_LINK_GROUP)]);
+        self.send(first, groups.into_iter().map(link::bury));
         self.flush();
         end
     }
@@ -358,7 +361,7 @@ impl Run<'_> {
             let theirs = format!("{theirs} has that VNI at that port: see `ip -details link show {theirs}`");
             return Err(KernelError::Conflict { what, theirs });
         }
-        let mut requests = vec![link::condemn(&theirs), link::bury(DYING_LINK_GROUP)];
+        let mut requests = vec![link::condemn(&theirs, DYING_LINK_GROUP), link::bury(DYING_LINK_GROUP)];
         requests.extend(link::create(name, wanted, None));
         match self.inside.netlink.batch(&requests).into_iter().find_map(Result::err) {
             Some(refusal) => Err(refusal.doing(format!("put {name} in the place of {theirs}"))),

@@ -27,6 +27,8 @@ pub const POD_LINK_GROUP: u32 = 0x7474;
 pub const DYING_LINK_GROUP: u32 = 0x7475;
 /// The same of a pod's link: what it brought in its last moment is still a pod's.
 pub const DYING_POD_LINK_GROUP: u32 = 0x7476;
+/// All groups of links on their way out.
+pub const DYING_LINK_GROUPS: [u32; 2] = [DYING_LINK_GROUP, DYING_POD_LINK_GROUP];
 /// What filters and counts "our pods" matches on: both of these groups.
 pub const POD_LINK_GROUPS: Groups =
     Groups { mask: !(POD_LINK_GROUP ^ DYING_POD_LINK_GROUP), value: POD_LINK_GROUP & DYING_POD_LINK_GROUP };

@@ -5,9 +5,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use tartan_netstate::claims::{DYING_LINK_GROUP, DYING_POD_LINK_GROUP, POD_LINK_GROUP, POD_LINK_PREFIX};
+use tartan_netstate::claims::{DYING_LINK_GROUPS, POD_LINK_PREFIX};
 use tartan_netstate::{Entry, Key, Link, LinkKind, LinkName, Netns, Object, Op, Owner, State};
 
+use crate::link::dying_group;
 use crate::{Failure, Scope};
 
 /// Puts what was read in place of what the scope covers.
@@ -105,7 +106,7 @@ pub(super) fn dying(mirror: &State) -> BTreeMap<Key, Object> {
 }
 
 pub(super) fn is_dying(object: &Object) -> bool {
-    matches!(object, Object::Link(link) if matches!(link.group, DYING_LINK_GROUP | DYING_POD_LINK_GROUP) && !link.up)
+    matches!(object, Object::Link(link) if DYING_LINK_GROUPS.contains(&link.group) && !link.up)
 }
 
 /// Deletes first what stands in the way of a new link: one whose far end has the same name in the same namespace. The
@@ -146,11 +147,7 @@ fn far_end(object: &Object) -> Option<(&Netns, &LinkName)> {
 pub(super) fn condemn(op: &mut Op) -> bool {
     let Op::Delete(key @ Key::Link { ns: Netns::Host, .. }, old) = op else { return true };
     let Object::Link(link) = &*old else { return true };
-    let group = match link.group {
-        POD_LINK_GROUP | DYING_POD_LINK_GROUP => DYING_POD_LINK_GROUP,
-        _ => DYING_LINK_GROUP,
-    };
-    let new = Link { group, up: false, ..(**link).clone() };
+    let new = Link { group: dying_group(link.group), up: false, ..(**link).clone() };
     let is_news = !is_dying(old);
     *op = Op::Replace { key: key.clone(), old: old.clone(), new: Object::Link(new.into()) };
     is_news
