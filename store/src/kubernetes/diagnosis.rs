@@ -12,7 +12,7 @@ use siphasher::sip::SipHasher13;
 use tartan_model::{Condition, Kind, ObjectId, rfc3339};
 
 use super::client::{Client, MERGE, Trouble};
-use super::write::{Done, TRIES, busy, path, refused, settle};
+use super::write::{Done, TRIES, busy, path, read, settle};
 use crate::WriteError;
 
 /// `type` of the condition.
@@ -25,14 +25,8 @@ const LONGEST: usize = 1000;
 /// Tells what is wrong, or that nothing is.
 pub(super) async fn tell(client: &Client, id: &ObjectId, conditions: &[Condition]) -> Result<(), WriteError> {
     for _ in 0..TRIES {
-        let there = match client.request(Method::GET, &path(id), None).await {
-            Ok(body) => body,
-            // Gone meanwhile: the watch brings it.
-            Err(Trouble::Status { code: StatusCode::NOT_FOUND, .. }) => return Ok(()),
-            Err(trouble) => return Err(refused(id, trouble)),
-        };
-        let there: Value = serde_json::from_slice(&there)
-            .map_err(|error| WriteError::Away(format!("the API server's {id} is not an object: {error}")))?;
+        // Gone meanwhile: the watch brings it.
+        let Some(there) = read(client, id).await? else { return Ok(()) };
         let sent = match id.kind {
             Kind::NetworkConfig | Kind::IpPool | Kind::IpReservation => {
                 let Some(patch) = status(&there, conditions, SystemTime::now()) else { return Ok(()) };

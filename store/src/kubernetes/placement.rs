@@ -12,7 +12,7 @@ use tartan_api::tartan::STARTUP_TAINT;
 use tartan_model::{Annotations, Availability, ObjectId, rfc3339};
 
 use super::client::{Client, MERGE, MERGE_ITEMS};
-use super::write::{Done, TRIES, busy, path, refused, settle};
+use super::write::{Done, TRIES, busy, document, path, refused, settle};
 use crate::WriteError;
 
 /// The condition first: with the taint gone it is all that keeps pods away.
@@ -45,8 +45,7 @@ fn condition(node: &ObjectId, word: &Availability) -> Value {
 async fn untaint(client: &Client, id: &ObjectId, word: &Availability) -> Result<(), WriteError> {
     for _ in 0..TRIES {
         let there = client.request(Method::GET, &path(id), None).await.map_err(|trouble| refused(id, trouble))?;
-        let there: Value = serde_json::from_slice(&there)
-            .map_err(|error| WriteError::Away(format!("the API server's {id} is not an object: {error}")))?;
+        let there: Value = document(id, &there)?;
         let none = Vec::new();
         let taints = there["spec"]["taints"].as_array().unwrap_or(&none);
         let others: Vec<&Value> = taints.iter().filter(|taint| taint["key"] != STARTUP_TAINT).collect();

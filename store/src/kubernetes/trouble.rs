@@ -12,7 +12,7 @@ use tartan_model::{ObjectId, rfc3339};
 
 use super::client::{Client, Trouble};
 use super::diagnosis::{DEFAULT_NAMESPACE, shortened};
-use super::write::{path, refused};
+use super::write::{read, refused};
 use crate::WriteError;
 
 /// How much of a time as RFC 3339 has it says when: up to the tens of minutes.
@@ -20,14 +20,8 @@ const WINDOW: usize = "2026-01-02T03:4".len();
 
 /// Tells of the condition of that type, which is the same since then.
 pub(super) async fn tell(client: &Client, id: &ObjectId, reason: &str, since: &str) -> Result<(), WriteError> {
-    let there = match client.request(Method::GET, &path(id), None).await {
-        Ok(body) => body,
-        // Gone meanwhile: the watch brings it.
-        Err(Trouble::Status { code: StatusCode::NOT_FOUND, .. }) => return Ok(()),
-        Err(trouble) => return Err(refused(id, trouble)),
-    };
-    let there: Value = serde_json::from_slice(&there)
-        .map_err(|error| WriteError::Away(format!("the API server's {id} is not an object: {error}")))?;
+    // Gone meanwhile: the watch brings it.
+    let Some(there) = read(client, id).await? else { return Ok(()) };
     let Some(event) = event(&there, reason, since, SystemTime::now()) else { return Ok(()) };
     let events = format!("/api/v1/namespaces/{DEFAULT_NAMESPACE}/events");
     match client.request(Method::POST, &events, Some(event.to_string())).await {

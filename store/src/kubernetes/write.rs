@@ -6,7 +6,9 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use hyper::body::Bytes;
 use hyper::{Method, StatusCode};
+use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 use tartan_model::{Kind, Object, ObjectId, Revision};
 
@@ -95,11 +97,7 @@ impl Writer {
     }
 
     async fn look(&self, id: &ObjectId) -> Result<Option<Found>, WriteError> {
-        match self.client.request(Method::GET, &path(id), None).await {
-            Ok(body) => Found::read(id, &body).map(Some),
-            Err(Trouble::Status { code: StatusCode::NOT_FOUND, .. }) => Ok(None),
-            Err(trouble) => Err(refused(id, trouble)),
-        }
+        get(&self.client, id).await?.map(|body| Found::read(id, &body)).transpose()
     }
 
     async fn create(&self, id: &ObjectId, object: &Object) -> Result<Done<()>, WriteError> {
@@ -152,8 +150,7 @@ impl Writer {
 impl Found {
     fn read(id: &ObjectId, body: &[u8]) -> Result<Found, WriteError> {
         let text = String::from_utf8_lossy(body);
-        let document = serde_json::from_str(&text)
-            .map_err(|error| WriteError::Away(format!("the API server's {id} is not an object: {error}")))?;
+        let document = document(id, text.as_bytes())?;
         let object = decode::from_json(id, ORIGIN, &text);
         Ok(Found { document, revision: object.ok().map(|object| decode::revision(id, &object)) })
     }
@@ -161,6 +158,25 @@ impl Found {
     fn meets(&self, id: &ObjectId, expect: &Expect) -> bool {
         crate::check(id, expect, Some(self.revision.as_ref())).is_ok()
     }
+}
+
+/// The object as it is there; none: it is not.
+pub(super) async fn read(client: &Client, id: &ObjectId) -> Result<Option<Value>, WriteError> {
+    get(client, id).await?.map(|body| document(id, &body)).transpose()
+}
+
+async fn get(client: &Client, id: &ObjectId) -> Result<Option<Bytes>, WriteError> {
+    match client.request(Method::GET, &path(id), None).await {
+        Ok(body) => Ok(Some(body)),
+        Err(Trouble::Status { code: StatusCode::NOT_FOUND, .. }) => Ok(None),
+        Err(trouble) => Err(refused(id, trouble)),
+    }
+}
+
+/// What the API server gives as that object.
+pub(super) fn document<T: DeserializeOwned>(id: &ObjectId, body: &[u8]) -> Result<T, WriteError> {
+    serde_json::from_slice(body)
+        .map_err(|error| WriteError::Away(format!("the API server's {id} is not an object: {error}")))
 }
 
 /// The object's document, as a whole.
