@@ -59,6 +59,14 @@ impl<'a> Joined<'a> {
         true
     }
 
+    /// Takes a packet, after it has given what is there to `write` if that does not go with it.
+    pub(crate) fn put(&mut self, packet: &'a [u8], write: impl FnMut(&[&[u8]])) {
+        if !self.take(packet) {
+            self.flush(write);
+            self.take(packet);
+        }
+    }
+
     fn continues(&self, packet: &[u8]) -> bool {
         let (first, l4) = (self.first, self.l4);
         if stream(packet) != Some((l4, self.header_len)) || seq(packet, l4) != self.next_seq {

@@ -129,10 +129,7 @@ fn from_peers(queue: &Queue, shared: &Shared, stop: &EventFd) {
             if !inner::addresses(packet).is_some_and(is_theirs) {
                 continue;
             }
-            if !joined.take(packet) {
-                joined.flush(&mut write);
-                joined.take(packet);
-            }
+            joined.put(packet, &mut write);
         }
         joined.flush(&mut write);
     }

@@ -35,6 +35,11 @@ impl Outbox {
         self.push(to, (start..self.headers.len(), buffer, payload));
     }
 
+    /// A packet that is there as a whole.
+    pub(crate) fn add_whole(&mut self, to: SocketAddr, packet: &[u8]) {
+        self.add(to, packet, 0, 0..0);
+    }
+
     /// A packet that is all header, as `write` appends it to what is there; it says where that goes, if anywhere.
     pub(crate) fn put(&mut self, write: impl FnOnce(&mut Vec<u8>) -> Option<SocketAddr>) {
         let start = self.headers.len();

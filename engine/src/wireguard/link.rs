@@ -75,7 +75,7 @@ impl Link {
     fn greet(&self, new: &[Arc<Peer>]) {
         let Some(queue) = self.queues.first() else { return };
         send_by(queue, |outbox| {
-            new.iter().for_each(|peer| peer.greet(&mut |to, message| outbox.add(to, message, 0, 0..0)));
+            new.iter().for_each(|peer| peer.greet(&mut |to, message| outbox.add_whole(to, message)));
         });
     }
 }
@@ -97,7 +97,7 @@ fn timers(queue: &Queue, shared: &Shared, stop: &EventFd) {
         let mut fds = [PollFd::new(stop.as_fd(), PollFlags::POLLIN)];
         match poll(&mut fds, PollTimeout::from(TICK_MILLIS)) {
             Ok(0) => send_by(queue, |outbox| {
-                shared.now().tick(&mut |to, message| outbox.add(to, message, 0, 0..0));
+                shared.now().tick(&mut |to, message| outbox.add_whole(to, message));
             }),
             Err(Errno::EINTR) => {}
             _ => return,
@@ -152,17 +152,14 @@ fn from_peers(queue: &Queue, shared: &Shared, stop: &EventFd) {
         plain.clear();
         packets.clear();
         for (from, datagram) in inbox.packets() {
-            let mut answer = |to, message: &[u8]| outbox.add(to, message, 0, 0..0);
+            let mut answer = |to, message: &[u8]| outbox.add_whole(to, message);
             packets.extend(tunnel.take(from, datagram, &mut plain, &mut answer));
         }
         outbox.send(queue.udp.as_fd(), &[]);
         let mut joined = Joined::default();
         let mut write = |pieces: &[&[u8]]| put(&queue.tun, pieces);
         for packet in packets.iter().map(|packet| &plain[packet.clone()]) {
-            if !joined.take(packet) {
-                joined.flush(&mut write);
-                joined.take(packet);
-            }
+            joined.put(packet, &mut write);
         }
         joined.flush(&mut write);
     }
