@@ -101,11 +101,13 @@ pub(crate) fn word(world: &World) -> Word {
         word.accepts = instances(&said.ever_accepts);
         word.last_sends = said.last.sends.iter().filter_map(parse).collect();
         // Nobody can have heard what this node itself has not.
-        word.sends = match heard.is_some() {
+        word.sends = if is_flannels {
             // Its own words began after that one, and have said nothing else.
-            _ if is_flannels => word.last_sends.clone(),
-            true => instances(&said.always_sends),
-            false => BTreeSet::new(),
+            word.last_sends.clone()
+        } else if heard.is_some() {
+            instances(&said.always_sends)
+        } else {
+            BTreeSet::new()
         };
     }
     if let Some(heard) = &heard {

@@ -20,11 +20,11 @@ use tartan_store::Word;
 
 /// For how long nodes may take care of blocks that are nobody's, and clusters of their own addresses.
 pub(super) const PATIENCE: Duration = Duration::from_secs(60);
-/// Ranges for pods where nobody has said one; the first that nothing is in.
 /// What is over sooner, as when an agent starts, needs nobody.
 const LASTING: Duration = Duration::from_secs(30);
 /// Of how many nodes the same is told: what all have is no trouble of one.
 const OF_ONE_KIND: usize = 20;
+/// Ranges for pods where nobody has said one; the first that nothing is in.
 const RANGES: [(Family, &str, u8); 5] = [
     (Family::V4, "10.244.0.0/16", 26),
     (Family::V4, "10.42.0.0/16", 26),

@@ -14,7 +14,7 @@
 //! ```
 //!
 //! Invariant: whatever changes at once, a packet is judged as before the change or as after it, between any two
-//! transactions and while the intervals of one are late. All of them together are the change. (`kernel/tests/phases.rs`)
+//! transactions and while the intervals of one are late. All of them together are the change. (`kernel/tests/phases`)
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
