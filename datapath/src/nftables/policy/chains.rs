@@ -38,17 +38,23 @@ const FROM_NODE: &str = "policy_from_node";
 
 /// What IPVS passes on.
 const PASSED_ON: &str = "policy_passed_on";
+/// Lets pass what was judged in this generation.
+const JUDGED: &str = "policy_judged";
+/// And errors, which are of the connection they are about.
+const ABOUT_JUDGED: &str = "policy_about_judged";
+/// What was judged now gets the generation's stamp.
+const STAMP: &str = "policy_stamp";
 
 /// Begins a rule about packets of pods, with a comment.
 type Begun = fn(&'static str) -> RuleBuilder;
 
 /// By which packets come to be judged. `ipvs`: it is in use.
-pub(super) fn hooks(mode: Mode, ipvs: bool, generation: Generation) -> [(Key, Object); 4] {
+pub(super) fn hooks(mode: Mode, ipvs: bool) -> [(Key, Object); 4] {
     let base =
         |name: &str, point, priority, rules| object(name, Chain::base(ChainKind::Filter, point, priority, rules));
     // First, because nearly all packets end here.
     let forwarded = vec![
-        judged(generation),
+        judged(),
         rule("from a pod").iifgroup(POD_LINK_GROUPS).goto(THROUGH),
         rule("to a pod").oifgroup(POD_LINK_GROUPS).goto(THROUGH),
     ];
@@ -64,7 +70,7 @@ pub(super) fn hooks(mode: Mode, ipvs: bool, generation: Generation) -> [(Key, Ob
     ]
 }
 
-/// Everything that is there whatever pods and policies there are, but for what [`judging`] gives.
+/// Everything that is there whatever pods and policies there are, but for what [`judging`] and [`generation`] give.
 pub(super) fn fixed(mode: Mode) -> Vec<(Key, Object)> {
     let mut all = maps::fixed(mode);
     let mut add = |name: &str, chain| all.push(object(name, chain));
@@ -88,11 +94,20 @@ pub(super) fn fixed(mode: Mode) -> Vec<(Key, Object)> {
     all
 }
 
-/// The chains that hold the generation. `between_nodes`: UDP ports at which nodes unwrap packets.
-pub(super) fn judging(mode: Mode, generation: Generation, between_nodes: &[u16]) -> [(Key, Object); 5] {
-    let stamp = generation.stamp();
-    let about_judged = || errors("about what was judged").map(|error| of_this(error, generation).returns());
-    let stamped = || rule("allowed").set_ct_mark(CT_MARK_GENERATION, stamp);
+/// All that holds the generation, and no more: one begins with every pod that comes, and is written while it waits.
+pub(super) fn generation(generation: Generation) -> [(Key, Object); 3] {
+    let of_this = |rule: RuleBuilder| rule.ct_mark(CT_MARK_GENERATION, generation.stamp());
+    // What a helper expects has its parent's mark from its first packet on, and an error is sent by anybody.
+    let judged = of_this(rule("judged in this generation")).not_ct_state_related().accept();
+    let about_judged = of_this(rule("about what was judged")).accept();
+    let stamped = rule("allowed").set_ct_mark(CT_MARK_GENERATION, generation.stamp());
+    [(JUDGED, vec![judged]), (ABOUT_JUDGED, vec![about_judged]), (STAMP, vec![stamped])].map(regular)
+}
+
+/// The chains around those of pods. `between_nodes`: UDP ports at which nodes unwrap packets.
+pub(super) fn judging(mode: Mode, between_nodes: &[u16]) -> [(Key, Object); 5] {
+    let about_judged = || errors("may be about what was judged").map(|error| error.jump(ABOUT_JUDGED));
+    let stamped = || rule("allowed").goto(STAMP);
     let judge = |side, back| Way { side, back }.chain();
     let (egress, egress_back) = (judge(maps::Side::Egress, false), judge(maps::Side::Egress, true));
     let (ingress, ingress_back) = (judge(maps::Side::Ingress, false), judge(maps::Side::Ingress, true));
@@ -116,7 +131,7 @@ pub(super) fn judging(mode: Mode, generation: Generation, between_nodes: &[u16])
         rule("of the pod that answers").iifgroup(POD_LINK_GROUPS).jump(&ingress_back),
         stamped(),
     ];
-    let mut to_node = vec![judged(generation)];
+    let mut to_node = vec![judged()];
     to_node.extend(others_errors(mode, from_pod));
     to_node.extend([
         rule("answers to this node").ct_direction_reply().returns(),
@@ -127,14 +142,14 @@ pub(super) fn judging(mode: Mode, generation: Generation, between_nodes: &[u16])
     to_node.extend(stale_errors(mode));
     to_node.extend(to_be_unwrapped(mode, from_pod, between_nodes));
     to_node.extend([rule("of the pod it leaves").jump(&egress), stamped()]);
-    let mut from_node = vec![judged(generation)];
+    let mut from_node = vec![judged()];
     from_node.extend(errors("of this node").map(RuleBuilder::returns));
     from_node.extend([
         rule("answers to a pod").ct_direction_reply().jump(&egress_back),
         rule("of others, passed on").not_fib_local(AddressSide::Saddr).jump(&ingress),
         stamped(),
     ]);
-    let mut passed_on = vec![judged(generation)];
+    let mut passed_on = vec![judged()];
     passed_on.extend(Family::ALL.map(|family| to_itself(from_anywhere, family)));
     passed_on.extend(others_errors(mode, from_anywhere));
     passed_on.extend(about_judged());
@@ -145,16 +160,15 @@ pub(super) fn judging(mode: Mode, generation: Generation, between_nodes: &[u16])
         stamped(),
     ]);
     [(THROUGH, through), (THROUGH_BACK, back), (TO_NODE, to_node), (FROM_NODE, from_node), (PASSED_ON, passed_on)]
-        .map(|(name, rules)| object(name, Chain::regular(rules)))
+        .map(regular)
 }
 
-/// What a helper expects has its parent's mark from its first packet on, and an error is sent by anybody.
-fn judged(generation: Generation) -> Rule {
-    of_this(rule("judged in this generation"), generation).not_ct_state_related().returns()
+fn judged() -> Rule {
+    rule("may have been judged").jump(JUDGED)
 }
 
-fn of_this(rule: RuleBuilder, generation: Generation) -> RuleBuilder {
-    rule.ct_mark(CT_MARK_GENERATION, generation.stamp())
+fn regular((name, rules): (&str, Vec<Rule>)) -> (Key, Object) {
+    object(name, Chain::regular(rules))
 }
 
 fn object(name: &str, chain: Chain) -> (Key, Object) {

@@ -8,7 +8,7 @@
 //! ```
 //!
 //! All that depends on pods, addresses and policies is elements of maps ([`maps`]); the chains ([`chains`], [`judge`]) are
-//! the same on every node, but for the generation, a constant in six small ones. A generation begins when something is
+//! the same on every node, but for the generation, a constant in three small ones. A generation begins when something is
 //! revoked ([`revoked`]): connections judged before are then judged again, whichever end sends. While there is no policy in
 //! the whole cluster, the four chains above are not there, and no packet pays.
 //!
@@ -122,15 +122,17 @@ impl Policy {
         }
         self.sets(&before.tables.sets, &tables.sets);
         self.pods(&before);
+        if first || before.mode != mode || before.between_nodes != between_nodes {
+            self.judging();
+        }
+        if first || before.mode != mode || before.ipvs != ipvs || before.tables.judged != tables.judged {
+            self.hooks();
+        }
         let in_force = generation_in(&world.programmed.mirror);
         if first {
             self.first_generation(&world.programmed.mirror, in_force);
         } else if revoked::is_anything(&before, &self.seen) {
             self.begin(self.generation.unwrap_or(Generation(0)).next(in_force));
-        } else if before.mode != mode || before.between_nodes != between_nodes {
-            self.begin(self.generation.unwrap_or(Generation(0)));
-        } else if before.tables.judged != tables.judged {
-            self.hooks();
         }
         &self.state
     }
@@ -152,8 +154,7 @@ impl Policy {
 
     /// Without any policy, no packet is held up to find that it passes, and no pod asked for its name.
     fn hooks(&mut self) {
-        let Some(generation) = self.generation else { return };
-        for (key, object) in chains::hooks(self.seen.mode, self.seen.ipvs, generation) {
+        for (key, object) in chains::hooks(self.seen.mode, self.seen.ipvs) {
             match self.seen.tables.judged {
                 true => self.state.insert(key, object, Owner::Policy),
                 false => drop(self.state.remove(&key)),
@@ -167,10 +168,15 @@ impl Policy {
         }
         let element = Object::NftElement(ElementData::default());
         self.state.insert(generation.key(), element, Owner::Policy);
-        for (key, object) in chains::judging(self.seen.mode, generation, &self.seen.between_nodes) {
+        for (key, object) in chains::generation(generation) {
             self.state.insert(key, object, Owner::Policy);
         }
-        self.hooks();
+    }
+
+    fn judging(&mut self) {
+        for (key, object) in chains::judging(self.seen.mode, &self.seen.between_nodes) {
+            self.state.insert(key, object, Owner::Policy);
+        }
     }
 
     fn addresses(&mut self, before: &OrdMap<IpAddr, u32>, after: &OrdMap<IpAddr, u32>) {

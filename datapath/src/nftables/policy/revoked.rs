@@ -20,6 +20,10 @@ use super::{FromBefore, Mode, Seen};
 const CLOSELY: usize = 64;
 
 pub(super) fn is_anything(before: &Seen, after: &Seen) -> bool {
+    // What nobody asks about is not taken away; and all that was stamped before is judged when somebody asks again.
+    if !after.tables.judged {
+        return false;
+    }
     (before.mode != Mode::Enforce && after.mode == Mode::Enforce)
         || before.ipvs != after.ipvs
         || (!before.tables.judged && after.tables.judged)

@@ -286,7 +286,7 @@ proptest! {
             let state = policy.plan(&world, &tables, Mode::Enforce).clone();
             world.programmed.mirror = state.clone();
             let anew = Policy::default().plan(&world, &tables, Mode::Enforce).clone();
-            let hooks = chains::hooks(Mode::Enforce, true, Generation(0));
+            let hooks = chains::hooks(Mode::Enforce, true);
             let asked_by = hooks.iter().filter(|(key, _)| state.get(key).is_some()).count();
             prop_assert_eq!(asked_by, if tables.judged { 4 } else { 0 });
             prop_assert!(state == anew, "{:#?}", diff(&state, &anew, |_| true));
@@ -389,8 +389,8 @@ fn what_comes_and_goes_is_elements_and_what_takes_away_begins_a_generation() {
         assert_eq!(began, revokes, "{what}");
         let is_element = |key: &Key| matches!(key, Key::NftElement { .. });
         let chains = change.ops.iter().filter(|(op, _)| !is_element(op.key())).count();
-        let all_hooks = if what == "no policy is left" { 3 } else { 0 };
-        assert_eq!(chains, all_hooks + if revokes { 6 } else { 0 }, "{what}: {change:#?}");
+        let all_hooks = if what == "no policy is left" { 4 } else { 0 };
+        assert_eq!(chains, all_hooks + if revokes { 3 } else { 0 }, "{what}: {change:#?}");
         assert!(change.ops.len() < 40, "{what}: {} steps", change.ops.len());
     };
     let put = |number: u8, app: &'static str| {
@@ -416,7 +416,29 @@ fn what_comes_and_goes_is_elements_and_what_takes_away_begins_a_generation() {
     check("the pod here is not known any more", true, &|world| store(world, pod_id(0), None));
     check("a policy that is for others", false, &|world| step(world, 0, 6));
     check("a policy that isolates", true, &|world| step(world, 0, 5));
-    check("no policy is left", true, &|world| step(world, 0, 2));
+    check("no policy is left", false, &|world| step(world, 0, 2));
+}
+
+/// Without policies a pod that comes costs no generation: what was stamped before is judged again when there is one.
+#[test]
+fn where_nobody_asks_nothing_is_taken_away() {
+    let (mut world, mut memo, mut policy) = (world(), verdicts::Memo::default(), Policy::default());
+    let mut plan = |world: &World| {
+        let tables = verdicts::plan(&mut memo, world).tables.clone();
+        generation_in(policy.plan(world, &tables, Mode::Enforce)).expect("there is one").0
+    };
+    for (what, which) in [(5, 0), (2, 0), (0, 2)] {
+        step(&mut world, what, which);
+    }
+    assert_eq!(plan(&world), 0);
+    step(&mut world, 0, 2);
+    assert_eq!(plan(&world), 0, "no policy is left");
+    world.attach(attachment(1));
+    assert_eq!(plan(&world), 0, "a pod comes");
+    step(&mut world, 0, 2);
+    assert_eq!(plan(&world), 1, "it was not judged when it came");
+    world.attach(attachment(2));
+    assert_eq!(plan(&world), 2, "a pod comes where there are policies");
 }
 
 #[test]
@@ -468,8 +490,8 @@ fn audit_stops_nothing() {
     assert_eq!(enforced[&0x43], Verdict::Goto(chains::REJECTED.into()));
     assert!(verdicts(Mode::Audit).into_values().all(|verdict| verdict == Verdict::Continue));
     let drops = |mode: Mode| {
-        let judging = chains::judging(mode, Generation(0), &[8472]);
-        let all = chains::fixed(mode).into_iter().chain(chains::hooks(mode, true, Generation(0))).chain(judging);
+        let judging = chains::judging(mode, &[8472]).into_iter().chain(chains::generation(Generation(0)));
+        let all = chains::fixed(mode).into_iter().chain(chains::hooks(mode, true)).chain(judging);
         let chains = all.filter_map(|(key, object)| match object {
             Object::NftChain(chain) if key != denied() => Some(chain),
             _ => None,
