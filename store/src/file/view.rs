@@ -105,8 +105,8 @@ impl View {
         }
     }
 
-    /// Tells what there is, now that all has been read.
-    pub(super) fn end_list(&mut self, mut listing: Listing) -> Vec<StoreEvent> {
+    /// Tells what there is, now that all has been read: one after the other, for there may be thousands.
+    pub(super) fn end_list(&mut self, mut listing: Listing) -> impl Iterator<Item = StoreEvent> {
         for name in std::mem::take(&mut listing.missing) {
             self.list(&mut listing, &name, Reading::Gone);
         }
@@ -114,20 +114,23 @@ impl View {
             self.pack();
         }
         self.listing = true;
-        let mut events = Vec::with_capacity(self.holders.len() + 2 * self.kinds.len());
-        events.extend(self.kinds.iter().map(|kind| StoreEvent::Init(*kind)));
+        let changed = listing.changed;
         // Who is told for the first time acts on nothing before the end. Others must not see half of what is new.
-        let mut moment = Vec::new();
+        let moment: Vec<_> = changed.iter().filter_map(|id| Some(self.held(id)?.told(id))).collect();
+        let mut last: Vec<_> = (!moment.is_empty()).then_some(StoreEvent::Moment(moment)).into_iter().collect();
+        let noted = self.files.keys().filter(|name| !self.notices(name).is_empty());
+        let noted: BTreeSet<Arc<str>> = noted.chain(self.told_notices.keys()).cloned().collect();
+        last.extend(noted.iter().filter_map(|file| self.tell_notice(file)));
+        self.finish_list(&mut last);
+        let inits = self.kinds.iter().map(|kind| StoreEvent::Init(*kind));
+        let as_told = self.ids().filter(move |id| !changed.contains(id));
+        inits.chain(as_told.filter_map(|id| Some(self.held(id)?.told(id)))).chain(last)
+    }
+
+    /// Of all objects, once each.
+    fn ids(&self) -> impl Iterator<Item = &ObjectId> {
         let mut last = None;
-        for id in self.holders.iter().map(|(id, _)| id).filter(|id| last.replace(*id) != Some(*id)) {
-            let Some(held) = self.held(id) else { continue };
-            if listing.changed.contains(id) { &mut moment } else { &mut events }.push(held.told(id));
-        }
-        events.extend((!moment.is_empty()).then_some(StoreEvent::Moment(moment)));
-        let files: BTreeSet<Arc<str>> = self.files.keys().chain(self.told_notices.keys()).cloned().collect();
-        events.extend(files.iter().filter_map(|file| self.tell_notice(file)));
-        self.finish_list(&mut events);
-        events
+        self.holders.iter().map(|(id, _)| id).filter(move |id| last.replace(*id) != Some(*id))
     }
 
     fn list(&mut self, listing: &mut Listing, name: &Arc<str>, reading: Reading) {
