@@ -42,13 +42,18 @@ pub enum Decision {
 }
 
 /// Decides on a request.
-pub fn decide(world: &World, request: &CniRequest, now: Instant) -> Result<Decision, CniError> {
+pub fn decide(
+    world: &World,
+    ipam: &mut tartan_ipam::Memo,
+    request: &CniRequest,
+    now: Instant,
+) -> Result<Decision, CniError> {
     match request.command {
-        Command::Add => add(world, request, now).map(Decision::Attach),
+        Command::Add => add(world, ipam, request, now).map(Decision::Attach),
         Command::Del => Ok(Decision::Detach(del(world, request))),
         Command::Gc => Ok(Decision::Detach(gc(world, request)?)),
         Command::Check => check::look(world, request).map(Decision::Check),
-        Command::Status => status(world, request, now).map(|()| Decision::Answer(Value::Null)),
+        Command::Status => status(world, ipam, request, now).map(|()| Decision::Answer(Value::Null)),
     }
 }
 
@@ -75,7 +80,12 @@ fn journal_refused(details: String) -> CniError {
     CniError::new(code::TRY_LATER, "the agent's journal cannot be written", details)
 }
 
-fn add(world: &World, request: &CniRequest, now: Instant) -> Result<Attachment, CniError> {
+fn add(
+    world: &World,
+    ipam: &mut tartan_ipam::Memo,
+    request: &CniRequest,
+    now: Instant,
+) -> Result<Attachment, CniError> {
     ready(world, code::TRY_LATER)?;
     let wanted = wanted::Wanted::read(request)?;
     let netns = netns(request)?;
@@ -83,7 +93,7 @@ fn add(world: &World, request: &CniRequest, now: Instant) -> Result<Attachment, 
     let unfinished = world.attachments.get(&id);
     refuse_existing(world, request, &id, &netns)?;
     ports::refuse_taken(world, &id, &wanted.ports)?;
-    let addresses = addresses::of(world, request, &wanted, unfinished.map(|it| &**it), now)?;
+    let addresses = addresses::of(world, ipam, request, &wanted, unfinished.map(|it| &**it), now)?;
     ports::refuse_unreachable(&wanted.ports, &addresses)?;
     Ok(Attachment {
         mac: wanted.mac.unwrap_or_else(|| tartan_datapath::pod::pod_mac(&id)),
@@ -143,7 +153,7 @@ fn gc(world: &World, request: &CniRequest) -> Result<Vec<Arc<str>>, CniError> {
 
 /// Whether an ADD could work now, and the pod then. A failure of one peer's or one pod's objects is theirs alone: the
 /// node can take pods. A runtime takes a node whose STATUS fails out of service.
-fn status(world: &World, request: &CniRequest, now: Instant) -> Result<(), CniError> {
+fn status(world: &World, ipam: &mut tartan_ipam::Memo, request: &CniRequest, now: Instant) -> Result<(), CniError> {
     if let (false, Some(why)) = (world.programmed.read, &world.programmed.unknown) {
         let msg = "what is in the kernel cannot be read, so nothing in it is kept as it should be";
         return Err(CniError::new(code::NOT_WORKING, msg, why.to_string()));
@@ -156,7 +166,7 @@ fn status(world: &World, request: &CniRequest, now: Instant) -> Result<(), CniEr
     match request.netconf.ipam_type() {
         // That one is asked by the plugin.
         Some(_) => Ok(()),
-        None => addresses::any_left(world, now),
+        None => addresses::any_left(world, ipam, now),
     }
 }
 

@@ -63,6 +63,11 @@ pub struct Plan {
 }
 
 impl Planners {
+    /// What has been looked up for giving out addresses.
+    pub fn ipam(&mut self) -> &mut tartan_ipam::Memo {
+        &mut self.ipam
+    }
+
     /// The fabric's last plan.
     pub fn fabric(&self) -> &tartan_fabric::Out {
         self.fabric.last()

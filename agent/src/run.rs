@@ -206,7 +206,7 @@ impl Agent {
     }
 
     fn cni(&mut self, request: CniRequest, netns: Option<OwnedFd>, reply: CniReply, now: Instant) {
-        match attach::decide(&self.world, &request, now) {
+        match attach::decide(&self.world, self.planners.ipam(), &request, now) {
             Ok(Decision::Attach(attachment)) => {
                 if let Err(error) = self.journal.append(attach::record(&attachment)) {
                     return reply.fail(attach::not_written(&error));

@@ -1,4 +1,4 @@
-//! The addresses of one pod: pure, from World alone.
+//! The addresses of one pod: pure, from World alone; the memo only spares looks at all nodes and blocks.
 //!
 //! The lowest address that is free and has rested for the cool-down. When all others are used, one that still rests is
 //! refused with the time when it will do: a peer that still holds state for its last pod would talk to the wrong one,
@@ -12,6 +12,7 @@ use std::time::Instant;
 
 use tartan_model::{Attachment, FabricMode, Family, Node, PerFamily, Pool, World};
 
+use crate::blocks::Memo;
 use crate::held::{self, Concerns, Held, Source};
 use crate::refused::{Exhausted, NotThatOne, Ranges, Refused};
 use crate::usage::{self, Usage};
@@ -29,6 +30,7 @@ pub struct Request<'a> {
 /// What one allocation looks at.
 struct Look<'a> {
     world: &'a World,
+    concerns: &'a Concerns,
     held: Vec<Held>,
     /// The node's own addresses.
     own: PerFamily<IpAddr>,
@@ -44,8 +46,13 @@ enum For<'a> {
 }
 
 /// One address in each family in which this node gives addresses, or why not.
-pub fn allocate(world: &World, request: &Request<'_>, now: Instant) -> Result<PerFamily<IpAddr>, Refused> {
-    let look = Look::at(world, now);
+pub fn allocate(
+    memo: &mut Memo,
+    world: &World,
+    request: &Request<'_>,
+    now: Instant,
+) -> Result<PerFamily<IpAddr>, Refused> {
+    let look = Look::at(memo, world, now);
     let families = look.families()?;
     if let Some((family, address)) = request.addresses.iter().find(|(family, _)| !families.contains(family)) {
         return Err(Refused::WrongFamily { family, address: *address });
@@ -62,15 +69,21 @@ pub fn allocate(world: &World, request: &Request<'_>, now: Instant) -> Result<Pe
 }
 
 /// Whether there is an address left in each family, for whichever namespace.
-pub fn any_left(world: &World, now: Instant) -> Result<(), Refused> {
-    let look = Look::at(world, now);
+pub fn any_left(memo: &mut Memo, world: &World, now: Instant) -> Result<(), Refused> {
+    let look = Look::at(memo, world, now);
     look.families()?.into_iter().try_for_each(|family| look.any(family, For::Anybody).map(drop))
 }
 
 /// Whether a pod may have these addresses, which somebody else has chosen: nobody else has them, and peers look for them
 /// on this node. What finds the way with the fabric `none` is not ours to know.
-pub fn may_have(world: &World, pod: &str, addresses: &PerFamily<IpAddr>, now: Instant) -> Result<(), Refused> {
-    let look = Look::at(world, now);
+pub fn may_have(
+    memo: &mut Memo,
+    world: &World,
+    pod: &str,
+    addresses: &PerFamily<IpAddr>,
+    now: Instant,
+) -> Result<(), Refused> {
+    let look = Look::at(memo, world, now);
     addresses.iter().try_for_each(|(_, address)| match look.that_one(*address, For::Anybody, pod) {
         Err(Refused::NotThatOne { why, .. })
             if matches!(*why, NotThatOne::NotHere(_)) && world.config.fabric == FabricMode::None =>
@@ -84,10 +97,11 @@ pub fn may_have(world: &World, pod: &str, addresses: &PerFamily<IpAddr>, now: In
 // === impl Look ===
 
 impl<'a> Look<'a> {
-    fn at(world: &'a World, now: Instant) -> Look<'a> {
-        let held = held::held(world, &Concerns::of_local(world));
+    fn at(memo: &'a mut Memo, world: &'a World, now: Instant) -> Look<'a> {
+        let concerns = memo.concerns(world);
+        let held = held::held(world, concerns);
         let own = usage::fabric_addresses(world, &held);
-        Look { world, held, own, now }
+        Look { world, concerns, held, own, now }
     }
 
     /// Families in which pods of this node get addresses.
@@ -145,9 +159,8 @@ impl<'a> Look<'a> {
     }
 
     fn why_no_pod_cidr(&self, family: Family) -> Refused {
-        let concerns = Concerns::of_local(self.world);
         let cidr = held::own_pod_cidr(self.world, family);
-        match (cidr, held::fenced_by(self.world, &concerns, family)) {
+        match (cidr, held::fenced_by(self.world, self.concerns, family)) {
             (Some(cidr), Some(by)) => Refused::Fenced { family, cidr, by: by.name.clone() },
             _ => Refused::NoRange { node: self.world.local.clone() },
         }

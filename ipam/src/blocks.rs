@@ -95,6 +95,15 @@ pub fn plan<'a>(memo: &'a mut Memo, world: &World, now: Instant) -> &'a Out {
     &memo.out
 }
 
+// === impl Memo ===
+
+impl Memo {
+    pub(crate) fn concerns(&mut self, world: &World) -> &Concerns {
+        self.concerns.update(world);
+        &self.concerns
+    }
+}
+
 fn is_whole(world: &World) -> bool {
     let kinds = [Kind::Node, Kind::NodeNetwork, Kind::IpPool, Kind::IpReservation, Kind::IpBlock];
     world.store_away().is_none() && kinds.into_iter().all(|kind| world.is_synced(kind))

@@ -61,26 +61,16 @@ impl Concerns {
             self.nodes = world.nodes.clone();
             return;
         }
-        let mine = Self::mine(world).map(|block| (block.cidr, block.clone())).collect();
+        let mine = world.blocks.values().filter(|block| block.nodes().any(|name| *name == world.local));
         let orphans = world.blocks.values().filter(|block| !is_there(world, &block.node, &block.node_uid));
         *self = Concerns {
             blocks: world.blocks.clone(),
             nodes: world.nodes.clone(),
             local: world.local.clone(),
-            mine,
+            mine: mine.map(|block| (block.cidr, block.clone())).collect(),
             orphans: orphans.cloned().collect(),
             rivals: rivals(world),
         };
-    }
-
-    /// What an address is given out by: all but the orphans.
-    pub(crate) fn of_local(world: &World) -> Concerns {
-        let mine = Self::mine(world).map(|block| (block.cidr, block.clone())).collect();
-        Concerns { mine, rivals: rivals(world), ..Concerns::default() }
-    }
-
-    fn mine(world: &World) -> impl Iterator<Item = &Arc<Block>> {
-        world.blocks.values().filter(|block| block.nodes().any(|name| *name == world.local))
     }
 }
 

@@ -12,7 +12,7 @@ use tartan_model::{Holder, Host, HostLink, Object, PerFamily};
 /// What a request comes to: the addresses, or the words of the refusal.
 fn answer(setup: &Setup, namespace: &str, asked: &str) -> String {
     let addresses = PerFamily::first_of(asked.split_whitespace().map(|ip| ip.parse().expect("a table of addresses")));
-    match tartan_ipam::allocate(&setup.world, &Request { namespace, addresses }, setup.now) {
+    match tartan_ipam::allocate(&mut Memo::default(), &setup.world, &Request { namespace, addresses }, setup.now) {
         Ok(addresses) => addresses.iter().map(|(_, ip)| ip.to_string()).collect::<Vec<_>>().join(" "),
         Err(refused) => refused.to_string(),
     }
@@ -175,7 +175,8 @@ fn pools_are_for_namespaces_and_nodes() {
         "",
         "ipv4: no IPPool of this node is for pods of namespace 'a' (there are IPPool blue (10.9.0.0/24)); change the namespaceSelector of one, or create another",
     );
-    tartan_ipam::any_left(&setup.world, setup.now).expect("a pod of namespace blue would get one");
+    tartan_ipam::any_left(&mut Memo::default(), &setup.world, setup.now)
+        .expect("a pod of namespace blue would get one");
     setup.put(pool("blue", "10.9.0.0/24", 26).nodes("gpu == 'yes'"));
     check(&setup, "a", "", "10.1.0.1");
     check(
@@ -373,7 +374,9 @@ fn a_shared_block_is_handed_on_in_two_steps() {
 fn a_node_that_lost_its_block_while_it_could_not_see_gives_nothing_more_out_of_it() {
     let block = |node: &str| block("10.0.0.0/30", "p", node);
     let mut setup = Setup::recalled([node("n1", ""), pool("p", "10.0.0.0/28", 30), block("n1")]);
-    let first = |setup: &Setup| tartan_ipam::allocate(&setup.world, &Request::default(), setup.now).map(|it| it.v4);
+    let first = |setup: &Setup| {
+        tartan_ipam::allocate(&mut Memo::default(), &setup.world, &Request::default(), setup.now).map(|it| it.v4)
+    };
     assert!(tartan_ipam::plan(&mut Memo::default(), &setup.world, setup.now).claims.is_empty());
     assert_eq!(first(&setup).unwrap(), Some("10.0.0.1".parse().unwrap()), "what it knew is its own");
     setup.attach("a", "10.0.0.1");

@@ -6,6 +6,7 @@ use serde_json::json;
 use tartan_api::cni::{NetConf, NetnsFile, PodName, Version};
 use tartan_datapath::nftables::{Nat, Nftables};
 use tartan_datapath::pod::{Mtu, Pods, host_mac, pod_mac};
+use tartan_ipam::Memo;
 use tartan_model::{
     Block, Features, Kind, Limit, Limits, Node, PerFamily, Pool, PortMapping, Protocol, Selector, StoreEvent,
 };
@@ -80,7 +81,7 @@ pub(crate) fn netconf(keys: &Value) -> NetConf {
 
 fn add_with(world: &World, container: &str, keys: &Value) -> Result<Attachment, CniError> {
     let request = CniRequest { netconf: netconf(keys), ..request(Command::Add, container) };
-    match decide(world, &request, Instant::now())? {
+    match decide(world, &mut Memo::default(), &request, Instant::now())? {
         Decision::Attach(attachment) => Ok(attachment),
         other => panic!("ADD came to {other:?}"),
     }
@@ -105,7 +106,7 @@ fn another_plugins_addresses_are_taken_where_a_pod_can_have_them() {
         let ip = |address: &&str| tartan_api::cni::Ip { address: (*address).into(), ..Default::default() };
         let given = Some(tartan_api::cni::Success { ips: ips.iter().map(ip).collect(), ..Default::default() });
         let request = CniRequest { netconf: netconf(&keys), given, ..request(Command::Add, "bb") };
-        match decide(world, &request, Instant::now()) {
+        match decide(world, &mut Memo::default(), &request, Instant::now()) {
             Ok(Decision::Attach(it)) => it.addresses.iter().map(|(_, ip)| ip.to_string()).collect::<Vec<_>>().join(" "),
             Ok(other) => panic!("{other:?}"),
             Err(error) => format!("{} {}", error.code, error.msg),

@@ -231,8 +231,8 @@ impl Cluster {
     /// Addresses of the pool that this node could give out now, one after another.
     pub(crate) fn free(&self, node: usize) -> usize {
         let mut world = self.nodes[node].world.clone();
-        let mut free = 0;
-        while let Ok(addresses) = tartan_ipam::allocate(&world, &Request::default(), self.now) {
+        let (mut memo, mut free) = (Memo::default(), 0);
+        while let Ok(addresses) = tartan_ipam::allocate(&mut memo, &world, &Request::default(), self.now) {
             free += 1;
             world.attach(pod(&format!("free{free}"), addresses));
         }
@@ -246,7 +246,11 @@ impl Cluster {
     /// Whether the pod got its addresses.
     fn attach(&mut self, node: usize, request: &Request<'_>) -> bool {
         let now = self.now;
-        let Ok(addresses) = tartan_ipam::allocate(&self.nodes[node].world, request, now) else { return false };
+        let Member { memo, world, .. } = &mut self.nodes[node];
+        let answer = tartan_ipam::allocate(memo, world, request, now);
+        let anew = tartan_ipam::allocate(&mut Memo::default(), world, request, now);
+        assert_eq!(format!("{answer:?}"), format!("{anew:?}"), "the memo makes a difference");
+        let Ok(addresses) = answer else { return false };
         let own = tartan_ipam::plan(&mut Memo::default(), &self.nodes[node].world, now).fabric_addresses;
         for (family, address) in addresses.iter() {
             assert_ne!(own.get(family), Some(address), "a pod was given the node's own address");

@@ -8,7 +8,7 @@ use crate::attach;
 
 /// What a request comes to, in a word.
 fn verdict(world: &World, request: &CniRequest) -> String {
-    match decide(world, request, Instant::now()) {
+    match decide(world, &mut Memo::default(), request, Instant::now()) {
         Ok(Decision::Attach(attachment)) => format!("attach {}", attachment.id),
         Ok(Decision::Detach(ids)) => format!("detach {}", ids.join(" ")),
         Ok(Decision::Check(netns)) => match attach::check(world, request) {
@@ -166,8 +166,8 @@ fn status_and_add_say_that_addresses_are_used_up() {
             world.attach(attachment);
         }
     }
-    let status = decide(&world, &request(Command::Status, ""), now).unwrap_err();
-    let add = decide(&world, &request(Command::Add, "last"), now).unwrap_err();
+    let status = decide(&world, &mut Memo::default(), &request(Command::Status, ""), now).unwrap_err();
+    let add = decide(&world, &mut Memo::default(), &request(Command::Add, "last"), now).unwrap_err();
     assert_eq!((status.code, add.code), (code::NOT_AVAILABLE, code::NO_ADDRESS));
     assert_eq!((&status.msg, &status.details), (&add.msg, &add.details));
     assert!(add.msg.contains("v4") || add.msg.contains("10.244"), "names no pool: {add}");

@@ -3,6 +3,7 @@
 
 use std::sync::LazyLock;
 
+use tartan_ipam::Memo;
 use tartan_model::World;
 use tartan_netstate::LinkName;
 
@@ -59,7 +60,7 @@ fn done(request: Request) -> String {
 }
 
 fn decided(request: &CniRequest) -> String {
-    match decide(&WORLD, request, Instant::now()) {
+    match decide(&WORLD, &mut Memo::default(), request, Instant::now()) {
         Ok(Decision::Attach(attachment)) => {
             assert!(LinkName::new(&attachment.ifname).is_some(), "{attachment:?}");
             let inside = |ip: &std::net::IpAddr| {
