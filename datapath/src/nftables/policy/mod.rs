@@ -30,16 +30,17 @@ use std::sync::Arc;
 
 use imbl::OrdMap;
 use imbl::ordmap::DiffItem;
-use tartan_model::{Attachment, Family, HostLink, Pod, World};
+use tartan_model::{Attachment, Family, HostLink, World};
 use tartan_netstate::nft::{ElementData, ElementKey};
 use tartan_netstate::{Entry, Generation, Key, Object, Owner, Part, State};
 use tartan_policy::verdicts::{Class, Rows, Set, Tables};
 
 pub use held::{Mirrored, held};
-pub use pods::{FromBefore, from_before, is_judged, is_of_pods, keys, keys_from_before, set_of};
+pub use pods::{FromBefore, is_judged, is_of_pods, keys, keys_from_before, set_of};
 pub use tartan_model::PolicyMode as Mode;
 
 use maps::Side;
+use pods::Here;
 
 /// The link that kube-proxy makes for the addresses of Services, in the mode in which IPVS translates them.
 const IPVS_LINK: &str = "kube-ipvs0";
@@ -50,6 +51,8 @@ pub struct Policy {
     seen: Seen,
     generation: Option<Generation>,
     state: State,
+    /// Up to date where there are bridges of the network before.
+    here: Here,
     /// By attachment.
     pods: BTreeMap<Arc<str>, Part>,
     /// Of pods of the network before.
@@ -68,9 +71,8 @@ struct Seen {
     /// kube-proxy translates by IPVS.
     ipvs: bool,
     between_nodes: [u16; 2],
-    /// Pods of the network before, and what they were found in.
+    /// Pods of the network before, and what they were found in, beside [`Here`].
     from_before: Arc<[FromBefore]>,
-    pods: OrdMap<Arc<str>, Arc<Pod>>,
     given: OrdMap<IpAddr, Arc<str>>,
     bridges: Vec<HostLink>,
 }
@@ -97,8 +99,12 @@ impl Policy {
         let ipvs = world.host.links.iter().any(|link| &*link.name == IPVS_LINK);
         let between_nodes = world.config.ports_between_nodes();
         let bridges: Vec<HostLink> = world.bridges_from_before().cloned().collect();
-        let from_before = match pods::are_others_from_before(&self.seen, world, &bridges) {
-            true => pods::from_before(world).into(),
+        let are_others = (!bridges.is_empty() && self.here.learn(world))
+            || self.seen.bridges != bridges
+            || !self.seen.given.ptr_eq(&world.given)
+            || !self.seen.attachments.ptr_eq(&world.attachments);
+        let from_before = match are_others {
+            true => pods::from_before(world, &self.here, &bridges).into(),
             false => self.seen.from_before.clone(),
         };
         let next = Seen {
@@ -108,7 +114,6 @@ impl Policy {
             ipvs,
             between_nodes,
             from_before,
-            pods: world.pods.clone(),
             given: world.given.clone(),
             bridges,
         };
@@ -135,6 +140,11 @@ impl Policy {
             self.begin(self.generation.unwrap_or(Generation(0)).next(in_force));
         }
         &self.state
+    }
+
+    /// Pods of the network before, as planned last.
+    pub fn from_before(&self) -> &Arc<[FromBefore]> {
+        &self.seen.from_before
     }
 
     /// Goes on with the generation in force if all that the kernel holds is what is planned: then nothing can have been
