@@ -8,7 +8,7 @@
 //! ```
 //!
 //! All that depends on pods, addresses and policies is elements of maps ([`maps`]); the chains ([`chains`], [`judge`]) are
-//! the same on every node, but for the generation, a constant in three small ones. A generation begins when something is
+//! the same on every node, but for the generation, a constant in five small ones. A generation begins when something is
 //! revoked ([`revoked`]): connections judged before are then judged again, whichever end sends. While there is no policy in
 //! the whole cluster, the four chains above are not there, and no packet pays.
 //!
@@ -130,14 +130,13 @@ impl Policy {
         if first || before.mode != mode || before.between_nodes != between_nodes {
             self.judging();
         }
-        if first || before.mode != mode || before.ipvs != ipvs || before.tables.judged != tables.judged {
-            self.hooks();
-        }
         let in_force = generation_in(&world.programmed.mirror);
         if first {
             self.first_generation(&world.programmed.mirror, in_force);
         } else if revoked::is_anything(&before, &self.seen) {
             self.begin(self.generation.unwrap_or(Generation(0)).next(in_force));
+        } else if before.mode != mode || before.ipvs != ipvs || before.tables.judged != tables.judged {
+            self.hooks();
         }
         &self.state
     }
@@ -164,7 +163,8 @@ impl Policy {
 
     /// Without any policy, no packet is held up to find that it passes, and no pod asked for its name.
     fn hooks(&mut self) {
-        for (key, object) in chains::hooks(self.seen.mode, self.seen.ipvs) {
+        let Some(generation) = self.generation else { return };
+        for (key, object) in chains::hooks(self.seen.mode, self.seen.ipvs, generation) {
             match self.seen.tables.judged {
                 true => self.state.insert(key, object, Owner::Policy),
                 false => drop(self.state.remove(&key)),
@@ -181,6 +181,7 @@ impl Policy {
         for (key, object) in chains::generation(generation) {
             self.state.insert(key, object, Owner::Policy);
         }
+        self.hooks();
     }
 
     fn judging(&mut self) {
