@@ -3,6 +3,8 @@
 //! Invariant: a group that was asked for either ran at least one check or the run fails. Nothing is left out unless
 //! it was named with `--without`, and then the summary says how many tests that cost.
 
+mod abreast;
+
 use crate::{
     command::{self, Result},
     packages::{self, Lane},
@@ -145,7 +147,13 @@ fn run_group(group: &'static Group, without: &[&str]) -> Result<Row> {
     let mut ok = true;
     for step in group.steps {
         let before = counts;
-        ok = command::stream(&mut step_command(group, step, without)?, |line| counts.add(line))?;
+        ok = match step.strip_suffix(abreast::EACH) {
+            // What is long measures, too.
+            Some(package) if group.always() => {
+                abreast::run(package, |step| step_command(group, step, without), &mut counts)?
+            }
+            _ => command::stream(&mut step_command(group, step, without)?, |line| counts.add(line))?,
+        };
         if ok && step.starts_with("cargo test") && counts == before {
             println!("no test ran: {step}");
             ok = false;

@@ -48,6 +48,8 @@ struct File {
     said: Box<[Condition]>,
     /// It may hold objects of which nothing is known.
     blind: bool,
+    /// Of its bytes.
+    hash: Revision,
 }
 
 /// A file while it is taken in.
@@ -103,8 +105,8 @@ impl View {
         }
     }
 
-    /// Tells what there is, now that all has been read.
-    pub(super) fn end_list(&mut self, mut listing: Listing) -> Vec<StoreEvent> {
+    /// Tells what there is, now that all has been read: one after the other, for there may be thousands.
+    pub(super) fn end_list(&mut self, mut listing: Listing) -> impl Iterator<Item = StoreEvent> {
         for name in std::mem::take(&mut listing.missing) {
             self.list(&mut listing, &name, Reading::Gone);
         }
@@ -112,20 +114,23 @@ impl View {
             self.pack();
         }
         self.listing = true;
-        let mut events = Vec::with_capacity(self.holders.len() + 2 * self.kinds.len());
-        events.extend(self.kinds.iter().map(|kind| StoreEvent::Init(*kind)));
+        let changed = listing.changed;
         // Who is told for the first time acts on nothing before the end. Others must not see half of what is new.
-        let mut moment = Vec::new();
+        let moment: Vec<_> = changed.iter().filter_map(|id| Some(self.held(id)?.told(id))).collect();
+        let mut last: Vec<_> = (!moment.is_empty()).then_some(StoreEvent::Moment(moment)).into_iter().collect();
+        let noted = self.files.keys().filter(|name| !self.notices(name).is_empty());
+        let noted: BTreeSet<Arc<str>> = noted.chain(self.told_notices.keys()).cloned().collect();
+        last.extend(noted.iter().filter_map(|file| self.tell_notice(file)));
+        self.finish_list(&mut last);
+        let inits = self.kinds.iter().map(|kind| StoreEvent::Init(*kind));
+        let as_told = self.ids().filter(move |id| !changed.contains(id));
+        inits.chain(as_told.filter_map(|id| Some(self.held(id)?.told(id)))).chain(last)
+    }
+
+    /// Of all objects, once each.
+    fn ids(&self) -> impl Iterator<Item = &ObjectId> {
         let mut last = None;
-        for id in self.holders.iter().map(|(id, _)| id).filter(|id| last.replace(*id) != Some(*id)) {
-            let Some(held) = self.held(id) else { continue };
-            if listing.changed.contains(id) { &mut moment } else { &mut events }.push(held.told(id));
-        }
-        events.extend((!moment.is_empty()).then_some(StoreEvent::Moment(moment)));
-        let files: BTreeSet<Arc<str>> = self.files.keys().chain(self.told_notices.keys()).cloned().collect();
-        events.extend(files.iter().filter_map(|file| self.tell_notice(file)));
-        self.finish_list(&mut events);
-        events
+        self.holders.iter().map(|(id, _)| id).filter(move |id| last.replace(*id) != Some(*id))
     }
 
     fn list(&mut self, listing: &mut Listing, name: &Arc<str>, reading: Reading) {
@@ -157,6 +162,9 @@ impl View {
     /// Puts a reading in place of the file's earlier one; returns the objects of either, and what each was before.
     fn absorb(&mut self, name: &Arc<str>, reading: Reading) -> BTreeMap<ObjectId, Option<Held>> {
         let before = self.files.get(name);
+        if before.is_some_and(|before| before.is_of(&reading)) {
+            return BTreeMap::new();
+        }
         let file = File::of(name, reading, before, &self.kinds);
         let objects = before.into_iter().chain(&file).flat_map(File::ids);
         let touched = objects.map(|id| (id.clone(), self.held(id).cloned())).collect();
@@ -232,8 +240,18 @@ impl File {
         Some(&self.objects[at].1)
     }
 
+    /// Whether to understand these bytes would come to what it holds: a list of thousands of files mostly finds them as they were.
+    fn is_of(&self, reading: &Reading) -> bool {
+        let whole = self.said.is_empty() && !self.blind;
+        matches!(reading, Reading::Bytes(bytes) if whole && hash(bytes) == self.hash)
+    }
+
     /// What a file holds after a reading; none when it is gone.
     fn of(name: &str, reading: Reading, before: Option<&File>, kinds: &[Kind]) -> Option<File> {
+        let hash = match &reading {
+            Reading::Bytes(bytes) => hash(bytes),
+            Reading::Gone | Reading::Failed(_) => hash(&[]),
+        };
         let text = match reading {
             Reading::Gone => return None,
             Reading::Failed(error) => Err(unreadable(name, &error)),
@@ -258,7 +276,7 @@ impl File {
                 *now = held.clone();
             }
         }
-        Some(File { objects: objects.into_iter().collect(), said: said.into(), blind })
+        Some(File { objects: objects.into_iter().collect(), said: said.into(), blind, hash })
     }
 }
 
@@ -339,6 +357,10 @@ impl Draft {
             self.objects.entry(id.clone()).or_insert(Held::Bad(about.into()));
         }
     }
+}
+
+fn hash(bytes: &[u8]) -> Revision {
+    siphasher::sip128::SipHasher13::new().hash(bytes).as_u128().into()
 }
 
 fn duplicate(id: &ObjectId, first: &str, second: &str) -> Condition {

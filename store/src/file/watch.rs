@@ -27,7 +27,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use tartan_model::{Kind, StoreEvent};
 use tokio::sync::mpsc;
 
-use super::view::{Reading, View};
+use super::view::{Listing, Reading, View};
 use super::{is_document, write};
 
 /// Events that wait for a slow reader before the thread does.
@@ -126,18 +126,18 @@ impl Watcher {
             Err(error) => return self.rest(None, &error, pause),
         };
         match self.list(&mut session) {
-            Ok((events, in_doubt)) => {
+            Ok((listing, in_doubt)) => {
                 *pause = FIRST_PAUSE;
                 self.away = None;
-                self.send(events)?;
+                send(&self.out, self.view.end_list(listing))?;
                 if in_doubt { Ok(()) } else { self.follow(&mut session) }
             }
             Err(error) => self.rest(Some(&mut session), &error, pause),
         }
     }
 
-    /// Everything, and whether the directory is in doubt already.
-    fn list(&mut self, session: &mut Session) -> io::Result<(Vec<StoreEvent>, bool)> {
+    /// Reads everything; and whether the directory is in doubt already.
+    fn list(&mut self, session: &mut Session) -> io::Result<(Listing, bool)> {
         if let Err(error) = &session.dir {
             return Err(io::Error::new(error.kind(), error.to_string()));
         }
@@ -150,7 +150,7 @@ impl Watcher {
         if self.view.has_found_none(&listing) && !self.view.is_empty() && !self.dir.join(write::LOCK).exists() {
             return Err(io::Error::other("it is another directory, with nothing in it; is it not mounted?"));
         }
-        Ok((self.view.end_list(listing), in_doubt))
+        Ok((listing, in_doubt))
     }
 
     /// Tells every change until the directory itself is in doubt.
@@ -163,7 +163,7 @@ impl Watcher {
             if events.len() > 1 {
                 events = vec![StoreEvent::Moment(events)];
             }
-            self.send(events)?;
+            send(&self.out, events)?;
             if in_doubt {
                 return Ok(());
             }
@@ -175,7 +175,7 @@ impl Watcher {
         let why = format!("{}: {error}", self.dir.display());
         if self.away.as_ref() != Some(&why) {
             self.away = Some(why.clone());
-            self.send(vec![StoreEvent::Away(None, why)])?;
+            send(&self.out, [StoreEvent::Away(None, why)])?;
         }
         let timeout = PollTimeout::try_from(*pause).expect("the longest pause is a few seconds");
         *pause = LONGEST_PAUSE.min(*pause * 2);
@@ -192,13 +192,10 @@ impl Watcher {
             _ => Err(Stopped),
         }
     }
+}
 
-    fn send(&self, events: Vec<StoreEvent>) -> Result<(), Stopped> {
-        for event in events {
-            self.out.blocking_send(event).map_err(|_| Stopped)?;
-        }
-        Ok(())
-    }
+fn send(out: &mpsc::Sender<StoreEvent>, events: impl IntoIterator<Item = StoreEvent>) -> Result<(), Stopped> {
+    events.into_iter().try_for_each(|event| out.blocking_send(event)).map_err(|_| Stopped)
 }
 
 // === impl Session ===

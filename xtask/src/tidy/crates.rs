@@ -29,7 +29,7 @@ pub(crate) const CRATES: &[Crate] = &[
     krate("fabric",   "planner",     6600, &["api", "model", "netstate"]),
     krate("policy",   "planner",     8000, &["api", "model"]),
     krate("datapath", "planner",     4000, &["model", "netstate", "policy"]),
-    krate("kernel",   "door",        14900, &["model", "netstate"]),
+    krate("kernel",   "door",        15000, &["model", "netstate"]),
     krate("engine",   "door",        3500, &[]),
     krate("store",    "door",        6500, &["api", "model", "netstate"]),
     krate("agent",    "program",     10500, &["api", "model", "netstate", "ipam", "fabric", "policy", "datapath", "kernel", "engine", "store"]),

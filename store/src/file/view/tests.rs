@@ -80,7 +80,7 @@ fn play(world: &mut World, events: Vec<StoreEvent>) {
 fn list(view: &mut View, files: &BTreeMap<u8, Content>) -> Vec<StoreEvent> {
     let mut listing = view.begin_list();
     files.iter().for_each(|(file, content)| view.take(&mut listing, name(*file), content.reading()));
-    view.end_list(listing)
+    view.end_list(listing).collect()
 }
 
 fn fresh(files: &BTreeMap<u8, Content>) -> World {
