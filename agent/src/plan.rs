@@ -12,6 +12,7 @@ use tartan_datapath::pod::Mtu;
 use tartan_fabric::Instance;
 use tartan_model::{Advert, Annotations, Availability, Condition, Node, Pool, World};
 use tartan_netstate::{Conflict, Layers, State};
+use tartan_policy::verdicts;
 
 use crate::inherited::Inherited;
 use crate::placement::availability;
@@ -56,7 +57,7 @@ pub struct Plan {
     /// Ranges that addresses may be given out of now.
     pub gives: Vec<IpNet>,
     /// What policy wants; none while it is off.
-    pub policy: Option<tartan_policy::verdicts::Out>,
+    pub policy: Option<verdicts::Out>,
     pub conditions: Vec<Condition>,
     /// Look again then, if nothing happens before.
     pub wake_at: Option<Instant>,
@@ -111,7 +112,8 @@ impl Planners {
         conditions.extend(firewall.conditions.iter().cloned());
         conditions.extend(policy::not_enforced(world, policy.out.as_ref()));
         conditions.extend(policy.out.iter().flat_map(|out| policy::cut_off(world, &out.tables)));
-        conditions.extend(policy.out.iter().flat_map(|out| policy::from_before(world, &out.tables)));
+        let from_before = |out: &verdicts::Out| policy::from_before(world, &out.tables, &policy.from_before);
+        conditions.extend(policy.out.iter().flat_map(from_before));
         conditions.extend(self.layers.conflicts().chain(self.nat.conflicts()).map(|two| conflict(&world.local, two)));
         conditions.extend((!world.is_whole()).then(|| from_memory(world)));
         let advert = fabric.advert.as_ref().filter(|_| world.is_whole());

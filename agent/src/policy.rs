@@ -52,6 +52,8 @@ pub(crate) struct Wanted {
     pub(crate) state: State,
     /// None while policy is off.
     pub(crate) out: Option<Out>,
+    /// Pods of the network before.
+    pub(crate) from_before: Arc<[nft::FromBefore]>,
 }
 
 /// What is said of policies at most: a namespace's owner must not fill everybody's status.
@@ -79,7 +81,8 @@ impl Policy {
         });
         let nothing = Tables::default();
         let tables = out.as_ref().map_or(&nothing, |out| &out.tables);
-        Wanted { state: self.state(world, tables, mode), out }
+        let state = self.state(world, tables, mode);
+        Wanted { state, out, from_before: self.nft.from_before().clone() }
     }
 
     fn state(&mut self, world: &World, tables: &Tables, mode: PolicyMode) -> State {
@@ -193,12 +196,11 @@ pub(crate) fn cut_off(world: &World, tables: &Tables) -> impl Iterator<Item = Co
     })
 }
 
-/// What does not hold for pods of the network before.
-pub(crate) fn from_before(world: &World, tables: &Tables) -> Vec<Condition> {
+/// What does not hold for pods of the network before, these.
+pub(crate) fn from_before(world: &World, tables: &Tables, pods: &[nft::FromBefore]) -> Vec<Condition> {
     if !tables.judged || !world.is_whole() || world.config.policy != PolicyMode::Enforce {
         return Vec::new();
     }
-    let pods = nft::from_before(world);
     let unknown = pods.iter().filter(|pod| nft::set_of(pod, tables).is_none());
     let unknown: Vec<String> = unknown.map(|pod| pod.address.to_string()).collect();
     let unknown = (!unknown.is_empty()).then(|| Condition {

@@ -10,7 +10,7 @@ use std::path::Path;
 
 use nix::errno::Errno;
 use tartan_model::{Family, Features, Host};
-use tartan_netstate::claims::CT_MARK_GENERATION;
+use tartan_netstate::claims::CT_MARK_JUDGED;
 use tartan_netstate::{Change, Generation, Key, LinkKind, LinkName, Netns, Object, Op, Owner, PodNetns, State};
 
 use crate::conntrack::{Conntrack, Effect, Flusher, Owned, Owners, arrival, effect};
@@ -119,7 +119,7 @@ impl Linux {
     fn apply_nft(&mut self, mut nft: Vec<&(Op, Owner)>) -> Vec<Failure> {
         let mut failures = Vec::new();
         if Generation::begins_era(nft.iter().map(|(op, _)| op))
-            && let Err(error) = self.conntrack.clear_mark(CT_MARK_GENERATION)
+            && let Err(error) = self.conntrack.clear_mark(CT_MARK_JUDGED)
         {
             failures.extend(fail_together(&nft, &error));
             nft.retain(|(op, _)| !op.key().is_whole());
@@ -237,8 +237,7 @@ impl Kernel for Linux {
                 Netns::Pod(pod) => in_pods.entry(pod).or_default().push(step),
             }
         }
-        // Routes before policy, or a connection would be judged anew on the way it had, and not by the pod that its
-        // address is now; policy before the far ends of new pods' links, where they begin to hear and to be heard.
+        // Policy before the far ends of new pods' links, where they begin to hear and to be heard.
         let of_keys = |op: &Op| matches!(op.key(), Key::KeyPair { .. });
         let mut failures = self.wireguard_door().apply_to_keys(change.ops.iter().filter(|(op, _)| of_keys(op)));
         failures.extend(self.host.apply(&here, &self.pods));

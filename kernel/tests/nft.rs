@@ -183,7 +183,7 @@ fn judging() -> Vec<Rule> {
         rule("counted").then(mark(Reg(3))).then(Expr::Count { set: "judged".into(), sreg: Reg(3) }).build(),
         rule("").l4proto(6).then(Expr::Reject { tcp_reset: true }).build(),
         rule("").then(Expr::Reject { tcp_reset: false }).build(),
-        rule("stamped").set_ct_mark(0xff00_0000, 0x0300_0000),
+        rule("stamped").set_ct_mark(0xff00_0000, 0x0300_0000).build(),
     ]
 }
 

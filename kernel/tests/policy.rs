@@ -125,9 +125,10 @@ fn nft_lists_it_so_that_a_person_can_read_it() {
         "through_back",
         "to_node",
         "from_node",
-        "judged",
-        "about_judged",
+        "judged_here",
+        "judged_by_all",
         "stamp",
+        "stamp_of_both",
         "denied",
         "rejected",
         "egress",
@@ -514,14 +515,14 @@ fn no_stamp_of_another_life_is_taken_for_ours() {
     // What somebody else marks connections with, or a life that nobody remembers.
     judged.lab.node.sh("nft 'add table inet foreign
         add chain inet foreign pre { type filter hook prerouting priority -150; }
-        add rule inet foreign pre ct mark 0 ct mark set 0x01000080'");
+        add rule inet foreign pre ct mark 0 ct mark set 0x02000080'");
     let mut open = Stream::down(&judged.lab.pods[0], Over::Udp, &judged.lab.pods[1], "10.244.1.6:81");
     assert!(open.flows());
     judged.lab.node.sh("nft delete table inet foreign");
     judged.policy = Policy::default();
     judged.mode = Mode::Enforce;
     judged.apply();
-    assert_eq!(judged.generation().stamp(), 0x0100_0000);
+    assert_eq!(judged.generation().stamp(), 0x0200_0000);
     assert!(!open.flows());
     let marks = judged.lab.node.sh("cat /proc/net/nf_conntrack");
     let of_stream = marks.lines().find(|line| line.contains("dport=81")).unwrap();

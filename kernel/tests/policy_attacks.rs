@@ -9,6 +9,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket};
 
 use netns::Netns;
 use netns::judged::{CLIENT_TO_80, Judged, NOTHING_IN, NOTHING_OUT, OF_NOBODY, judged};
+use netns::node::attachment;
 use netns::traffic::{Over, refused, sees, serve};
 use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
 use tartan_datapath::nftables::policy::Mode;
@@ -240,30 +241,90 @@ fn extension_headers_and_fragments_hide_no_port() {
     }
 }
 
-/// No rule about nodes knows the address that the node has on the pod's link.
+/// No rule about nodes knows the address that the node has on the pod's link, nor those that it has with many: groups, broadcast,
+/// and of the routers of a network.
 #[test]
-fn a_node_is_not_reached_by_the_address_of_a_pods_link() {
+fn a_node_is_not_reached_by_addresses_that_no_rule_knows() {
     let no_nodes =
         r#"{"tier":"Admin","priority":1,"subject":{"namespaces":{}},"egress":[{"action":"Deny","to":[{"nodes":{}}]}]}"#;
     let mut judged = judged(&[("cno-nodes", no_nodes)]);
     let link = tartan_datapath::pod::host_link("c5/eth0");
     judged.lab.node.sh(&format!("ip addr add fe80::1/64 dev {link} nodad"));
-    judged.lab.node.sh("nft 'add table inet watch; add chain inet watch input { type filter hook input priority 200; }
-        add rule inet watch input ip6 daddr fe80::1 udp dport 9000 counter'");
+    judged
+        .lab
+        .node
+        .sh("nft 'add table inet watch; add chain inet watch input { type filter hook input priority 200; }'");
+    let addresses: [IpAddr; 6] = ["fe80::1", "ff02::1", "2001:db8::", "224.0.0.1", "255.255.255.255", "192.0.2.255"]
+        .map(|address| address.parse().unwrap());
+    for address in addresses {
+        let family = if address.is_ipv4() { "ip" } else { "ip6" };
+        let rule = format!("{family} daddr {address} udp dport 9000 counter");
+        judged.lab.node.sh(&format!("nft add rule inet watch input {rule}"));
+    }
     let attack = |judged: &Judged| {
         let pod = &judged.lab.pods[0];
         let scope: u32 = pod.sh("ip -o link show eth0 2>/dev/null | cut -d: -f1").trim().parse().unwrap();
-        let to = SocketAddrV6::new("fe80::1".parse().unwrap(), 9000, 0, scope);
-        pod.run(move || UdpSocket::bind("[fd00:1::5]:0").unwrap().send_to(b"?", to).unwrap());
-        // It has gone by when this has come back.
+        pod.run(move || {
+            let socket = |own: &str| UdpSocket::bind(own).unwrap();
+            let [v4, v6] = ["10.244.1.5:0", "[fd00:1::5]:0"].map(socket);
+            v4.set_broadcast(true).unwrap();
+            for address in addresses {
+                let sent = match address {
+                    IpAddr::V4(_) => v4.send_to(b"?", (address, 9000)),
+                    IpAddr::V6(to) => v6.send_to(b"?", SocketAddrV6::new(to, 9000, 0, scope)),
+                };
+                sent.unwrap();
+            }
+        });
+        // They have gone by when this has come back.
+        sees(pod, Over::Udp, "10.244.1.6:80", "10.244.1.5");
         sees(pod, Over::Udp, "[fd00:1::6]:80", "fd00:1::5");
     };
     attack(&judged);
-    assert_eq!(arrived(&judged.lab.node), [0]);
+    assert_eq!(arrived(&judged.lab.node), [0; 6]);
     judged.mode = Mode::Audit;
     judged.apply();
     attack(&judged);
-    assert_eq!(arrived(&judged.lab.node), [1]);
+    assert_eq!(arrived(&judged.lab.node), [1; 6]);
+}
+
+/// What a pod sends to somebody elsewhere, or hears from there, that pod alone was asked about. The address may come to be that
+/// of a pod of this node: whatever came first, its place in policy or its route, from then on this one is asked, too.
+#[test]
+fn who_comes_later_is_asked_about_connections_that_are_there() {
+    let nothing = r#"{"podSelector":{"matchLabels":{"app":"server"}},"policyTypes":["Ingress","Egress"]}"#;
+    let mut judged = judged(&[("silent", nothing)]);
+    serve(&judged.lab.node, "[::]:9000");
+    let link = format!("dev {}", tartan_datapath::pod::host_link("c6/eth0"));
+    let reach_pod6 = |judged: &Judged, by: [&str; 2]| {
+        let routes = POD6.into_iter().zip(by).map(|(pod, by)| format!("ip route replace {pod} {by}"));
+        judged.lab.node.sh(&routes.collect::<Vec<_>>().join("; "));
+    };
+    let of_talk = ["ip daddr 10.244.1.6 udp sport 5555", "ip6 daddr fd00:1::6 udp sport 5555"];
+    watch(&judged.lab.client, &of_talk);
+    watch(&judged.lab.pods[1], &of_talk);
+    watch(&judged.lab.pods[0], &of_talk.map(|rule| rule.replace("daddr", "saddr")).each_ref().map(String::as_str));
+    // A connection each way, both of which go on.
+    let talk = |judged: &Judged, pod6: &Netns, heard: [[u64; 2]; 3]| {
+        for (own, other) in POD5.into_iter().zip(POD6) {
+            send(&judged.lab.pods[0], packet(own, other, UDP, &udp((own, 5555), (other, 80), b"?")));
+            send(pod6, packet(other, own, UDP, &udp((other, 5555), (own, 80), b"?")));
+        }
+        settle(judged);
+        let Judged { lab, .. } = judged;
+        assert_eq!([&lab.client, &lab.pods[0], &lab.pods[1]].map(arrived), heard);
+    };
+    judged.lab.world.detach("c6/eth0", std::time::Instant::now());
+    judged.apply();
+    reach_pod6(&judged, ["via 192.0.2.2", "via 2001:db8::2"]);
+    talk(&judged, &judged.lab.client, [[1, 1], [1, 1], [0, 0]]);
+    judged.lab.world.attach(attachment(6, Vec::new()));
+    judged.apply();
+    talk(&judged, &judged.lab.client, [[2, 2], [2, 2], [0, 0]]);
+    reach_pod6(&judged, [&link; 2]);
+    talk(&judged, &judged.lab.pods[1], [[2, 2], [2, 2], [0, 0]]);
+    judged.policies(&[OF_NOBODY]);
+    talk(&judged, &judged.lab.pods[1], [[2, 2], [3, 3], [1, 1]]);
 }
 
 /// A link that goes is put into another group and taken down, one after the other; what it brought then, and what still waits to be

@@ -84,11 +84,16 @@ pub const NFT_ANY_SUFFIX: &str = "_any";
 pub const NFT_HOSTPORTS_MAP: &str = "hostports";
 /// The set that counts the packets that each word has decided.
 pub const NFT_JUDGED_SET: &str = "policy_judged";
-/// The set that holds the number of the generation that connections are judged under.
-pub const NFT_GENERATION_SET: &str = "policy_generation";
-/// The bits of a connection's mark that say under which generation it was judged; all others are not ours. Not among
-/// those that kube-proxy, Tailscale or AWS use.
-pub const CT_MARK_GENERATION: u32 = 0xff00_0000;
+/// The set that holds the number of the generation that connections are judged under. A build to which stamps say something
+/// else has it under another name, and takes the stamps of others for nobody's.
+pub const NFT_GENERATION_SET: &str = "policy_generation_by_ends";
+/// The bits of a connection's mark that say under which generation it was judged, and by whom; all others are not ours. Not
+/// among those that kube-proxy, Tailscale or AWS use.
+pub const CT_MARK_JUDGED: u32 = 0xff00_0000;
+/// The one of them that says that it was judged by two pods of this node, one at each end. Without it, it was by one.
+pub const CT_MARK_BOTH_ENDS: u32 = 0x0100_0000;
+/// Those that say under which generation.
+pub const CT_MARK_GENERATION: u32 = CT_MARK_JUDGED ^ CT_MARK_BOTH_ENDS;
 /// The chain that lets nothing go to other nodes' pods in clear.
 pub const NFT_STRICT_CHAIN: &str = "encrypted_only";
 /// NFLOG group of packets that policy denies or reports.

@@ -4,9 +4,12 @@
 //! whoever starts anew finds it. There are fewer stamps than numbers, so that they come round: numbers with the same
 //! stamps are of different eras, and before an era begins all connections lose their stamps.
 //!
-//! Invariant: within an era no two generations have the same stamp, and none has that of a connection never judged.
+//! Until the rules are those of the new era, some get one of the old again. So neighbouring eras share no stamp: what was
+//! stamped then loses it before that stamp comes round.
+//!
+//! Invariant: within two eras no two generations have the same stamp, and none has that of a connection never judged.
 
-use crate::claims::{CT_MARK_GENERATION, NFT_GENERATION_SET};
+use crate::claims::{CT_MARK_BOTH_ENDS, CT_MARK_GENERATION, NFT_GENERATION_SET};
 use crate::nft::{ElementKey, Fields};
 use crate::{Key, Op};
 
@@ -14,19 +17,24 @@ use crate::{Key, Op};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Generation(pub u32);
 
-/// How many stamps there are besides 0.
-const STAMPS: u32 = CT_MARK_GENERATION >> CT_MARK_GENERATION.trailing_zeros();
+/// How many generations an era has: half of the stamps there are besides 0.
+const ERA: u32 = (CT_MARK_GENERATION >> CT_MARK_GENERATION.trailing_zeros()) / 2;
 
 // === impl Generation ===
 
 impl Generation {
-    /// What connections judged under it carry, among the bits of [`CT_MARK_GENERATION`].
+    /// What connections carry that one pod of this node has judged under it, among the bits of [`CT_MARK_GENERATION`].
     pub fn stamp(self) -> u32 {
-        (1 + self.0 % STAMPS) << CT_MARK_GENERATION.trailing_zeros()
+        (1 + self.0 % (2 * ERA)) << CT_MARK_GENERATION.trailing_zeros()
+    }
+
+    /// What they carry that two pods have, one at each end.
+    pub fn stamp_of_both(self) -> u32 {
+        self.stamp() | CT_MARK_BOTH_ENDS
     }
 
     fn era(self) -> u32 {
-        self.0 / STAMPS
+        self.0 / ERA
     }
 
     /// The one after it, whose stamp is not that of `other` either: of one that rules may still be of.
@@ -71,12 +79,12 @@ mod tests {
     use crate::nft::ElementData;
 
     #[test]
-    fn stamps_are_our_bits_and_differ_within_an_era() {
+    fn stamps_are_our_bits_and_differ_within_two_eras() {
         let mut seen = std::collections::BTreeSet::new();
-        for number in 0..STAMPS {
+        for number in 0..2 * ERA {
             let stamp = Generation(number).stamp();
             assert!(stamp != 0 && stamp & !CT_MARK_GENERATION == 0 && seen.insert(stamp), "{number}: {stamp:x}");
-            assert_eq!(Generation(number + STAMPS).stamp(), stamp);
+            assert_eq!(Generation(number + 2 * ERA).stamp(), stamp);
             assert_eq!(Generation::of(&Generation(number).key()), Some(Generation(number)));
         }
     }
@@ -88,7 +96,7 @@ mod tests {
         };
         check(7, None, 8);
         check(7, Some(7), 8);
-        check(7 + STAMPS, Some(8), 9 + STAMPS);
+        check(7 + 2 * ERA, Some(8), 9 + 2 * ERA);
         check(u32::MAX, None, 0);
     }
 
@@ -104,7 +112,7 @@ mod tests {
         check(None, Some(7), true);
         check(Some(7), None, false);
         check(Some(7), Some(8), false);
-        check(Some(STAMPS - 1), Some(STAMPS), true);
-        check(Some(3), Some(3 + STAMPS), true);
+        check(Some(ERA - 1), Some(ERA), true);
+        check(Some(3), Some(3 + 2 * ERA), true);
     }
 }

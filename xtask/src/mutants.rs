@@ -1,5 +1,5 @@
-//! `cargo xtask mutants`: breaks the policy compiler in one known point after the other, in a copy, and sees that its
-//! tests notice.
+//! `cargo xtask mutants`: breaks the policy compiler, and the order in which the kernel is told of a change, in one known point
+//! after the other, in a copy, and sees that their tests notice.
 //!
 //! Invariant: the checkout is not touched. A row whose text is not found any more is an error: mend the row.
 
@@ -15,7 +15,7 @@ use std::{
 struct Mutant {
     /// What would be wrong then.
     point: &'static str,
-    /// In `policy/src`.
+    /// In the sources of its part.
     file: &'static str,
     from: &'static str,
     to: &'static str,
@@ -25,8 +25,46 @@ const fn mutant(point: &'static str, file: &'static str, from: &'static str, to:
     Mutant { point, file, from, to }
 }
 
+/// What is broken, and what has to notice.
+struct Part {
+    sources: &'static str,
+    /// What `cargo test` builds,
+    tests: &'static [&'static str],
+    /// and which of them run.
+    which: &'static [&'static str],
+    /// Random histories that are played against each mutant.
+    cases: &'static str,
+    mutants: &'static [Mutant],
+}
+
+const PARTS: [Part; 3] = [
+    // The comparisons with the oracle and with the rules asked one by one; not the tables of documents, which would notice
+    // anything that dialects do.
+    Part {
+        sources: "policy/src",
+        tests: &["-p", "tartan-policy", "--lib", "--test", "agree"],
+        which: &["--skip", "misread", "--skip", "dialect"],
+        cases: "100",
+        mutants: POLICY,
+    },
+    Part {
+        sources: "datapath/src/nftables/policy",
+        tests: &["-p", "tartan-datapath", "--lib"],
+        which: &["nftables::policy"],
+        cases: "100",
+        mutants: REVOKED,
+    },
+    Part {
+        sources: "kernel/src/nft",
+        tests: &["-p", "tartan-kernel", "--lib", "--test", "phases"],
+        which: &[],
+        cases: "40",
+        mutants: PHASES,
+    },
+];
+
 #[rustfmt::skip]
-const MUTANTS: &[Mutant] = &[
+const POLICY: &[Mutant] = &[
     mutant("egress rules without policyTypes do not isolate", "dialect/k8s.rs", "Ok(if has_egress {", "Ok(if false && has_egress {"),
     mutant("a rule without peers is about nobody", "dialect/k8s.rs", "let remote = if peers.is_empty() {", "let remote = if false {"),
     mutant("a port without protocol is not TCP", "dialect/k8s.rs", ".unwrap_or(protocol::TCP)", ".unwrap_or(protocol::UDP)"),
@@ -51,24 +89,29 @@ const MUTANTS: &[Mutant] = &[
     mutant("identities that come are in no selection", "verdicts/selections.rs", "holds => drop(selection.members.insert(*number, holds)),", "_ => {}"),
 ];
 
-/// The comparisons with the oracle and with the rules asked one by one; not the tables of documents, which would notice
-/// anything that dialects do.
-const TEST: &[&str] = &[
-    "test",
-    "--quiet",
-    "-p",
-    "tartan-policy",
-    "--lib",
-    "--test",
-    "agree",
-    "--",
-    "--skip",
-    "misread",
-    "--skip",
-    "dialect",
+#[rustfmt::skip]
+const REVOKED: &[Mutant] = &[
+    mutant("rows that lose revoke nothing", "revoked.rs", "        || rows(&before.tables, &after.tables)\n", ""),
+    mutant("an address that comes to be somebody else revokes nothing", "revoked.rs", "        || identities(&before.tables, &after.tables)\n", ""),
+    mutant("a pod that comes to have other policies revokes nothing", "revoked.rs", "        || subjects(before, after)\n", ""),
+    mutant("the first policy revokes nothing", "revoked.rs", "        || (!before.tables.judged && after.tables.judged)\n", ""),
+    mutant("only rows of one's own are compared", "revoked.rs", ".or_else(|| rows.words.get(&(ANY, class))).copied()", ".copied()"),
+    mutant("what goes over to a range is not compared with it", "revoked.rs", "(before.identity(*address), after.identity(*address))", "(before.identity(*address), before.identity(*address))"),
 ];
-/// Histories of each mix of dialects that are played against each mutant.
-const CASES: &str = "100";
+
+#[rustfmt::skip]
+const PHASES: &[Mutant] = &[
+    mutant("intervals go over at once", "phases.rs", "|course| !course.old.is_empty() && !course.new.is_empty(), |course| &course.between", "|course| !course.old.is_empty() && !course.new.is_empty(), |course| &course.new"),
+    mutant("what is between says what will be said at once", "phases.rs", "early.extend(then.iter().map(is));", "early.extend(soon.iter().map(is));"),
+    mutant("what is between goes on saying what was said", "phases.rs", "    exact.extend(soon.iter().map(is));\n", ""),
+    mutant("rows of a new class come when it is in use", "phases.rs", "_ if is_new => Phase::Early,", "_ if is_new => Phase::Late,"),
+    mutant("rows of a class that goes, go while it is in use", "phases.rs", "(Op::Delete(..), _) if is_gone => Phase::Late,", "(Op::Delete(..), _) if is_gone => Phase::Early,"),
+    mutant("rows of an identity go before its addresses", "phases.rs", "if !self.gains(identity, row.of) => Phase::Late,", "if !self.gains(identity, row.of) => Phase::Early,"),
+    mutant("who gains an identity finds rows that it has no more", "phases.rs", "self.gaining.contains(&identity) || self.gaining_sets.contains(&set)", "false"),
+    mutant("what falls back to a range finds rows that it has no more", "phases.rs", "=> falls = true,", "=> falls = false,"),
+    mutant("what anyone may is not said between", "phases.rs", "None => vec![None],", "None => Vec::new(),"),
+    mutant("between is what was, for all that changes", "phases.rs", "if when == When::Before { *old } else { *new }", "*old"),
+];
 
 /// Tries every row.
 ///
@@ -76,28 +119,32 @@ const CASES: &str = "100";
 /// The tests fail as they are, a row's text is not found, or the tests notice nothing.
 pub(crate) fn run() -> Result<()> {
     let copy = copy()?;
-    if !passes(&copy)? {
-        return Err("the tests fail as the code is: mend that first".into());
-    }
-    let mut missed = Vec::new();
-    for Mutant { point, file, from, to } in MUTANTS {
-        let path = copy.join("policy/src").join(file);
-        let text = fs::read_to_string(&path)?;
-        if !text.contains(from) {
-            return Err(format!("policy/src/{file} does not hold `{from}` any more: mend the row `{point}`").into());
+    let (mut missed, mut tried) = (Vec::new(), 0);
+    for part in &PARTS {
+        if !passes(&copy, part)? {
+            return Err(format!("the tests of {} fail as the code is: mend that first", part.sources).into());
         }
-        fs::write(&path, text.replacen(from, to, 1))?;
-        let start = Instant::now();
-        let noticed = !passes(&copy)?;
-        fs::write(&path, text)?;
-        println!(
-            "{} after {:.1} s: {point}",
-            if noticed { "noticed" } else { "MISSED" },
-            start.elapsed().as_secs_f64()
-        );
-        missed.extend((!noticed).then_some(*point));
+        for Mutant { point, file, from, to } in part.mutants {
+            let path = copy.join(part.sources).join(file);
+            let text = fs::read_to_string(&path)?;
+            if !text.contains(from) {
+                let file = format!("{}/{file}", part.sources);
+                return Err(format!("{file} does not hold `{from}` any more: mend the row `{point}`").into());
+            }
+            fs::write(&path, text.replacen(from, to, 1))?;
+            let start = Instant::now();
+            let noticed = !passes(&copy, part)?;
+            fs::write(&path, text)?;
+            println!(
+                "{} after {:.1} s: {point}",
+                if noticed { "noticed" } else { "MISSED" },
+                start.elapsed().as_secs_f64()
+            );
+            missed.extend((!noticed).then_some(*point));
+        }
+        tried += part.mutants.len();
     }
-    println!("test result: ok. {} passed; {} failed", MUTANTS.len() - missed.len(), missed.len());
+    println!("test result: ok. {} passed; {} failed", tried - missed.len(), missed.len());
     if missed.is_empty() { Ok(()) } else { Err(format!("nothing notices: {}", missed.join(", ")).into()) }
 }
 
@@ -116,15 +163,18 @@ fn copy() -> Result<PathBuf> {
 }
 
 /// Whether the tests of the copy pass; one that does not compile proves nothing.
-fn passes(copy: &Path) -> Result<bool> {
+fn passes(copy: &Path, part: &Part) -> Result<bool> {
     let target = command::target_dir().join("mutants-target");
-    let cargo = |args: &[&str]| {
-        let mut cargo = command::cargo(args);
-        cargo.current_dir(copy).env("CARGO_TARGET_DIR", &target).env("POLICY_CASES", CASES);
+    let cargo = |more: &[&str]| {
+        let mut cargo = command::cargo(&["test", "--quiet"]);
+        cargo.args(part.tests).args(more);
+        // That something fails is all there is to know.
+        let settings = [("POLICY_CASES", part.cases), ("POLICY_SHRINKING", "0")];
+        cargo.current_dir(copy).env("CARGO_TARGET_DIR", &target).envs(settings);
         cargo
     };
-    command::capture(&mut cargo(&["test", "--quiet", "-p", "tartan-policy", "--lib", "--test", "agree", "--no-run"]))?;
-    Ok(cargo(TEST).output()?.status.success())
+    command::capture(&mut cargo(&["--no-run"]))?;
+    Ok(cargo(&[&["--"], part.which].concat()).output()?.status.success())
 }
 
 #[cfg(test)]
@@ -134,9 +184,12 @@ mod tests {
     /// The group runs by name only: what it looks for must not vanish meanwhile.
     #[test]
     fn what_is_broken_is_there() -> Result<()> {
-        let sources = Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("policy").join("src");
-        for Mutant { point, file, from, .. } in MUTANTS {
-            assert!(fs::read_to_string(sources.join(file))?.contains(from), "{point}: {file} has no `{from}`");
+        let repository = Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("");
+        for Part { sources, mutants, .. } in &PARTS {
+            for Mutant { point, file, from, .. } in *mutants {
+                let text = fs::read_to_string(repository.join(sources).join(file))?;
+                assert!(text.contains(from), "{point}: {file} has no `{from}`");
+            }
         }
         Ok(())
     }

@@ -63,7 +63,7 @@ fn put_policies(world: &mut World, json: &str, count: usize) {
 fn lacking(world: &World, attachment: &Attachment) -> String {
     let mut world = world.clone();
     world.attach(attachment.clone());
-    let Wanted { state, out } = Policy::default().plan(&world);
+    let Wanted { state, out, .. } = Policy::default().plan(&world);
     let plan = Plan { state: Some(state), policy: out, ..Plan::default() };
     lacks(&world, &plan, attachment, "").unwrap_or_default()
 }
@@ -278,8 +278,11 @@ fn what_does_not_hold_for_pods_of_the_network_before_is_said() {
     world.pods.insert("shop/old".into(), old(&["10.244.1.2", "fd00::2"]));
     Arc::make_mut(&mut world.host).unfiltered = Family::ALL.map(|family| ("cni0".into(), family)).into();
     let said = |world: &World| -> Vec<(&str, String)> {
-        let tables = Policy::default().plan(world).out.unwrap().tables;
-        super::from_before(world, &tables).into_iter().map(|it| (it.reason, it.message)).collect()
+        let Wanted { out, from_before, .. } = Policy::default().plan(world);
+        super::from_before(world, &out.unwrap().tables, &from_before)
+            .into_iter()
+            .map(|it| (it.reason, it.message))
+            .collect()
     };
     assert_eq!(said(&world), [], "without a policy everything passes");
     put_policies(&mut world, "{\"spec\":{\"podSelector\":{}}}", 1);

@@ -501,6 +501,16 @@ mod tests {
     }
 
     #[test]
+    fn an_address_that_falls_back_to_a_range_does_not_find_what_the_range_loses() {
+        let to = |last: u8| Fields::new().addr(std::net::Ipv4Addr::new(10, 0, last, 0).into());
+        let range = Key::NftElement { set: "policy_ranges4".into(), key: to(0).key_up_to(to(1)) };
+        let common = [(range, 5), (ports(2, 0, 91), 8), (row(None, 8), 1)];
+        let before = [common.as_slice(), &[(address(1), 77), (row(Some(77), 8), 3), (row(Some(5), 8), 2)]].concat();
+        let [before, after] = [before.as_slice(), &common].map(state);
+        check(&before, &after, &[&[('-', address(1)), ('-', row(Some(5), 8))], &[('-', row(Some(77), 8))]]);
+    }
+
+    #[test]
     fn a_pod_without_a_class_of_its_own_needs_two_and_a_set_that_is_made_one() {
         let before = state(&[(address(1), 77), (ports(2, 0, 91), 8), (row(None, 8), 1), (row(Some(77), 8), 2)]);
         let mut after = before.clone();

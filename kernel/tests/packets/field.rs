@@ -138,6 +138,11 @@ impl Field {
         self.nodes[node].learn(world);
     }
 
+    /// A node's agent is another one.
+    pub(crate) fn start_anew(&mut self, node: usize) {
+        self.nodes[node].forget();
+    }
+
     /// From now on nodes do what they should not.
     pub(crate) fn be_faulty(&mut self, fault: Option<Fault>) {
         self.nodes.iter_mut().for_each(|node| node.fault = fault);

@@ -80,6 +80,8 @@ impl Node {
     /// As an agent that starts anew.
     pub(crate) fn forget(&mut self) {
         self.planners = Planners::default();
+        let Planners { verdicts, held, .. } = &mut self.planners;
+        verdicts.held(held.held(&self.world.programmed.mirror));
     }
 
     pub(crate) fn learn(&mut self, mut world: World) {

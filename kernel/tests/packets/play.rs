@@ -16,6 +16,10 @@ use crate::history::{NODES, Op, State};
 const DURING: usize = 300;
 /// Of these, so many between two looks at whether nodes are done.
 const PASS: usize = 60;
+/// So many of them, the last ones, are tried once more when nodes are done.
+const ONCE_MORE: usize = 240;
+/// Of so many changes, one is heard of by agents that have just started, and find what was there before.
+const ONE_ANEW_IN: usize = 4;
 
 /// How things are.
 struct Scene {
@@ -47,6 +51,14 @@ pub(crate) fn play(field: &mut Field, scenario: &Scenario, tally: &mut Tally) {
         scene.settle(field, tally, &step.order);
     }
     field.check_conntrack();
+}
+
+/// What a node let through while it changed, it does not let through for that.
+fn again(field: &Field, tally: &mut Tally, tried: &[(Probe, u16)]) {
+    let truths: [&Truth; 1] = [&field.truth];
+    let when = When { truths: &truths, name: "after a change, in a connection that was tried during it" };
+    let opening = |(probe, port): &(Probe, u16)| Flight::opening(*probe, *port, Expected::under(&truths, probe));
+    tally.fly(field, when, &tried.iter().map(opening).collect::<Vec<_>>());
 }
 
 impl Scene {
@@ -88,7 +100,8 @@ impl Scene {
         let last = groups.len() - 1;
         for (turn, group) in groups.iter().enumerate() {
             self.round += 1;
-            self.change(field, tally, group);
+            let tried = self.change(field, tally, group);
+            again(field, tally, &tried);
             talks::end(&mut self.talks, field, tally);
             let probes = probes::all(&field.truth, self.round);
             let tried = if turn == last { probes.clone() } else { probes::some(&probes, probes.len() / 4, self.round) };
@@ -116,8 +129,8 @@ impl Scene {
     }
 
     /// While these nodes make of it what follows, packets go that may be let through before or after, and packets that
-    /// may never be.
-    fn change(&mut self, field: &mut Field, tally: &mut Tally, group: &[usize]) {
+    /// may never be. Gives back connections that were tried last, with their source ports.
+    fn change(&mut self, field: &mut Field, tally: &mut Tally, group: &[usize]) -> Vec<(Probe, u16)> {
         let before = field.truth.clone();
         let after = group.iter().fold(before.clone(), |truth, node| truth.after(*node, &self.state, &self.seats));
         let truths = [&before, &after];
@@ -129,19 +142,24 @@ impl Scene {
             .collect();
         let talk = talks::go_on(&self.talks, &truths);
         for node in group {
+            if self.round.is_multiple_of(ONE_ANEW_IN) {
+                field.start_anew(*node);
+            }
             field.learn(*node, &self.state, &self.seats);
         }
         let deadline = Instant::now() + PATIENCE;
         let mut passes = fresh.chunks(PASS).cycle();
+        let mut tried = Vec::new();
         while !field.is_settled() {
             field.check_patience(deadline);
             let port = tally.port();
-            let mut pass = talk.clone();
-            pass.extend(
-                passes.next().into_iter().flatten().map(|(probe, expected)| Flight::opening(*probe, port, *expected)),
-            );
+            let next = passes.next().unwrap_or_default();
+            let openings = next.iter().map(|(probe, expected)| Flight::opening(*probe, port, *expected));
+            let pass: Vec<Flight> = talk.iter().cloned().chain(openings).collect();
             tally.fly(field, when, &pass);
+            tried.extend(next.iter().map(|(probe, _)| (*probe, port)));
         }
+        tried.split_off(tried.len().saturating_sub(ONCE_MORE))
     }
 
     /// Now that nodes say that they are done, everything goes as it should.

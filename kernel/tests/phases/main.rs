@@ -5,7 +5,7 @@
 //! No kernel is needed: maps are what [`phases`] makes of them, and a packet's lookups are made here, plainly.
 //!
 //! `POLICY_CASES` sets how many worlds, `POLICY_SEED` from which seed. A failure prints the seed and the shortest scenario
-//! found that fails, as YAML.
+//! found that fails, as YAML; `POLICY_SHRINKING` sets how often a shorter one is tried.
 
 #![allow(clippy::unwrap_used, reason = "a test")]
 #![allow(clippy::print_stdout, reason = "figures and seeds")]
@@ -39,6 +39,8 @@ use worlds::{Event, Scenario, name_of};
 
 /// Worlds of an everyday run: some seconds.
 const EVERYDAY: u64 = 20;
+/// Tries to make a failing scenario shorter.
+const SHRINKING: u64 = 300;
 
 /// How changes come.
 #[derive(Clone, Copy, Debug)]
@@ -113,8 +115,9 @@ fn every_fault_shows() {
 fn runner(cases: u64, seed: u64) -> TestRunner {
     let mut bytes = [0; 32];
     bytes[..8].copy_from_slice(&seed.to_le_bytes());
-    let cases = u32::try_from(cases).expect("a count");
-    let config = Config { cases, failure_persistence: None, max_shrink_iters: 300, ..Config::default() };
+    let [cases, max_shrink_iters] =
+        [cases, setting("POLICY_SHRINKING", SHRINKING)].map(|number| u32::try_from(number).expect("a count"));
+    let config = Config { cases, failure_persistence: None, max_shrink_iters, ..Config::default() };
     TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &bytes))
 }
 

@@ -217,6 +217,8 @@ const IPS_DST_NAT: u32 = 1 << 5;
 const CT_STATE_RELATED: u32 = 1 << 2;
 /// `IPPROTO_UDP`.
 const UDP: u8 = 17;
+/// `RTN_UNICAST`: the address is somebody else's, and nobody's besides.
+const RTN_UNICAST: u32 = 1;
 /// `RTN_LOCAL`: the address is one of this node's own.
 const RTN_LOCAL: u32 = 2;
 
@@ -241,6 +243,11 @@ impl RuleBuilder {
     /// `oifgroup & MASK == VALUE`: leaves through a link of these groups.
     pub fn oifgroup(self, groups: Groups) -> RuleBuilder {
         self.group(MetaKey::Oifgroup, CmpOp::Eq, groups)
+    }
+
+    /// `oifgroup & MASK != VALUE`: leaves through another link.
+    pub fn not_oifgroup(self, groups: Groups) -> RuleBuilder {
+        self.group(MetaKey::Oifgroup, CmpOp::Neq, groups)
     }
 
     /// `iifname "PREFIX*"`: came in through a link whose name begins so.
@@ -303,6 +310,12 @@ impl RuleBuilder {
         self.then(Expr::FibType { of, dreg: Reg(0) }).compare(CmpOp::Neq, RTN_LOCAL.to_ne_bytes().to_vec())
     }
 
+    /// `fib saddr type != local` and `!= unicast`, or the same of `daddr`: many have the address.
+    pub fn fib_many(self, of: AddressSide) -> RuleBuilder {
+        let unicast = RTN_UNICAST.to_ne_bytes().to_vec();
+        self.not_fib_local(of).then(Expr::FibType { of, dreg: Reg(0) }).compare(CmpOp::Neq, unicast)
+    }
+
     /// `ct status dnat`: the connection's destination was translated, by us or by others.
     pub fn ct_status_dnat(self) -> RuleBuilder {
         self.then(Expr::Ct { key: CtKey::Status, dreg: Reg(0) })
@@ -346,12 +359,11 @@ impl RuleBuilder {
     }
 
     /// `ct mark set ct mark & ~MASK | VALUE`: the other bits stay.
-    pub fn set_ct_mark(self, mask: u32, value: u32) -> Rule {
+    pub fn set_ct_mark(self, mask: u32, value: u32) -> RuleBuilder {
         let (mask, xor) = ((!mask).to_ne_bytes().to_vec(), value.to_ne_bytes().to_vec());
         self.then(Expr::Ct { key: CtKey::Mark, dreg: Reg(0) })
             .then(Expr::Bitwise { sreg: Reg(0), dreg: Reg(0), mask, xor })
             .then(Expr::SetCtMark { sreg: Reg(0) })
-            .build()
     }
 
     /// `limit rate N/second burst M packets`.

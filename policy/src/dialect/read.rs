@@ -4,7 +4,7 @@
 
 use std::ops::RangeInclusive;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 use serde_json::{Map, Value};
 use tartan_model::{Condition, ObjectId, Selector};
 
@@ -167,6 +167,9 @@ impl Reader {
             };
             return Err(self.bad_value(at, "not an address range", fix));
         };
+        if let Some(v4) = mapped(net) {
+            return Err(self.bad_value(at, "no packet has such addresses: IPv4 has its own", format!("write {v4}")));
+        }
         if net != net.trunc() {
             self.or("it counts as the whole range", |reader| {
                 let wrong = format!("bits are set after the first {}", net.prefix_len());
@@ -330,6 +333,12 @@ pub(crate) fn nearest<'a>(word: &str, candidates: &[&'a str]) -> Option<&'a str>
     let word: Vec<char> = word.chars().take(64).flat_map(char::to_lowercase).collect();
     let near = candidates.iter().map(|candidate| (apart(&word, &candidate.to_lowercase()), *candidate));
     near.filter(|(apart, candidate)| *apart <= 1 + candidate.len() / 5).min().map(|(_, candidate)| candidate)
+}
+
+/// The IPv4 range that is written as one of IPv6 (RFC 4291 §2.5.5.2).
+fn mapped(net: IpNet) -> Option<Ipv4Net> {
+    let IpNet::V6(net) = net else { return None };
+    Ipv4Net::new(net.addr().to_ipv4_mapped()?, net.prefix_len().checked_sub(96)?).ok()
 }
 
 /// How many letters were left out, added, mistaken or swapped with their neighbour.

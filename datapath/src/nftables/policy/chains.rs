@@ -7,12 +7,18 @@
 //! What IPVS passes on (kube-proxy's mode `ipvs`) it takes from the input hook and gives to the output hook, translated: there it
 //! is judged as if it were forwarded, and what tells it is its source, which is not this node's.
 //!
+//! A stamp says under which generation a connection was judged, and whether by one pod or by two. A connection that one has
+//! judged, the other end being elsewhere, has a second one to ask from the moment that a pod of this node has that end's
+//! address, whatever came first: the pod, its route, or the generation.
+//!
 //! Invariant: a packet that enters from a pod or leaves to one passes because its connection's stamp is of this
-//! generation, because every pod concerned lets it pass, or because it is one of the few that are never judged.
+//! generation and of as many pods as it has here, because every pod concerned lets it pass, or because it is one of the few
+//! that are never judged.
 
 use tartan_model::Family;
 use tartan_netstate::claims::{
-    CT_MARK_GENERATION, NFT_POLICY_INPUT_PRIORITY, NFT_POLICY_PRIORITY, NFT_RAW_PRIORITY, POD_LINK_GROUPS,
+    CT_MARK_GENERATION, CT_MARK_JUDGED, NFT_POLICY_INPUT_PRIORITY, NFT_POLICY_PRIORITY, NFT_RAW_PRIORITY,
+    POD_LINK_GROUPS,
 };
 use tartan_netstate::nft::{
     AddressSide, Chain, ChainKind, CtDirection, Expr, HookPoint, Nfproto, Rule, RuleBuilder, Selector, rule,
@@ -38,26 +44,29 @@ const FROM_NODE: &str = "policy_from_node";
 
 /// What IPVS passes on.
 const PASSED_ON: &str = "policy_passed_on";
-/// Lets pass what was judged in this generation.
-const JUDGED: &str = "policy_judged";
-/// And errors, which are of the connection they are about.
-const ABOUT_JUDGED: &str = "policy_about_judged";
-/// What was judged now gets the generation's stamp.
+/// Lets pass what was judged in this generation, where there is at most one pod whose affair it is.
+const JUDGED: &str = "policy_judged_here";
+/// The same by all pods of this node that it comes from and goes to.
+const JUDGED_BY_ALL: &str = "policy_judged_by_all";
+/// What one pod has judged now gets the generation's stamp,
 const STAMP: &str = "policy_stamp";
+/// and what two have.
+const STAMP_OF_BOTH: &str = "policy_stamp_of_both";
 
 /// Begins a rule about packets of pods, with a comment.
 type Begun = fn(&'static str) -> RuleBuilder;
 
 /// By which packets come to be judged. `ipvs`: it is in use.
-pub(super) fn hooks(mode: Mode, ipvs: bool) -> [(Key, Object); 4] {
+pub(super) fn hooks(mode: Mode, ipvs: bool, generation: Generation) -> [(Key, Object); 4] {
     let base =
         |name: &str, point, priority, rules| object(name, Chain::base(ChainKind::Filter, point, priority, rules));
-    // First, because nearly all packets end here.
-    let forwarded = vec![
-        judged(),
+    // First, and without a jump, because nearly all packets end here.
+    let by_all = judged_by_all(generation).map(|rule| not_of_others(rule).returns());
+    let others = [
         rule("from a pod").iifgroup(POD_LINK_GROUPS).goto(THROUGH),
         rule("to a pod").oifgroup(POD_LINK_GROUPS).goto(THROUGH),
     ];
+    let forwarded = by_all.into_iter().chain(others).collect();
     let to_node = vec![rule("from a pod").iifgroup(POD_LINK_GROUPS).goto(TO_NODE)];
     // Where there is no IPVS, nothing that a pod sent leaves by this hook.
     let mut from_node: Vec<Rule> = if ipvs { Family::ALL.map(from_a_pod).into() } else { Vec::new() };
@@ -94,27 +103,31 @@ pub(super) fn fixed(mode: Mode) -> Vec<(Key, Object)> {
     all
 }
 
-/// All that holds the generation, and no more: one begins with every pod that comes, and is written while it waits.
-pub(super) fn generation(generation: Generation) -> [(Key, Object); 3] {
-    let of_this = |rule: RuleBuilder| rule.ct_mark(CT_MARK_GENERATION, generation.stamp());
-    // What a helper expects has its parent's mark from its first packet on, and an error is sent by anybody.
-    let judged = of_this(rule("judged in this generation")).not_ct_state_related().accept();
-    let about_judged = of_this(rule("about what was judged")).accept();
-    let stamped = rule("allowed").set_ct_mark(CT_MARK_GENERATION, generation.stamp());
-    [(JUDGED, vec![judged]), (ABOUT_JUDGED, vec![about_judged]), (STAMP, vec![stamped])].map(regular)
+/// All that holds the generation, beside the first rules of forwarded packets, and no more: it is written while somebody waits.
+pub(super) fn generation(generation: Generation) -> [(Key, Object); 4] {
+    let stamp = |value| vec![rule("allowed").set_ct_mark(CT_MARK_JUDGED, value).build()];
+    [
+        (JUDGED, vec![of_this(rule("judged in this generation"), generation).accept()]),
+        (JUDGED_BY_ALL, judged_by_all(generation).map(RuleBuilder::accept).into()),
+        (STAMP, stamp(generation.stamp())),
+        (STAMP_OF_BOTH, stamp(generation.stamp_of_both())),
+    ]
+    .map(regular)
 }
 
 /// The chains around those of pods. `between_nodes`: UDP ports at which nodes unwrap packets.
 pub(super) fn judging(mode: Mode, between_nodes: &[u16]) -> [(Key, Object); 5] {
-    let about_judged = || errors("may be about what was judged").map(|error| error.jump(ABOUT_JUDGED));
+    let judged = |chain: &str| not_of_others(rule("may have been judged")).jump(chain);
+    let about_judged = |chain: &str| errors("may be about what was judged").map(|error| error.jump(chain));
     let stamped = || rule("allowed").goto(STAMP);
+    let both_stamped = || from_pod("allowed by both").oifgroup(POD_LINK_GROUPS).goto(STAMP_OF_BOTH);
     let judge = |side, back| Way { side, back }.chain();
     let (egress, egress_back) = (judge(maps::Side::Egress, false), judge(maps::Side::Egress, true));
     let (ingress, ingress_back) = (judge(maps::Side::Ingress, false), judge(maps::Side::Ingress, true));
 
     let mut through: Vec<Rule> = Family::ALL.map(|family| to_itself(from_pod, family)).into();
     through.extend(others_errors(mode, from_pod));
-    through.extend(about_judged());
+    through.extend(about_judged(JUDGED_BY_ALL));
     through.extend(stale_errors(mode));
     through.extend(to_be_unwrapped(mode, from_pod, between_nodes));
     through.extend([
@@ -124,47 +137,66 @@ pub(super) fn judging(mode: Mode, between_nodes: &[u16]) -> [(Key, Object); 5] {
         rule("answers").ct_direction_reply().goto(THROUGH_BACK),
         rule("of the pod it leaves").iifgroup(POD_LINK_GROUPS).jump(&egress),
         rule("of the pod it enters").oifgroup(POD_LINK_GROUPS).jump(&ingress),
+        both_stamped(),
         stamped(),
     ]);
     let back = vec![
         rule("of the pod that began it").oifgroup(POD_LINK_GROUPS).jump(&egress_back),
         rule("of the pod that answers").iifgroup(POD_LINK_GROUPS).jump(&ingress_back),
+        both_stamped(),
         stamped(),
     ];
-    let mut to_node = vec![judged()];
+    let mut to_node = vec![judged(JUDGED)];
     to_node.extend(others_errors(mode, from_pod));
     to_node.extend([
         rule("answers to this node").ct_direction_reply().returns(),
         discovery(rule("discovery ends here")).returns(),
     ]);
-    to_node.extend(by_link_local(mode));
-    to_node.extend(about_judged());
+    to_node.extend(by_other_addresses(mode));
+    to_node.extend(about_judged(JUDGED));
     to_node.extend(stale_errors(mode));
     to_node.extend(to_be_unwrapped(mode, from_pod, between_nodes));
     to_node.extend([rule("of the pod it leaves").jump(&egress), stamped()]);
-    let mut from_node = vec![judged()];
+    let mut from_node = vec![judged(JUDGED)];
     from_node.extend(errors("of this node").map(RuleBuilder::returns));
     from_node.extend([
         rule("answers to a pod").ct_direction_reply().jump(&egress_back),
         rule("of others, passed on").not_fib_local(AddressSide::Saddr).jump(&ingress),
         stamped(),
     ]);
-    let mut passed_on = vec![judged()];
+    let mut passed_on = vec![judged(JUDGED_BY_ALL)];
     passed_on.extend(Family::ALL.map(|family| to_itself(from_anywhere, family)));
     passed_on.extend(others_errors(mode, from_anywhere));
-    passed_on.extend(about_judged());
+    passed_on.extend(about_judged(JUDGED_BY_ALL));
     passed_on.extend(to_be_unwrapped(mode, from_anywhere, between_nodes));
     passed_on.extend([
         rule("of the pod it leaves").jump(&egress),
         rule("of the pod it enters").oifgroup(POD_LINK_GROUPS).jump(&ingress),
+        rule("allowed by both").oifgroup(POD_LINK_GROUPS).goto(STAMP_OF_BOTH),
         stamped(),
     ]);
     [(THROUGH, through), (THROUGH_BACK, back), (TO_NODE, to_node), (FROM_NODE, from_node), (PASSED_ON, passed_on)]
         .map(regular)
 }
 
-fn judged() -> Rule {
-    rule("may have been judged").jump(JUDGED)
+/// By all pods of this node that it comes from and goes to. What has come by no link, or leaves by none, has no group: a rule that
+/// asks for it ends.
+fn judged_by_all(generation: Generation) -> [RuleBuilder; 3] {
+    let judged = || of_this(rule("judged in this generation"), generation);
+    [
+        judged().not_iifgroup(POD_LINK_GROUPS),
+        judged().not_oifgroup(POD_LINK_GROUPS),
+        rule("judged by both").ct_mark(CT_MARK_JUDGED, generation.stamp_of_both()),
+    ]
+}
+
+fn of_this(rule: RuleBuilder, generation: Generation) -> RuleBuilder {
+    rule.ct_mark(CT_MARK_GENERATION, generation.stamp())
+}
+
+/// What a helper expects has its parent's mark from its first packet on, and an error is sent by anybody.
+fn not_of_others(rule: RuleBuilder) -> RuleBuilder {
+    rule.not_ct_state_related()
 }
 
 fn regular((name, rules): (&str, Vec<Rule>)) -> (Key, Object) {
@@ -238,10 +270,13 @@ fn errors(comment: &'static str) -> [RuleBuilder; 2] {
     [protocol::ICMP, protocol::ICMPV6].map(|icmp| rule(comment).l4proto(icmp).ct_state_related())
 }
 
-/// What ends on a pod's link is its node's, but no rule about nodes knows that address.
-fn by_link_local(mode: Mode) -> Option<Rule> {
-    let link_local = || rule("the node has other addresses").daddr("fe80::/10".parse().expect("a prefix"));
-    (mode == Mode::Enforce).then(|| link_local().counter().drop())
+/// A node is also reached by the address that it has on the pod's link, and by those that many have: groups, broadcast,
+/// anycast. No rule about nodes knows any of them.
+fn by_other_addresses(mode: Mode) -> Vec<Rule> {
+    let by = || rule("the node has other addresses");
+    let of = |net: &str| by().daddr(net.parse().expect("a prefix"));
+    let all = [of("fe80::/10"), of("ff00::/8"), by().fib_many(AddressSide::Daddr)];
+    if mode == Mode::Enforce { all.map(|rule| rule.counter().drop()).into() } else { Vec::new() }
 }
 
 /// A Service may have led it there; what names such a port itself is dropped before connections are tracked.

@@ -8,7 +8,7 @@
 //! ```
 //!
 //! All that depends on pods, addresses and policies is elements of maps ([`maps`]); the chains ([`chains`], [`judge`]) are
-//! the same on every node, but for the generation, a constant in three small ones. A generation begins when something is
+//! the same on every node, but for the generation, a constant in five small ones. A generation begins when something is
 //! revoked ([`revoked`]): connections judged before are then judged again, whichever end sends. While there is no policy in
 //! the whole cluster, the four chains above are not there, and no packet pays.
 //!
@@ -30,16 +30,17 @@ use std::sync::Arc;
 
 use imbl::OrdMap;
 use imbl::ordmap::DiffItem;
-use tartan_model::{Attachment, Family, HostLink, Pod, World};
+use tartan_model::{Attachment, Family, HostLink, World};
 use tartan_netstate::nft::{ElementData, ElementKey};
 use tartan_netstate::{Entry, Generation, Key, Object, Owner, Part, State};
 use tartan_policy::verdicts::{Class, Rows, Set, Tables};
 
 pub use held::{Mirrored, held};
-pub use pods::{FromBefore, from_before, is_judged, is_of_pods, keys, keys_from_before, set_of};
+pub use pods::{FromBefore, is_judged, is_of_pods, keys, keys_from_before, set_of};
 pub use tartan_model::PolicyMode as Mode;
 
 use maps::Side;
+use pods::Here;
 
 /// The link that kube-proxy makes for the addresses of Services, in the mode in which IPVS translates them.
 const IPVS_LINK: &str = "kube-ipvs0";
@@ -50,6 +51,8 @@ pub struct Policy {
     seen: Seen,
     generation: Option<Generation>,
     state: State,
+    /// Up to date where there are bridges of the network before.
+    here: Here,
     /// By attachment.
     pods: BTreeMap<Arc<str>, Part>,
     /// Of pods of the network before.
@@ -68,9 +71,8 @@ struct Seen {
     /// kube-proxy translates by IPVS.
     ipvs: bool,
     between_nodes: [u16; 2],
-    /// Pods of the network before, and what they were found in.
+    /// Pods of the network before, and what they were found in, beside [`Here`].
     from_before: Arc<[FromBefore]>,
-    pods: OrdMap<Arc<str>, Arc<Pod>>,
     given: OrdMap<IpAddr, Arc<str>>,
     bridges: Vec<HostLink>,
 }
@@ -97,8 +99,12 @@ impl Policy {
         let ipvs = world.host.links.iter().any(|link| &*link.name == IPVS_LINK);
         let between_nodes = world.config.ports_between_nodes();
         let bridges: Vec<HostLink> = world.bridges_from_before().cloned().collect();
-        let from_before = match pods::are_others_from_before(&self.seen, world, &bridges) {
-            true => pods::from_before(world).into(),
+        let are_others = (!bridges.is_empty() && self.here.learn(world))
+            || self.seen.bridges != bridges
+            || !self.seen.given.ptr_eq(&world.given)
+            || !self.seen.attachments.ptr_eq(&world.attachments);
+        let from_before = match are_others {
+            true => pods::from_before(world, &self.here, &bridges).into(),
             false => self.seen.from_before.clone(),
         };
         let next = Seen {
@@ -108,7 +114,6 @@ impl Policy {
             ipvs,
             between_nodes,
             from_before,
-            pods: world.pods.clone(),
             given: world.given.clone(),
             bridges,
         };
@@ -125,16 +130,20 @@ impl Policy {
         if first || before.mode != mode || before.between_nodes != between_nodes {
             self.judging();
         }
-        if first || before.mode != mode || before.ipvs != ipvs || before.tables.judged != tables.judged {
-            self.hooks();
-        }
         let in_force = generation_in(&world.programmed.mirror);
         if first {
             self.first_generation(&world.programmed.mirror, in_force);
         } else if revoked::is_anything(&before, &self.seen) {
             self.begin(self.generation.unwrap_or(Generation(0)).next(in_force));
+        } else if before.mode != mode || before.ipvs != ipvs || before.tables.judged != tables.judged {
+            self.hooks();
         }
         &self.state
+    }
+
+    /// Pods of the network before, as planned last.
+    pub fn from_before(&self) -> &Arc<[FromBefore]> {
+        &self.seen.from_before
     }
 
     /// Goes on with the generation in force if all that the kernel holds is what is planned: then nothing can have been
@@ -154,7 +163,8 @@ impl Policy {
 
     /// Without any policy, no packet is held up to find that it passes, and no pod asked for its name.
     fn hooks(&mut self) {
-        for (key, object) in chains::hooks(self.seen.mode, self.seen.ipvs) {
+        let Some(generation) = self.generation else { return };
+        for (key, object) in chains::hooks(self.seen.mode, self.seen.ipvs, generation) {
             match self.seen.tables.judged {
                 true => self.state.insert(key, object, Owner::Policy),
                 false => drop(self.state.remove(&key)),
@@ -171,6 +181,7 @@ impl Policy {
         for (key, object) in chains::generation(generation) {
             self.state.insert(key, object, Owner::Policy);
         }
+        self.hooks();
     }
 
     fn judging(&mut self) {

@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use imbl::OrdMap;
 use imbl::ordmap::DiffItem;
 use tartan_model::{Attachment, Family, HostLink, Pod, World};
 use tartan_netstate::nft::{ElementData, Fields};
@@ -30,14 +31,46 @@ pub struct FromBefore {
     pub pod: Option<Arc<str>>,
 }
 
-/// Pods of the network before that this node has, by address.
-pub fn from_before(world: &World) -> Vec<FromBefore> {
-    let bridges: Vec<_> = world.bridges_from_before().collect();
+/// Pods that the API server says are on this node: of all there are, what differs is looked at.
+#[derive(Default)]
+pub(super) struct Here {
+    local: Arc<str>,
+    seen: OrdMap<Arc<str>, Arc<Pod>>,
+    pods: BTreeMap<Arc<str>, Arc<Pod>>,
+}
+
+// === impl Here ===
+
+impl Here {
+    /// Says whether they are others than before.
+    pub(super) fn learn(&mut self, world: &World) -> bool {
+        if self.local != world.local {
+            *self = Here { local: world.local.clone(), ..Here::default() };
+        }
+        let Here { seen, pods, .. } = self;
+        let mut are_others = false;
+        for item in seen.diff(&world.pods) {
+            let (key, pod): (&Arc<str>, Option<&Arc<Pod>>) = match item {
+                DiffItem::Add(key, pod) | DiffItem::Update { new: (key, pod), .. } => (key, Some(pod)),
+                DiffItem::Remove(key, _) => (key, None),
+            };
+            are_others |= match pod.filter(|pod| is_here(world, pod)) {
+                Some(pod) => pods.insert(key.clone(), pod.clone()).as_ref() != Some(pod),
+                None => pods.remove(key).is_some(),
+            };
+        }
+        *seen = world.pods.clone();
+        are_others
+    }
+}
+
+/// Pods of the network before that this node has, by address; `here`: who they may be.
+pub(super) fn from_before(world: &World, here: &Here, bridges: &[HostLink]) -> Vec<FromBefore> {
     if bridges.is_empty() {
         return Vec::new();
     }
     let mut owners: BTreeMap<IpAddr, Option<&Arc<str>>> = BTreeMap::new();
-    for (key, pod) in world.pods.iter().filter(|(_, pod)| is_here(world, pod)) {
+    for (key, pod) in &here.pods {
         for address in &pod.addresses {
             owners.entry(*address).and_modify(|owner| *owner = None).or_insert(Some(key));
         }
@@ -74,7 +107,9 @@ pub fn keys(attachment: &Attachment) -> impl Iterator<Item = Key> {
 
 /// All elements that pods of the network before may have.
 pub fn keys_from_before(world: &World) -> impl Iterator<Item = Key> {
-    from_before(world).into_iter().flat_map(|it| elements(it.bridge, it.address, 0, true)).map(|(key, _)| key)
+    let bridges: Vec<HostLink> = world.bridges_from_before().cloned().collect();
+    let all = from_before(world, &Here::default(), &bridges).into_iter();
+    all.flat_map(|it| elements(it.bridge, it.address, 0, true)).map(|(key, _)| key)
 }
 
 /// What it adds; none without a set.
@@ -120,18 +155,6 @@ fn elements(link: LinkName, address: IpAddr, set: u32, ipvs: bool) -> impl Itera
     let passed_on =
         [element(SUBJECTS, ends(""), maps::number(set)), element(SOURCES, ends(""), ElementData::default())];
     own.into_iter().chain(passed_on.into_iter().filter(move |_| ipvs))
-}
-
-/// Whether pods of the network before may be others than when `seen` was; they are on these bridges.
-pub(super) fn are_others_from_before(seen: &Seen, world: &World, bridges: &[HostLink]) -> bool {
-    let differs = |item: DiffItem<'_, '_, Arc<str>, Arc<Pod>>| match item {
-        DiffItem::Add(_, pod) | DiffItem::Remove(_, pod) => is_here(world, pod),
-        DiffItem::Update { old: (_, before), new: (_, after) } => is_here(world, before) || is_here(world, after),
-    };
-    seen.bridges != bridges
-        || !seen.given.ptr_eq(&world.given)
-        || !seen.attachments.ptr_eq(&world.attachments)
-        || (!bridges.is_empty() && seen.pods.diff(&world.pods).any(differs))
 }
 
 /// Attachments whose part may differ.

@@ -2,11 +2,11 @@
 //!
 //! Invariant: it may say so where nothing was taken away, never the other way round. To be judged again cuts nobody; it
 //! costs each connection one packet's judgement. So what is hard to tell is taken for a revocation; what happens all the
-//! time, pods that come and go, is looked at closely.
+//! time, pods that come and go, is looked at closely. That a pod has come where another one's connection leads takes nothing
+//! away: no stamp vouches for it ([`super::chains`]).
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::sync::Arc;
 
 use imbl::ordmap::DiffItem;
 use ipnet::IpNet;
@@ -26,22 +26,11 @@ pub(super) fn is_anything(before: &Seen, after: &Seen) -> bool {
     }
     (before.mode != Mode::Enforce && after.mode == Mode::Enforce)
         || before.ipvs != after.ipvs
+        || before.between_nodes != after.between_nodes
         || (!before.tables.judged && after.tables.judged)
-        || arrivals(before, after)
         || subjects(before, after)
         || rows(&before.tables, &after.tables)
         || identities(&before.tables, &after.tables)
-}
-
-/// A pod that comes: what others of this node sent to its address before, it has not judged.
-fn arrivals(before: &Seen, after: &Seen) -> bool {
-    let is_new = |pod| !before.from_before.contains(pod);
-    (!Arc::ptr_eq(&before.from_before, &after.from_before) && after.from_before.iter().any(is_new))
-        || before.attachments.diff(&after.attachments).any(|item| match item {
-            DiffItem::Add(..) => true,
-            DiffItem::Update { old: (_, old), new: (_, new) } => old.addresses != new.addresses,
-            DiffItem::Remove(..) => false,
-        })
 }
 
 /// A pod that is still here and has another set, or none.
