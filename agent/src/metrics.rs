@@ -19,6 +19,12 @@ pub fn render(seen: &Seen, counts: &[Count], conntrack: Option<&tartan_kernel::c
         f64::from(u8::from(status.ready)),
     );
     text.one("tartan_pods", "gauge", "Pods on this node", status.pods.len() as f64);
+    let mut adopted = BTreeMap::new();
+    for pod in &status.adopted {
+        let judged = pod.under_policy.to_string();
+        *adopted.entry(labels(&[("bridge", &pod.bridge), ("under_policy", &judged)])).or_insert(0.0) += 1.0;
+    }
+    text.many("tartan_adopted_pods", "gauge", "Pods of the network before, on its bridge", adopted);
     text.one("tartan_pod_mtu_bytes", "gauge", "MTU of this node's pods", f64::from(status.pod_mtu));
     text.one("tartan_kernel_objects", "gauge", "Objects of ours in the kernel", status.kernel.objects as f64);
     text.one("tartan_kernel_failures", "gauge", "Objects the kernel refuses now", status.kernel.failures.len() as f64);
@@ -165,7 +171,7 @@ mod tests {
     use std::time::Duration;
 
     use tartan_api::cni::Command;
-    use tartan_api::status::Policy;
+    use tartan_api::status::{Adopted, Policy};
     use tartan_api::tartan::Condition;
 
     use super::*;
@@ -183,6 +189,9 @@ mod tests {
                 paths: vec![Path { family: "ipv6".into(), round_trip_micros: Some(1500), asked: 8, ..Path::default() }],
                 ..Peer::default()
             }],
+            adopted: [true, true, false]
+                .map(|under_policy| Adopted { bridge: "cni0".into(), under_policy, ..Adopted::default() })
+                .into(),
             policy: Policy { mode: "audit".into(), subjects: 3, rows: 12, ..Policy::default() },
             conditions: vec![said("a \"b\"\\"), said("c"), said("c")],
             ..Status::default()
@@ -207,6 +216,8 @@ mod tests {
             r#"tartan_path_probes_total{node="n2",family="ipv6"} 8"#,
             r#"tartan_condition{reason="BadSyntax",about="a \"b\"\\"} 1"#,
             r#"tartan_condition{reason="BadSyntax",about="c"} 2"#,
+            r#"tartan_adopted_pods{bridge="cni0",under_policy="true"} 2"#,
+            r#"tartan_adopted_pods{bridge="cni0",under_policy="false"} 1"#,
             r#"tartan_policy_mode{mode="audit"} 1"#,
             "tartan_policy_subjects 3",
             "tartan_store_away 1",

@@ -36,7 +36,9 @@ use tartan_netstate::{Entry, Generation, Key, Object, Owner, Part, State};
 use tartan_policy::verdicts::{Class, Rows, Set, Tables};
 
 pub use held::{Mirrored, held};
-pub use pods::{FromBefore, from_before, is_judged, is_of_pods, keys, keys_from_before, set_of};
+pub use pods::{
+    FromBefore, from_before, is_judged, is_judged_on_its_bridge, is_of_pods, keys, keys_from_before, set_of,
+};
 pub use tartan_model::PolicyMode as Mode;
 
 use maps::Side;

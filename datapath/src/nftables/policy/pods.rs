@@ -67,6 +67,13 @@ pub fn is_judged(state: &State, attachment: &Attachment) -> bool {
     of_attachment(attachment, 0, false).all(|(key, _)| state.get(&key).is_some())
 }
 
+/// The same of a pod of the network before, whose link is its bridge.
+pub fn is_judged_on_its_bridge(state: &State, pod: &FromBefore) -> bool {
+    let link = || pod.bridge.clone();
+    let own = elements(link(), pod.address, 0, false).map(|(key, _)| key);
+    own.chain([Key::PodBridge { link: link() }]).all(|key| state.get(&key).is_some())
+}
+
 /// All elements that may be its.
 pub fn keys(attachment: &Attachment) -> impl Iterator<Item = Key> {
     of_attachment(attachment, 0, true).map(|(key, _)| key)
