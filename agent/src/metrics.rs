@@ -5,6 +5,7 @@ use std::fmt::Write;
 
 use tartan_api::explain::{Count, Verdict};
 use tartan_api::status::{Path, Peer, Status};
+use tartan_model::Kind;
 
 use crate::status::{Counters, Outcome, Seen};
 
@@ -29,12 +30,17 @@ pub fn render(seen: &Seen, counts: &[Count], conntrack: Option<&tartan_kernel::c
     text.one("tartan_kernel_objects", "gauge", "Objects of ours in the kernel", status.kernel.objects as f64);
     text.one("tartan_kernel_failures", "gauge", "Objects the kernel refuses now", status.kernel.failures.len() as f64);
     text.one("tartan_kernel_changes_total", "counter", "Kernel changes made", counters.applied as f64);
+    let applying = counters.applying.as_secs_f64();
+    text.one("tartan_kernel_applying_seconds_total", "counter", "Time that kernel changes took", applying);
     let repaired = "Kernel changes made because somebody else changed what is ours";
     text.one("tartan_kernel_repairs_total", "counter", repaired, counters.repaired as f64);
     text.one("tartan_plans_total", "counter", "Plans made", counters.plans as f64);
     text.one("tartan_planning_seconds_total", "counter", "Time spent planning", counters.planning.as_secs_f64());
-    let by_kind = counters.events.iter().map(|(kind, count)| (labels(&[("kind", kind.as_str())]), *count as f64));
-    text.many("tartan_store_events_total", "counter", "What the store has said of objects", by_kind);
+    let by_kind = |(kind, count): (&Kind, &u64)| (labels(&[("kind", kind.as_str())]), *count as f64);
+    let events = counters.events.iter().map(by_kind);
+    text.many("tartan_store_events_total", "counter", "What the store has said of objects", events);
+    let lists = counters.lists.iter().map(by_kind);
+    text.many("tartan_store_lists_total", "counter", "How often a kind was listed as a whole", lists);
     let away = f64::from(u8::from(seen.store_away));
     text.one("tartan_store_away", "gauge", "The store, or a part of it, cannot be reached", away);
     text.one("tartan_inbox_waiting", "gauge", "Inputs that the loop found waiting", counters.waiting as f64);
@@ -173,6 +179,7 @@ mod tests {
     use tartan_api::cni::Command;
     use tartan_api::status::{Adopted, Policy};
     use tartan_api::tartan::Condition;
+    use tartan_model::StoreEvent;
 
     use super::*;
 
@@ -205,6 +212,7 @@ mod tests {
         let mut counters = Counters::default();
         counters.cni(Command::Add, Outcome::Done, Duration::from_millis(1500));
         counters.cni(Command::Add, Outcome::Done, Duration::from_millis(500));
+        counters.event(&StoreEvent::Init(Kind::Pod));
         let seen = Seen { status, counters, store_away: true, ..Seen::default() };
         let text = render(&seen, &counts, None);
         for line in [
@@ -221,6 +229,7 @@ mod tests {
             r#"tartan_policy_mode{mode="audit"} 1"#,
             "tartan_policy_subjects 3",
             "tartan_store_away 1",
+            r#"tartan_store_lists_total{kind="Pod"} 1"#,
             r#"tartan_cni_calls_total{verb="ADD",outcome="done"} 2"#,
             r#"tartan_cni_seconds_total{verb="ADD",outcome="done"} 2"#,
             "tartan_policy_rows 12",

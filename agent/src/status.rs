@@ -22,12 +22,15 @@ use crate::selftest::Tested;
 pub struct Counters {
     pub plans: u64,
     pub planning: Duration,
-    /// Kernel changes tried.
+    /// Kernel changes tried, and how long that took.
     pub applied: u64,
+    pub applying: Duration,
     /// Of these, made because somebody else changed what was ours.
     pub repaired: u64,
     /// What the store said of objects, by kind.
     pub events: BTreeMap<Kind, u64>,
+    /// How often it listed a kind, or began to.
+    pub lists: BTreeMap<Kind, u64>,
     /// Inputs that the loop found waiting when it last looked.
     pub waiting: u64,
     /// Calls of the CNI plugin by verb and outcome, and how long they took.
@@ -58,7 +61,8 @@ impl Counters {
                 *self.events.entry(id.kind).or_default() += 1;
             }
             StoreEvent::Moment(events) => events.iter().for_each(|event| self.event(event)),
-            StoreEvent::Init(_) | StoreEvent::Synced(_) | StoreEvent::Notice(..) | StoreEvent::Away(..) => {}
+            StoreEvent::Init(kind) => *self.lists.entry(*kind).or_default() += 1,
+            StoreEvent::Synced(_) | StoreEvent::Notice(..) | StoreEvent::Away(..) => {}
         }
     }
 
@@ -72,6 +76,7 @@ impl Counters {
     /// What the kernel thread did.
     pub fn applied(&mut self, applied: &Applied) {
         self.applied += applied.applied;
+        self.applying += applied.applying;
         self.repaired += applied.repaired;
     }
 }
