@@ -525,8 +525,7 @@ impl Worker {
         }
         // A runtime may put its next pod into the namespace that the last one has just left.
         let steps = out_of_the_way(&self.mirror, self.burial.is_some(), steps);
-        let since = Instant::now();
-        let failures = self.carry_out(steps);
+        let (since, failures) = (Instant::now(), self.carry_out(steps));
         let now = Instant::now();
         self.applying += now - since;
         for failure in &failures {
