@@ -142,7 +142,7 @@ fn taken_back(cluster: &Cluster, manifest: &str) -> Result<()> {
     cluster.kubectl(&["apply", "--filename", &printed(cluster, &["uninstall", "--for", "kubeadm"])?])?;
     let timeout = format!("--timeout={}s", PATIENCE.as_secs());
     cluster.kubectl(&["rollout", "status", &timeout, NAMESPACE, "daemonset/tartan-uninstall"])?;
-    cluster.kubectl(&["delete", "--wait=false", "--filename", manifest]).map(drop)
+    cluster.kubectl(&["delete", "--wait=false", "--ignore-not-found", "--filename", manifest]).map(drop)
 }
 
 fn holdings(cluster: &Cluster) -> Result<Vec<String>> {
