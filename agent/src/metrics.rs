@@ -5,6 +5,7 @@ use std::fmt::Write;
 
 use tartan_api::explain::{Count, Verdict};
 use tartan_api::status::{Path, Peer, Status};
+use tartan_model::Kind;
 
 use crate::status::{Counters, Outcome, Seen};
 
@@ -19,16 +20,27 @@ pub fn render(seen: &Seen, counts: &[Count], conntrack: Option<&tartan_kernel::c
         f64::from(u8::from(status.ready)),
     );
     text.one("tartan_pods", "gauge", "Pods on this node", status.pods.len() as f64);
+    let mut adopted = BTreeMap::new();
+    for pod in &status.adopted {
+        let judged = pod.under_policy.to_string();
+        *adopted.entry(labels(&[("bridge", &pod.bridge), ("under_policy", &judged)])).or_insert(0.0) += 1.0;
+    }
+    text.many("tartan_adopted_pods", "gauge", "Pods of the network before, on its bridge", adopted);
     text.one("tartan_pod_mtu_bytes", "gauge", "MTU of this node's pods", f64::from(status.pod_mtu));
     text.one("tartan_kernel_objects", "gauge", "Objects of ours in the kernel", status.kernel.objects as f64);
     text.one("tartan_kernel_failures", "gauge", "Objects the kernel refuses now", status.kernel.failures.len() as f64);
     text.one("tartan_kernel_changes_total", "counter", "Kernel changes made", counters.applied as f64);
+    let applying = counters.applying.as_secs_f64();
+    text.one("tartan_kernel_applying_seconds_total", "counter", "Time that kernel changes took", applying);
     let repaired = "Kernel changes made because somebody else changed what is ours";
     text.one("tartan_kernel_repairs_total", "counter", repaired, counters.repaired as f64);
     text.one("tartan_plans_total", "counter", "Plans made", counters.plans as f64);
     text.one("tartan_planning_seconds_total", "counter", "Time spent planning", counters.planning.as_secs_f64());
-    let by_kind = counters.events.iter().map(|(kind, count)| (labels(&[("kind", kind.as_str())]), *count as f64));
-    text.many("tartan_store_events_total", "counter", "What the store has said of objects", by_kind);
+    let by_kind = |(kind, count): (&Kind, &u64)| (labels(&[("kind", kind.as_str())]), *count as f64);
+    let events = counters.events.iter().map(by_kind);
+    text.many("tartan_store_events_total", "counter", "What the store has said of objects", events);
+    let lists = counters.lists.iter().map(by_kind);
+    text.many("tartan_store_lists_total", "counter", "How often a kind was listed as a whole", lists);
     let away = f64::from(u8::from(seen.store_away));
     text.one("tartan_store_away", "gauge", "The store, or a part of it, cannot be reached", away);
     text.one("tartan_inbox_waiting", "gauge", "Inputs that the loop found waiting", counters.waiting as f64);
@@ -165,8 +177,9 @@ mod tests {
     use std::time::Duration;
 
     use tartan_api::cni::Command;
-    use tartan_api::status::Policy;
+    use tartan_api::status::{Adopted, Policy};
     use tartan_api::tartan::Condition;
+    use tartan_model::StoreEvent;
 
     use super::*;
 
@@ -183,6 +196,9 @@ mod tests {
                 paths: vec![Path { family: "ipv6".into(), round_trip_micros: Some(1500), asked: 8, ..Path::default() }],
                 ..Peer::default()
             }],
+            adopted: [true, true, false]
+                .map(|under_policy| Adopted { bridge: "cni0".into(), under_policy, ..Adopted::default() })
+                .into(),
             policy: Policy { mode: "audit".into(), subjects: 3, rows: 12, ..Policy::default() },
             conditions: vec![said("a \"b\"\\"), said("c"), said("c")],
             ..Status::default()
@@ -196,6 +212,7 @@ mod tests {
         let mut counters = Counters::default();
         counters.cni(Command::Add, Outcome::Done, Duration::from_millis(1500));
         counters.cni(Command::Add, Outcome::Done, Duration::from_millis(500));
+        counters.event(&StoreEvent::Init(Kind::Pod));
         let seen = Seen { status, counters, store_away: true, ..Seen::default() };
         let text = render(&seen, &counts, None);
         for line in [
@@ -207,9 +224,12 @@ mod tests {
             r#"tartan_path_probes_total{node="n2",family="ipv6"} 8"#,
             r#"tartan_condition{reason="BadSyntax",about="a \"b\"\\"} 1"#,
             r#"tartan_condition{reason="BadSyntax",about="c"} 2"#,
+            r#"tartan_adopted_pods{bridge="cni0",under_policy="true"} 2"#,
+            r#"tartan_adopted_pods{bridge="cni0",under_policy="false"} 1"#,
             r#"tartan_policy_mode{mode="audit"} 1"#,
             "tartan_policy_subjects 3",
             "tartan_store_away 1",
+            r#"tartan_store_lists_total{kind="Pod"} 1"#,
             r#"tartan_cni_calls_total{verb="ADD",outcome="done"} 2"#,
             r#"tartan_cni_seconds_total{verb="ADD",outcome="done"} 2"#,
             "tartan_policy_rows 12",

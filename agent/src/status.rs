@@ -7,6 +7,7 @@ use std::time::Duration;
 use tartan_api::cni::Command;
 use tartan_api::status as api;
 use tartan_api::tartan as kinds;
+use tartan_datapath::nftables::policy as nft;
 use tartan_fabric::selftest::{Finding, Standing};
 use tartan_fabric::{Instance, Out, PeerState};
 use tartan_kernel::thread::Applied;
@@ -21,12 +22,15 @@ use crate::selftest::Tested;
 pub struct Counters {
     pub plans: u64,
     pub planning: Duration,
-    /// Kernel changes tried.
+    /// Kernel changes tried, and how long that took.
     pub applied: u64,
+    pub applying: Duration,
     /// Of these, made because somebody else changed what was ours.
     pub repaired: u64,
     /// What the store said of objects, by kind.
     pub events: BTreeMap<Kind, u64>,
+    /// How often it listed a kind, or began to.
+    pub lists: BTreeMap<Kind, u64>,
     /// Inputs that the loop found waiting when it last looked.
     pub waiting: u64,
     /// Calls of the CNI plugin by verb and outcome, and how long they took.
@@ -57,7 +61,8 @@ impl Counters {
                 *self.events.entry(id.kind).or_default() += 1;
             }
             StoreEvent::Moment(events) => events.iter().for_each(|event| self.event(event)),
-            StoreEvent::Init(_) | StoreEvent::Synced(_) | StoreEvent::Notice(..) | StoreEvent::Away(..) => {}
+            StoreEvent::Init(kind) => *self.lists.entry(*kind).or_default() += 1,
+            StoreEvent::Synced(_) | StoreEvent::Notice(..) | StoreEvent::Away(..) => {}
         }
     }
 
@@ -71,6 +76,7 @@ impl Counters {
     /// What the kernel thread did.
     pub fn applied(&mut self, applied: &Applied) {
         self.applied += applied.applied;
+        self.applying += applied.applying;
         self.repaired += applied.repaired;
     }
 }
@@ -116,6 +122,7 @@ fn status(world: &World, planners: &Planners, plan: &Plan, counters: &Counters, 
         pod_mtu: fabric.pod_mtu,
         blocks: blocks(world, fabric),
         pods: pods(world),
+        adopted: adopted(world),
         peers: fabric.peers.iter().map(|(name, peer)| self::peer(name, peer, tested)).collect(),
         kernel: kernel(world, counters),
         policy: policy(world, plan),
@@ -180,6 +187,22 @@ fn pods(world: &World) -> Vec<api::Pod> {
         link: tartan_datapath::pod::host_link(&attachment.id).to_string(),
     };
     world.attachments.values().map(|attachment| pod(attachment)).collect()
+}
+
+/// Pods of the network before. An address of which no one Pod is known stands by itself.
+fn adopted(world: &World) -> Vec<api::Adopted> {
+    let mut pods: BTreeMap<(String, String), api::Adopted> = BTreeMap::new();
+    for found in nft::all_from_before(world) {
+        let judged = nft::is_judged_on_its_bridge(&world.programmed.mirror, &found);
+        let (address, bridge) = (found.address.to_string(), found.bridge.to_string());
+        let name = found.pod.as_deref().unwrap_or_default().to_owned();
+        let at = (bridge.clone(), if name.is_empty() { address.clone() } else { name.clone() });
+        let new = || api::Adopted { pod: name, addresses: Vec::new(), bridge, under_policy: true };
+        let pod = pods.entry(at).or_insert_with(new);
+        pod.addresses.push(address);
+        pod.under_policy &= judged;
+    }
+    pods.into_values().collect()
 }
 
 fn peer(name: &Arc<str>, peer: &PeerState, tested: &Tested) -> api::Peer {

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::{self, ErrorKind};
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -35,14 +36,23 @@ pub fn uninstall(kernel: &mut dyn Kernel, state_dir: &Path) -> Result<Report> {
     let found = found::load(state_dir)?;
     let restoration = give_back(&found);
     let failures: Vec<Failure> = [&removal, &restoration].into_iter().flat_map(|change| kernel.apply(change)).collect();
-    if failures.is_empty() && state_dir.exists() {
-        fs::remove_dir_all(state_dir).with_context(|| format!("removing {}", state_dir.display()))?;
+    if failures.is_empty() {
+        remove(state_dir).with_context(|| format!("removing {}", state_dir.display()))?;
     }
     Ok(Report {
         removed: removal.ops.len(),
         restored: restoration.ops.len(),
         failures: failures.iter().map(|failure| format!("{}: {}", failure.key, failure.error)).collect(),
     })
+}
+
+/// A folder that is mounted stays, empty: as it does in a container.
+fn remove(dir: &Path) -> io::Result<()> {
+    let is_empty = || fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_none());
+    match fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != ErrorKind::NotFound && !is_empty() => Err(error),
+        _ => Ok(()),
+    }
 }
 
 fn give_back(found: &BTreeMap<Key, String>) -> Change {

@@ -28,6 +28,8 @@ pub struct Status {
     pub pod_mtu: u32,
     pub blocks: Vec<BlockUse>,
     pub pods: Vec<Pod>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub adopted: Vec<Adopted>,
     pub peers: Vec<Peer>,
     pub kernel: Kernel,
     pub policy: Policy,
@@ -60,6 +62,19 @@ pub struct Pod {
     pub addresses: Vec<String>,
     /// Host end of its link.
     pub link: String,
+}
+
+/// A pod that the network before made on this node, and that still is on its bridge.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Adopted {
+    /// Empty where no one Pod of this node has the address.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub pod: String,
+    pub addresses: Vec<String>,
+    pub bridge: String,
+    /// The kernel holds what its policies come to.
+    pub under_policy: bool,
 }
 
 /// How things stand with a peer.

@@ -1,6 +1,8 @@
-//! `tartan install`: the one manifest, with the paths and the API server of a distribution.
+//! `tartan install`, and `tartan uninstall` for a whole cluster: a manifest with the paths and the API server of a
+//! distribution.
 //!
-//! Invariant: what is printed differs from `deploy/tartan.yaml` only in what was asked for, and is for `kubectl apply -f -`.
+//! Invariant: what is printed differs from `deploy/tartan.yaml` or `deploy/uninstall.yaml` only in what was asked for, and is
+//! for `kubectl apply -f -`.
 
 use std::process::ExitCode;
 
@@ -13,6 +15,7 @@ use crate::output::say;
 mod chart;
 
 const MANIFEST: &str = include_str!("../../deploy/tartan.yaml");
+const TAKE_BACK: &str = include_str!("../../deploy/uninstall.yaml");
 const IMAGE: &str = concat!("image: tartan.dev/tartan:", env!("CARGO_PKG_VERSION"));
 const STORE: &str = r#"store: "kubernetes:""#;
 const CNI_BIN: &str = "hostPath: {path: /opt/cni/bin,";
@@ -70,33 +73,47 @@ impl Distribution {
 /// Prints the manifest.
 ///
 /// # Errors
-/// The API server's address is none.
+/// What is said to be the API server's address, or the image's name, is none.
 pub(crate) fn run(distribution: Distribution, api_server: Option<&str>, image: Option<&str>) -> Result<ExitCode> {
     say(format_args!("{}", manifest(distribution, api_server, image)?.trim_end()))?;
     Ok(ExitCode::SUCCESS)
 }
 
+/// Prints what takes all back on every node.
+///
+/// # Errors
+/// What is said to be the image's name is none.
+pub(crate) fn take_back(distribution: Distribution, image: Option<&str>) -> Result<ExitCode> {
+    say(format_args!("{}", at_home(TAKE_BACK, &distribution.ways(), image)?.trim_end()))?;
+    Ok(ExitCode::SUCCESS)
+}
+
 fn manifest(distribution: Distribution, api_server: Option<&str>, image: Option<&str>) -> Result<String> {
     let ways = distribution.ways();
-    let mut text = format!("# Before this: {}.\n{MANIFEST}", ways.before);
-    let mut put = |place: &str, value: String| text = text.replace(place, &value);
-    if let Some(address) = api_server.or(ways.api_server) {
-        ensure!(
-            address.starts_with("https://") && !address.contains(['"', ' ', '\n']),
-            "--api-server: `{address}` is no address of an API server; it looks like https://HOST:PORT"
-        );
-        put(STORE, format!(r#"store: "kubernetes:{address}""#));
-    }
-    put(CNI_BIN, CNI_BIN.replace(USUAL.cni_bin, ways.cni_bin));
-    put(CNI_CONF, CNI_CONF.replace(USUAL.cni_conf, ways.cni_conf));
-    if let Some(image) = image {
-        ensure!(
-            !image.is_empty() && image.chars().all(|c| c.is_ascii_alphanumeric() || "./:@_-".contains(c)),
-            "--image: `{image}` is no name of an image"
-        );
-        put(IMAGE, format!("image: {image}"));
-    }
-    Ok(text)
+    let text = at_home(MANIFEST, &ways, image)?;
+    let text = match api_server.or(ways.api_server) {
+        None => text,
+        Some(address) => {
+            ensure!(
+                address.starts_with("https://") && !address.contains(['"', ' ', '\n']),
+                "--api-server: `{address}` is no address of an API server; it looks like https://HOST:PORT"
+            );
+            text.replace(STORE, &format!(r#"store: "kubernetes:{address}""#))
+        }
+    };
+    Ok(format!("# Before this: {}.\n{text}", ways.before))
+}
+
+/// A manifest with a distribution's folders, and the image where it is.
+fn at_home(manifest: &str, ways: &Ways, image: Option<&str>) -> Result<String> {
+    let text = manifest.replace(CNI_BIN, &CNI_BIN.replace(USUAL.cni_bin, ways.cni_bin));
+    let text = text.replace(CNI_CONF, &CNI_CONF.replace(USUAL.cni_conf, ways.cni_conf));
+    let Some(image) = image else { return Ok(text) };
+    ensure!(
+        !image.is_empty() && image.chars().all(|c| c.is_ascii_alphanumeric() || "./:@_-".contains(c)),
+        "--image: `{image}` is no name of an image"
+    );
+    Ok(text.replace(IMAGE, &format!("image: {image}")))
 }
 
 #[cfg(test)]
@@ -119,6 +136,9 @@ mod tests {
         // Operator and holder are of the same image as the agent.
         for (place, times) in [(IMAGE, 3), (STORE, 1), (CNI_BIN, 1), (CNI_CONF, 1)] {
             assert_eq!(MANIFEST.matches(place).count(), times, "{place}");
+        }
+        for (place, times) in [(IMAGE, 2), (STORE, 0), (CNI_BIN, 1), (CNI_CONF, 1)] {
+            assert_eq!(TAKE_BACK.matches(place).count(), times, "{place} where all is taken back");
         }
     }
 
@@ -145,6 +165,16 @@ mod tests {
                 "image: registry.example:5000/tartan@sha256:0a",
             ]
         );
+    }
+
+    #[test]
+    fn all_is_taken_back_from_where_it_was_put() {
+        let told = at_home(TAKE_BACK, &Distribution::Microk8s.ways(), Some("registry.example/tartan")).unwrap();
+        for place in ["/var/snap/microk8s/current/opt/cni/bin", "/var/snap/microk8s/current/args/cni-network"] {
+            assert_eq!(told.matches(&format!("hostPath: {{path: {place},")).count(), 1, "{place} in\n{told}");
+        }
+        assert_eq!(told.matches("image: registry.example/tartan\n").count(), 2, "{told}");
+        assert_eq!(at_home(TAKE_BACK, &USUAL, None).unwrap(), TAKE_BACK);
     }
 
     #[test]

@@ -166,8 +166,18 @@ enum Tartan {
     /// Carry packets between nodes; `tartan hold` runs this
     #[command(hide = true)]
     Engine,
-    /// Take back everything that Tartan put into this node's kernel, and its state
+    /// Do nothing until killed; a pod whose work is done runs this
+    #[command(hide = true)]
+    Wait,
+    /// Take back everything that Tartan put into this node's kernel, and its state; or print the manifest that does so on
+    /// all nodes of a cluster: `tartan uninstall --for kubeadm | kubectl apply -f -`
     Uninstall {
+        /// Print the manifest, for a cluster made with this
+        #[arg(long = "for", value_enum, conflicts_with = "config")]
+        distribution: Option<install::Distribution>,
+        /// With --for: the image, where it is in your registry
+        #[arg(long, requires = "distribution")]
+        image: Option<String>,
         /// Boot file (YAML)
         #[arg(long, default_value = "/etc/tartan/boot.yaml")]
         config: PathBuf,
@@ -199,7 +209,13 @@ fn main() -> ExitCode {
         Tartan::Hold { socket, detached: true, .. } => agent::hold(&socket, &agent::Hold::Detached),
         Tartan::Hold { socket, .. } => agent::hold(&socket, &agent::Hold::Start),
         Tartan::Engine => agent::engine(),
-        Tartan::Uninstall { config, output } => agent::uninstall(&config, output),
+        Tartan::Wait => loop {
+            std::thread::park();
+        },
+        Tartan::Uninstall { distribution: Some(distribution), image, .. } => {
+            install::take_back(distribution, image.as_deref())
+        }
+        Tartan::Uninstall { config, output, .. } => agent::uninstall(&config, output),
     };
     match result {
         Ok(code) => code,

@@ -1,5 +1,6 @@
 //! `tartan status`: this node, its peers, what is wrong and what to do about it.
 
+use std::collections::BTreeSet;
 use std::fmt::Write;
 
 use tartan_api::status::Status;
@@ -30,6 +31,9 @@ fn write_all(text: &mut String, status: &Status) -> std::fmt::Result {
         status.blocks.iter().map(|block| format!("{} ({} used)", block.cidr, block.used)).collect();
     writeln!(text, "Blocks    {}", list(&blocks))?;
     writeln!(text, "Pods      {}, MTU {}", status.pods.len(), status.pod_mtu)?;
+    for bridge in status.adopted.iter().map(|pod| &*pod.bridge).collect::<BTreeSet<_>>() {
+        writeln!(text, "Adopted   {}", adopted(status, bridge))?;
+    }
     let kernel = &status.kernel;
     writeln!(
         text,
@@ -44,15 +48,34 @@ fn write_all(text: &mut String, status: &Status) -> std::fmt::Result {
         let rows: Vec<Vec<String>> = status.peers.iter().map(peer).collect();
         writeln!(text, "\n{}", table(&["PEER", "LIVE", "BY", "PATH", "BLOCKS"], &rows))?;
     }
-    if !status.pods.is_empty() {
-        let row = |pod: &tartan_api::status::Pod| vec![pod.pod.clone(), list(&pod.addresses), pod.link.clone()];
-        writeln!(text, "\n{}", table(&["POD", "ADDRESSES", "LINK"], &status.pods.iter().map(row).collect::<Vec<_>>()))?;
+    let own = status.pods.iter().map(|pod| vec![pod.pod.clone(), list(&pod.addresses), pod.link.clone()]);
+    let rows: Vec<Vec<String>> = own.chain(status.adopted.iter().map(row_of_adopted)).collect();
+    if !rows.is_empty() {
+        writeln!(text, "\n{}", table(&["POD", "ADDRESSES", "LINK"], &rows))?;
     }
     for condition in &status.conditions {
         writeln!(text, "\n{}", format!("{}: {} {}", condition.reason, condition.about, condition.field).trim_end())?;
         writeln!(text, "  {}\n  Fix: {}", condition.message, condition.fix)?;
     }
     Ok(())
+}
+
+/// Those on one bridge.
+fn adopted(status: &Status, bridge: &str) -> String {
+    let here = || status.adopted.iter().filter(|pod| pod.bridge == bridge);
+    let (count, judged) = (here().count(), here().filter(|pod| pod.under_policy).count());
+    let policy = match count - judged {
+        0 => "under policy".to_owned(),
+        open if open == count => "not under policy".to_owned(),
+        open => format!("{open} of them not under policy"),
+    };
+    format!("{count} on {bridge}, {policy}")
+}
+
+fn row_of_adopted(pod: &tartan_api::status::Adopted) -> Vec<String> {
+    let name = if pod.pod.is_empty() { "-" } else { &pod.pod };
+    let policy = if pod.under_policy { "" } else { ", not under policy" };
+    vec![name.into(), list(&pod.addresses), format!("{} (adopted{policy})", pod.bridge)]
 }
 
 fn policy(policy: &tartan_api::status::Policy) -> String {
@@ -100,6 +123,10 @@ mod tests {
         "podMtu": 1450,
         "blocks": [{"cidr": "10.244.1.0/24", "used": 1}],
         "pods": [{"pod": "shop/web", "addresses": ["10.244.1.7"], "link": "ttp9e3c6bb5d94"}],
+        "adopted": [
+            {"pod": "shop/old", "addresses": ["10.244.1.2", "fd00:10:244:1::2"], "bridge": "cni0", "underPolicy": true},
+            {"addresses": ["10.244.1.3"], "bridge": "cni0"}
+        ],
         "peers": [
             {"node": "n2", "live": true, "fabric": "host-gw", "blocks": ["10.244.2.0/24"], "paths": [
                 {"family": "ipv4", "roundTripMicros": 1234, "largest": 1450, "asked": 90, "lost": 1},
@@ -125,6 +152,7 @@ Address   172.30.0.1 on eth0 (MTU 1500): it is the Node's InternalIP
 Source    10.244.1.0, fd00:10:244:1::
 Blocks    10.244.1.0/24 (1 used)
 Pods      1, MTU 1450
+Adopted   2 on cni0, 1 of them not under policy
 Kernel    80 objects, 91 changes made, 2 of them repairs, 1 refused
 Policy    enforce (policies 3, pods 1, sets 1, verdicts 12, identities 7)
 
@@ -132,8 +160,10 @@ PEER  LIVE  BY       PATH                             BLOCKS
 n2    yes   host-gw  ipv4 1.2 ms, ipv6 FabricBlocked  10.244.2.0/24
 n3    no    -        -                                none
 
-POD       ADDRESSES   LINK
-shop/web  10.244.1.7  ttp9e3c6bb5d94
+POD       ADDRESSES                     LINK
+shop/web  10.244.1.7                    ttp9e3c6bb5d94
+shop/old  10.244.1.2, fd00:10:244:1::2  cni0 (adopted)
+-         10.244.1.3                    cni0 (adopted, not under policy)
 
 KernelRefused: Pod/shop/web
   the kernel refuses it

@@ -22,6 +22,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use tartan_model::Host;
 use tartan_netstate::{PodNetns, State};
@@ -49,6 +50,8 @@ pub struct Applied {
     pub host: Arc<Host>,
     /// Steps tried since the last report.
     pub applied: u64,
+    /// How long that took.
+    pub applying: Duration,
     /// Of those, the ones no new wanted state asked for: somebody else changed what is ours.
     pub repaired: u64,
     /// The latest check of a pod that is done: it was read, and what was missing put back or tried.

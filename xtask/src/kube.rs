@@ -74,8 +74,17 @@ fn test(version: &str) -> Result<()> {
     command::run(cluster.args(["--", "--test-threads=1"]).env(PATH, &path))
 }
 
+/// Ends with what `cargo test` would say: `xtask test` counts it.
 fn e2e_passes(version: &str, focus: &[&str]) -> Result<()> {
-    if e2e(version, focus, |_| ())? { Ok(()) } else { Err(format!("e2e tests of Kubernetes {version} failed").into()) }
+    let (mut passed, mut failed) = (0, 0);
+    let whole = e2e(version, focus, |line| {
+        for (name, count) in [("e2e.all.passed ", &mut passed), ("e2e.all.failed ", &mut failed)] {
+            *count += line.strip_prefix(name).and_then(|number| number.parse::<u32>().ok()).unwrap_or_default();
+        }
+    })?;
+    let word = if whole { "ok" } else { "FAILED" };
+    println!("test result: {word}. {passed} passed; {failed} failed; 0 ignored; 0 measured; 0 filtered out");
+    if whole { Ok(()) } else { Err(format!("e2e tests of Kubernetes {version} failed").into()) }
 }
 
 /// Kubernetes' own network tests against Tartan: those that the expressions in `focus` match, or all that Tartan is held
@@ -99,7 +108,6 @@ pub(crate) fn e2e(version: &str, focus: &[&str], line: impl FnMut(&str)) -> Resu
 /// A package that cannot be installed, a build that fails.
 pub(crate) fn measure(line: impl FnMut(&str)) -> Result<bool> {
     let mut path = programs_in(NEWEST, "release")?;
-    path.push(image::Platform::of_this_machine()?.programs("release")?);
     path.push(previous::build(&command::cache_dir()?)?);
     build_harness()?;
     let mut measure = command::as_root(harness_program());
@@ -122,7 +130,7 @@ fn build_harness() -> Result<()> {
 
 // --- the cluster's programs ---
 
-/// Everything a cluster of that version runs, built if need be: the folders it is in.
+/// Everything a cluster of that version runs, and `tartan` for whoever types, built if need be: the folders it is in.
 fn programs(version: &str) -> Result<Vec<PathBuf>> {
     programs_in(version, "demo")
 }
@@ -135,8 +143,10 @@ fn programs_in(version: &str, profile: &str) -> Result<Vec<PathBuf>> {
     for common in COMMON {
         folders.push(Module::open(Path::new("kube").join(common))?.build()?);
     }
-    let image = image::build(&[image::Platform::of_this_machine()?], profile)?;
+    let platform = image::Platform::of_this_machine()?;
+    let image = image::build(&[platform], profile)?;
     folders.extend(image.parent().map(Path::to_path_buf));
+    folders.push(platform.programs(profile)?);
     Ok(folders)
 }
 

@@ -65,6 +65,7 @@ pub(crate) const GROUPS: &[Group] = &[
     group("long",   When::Named,  true,  "the ignored tests: long random runs, many repeats", &["cargo build -p tartan-cli -p tartan-cni", "cargo build --profile demo -p tartan-cli", "cargo test -p tartan-lab --test * -- --ignored --skip vm_", "cargo test -p tartan-policy --test * -- --ignored", "cargo test -p tartan-kernel --test packets -- --ignored"]),
     group("vm",     When::Named,  false, "what this machine's kernel lacks, under Debian's in QEMU", &["xtask vm"]),
     group("kube",   When::Named,  false, "a real Kubernetes on this machine",             &["xtask kube test"]),
+    group("e2e",    When::Named,  false, "Kubernetes' own conformance tests of networks", &["xtask kube e2e \\[Conformance\\]"]),
 ];
 
 /// Where random tests begin unless the environment says otherwise: a run of the same code gives the same answer twice.

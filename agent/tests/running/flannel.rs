@@ -5,11 +5,13 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use tartan_api::flannel::{BACKEND_DATA, BACKEND_TYPE, MANAGED, PUBLIC_IP, VxlanData};
-use tartan_model::{Flannel, FlannelBackend, Kind, Object, PerFamily};
+use tartan_api::status::Adopted;
+use tartan_kernel::Kernel;
+use tartan_model::{Config, Flannel, FlannelBackend, HostLink, Kind, Object, PerFamily, Pod, PolicyMode};
 use tartan_netstate::claims::{MAIN_TABLE, ROUTE_METRIC};
 use tartan_netstate::{Key, Netns};
 
-use super::rig::Rig;
+use super::rig::{Rig, pod};
 
 const CONFIG_MAP: &str = "kube-flannel/kube-flannel-cfg";
 
@@ -78,5 +80,33 @@ async fn addresses_of_pods_from_before_are_no_other_pods() {
     // DEL of the other network's pod freed its files.
     agent.given(given(&[])).await;
     assert_eq!(agent.add("b").await, ["10.127.0.1", "fd00:10:127::1"].map(|ip| ip.parse::<IpAddr>().unwrap()));
+    agent.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn pods_from_before_are_shown_with_their_bridge_and_whether_they_are_under_policy() {
+    let rig = Rig::new().await;
+    let mut host = rig.kernel.clone().host().unwrap();
+    let addresses = ["10.127.0.1/24", "fd00:10:127::1/64"].map(|net| net.parse().unwrap()).into();
+    host.links.push(HostLink { name: "cni0".into(), kind: "bridge".into(), addresses, ..host.links[0].clone() });
+    rig.kernel.set_host(host);
+    let old = ["10.127.0.2", "fd00:10:127::2"];
+    let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+    rig.put_pod("old", Pod { addresses: old.map(ip).into(), ..pod("n1") }).await;
+    let agent = rig.ready().await;
+    agent.given([old[0], old[1], "10.127.0.9"].map(|text| (ip(text), Arc::from("before"))).into_iter().collect()).await;
+
+    let adopted = |pod: &str, addresses: &[&str], under_policy| Adopted {
+        pod: pod.into(),
+        addresses: addresses.iter().map(|address| (*address).to_owned()).collect(),
+        bridge: "cni0".into(),
+        under_policy,
+    };
+    let shown = |under_policy| [adopted("", &["10.127.0.9"], false), adopted("shop/old", &old, under_policy)];
+    agent.until("the pod is under policy, and what is nobody's is not", |status| status.adopted == shown(true)).await;
+    rig.put_config(Config { policy: PolicyMode::Off, ..Config::default() }).await;
+    agent.until("policy is off", |status| status.adopted == shown(false)).await;
+    agent.given(tartan_agent::beside::Given::new()).await;
+    agent.until("the pod has gone", |status| status.adopted.is_empty()).await;
     agent.stop().await.unwrap();
 }

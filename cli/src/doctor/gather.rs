@@ -59,6 +59,10 @@ pub(super) fn gather(boot: Option<Boot>, store: Option<&str>) -> Result<Found> {
     sysctls(&mut found);
     (found.udp, found.tcp) = (ports("udp", None), ports("tcp", Some(LISTENS)));
     found.programs = programs();
+    if is_agents_container() {
+        let why = "this is the agent's container; run `tartan doctor` on the node itself for them".to_owned();
+        found.unseen.push(("other programs of the node, and files that set sysctls", why));
+    }
     cni_files(&mut found);
     match store.map(str::to_owned).or(boot.map(|boot| boot.store)) {
         Some(store) => cluster(&mut found, &store)?,
@@ -181,6 +185,12 @@ fn programs() -> BTreeSet<String> {
     let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
     let name = |entry: fs::DirEntry| fs::read_to_string(entry.path().join("comm")).ok();
     processes.filter_map(name).map(|name| name.trim().to_owned()).collect()
+}
+
+/// Of the first process here, as of us.
+fn is_agents_container() -> bool {
+    let name = |process: &str| fs::read_to_string(format!("/proc/{process}/comm")).ok();
+    name("1").is_some_and(|first| name("self").is_some_and(|own| own == first))
 }
 
 fn cni_files(found: &mut Found) {

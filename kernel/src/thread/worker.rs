@@ -88,6 +88,7 @@ pub(super) struct Worker {
     pods_generation: u64,
     pods_ahead: BTreeMap<Arc<str>, u64>,
     applied: u64,
+    applying: Duration,
     repaired: u64,
     unknown: Option<String>,
     /// Checks of pods: the latest one asked for, and the latest one done.
@@ -131,6 +132,7 @@ impl Worker {
             pods_generation: 0,
             pods_ahead: BTreeMap::new(),
             applied: 0,
+            applying: Duration::ZERO,
             repaired: 0,
             unknown: None,
             checking: 0,
@@ -523,8 +525,9 @@ impl Worker {
         }
         // A runtime may put its next pod into the namespace that the last one has just left.
         let steps = out_of_the_way(&self.mirror, self.burial.is_some(), steps);
-        let failures = self.carry_out(steps);
+        let (since, failures) = (Instant::now(), self.carry_out(steps));
         let now = Instant::now();
+        self.applying += now - since;
         for failure in &failures {
             self.newborn.gone(&failure.key);
         }
@@ -666,6 +669,7 @@ impl Worker {
             hidden: self.hidden.clone(),
             host: self.host.clone(),
             applied: std::mem::take(&mut self.applied),
+            applying: std::mem::take(&mut self.applying),
             repaired: std::mem::take(&mut self.repaired),
             checked: self.checked,
             unknown: self.unknown.clone(),

@@ -10,8 +10,8 @@
 //! Invariant: dropped in any state, half built included, it leaves nothing.
 
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus};
 
 use anyhow::{Context, Result, anyhow, bail};
 use serde_json::Value;
@@ -209,12 +209,11 @@ impl Cluster {
         Ok(lines)
     }
 
-    /// Runs a client of the API server to its end, in the control plane's network; `command` gets kubectl and a kubeconfig.
-    pub(crate) fn run_client(&self, command: impl FnOnce(&Path, &Path) -> Command + Send) -> Result<ExitStatus> {
+    /// Runs a client of the API server to its end, in the control plane's network; `run` gets kubectl and a kubeconfig.
+    pub(crate) fn run_client<T: Send>(&self, run: impl FnOnce(&Path, &Path) -> io::Result<T> + Send) -> Result<T> {
         let control = self.control()?;
-        let mut command = command(control.kubectl_program(), control.admin());
-        let name = command.get_program().to_owned();
-        self.control_netns.run(|| command.status())?.with_context(|| format!("running {}", name.display()))
+        let (kubectl, admin) = (control.kubectl_program(), control.admin());
+        self.control_netns.run(|| run(kubectl, admin))?.context("running a client of the API server")
     }
 
     pub(crate) fn kubectl(&self, args: &[&str]) -> Result<String> {

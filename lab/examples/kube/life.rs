@@ -38,7 +38,7 @@ pub(crate) fn through(pods: &[Endpoint], event: impl FnOnce(&Running) -> Result<
 }
 
 /// The API server is killed and away for `length`. Meanwhile an agent dies and starts again, and a pod of another node
-/// loses its sandbox and gets a new one.
+/// loses its sandbox and gets a new one, at the beginning and once more at the end.
 pub(crate) fn api_server_away(cluster: &mut Cluster, length: Duration, victim: &str, from: &Endpoint) -> Result<()> {
     let uid = pods::uid(cluster, victim)?;
     cluster.control_mut()?.kill_api_server()?;
@@ -46,6 +46,7 @@ pub(crate) fn api_server_away(cluster: &mut Cluster, length: Duration, victim: &
     kill_process(cluster, "n2", TARTAN.begins)?;
     lose_sandbox(victim, &uid, from)?;
     wait_for(length, "the time that the API server is to be away", || since.elapsed() >= length)?;
+    lose_sandbox(victim, &uid, from)?;
     cluster.control_mut()?.start_api_server()
 }
 

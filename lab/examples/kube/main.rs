@@ -47,6 +47,8 @@ mod tartan;
 #[cfg(test)]
 mod tests;
 mod tools;
+#[cfg(test)]
+mod user;
 mod wire;
 
 use std::env;

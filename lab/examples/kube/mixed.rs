@@ -134,6 +134,10 @@ fn policy_holds(cluster: &Cluster, talking: &[Endpoint]) -> Result<()> {
         last.is_empty()
     });
     holds.with_context(|| format!("{last:?}"))?;
+    let said = tartan::said(cluster, "n2", &["status"])?;
+    let adopted = said["adopted"].as_array().map_or(&[][..], Vec::as_slice);
+    let shown = adopted.len() == BESIDE.len() + 1 && adopted.iter().all(|pod| pod["underPolicy"] == true);
+    ensure!(shown, "all pods of before are under policy, and status says: {:#}", said["adopted"]);
     let status = cluster.get(&["nodenetworks.tartan.dev", "n2"])?["status"].to_string();
     let unjudged = ["BridgeNotFiltered", "AddressWithoutPod"].into_iter().find(|reason| status.contains(reason));
     ensure!(unjudged.is_none(), "{status}");

@@ -2,12 +2,15 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
+use serde_json::Value;
 
 use crate::cluster::Cluster;
 
 const MANIFEST: &str = "deploy/tartan.yaml";
+pub(crate) const NAMESPACE: &str = "--namespace=tartan-system";
 /// What the manifest says of the API server, and where a cluster in which nothing serves Services must be told better.
 const STORE: &str = "store: \"kubernetes:\"";
 
@@ -27,6 +30,21 @@ pub(crate) fn manifest(cluster: &Cluster) -> Result<String> {
 /// The same of the release before.
 pub(crate) fn previous_manifest(cluster: &Cluster) -> Result<String> {
     told(cluster, &cluster.programs().find("tartan-previous.yaml")?, "previous.yaml")
+}
+
+/// What `tartan` says in the container of a node's agent; how it exits is for those who ask by hand.
+pub(crate) fn said(cluster: &Cluster, node: &str, args: &[&str]) -> Result<Value> {
+    let of_node = format!("--field-selector=spec.nodeName={node}");
+    let agent = ["--selector=app.kubernetes.io/name=tartan-agent", &of_node, "--output=name"];
+    let agents = cluster.kubectl(&[&["get", "pods", NAMESPACE], &agent[..]].concat())?;
+    let agent = agents.lines().next().with_context(|| format!("{node} has no agent"))?;
+    let said = cluster.run_client(|kubectl, admin| {
+        let mut command = Command::new(kubectl);
+        command.arg("--kubeconfig").arg(admin).args(["exec", NAMESPACE, agent, "--", "/tartan"]);
+        command.args(args).arg("--output=json").output()
+    })?;
+    serde_json::from_slice(&said.stdout)
+        .with_context(|| format!("tartan {} on {node}: {}", args.join(" "), String::from_utf8_lossy(&said.stderr)))
 }
 
 fn told(cluster: &Cluster, file: &Path, name: &str) -> Result<String> {

@@ -36,7 +36,9 @@ use tartan_netstate::{Entry, Generation, Key, Object, Owner, Part, State};
 use tartan_policy::verdicts::{Class, Rows, Set, Tables};
 
 pub use held::{Mirrored, held};
-pub use pods::{FromBefore, is_judged, is_of_pods, keys, keys_from_before, set_of};
+pub use pods::{
+    FromBefore, all_from_before, is_judged, is_judged_on_its_bridge, is_of_pods, keys, keys_from_before, set_of,
+};
 pub use tartan_model::PolicyMode as Mode;
 
 use maps::Side;
@@ -98,7 +100,7 @@ impl Policy {
         let first = self.state.is_empty();
         let ipvs = world.host.links.iter().any(|link| &*link.name == IPVS_LINK);
         let between_nodes = world.config.ports_between_nodes();
-        let bridges: Vec<HostLink> = world.bridges_from_before().cloned().collect();
+        let bridges = pods::bridges(world);
         let are_others = (!bridges.is_empty() && self.here.learn(world))
             || self.seen.bridges != bridges
             || !self.seen.given.ptr_eq(&world.given)

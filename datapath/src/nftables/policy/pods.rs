@@ -85,6 +85,17 @@ pub(super) fn from_before(world: &World, here: &Here, bridges: &[HostLink]) -> V
     found.collect()
 }
 
+/// The same by a look at all Pods of the cluster: for who asks once.
+pub fn all_from_before(world: &World) -> Vec<FromBefore> {
+    let (mut here, bridges) = (Here::default(), bridges(world));
+    here.learn(world);
+    from_before(world, &here, &bridges)
+}
+
+pub(super) fn bridges(world: &World) -> Vec<HostLink> {
+    world.bridges_from_before().cloned().collect()
+}
+
 fn is_here(world: &World, pod: &Pod) -> bool {
     pod.node == world.local && !pod.host_network && !pod.finished
 }
@@ -100,6 +111,13 @@ pub fn is_judged(state: &State, attachment: &Attachment) -> bool {
     of_attachment(attachment, 0, false).all(|(key, _)| state.get(&key).is_some())
 }
 
+/// The same of a pod of the network before, whose link is its bridge.
+pub fn is_judged_on_its_bridge(state: &State, pod: &FromBefore) -> bool {
+    let link = || pod.bridge.clone();
+    let own = elements(link(), pod.address, 0, false).map(|(key, _)| key);
+    own.chain([Key::PodBridge { link: link() }]).all(|key| state.get(&key).is_some())
+}
+
 /// All elements that may be its.
 pub fn keys(attachment: &Attachment) -> impl Iterator<Item = Key> {
     of_attachment(attachment, 0, true).map(|(key, _)| key)
@@ -107,8 +125,7 @@ pub fn keys(attachment: &Attachment) -> impl Iterator<Item = Key> {
 
 /// All elements that pods of the network before may have.
 pub fn keys_from_before(world: &World) -> impl Iterator<Item = Key> {
-    let bridges: Vec<HostLink> = world.bridges_from_before().cloned().collect();
-    let all = from_before(world, &Here::default(), &bridges).into_iter();
+    let all = from_before(world, &Here::default(), &bridges(world)).into_iter();
     all.flat_map(|it| elements(it.bridge, it.address, 0, true)).map(|(key, _)| key)
 }
 
