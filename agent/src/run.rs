@@ -12,7 +12,7 @@ use std::time::{Duration, Instant, SystemTime};
 use tartan_api::cni::{CniRequest, Command};
 use tartan_kernel::KernelError;
 use tartan_kernel::thread::Applied;
-use tartan_model::{Condition, Failed, Kind, NodeCondition, ObjectId, Programmed, StoreEvent, World};
+use tartan_model::{Clock, Condition, Failed, Kind, NodeCondition, ObjectId, Programmed, StoreEvent, World};
 use tartan_netstate::State;
 use tartan_store::Word;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -123,6 +123,7 @@ impl Agent {
                 () = until(wake_at) => {}
             }
             let now = Instant::now();
+            self.world.clock = Some(Clock::new(now, SystemTime::now()));
             self.counters.waiting = (batch.len() + inbox.len()) as u64;
             for input in batch.drain(..) {
                 match input {

@@ -79,9 +79,9 @@ impl Fabric for Wireguard {
     }
 }
 
-/// The instance over a family of underlay. Keys of two rotations and both families are on devices of their own.
-pub(crate) fn instance(config: &Config, underlay: Family) -> Instance {
-    let rotation = config.wireguard.rotation;
+/// The instance over a family of underlay with the keys of that number. Keys of two numbers in a row and both families are on
+/// devices of their own.
+pub(crate) fn instance(config: &Config, underlay: Family, rotation: u32) -> Instance {
     let port = config.wireguard.port + u16::from(rotation % 2 == 1) * 2 + u16::from(underlay == Family::V6);
     Instance::Wireguard { underlay, port, rotation }
 }

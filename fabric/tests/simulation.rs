@@ -6,6 +6,7 @@ mod sim;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use ipnet::IpNet;
 use proptest::prelude::*;
@@ -35,6 +36,8 @@ enum Event {
     Readdress(u8),
     /// Of one node, for so many seconds, fewer than a lease.
     CutOff(u8, u64),
+    /// The node's clock is set so many seconds ahead of the right time.
+    Clock(u8, i64),
     /// Of all nodes.
     StoreAway(u64),
     /// By hand, and everything else of ours with them.
@@ -107,6 +110,7 @@ fn machine(node: u8, shape: Shape) -> Machine {
         keys: BTreeMap::new(),
         met: BTreeSet::new(),
         on: true,
+        ahead: 0,
         made: 0,
     }
 }
@@ -141,6 +145,7 @@ fn happen(cluster: &mut Cluster, shapes: &[Shape], event: &Event, fresh: &mut u1
                 agent.cut_off(until, now);
             }
         }
+        Event::Clock(node, ahead) if there(cluster, *node) => cluster.set_clock(&name(*node), *ahead),
         Event::Readdress(node) if there(cluster, *node) => readdress(cluster, *node, shapes, fresh),
         Event::Tested(node, bits) => {
             if let Some(agent) = cluster.agents.get_mut(&name(*node)) {
@@ -186,8 +191,10 @@ fn start(seed: u64, delays: Delays, first: Config, shapes: &[Shape]) -> Cluster 
 fn check_at_rest(cluster: &mut Cluster) {
     cluster.settle();
     cluster.agents.values_mut().for_each(|agent| agent.tested(u64::MAX));
+    let all: Vec<Arc<str>> = cluster.machines.keys().cloned().collect();
+    all.iter().for_each(|name| cluster.set_clock(name, 0));
     cluster.settle();
-    let config = cluster.store.config.clone();
+    let config = cluster.due();
     let now = cluster.instant();
     for (name, agent) in &cluster.agents {
         assert!(agent.is_idle(), "{name} is busy");
@@ -326,12 +333,13 @@ fn any_config() -> impl Strategy<Value = Config> {
     let mtu = prop_oneof![3 => Just(None), 1 => Just(Some(1400))];
     let fallback = prop_oneof![Just(None), Just(Some(FabricMode::Udp))];
     let encryption = prop_oneof![2 => Just(Encryption::None), 1 => Just(Encryption::Wireguard)];
-    let encrypted = (encryption, 0..2u32, any::<bool>());
+    let rotate_after = prop_oneof![2 => Just(None), 1 => Just(Some(Duration::from_secs(900)))];
+    let encrypted = (encryption, (0..5u32, rotate_after), any::<bool>());
     let mtu_and_fallback = (mtu, fallback);
     (fabric, 1..3u32, prop_oneof![Just(8472u16), Just(4789)], any::<bool>(), underlay, mtu_and_fallback, encrypted)
-        .prop_map(|(fabric, vni, port, direct, underlay, (underlay_mtu, fallback), (encryption, rotation, strict))| {
+        .prop_map(|(fabric, vni, port, direct, underlay, (underlay_mtu, fallback), (encryption, keys, strict))| {
             let config = Config { underlay, underlay_mtu, fallback, encryption, ..config(fabric, vni, port, direct) };
-            let wireguard = WireguardConfig { rotation, ..config.wireguard };
+            let wireguard = WireguardConfig { rotation: keys.0, rotate_after: keys.1, ..config.wireguard };
             // No store takes strictness without encryption.
             Config { strict_encryption: strict && encrypts(&config), wireguard, ..config }
         })
@@ -361,6 +369,7 @@ fn any_event() -> impl Strategy<Value = Event> {
         1 => node().prop_map(Event::Readdress),
         1 => (node(), 1..12u64).prop_map(|(node, secs)| Event::CutOff(node, secs)),
         1 => (1..90u64).prop_map(Event::StoreAway),
+        2 => (node(), -2_000..2_000i64).prop_map(|(node, ahead)| Event::Clock(node, ahead)),
         1 => node().prop_map(Event::DeleteDevices),
         4 => (node(), any::<u64>()).prop_map(|(node, bits)| Event::Tested(node, bits)),
     ]
@@ -495,6 +504,72 @@ fn nothing_moves_while_the_store_is_away() {
     });
 }
 
+/// Everybody on one link, encrypting and nothing else, with keys of that number and, if so, by the clock.
+fn keys(rotation: u32, rotate_after: Option<u64>) -> Config {
+    let config = config(FabricMode::Vxlan, 1, 8472, false);
+    let rotate_after = rotate_after.map(Duration::from_secs);
+    let wireguard = WireguardConfig { rotation, rotate_after, ..config.wireguard };
+    Config { encryption: Encryption::Wireguard, strict_encryption: true, wireguard, ..config }
+}
+
+#[test]
+fn a_number_that_jumps_and_a_node_that_missed_some_cost_no_packet() {
+    let shapes = [Shape { underlay: &BOTH, pods: &BOTH, site: 0 }; 4];
+    let mut cluster = start(1, Delays { word: 3_000, write: 500, kernel: 500 }, keys(0, None), &shapes);
+    // The port of what is in use, twice at once, back, and both ports in a row.
+    for rotation in [2, 6, 4, 5, 7, 8, 0] {
+        cluster.write(Write::Config(keys(rotation, None)));
+        cluster.run(1_000);
+        check_at_rest(&mut cluster);
+    }
+    cluster.kill("n1");
+    for rotation in [1, 2] {
+        cluster.write(Write::Config(keys(rotation, None)));
+        cluster.settle();
+    }
+    cluster.start(&name(1));
+    check_at_rest(&mut cluster);
+}
+
+/// Keys by the clock, through three turns of it, with clocks so many seconds ahead.
+fn check_clocks(ahead: [i64; 4], turns: u64) {
+    const EVERY: u64 = 600;
+    let shapes = [Shape { underlay: &BOTH, pods: &BOTH, site: 0 }; 4];
+    let delays = Delays { word: 3_000, write: 500, kernel: 500 };
+    let mut cluster = start(ahead[1].unsigned_abs(), delays, keys(0, Some(EVERY)), &shapes);
+    for (node, ahead) in ahead.into_iter().enumerate() {
+        cluster.set_clock(&name(node as u8), ahead);
+    }
+    cluster.settle();
+    let (before, made) = (cluster.kept, made(&cluster));
+    for trouble in [Event::KillAgent(1), Event::StartAgent(1), Event::StoreAway(90), Event::CutOff(2, 30)] {
+        // Just before clocks that are right count on.
+        let rest = EVERY * 1_000 - cluster.now % (EVERY * 1_000);
+        cluster.run(rest.saturating_sub(2_000));
+        happen(&mut cluster, &shapes, &trouble, &mut 100);
+        cluster.run(90_000);
+    }
+    assert!(cluster.kept > before + 1_000, "{ahead:?}: packets sent: {}", cluster.kept - before);
+    check_at_rest(&mut cluster);
+    for (name, before) in made {
+        let now = cluster.machines[&name].made;
+        assert!(now >= before + turns, "{ahead:?}: {name} has made {} keys", now - before);
+    }
+}
+
+fn made(cluster: &Cluster) -> BTreeMap<Arc<str>, u64> {
+    cluster.machines.iter().map(|(name, machine)| (name.clone(), machine.made)).collect()
+}
+
+#[test]
+fn keys_are_made_anew_by_clocks_that_differ() {
+    check_clocks([0, -1, 5, 90], 3);
+    check_clocks([-300, 200, 0, 299], 3);
+    // Off by whole turns, and by years: keys may wait until it is mended, packets do not.
+    check_clocks([0, 600, 0, -1_200], 1);
+    check_clocks([0, -700_000_000, 400_000_300, 0], 1);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 12, max_shrink_iters: 100, failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -506,7 +581,7 @@ proptest! {
     ) {
         let shapes = [Shape { underlay: &BOTH[..1], pods: &BOTH[..1], site: 0 }; 3];
         let delays = Delays { word: 10_000, write: 1_000, kernel: 1_000 };
-        let brief = |vni| Config { drain: std::time::Duration::ZERO, ..config(FabricMode::Vxlan, vni, 8472, false) };
+        let brief = |vni| Config { drain: Duration::ZERO, ..config(FabricMode::Vxlan, vni, 8472, false) };
         let mut cluster = start(seed, delays, brief(1), &shapes);
         for (gap, vni) in &events {
             cluster.write(Write::Config(brief(*vni)));

@@ -30,6 +30,8 @@ pub(crate) struct Machine {
     /// Peers that its WireGuard devices have a session with.
     pub met: BTreeSet<(LinkName, PublicKey)>,
     pub on: bool,
+    /// How many seconds its clock is ahead.
+    pub ahead: i64,
     /// Key pairs, ever.
     pub made: u64,
 }
