@@ -1,11 +1,11 @@
-//! Which keys are due: a number that is counted up by hand, and by the nodes' clocks.
+//! Which keys are due: a number that is counted up by hand, and by the nodes' clocks; and the cluster's secret.
 //!
 //! Every node finds the number for itself, from the configuration and the time: nobody has to write it, and clocks that differ
 //! are nodes that hear of a change at different times. Keys of every second number share a port.
 //!
 //! Invariant: no two instances at one port are wanted at a time. Packets keep the one they go by, and a node whose due number
 //! would need that port goes over to the number before first, which has the other port; with both ports in use, to what is at that
-//! one already. So a number that jumps, or a node that missed some of them, costs a change more and no packet.
+//! one already. So a number that jumps, a node that missed some of them, and another secret cost a change more and no packet.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -25,7 +25,7 @@ pub(crate) fn due<'a>(
     let rotation = world.config.wireguard.rotation.wrapping_add(counted);
     let mut due = PerFamily::default();
     for underlay in Family::ALL {
-        let number = |rotation| wireguard::instance(&world.config, underlay, rotation);
+        let number = |rotation| wireguard::instance(&world.config, underlay, rotation, world.secret);
         let in_the_way = |of: &Instance| holders.clone().find(|at| *at != of && port(at) == port(of)).copied();
         let (wanted, before) = (number(rotation), number(rotation.wrapping_sub(1)));
         let goes_over_to = match (in_the_way(&wanted), in_the_way(&before)) {
@@ -79,7 +79,7 @@ mod tests {
     use super::*;
 
     fn at(port: u16, rotation: u32) -> Instance {
-        Instance::Wireguard { underlay: Family::V4, port, rotation }
+        Instance::Wireguard { underlay: Family::V4, port, rotation, psk: None }
     }
 
     /// Which number is due by hand's count and the clock's over IPv4, and in how many milliseconds that clock counts on.
@@ -133,7 +133,24 @@ mod tests {
         check(12, None, None, &[at(51820, 8), at(51822, 9)], (9, None));
         check(12, None, None, &[at(51822, 9)], (12, None));
         // The other family's ports are its own.
-        check(2, None, None, &[Instance::Wireguard { underlay: Family::V6, port: 51821, rotation: 0 }], (2, None));
+        check(
+            2,
+            None,
+            None,
+            &[Instance::Wireguard { underlay: Family::V6, port: 51821, rotation: 0, psk: None }],
+            (2, None),
+        );
+    }
+
+    #[test]
+    fn another_secret_takes_the_same_way() {
+        let mut world = World::new("n1".into(), Features::default());
+        world.secret = Some(7);
+        let due = |holders: &[Instance]| due(&world, holders.iter(), Instant::now()).0.v4;
+        let with_it = |port, rotation| Instance::Wireguard { underlay: Family::V4, port, rotation, psk: Some(7) };
+        assert_eq!(due(&[with_it(51820, 0)]), Some(with_it(51820, 0)));
+        assert_eq!(due(&[at(51820, 0)]), Some(with_it(51822, u32::MAX)));
+        assert_eq!(due(&[at(51822, 1)]), Some(with_it(51820, 0)));
     }
 
     #[test]

@@ -38,6 +38,8 @@ enum Event {
     CutOff(u8, u64),
     /// The node's clock is set so many seconds ahead of the right time.
     Clock(u8, i64),
+    /// There is to be another secret, or none; this node has it already, and others will.
+    Secret(u8, Option<u32>),
     /// Of all nodes.
     StoreAway(u64),
     /// By hand, and everything else of ours with them.
@@ -111,6 +113,7 @@ fn machine(node: u8, shape: Shape) -> Machine {
         met: BTreeSet::new(),
         on: true,
         ahead: 0,
+        secret: None,
         made: 0,
     }
 }
@@ -146,6 +149,10 @@ fn happen(cluster: &mut Cluster, shapes: &[Shape], event: &Event, fresh: &mut u1
             }
         }
         Event::Clock(node, ahead) if there(cluster, *node) => cluster.set_clock(&name(*node), *ahead),
+        Event::Secret(node, secret) if there(cluster, *node) => {
+            cluster.secret = *secret;
+            cluster.give_secret(&name(*node));
+        }
         Event::Readdress(node) if there(cluster, *node) => readdress(cluster, *node, shapes, fresh),
         Event::Tested(node, bits) => {
             if let Some(agent) = cluster.agents.get_mut(&name(*node)) {
@@ -192,7 +199,10 @@ fn check_at_rest(cluster: &mut Cluster) {
     cluster.settle();
     cluster.agents.values_mut().for_each(|agent| agent.tested(u64::MAX));
     let all: Vec<Arc<str>> = cluster.machines.keys().cloned().collect();
-    all.iter().for_each(|name| cluster.set_clock(name, 0));
+    for name in &all {
+        cluster.set_clock(name, 0);
+        cluster.give_secret(name);
+    }
     cluster.settle();
     let config = cluster.due();
     let now = cluster.instant();
@@ -216,7 +226,7 @@ fn check_at_rest(cluster: &mut Cluster) {
                     continue;
                 }
                 let sent = sim::machine::send(a, b, family);
-                match possible(&as_its_pool_says(cluster, &config, b, family), a, b, family) {
+                match possible(&as_its_pool_says(cluster, &config, b, family), cluster.secret, a, b, family) {
                     Some(_) if a.blocks.get(family).is_none() => {}
                     Some(instance) => {
                         let described = || format!("{}\n{}", cluster.describe(&a.name), cluster.describe(&b.name));
@@ -239,7 +249,9 @@ fn check_nothing_is_left(cluster: &Cluster, config: &Config) {
         assert_eq!(agent.out.strict, config.strict_encryption, "{name}\n{}", cluster.describe(name));
         for at in &agent.out.receives {
             let calls_for = |config: &Config| match (config.fabric, at) {
-                (_, Instance::Wireguard { underlay, .. }) => encrypts(config) && *at == wireguard(config, *underlay),
+                (_, Instance::Wireguard { underlay, .. }) => {
+                    encrypts(config) && *at == wireguard(config, cluster.secret, *underlay)
+                }
                 _ if config.strict_encryption => false,
                 (FabricMode::Wireguard, Instance::HostGw) => false,
                 (fabric, Instance::HostGw) => fabric == FabricMode::HostGw || config.cross_subnet,
@@ -289,25 +301,25 @@ fn encrypts(config: &Config) -> bool {
 }
 
 /// By the ports that are documented.
-fn wireguard(config: &Config, underlay: Family) -> Instance {
+fn wireguard(config: &Config, psk: Option<u32>, underlay: Family) -> Instance {
     let port = match (underlay, config.wireguard.rotation % 2) {
         (Family::V4, 0) => 51820,
         (Family::V6, 0) => 51821,
         (Family::V4, _) => 51822,
         (Family::V6, _) => 51823,
     };
-    Instance::Wireguard { underlay, port, rotation: config.wireguard.rotation }
+    Instance::Wireguard { underlay, port, rotation: config.wireguard.rotation, psk }
 }
 
 /// What should carry a family of packets from one to the other; none where the configuration cannot be honoured.
-fn possible(config: &Config, a: &Machine, b: &Machine, family: Family) -> Option<Instance> {
+fn possible(config: &Config, psk: Option<u32>, a: &Machine, b: &Machine, family: Family) -> Option<Instance> {
     let has = |m: &Machine, family: Family| m.addresses.iter().any(|net| Family::of_net(net) == family);
     let both = |family: Family| has(a, family) && has(b, family);
     let direct = both(family) && a.site == b.site;
     match config.fabric {
         _ if encrypts(config) => {
             let allowed = |underlay: &Family| config.underlay.is_none_or(|only| only == *underlay) && both(*underlay);
-            Some(wireguard(config, BOTH.into_iter().find(allowed)?))
+            Some(wireguard(config, psk, BOTH.into_iter().find(allowed)?))
         }
         FabricMode::HostGw => direct.then_some(Instance::HostGw),
         FabricMode::None => None,
@@ -369,6 +381,7 @@ fn any_event() -> impl Strategy<Value = Event> {
         1 => node().prop_map(Event::Readdress),
         1 => (node(), 1..12u64).prop_map(|(node, secs)| Event::CutOff(node, secs)),
         1 => (1..90u64).prop_map(Event::StoreAway),
+        2 => (node(), prop_oneof![Just(None), (1..4u32).prop_map(Some)]).prop_map(|(node, id)| Event::Secret(node, id)),
         2 => (node(), -2_000..2_000i64).prop_map(|(node, ahead)| Event::Clock(node, ahead)),
         1 => node().prop_map(Event::DeleteDevices),
         4 => (node(), any::<u64>()).prop_map(|(node, bits)| Event::Tested(node, bits)),
@@ -529,6 +542,22 @@ fn a_number_that_jumps_and_a_node_that_missed_some_cost_no_packet() {
     }
     cluster.start(&name(1));
     check_at_rest(&mut cluster);
+}
+
+#[test]
+fn another_secret_costs_no_packet_however_late_nodes_have_it() {
+    let shapes = [Shape { underlay: &BOTH, pods: &BOTH, site: 0 }; 4];
+    for skew in [0, 60_000] {
+        let mut cluster = start(skew, Delays { word: 3_000, write: 500, kernel: 500 }, keys(1, None), &shapes);
+        for secret in [Some(1), Some(2), None] {
+            cluster.secret = secret;
+            for node in 0..NODES {
+                cluster.give_secret(&name(node));
+                cluster.run(skew);
+            }
+            check_at_rest(&mut cluster);
+        }
+    }
 }
 
 /// Keys by the clock, through three turns of it, with clocks so many seconds ahead.

@@ -161,6 +161,54 @@ fn new_keys_by_the_clock_are_not_noticed() -> Result<()> {
     load.stop()?.check_nothing_lost().with_context(|| lab.troubleshooting())
 }
 
+/// Gives a node a secret as an admin would, or takes it away.
+fn give_secret(node: &Node, secret: Option<&str>) -> Result<()> {
+    let dir = node.state_dir().join("secret");
+    let dir = dir.display();
+    let line = match secret {
+        Some(secret) => {
+            format!("umask 077; mkdir -p {dir}; echo {secret} > {dir}/new; mv {dir}/new {dir}/cluster-secret")
+        }
+        None => format!("rm {dir}/cluster-secret"),
+    };
+    sh(node, &line).map(drop)
+}
+
+#[test]
+fn a_cluster_secret_given_changed_and_taken_away_is_not_noticed() -> Result<()> {
+    let lab = lab("wgsecret", "wireguard")?;
+    wait_until_steady(&lab, "wireguard")?;
+    let load = gentle_load(&lab)?;
+    let [first, second] = ["f", "s"].map(|letter| letter.repeat(40));
+    let mut seen = BTreeSet::new();
+    for secret in [Some(first.as_str()), Some(&second), None] {
+        for node in lab.nodes() {
+            give_secret(node, secret)?;
+        }
+        let is_so = |node: &Node| -> Result<bool> {
+            let status = node.status()?;
+            let by = status["peers"].as_array().into_iter().flatten().filter_map(|peer| peer["fabric"].as_str());
+            let mixed_in = sh(node, "wg show all preshared-keys | cut -f3")?;
+            let mixed_in: BTreeSet<&str> = mixed_in.lines().collect();
+            let as_wanted = by.clone().all(|by| by.contains("/key0") && by.contains("/psk") == secret.is_some());
+            let one_more = mixed_in.len() == 1 && mixed_in.iter().all(|it| !seen.contains(*it));
+            let has_it = mixed_in.contains("(none)") == secret.is_none();
+            Ok(status["phase"] == "steady" && by.count() == 2 && as_wanted && one_more && has_it)
+        };
+        let all = || lab.nodes().iter().all(|node| is_so(node).unwrap_or(false));
+        wait_for(PATIENCE, &format!("all to go by {secret:?}"), all).with_context(|| lab.troubleshooting())?;
+        seen.insert(sh(lab.node("n1")?, "wg show all preshared-keys | cut -f3 | sort -u")?.trim().to_owned());
+    }
+    load.wait_for_answers(GENTLE_PROBES, PATIENCE).with_context(|| lab.troubleshooting())?;
+    load.stop()?.check_nothing_lost().with_context(|| lab.troubleshooting())?;
+    for node in lab.nodes() {
+        let told = std::fs::read_to_string(node.log_file())? + &node.status()?.to_string();
+        let shown = [&first, &second].into_iter().chain(&seen).find(|secret| told.contains(*secret));
+        ensure!(shown.is_none_or(|shown| shown == "(none)"), "{} tells of the secret", node.name());
+    }
+    Ok(())
+}
+
 #[test]
 fn strict_lets_nothing_out_in_clear() -> Result<()> {
     let mut lab = lab("wgstrict", "vxlan")?;

@@ -59,6 +59,8 @@ pub struct World {
     pub programmed: Programmed,
     /// What time it is; nothing is due by a clock where nobody has looked at one.
     pub clock: Option<Clock>,
+    /// Number of the cluster's secret, where this node has one.
+    pub secret: Option<u32>,
     /// What the path self-test has found.
     pub passes: Arc<Passes>,
     /// The kernel held nothing of ours when it was read first: the node is new, or has booted.

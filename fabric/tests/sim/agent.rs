@@ -54,6 +54,7 @@ impl Agent {
         world.programmed = Programmed { read: true, mirror: machine.kernel.clone(), ..Programmed::default() };
         world.host = Arc::new(machine.host());
         world.clock = Some(clock);
+        world.secret = machine.secret;
         Agent {
             world,
             memo: Memo::default(),
@@ -100,6 +101,14 @@ impl Agent {
         }
         self.world.passes = passes.into();
         self.told = true;
+    }
+
+    /// Its file of the cluster's secret is another one.
+    pub(crate) fn set_secret(&mut self, secret: Option<u32>) {
+        self.world.secret = secret;
+        self.told = true;
+        // What was refused for it is tried again.
+        self.disturbed();
     }
 
     /// Its clock was set.

@@ -48,6 +48,8 @@ pub(crate) struct Cluster {
     pub store: Store,
     pub machines: BTreeMap<Arc<str>, Machine>,
     pub agents: BTreeMap<Arc<str>, Agent>,
+    /// Number of the secret that nodes are to have.
+    pub secret: Option<u32>,
     /// Packets that got through, and have to from now on.
     promised: BTreeSet<(Arc<str>, Arc<str>, Family)>,
     /// Packets checked against a promise.
@@ -76,6 +78,7 @@ impl Cluster {
             store: Store { config, ..Store::default() },
             machines: BTreeMap::new(),
             agents: BTreeMap::new(),
+            secret: None,
             promised: BTreeSet::new(),
             kept: 0,
             touched: true,
@@ -120,6 +123,17 @@ impl Cluster {
         let clock = self.clock(name);
         if let Some(agent) = self.agents.get_mut(name) {
             agent.set_clock(clock);
+        }
+    }
+
+    /// Gives a machine the secret that nodes are to have.
+    pub(crate) fn give_secret(&mut self, name: &str) {
+        let machine = self.machines.get_mut(name).unwrap();
+        if std::mem::replace(&mut machine.secret, self.secret) == self.secret {
+            return;
+        }
+        if let Some(agent) = self.agents.get_mut(name) {
+            agent.set_secret(self.secret);
         }
     }
 
