@@ -35,6 +35,7 @@ pub mod publish;
 pub mod recorded;
 pub mod refused;
 pub mod run;
+pub mod secret;
 pub mod selftest;
 pub mod snapshot;
 pub mod socket;
@@ -118,6 +119,10 @@ async fn start(boot: &Boot, holds: bool) -> Result<()> {
     let kernel = with_engines(kernel, boot, holds);
     let store = open_store(&boot.store)?;
     let (inbox, agent) = assemble(&boot.node, &boot.state_dir, boot_id.trim(), Box::new(kernel), store.clone())?;
+    let secret_path = tartan_kernel::secret::path(&boot.state_dir);
+    let secret = secret::look(&secret_path);
+    inbox.send(Input::Secret(secret.clone())).await.context("the loop has ended")?;
+    tokio::spawn(secret::keep(inbox.clone(), secret_path, secret));
     // Before anybody can ask for an address.
     let given = beside::given();
     inbox.send(Input::Given(given.clone())).await.context("the loop has ended")?;
@@ -150,6 +155,8 @@ pub fn assemble(
     remember(&mut world, replayed);
     let snapshot = state_dir.join(snapshot::FILE);
     let fence = recall(&mut world, &snapshot);
+    let found = secret::look(&tartan_kernel::secret::path(state_dir));
+    world.secret = secret::at_first(&found, &Keys::of(&state_dir.join(KEYS)));
     info!("agent of {node} starts, {} pods from the journal", world.attachments.len());
     let vital = Vital::new("the kernel thread", &alive);
     let kernel = Box::new(Noting::new(kernel, state_dir));

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant, SystemTime};
 use tartan_api::cni::{CniRequest, Command};
 use tartan_kernel::KernelError;
 use tartan_kernel::thread::Applied;
-use tartan_model::{Condition, Failed, Kind, NodeCondition, ObjectId, Programmed, StoreEvent, World};
+use tartan_model::{Clock, Condition, Failed, Kind, NodeCondition, ObjectId, Programmed, StoreEvent, World};
 use tartan_netstate::State;
 use tartan_store::Word;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -26,7 +26,7 @@ use crate::selftest::{self, Paths, Tested};
 use crate::snapshot::keeper::{Keeper, Told};
 use crate::status::Outcome;
 use crate::waiting::{CniReply, Waiting};
-use crate::{beside, conditions, denied, policy, publish, recorded, status};
+use crate::{beside, conditions, denied, policy, publish, recorded, secret, status};
 
 /// Everything that can happen to an agent.
 pub enum Input {
@@ -40,6 +40,8 @@ pub enum Input {
     Given(beside::Given),
     /// Flannel's plugin wants to know the node's subnets; none while no Flannel is spoken.
     SubnetEnv(oneshot::Sender<Option<String>>),
+    /// The cluster's secret is another one, or its file will not do.
+    Secret(secret::Found),
     /// A container runtime wants something; for ADD and CHECK with the pod's namespace.
     Cni(Box<CniRequest>, Option<OwnedFd>, CniReply),
     /// A user, or a scrape, wants to see how things stand.
@@ -80,6 +82,8 @@ pub struct Agent {
     given: State,
     counters: status::Counters,
     tested: Tested,
+    /// What is wrong with the file of the cluster's secret.
+    secret_refused: Option<String>,
     /// What this node says of itself.
     conditions: Vec<NodeCondition>,
 }
@@ -107,6 +111,7 @@ impl Agent {
             given: State::new(),
             counters: status::Counters::default(),
             tested: Tested::default(),
+            secret_refused: None,
             conditions: Vec::new(),
         }
     }
@@ -123,6 +128,7 @@ impl Agent {
                 () = until(wake_at) => {}
             }
             let now = Instant::now();
+            self.world.clock = Some(Clock::new(now, SystemTime::now()));
             self.counters.waiting = (batch.len() + inbox.len()) as u64;
             for input in batch.drain(..) {
                 match input {
@@ -133,6 +139,8 @@ impl Agent {
                     Input::Kernel(applied) => self.applied(*applied, now),
                     Input::Snapshot(told) => self.snapshot.heard(told),
                     Input::Given(given) => self.world.given = given,
+                    Input::Secret(Ok(secret)) => (self.world.secret, self.secret_refused) = (secret, None),
+                    Input::Secret(Err(why)) => self.secret_refused = Some(why),
                     Input::SubnetEnv(reply) => {
                         drop(reply.send(beside::subnet_env(&self.world, self.planners.fabric().pod_mtu)));
                     }
@@ -161,6 +169,8 @@ impl Agent {
             self.clear_up(now);
             let before = std::mem::replace(&mut self.plan, self.planners.plan(&self.world, now));
             self.plan.conditions.extend(self.snapshot.condition());
+            let refused = self.secret_refused.iter().map(|why| secret::condition(&self.world.local, why));
+            self.plan.conditions.extend(refused);
             self.plan.conditions.extend(selftest::conditions(&self.world.local, &self.tested));
             log(&before.conditions, &self.plan.conditions);
             self.want();

@@ -115,7 +115,7 @@ fn status(world: &World, planners: &Planners, plan: &Plan, counters: &Counters, 
         ready: waiting_for.is_empty() && world.programmed.failures.is_empty(),
         waiting_for,
         fabric: world.config.fabric.to_string(),
-        phase: phase(world, fabric),
+        phase: phase(fabric),
         receives: fabric.receives.iter().map(Instance::to_string).collect(),
         addresses: addresses(fabric),
         fabric_addresses: fabric.node.fabric_addresses.iter().map(|(_, ip)| ip.to_string()).collect(),
@@ -150,11 +150,11 @@ pub fn unread(world: &World) -> String {
     }
 }
 
-fn phase(world: &World, fabric: &Out) -> String {
+fn phase(fabric: &Out) -> String {
     let moving = |peer: &PeerState| peer.live && peer.is_moving();
     let to_move: Vec<&str> = fabric.peers.iter().filter(|(_, peer)| moving(peer)).map(|(name, _)| &**name).collect();
     let theirs: BTreeSet<Instance> = fabric.peers.values().flat_map(|peer| peer.targets()).collect();
-    let targets = &theirs | &tartan_fabric::choose::own_targets(world, &fabric.node);
+    let targets = &theirs | &fabric.targets;
     let spare = fabric.receives.difference(&targets);
     let spare: Vec<String> = spare.map(Instance::to_string).collect();
     match (to_move.is_empty(), fabric.peers.is_empty() || spare.is_empty()) {

@@ -125,6 +125,10 @@ pub struct WireguardSpec {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[cfg_attr(test, schemars(range(min = 0, max = 4294967295u32)))]
     pub rotation: Option<u32>,
+    /// Keys are made anew whenever so much time has passed, too, by the nodes' clocks.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(test, schemars(range(min = 10, max = 31536000)))]
+    pub rotate_after_seconds: Option<u32>,
 }
 
 /// How a node finds the address it tells its peers; the first that is set counts.

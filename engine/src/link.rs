@@ -24,7 +24,7 @@ use crate::wire::Socket;
 /// Packets read from the device, large or not, before they are sent.
 const BATCH: usize = 16;
 /// And no more bytes than a processor has close by when they are sent.
-pub(crate) const BATCH_BYTES: usize = 128 << 10;
+const BATCH_BYTES: usize = 128 << 10;
 /// Rows of packets taken from the network at once.
 pub(crate) const ROWS: usize = 4;
 
@@ -86,29 +86,47 @@ fn to_peers(queue: &Queue, out: &std::net::UdpSocket, port: u16, shared: &Shared
     let mut buffers = vec![vec![0; VNET + ROOM]; BATCH];
     let mut outbox = Outbox::default();
     while socket::wait(queue.tun.as_fd(), stop.as_fd()) {
-        let (table, mut bytes) = (shared.now(), 0);
-        for (index, buffer) in buffers.iter_mut().enumerate() {
-            let length = match read(&queue.tun, buffer) {
-                Ok(length) if length > VNET => length,
-                Ok(_) | Err(Errno::EINTR) => continue,
-                Err(Errno::EAGAIN) => break,
-                // The device is gone.
-                Err(_) => return,
-            };
-            bytes += length;
-            let Some((vnet, packet)) = buffer[..length].split_first_chunk_mut::<VNET>() else { continue };
+        let table = shared.now();
+        let is_there = read_batch(&queue.tun, &mut buffers, 0..BATCH, |turn, vnet, packet| {
             // The kernel sends nothing else by a route to a peer.
-            let Some(remote) = inner::addresses(packet).and_then(|(_, dst)| table.get(dst)) else { continue };
+            let Some(remote) = inner::addresses(packet).and_then(|(_, dst)| table.get(dst)) else { return };
             let to = SocketAddr::new(remote.address, port);
             split(vnet, packet, |header, payload| {
-                outbox.add(to, header, index, payload.start + VNET..payload.end + VNET);
+                outbox.add(to, header, turn, payload.start + VNET..payload.end + VNET);
             });
-            if bytes >= BATCH_BYTES {
-                break;
-            }
+        });
+        if !is_there {
+            return;
         }
         outbox.send(out.as_fd(), &buffers);
     }
+}
+
+/// Reads what the kernel has for peers, each packet into the buffer whose turn it is, until there is no more or it is as much as
+/// is sent at once. False: the device is gone.
+pub(crate) fn read_batch(
+    tun: &OwnedFd,
+    buffers: &mut [Vec<u8>],
+    turns: impl Iterator<Item = usize>,
+    mut take: impl FnMut(usize, &mut [u8; VNET], &mut [u8]),
+) -> bool {
+    let mut bytes = 0;
+    for turn in turns {
+        let length = match read(tun, &mut buffers[turn]) {
+            Ok(length) => length,
+            Err(Errno::EINTR) => continue,
+            Err(Errno::EAGAIN) => break,
+            Err(_) => return false,
+        };
+        bytes += length;
+        if let Some((vnet, packet)) = buffers[turn][..length].split_first_chunk_mut::<VNET>() {
+            take(turn, vnet, packet);
+        }
+        if bytes >= BATCH_BYTES {
+            break;
+        }
+    }
+    true
 }
 
 // === from peers ===

@@ -15,6 +15,8 @@ use ipnet::IpNet;
 use tartan_model::{AddressChoice, Condition, Family, HostLink, Node, PerFamily, World};
 use tartan_netstate::{LinkName, Mac, PublicKey};
 
+use crate::Instance;
+
 /// Annotation: the link to use, by name.
 pub const ANNOTATION_INTERFACE: &str = "tartan.dev/node-address-interface";
 /// Annotation: the link to use, by regular expression on its name.
@@ -50,6 +52,8 @@ pub struct LocalNode {
     pub ipv6: bool,
     /// The kernel has WireGuard. Where it has not, an engine encrypts.
     pub kernel_encrypts: bool,
+    /// The instance of WireGuard that is due, over each family of underlay.
+    pub wireguard: PerFamily<Instance>,
     /// The public halves of its key pairs, by name.
     pub public_keys: BTreeMap<Arc<str>, PublicKey>,
 }

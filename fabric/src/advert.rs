@@ -21,6 +21,8 @@ pub(crate) struct Word {
     pub(crate) sends: BTreeSet<Instance>,
     /// What was said last to be sent on.
     pub(crate) last_sends: BTreeSet<Instance>,
+    /// Where the node comes over from Flannel and has said nothing yet, what its annotations say.
+    of_flannel: Option<Advert>,
 }
 
 /// The Advert without its heartbeat. Its edition is the last one's as long as it says the same.
@@ -60,9 +62,14 @@ pub(crate) fn advert(
 }
 
 /// Where peers are to send on these instances: to a new address only once this kernel hears what comes for it.
-pub(crate) fn endpoints(world: &World, node: &LocalNode, owned: &Owned, accepts: &BTreeSet<Instance>) -> Vec<Endpoint> {
-    let of_flannel = flannels(world);
-    let told = last(world).or(of_flannel.as_ref()).map_or(&[][..], |last| &last.accepts);
+pub(crate) fn endpoints(
+    world: &World,
+    node: &LocalNode,
+    owned: &Owned,
+    word: &Word,
+    accepts: &BTreeSet<Instance>,
+) -> Vec<Endpoint> {
+    let told = last(world).or(word.of_flannel.as_ref()).map_or(&[][..], |last| &last.accepts);
     let endpoint = |at: &Instance| {
         let wanted = fabric_of(at).endpoint(node, at)?;
         match told.iter().find(|told| told.instance == wanted.instance) {
@@ -92,16 +99,14 @@ fn flannels(world: &World) -> Option<Advert> {
 pub(crate) fn word(world: &World) -> Word {
     let parse = |name: &Arc<str>| name.parse::<Instance>().ok();
     let instances = |names: &BTreeSet<Arc<str>>| names.iter().filter_map(parse).collect::<BTreeSet<_>>();
-    let of_flannel = flannels(world).map(|word| Said::heard(word.into()));
-    let is_flannels = of_flannel.is_some();
+    let mut word = Word { of_flannel: flannels(world), ..Word::default() };
     let stored = world.adverts.get(&world.local).map(|heard| Said::heard(heard.advert.clone()));
-    let heard = stored.or(of_flannel);
-    let mut word = Word::default();
+    let heard = stored.or_else(|| Some(Said::heard(word.of_flannel.clone()?.into())));
     if let Some(said) = world.said.as_ref().or(heard.as_ref()) {
         word.accepts = instances(&said.ever_accepts);
         word.last_sends = said.last.sends.iter().filter_map(parse).collect();
         // Nobody can have heard what this node itself has not.
-        word.sends = if is_flannels {
+        word.sends = if word.of_flannel.is_some() {
             // Its own words began after that one, and have said nothing else.
             word.last_sends.clone()
         } else if heard.is_some() {

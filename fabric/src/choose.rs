@@ -23,7 +23,7 @@ use ipnet::IpNet;
 use tartan_model::{Across, Config, Encapsulation, Encryption, FabricMode, Family, PerFamily, World};
 use tartan_netstate::LinkName;
 
-use crate::{Instance, LocalNode, flannel, wireguard};
+use crate::{Instance, LocalNode, flannel};
 
 /// What the choice for every peer depends on, beside the peer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -70,10 +70,10 @@ pub(crate) fn target(
     match manner.mode {
         FabricMode::None => None,
         // It takes the place of whatever would carry packets in clear: wrapped twice, they would only be smaller.
-        _ if config.encryption == Encryption::Wireguard => wrapped(config, FabricMode::Wireguard, both),
+        _ if config.encryption == Encryption::Wireguard => wrapped(config, node, FabricMode::Wireguard, both),
         FabricMode::HostGw => Some(Instance::HostGw),
         _ if manner.cross_subnet && on_one_link(node, theirs, packets) => Some(Instance::HostGw),
-        mode => wrapped(config, mode, both),
+        mode => wrapped(config, node, mode, both),
     }
 }
 
@@ -102,25 +102,25 @@ pub(crate) fn pools(world: &World) -> Vec<(IpNet, Encapsulation)> {
 }
 
 /// What this node receives on by its configuration and its pools, whoever its peers are, and while Flannel is spoken.
-pub fn own_targets(world: &World, node: &LocalNode) -> BTreeSet<Instance> {
+pub(crate) fn own_targets(world: &World, node: &LocalNode) -> BTreeSet<Instance> {
     let config = &world.config;
     let of_pools = pools(world).into_iter().map(|(_, says)| Manner::of(config, Some(says)));
     let manners: BTreeSet<Manner> = of_pools.chain([Manner::of(config, None)]).collect();
     let has = |family: &Family| node.uplinks.get(*family).is_some();
     let encrypted = match config.encryption {
-        Encryption::Wireguard => wrapped(config, FabricMode::Wireguard, has),
+        Encryption::Wireguard => wrapped(config, node, FabricMode::Wireguard, has),
         Encryption::None => None,
     };
     // Peers that cannot encrypt are reached by the fabric all the same.
     let allowed = |at: &Instance| !config.strict_encryption || at.is_encrypted();
     let targets = |manner: Manner| {
         let direct = manner.mode == FabricMode::HostGw || manner.mode != FabricMode::None && manner.cross_subnet;
-        let wrapped = wrapped(config, manner.mode, has);
+        let wrapped = wrapped(config, node, manner.mode, has);
         wrapped.into_iter().chain(direct.then_some(Instance::HostGw))
     };
     // Heard by everybody, or a pair could not turn to it at once.
     let fallback = config.fallback.filter(|_| config.fabric != FabricMode::None);
-    let fallback = fallback.and_then(|mode| wrapped(config, mode, has));
+    let fallback = fallback.and_then(|mode| wrapped(config, node, mode, has));
     let flannel = world.flannel().into_iter().flat_map(|flannel| flannel::instances(flannel));
     manners.into_iter().flat_map(targets).chain(flannel).chain(encrypted).chain(fallback).filter(allowed).collect()
 }
@@ -145,7 +145,12 @@ pub(crate) fn choose(
 }
 
 /// The mode's instance over the first family that will do; none for a fabric that wraps nothing.
-pub(crate) fn wrapped(config: &Config, mode: FabricMode, possible: impl Fn(&Family) -> bool) -> Option<Instance> {
+pub(crate) fn wrapped(
+    config: &Config,
+    node: &LocalNode,
+    mode: FabricMode,
+    possible: impl Fn(&Family) -> bool,
+) -> Option<Instance> {
     let families = config.underlay.map_or(Family::ALL.to_vec(), |family| vec![family]);
     let underlay = families.into_iter().find(possible)?;
     match mode {
@@ -155,7 +160,7 @@ pub(crate) fn wrapped(config: &Config, mode: FabricMode, possible: impl Fn(&Fami
         }
         FabricMode::Ipip => Some(Instance::Ipip { underlay }),
         FabricMode::Udp => Some(Instance::Udp { underlay, port: config.udp_port }),
-        FabricMode::Wireguard => Some(wireguard::instance(config, underlay)),
+        FabricMode::Wireguard => node.wireguard.get(underlay).copied(),
     }
 }
 

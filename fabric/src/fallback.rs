@@ -31,7 +31,7 @@ pub(crate) struct Fallback {
 pub(crate) fn instance(common: &Common, member: &Member) -> Option<Instance> {
     let (node, theirs) = (&common.node, &member.advert.addresses);
     let both = |family: &Family| node.uplinks.get(*family).is_some() && theirs.get(*family).is_some();
-    let at = wrapped(&common.config, common.config.fallback?, both)?;
+    let at = wrapped(&common.config, node, common.config.fallback?, both)?;
     let allowed = !common.config.strict_encryption || at.is_encrypted();
     (allowed && member.live && !member.annotated && member.accepts().any(|(accepts, _)| accepts == at)).then_some(at)
 }

@@ -43,6 +43,8 @@ pub enum Instance {
         port: u16,
         /// How often keys have been made anew.
         rotation: u32,
+        /// Number of the cluster's secret of which something goes into handshakes.
+        psk: Option<u32>,
     },
 }
 
@@ -121,8 +123,9 @@ impl fmt::Display for Instance {
             }
             Instance::Ipip { underlay } => write!(f, "ipip/{underlay}"),
             Instance::Udp { underlay, port } => write!(f, "udp/{underlay}/port{port}"),
-            Instance::Wireguard { underlay, port, rotation } => {
-                write!(f, "wireguard/{underlay}/port{port}/key{rotation}")
+            Instance::Wireguard { underlay, port, rotation, psk } => {
+                write!(f, "wireguard/{underlay}/port{port}/key{rotation}")?;
+                psk.map_or(Ok(()), |psk| write!(f, "/psk{psk:08x}"))
             }
         }
     }
@@ -142,11 +145,17 @@ impl FromStr for Instance {
             ["udp", underlay, port] => {
                 return Ok(Instance::Udp { underlay: family(underlay)?, port: port_of(port).ok_or_else(unknown)? });
             }
-            ["wireguard", underlay, port, key] => {
+            ["wireguard", underlay, port, key, secret @ ..] => {
+                let psk = |psk: &str| u32::from_str_radix(psk.strip_prefix("psk")?, 16).ok();
                 return Ok(Instance::Wireguard {
                     underlay: family(underlay)?,
                     port: port_of(port).ok_or_else(unknown)?,
                     rotation: key.strip_prefix("key").and_then(|key| key.parse().ok()).ok_or_else(unknown)?,
+                    psk: match secret {
+                        [] => None,
+                        [secret] => Some(psk(secret).ok_or_else(unknown)?),
+                        _ => return Err(unknown()),
+                    },
                 });
             }
             ["vxlan", underlay, vni, port] => (family(underlay)?, vni, port, false),
@@ -175,8 +184,8 @@ mod tests {
             Instance::Ipip { underlay: Family::V6 },
             Instance::Udp { underlay: Family::V4, port: 8285 },
             Instance::Udp { underlay: Family::V6, port: 65535 },
-            Instance::Wireguard { underlay: Family::V4, port: 51820, rotation: 0 },
-            Instance::Wireguard { underlay: Family::V6, port: 51823, rotation: u32::MAX },
+            Instance::Wireguard { underlay: Family::V4, port: 51820, rotation: 0, psk: None },
+            Instance::Wireguard { underlay: Family::V6, port: 51823, rotation: u32::MAX, psk: Some(7) },
         ] {
             assert_eq!(instance.to_string().parse(), Ok(instance));
         }
@@ -193,6 +202,9 @@ mod tests {
             "udp/ipv4/port65536",
             "wireguard/ipv4/port51820",
             "wireguard/ipv4/port51820/key-1",
+            "wireguard/ipv4/port51820/key1/psk",
+            "wireguard/ipv4/port51820/key1/psk1ffffffff",
+            "wireguard/ipv4/port51820/key1/psk1/psk2",
         ] {
             assert!(name.parse::<Instance>().is_err(), "{name}");
         }
@@ -202,7 +214,7 @@ mod tests {
     fn devices_of_two_instances_differ() {
         let a = Instance::Vxlan { underlay: Family::V4, vni: 1, port: 8472, gbp: false };
         let b = Instance::Vxlan { underlay: Family::V4, vni: 2, port: 8472, gbp: false };
-        let c = Instance::Wireguard { underlay: Family::V4, port: 51820, rotation: 0 };
+        let c = Instance::Wireguard { underlay: Family::V4, port: 51820, rotation: 0, psk: None };
         assert_ne!(a.device(), b.device());
         assert!([a, c].iter().all(|at| at.device().as_str().len() <= LinkName::MAX));
         assert!(

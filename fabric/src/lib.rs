@@ -21,6 +21,7 @@ mod own;
 mod ownership;
 pub mod peer;
 pub mod plan;
+mod rotation;
 pub mod selftest;
 mod udp;
 mod vxlan;

@@ -81,7 +81,7 @@ mod tests {
         let udp = |underlay| Instance::Udp { underlay, port: 8285 };
         check(Some(1500), None, &[udp(Family::V4)], 1472);
         check(Some(1500), Some(1500), &[udp(Family::V6)], 1452);
-        let wireguard = |underlay| Instance::Wireguard { underlay, port: 51820, rotation: 0 };
+        let wireguard = |underlay| Instance::Wireguard { underlay, port: 51820, rotation: 0, psk: None };
         check(Some(1500), None, &[wireguard(Family::V4), v4], 1440);
         check(Some(1500), Some(1500), &[wireguard(Family::V6), v6], 1420);
     }

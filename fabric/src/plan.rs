@@ -18,7 +18,7 @@ use crate::census::{Census, Claim, Counts};
 use crate::choose::{Ground, own_targets, pools};
 use crate::mtu::{pod_mtu, underlay_mtu};
 use crate::peer::{self, Common, PeerState};
-use crate::{Instance, LocalNode, flannel, join, own, udp};
+use crate::{Instance, LocalNode, flannel, join, own, rotation, udp};
 
 /// What other planners and the kernel say about this node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -53,6 +53,8 @@ pub struct Out {
     pub peers: BTreeMap<Arc<str>, Box<PeerState>>,
     /// Instances this node receives on.
     pub receives: BTreeSet<Instance>,
+    /// Those it is to receive on whoever its peers are.
+    pub targets: BTreeSet<Instance>,
     /// Look again then, if nothing happens before.
     pub wake_at: Option<Instant>,
 }
@@ -90,6 +92,8 @@ struct AddressMemo {
 /// Everything that fabrics want of this node's kernel, and what to tell the peers.
 pub fn plan<'a>(memo: &'a mut Memo, world: &World, owned: &Owned, now: Instant) -> &'a Out {
     let Chosen { uplinks, mut conditions, until } = memo.address(world, now).clone();
+    let (word, devices) = (advert::word(world), own::devices(world));
+    let (wireguard, turns_at) = rotation::due(world, devices.values().chain(&word.accepts), now);
     let node = LocalNode {
         name: world.local.clone(),
         uid: world.local_node().map(|node| node.uid.clone()).unwrap_or_default(),
@@ -101,16 +105,15 @@ pub fn plan<'a>(memo: &'a mut Memo, world: &World, owned: &Owned, now: Instant) 
         learning: world.config.vxlan.learning,
         ipv6: world.features.ipv6,
         kernel_encrypts: world.features.wireguard,
+        wireguard,
         public_keys: world.host.wireguard.public_keys.clone(),
     };
     let pools = pools(world);
     let own_targets = own_targets(world, &node);
-    let word = advert::word(world);
     let mut changed = memo.census.update(world, now);
     changed.append(&mut memo.rerouted(world));
     changed.append(&mut memo.retested(world));
     changed.append(&mut memo.shook_hands(world));
-    let devices = own::devices(world);
     let ready = ready(world, &node, owned, devices.values(), &word);
     let ground = Ground { ready, announced: word.sends.clone(), devices, strict: own::is_strict(world) };
     let common = Common { config: world.config.clone(), pools, node, ground };
@@ -131,7 +134,7 @@ pub fn plan<'a>(memo: &'a mut Memo, world: &World, owned: &Owned, now: Instant) 
     let mtu_in_force = owned.mtu_in_force.unwrap_or(0).max(pod_mtu);
     let join = join::plan(world, node, &memo.out.peers, &memo.census, now);
     let acknowledges = join::acknowledged(world, node, &memo.out.peers, &memo.census);
-    let accepts = advert::endpoints(world, node, owned, &(&wanted & ready));
+    let accepts = advert::endpoints(world, node, owned, &word, &(&wanted & ready));
     let advert = advert::advert(world, node, mtu_in_force, accepts, &sends, (join.joining, acknowledges));
     let state = own::state(world, node, &memo.out.receives, &wanted);
     memo.out.state.replace(&memo.own, &state);
@@ -145,8 +148,8 @@ pub fn plan<'a>(memo: &'a mut Memo, world: &World, owned: &Owned, now: Instant) 
     let out = &mut memo.out;
     out.advert = world.local_node().is_some().then_some(advert);
     (out.underlay_mtu, out.pod_mtu) = (underlay_mtu(node), pod_mtu);
-    (out.conditions, out.node) = (conditions, common.node);
-    out.wake_at = [memo.census.next_expiry(), drained_at, until, join.until].into_iter().flatten().min();
+    (out.conditions, out.node, out.targets) = (conditions, common.node, own_targets);
+    out.wake_at = [memo.census.next_expiry(), drained_at, until, turns_at, join.until].into_iter().flatten().min();
     (out.open, out.strict) = (join.open, strict);
     &memo.out
 }
@@ -266,6 +269,8 @@ impl Memo {
         let wanted = self.wanted(world, own_targets, word, now);
         let mut receives = &wanted | &word.accepts;
         receives.retain(|at| own::is_possible(world, &common.node, at));
+        let there = common.ground.devices.values().copied().collect();
+        rotation::one_a_port(&mut receives, [&word.accepts, &there, own_targets]);
         // Peers that are not live have no say in what there is: they come last, and all of them when it differs.
         if receives != self.out.receives {
             changed = self.census.not_live.clone();

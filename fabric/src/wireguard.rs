@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use tartan_model::{Advert, Condition, Config, Endpoint, Family, Features};
-use tartan_netstate::claims::WIREGUARD_KEEPALIVE_SECS;
+use tartan_netstate::claims::{PSK_SUFFIX, WIREGUARD_KEEPALIVE_SECS};
 use tartan_netstate::{Key, Link, LinkKind, Object, Owner, PublicKey, State, WgDevice, WgPeer};
 
 use crate::mtu::device_mtu;
@@ -79,17 +79,20 @@ impl Fabric for Wireguard {
     }
 }
 
-/// The instance over a family of underlay. Keys of two rotations and both families are on devices of their own.
-pub(crate) fn instance(config: &Config, underlay: Family) -> Instance {
-    let rotation = config.wireguard.rotation;
+/// The instance over a family of underlay with the keys of that number and something of that secret. Keys of two numbers in a row and
+/// both families are on devices of their own.
+pub(crate) fn instance(config: &Config, underlay: Family, rotation: u32, psk: Option<u32>) -> Instance {
     let port = config.wireguard.port + u16::from(rotation % 2 == 1) * 2 + u16::from(underlay == Family::V6);
-    Instance::Wireguard { underlay, port, rotation }
+    Instance::Wireguard { underlay, port, rotation, psk }
 }
 
 /// The name of the key pair that every node makes for an instance.
 pub(crate) fn key_pair(at: &Instance) -> Option<Arc<str>> {
     match at {
-        Instance::Wireguard { rotation, .. } => Some(format!("wireguard-{rotation}").into()),
+        Instance::Wireguard { rotation, psk, .. } => {
+            let psk = psk.map(|psk| format!("{PSK_SUFFIX}{psk:08x}")).unwrap_or_default();
+            Some(format!("wireguard-{rotation}{psk}").into())
+        }
         _ => None,
     }
 }

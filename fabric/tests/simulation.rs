@@ -6,6 +6,7 @@ mod sim;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use ipnet::IpNet;
 use proptest::prelude::*;
@@ -35,6 +36,10 @@ enum Event {
     Readdress(u8),
     /// Of one node, for so many seconds, fewer than a lease.
     CutOff(u8, u64),
+    /// The node's clock is set so many seconds ahead of the right time.
+    Clock(u8, i64),
+    /// There is to be another secret, or none; this node has it already, and others will.
+    Secret(u8, Option<u32>),
     /// Of all nodes.
     StoreAway(u64),
     /// By hand, and everything else of ours with them.
@@ -107,6 +112,8 @@ fn machine(node: u8, shape: Shape) -> Machine {
         keys: BTreeMap::new(),
         met: BTreeSet::new(),
         on: true,
+        ahead: 0,
+        secret: None,
         made: 0,
     }
 }
@@ -140,6 +147,11 @@ fn happen(cluster: &mut Cluster, shapes: &[Shape], event: &Event, fresh: &mut u1
             if let Some(agent) = cluster.agents.get_mut(&name(*node)) {
                 agent.cut_off(until, now);
             }
+        }
+        Event::Clock(node, ahead) if there(cluster, *node) => cluster.set_clock(&name(*node), *ahead),
+        Event::Secret(node, secret) if there(cluster, *node) => {
+            cluster.secret = *secret;
+            cluster.give_secret(&name(*node));
         }
         Event::Readdress(node) if there(cluster, *node) => readdress(cluster, *node, shapes, fresh),
         Event::Tested(node, bits) => {
@@ -186,8 +198,13 @@ fn start(seed: u64, delays: Delays, first: Config, shapes: &[Shape]) -> Cluster 
 fn check_at_rest(cluster: &mut Cluster) {
     cluster.settle();
     cluster.agents.values_mut().for_each(|agent| agent.tested(u64::MAX));
+    let all: Vec<Arc<str>> = cluster.machines.keys().cloned().collect();
+    for name in &all {
+        cluster.set_clock(name, 0);
+        cluster.give_secret(name);
+    }
     cluster.settle();
-    let config = cluster.store.config.clone();
+    let config = cluster.due();
     let now = cluster.instant();
     for (name, agent) in &cluster.agents {
         assert!(agent.is_idle(), "{name} is busy");
@@ -209,7 +226,7 @@ fn check_at_rest(cluster: &mut Cluster) {
                     continue;
                 }
                 let sent = sim::machine::send(a, b, family);
-                match possible(&as_its_pool_says(cluster, &config, b, family), a, b, family) {
+                match possible(&as_its_pool_says(cluster, &config, b, family), cluster.secret, a, b, family) {
                     Some(_) if a.blocks.get(family).is_none() => {}
                     Some(instance) => {
                         let described = || format!("{}\n{}", cluster.describe(&a.name), cluster.describe(&b.name));
@@ -232,7 +249,9 @@ fn check_nothing_is_left(cluster: &Cluster, config: &Config) {
         assert_eq!(agent.out.strict, config.strict_encryption, "{name}\n{}", cluster.describe(name));
         for at in &agent.out.receives {
             let calls_for = |config: &Config| match (config.fabric, at) {
-                (_, Instance::Wireguard { underlay, .. }) => encrypts(config) && *at == wireguard(config, *underlay),
+                (_, Instance::Wireguard { underlay, .. }) => {
+                    encrypts(config) && *at == wireguard(config, cluster.secret, *underlay)
+                }
                 _ if config.strict_encryption => false,
                 (FabricMode::Wireguard, Instance::HostGw) => false,
                 (fabric, Instance::HostGw) => fabric == FabricMode::HostGw || config.cross_subnet,
@@ -282,25 +301,25 @@ fn encrypts(config: &Config) -> bool {
 }
 
 /// By the ports that are documented.
-fn wireguard(config: &Config, underlay: Family) -> Instance {
+fn wireguard(config: &Config, psk: Option<u32>, underlay: Family) -> Instance {
     let port = match (underlay, config.wireguard.rotation % 2) {
         (Family::V4, 0) => 51820,
         (Family::V6, 0) => 51821,
         (Family::V4, _) => 51822,
         (Family::V6, _) => 51823,
     };
-    Instance::Wireguard { underlay, port, rotation: config.wireguard.rotation }
+    Instance::Wireguard { underlay, port, rotation: config.wireguard.rotation, psk }
 }
 
 /// What should carry a family of packets from one to the other; none where the configuration cannot be honoured.
-fn possible(config: &Config, a: &Machine, b: &Machine, family: Family) -> Option<Instance> {
+fn possible(config: &Config, psk: Option<u32>, a: &Machine, b: &Machine, family: Family) -> Option<Instance> {
     let has = |m: &Machine, family: Family| m.addresses.iter().any(|net| Family::of_net(net) == family);
     let both = |family: Family| has(a, family) && has(b, family);
     let direct = both(family) && a.site == b.site;
     match config.fabric {
         _ if encrypts(config) => {
             let allowed = |underlay: &Family| config.underlay.is_none_or(|only| only == *underlay) && both(*underlay);
-            Some(wireguard(config, BOTH.into_iter().find(allowed)?))
+            Some(wireguard(config, psk, BOTH.into_iter().find(allowed)?))
         }
         FabricMode::HostGw => direct.then_some(Instance::HostGw),
         FabricMode::None => None,
@@ -326,12 +345,13 @@ fn any_config() -> impl Strategy<Value = Config> {
     let mtu = prop_oneof![3 => Just(None), 1 => Just(Some(1400))];
     let fallback = prop_oneof![Just(None), Just(Some(FabricMode::Udp))];
     let encryption = prop_oneof![2 => Just(Encryption::None), 1 => Just(Encryption::Wireguard)];
-    let encrypted = (encryption, 0..2u32, any::<bool>());
+    let rotate_after = prop_oneof![2 => Just(None), 1 => Just(Some(Duration::from_secs(900)))];
+    let encrypted = (encryption, (0..5u32, rotate_after), any::<bool>());
     let mtu_and_fallback = (mtu, fallback);
     (fabric, 1..3u32, prop_oneof![Just(8472u16), Just(4789)], any::<bool>(), underlay, mtu_and_fallback, encrypted)
-        .prop_map(|(fabric, vni, port, direct, underlay, (underlay_mtu, fallback), (encryption, rotation, strict))| {
+        .prop_map(|(fabric, vni, port, direct, underlay, (underlay_mtu, fallback), (encryption, keys, strict))| {
             let config = Config { underlay, underlay_mtu, fallback, encryption, ..config(fabric, vni, port, direct) };
-            let wireguard = WireguardConfig { rotation, ..config.wireguard };
+            let wireguard = WireguardConfig { rotation: keys.0, rotate_after: keys.1, ..config.wireguard };
             // No store takes strictness without encryption.
             Config { strict_encryption: strict && encrypts(&config), wireguard, ..config }
         })
@@ -361,6 +381,8 @@ fn any_event() -> impl Strategy<Value = Event> {
         1 => node().prop_map(Event::Readdress),
         1 => (node(), 1..12u64).prop_map(|(node, secs)| Event::CutOff(node, secs)),
         1 => (1..90u64).prop_map(Event::StoreAway),
+        2 => (node(), prop_oneof![Just(None), (1..4u32).prop_map(Some)]).prop_map(|(node, id)| Event::Secret(node, id)),
+        2 => (node(), -2_000..2_000i64).prop_map(|(node, ahead)| Event::Clock(node, ahead)),
         1 => node().prop_map(Event::DeleteDevices),
         4 => (node(), any::<u64>()).prop_map(|(node, bits)| Event::Tested(node, bits)),
     ]
@@ -495,6 +517,88 @@ fn nothing_moves_while_the_store_is_away() {
     });
 }
 
+/// Everybody on one link, encrypting and nothing else, with keys of that number and, if so, by the clock.
+fn keys(rotation: u32, rotate_after: Option<u64>) -> Config {
+    let config = config(FabricMode::Vxlan, 1, 8472, false);
+    let rotate_after = rotate_after.map(Duration::from_secs);
+    let wireguard = WireguardConfig { rotation, rotate_after, ..config.wireguard };
+    Config { encryption: Encryption::Wireguard, strict_encryption: true, wireguard, ..config }
+}
+
+#[test]
+fn a_number_that_jumps_and_a_node_that_missed_some_cost_no_packet() {
+    let shapes = [Shape { underlay: &BOTH, pods: &BOTH, site: 0 }; 4];
+    let mut cluster = start(1, Delays { word: 3_000, write: 500, kernel: 500 }, keys(0, None), &shapes);
+    // The port of what is in use, twice at once, back, and both ports in a row.
+    for rotation in [2, 6, 4, 5, 7, 8, 0] {
+        cluster.write(Write::Config(keys(rotation, None)));
+        cluster.run(1_000);
+        check_at_rest(&mut cluster);
+    }
+    cluster.kill("n1");
+    for rotation in [1, 2] {
+        cluster.write(Write::Config(keys(rotation, None)));
+        cluster.settle();
+    }
+    cluster.start(&name(1));
+    check_at_rest(&mut cluster);
+}
+
+#[test]
+fn another_secret_costs_no_packet_however_late_nodes_have_it() {
+    let shapes = [Shape { underlay: &BOTH, pods: &BOTH, site: 0 }; 4];
+    for skew in [0, 60_000] {
+        let mut cluster = start(skew, Delays { word: 3_000, write: 500, kernel: 500 }, keys(1, None), &shapes);
+        for secret in [Some(1), Some(2), None] {
+            cluster.secret = secret;
+            for node in 0..NODES {
+                cluster.give_secret(&name(node));
+                cluster.run(skew);
+            }
+            check_at_rest(&mut cluster);
+        }
+    }
+}
+
+/// Keys by the clock, through three turns of it, with clocks so many seconds ahead.
+fn check_clocks(ahead: [i64; 4], turns: u64) {
+    const EVERY: u64 = 600;
+    let shapes = [Shape { underlay: &BOTH, pods: &BOTH, site: 0 }; 4];
+    let delays = Delays { word: 3_000, write: 500, kernel: 500 };
+    let mut cluster = start(ahead[1].unsigned_abs(), delays, keys(0, Some(EVERY)), &shapes);
+    for (node, ahead) in ahead.into_iter().enumerate() {
+        cluster.set_clock(&name(node as u8), ahead);
+    }
+    cluster.settle();
+    let (before, made) = (cluster.kept, made(&cluster));
+    for trouble in [Event::KillAgent(1), Event::StartAgent(1), Event::StoreAway(90), Event::CutOff(2, 30)] {
+        // Just before clocks that are right count on.
+        let rest = EVERY * 1_000 - cluster.now % (EVERY * 1_000);
+        cluster.run(rest.saturating_sub(2_000));
+        happen(&mut cluster, &shapes, &trouble, &mut 100);
+        cluster.run(90_000);
+    }
+    assert!(cluster.kept > before + 1_000, "{ahead:?}: packets sent: {}", cluster.kept - before);
+    check_at_rest(&mut cluster);
+    for (name, before) in made {
+        let now = cluster.machines[&name].made;
+        assert!(now >= before + turns, "{ahead:?}: {name} has made {} keys", now - before);
+    }
+}
+
+fn made(cluster: &Cluster) -> BTreeMap<Arc<str>, u64> {
+    cluster.machines.iter().map(|(name, machine)| (name.clone(), machine.made)).collect()
+}
+
+#[test]
+fn keys_are_made_anew_by_clocks_that_differ() {
+    check_clocks([0, -1, 5, 90], 3);
+    check_clocks([-300, 200, 0, 299], 3);
+    // Off by whole turns, and by years: keys may wait until it is mended, packets do not.
+    check_clocks([0, 600, 0, -1_200], 1);
+    check_clocks([0, -700_000_000, 400_000_300, 0], 1);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 12, max_shrink_iters: 100, failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -506,7 +610,7 @@ proptest! {
     ) {
         let shapes = [Shape { underlay: &BOTH[..1], pods: &BOTH[..1], site: 0 }; 3];
         let delays = Delays { word: 10_000, write: 1_000, kernel: 1_000 };
-        let brief = |vni| Config { drain: std::time::Duration::ZERO, ..config(FabricMode::Vxlan, vni, 8472, false) };
+        let brief = |vni| Config { drain: Duration::ZERO, ..config(FabricMode::Vxlan, vni, 8472, false) };
         let mut cluster = start(seed, delays, brief(1), &shapes);
         for (gap, vni) in &events {
             cluster.write(Write::Config(brief(*vni)));

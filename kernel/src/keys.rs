@@ -1,7 +1,8 @@
-//! Key pairs of this node: one file each, with the private key as `wg genkey` writes it.
+//! Key pairs of this node: one file each, with the private key as `wg genkey` writes it, and in a second line what the cluster's
+//! secret gives to it, if the pair's name asks for that by its end: `-pskNUMBER`, which says of which secret.
 //!
 //! Invariant: a private key is in its file, which root alone can read, in the memory of this process and of an engine, and in the
-//! kernel, and nowhere else: it has no text form outside of the file, and no error or state holds it.
+//! kernel, and nowhere else: it has no text form outside of the file, and no error or state holds it. A pair stays as it was made.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -13,43 +14,55 @@ use std::sync::Arc;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use tartan_netstate::PublicKey;
+use tartan_netstate::claims::PSK_SUFFIX;
 use x25519_dalek::StaticSecret;
+
+use crate::secret::{self, Psk, Secret};
 
 /// How the name of a key pair's file ends.
 const SUFFIX: &str = ".key";
-/// 32 bytes in base64, and the end of the line.
-const LONGEST: u64 = 45;
+/// Twice 32 bytes in base64, each with the end of its line, and one that is too much.
+const LONGEST: u64 = 91;
 
 /// Key pairs in a directory.
 #[derive(Clone)]
 pub struct Keys {
     dir: PathBuf,
+    secret: PathBuf,
 }
 
 /// Whoever has it is this node to its peers.
-pub struct PrivateKey(StaticSecret);
+pub struct PrivateKey {
+    secret: StaticSecret,
+    psk: Option<Psk>,
+}
 
 impl Keys {
-    /// Those in this directory, which need not be there yet.
+    /// Those in this directory of the state directory, which need not be there yet.
     pub fn of(dir: &Path) -> Keys {
-        Keys { dir: dir.to_owned() }
+        Keys { dir: dir.to_owned(), secret: secret::path(dir.parent().unwrap_or(dir)) }
     }
 
     /// Makes a pair of that name, unless there is one. A file that holds no key is none.
     ///
     /// # Errors
-    /// The directory cannot be written.
+    /// The directory cannot be written, or the cluster's secret is not the one that the name speaks of.
     pub fn make(&self, name: &str) -> io::Result<()> {
         let path = self.path(name);
-        if load(&path).is_ok_and(|key| key.is_some()) {
+        if load(&path, secret_of(name).is_some()).is_ok_and(|key| key.is_some()) {
             return Ok(());
         }
+        let psk = secret_of(name).map(|id| self.psk(id)).transpose()?;
         let mut bytes = [0; 32];
         File::open("/dev/urandom")?.read_exact(&mut bytes)?;
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.dir)?;
         let new = path.with_extension("new");
         let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-        file.write_all(format!("{}\n", STANDARD.encode(StaticSecret::from(bytes).as_bytes())).as_bytes())?;
+        let private = StaticSecret::from(bytes);
+        let lines = [Some(private.as_bytes()), psk.as_ref().map(Psk::bytes)];
+        for line in lines.into_iter().flatten() {
+            file.write_all(format!("{}\n", STANDARD.encode(line)).as_bytes())?;
+        }
         // Peers are told of it: it must be there after a power cut.
         file.sync_all()?;
         fs::rename(&new, &path)?;
@@ -81,7 +94,7 @@ impl Keys {
             let path = entry?.path();
             let name = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_suffix(SUFFIX));
             if let Some(name) = name
-                && let Some(key) = load(&path)?
+                && let Some(key) = load(&path, secret_of(name).is_some())?
             {
                 keys.insert(Arc::from(name), key);
             }
@@ -108,6 +121,13 @@ impl Keys {
         File::open(self.path(&name))
     }
 
+    fn psk(&self, id: u32) -> io::Result<Psk> {
+        match Secret::read(&self.secret)? {
+            Some(secret) if secret.id() == id => Ok(secret.wireguard_psk()),
+            _ => Err(io::Error::other(format!("{} is not the secret {id:08x} any more", self.secret.display()))),
+        }
+    }
+
     fn missing(&self, of: PublicKey) -> io::Error {
         io::Error::new(io::ErrorKind::NotFound, format!("no key in {} belongs to {of}", self.dir.display()))
     }
@@ -117,22 +137,36 @@ impl Keys {
     }
 }
 
-/// None where the file holds no key.
-fn load(path: &Path) -> io::Result<Option<PrivateKey>> {
+/// Of which secret a pair of that name has something.
+pub fn secret_of(name: &str) -> Option<u32> {
+    u32::from_str_radix(name.rsplit_once(PSK_SUFFIX)?.1, 16).ok()
+}
+
+/// None where the file does not hold what it should.
+fn load(path: &Path, has_psk: bool) -> io::Result<Option<PrivateKey>> {
     let mut text = Vec::new();
     File::open(path)?.take(LONGEST).read_to_end(&mut text)?;
-    let bytes = STANDARD.decode(text.trim_ascii_end()).ok().and_then(|bytes| <[u8; 32]>::try_from(bytes).ok());
-    Ok(bytes.map(|bytes| PrivateKey(StaticSecret::from(bytes))))
+    let key = |line: &[u8]| <[u8; 32]>::try_from(STANDARD.decode(line).ok()?).ok();
+    let keys: Option<Vec<[u8; 32]>> = text.trim_ascii_end().split(|byte| *byte == b'\n').map(key).collect();
+    Ok(match keys.as_deref() {
+        Some([secret]) if !has_psk => Some(PrivateKey { secret: (*secret).into(), psk: None }),
+        Some([secret, psk]) if has_psk => Some(PrivateKey { secret: (*secret).into(), psk: Some(Psk::new(*psk)) }),
+        _ => None,
+    })
 }
 
 impl PrivateKey {
     /// What peers are told.
     pub fn public(&self) -> PublicKey {
-        PublicKey(x25519_dalek::PublicKey::from(&self.0).to_bytes())
+        PublicKey(x25519_dalek::PublicKey::from(&self.secret).to_bytes())
     }
 
     pub(crate) fn bytes(&self) -> &[u8; 32] {
-        self.0.as_bytes()
+        self.secret.as_bytes()
+    }
+
+    pub(crate) fn psk(&self) -> Option<Psk> {
+        self.psk
     }
 }
 
@@ -144,9 +178,10 @@ mod tests {
 
     /// A directory for the keys of one test, and their names.
     fn check(test: &str, body: impl FnOnce(&Path, &Keys)) {
-        let dir = std::env::temp_dir().join(format!("tartan-keys-{test}-{}", std::process::id()));
+        let state_dir = std::env::temp_dir().join(format!("tartan-keys-{test}-{}", std::process::id()));
+        let dir = state_dir.join("keys");
         body(&dir, &Keys::of(&dir));
-        fs::remove_dir_all(&dir).unwrap();
+        fs::remove_dir_all(&state_dir).unwrap();
     }
 
     fn hex(text: &str) -> [u8; 32] {
@@ -187,6 +222,39 @@ mod tests {
             let lost = keys.private(first).map(drop).unwrap_err().to_string();
             assert!(lost.contains(&first.to_string()), "{lost}");
             assert_eq!(keys.all().unwrap().len(), 1);
+        });
+    }
+
+    #[test]
+    fn a_pair_with_something_of_the_secret_keeps_it_when_the_secret_changes() {
+        check("secret", |dir, keys| {
+            let path = secret::path(dir.parent().unwrap());
+            let change = |byte: u8| {
+                fs::create_dir_all(path.parent().unwrap()).unwrap();
+                fs::write(&path, [byte; 40]).unwrap();
+                fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+                Secret::read(&path).unwrap().unwrap()
+            };
+            let name = |secret: &Secret| format!("wireguard-3{PSK_SUFFIX}{:08x}", secret.id());
+            let first = change(b'a');
+            let named = name(&first);
+            keys.make(&named).unwrap();
+            keys.make("wireguard-3").unwrap();
+            let second = change(b'b');
+            keys.make(&named).unwrap();
+            keys.make(&name(&second)).unwrap();
+            let all = keys.all().unwrap();
+            assert_eq!(all["wireguard-3"].psk(), None);
+            assert_eq!(all[&*named].psk(), Some(first.wireguard_psk()));
+            assert_eq!(all[&*name(&second)].psk(), Some(second.wireguard_psk()));
+            keys.remove(&named).unwrap();
+            let gone = keys.make(&named).unwrap_err().to_string();
+            assert!(gone.contains(&format!("{:08x}", first.id())), "{gone}");
+            // One that has lost its second line, or has one that it should not have.
+            let two = fs::read_to_string(dir.join(format!("{}.key", name(&second)))).unwrap();
+            fs::write(dir.join("wireguard-3.key"), &two).unwrap();
+            fs::write(dir.join(format!("{}.key", name(&second))), two.lines().next().unwrap()).unwrap();
+            assert!(keys.all().unwrap().is_empty());
         });
     }
 

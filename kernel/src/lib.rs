@@ -33,6 +33,7 @@ mod read;
 mod route;
 mod rule;
 mod scope;
+pub mod secret;
 mod strangers;
 mod sysctl;
 pub mod thread;

@@ -1,6 +1,7 @@
 //! WireGuard devices over generic netlink (the kernel's include/uapi/linux/wireguard.h), and the key pairs they have.
 //!
-//! Invariant: a private key goes from its file to the kernel; what is read back of a device is its public one.
+//! Invariant: a private key goes from its file to the kernel; what is read back of a device is its public one. What a device's key
+//! pair has of the cluster's secret is every peer's of it; a peer with anything else is read as one that is nowhere.
 //!
 //! A peer that moves is followed by the kernel, which then has another endpoint than it was told. As long as the peer is
 //! known by its key there, that is no difference: what was told is what is read.
@@ -20,6 +21,7 @@ use crate::genetlink::{Genetlink, number};
 use crate::keys::Keys;
 use crate::netlink::Refusal;
 use crate::nfnetlink::{Attrs, attr, attrs};
+use crate::secret::Psk;
 use crate::{Failure, KernelError};
 
 const WG_GENL_NAME: &str = "wireguard";
@@ -32,6 +34,7 @@ const WGDEVICE_A_PUBLIC_KEY: u16 = 4;
 const WGDEVICE_A_LISTEN_PORT: u16 = 6;
 const WGDEVICE_A_PEERS: u16 = 8;
 const WGPEER_A_PUBLIC_KEY: u16 = 1;
+const WGPEER_A_PRESHARED_KEY: u16 = 2;
 const WGPEER_A_FLAGS: u16 = 3;
 const WGPEER_A_ENDPOINT: u16 = 4;
 const WGPEER_A_KEEPALIVE: u16 = 5;
@@ -53,6 +56,8 @@ pub(crate) struct Wireguard {
     told: BTreeMap<(LinkName, PublicKey), SocketAddr>,
     /// Public halves are worth remembering: they take longer to find than a file to read.
     public: BTreeMap<[u8; 32], PublicKey>,
+    /// By the key that a device has, what that pair has of the cluster's secret.
+    psks: BTreeMap<LinkName, (PublicKey, Option<Psk>)>,
 }
 
 /// A device as it was read.
@@ -67,6 +72,7 @@ struct Device {
 struct Peer {
     endpoint: Option<SocketAddr>,
     keepalive: u16,
+    psk: Option<Psk>,
     /// There was a handshake.
     met: bool,
     allowed: Vec<IpNet>,
@@ -81,6 +87,7 @@ impl Wireguard {
             devices: BTreeSet::new(),
             told: BTreeMap::new(),
             public: BTreeMap::new(),
+            psks: BTreeMap::new(),
         }
     }
 
@@ -95,6 +102,7 @@ impl Wireguard {
             state.insert(Key::KeyPair { name }, Object::KeyPair, Owner::Read);
         }
         self.told.retain(|(link, _), _| devices.contains(link));
+        self.psks.retain(|link, _| devices.contains(link));
         self.devices = devices;
         for link in self.devices.clone() {
             self.read_device(&link, state)?;
@@ -109,11 +117,12 @@ impl Wireguard {
         if let Some(public_key) = device.public_key {
             let made = WgDevice { listen_port: device.listen_port, public_key };
             state.insert(Key::WgDevice { link: link.clone() }, Object::WgDevice(made), Owner::Read);
+            self.know_psk(link, public_key);
         }
         for (public_key, peer) in device.peers {
             let told = self.told.get(&(link.clone(), public_key)).copied().filter(|_| peer.met);
             let nowhere = (Ipv4Addr::UNSPECIFIED, 0).into();
-            let endpoint = told.or(peer.endpoint).unwrap_or(nowhere);
+            let endpoint = told.or(peer.endpoint).filter(|_| peer.psk == self.psk(link)).unwrap_or(nowhere);
             let object = Object::WgPeer(WgPeer { endpoint, keepalive: peer.keepalive });
             state.insert(Key::WgPeer { link: link.clone(), public_key }, object, Owner::Read);
             for dst in peer.allowed {
@@ -122,6 +131,19 @@ impl Wireguard {
             }
         }
         Ok(())
+    }
+
+    /// Remembers it of a device that has this key.
+    fn know_psk(&mut self, link: &LinkName, public_key: PublicKey) {
+        if self.psks.get(link).is_none_or(|(known, _)| *known != public_key)
+            && let Ok(pair) = self.keys.private(public_key)
+        {
+            self.psks.insert(link.clone(), (public_key, pair.psk()));
+        }
+    }
+
+    fn psk(&self, link: &LinkName) -> Option<Psk> {
+        self.psks.get(link).and_then(|(_, psk)| *psk)
     }
 
     /// The public halves of the key pairs that are there.
@@ -172,6 +194,11 @@ impl Wireguard {
         let (mut requests, mut about, mut failures) = (Vec::new(), Vec::new(), Vec::new());
         for step in steps {
             let (op, owner) = *step;
+            if let Op::Create(Key::WgDevice { link }, Object::WgDevice(new))
+            | Op::Replace { key: Key::WgDevice { link }, new: Object::WgDevice(new), .. } = op
+            {
+                self.know_psk(link, new.public_key);
+            }
             match self.request(op, &leaving) {
                 Ok(request) => {
                     about.extend(request.is_some().then_some(*step));
@@ -234,6 +261,8 @@ impl Wireguard {
                 device.bytes(WGDEVICE_A_PRIVATE_KEY, &[0; 32]);
             }),
             (Key::WgPeer { link, public_key }, _, Some(Object::WgPeer(new))) => of_peer(link, *public_key, |peer| {
+                // Zeros are none.
+                peer.bytes(WGPEER_A_PRESHARED_KEY, self.psk(link).as_ref().map_or(&[0; 32], Psk::bytes).as_slice());
                 peer.bytes(WGPEER_A_ENDPOINT, &socket_address(new.endpoint));
                 peer.bytes(WGPEER_A_KEEPALIVE, &new.keepalive.to_ne_bytes());
             }),
@@ -381,6 +410,9 @@ impl Peer {
         for (id, value) in attrs(found) {
             match id {
                 WGPEER_A_ENDPOINT => self.endpoint = of_socket_address(value),
+                WGPEER_A_PRESHARED_KEY => {
+                    self.psk = value.try_into().ok().filter(|psk| *psk != [0; 32]).map(Psk::new);
+                }
                 WGPEER_A_KEEPALIVE => self.keepalive = number(value).unwrap_or(0) as u16,
                 // Seconds and nanoseconds since 1970, or zeros.
                 WGPEER_A_LAST_HANDSHAKE => self.met = value.iter().any(|byte| *byte != 0),
@@ -412,11 +444,13 @@ mod tests {
                 peer.bytes(WGPEER_A_ENDPOINT, &socket_address(endpoint));
                 peer.bytes(WGPEER_A_KEEPALIVE, &25_u16.to_ne_bytes());
                 peer.bytes(WGPEER_A_LAST_HANDSHAKE, &[0; 16]);
+                peer.bytes(WGPEER_A_PRESHARED_KEY, &[u8::from(dst.addr().is_ipv6()); 32]);
             });
             first.bytes(WGDEVICE_A_PUBLIC_KEY, &[9; 32]).bytes(WGDEVICE_A_LISTEN_PORT, &51820_u16.to_ne_bytes());
             // Its addresses come in the next part.
             let rest = of_peer(&link, key, |peer| allow(peer, &dst));
-            let peer = Peer { endpoint: Some(endpoint), keepalive: 25, met: false, allowed: vec![dst] };
+            let psk = dst.addr().is_ipv6().then(|| Psk::new([1; 32]));
+            let peer = Peer { endpoint: Some(endpoint), keepalive: 25, psk, met: false, allowed: vec![dst] };
             let wanted = Device {
                 public_key: Some(PublicKey([9; 32])),
                 listen_port: 51820,

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use tartan_lab::probe::{Load, Pair, let_pass, ping, wait_for};
 use tartan_lab::{Family, Lab, Node};
 
@@ -25,6 +25,11 @@ const STREAMS_RUN: Duration = Duration::from_secs(5);
 /// A lease in seconds: how long a node may be silent before it counts as lost.
 const LEASE: u64 = 8;
 
+/// Only where something is encrypted.
+const ROTATION: &str = "rotation";
+/// What encrypts, as a fabric and in another one's place.
+const WIREGUARD: &str = "wireguard";
+
 /// A thing that is to work.
 type Check = fn(&mut Row) -> Result<()>;
 
@@ -35,6 +40,7 @@ const CHECKS: &[(&str, Check)] = &[
     ("restart", Row::restart),
     ("kill", Row::kill),
     ("change", Row::change),
+    (ROTATION, Row::rotation),
     ("loss", Row::loss),
 ];
 
@@ -42,14 +48,16 @@ const CHECKS: &[(&str, Check)] = &[
 struct Row {
     lab: Lab,
     fabric: String,
+    encryption: String,
 }
 
 fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let [fabric, underlay, encryption] = &args[..] else { bail!("matrix FABRIC UNDERLAY ENCRYPTION") };
-    ensure!(encryption == "none", "there is no encryption `{encryption}`");
-    let mut row = Row::up(fabric, underlay)?;
-    for (name, check) in CHECKS {
+    ensure!(["none", WIREGUARD].contains(&encryption.as_str()), "there is no encryption `{encryption}`");
+    let mut row = Row::up(fabric, underlay, encryption)?;
+    let has_keys = row.carries() == WIREGUARD;
+    for (name, check) in CHECKS.iter().filter(|(name, _)| has_keys || *name != ROTATION) {
         match check(&mut row) {
             Ok(()) => println!("{name} ok"),
             Err(error) => {
@@ -64,13 +72,19 @@ fn main() -> Result<()> {
 // === impl Row ===
 
 impl Row {
-    fn up(fabric: &str, underlay: &str) -> Result<Row> {
+    fn up(fabric: &str, underlay: &str, encryption: &str) -> Result<Row> {
         let builder = Lab::builder("matrix").nodes(3).pods_per_node(1).fabric(fabric);
-        let lab = builder.config("underlay", json!(underlay)).config("leaseSeconds", json!(LEASE)).up()?;
-        let row = Row { lab, fabric: fabric.to_owned() };
+        let builder = builder.config("underlay", json!(underlay)).config("encryption", json!(encryption));
+        let lab = builder.config("leaseSeconds", json!(LEASE)).up()?;
+        let row = Row { lab, fabric: fabric.to_owned(), encryption: encryption.to_owned() };
         row.lab.wait_for_matrix(PATIENCE)?;
-        row.wait_until_steady(fabric)?;
+        row.wait_until_carried()?;
         Ok(row)
+    }
+
+    /// What packets go by.
+    fn carries(&self) -> &str {
+        if self.encryption == "none" { &self.fabric } else { &self.encryption }
     }
 
     fn ping(&mut self) -> Result<()> {
@@ -109,7 +123,7 @@ impl Row {
     /// Of the agent, and of the program that carries packets, where there is one. What is encrypted to the keys of one that is
     /// killed is lost: there, packets have to get through again.
     fn kill(&mut self) -> Result<()> {
-        let keeps_packets = self.fabric != "wireguard";
+        let keeps_packets = self.carries() != WIREGUARD;
         self.unnoticed(|row| {
             let node = row.lab.node("n1")?;
             node.kill_agent()?;
@@ -136,16 +150,38 @@ impl Row {
         wait_for(PATIENCE, "another engine", again).map(drop)
     }
 
-    /// Into another fabric and back.
+    /// Into another fabric and back; and where another way encrypts, into clear and back.
     fn change(&mut self) -> Result<()> {
         let other = if self.fabric == "vxlan" { "host-gw" } else { "vxlan" };
         self.unnoticed(|row| {
-            for fabric in [other, &row.fabric.clone()] {
-                row.lab.set_fabric(fabric)?;
-                row.wait_until_steady(fabric)?;
+            let (fabric, encryption) = (row.fabric.clone(), row.encryption.clone());
+            for fabric in [other, &fabric] {
+                row.set("fabric", json!(fabric))?;
+                row.fabric = fabric.to_owned();
+                row.wait_until_carried()?;
+            }
+            for encryption in ["none", &encryption].into_iter().filter(|_| encryption != "none") {
+                row.set("encryption", json!(encryption))?;
+                row.encryption = encryption.to_owned();
+                row.wait_until_carried()?;
             }
             Ok(())
         })
+    }
+
+    /// To a second device, and to a third at the first one's port.
+    fn rotation(&mut self) -> Result<()> {
+        self.unnoticed(|row| {
+            for rotation in [1, 2] {
+                row.set(WIREGUARD, json!({"rotation": rotation}))?;
+                row.wait_until_steady(&format!("/key{rotation}"))?;
+            }
+            Ok(())
+        })
+    }
+
+    fn set(&mut self, key: &str, value: Value) -> Result<()> {
+        self.lab.set_config(&Map::from_iter([(key.to_owned(), value)]))
     }
 
     /// A node goes without a word: the others notice nothing, and it comes back.
@@ -167,7 +203,7 @@ impl Row {
         self.lab.underlay().replug("n3")?;
         lost.start_agent()?;
         lost.wait_ready()?;
-        self.wait_until_steady(&self.fabric)?;
+        self.wait_until_carried()?;
         self.lab.wait_for_matrix(PATIENCE).map(drop)
     }
 
@@ -186,10 +222,20 @@ impl Row {
         load.stop()?.check_nothing_lost()
     }
 
-    fn wait_until_steady(&self, fabric: &str) -> Result<()> {
-        let has_peers = |node: &Node| node.status().is_ok_and(|said| peers(&said).count() == 2);
-        let all = || self.lab.is_steady(fabric) && self.lab.nodes().iter().all(has_peers);
-        wait_for(PATIENCE, &format!("every node to be steady on {fabric}"), all).map(drop)
+    fn wait_until_carried(&self) -> Result<()> {
+        self.wait_until_steady(self.carries())
+    }
+
+    /// Until nothing is left to do and all packets go by what has that in its name.
+    fn wait_until_steady(&self, by: &str) -> Result<()> {
+        let is_steady = |node: &Node| -> Result<bool> {
+            let said = node.status()?;
+            let carried = peers(&said).filter(|peer| peer["fabric"].as_str().is_some_and(|is| is.contains(by)));
+            let all = carried.count() == 2 && peers(&said).count() == 2;
+            Ok(all && said["phase"] == "steady" && said["fabric"] == self.fabric.as_str())
+        };
+        let all = || self.lab.nodes().iter().all(|node| is_steady(node).unwrap_or(false));
+        wait_for(PATIENCE, &format!("every node to be steady on {} by {by}", self.fabric), all).map(drop)
     }
 }
 

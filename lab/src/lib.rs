@@ -26,6 +26,7 @@ mod scenario;
 mod signals;
 mod sockopt;
 mod underlay;
+mod watch;
 
 use std::fs;
 use std::net::IpAddr;
@@ -47,6 +48,7 @@ pub use relay::Relay;
 pub use scenario::Scenario;
 pub use signals::{Asked, Signals};
 pub use underlay::{Kind as Underlay, Seat, Underlay as UnderlayControl};
+pub use watch::Seen;
 
 /// The programs a lab runs.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -142,25 +142,71 @@ fn public_key(node: &Node) -> Result<String> {
     Ok(keys)
 }
 
-/// Counts on the wire's end at each node: what comes in under pods' addresses or wrapped in vxlan, and what comes in encrypted.
-const WATCH: &str = "nft 'table netdev watch {
-    chain came { type filter hook ingress device eth0 priority 0;
-        ip saddr 10.244.0.0/16 counter comment \"clear\"
-        ip6 saddr fd00:10:244::/48 counter comment \"clear\"
-        udp dport 8472 counter comment \"clear\"
-        udp dport 51820-51823 counter comment \"encrypted\"
+#[test]
+fn new_keys_by_the_clock_are_not_noticed() -> Result<()> {
+    let mut lab = lab("wgclock", "wireguard")?;
+    wait_until_steady(&lab, "wireguard")?;
+    let load = gentle_load(&lab)?;
+    let mut keys = BTreeSet::from([public_key(lab.node("n1")?)?]);
+    set(&mut lab, "wireguard", json!({"rotateAfterSeconds": 15}))?;
+    // The clock's count is a number far away, of whichever port; after that it goes up by one.
+    for wanted in 2..=4 {
+        let another = || {
+            keys.extend(lab.node("n1").and_then(public_key));
+            keys.len() >= wanted
+        };
+        wait_for(PATIENCE, "another key", another).with_context(|| lab.troubleshooting())?;
     }
-}'";
+    load.wait_for_answers(GENTLE_PROBES, PATIENCE).with_context(|| lab.troubleshooting())?;
+    load.stop()?.check_nothing_lost().with_context(|| lab.troubleshooting())
+}
 
-/// Packets that the watches have seen on all nodes.
-fn seen(lab: &Lab, kind: &str) -> Result<u64> {
-    let count = |node: &Node| {
-        let listing = sh(node, "nft list table netdev watch")?;
-        let of_kind = listing.lines().filter(|line| line.contains(kind));
-        let packets = of_kind.filter_map(|line| line.split("packets ").nth(1)?.split(' ').next()?.parse::<u64>().ok());
-        Ok(packets.sum::<u64>())
+/// Gives a node a secret as an admin would, or takes it away.
+fn give_secret(node: &Node, secret: Option<&str>) -> Result<()> {
+    let dir = node.state_dir().join("secret");
+    let dir = dir.display();
+    let line = match secret {
+        Some(secret) => {
+            format!("umask 077; mkdir -p {dir}; echo {secret} > {dir}/new; mv {dir}/new {dir}/cluster-secret")
+        }
+        None => format!("rm {dir}/cluster-secret"),
     };
-    lab.nodes().iter().map(count).sum()
+    sh(node, &line).map(drop)
+}
+
+#[test]
+fn a_cluster_secret_given_changed_and_taken_away_is_not_noticed() -> Result<()> {
+    let lab = lab("wgsecret", "wireguard")?;
+    wait_until_steady(&lab, "wireguard")?;
+    let load = gentle_load(&lab)?;
+    let [first, second] = ["f", "s"].map(|letter| letter.repeat(40));
+    let mut seen = BTreeSet::new();
+    for secret in [Some(first.as_str()), Some(&second), None] {
+        for node in lab.nodes() {
+            give_secret(node, secret)?;
+        }
+        let is_so = |node: &Node| -> Result<bool> {
+            let status = node.status()?;
+            let by = status["peers"].as_array().into_iter().flatten().filter_map(|peer| peer["fabric"].as_str());
+            let mixed_in = sh(node, "wg show all preshared-keys | cut -f3")?;
+            let mixed_in: BTreeSet<&str> = mixed_in.lines().collect();
+            let as_wanted = by.clone().all(|by| by.contains("/key0") && by.contains("/psk") == secret.is_some());
+            let one_more = mixed_in.len() == 1 && mixed_in.iter().all(|it| !seen.contains(*it));
+            let has_it = mixed_in.contains("(none)") == secret.is_none();
+            Ok(status["phase"] == "steady" && by.count() == 2 && as_wanted && one_more && has_it)
+        };
+        let all = || lab.nodes().iter().all(|node| is_so(node).unwrap_or(false));
+        wait_for(PATIENCE, &format!("all to go by {secret:?}"), all).with_context(|| lab.troubleshooting())?;
+        seen.insert(sh(lab.node("n1")?, "wg show all preshared-keys | cut -f3 | sort -u")?.trim().to_owned());
+    }
+    load.wait_for_answers(GENTLE_PROBES, PATIENCE).with_context(|| lab.troubleshooting())?;
+    load.stop()?.check_nothing_lost().with_context(|| lab.troubleshooting())?;
+    for node in lab.nodes() {
+        let told = std::fs::read_to_string(node.log_file())? + &node.status()?.to_string();
+        let shown = [&first, &second].into_iter().chain(&seen).find(|secret| told.contains(*secret));
+        ensure!(shown.is_none_or(|shown| shown == "(none)"), "{} tells of the secret", node.name());
+    }
+    Ok(())
 }
 
 #[test]
@@ -168,8 +214,8 @@ fn strict_lets_nothing_out_in_clear() -> Result<()> {
     let mut lab = lab("wgstrict", "vxlan")?;
     lab.wait_for_matrix(PATIENCE)?;
     let load = gentle_load(&lab)?;
-    lab.nodes().iter().try_for_each(|node| sh(node, WATCH).map(drop))?;
-    wait_for(PATIENCE, "packets in clear", || seen(&lab, "clear").is_ok_and(|seen| seen > 0))?;
+    lab.watch()?;
+    wait_for(PATIENCE, "packets in clear", || lab.seen().is_ok_and(|seen| seen.clear > 0))?;
     let strict = [("encryption", json!("wireguard")), ("strictEncryption", json!(true))];
     lab.set_config(&strict.clone().map(|(key, value)| (key.to_owned(), value)).into_iter().collect())?;
     wait_until_sent_by(&lab, "wireguard/ipv4/port51820/key0")?;
@@ -177,7 +223,7 @@ fn strict_lets_nothing_out_in_clear() -> Result<()> {
     wait_for(PATIENCE, "strictness to be in force", || lab.nodes().iter().all(in_force))
         .with_context(|| lab.troubleshooting())?;
 
-    let (clear, encrypted) = (seen(&lab, "clear")?, seen(&lab, "encrypted")?);
+    let before = lab.seen()?;
     lab.wait_for_matrix(PATIENCE)?.check()?;
     let [n1, b1] = ["n1", "b1"].map(|name| lab.node(name).map(Node::endpoint).or_else(|_| lab.endpoint(name)));
     let from_node = (n1?, b1?);
@@ -196,13 +242,9 @@ fn strict_lets_nothing_out_in_clear() -> Result<()> {
     for (dst, host, via) in hosts {
         sh(node, &format!("ip route add {dst} via {via} dev eth0 && ! curl --silent --max-time 2 http://{host}/"))?;
     }
-    ensure!(
-        seen(&lab, "clear")? == clear,
-        "{} packets in clear\n{}",
-        seen(&lab, "clear")? - clear,
-        lab.troubleshooting()
-    );
-    ensure!(seen(&lab, "encrypted")? > encrypted + GENTLE_PROBES / 10, "nothing was seen that was encrypted");
+    let after = lab.seen()?;
+    ensure!(after.clear == before.clear, "{before:?} {after:?}\n{}", lab.troubleshooting());
+    ensure!(after.encrypted > before.encrypted + GENTLE_PROBES / 10, "nothing was seen that was encrypted");
 
     lab.set_config(&strict.map(|(key, _)| (key.to_owned(), Value::Null)).into_iter().collect())?;
     wait_until_sent_by(&lab, "vxlan")?;
@@ -281,7 +323,7 @@ fn nothing_leaves_in_clear_while_nobody_encrypts() -> Result<()> {
     let lab = builder.config("strictEncryption", json!(true)).up()?;
     lab.wait_for_matrix(PATIENCE)?.check()?;
     wait_until_steady(&lab, "wireguard")?;
-    lab.nodes().iter().try_for_each(|node| sh(node, WATCH).map(drop))?;
+    lab.watch()?;
     let node = lab.node("n1")?;
     node.kill_agent()?;
     for process in node.processes("tartan-holder")?.into_iter().chain(engines(node)) {
@@ -292,12 +334,12 @@ fn nothing_leaves_in_clear_while_nobody_encrypts() -> Result<()> {
     for family in Family::BOTH {
         drop(ping(&a, b.address(family), 84, Duration::from_millis(500)));
     }
-    ensure!(seen(&lab, "clear")? == 0, "{}", lab.troubleshooting());
+    ensure!(lab.seen()?.clear == 0, "{}", lab.troubleshooting());
     node.start_agent()?;
     node.wait_ready()?;
     lab.wait_for_matrix(PATIENCE)?.check()?;
-    let (clear, encrypted) = (seen(&lab, "clear")?, seen(&lab, "encrypted")?);
-    ensure!(clear == 0 && encrypted > 0, "{clear} packets in clear, {encrypted} encrypted\n{}", lab.troubleshooting());
+    let seen = lab.seen()?;
+    ensure!(seen.clear == 0 && seen.encrypted > 0, "{seen:?}\n{}", lab.troubleshooting());
     Ok(())
 }
 

@@ -84,6 +84,8 @@ pub struct WireguardConfig {
     pub port: u16,
     /// Keys are made anew with each.
     pub rotation: u32,
+    /// And whenever so much time has passed, in whole seconds; none: only then.
+    pub rotate_after: Option<Duration>,
 }
 
 /// What to do about somebody else's firewall that drops what pods send through the node.
@@ -171,7 +173,7 @@ impl Default for Config {
             fallback: None,
             encryption: Encryption::None,
             strict_encryption: false,
-            wireguard: WireguardConfig { port: WIREGUARD_PORT, rotation: 0 },
+            wireguard: WireguardConfig { port: WIREGUARD_PORT, rotation: 0, rotate_after: None },
             cross_subnet: false,
             underlay: None,
             underlay_mtu: None,

@@ -3,6 +3,7 @@
 //! Invariant: plain values only. Nothing here reads a clock, a file or the kernel.
 
 pub mod cidr;
+pub mod clock;
 pub mod condition;
 pub mod config;
 pub mod features;
@@ -20,6 +21,7 @@ pub mod workload;
 pub mod world;
 
 pub use cidr::{Family, PerFamily, overlap};
+pub use clock::Clock;
 pub use condition::{Condition, NodeCondition, Trouble};
 pub use config::{
     AddressChoice, Config, Encryption, FabricMode, HostFirewall, PolicyMode, VxlanConfig, WireguardConfig,

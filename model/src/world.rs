@@ -17,7 +17,7 @@ use tartan_netstate::{Key, LinkName, Owner, PodNetns, State};
 use crate::host::Part;
 use crate::object::{Kind, Object, ObjectId, Revision, StoreEvent};
 use crate::{
-    Advert, Attachment, Block, Condition, Config, Features, Flannel, Heard, Host, HostLink, Namespace, Node,
+    Advert, Attachment, Block, Clock, Condition, Config, Features, Flannel, Heard, Host, HostLink, Namespace, Node,
     NodeCondition, NodeNetwork, Pod, PolicyText, Pool, Reservation, Said, Trouble,
 };
 
@@ -57,6 +57,10 @@ pub struct World {
     pub missed: OrdMap<Part, Instant>,
     /// What the kernel was last read or acknowledged to hold, and what it refused.
     pub programmed: Programmed,
+    /// What time it is; nothing is due by a clock where nobody has looked at one.
+    pub clock: Option<Clock>,
+    /// Number of the cluster's secret, where this node has one.
+    pub secret: Option<u32>,
     /// What the path self-test has found.
     pub passes: Arc<Passes>,
     /// The kernel held nothing of ours when it was read first: the node is new, or has booted.

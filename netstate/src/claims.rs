@@ -127,6 +127,8 @@ pub const VXLAN_VNI: u32 = 1;
 /// See [`VXLAN_VNI`].
 pub const VXLAN_PORT: u16 = 8472;
 
+/// How the name of a key pair goes on that has something of the cluster's secret, before that secret's number.
+pub const PSK_SUFFIX: &str = "-psk";
 /// Default first port of the wireguard fabric: the one that people open for WireGuard. It takes [`WIREGUARD_PORTS`] from there.
 pub const WIREGUARD_PORT: u16 = 51820;
 /// One for each family of underlay, and for keys of even and of odd number.

@@ -31,8 +31,8 @@ pub(crate) const COMMANDS: &[(&str, &str)] = &[
     ("demo [--yes]", "three nodes on this machine, shown, broken and repaired; `--yes` asks nothing"),
     ("bench [GROUP…]", "measure against yardsticks in the same run; prints `figure NAME VALUE UNIT`"),
     (
-        "matrix [FABRIC…]",
-        "everything that is to work, on every fabric over every underlay; what came of it goes into docs/matrix.md",
+        "matrix [WORD…]",
+        "everything that is to work, on every fabric over every underlay, or in the rows that have these words; what came of it goes into docs/matrix.md",
     ),
     ("mutants", "break the policy compiler in known points, one by one, and see that its tests notice"),
     (
@@ -74,7 +74,7 @@ fn run(args: &[&str]) -> Result<()> {
         ["demo"] => demo::run(&[]),
         ["demo", "--yes"] => demo::run(&["--yes"]),
         ["bench", groups @ ..] => bench::run(groups),
-        ["matrix", fabrics @ ..] => matrix::run(fabrics),
+        ["matrix", words @ ..] => matrix::run(words),
         ["mutants"] => mutants::run(),
         ["kube", rest @ ..] => kube::run(rest),
         ["vm", rest @ ..] => vm::run(rest),

@@ -13,16 +13,19 @@ use std::{collections::BTreeMap, fs, process::Command};
 const DOC: &str = "docs/matrix.md";
 const FOLDER: &str = "debug";
 
-/// Fabrics and families of underlay; of the last, what this machine's kernel lacks.
+const HERE: &str = "here";
+/// Fabrics, families of underlay, what encrypts, and whose kernel has what that takes.
 #[rustfmt::skip]
-const FABRICS: &[(&str, &[&str], Option<&str>)] = &[
-    ("vxlan",     &["ipv4", "ipv6"], None),
-    ("udp",       &["ipv4", "ipv6"], None),
-    ("wireguard", &["ipv4", "ipv6"], None),
-    ("host-gw",   &["auto"],         None),
-    ("ipip",      &["ipv4", "ipv6"], Some("bookworm")),
+const FABRICS: &[(&str, &[&str], &str, &str)] = &[
+    ("vxlan",     &["ipv4", "ipv6"], "none",      HERE),
+    ("vxlan",     &["ipv4", "ipv6"], "wireguard", HERE),
+    ("udp",       &["ipv4", "ipv6"], "none",      HERE),
+    ("udp",       &["ipv4", "ipv6"], "wireguard", HERE),
+    ("wireguard", &["ipv4", "ipv6"], "none",      HERE),
+    ("host-gw",   &["auto"],         "none",      HERE),
+    ("host-gw",   &["ipv4", "ipv6"], "wireguard", HERE),
+    ("ipip",      &["ipv4", "ipv6"], "none",      "bookworm"),
 ];
-const ENCRYPTIONS: &[&str] = &["none"];
 
 /// What is said on the left, and what stands above it.
 const CHECKS: &[(&str, &str)] = &[
@@ -31,63 +34,74 @@ const CHECKS: &[(&str, &str)] = &[
     ("tcp", "bulk TCP"),
     ("restart", "agent restarted"),
     ("kill", "agent and engine killed"),
-    ("change", "to another fabric and back"),
+    ("change", "to another fabric and back, encryption off and on"),
+    (ROTATION, "keys rotated twice"),
     ("loss", "a node lost"),
 ];
+const ROTATION: &str = "rotation";
 
 const HEAD: &str = "# What works on which fabric
 
 Written by `cargo xtask matrix`, which does all of it with three nodes in network namespaces: IPv4 and IPv6 pods, an echo of
-every size, streams, and probes through whatever happens, of which none may be lost, but by a killed engine of `wireguard`. `host-gw` has no outer packet, so both
-families of underlay are one row. A kernel of Debian's runs in QEMU.
+every size, streams, and probes through whatever happens, of which none may be lost, but by a killed engine that encrypts. Alone, `host-gw` has no
+outer packet, so both families of underlay are one row. WireGuard is a program's where it says `here`, and the kernel's under one of Debian's,
+which runs in QEMU. Where nothing is encrypted there are no keys.
 
 ";
 
-/// Fabric, underlay, encryption.
-type Key = [&'static str; 3];
+/// Fabric, underlay, encryption, whose kernel.
+type Key = [&'static str; 4];
 
-/// Runs the rows of these fabrics, all of them when none is named, and writes the document.
+/// Runs the rows that all of these words are in, and writes the document.
 ///
 /// # Errors
-/// An unknown fabric, a build that fails, or cells that failed, by name.
-pub(crate) fn run(fabrics: &[&str]) -> Result<()> {
-    if let Some(unknown) = fabrics.iter().find(|name| !FABRICS.iter().any(|(known, ..)| known == *name)) {
-        let known: Vec<&str> = FABRICS.iter().map(|(known, ..)| *known).collect();
-        return Err(format!("`{unknown}` has no row; there are: {}", known.join(" ")).into());
+/// Words that no row has, a build that fails, or cells that failed, by name.
+pub(crate) fn run(words: &[&str]) -> Result<()> {
+    let asked: Vec<Key> = rows().filter(|key| words.iter().all(|word| key.contains(word))).collect();
+    if asked.is_empty() {
+        let known: Vec<String> = rows().map(|key| key.join(" ")).collect();
+        return Err(format!("no row is about all of `{}`; there are:\n{}", words.join(" "), known.join("\n")).into());
     }
     packages::ensure(&[Lane::Build, Lane::Lab, Lane::Vm])?;
     command::run(&mut command::cargo(&["build", "--quiet", "-p", "tartan-cli", "-p", "tartan-cni"]))?;
     command::run(&mut command::cargo(&["build", "--quiet", "-p", "tartan-lab", "--example", "matrix"]))?;
-    let mut lines = known_lines(&fs::read_to_string(DOC).unwrap_or_default());
-    let mut failed = Vec::new();
-    for (key, kernel) in rows().filter(|(key, _)| fabrics.is_empty() || fabrics.contains(&key[0])) {
+    let (mut measured, mut failed) = (BTreeMap::new(), Vec::new());
+    for key in asked {
         println!("\n=== {}", key.join(" "));
-        let (release, said) = measure(key, kernel)?;
+        let (release, said) = measure(key)?;
         failed.extend(failures(key, &said));
-        lines.insert(key.map(str::to_owned), line(key, &release, &said));
+        measured.insert(key.map(str::to_owned), line(key, &release, &said));
     }
+    // Another run may have written its own rows meanwhile.
+    let mut lines = known_lines(&fs::read_to_string(DOC).unwrap_or_default());
+    lines.extend(measured);
     fs::write(DOC, document(&lines))?;
     if failed.is_empty() { Ok(()) } else { Err(format!("failed: {}", failed.join(", ")).into()) }
 }
 
-fn rows() -> impl Iterator<Item = (Key, Option<&'static str>)> {
-    FABRICS.iter().flat_map(|(fabric, underlays, kernel)| {
-        underlays.iter().flat_map(move |underlay| {
-            ENCRYPTIONS.iter().map(move |encryption| ([*fabric, *underlay, *encryption], *kernel))
-        })
+fn rows() -> impl Iterator<Item = Key> {
+    FABRICS.iter().flat_map(|(fabric, underlays, encryption, kernel)| {
+        underlays.iter().map(move |underlay| [*fabric, *underlay, *encryption, *kernel])
     })
 }
 
+/// What is to work there.
+fn checks(key: Key) -> impl Iterator<Item = &'static str> {
+    let has_keys = key[0] == "wireguard" || key[2] != "none";
+    CHECKS.iter().map(|(name, _)| *name).filter(move |name| has_keys || *name != ROTATION)
+}
+
 /// Under which kernel, and what each check came to.
-fn measure(key: Key, kernel: Option<&str>) -> Result<(String, BTreeMap<String, bool>)> {
+fn measure(key: Key) -> Result<(String, BTreeMap<String, bool>)> {
     let program = command::target_dir().join(FOLDER).join("examples/matrix");
+    let [row @ .., kernel] = key;
     let (release, mut command) = match kernel {
-        Some(kernel) => vm::under_named(kernel, &program)?,
-        None => (command::capture(Command::new("uname").arg("-r"))?.trim().to_owned(), command::as_root(&program)),
+        HERE => (command::capture(Command::new("uname").arg("-r"))?.trim().to_owned(), command::as_root(&program)),
+        kernel => vm::under_named(kernel, &program)?,
     };
     let mut said = BTreeMap::new();
     // What it did not speak of has failed, however it ended.
-    let _ended = command::stream(command.args(key), |line| {
+    let _ended = command::stream(command.args(row), |line| {
         said.extend(heard(line));
     })?;
     Ok((release, said))
@@ -102,12 +116,14 @@ fn heard(line: &str) -> Option<(String, bool)> {
 }
 
 fn failures(key: Key, said: &BTreeMap<String, bool>) -> Vec<String> {
-    let failed = CHECKS.iter().filter(|(name, _)| said.get(*name) != Some(&true));
-    failed.map(|(name, _)| format!("{}: {name}", key.join(" "))).collect()
+    let failed = checks(key).filter(|name| said.get(*name) != Some(&true));
+    failed.map(|name| format!("{}: {name}", key.join(" "))).collect()
 }
 
 fn line(key: Key, release: &str, said: &BTreeMap<String, bool>) -> String {
+    let wanted: Vec<&str> = checks(key).collect();
     let cell = |(name, _): &(&str, &str)| match said.get(*name) {
+        _ if !wanted.contains(name) => "",
         Some(true) => "yes",
         _ => "**no**",
     };
@@ -116,18 +132,18 @@ fn line(key: Key, release: &str, said: &BTreeMap<String, bool>) -> String {
 }
 
 /// Rows of the document as it is, by what they are about.
-fn known_lines(text: &str) -> BTreeMap<[String; 3], String> {
+fn known_lines(text: &str) -> BTreeMap<[String; 4], String> {
     let row = |line: &str| {
         let mut cells = line.strip_prefix("| ")?.split(" | ");
-        let key = [cells.next()?, cells.next()?, cells.next()?].map(str::to_owned);
+        let key = [cells.next()?, cells.next()?, cells.next()?, cells.next()?].map(str::to_owned);
         Some((key, line.to_owned()))
     };
     text.lines().filter_map(row).collect()
 }
 
 /// Rows in their order; one that was never run is a failure, too.
-fn document(lines: &BTreeMap<[String; 3], String>) -> String {
-    let head: Vec<&str> = ["fabric", "underlay", "encryption"]
+fn document(lines: &BTreeMap<[String; 4], String>) -> String {
+    let head: Vec<&str> = ["fabric", "underlay", "encryption", "on"]
         .into_iter()
         .chain(CHECKS.iter().map(|(_, title)| *title))
         .chain(["kernel"])
@@ -137,7 +153,7 @@ fn document(lines: &BTreeMap<[String; 3], String>) -> String {
         Some(line) => line.clone(),
         None => line(key, "not run", &BTreeMap::new()),
     };
-    let rows: String = rows().map(|(key, _)| row(key) + "\n").collect();
+    let rows: String = rows().map(|key| row(key) + "\n").collect();
     format!("{HEAD}| {} |\n{rule}|\n{rows}", head.join(" | "))
 }
 
@@ -145,7 +161,12 @@ fn document(lines: &BTreeMap<[String; 3], String>) -> String {
 mod tests {
     use super::*;
 
-    const KEY: Key = ["vxlan", "ipv4", "none"];
+    const KEY: Key = ["vxlan", "ipv4", "none", HERE];
+    const ENCRYPTED: Key = ["vxlan", "ipv4", "wireguard", HERE];
+
+    fn all_well() -> BTreeMap<String, bool> {
+        CHECKS.iter().map(|(name, _)| ((*name).to_owned(), true)).collect()
+    }
 
     #[test]
     fn the_document_has_every_row_and_nothing_else() {
@@ -156,12 +177,20 @@ mod tests {
 
     #[test]
     fn a_cell_that_nobody_spoke_of_is_a_failure() {
-        let mut said: BTreeMap<_, _> = CHECKS.iter().map(|(name, _)| ((*name).to_owned(), true)).collect();
+        let mut said = all_well();
         assert!(failures(KEY, &said).is_empty() && !line(KEY, "6.1", &said).contains("**no**"));
         said.remove("tcp");
         said.insert("loss".into(), false);
-        assert_eq!(failures(KEY, &said), ["vxlan ipv4 none: tcp", "vxlan ipv4 none: loss"]);
+        assert_eq!(failures(KEY, &said), ["vxlan ipv4 none here: tcp", "vxlan ipv4 none here: loss"]);
         assert_eq!(line(KEY, "6.1", &said).matches("**no**").count(), 2);
+    }
+
+    #[test]
+    fn keys_are_rotated_where_there_are_some() {
+        let mut said = all_well();
+        said.remove(ROTATION);
+        assert_eq!((failures(KEY, &said).len(), line(KEY, "6.1", &said).matches("**no**").count()), (0, 0));
+        assert_eq!(failures(ENCRYPTED, &said), ["vxlan ipv4 wireguard here: rotation"]);
     }
 
     #[test]
@@ -175,10 +204,10 @@ mod tests {
 
     #[test]
     fn rows_that_were_not_run_stay() {
-        let said = CHECKS.iter().map(|(name, _)| ((*name).to_owned(), true)).collect();
-        let lines = BTreeMap::from([(KEY.map(str::to_owned), line(KEY, "6.1", &said))]);
+        let lines = BTreeMap::from([(KEY.map(str::to_owned), line(KEY, "6.1", &all_well()))]);
         let text = document(&lines);
-        assert!(text.contains("| vxlan | ipv4 | none | yes |") && text.contains("| ipip | ipv6 | none | **no** |"));
+        assert!(text.contains("| vxlan | ipv4 | none | here | yes |"));
+        assert!(text.contains("| ipip | ipv6 | none | bookworm | **no** |"));
         assert_eq!(document(&known_lines(&text)), text);
     }
 }

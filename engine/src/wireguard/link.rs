@@ -8,14 +8,13 @@ use std::sync::{Arc, RwLock};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::EventFd;
-use nix::unistd::read;
 
 use super::tunnel::{Peer, Tunnel};
 use super::uapi::Uapi;
 use crate::gro::Joined;
 use crate::gso::{VNET, split};
 use crate::inner;
-use crate::link::{BATCH_BYTES, Queue, ROWS, put};
+use crate::link::{Queue, ROWS, put, read_batch};
 use crate::outbox::Outbox;
 use crate::socket::{self, Inbox, ROOM};
 use crate::threads::Threads;
@@ -106,22 +105,14 @@ fn timers(queue: &Queue, shared: &Shared, stop: &EventFd) {
 }
 
 fn to_peers(queue: &Queue, shared: &Shared, stop: &EventFd) {
-    let mut buffer = vec![0; VNET + ROOM];
+    // What is encrypted lies elsewhere: one is enough, and stays close to the processor.
+    let mut buffer = [vec![0; VNET + ROOM]];
     let (mut outbox, mut plain, mut headers, mut cut) = (Outbox::default(), Vec::new(), Vec::new(), Vec::new());
     while socket::wait(queue.tun.as_fd(), stop.as_fd()) {
-        let (tunnel, mut bytes) = (shared.now(), 0);
-        while bytes < BATCH_BYTES {
-            let length = match read(&queue.tun, &mut buffer) {
-                Ok(length) if length > VNET => length,
-                Ok(_) | Err(Errno::EINTR) => continue,
-                Err(Errno::EAGAIN) => break,
-                // The device is gone.
-                Err(_) => return,
-            };
-            bytes += length;
-            let Some((vnet, packet)) = buffer[..length].split_first_chunk_mut::<VNET>() else { continue };
+        let tunnel = shared.now();
+        let is_there = read_batch(&queue.tun, &mut buffer, std::iter::repeat(0), |_, vnet, packet| {
             // The kernel sends nothing else by a route to a peer.
-            let Some(peer) = inner::addresses(packet).and_then(|(_, dst)| tunnel.owner(dst)) else { continue };
+            let Some(peer) = inner::addresses(packet).and_then(|(_, dst)| tunnel.owner(dst)) else { return };
             headers.clear();
             cut.clear();
             split(vnet, packet, |header, payload| {
@@ -134,6 +125,9 @@ fn to_peers(queue: &Queue, shared: &Shared, stop: &EventFd) {
                 plain.extend_from_slice(&packet[payload]);
                 outbox.put(|room| peer.seal(&mut plain, room));
             }
+        });
+        if !is_there {
+            return;
         }
         outbox.send(queue.udp.as_fd(), &[]);
     }

@@ -39,8 +39,8 @@ const PADDING: usize = 16;
 const PADDED: usize = 1280;
 /// Handshakes that are answered in a second, and above that only to who has shown that it is where it says.
 const HANDSHAKES: u64 = 2_000;
-/// 32 bytes in base64, and the end of the line.
-const LONGEST_KEY: usize = 45;
+/// 32 bytes in base64 and the end of the line; twice, where there is something of the cluster's secret.
+const LONGEST_KEYS: usize = 90;
 
 /// Takes what is to be sent, and where.
 pub(crate) type Wire<'a> = &'a mut dyn FnMut(SocketAddr, &[u8]);
@@ -49,6 +49,8 @@ pub(crate) type Wire<'a> = &'a mut dyn FnMut(SocketAddr, &[u8]);
 pub(crate) struct Identity {
     private: x25519::StaticSecret,
     public: x25519::PublicKey,
+    /// What its peers and it have in common beside.
+    psk: Option<[u8; 32]>,
     limiter: RateLimiter,
     /// Of the next peer. 24 bits of it name the peer in messages.
     next: AtomicU32,
@@ -94,12 +96,16 @@ pub(crate) struct Standing {
 impl Identity {
     /// By the private key in the file, whose public half that is to be.
     pub(crate) fn load(file: &File, wanted: PublicKey) -> io::Result<Identity> {
-        let mut text = [0; LONGEST_KEY];
+        let mut text = [0; LONGEST_KEYS];
         let length = file.read_at(&mut text, 0)?;
-        let bytes = STANDARD.decode(text[..length].trim_ascii_end()).ok();
-        let private = bytes.and_then(|bytes| <[u8; 32]>::try_from(bytes).ok());
-        let private = private.ok_or_else(|| io::Error::other("the file that came along holds no private key"))?;
-        let identity = Identity::new(private.into())?;
+        let key = |line: &[u8]| <[u8; 32]>::try_from(STANDARD.decode(line).ok()?).ok();
+        let keys: Option<Vec<_>> = text[..length].trim_ascii_end().split(|byte| *byte == b'\n').map(key).collect();
+        let (private, psk) = match keys.as_deref() {
+            Some([private]) => (*private, None),
+            Some([private, psk]) => (*private, Some(*psk)),
+            _ => return Err(io::Error::other("the file that came along holds no private key")),
+        };
+        let identity = Identity::new(private.into(), psk)?;
         if identity.public.to_bytes() != wanted.0 {
             let found = PublicKey(identity.public.to_bytes());
             return Err(io::Error::other(format!(
@@ -109,17 +115,22 @@ impl Identity {
         Ok(identity)
     }
 
-    pub(crate) fn new(private: x25519::StaticSecret) -> io::Result<Identity> {
+    pub(crate) fn new(private: x25519::StaticSecret, psk: Option<[u8; 32]>) -> io::Result<Identity> {
         let public = x25519::PublicKey::from(&private);
         let mut next = [0; 4];
         File::open("/dev/urandom")?.read_exact(&mut next)?;
         let (limiter, next) = (RateLimiter::new(&public, HANDSHAKES), AtomicU32::new(u32::from_ne_bytes(next)));
-        Ok(Identity { private, public, limiter, next })
+        Ok(Identity { private, public, psk, limiter, next })
     }
 
     /// For whoever may ask the kernel for the same.
     pub(crate) fn private_bytes(&self) -> &[u8; 32] {
         self.private.as_bytes()
+    }
+
+    /// For the same.
+    pub(crate) fn psk(&self) -> Option<&[u8; 32]> {
+        self.psk.as_ref()
     }
 }
 
@@ -228,7 +239,7 @@ impl Peer {
     fn new(identity: &Identity, key: PublicKey, told: wire::Peer) -> Peer {
         let index = identity.next.fetch_add(1, Ordering::Relaxed) & 0xff_ffff;
         let keepalive = Some(told.keepalive).filter(|seconds| *seconds > 0);
-        let tunn = Tunn::new(identity.private.clone(), key.0.into(), None, keepalive, index, None);
+        let tunn = Tunn::new(identity.private.clone(), key.0.into(), identity.psk, keepalive, index, None);
         let inside = Inside { tunn, told, endpoint: told.endpoint, met: false, waiting: 0 };
         Peer { index, inside: Mutex::new(inside) }
     }

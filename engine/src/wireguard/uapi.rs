@@ -73,6 +73,7 @@ impl Uapi {
 
     fn get(&self, tunnel: &Tunnel) -> String {
         let mut text = format!("private_key={}\nlisten_port={}\n", hex(tunnel.identity().private_bytes()), self.port);
+        let psk = tunnel.identity().psk().map(|psk| format!("preshared_key={}\n", hex(psk))).unwrap_or_default();
         let mut allowed: BTreeMap<PublicKey, String> = BTreeMap::new();
         for (net, key) in tunnel.allowed() {
             *allowed.entry(*key).or_default() += &format!("allowed_ip={net}\n");
@@ -84,7 +85,7 @@ impl Uapi {
             // It cannot fail: it is a string.
             let _written = write!(
                 text,
-                "public_key={}\nendpoint={}\nlast_handshake_time_sec={}\nlast_handshake_time_nsec={}\ntx_bytes={}\n\
+                "public_key={}\n{psk}endpoint={}\nlast_handshake_time_sec={}\nlast_handshake_time_nsec={}\ntx_bytes={}\n\
                  rx_bytes={}\npersistent_keepalive_interval={}\n{nets}",
                 hex(&key.0),
                 is.endpoint,
@@ -126,7 +127,7 @@ mod tests {
         let key = PublicKey([0xab; 32]);
         let peers = [(key, Peer { endpoint: "[2001:db8::1]:51820".parse().unwrap(), keepalive: 25 })].into();
         let allowed = ["10.0.0.0/24", "fd00::/64"].map(|net| (net.parse().unwrap(), key)).into();
-        let identity = Arc::new(Identity::new([1; 32].into()).unwrap());
+        let identity = Arc::new(Identity::new([1; 32].into(), Some([2; 32])).unwrap());
         let (tunnel, _) = Tunnel::new(identity, None, &peers, &allowed);
         let path = std::env::temp_dir().join(format!("tartan-uapi-{}.sock", std::process::id()));
         let uapi = Uapi { listener: UnixListener::bind(&path).unwrap(), path: path.clone(), port: 51820 };
@@ -139,9 +140,9 @@ mod tests {
             asks.read_to_string(&mut answer).unwrap();
             assert_eq!(answer, wanted, "{question:?}");
         };
-        let (private, public) = ("01".repeat(32), "ab".repeat(32));
+        let (private, public, psk) = ("01".repeat(32), "ab".repeat(32), "02".repeat(32));
         let told = format!(
-            "private_key={private}\nlisten_port=51820\npublic_key={public}\nendpoint=[2001:db8::1]:51820\n\
+            "private_key={private}\nlisten_port=51820\npublic_key={public}\npreshared_key={psk}\nendpoint=[2001:db8::1]:51820\n\
              last_handshake_time_sec=0\nlast_handshake_time_nsec=0\ntx_bytes=0\nrx_bytes=0\n\
              persistent_keepalive_interval=25\nallowed_ip=10.0.0.0/24\nallowed_ip=fd00::/64\nerrno=0\n\n"
         );

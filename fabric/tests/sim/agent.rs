@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use tartan_fabric::{Memo, Out, Owned, plan};
-use tartan_model::{Advert, Config, Features, Kind, PerFamily, Programmed, StoreEvent, World};
+use tartan_model::{Advert, Clock, Config, Features, Kind, PerFamily, Programmed, StoreEvent, World};
 use tartan_netstate::claims::NFT_STRICT_CHAIN;
 use tartan_netstate::nft::Chain;
 use tartan_netstate::{Key, Object, Op, Owner, State, diff};
@@ -32,8 +32,8 @@ pub(crate) struct Agent {
     at_work: Option<(u64, VecDeque<(Op, Owner)>)>,
     /// Somebody else changed the kernel, and that is not repaired yet.
     pub disturbed: bool,
-    /// Its self-test said something that is not planned yet.
-    retested: bool,
+    /// It was told something by others than the store and the kernel, and has not planned since.
+    told: bool,
     reports: VecDeque<(u64, Programmed)>,
     // The publisher: the latest wanted advert, and the one that is on its way.
     wanted: Option<Advert>,
@@ -44,7 +44,7 @@ pub(crate) struct Agent {
 }
 
 impl Agent {
-    pub(crate) fn new(machine: &Machine, wire: Wire) -> Agent {
+    pub(crate) fn new(machine: &Machine, wire: Wire, clock: Clock) -> Agent {
         let features = Features { ipv6: true, vxlan: true, nft: true, wireguard: true };
         let fabric_addresses = PerFamily {
             v4: machine.blocks.v4.map(|block| block.network()),
@@ -53,6 +53,8 @@ impl Agent {
         let mut world = World::new(machine.name.clone(), features);
         world.programmed = Programmed { read: true, mirror: machine.kernel.clone(), ..Programmed::default() };
         world.host = Arc::new(machine.host());
+        world.clock = Some(clock);
+        world.secret = machine.secret;
         Agent {
             world,
             memo: Memo::default(),
@@ -70,7 +72,7 @@ impl Agent {
             waiting: None,
             at_work: None,
             disturbed: false,
-            retested: false,
+            told: false,
             reports: VecDeque::new(),
             wanted: None,
             on_its_way: None,
@@ -98,7 +100,21 @@ impl Agent {
             }
         }
         self.world.passes = passes.into();
-        self.retested = true;
+        self.told = true;
+    }
+
+    /// Its file of the cluster's secret is another one.
+    pub(crate) fn set_secret(&mut self, secret: Option<u32>) {
+        self.world.secret = secret;
+        self.told = true;
+        // What was refused for it is tried again.
+        self.disturbed();
+    }
+
+    /// Its clock was set.
+    pub(crate) fn set_clock(&mut self, clock: Clock) {
+        self.world.clock = Some(clock);
+        self.told = true;
     }
 
     /// Takes in what has come, and plans if anything has, or if it is time to. Returns whether it is.
@@ -114,7 +130,7 @@ impl Agent {
         if self.wire.is_none() && self.back_at <= millis {
             self.wire = Some(Wire::connect(millis, delays.word, rng));
         }
-        let mut anything = std::mem::take(&mut self.retested) || self.out.wake_at.is_some_and(|at| at <= now);
+        let mut anything = std::mem::take(&mut self.told) || self.out.wake_at.is_some_and(|at| at <= now);
         let arrivals = self.wire.as_mut().map(|wire| wire.arrivals(store, millis)).unwrap_or_default();
         for event in arrivals {
             self.world.store(event, now);

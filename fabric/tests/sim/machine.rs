@@ -7,7 +7,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use tartan_fabric::Instance;
 use tartan_model::{DefaultRoute, Family, Host, HostLink, PerFamily, Wireguard};
-use tartan_netstate::claims::{MAIN_TABLE, NFT_STRICT_CHAIN, ROUTE_METRIC};
+use tartan_netstate::claims::{MAIN_TABLE, NFT_STRICT_CHAIN, PSK_SUFFIX, ROUTE_METRIC};
 use tartan_netstate::{
     Change, Entry, Key, Link, LinkKind, LinkName, Mac, Netns, Object, Op, Owner, PublicKey, State, VxlanParams,
     WgDevice, stable_hash,
@@ -30,6 +30,10 @@ pub(crate) struct Machine {
     /// Peers that its WireGuard devices have a session with.
     pub met: BTreeSet<(LinkName, PublicKey)>,
     pub on: bool,
+    /// How many seconds its clock is ahead.
+    pub ahead: i64,
+    /// Number of the cluster's secret, where it has one.
+    pub secret: Option<u32>,
     /// Key pairs, ever.
     pub made: u64,
 }
@@ -68,6 +72,13 @@ impl Machine {
 
     /// One step of a change. Panics where a real kernel would refuse.
     pub(crate) fn apply(&mut self, op: &(Op, Owner)) {
+        // A key pair that wants something of a secret that is not there is what a real kernel thread is refused, too.
+        if let Op::Create(Key::KeyPair { name }, _) = &op.0
+            && let Some((_, secret)) = name.split_once(PSK_SUFFIX)
+            && u32::from_str_radix(secret, 16).ok() != self.secret
+        {
+            return;
+        }
         if let Op::Create(key, object) | Op::Replace { key, new: object, .. } = &op.0 {
             self.accepts(key, object);
         }

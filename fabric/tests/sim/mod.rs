@@ -10,10 +10,10 @@ pub(crate) mod store;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use tartan_fabric::Instance;
-use tartan_model::{Config, Family, Node};
+use tartan_model::{Clock, Config, Family, Node, WireguardConfig};
 use tartan_netstate::{Key, Object, WgDevice};
 
 use agent::Agent;
@@ -22,6 +22,8 @@ use store::{Store, Wire, Write};
 
 /// Length of a step, in milliseconds.
 const STEP: u64 = 100;
+/// What clocks that are right say at the beginning, in seconds since 1970: a number that many can be divided by.
+const BEGINNING: u64 = 1_000_000_800;
 
 /// Numbers that look random and are the same for the same seed (splitmix64).
 pub(crate) struct Rng(pub u64);
@@ -46,6 +48,8 @@ pub(crate) struct Cluster {
     pub store: Store,
     pub machines: BTreeMap<Arc<str>, Machine>,
     pub agents: BTreeMap<Arc<str>, Agent>,
+    /// Number of the secret that nodes are to have.
+    pub secret: Option<u32>,
     /// Packets that got through, and have to from now on.
     promised: BTreeSet<(Arc<str>, Arc<str>, Family)>,
     /// Packets checked against a promise.
@@ -74,6 +78,7 @@ impl Cluster {
             store: Store { config, ..Store::default() },
             machines: BTreeMap::new(),
             agents: BTreeMap::new(),
+            secret: None,
             promised: BTreeSet::new(),
             kept: 0,
             touched: true,
@@ -102,8 +107,43 @@ impl Cluster {
     pub(crate) fn start(&mut self, name: &Arc<str>) {
         if self.machines[name].on && !self.agents.contains_key(name) {
             let wire = Wire::connect(self.now, self.delays.word, &mut self.rng);
-            self.agents.insert(name.clone(), Agent::new(&self.machines[name], wire));
+            let clock = self.clock(name);
+            self.agents.insert(name.clone(), Agent::new(&self.machines[name], wire, clock));
         }
+    }
+
+    fn clock(&self, name: &str) -> Clock {
+        let says = BEGINNING.saturating_add_signed(self.machines[name].ahead);
+        Clock::new(self.base, UNIX_EPOCH + Duration::from_secs(says))
+    }
+
+    /// Sets a machine's clock so many seconds ahead of the right time.
+    pub(crate) fn set_clock(&mut self, name: &str, ahead: i64) {
+        self.machines.get_mut(name).unwrap().ahead = ahead;
+        let clock = self.clock(name);
+        if let Some(agent) = self.agents.get_mut(name) {
+            agent.set_clock(clock);
+        }
+    }
+
+    /// Gives a machine the secret that nodes are to have.
+    pub(crate) fn give_secret(&mut self, name: &str) {
+        let machine = self.machines.get_mut(name).unwrap();
+        if std::mem::replace(&mut machine.secret, self.secret) == self.secret {
+            return;
+        }
+        if let Some(agent) = self.agents.get_mut(name) {
+            agent.set_secret(self.secret);
+        }
+    }
+
+    /// The configuration as it is by now: with what clocks that are right have counted.
+    pub(crate) fn due(&self) -> Config {
+        let config = self.store.config.clone();
+        let counted = config.wireguard.rotate_after.map_or(0, |every| (BEGINNING + self.now / 1_000) / every.as_secs());
+        let rotation = config.wireguard.rotation.wrapping_add(counted as u32);
+        let wireguard = WireguardConfig { rotation, ..config.wireguard };
+        Config { wireguard, ..config }
     }
 
     /// Kills an agent between any two of its steps; the kernel keeps what it has.

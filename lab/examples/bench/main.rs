@@ -15,6 +15,7 @@ mod repair;
 mod restart;
 mod scale;
 mod selftest;
+mod strict;
 mod switch;
 
 use std::path::{Path, PathBuf};
@@ -62,6 +63,7 @@ fn subject(args: &[&str]) -> Result<Box<dyn Subject>> {
         ["policy"] => Box::new(policy::Policy::up()?),
         ["policies", "linear"] => Box::new(policies::Linear::up()?),
         ["policies", count] => Box::new(policies::Policies::up(count.parse()?)?),
+        ["strict"] => Box::new(strict::Strict::up()?),
         ["selftest"] => Box::new(selftest::SelfTest::up()?),
         ["repair"] => Box::new(repair::Repair::up()?),
         other => bail!("`{}` is nothing to measure", other.join(" ")),

@@ -140,7 +140,15 @@ fn wireguard(spec: &WireguardSpec, default: WireguardConfig) -> Result<Wireguard
     let port = spec.port.unwrap_or(default.port);
     let last = u32::from(u16::MAX - (WireguardConfig::PORTS - 1));
     fields::number("spec.wireguard.port", u32::from(port), 1..=last, "")?;
-    Ok(WireguardConfig { port, rotation: spec.rotation.unwrap_or(default.rotation) })
+    let rotate_after = |secs| {
+        let secs = fields::number("spec.wireguard.rotateAfterSeconds", secs, 10..=31_536_000, " seconds")?;
+        Ok(Duration::from_secs(u64::from(secs)))
+    };
+    Ok(WireguardConfig {
+        port,
+        rotation: spec.rotation.unwrap_or(default.rotation),
+        rotate_after: spec.rotate_after_seconds.map(rotate_after).transpose()?,
+    })
 }
 
 fn vxlan(spec: &VxlanSpec, default: VxlanConfig) -> Result<VxlanConfig, Fault> {
@@ -259,6 +267,7 @@ fn wireguard_spec(wireguard: &WireguardConfig, default: &WireguardConfig) -> Wir
     WireguardSpec {
         port: differing(&wireguard.port, &default.port),
         rotation: differing(&wireguard.rotation, &default.rotation),
+        rotate_after_seconds: wireguard.rotate_after.map(whole_seconds),
     }
 }
 

@@ -98,11 +98,16 @@ fn a_configuration_is_whole() {
         },
     );
     check_config(
-        "spec: {fabric: wireguard, strictEncryption: true, wireguard: {port: 65532, rotation: 4294967295}}",
+        "spec: {fabric: wireguard, strictEncryption: true, \
+         wireguard: {port: 65532, rotation: 4294967295, rotateAfterSeconds: 86400}}",
         Config {
             fabric: FabricMode::Wireguard,
             strict_encryption: true,
-            wireguard: WireguardConfig { port: 65532, rotation: u32::MAX },
+            wireguard: WireguardConfig {
+                port: 65532,
+                rotation: u32::MAX,
+                rotate_after: Some(Duration::from_secs(86_400)),
+            },
             ..default()
         },
     );

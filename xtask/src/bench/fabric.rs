@@ -14,6 +14,7 @@ pub(super) const FIGURES: &[&str] = &[
     "fabric.wireguard_user_tcp.vs_boringtun",
     "fabric.switch.lost",
     "fabric.switch.resets",
+    "fabric.clear_packets",
 ];
 
 /// The program of the yardstick, built from crates.io when it is measured.
@@ -21,6 +22,9 @@ const BORINGTUN: [&str; 3] = ["boringtun-cli", "--version", "0.7.1"];
 
 /// Fabrics that this machine's kernel carries; `bench vm` changes into ipip and out of it.
 const FABRICS: [&str; 3] = ["vxlan", "host-gw", "udp"];
+/// What happens to nodes that may send nothing in clear.
+const TO_STRICT: [&str; 8] =
+    ["fabric host-gw 0", "rotate", "fabric udp 3", "rotate", "restart", "kill", "fabric vxlan 3", "rotate"];
 /// Seconds from one node's hearing of a change to the next one's.
 const APART: [&str; 3] = ["0", "3", "10"];
 /// Probes answered after each change, beside those through it.
@@ -52,7 +56,8 @@ pub(super) fn run(report: &mut Report) -> Result<()> {
     report.figure("fabric.engine_upgrade.lost", Value::sum(&[upgraded, resets]), "count");
     drop(program);
     encrypted(report)?;
-    changes(report)
+    changes(report)?;
+    strict(report)
 }
 
 /// By WireGuard in user space, beside boringtun's own device, whose protocol it is.
@@ -102,6 +107,22 @@ fn changes(report: &mut Report) -> Result<()> {
     let [lost, resets] = [1, 2].map(|which| of_pairs.iter().map(|counts| counts[which]).collect::<Vec<_>>());
     report.figure("fabric.switch.lost", Value::worst(&lost), "count");
     report.figure("fabric.switch.resets", Value::worst(&resets), "count");
+    Ok(())
+}
+
+/// Packets of pods that could be read on the wire.
+fn strict(report: &mut Report) -> Result<()> {
+    let program = Program::start(&["strict"])?;
+    let mut all = Vec::new();
+    for event in TO_STRICT {
+        let counts: Vec<f64> = program.ask(&format!("{PROBES_OF_CHANGE} {event}"))?.into_iter().flatten().collect();
+        let [clear, encrypted] = counts[..] else {
+            return Err(format!("{event}: {counts:?} are not two counts").into());
+        };
+        report.comment(&format!("fabric strict, {event}: {clear} packets in clear beside {encrypted} encrypted"));
+        all.push(clear);
+    }
+    report.figure("fabric.clear_packets", Value::sum(&all), "count");
     Ok(())
 }
 

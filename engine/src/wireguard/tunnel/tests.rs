@@ -75,9 +75,15 @@ fn packet(src: IpAddr, dst: IpAddr, length: usize) -> Vec<u8> {
 impl Field {
     /// That many ends, each a peer of all others.
     fn of(count: usize) -> Field {
-        let mut field = Field::default();
-        for number in 0..count {
-            let identity = Arc::new(Identity::new([number as u8 + 1; 32].into()).unwrap());
+        Field::with_psks(&vec![None; count])
+    }
+
+    /// Each with that of a secret.
+    fn with_psks(psks: &[Option<u8>]) -> Field {
+        let (mut field, count) = (Field::default(), psks.len());
+        for (number, psk) in psks.iter().enumerate() {
+            let identity = Identity::new([number as u8 + 1; 32].into(), psk.map(|byte| [byte; 32]));
+            let identity = Arc::new(identity.unwrap());
             let (tunnel, _) = Tunnel::new(identity.clone(), None, &BTreeMap::new(), &BTreeMap::new());
             let at = at(number as u8);
             field.ends.push(End { at, identity, peers: BTreeMap::new(), allowed: BTreeMap::new(), tunnel });
@@ -373,6 +379,15 @@ fn an_end_that_lost_its_sessions_makes_new_ones_at_once() {
 }
 
 #[test]
+fn only_who_has_the_same_of_the_secret_is_understood() {
+    for (psks, carries) in [([Some(1), Some(1)], true), ([Some(1), Some(2)], false), ([Some(1), None], false)] {
+        let mut field = Field::with_psks(&psks);
+        field.run(|_| false);
+        assert_eq!(field.carries(0, 1), carries, "{psks:?}");
+    }
+}
+
+#[test]
 fn only_a_file_with_the_right_key_will_do() {
     let path = std::env::temp_dir().join(format!("tartan-identity-{}", std::process::id()));
     let private = [7; 32];
@@ -380,7 +395,10 @@ fn only_a_file_with_the_right_key_will_do() {
     let check = |text: &str, wanted: PublicKey, error: Option<&str>| {
         fs::write(&path, text).unwrap();
         match (Identity::load(&File::open(&path).unwrap(), wanted), error) {
-            (Ok(identity), None) => assert_eq!(*identity.private_bytes(), private),
+            (Ok(identity), None) => {
+                assert_eq!(*identity.private_bytes(), private);
+                assert_eq!(identity.psk().copied(), text.trim_end().contains('\n').then_some([9; 32]));
+            }
             (Err(said), Some(part)) => {
                 let said = said.to_string();
                 assert!(said.contains(part) && !said.contains(&STANDARD.encode(private)), "{said}");
@@ -392,7 +410,10 @@ fn only_a_file_with_the_right_key_will_do() {
     let text = STANDARD.encode(private);
     check(&format!("{text}\n"), public, None);
     check(&text, public, None);
+    let two = format!("{text}\n{}\n", STANDARD.encode([9; 32]));
+    check(&two, public, None);
     check(&text, PublicKey([8; 32]), Some("is that of"));
+    check(&two[..80], public, Some("no private key"));
     for wrong in ["", "\n", "AAAA", &text[1..], &"A".repeat(300)] {
         check(wrong, public, Some("no private key"));
     }
