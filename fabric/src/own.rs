@@ -109,7 +109,8 @@ pub(crate) fn is_possible(world: &World, node: &LocalNode, at: &Instance) -> boo
 pub(crate) fn is_in_kernel(world: &World, node: &LocalNode, owned: &Owned, at: &Instance) -> bool {
     let fits = carried(node, at).is_some_and(|mtu| owned.mtu_in_force.unwrap_or(0) <= mtu);
     let held = || world.programmed.mirror.holds_all(&receive(world, node, at));
-    world.kernel_is_settled() && fits && held()
+    // Before this life has asked for anything, there may be half of what an earlier one began: a device without its peers.
+    world.asked > 0 && world.kernel_is_settled() && fits && held()
 }
 
 /// Devices of fabrics in the kernel.

@@ -183,7 +183,9 @@ impl Fixture {
     fn at_rest(&mut self) {
         for _ in 0..8 {
             let out = self.plan();
-            self.world.programmed = Programmed { mirror: out.state, read: true, ..Programmed::default() };
+            self.world.asked = 1;
+            self.world.programmed =
+                Programmed { mirror: out.state, read: true, generation: 1, ..Programmed::default() };
             self.hear(out.advert.unwrap());
             self.now += Duration::from_secs(1);
         }

@@ -118,6 +118,7 @@ fn planned(world: &World, now: Instant) -> Out {
 fn settle(world: &mut World, now: Instant) {
     for _ in 0..4 {
         let out = planned(world, now);
+        world.asked = 1;
         world.programmed = Programmed { mirror: out.state, read: true, generation: 1, ..Programmed::default() };
         let advert = Arc::new(out.advert.unwrap());
         world.said = Some(Said::heard(advert.clone()));

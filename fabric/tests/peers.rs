@@ -140,7 +140,9 @@ impl Fixture {
     fn at_rest(&mut self) {
         for _ in 0..8 {
             let out = self.plan();
-            self.world.programmed = Programmed { mirror: out.state, read: true, ..Programmed::default() };
+            self.world.asked = 1;
+            self.world.programmed =
+                Programmed { mirror: out.state, read: true, generation: 1, ..Programmed::default() };
             let advert = Arc::new(out.advert.unwrap());
             self.world.said = Some(Said::heard(advert.clone()));
             let heard = Heard { advert, at: self.now, sends_changed: self.now };
@@ -480,6 +482,17 @@ fn a_device_that_somebody_deleted_is_wanted_with_all_that_hung_on_it() {
     let after = fixture.plan();
     assert_eq!(before.state, after.state);
     assert_eq!(before.advert, after.advert, "peers go on sending");
+}
+
+/// Killed between making a device and giving it its peers, an agent starts with a device that hears nobody.
+#[test]
+fn what_an_earlier_life_left_is_told_to_nobody_before_this_one_has_asked_for_all_of_it() {
+    let mut fixture = Fixture::new(vxlan(), ME, &[DUAL]);
+    let accepted = |fixture: &Fixture| fixture.plan().advert.unwrap().accepts.len();
+    (fixture.world.said, fixture.world.adverts) = (None, fixture.world.adverts.without(ME.name));
+    assert!(accepted(&fixture) > 0);
+    fixture.world.asked = 0;
+    assert_eq!(accepted(&fixture), 0);
 }
 
 #[test]

@@ -103,7 +103,8 @@ fn median(runs: usize, mut run: impl FnMut() -> Duration) -> Duration {
 fn programmed(world: &mut World, owned: &Owned, now: Instant) -> Memo {
     let mut memo = Memo::default();
     let mirror = plan(&mut memo, world, owned, now).state.clone();
-    world.programmed = Programmed { mirror, read: true, ..Programmed::default() };
+    world.asked = 1;
+    world.programmed = Programmed { mirror, read: true, generation: 1, ..Programmed::default() };
     memo
 }
 
