@@ -4,8 +4,9 @@
 //! are nodes that hear of a change at different times. Keys of every second number share a port.
 //!
 //! Invariant: no two instances at one port are wanted at a time. Packets keep the one they go by, and a node whose due number
-//! would need that port goes over to the number before first, which has the other port; with both ports in use, to what is at that
-//! one already. So a number that jumps, a node that missed some of them, and another secret cost a change more and no packet.
+//! would need that port goes over to the number before first, which has the other port; with both ports in use, to what more
+//! nodes hear of the two, so that all leave the same one. So a number that jumps, a node that missed some of them, and another
+//! secret, or all of it at once, cost changes more and no packet.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -31,11 +32,18 @@ pub(crate) fn due<'a>(
         let goes_over_to = match (in_the_way(&wanted), in_the_way(&before)) {
             (None, _) => wanted,
             (Some(_), None) => before,
+            (Some(here), Some(there)) if hear(world, &here) > hear(world, &there) => here,
             (Some(_), Some(there)) => there,
         };
         due.set(underlay, goes_over_to);
     }
     (due, again)
+}
+
+/// How many nodes say that they hear it.
+fn hear(world: &World, at: &Instance) -> usize {
+    let name = at.to_string();
+    world.adverts.values().filter(|heard| heard.advert.endpoint(&name).is_some()).count()
 }
 
 /// How often the clock has counted, and when it will next.

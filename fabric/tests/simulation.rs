@@ -544,6 +544,18 @@ fn a_number_that_jumps_and_a_node_that_missed_some_cost_no_packet() {
     check_at_rest(&mut cluster);
 }
 
+/// Both ports are held then, one of them by other keys at one node than at the others.
+#[test]
+fn another_secret_that_one_node_has_first_and_a_number_that_jumps_at_once_are_reached_by_all() {
+    let shapes = [Shape { underlay: &BOTH, pods: &BOTH, site: 0 }; 4];
+    let mut cluster = start(1, Delays { word: 100, write: 100, kernel: 100 }, keys(2, None), &shapes);
+    cluster.secret = Some(1);
+    cluster.give_secret(&name(0));
+    cluster.write(Write::Config(keys(0, None)));
+    cluster.settle();
+    check_at_rest(&mut cluster);
+}
+
 #[test]
 fn another_secret_costs_no_packet_however_late_nodes_have_it() {
     let shapes = [Shape { underlay: &BOTH, pods: &BOTH, site: 0 }; 4];
