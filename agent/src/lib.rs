@@ -119,10 +119,7 @@ async fn start(boot: &Boot, holds: bool) -> Result<()> {
     let kernel = with_engines(kernel, boot, holds);
     let store = open_store(&boot.store)?;
     let (inbox, agent) = assemble(&boot.node, &boot.state_dir, boot_id.trim(), Box::new(kernel), store.clone())?;
-    let secret_path = tartan_kernel::secret::path(&boot.state_dir);
-    let secret = secret::look(&secret_path);
-    inbox.send(Input::Secret(secret.clone())).await.context("the loop has ended")?;
-    tokio::spawn(secret::keep(inbox.clone(), secret_path, secret));
+    tokio::spawn(secret::keep(inbox.clone(), tartan_kernel::secret::path(&boot.state_dir)));
     // Before anybody can ask for an address.
     let given = beside::given();
     inbox.send(Input::Given(given.clone())).await.context("the loop has ended")?;

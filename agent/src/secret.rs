@@ -29,17 +29,18 @@ pub fn at_first(found: &Found, keys: &Keys) -> Option<u32> {
     found.clone().unwrap_or_else(|_| of_keys())
 }
 
-/// Tells of another one for as long as the loop runs.
-pub async fn keep(inbox: mpsc::Sender<Input>, path: PathBuf, mut known: Found) {
+/// Tells what the file says, and what else it comes to say, for as long as the loop runs.
+pub async fn keep(inbox: mpsc::Sender<Input>, path: PathBuf) {
+    let mut told = None;
     loop {
-        tokio::time::sleep(LOOK_AGAIN).await;
         let found = look(&path);
-        if found != known {
-            known = found.clone();
+        if told.as_ref() != Some(&found) {
+            told = Some(found.clone());
             if inbox.send(Input::Secret(found)).await.is_err() {
                 return;
             }
         }
+        tokio::time::sleep(LOOK_AGAIN).await;
     }
 }
 
