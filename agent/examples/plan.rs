@@ -69,7 +69,7 @@ fn plan(world: &World, planners: &mut Planners, now: Instant) -> Result<(State, 
     let Plan { state: Some(state), .. } = planners.plan(world, now) else {
         anyhow::bail!("the World is whole, and there is no plan")
     };
-    let changes = diff(&world.programmed.mirror, &state, |_| true).ops.len();
+    let changes = diff(&world.programmed.mirror, &state, |_| true).steps.len();
     Ok((state, changes))
 }
 

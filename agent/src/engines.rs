@@ -17,7 +17,9 @@ use tartan_kernel::keys::Keys;
 use tartan_kernel::{Failure, Kernel, KernelError, Scope, Wake, Waker};
 use tartan_model::{Features, Host, Wireguard};
 use tartan_netstate::claims::ENCRYPTED_LINK_PREFIX;
-use tartan_netstate::{Change, Key, LinkName, Object, Op, Owner, PodNetns, PublicKey, Socket, State, WgDevice, WgPeer};
+use tartan_netstate::{
+    Change, Key, LinkName, Object, Op, Owner, PodNetns, PublicKey, Socket, State, Step, WgDevice, WgPeer,
+};
 use tracing::warn;
 
 /// See the module.
@@ -104,30 +106,29 @@ impl WithEngines {
         });
     }
 
-    fn tell(&mut self, ops: &[(Op, Owner)]) -> Vec<Failure> {
-        let makes = |op: &Op| matches!(op, Op::Create(Key::Socket { .. } | Key::WgDevice { .. }, _));
-        let may_start = ops.iter().any(|(op, _)| makes(op));
-        let failure = |(op, owner): &(Op, Owner), says: &str| Failure {
-            key: op.key().clone(),
-            owner: owner.clone(),
-            error: KernelError::Engine { doing: format!("have an engine with {}", op.key()), says: says.to_owned() },
+    fn tell(&mut self, steps: &[Step]) -> Vec<Failure> {
+        let makes = |step: &Step| matches!(step.op(), Op::Create(Key::Socket { .. } | Key::WgDevice { .. }, _));
+        let may_start = steps.iter().any(makes);
+        let failure = |step: &Step, says: &str| {
+            let doing = format!("have an engine with {}", step.key());
+            Failure::of(step, KernelError::Engine { doing, says: says.to_owned() })
         };
-        let (mut steps, mut about, mut keys, mut failures) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        for told in ops {
-            let Some(step) = step(&told.0) else { continue };
-            if let wire::Step::Identify { identity, .. } = &step {
+        let (mut told, mut about, mut keys, mut failures) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        for step in steps {
+            let Some(for_engine) = wire_step(step.op()) else { continue };
+            if let wire::Step::Identify { identity, .. } = &for_engine {
                 match self.keys.file(PublicKey(identity.public_key.0)) {
                     Ok(file) => keys.push(file.into()),
                     Err(error) => {
-                        failures.push(failure(told, &error.to_string()));
+                        failures.push(failure(step, &error.to_string()));
                         continue;
                     }
                 }
             }
-            steps.push(step);
-            about.push(told);
+            told.push(for_engine);
+            about.push(step);
         }
-        match self.engine.apply(steps, &keys, may_start) {
+        match self.engine.apply(told, &keys, may_start) {
             Ok(failed) => {
                 self.watch();
                 let failed = failed.iter().filter_map(|(index, says)| Some(failure(about.get(*index)?, says)));
@@ -186,15 +187,15 @@ impl Kernel for WithEngines {
     }
 
     fn apply(&mut self, change: &Change) -> Vec<Failure> {
-        let in_engine: Vec<bool> = change.ops.iter().map(|(op, _)| self.has(op.key())).collect();
+        let in_engine: Vec<bool> = change.steps.iter().map(|step| self.has(step.key())).collect();
         let (mut failures, mut from) = (Vec::new(), 0);
         for run in in_engine.chunk_by(|a, b| a == b) {
-            let ops = &change.ops[from..from + run.len()];
+            let steps = &change.steps[from..from + run.len()];
             from += run.len();
             failures.extend(match run[0] {
-                true => self.tell(ops),
-                false if ops.len() == change.ops.len() => self.kernel.apply(change),
-                false => self.kernel.apply(&Change { ops: ops.to_vec() }),
+                true => self.tell(steps),
+                false if steps.len() == change.steps.len() => self.kernel.apply(change),
+                false => self.kernel.apply(&Change { steps: steps.to_vec() }),
             });
         }
         failures
@@ -218,7 +219,7 @@ fn engine_error(doing: &str, error: &tartan_engine::client::EngineError) -> Kern
 }
 
 /// One step for the engine: each says how it is to be, so a replacement is like a creation.
-fn step(op: &Op) -> Option<wire::Step> {
+fn wire_step(op: Op<'_>) -> Option<wire::Step> {
     let new = match op {
         Op::Create(_, new) | Op::Replace { new, .. } => Some(new),
         Op::Delete(..) => None,
@@ -339,16 +340,16 @@ mod tests {
         WithEngines::new(Box::new(kernel.clone()), Client::new(socket, true), Keys::of(keys))
     }
 
-    fn create(key: Key, object: Object) -> (Op, Owner) {
-        (Op::Create(key, object), Owner::Node)
+    fn create(key: Key, object: Object) -> Step {
+        Step::create(key, object, Owner::Node)
     }
 
-    fn tun(link: &LinkName) -> (Op, Owner) {
+    fn tun(link: &LinkName) -> Step {
         let made = Link { kind: LinkKind::Tun { label: "udp".into() }, mac: None, mtu: 1400, group: 0, up: true };
         create(Key::Link { ns: Netns::Host, link: link.clone() }, Object::Link(made.into()))
     }
 
-    fn route(link: &LinkName) -> (Op, Owner) {
+    fn route(link: &LinkName) -> Step {
         let key = Key::Route { ns: Netns::Host, table: 254, dst: "10.0.0.0/24".parse().unwrap(), metric: 1 };
         create(key, Object::Route(Route::on_link(link.clone()).into()))
     }
@@ -366,18 +367,18 @@ mod tests {
         let remote = Key::Remote { link: link.clone(), dst: "10.0.0.0/24".parse().unwrap() };
         let address = Object::Remote("192.0.2.2".parse().unwrap());
         let socket = Object::Socket(Socket { source: "192.0.2.1".parse().unwrap(), port: 8285 });
-        let ops = vec![
+        let steps = vec![
             tun(&link),
             create(Key::Socket { link: link.clone() }, socket),
             create(remote.clone(), address.clone()),
             route(&link),
         ];
-        let failures = both.apply(&Change { ops });
+        let failures = both.apply(&Change { steps });
         assert_eq!(failures.iter().map(|failure| &failure.key).collect::<Vec<_>>(), [&remote]);
         assert!(failures[0].error.to_string().contains("no room"), "{}", failures[0].error);
         let (steps, _) = told.recv().unwrap();
         assert!(matches!(&steps[..], [wire::Step::Open { .. }, wire::Step::Put { .. }]), "{steps:?}");
-        assert!(fake.state().get(route(&link).0.key()).is_some() && fake.state().len() == 2);
+        assert!(fake.state().get(route(&link).key()).is_some() && fake.state().len() == 2);
 
         let read = both.read(&Scope::Engines).unwrap();
         assert!(read.len() == 2 && read.holds(&remote, &address), "{read:?}");
@@ -411,21 +412,21 @@ mod tests {
         let is = Object::WgPeer(WgPeer { endpoint: "192.0.2.2:51820".parse().unwrap(), keepalive: 25 });
         let allowed = Key::AllowedIp { link: link.clone(), dst: net };
         let wanted = [(device.clone(), made(own)), (of_peer, is), (allowed.clone(), Object::AllowedIp(peer))];
-        let ops = |of: &[(Key, Object)]| -> Vec<(Op, Owner)> {
+        let steps = |of: &[(Key, Object)]| -> Vec<Step> {
             let engine = of.iter().map(|(key, object)| create(key.clone(), object.clone()));
             [tun(&link)].into_iter().chain(engine).chain([route(&link)]).collect()
         };
         let fake = Fake::without_wireguard();
         let mut both = with_engine(&fake, &path, &dir);
-        let failures = both.apply(&Change { ops: ops(&wanted) });
+        let failures = both.apply(&Change { steps: steps(&wanted) });
         assert_eq!(failures.len(), 1, "{failures:?}");
-        let (steps, files) = told.recv().unwrap();
+        let (heard, files) = told.recv().unwrap();
         assert!(
-            matches!(&steps[..], [wire::Step::Identify { .. }, wire::Step::Meet { .. }, wire::Step::Allow { .. }]),
-            "{steps:?}"
+            matches!(&heard[..], [wire::Step::Identify { .. }, wire::Step::Meet { .. }, wire::Step::Allow { .. }]),
+            "{heard:?}"
         );
         assert_eq!(files, [std::fs::read_to_string(dir.join("wireguard-0.key")).unwrap()]);
-        assert!(fake.state().get(route(&link).0.key()).is_some() && fake.state().len() == 2);
+        assert!(fake.state().get(route(&link).key()).is_some() && fake.state().len() == 2);
 
         for scope in [Scope::Wireguard, Scope::Link(link.clone())] {
             let read = both.read(&scope).unwrap();
@@ -436,7 +437,7 @@ mod tests {
         assert_eq!(both.wireguard().unwrap().handshakes, [((link.clone(), peer), true)].into());
 
         // Of a key that is not here nothing is told.
-        let failures = both.apply(&Change { ops: ops(&[(device.clone(), made(peer))]) });
+        let failures = both.apply(&Change { steps: steps(&[(device.clone(), made(peer))]) });
         assert!(failures.len() == 1 && failures[0].error.to_string().contains("no key in"), "{failures:?}");
 
         // A kernel that can does it, and the engine no longer.
@@ -445,7 +446,7 @@ mod tests {
         while told.try_recv().is_ok() {}
         assert!(both.read(&Scope::Engines).unwrap().is_empty());
         assert_eq!(told.recv().unwrap().0, [wire::Step::Close { link: link.to_string() }]);
-        let failures = both.apply(&Change { ops: vec![tun(&link), create(device.clone(), made(own))] });
+        let failures = both.apply(&Change { steps: vec![tun(&link), create(device.clone(), made(own))] });
         assert!(failures.is_empty(), "{failures:?}");
         assert!(able.state().holds(&device, &made(own)) && both.wireguard().unwrap().handshakes.is_empty());
         std::fs::remove_file(path).unwrap();
@@ -458,8 +459,8 @@ mod tests {
         assert!(both.read(&Scope::Engines).unwrap().is_empty());
         let key = Key::Remote { link: LinkName::new("ttx0").unwrap(), dst: "10.0.0.0/24".parse().unwrap() };
         let object = Object::Remote("192.0.2.2".parse().unwrap());
-        let apply = |both: &mut WithEngines, op| both.apply(&Change { ops: vec![(op, Owner::Node)] }).len();
-        assert_eq!(apply(&mut both, Op::Delete(key.clone(), object.clone())), 0);
-        assert_eq!(apply(&mut both, Op::Create(key, object)), 1);
+        let apply = |both: &mut WithEngines, step| both.apply(&Change { steps: vec![step] }).len();
+        assert_eq!(apply(&mut both, Step::delete(key.clone(), object.clone(), Owner::Node)), 0);
+        assert_eq!(apply(&mut both, Step::create(key, object, Owner::Node)), 1);
     }
 }

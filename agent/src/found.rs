@@ -13,7 +13,7 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use tartan_kernel::{Failure, Kernel, KernelError, Scope, Waker};
 use tartan_model::{Features, Host, Wireguard};
-use tartan_netstate::{Change, Key, LinkName, Netns, Object, Op, Owner, PodNetns, State};
+use tartan_netstate::{Change, Key, LinkName, Netns, Object, Op, PodNetns, State, Step};
 
 const FILE: &str = "sysctls.json";
 
@@ -64,17 +64,13 @@ impl Kernel for Noting {
     }
 
     fn apply(&mut self, change: &Change) -> Vec<Failure> {
-        let found: BTreeMap<Key, String> = change.ops.iter().filter_map(|(op, _)| first_value(op)).collect();
+        let found: BTreeMap<Key, String> = change.steps.iter().filter_map(|step| first_value(step.op())).collect();
         let Err(error) = note(&self.state_dir, &found) else { return self.kernel.apply(change) };
         let (held_back, rest): (Vec<_>, Vec<_>) =
-            change.ops.iter().cloned().partition(|(op, _)| first_value(op).is_some());
-        let failure = |(op, owner): (Op, Owner)| Failure {
-            key: op.key().clone(),
-            owner,
-            error: KernelError::NotNoted(format!("{error:#}")),
-        };
-        let mut failures: Vec<Failure> = held_back.into_iter().map(failure).collect();
-        failures.extend(self.kernel.apply(&Change { ops: rest }));
+            change.steps.iter().cloned().partition(|step| first_value(step.op()).is_some());
+        let failure = |step: &Step| Failure::of(step, KernelError::NotNoted(format!("{error:#}")));
+        let mut failures: Vec<Failure> = held_back.iter().map(failure).collect();
+        failures.extend(self.kernel.apply(&Change { steps: rest }));
         failures
     }
 
@@ -92,7 +88,7 @@ impl Kernel for Noting {
 }
 
 /// What a step finds, if it changes a sysctl that was there before us.
-fn first_value(op: &Op) -> Option<(Key, String)> {
+fn first_value(op: Op<'_>) -> Option<(Key, String)> {
     match op {
         Op::Replace {
             key: key @ (Key::Sysctl { ns: Netns::Host, .. } | Key::UplinkSysctl { .. }),
@@ -158,6 +154,8 @@ fn from_disk(noted: &Noted) -> Key {
 
 #[cfg(test)]
 mod tests {
+    use tartan_netstate::Owner;
+
     use super::*;
 
     #[test]
@@ -175,7 +173,7 @@ mod tests {
     fn forward(old: &str, new: &str) -> Change {
         let key = Key::Sysctl { ns: Netns::Host, name: "ipv4/ip_forward".into() };
         let [old, new] = [old, new].map(|value| Object::Sysctl(value.into()));
-        Change { ops: vec![(Op::Replace { key, old, new }, Owner::Node)] }
+        Change { steps: vec![Step::replace(key, old, new, Owner::Node)] }
     }
 
     /// A kernel that is killed at the first change, of which it is not known how far it came.
@@ -229,7 +227,7 @@ mod tests {
         assert_eq!(load(&dir).unwrap().into_values().collect::<Vec<_>>(), ["0"]);
         let report = crate::uninstall::uninstall(&mut fake, &dir).unwrap();
         assert_eq!((report.restored, report.failures), (1, Vec::new()));
-        let (key, _) = first_value(&forward("0", "1").ops[0].0).unwrap();
+        let (key, _) = first_value(forward("0", "1").steps[0].op()).unwrap();
         assert!(fake.state().holds(&key, &Object::Sysctl("0".into())));
     }
 
@@ -238,7 +236,7 @@ mod tests {
         let dir = std::env::temp_dir().join(format!("tartan-unnoted-{}", std::process::id()));
         let fake = tartan_kernel::fake::Fake::new();
         let mut change = forward("0", "1");
-        change.ops.push((Op::Create(Key::NftTable, Object::NftTable), Owner::Node));
+        change.steps.push(Step::create(Key::NftTable, Object::NftTable, Owner::Node));
         // There is no such directory.
         let failures = Noting::new(Box::new(fake.clone()), &dir).apply(&change);
         assert_eq!(failures.len(), 1);

@@ -10,7 +10,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use tartan_kernel::{Failure, Kernel, Scope};
-use tartan_netstate::{Change, Key, Object, Op, Owner, State, diff};
+use tartan_netstate::{Change, Key, Object, Owner, State, Step, diff};
 
 use crate::found;
 
@@ -40,8 +40,8 @@ pub fn uninstall(kernel: &mut dyn Kernel, state_dir: &Path) -> Result<Report> {
         remove(state_dir).with_context(|| format!("removing {}", state_dir.display()))?;
     }
     Ok(Report {
-        removed: removal.ops.len(),
-        restored: restoration.ops.len(),
+        removed: removal.steps.len(),
+        restored: restoration.steps.len(),
         failures: failures.iter().map(|failure| format!("{}: {}", failure.key, failure.error)).collect(),
     })
 }
@@ -56,10 +56,10 @@ fn remove(dir: &Path) -> io::Result<()> {
 }
 
 fn give_back(found: &BTreeMap<Key, String>) -> Change {
-    let op = |(key, value): (&Key, &String)| {
+    let step = |(key, value): (&Key, &String)| {
         let object = Object::Sysctl(value.as_str().into());
-        (Op::Replace { key: key.clone(), old: object.clone(), new: object }, Owner::Node)
+        Step::replace(key.clone(), object.clone(), object, Owner::Node)
     };
     // Last changed first: forwarding goes before the uplink's accept_ra.
-    Change { ops: found.iter().rev().map(op).collect() }
+    Change { steps: found.iter().rev().map(step).collect() }
 }

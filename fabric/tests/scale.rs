@@ -152,7 +152,7 @@ fn five_thousand_nodes() {
         let out = plan(&mut memo, &world, &owned, now);
         let change = diff(&world.programmed.mirror, &out.state, |_| true);
         let took = started.elapsed();
-        assert_eq!(change.ops.len(), 1, "its forwarding entry: {:?}", change.ops);
+        assert_eq!(change.steps.len(), 1, "its forwarding entry: {:?}", change.steps);
         world.programmed.mirror = out.state.clone();
         took
     });

@@ -105,7 +105,7 @@ pub struct Stats {
 ///
 /// A pod's address goes when the neighbour on its link does. A UDP port needs a flush when it comes because a client
 /// that kept sending before keeps an entry alive that knows of no translation.
-pub fn effect(op: &Op) -> Option<Effect> {
+pub fn effect(op: Op<'_>) -> Option<Effect> {
     match op {
         Op::Delete(Key::Neigh { ns: Netns::Host, link, address }, _) if link.as_str().starts_with(POD_LINK_PREFIX) => {
             Some(Effect::FlushAddress(*address))
@@ -122,7 +122,7 @@ pub fn effect(op: &Op) -> Option<Effect> {
 
 /// The address that somebody has from this step on: a pod of this node, or somebody elsewhere whom policy begins to tell
 /// apart.
-pub fn arrival(op: &Op) -> Option<IpAddr> {
+pub fn arrival(op: Op<'_>) -> Option<IpAddr> {
     match op {
         Op::Create(Key::Neigh { ns: Netns::Host, link, address }, _) if link.as_str().starts_with(POD_LINK_PREFIX) => {
             Some(*address)
@@ -155,7 +155,7 @@ pub enum Owned {
 
 impl Owners {
     /// Takes a step that was done.
-    pub fn note(&mut self, op: &Op) -> Option<Owned> {
+    pub fn note(&mut self, op: Op<'_>) -> Option<Owned> {
         let (Op::Create(key, _) | Op::Delete(key, _)) = op else { return None };
         let Key::Neigh { ns: Netns::Host, link, address } = key else { return None };
         if !link.as_str().starts_with(POD_LINK_PREFIX) {
@@ -397,7 +397,7 @@ impl Drop for Flusher {
 #[cfg(test)]
 mod tests {
     use tartan_netstate::nft::{ElementData, Fields};
-    use tartan_netstate::{LinkName, Mac, Neigh, Object};
+    use tartan_netstate::{LinkName, Mac, Neigh, Object, Owner, Step};
 
     use super::*;
 
@@ -418,35 +418,36 @@ mod tests {
 
     #[test]
     fn effects_of_steps() {
-        let check = |op: Op, wanted: Option<Effect>| assert_eq!(effect(&op), wanted, "{op:?}");
+        let check = |op: Op<'_>, wanted: Option<Effect>| assert_eq!(effect(op), wanted, "{op:?}");
         let neigh = |link: &str, address: &str| Key::Neigh {
             ns: Netns::Host,
             link: LinkName::new(link).unwrap(),
             address: address.parse().unwrap(),
         };
         let object = || Object::Neigh(Neigh { mac: Mac([2; 6]) });
-        check(Op::Delete(neigh("ttp1", "10.0.0.5"), object()), Some(Effect::FlushAddress([10, 0, 0, 5].into())));
-        check(Op::Create(neigh("ttp1", "10.0.0.5"), object()), None);
-        check(Op::Delete(neigh("ttx1", "10.0.0.5"), object()), None);
+        check(Op::Delete(&neigh("ttp1", "10.0.0.5"), &object()), Some(Effect::FlushAddress([10, 0, 0, 5].into())));
+        check(Op::Create(&neigh("ttp1", "10.0.0.5"), &object()), None);
+        check(Op::Delete(&neigh("ttx1", "10.0.0.5"), &object()), None);
 
         let port = |set: &str, fields: Fields| {
             let key = Key::NftElement { set: set.into(), key: fields.key() };
-            (Op::Create(key.clone(), Object::NftElement(ElementData::default())), Op::Delete(key, object()))
+            let made = Step::create(key.clone(), Object::NftElement(ElementData::default()), Owner::Node);
+            (made, Step::delete(key, object(), Owner::Node))
         };
         let anywhere = |proto| Fields::new().proto(proto).port(0x1234);
         let at = Fields::new().addr([192, 0, 2, 1].into()).proto(IPPROTO_UDP).port(53);
-        check(port("hostports4", anywhere(17)).0, Some(Effect::FlushUntranslated { v6: false, port: 0x1234 }));
-        check(port("hostports6", anywhere(17)).0, Some(Effect::FlushUntranslated { v6: true, port: 0x1234 }));
-        check(port("hostports_at4", at.clone()).0, Some(Effect::FlushUntranslated { v6: false, port: 53 }));
-        check(port("hostports_at4", at).1, None);
-        check(port("hostports4", anywhere(6)).0, None);
-        check(port("other4", anywhere(17)).0, None);
+        check(port("hostports4", anywhere(17)).0.op(), Some(Effect::FlushUntranslated { v6: false, port: 0x1234 }));
+        check(port("hostports6", anywhere(17)).0.op(), Some(Effect::FlushUntranslated { v6: true, port: 0x1234 }));
+        check(port("hostports_at4", at.clone()).0.op(), Some(Effect::FlushUntranslated { v6: false, port: 53 }));
+        check(port("hostports_at4", at).1.op(), None);
+        check(port("hostports4", anywhere(6)).0.op(), None);
+        check(port("other4", anywhere(17)).0.op(), None);
     }
 
     #[test]
     fn arrivals_by_steps() {
-        let check = |op: Op, wanted: Option<&str>| {
-            assert_eq!(arrival(&op), wanted.map(|address| address.parse().unwrap()), "{op:?}");
+        let check = |op: Op<'_>, wanted: Option<&str>| {
+            assert_eq!(arrival(op), wanted.map(|address| address.parse().unwrap()), "{op:?}");
         };
         let object = || Object::Neigh(Neigh { mac: Mac([2; 6]) });
         let neigh = |link: &str| Key::Neigh {
@@ -454,19 +455,19 @@ mod tests {
             link: LinkName::new(link).unwrap(),
             address: "fd00::5".parse().unwrap(),
         };
-        check(Op::Create(neigh("ttp1"), object()), Some("fd00::5"));
-        check(Op::Create(neigh("ttx1"), object()), None);
-        check(Op::Delete(neigh("ttp1"), object()), None);
+        check(Op::Create(&neigh("ttp1"), &object()), Some("fd00::5"));
+        check(Op::Create(&neigh("ttx1"), &object()), None);
+        check(Op::Delete(&neigh("ttp1"), &object()), None);
         let element = |set: &str, address: &str| Key::NftElement {
             set: set.into(),
             key: Fields::new().addr(address.parse().unwrap()).key(),
         };
         let identity = element("policy_addresses4", "10.0.0.5");
-        check(Op::Create(identity.clone(), object()), Some("10.0.0.5"));
-        check(Op::Replace { key: identity.clone(), old: object(), new: object() }, Some("10.0.0.5"));
-        check(Op::Delete(identity, object()), None);
-        check(Op::Create(element("policy_addresses6", "fd00::5"), object()), Some("fd00::5"));
-        check(Op::Create(element("policy_sources4", "10.0.0.5"), object()), None);
+        check(Op::Create(&identity, &object()), Some("10.0.0.5"));
+        check(Op::Replace { key: &identity, old: &object(), new: &object() }, Some("10.0.0.5"));
+        check(Op::Delete(&identity, &object()), None);
+        check(Op::Create(&element("policy_addresses6", "fd00::5"), &object()), Some("fd00::5"));
+        check(Op::Create(&element("policy_sources4", "10.0.0.5"), &object()), None);
     }
 
     #[test]
@@ -475,10 +476,10 @@ mod tests {
         let step = |link: &str, comes: bool| {
             let key = Key::Neigh { ns: Netns::Host, link: LinkName::new(link).unwrap(), address };
             let object = Object::Neigh(Neigh { mac: Mac([2; 6]) });
-            if comes { Op::Create(key, object) } else { Op::Delete(key, object) }
+            if comes { Step::create(key, object, Owner::Node) } else { Step::delete(key, object, Owner::Node) }
         };
         let mut owners = Owners::default();
-        let mut check = |link, comes, wanted| assert_eq!(owners.note(&step(link, comes)), wanted, "{link} {comes}");
+        let mut check = |link, comes, wanted| assert_eq!(owners.note(step(link, comes).op()), wanted, "{link} {comes}");
         check("ttp1", true, None);
         check("ttp2", true, Some(Owned::Twice(address)));
         check("ttp1", false, Some(Owned::Still));

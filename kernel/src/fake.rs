@@ -11,7 +11,7 @@ use nix::errno::Errno;
 use tartan_model::{Features, Host, Wireguard};
 use tartan_netstate::claims::DYING_LINK_GROUPS;
 use tartan_netstate::{
-    Change, Entry, Key, Link, LinkKind, LinkName, Netns, Object, Op, Owner, PodNetns, PublicKey, State,
+    Change, Entry, Key, Link, LinkKind, LinkName, Netns, Object, Op, Owner, PodNetns, PublicKey, State, Step,
     diff::hanging_on, stable_hash,
 };
 
@@ -240,7 +240,7 @@ impl Inside {
         self.tell(Wake::Now(key.clone(), None));
     }
 
-    fn step(&mut self, op: &Op) -> Result<(), KernelError> {
+    fn step(&mut self, op: Op<'_>) -> Result<(), KernelError> {
         let refused = |errno| KernelError::Refused { doing: format!("do {op:?}"), errno, says: None };
         if let Some(left) = self.steps_until_failure {
             self.steps_until_failure = left.checked_sub(1);
@@ -415,13 +415,14 @@ impl Kernel for Fake {
         }
         let mut failures = Vec::new();
         // What makes sense together only is refused together.
-        let mut whole = change.ops.iter().map(|(op, _)| op).filter(|op| op.key().is_whole());
-        let refused = whole.find_map(|op| inside.failing.get(op.key()).copied());
+        let mut whole = change.steps.iter().map(Step::key).filter(|key| key.is_whole());
+        let refused = whole.find_map(|key| inside.failing.get(key).copied());
         let refused = refused.map(|errno| KernelError::Refused { doing: "do all of it".into(), errno, says: None });
-        failures.extend(refused.iter().flat_map(|error| fail_together(&change.ops.iter().collect::<Vec<_>>(), error)));
-        for (op, owner) in change.ops.iter().filter(|(op, _)| refused.is_none() || !op.key().is_whole()) {
-            if let Err(error) = inside.step(op) {
-                failures.push(Failure { key: op.key().clone(), owner: owner.clone(), error });
+        failures
+            .extend(refused.iter().flat_map(|error| fail_together(&change.steps.iter().collect::<Vec<_>>(), error)));
+        for step in change.steps.iter().filter(|step| refused.is_none() || !step.key().is_whole()) {
+            if let Err(error) = inside.step(step.op()) {
+                failures.push(Failure::of(step, error));
             }
         }
         failures

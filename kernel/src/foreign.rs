@@ -20,7 +20,7 @@ use std::sync::Arc;
 use tartan_model::ForwardBlock;
 use tartan_netstate::claims::{FOREIGN_RULE_COMMENT, FORWARD_OPENING_RULES, POD_LINK_PREFIX};
 use tartan_netstate::nft::{Rule, rule};
-use tartan_netstate::{Key, Object, Op, Owner, State};
+use tartan_netstate::{Key, Object, Owner, State, Step};
 
 use crate::nfnetlink::Nfnetlink;
 use crate::{Failure, KernelError};
@@ -121,15 +121,15 @@ impl Foreign {
         Ok(state)
     }
 
-    /// Puts our rules where `ops` wants them, and takes them away from where it does not.
-    pub fn apply(&mut self, ops: &[(Op, Owner)]) -> Vec<Failure> {
-        let apply = |(op, owner): &(Op, Owner)| {
-            let wanted = !matches!(op, Op::Delete(..));
-            let Key::ForwardOpening { family, table, chain } = op.key() else { return None };
+    /// Puts our rules where `steps` want them, and takes them away from where they do not.
+    pub fn apply(&mut self, steps: &[Step]) -> Vec<Failure> {
+        let apply = |step: &Step| {
+            let wanted = !step.deletes();
+            let Key::ForwardOpening { family, table, chain } = step.key() else { return None };
             let error = self.set(family, table, chain, wanted).err()?;
-            Some(Failure { key: op.key().clone(), owner: owner.clone(), error })
+            Some(Failure::of(step, error))
         };
-        ops.iter().filter_map(apply).collect()
+        steps.iter().filter_map(apply).collect()
     }
 
     fn set(&mut self, family: &str, table: &str, chain: &str, wanted: bool) -> Result<(), KernelError> {

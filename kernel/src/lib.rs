@@ -44,7 +44,7 @@ use std::os::fd::OwnedFd;
 
 pub use scope::Scope;
 use tartan_model::{Features, Host, Wireguard};
-use tartan_netstate::{Change, Key, Object, PodNetns, State};
+use tartan_netstate::{Change, Key, Object, PodNetns, State, Step};
 
 /// A kernel, real or fake. Blocking; called from one thread.
 pub trait Kernel: Send {
@@ -103,6 +103,15 @@ pub struct Failure {
     pub owner: tartan_netstate::Owner,
     /// Why.
     pub error: KernelError,
+}
+
+// === impl Failure ===
+
+impl Failure {
+    /// Why this step did not work.
+    pub fn of(step: &Step, error: KernelError) -> Failure {
+        Failure { key: step.key().clone(), owner: step.owner().clone(), error }
+    }
 }
 
 /// Why the kernel door could not do something.

@@ -11,7 +11,7 @@ use std::path::Path;
 use nix::errno::Errno;
 use tartan_model::{Family, Features, Host};
 use tartan_netstate::claims::CT_MARK_JUDGED;
-use tartan_netstate::{Change, Generation, Key, LinkKind, LinkName, Netns, Object, Op, Owner, PodNetns, State};
+use tartan_netstate::{Change, Generation, Key, LinkKind, LinkName, Netns, Object, Op, Owner, PodNetns, State, Step};
 
 use crate::conntrack::{Conntrack, Effect, Flusher, Owned, Owners, arrival, effect};
 use crate::foreign::Foreign;
@@ -116,20 +116,20 @@ impl Linux {
     }
 
     /// Before an era of generations begins, no connection may carry a stamp that one of them will have.
-    fn apply_nft(&mut self, mut nft: Vec<&(Op, Owner)>) -> Vec<Failure> {
+    fn apply_nft(&mut self, mut nft: Vec<&Step>) -> Vec<Failure> {
         let mut failures = Vec::new();
-        if Generation::begins_era(nft.iter().map(|(op, _)| op))
+        if Generation::begins_era(nft.iter().copied())
             && let Err(error) = self.conntrack.clear_mark(CT_MARK_JUDGED)
         {
             failures.extend(fail_together(&nft, &error));
-            nft.retain(|(op, _)| !op.key().is_whole());
+            nft.retain(|step| !step.key().is_whole());
         }
         failures.extend(self.nft.apply_these(&nft));
         failures
     }
 
     /// `made`: ends there of pairs that were made a moment ago.
-    fn apply_in_pod(&mut self, pod: &PodNetns, made: &BTreeSet<&LinkName>, steps: &[&(Op, Owner)]) -> Vec<Failure> {
+    fn apply_in_pod(&mut self, pod: &PodNetns, made: &BTreeSet<&LinkName>, steps: &[&Step]) -> Vec<Failure> {
         let Linux { host, pods, .. } = self;
         let visit = pods.inside(pod, || {
             let mut namespace = Namespace::open(pod.clone().into(), host.addresses_unmarked)?;
@@ -143,14 +143,9 @@ impl Linux {
         });
         visit.unwrap_or_else(|error| {
             // What is to be deleted went with its namespace.
-            let gone = |op: &Op| matches!((op, &error), (Op::Delete(..), KernelError::NetnsGone(_)));
-            let failed = steps.iter().filter(|(op, _)| !gone(op));
-            let failure = |(op, owner): &&(Op, Owner)| Failure {
-                key: op.key().clone(),
-                owner: owner.clone(),
-                error: error.clone(),
-            };
-            failed.map(failure).collect()
+            let gone = |step: &Step| step.deletes() && matches!(error, KernelError::NetnsGone(_));
+            let failed = steps.iter().filter(|step| !gone(step));
+            failed.map(|step| Failure::of(step, error.clone())).collect()
         })
     }
 }
@@ -223,29 +218,29 @@ impl Kernel for Linux {
     }
 
     fn apply(&mut self, change: &Change) -> Vec<Failure> {
-        let nft: Vec<&(Op, Owner)> = change.ops.iter().filter(|(op, _)| op.key().is_nft()).collect();
-        let is_opening = |(op, _): &&(Op, Owner)| matches!(op.key(), Key::ForwardOpening { .. });
-        let openings: Vec<(Op, Owner)> = change.ops.iter().filter(is_opening).cloned().collect();
+        let nft: Vec<&Step> = change.steps.iter().filter(|step| step.key().is_nft()).collect();
+        let is_opening = |step: &&Step| matches!(step.key(), Key::ForwardOpening { .. });
+        let openings: Vec<Step> = change.steps.iter().filter(is_opening).cloned().collect();
         // A bridge that is among pods' links passes only what has its elements.
-        let is_judged_from_now_on = |op: &Op| matches!(op, Op::Create(Key::PodBridge { .. }, _));
+        let is_judged_from_now_on = |step: &Step| matches!(step.op(), Op::Create(Key::PodBridge { .. }, _));
         let (mut here, mut bridges) = (Vec::new(), Vec::new());
-        let mut in_pods: BTreeMap<&PodNetns, Vec<&(Op, Owner)>> = BTreeMap::new();
-        for step in change.ops.iter().filter(|step| !step.0.key().is_nft() && !is_opening(step)) {
-            match step.0.key().netns() {
-                Netns::Host if is_judged_from_now_on(&step.0) => bridges.push(step),
+        let mut in_pods: BTreeMap<&PodNetns, Vec<&Step>> = BTreeMap::new();
+        for step in change.steps.iter().filter(|step| !step.key().is_nft() && !is_opening(step)) {
+            match step.key().netns() {
+                Netns::Host if is_judged_from_now_on(step) => bridges.push(step),
                 Netns::Host => here.push(step),
                 Netns::Pod(pod) => in_pods.entry(pod).or_default().push(step),
             }
         }
         // Policy before the far ends of new pods' links, where they begin to hear and to be heard.
-        let of_keys = |op: &Op| matches!(op.key(), Key::KeyPair { .. });
-        let mut failures = self.wireguard_door().apply_to_keys(change.ops.iter().filter(|(op, _)| of_keys(op)));
+        let of_keys = |step: &&Step| matches!(step.key(), Key::KeyPair { .. });
+        let mut failures = self.wireguard_door().apply_to_keys(change.steps.iter().filter(of_keys));
         failures.extend(self.host.apply(&here, &self.pods));
         failures.extend(self.apply_nft(nft));
         failures.extend(self.host.apply(&bridges, &self.pods));
         failures.extend(self.foreign.apply(&openings));
         let failed: BTreeSet<Key> = failures.iter().map(|failure| failure.key.clone()).collect();
-        let done = || change.ops.iter().map(|(op, _)| op).filter(|op| !failed.contains(op.key()));
+        let done = || change.steps.iter().map(|step| step.op()).filter(|op| !failed.contains(op.key()));
         let mut due = BTreeSet::new();
         for op in done() {
             match (effect(op), self.owners.note(op)) {
@@ -287,16 +282,16 @@ impl Kernel for Linux {
 }
 
 /// Links that come by these steps.
-fn new_links<'a>(steps: &[&'a (Op, Owner)]) -> impl Iterator<Item = &'a LinkName> {
-    steps.iter().filter_map(|(op, _)| match op {
+fn new_links<'a>(steps: &[&'a Step]) -> impl Iterator<Item = &'a LinkName> {
+    steps.iter().filter_map(|step| match step.op() {
         Op::Create(Key::Link { link, .. }, _) => Some(link),
         _ => None,
     })
 }
 
 /// Addresses that come by these steps.
-fn new_addresses(steps: &[&(Op, Owner)]) -> impl Iterator<Item = IpAddr> {
-    steps.iter().filter_map(|(op, _)| match op {
+fn new_addresses(steps: &[&Step]) -> impl Iterator<Item = IpAddr> {
+    steps.iter().filter_map(|step| match step.op() {
         Op::Create(Key::Address { address, .. }, _) => Some(address.addr()),
         _ => None,
     })
@@ -310,8 +305,8 @@ struct Pair<'a> {
     far_end: &'a LinkName,
 }
 
-fn new_pairs<'a>(steps: &[&'a (Op, Owner)]) -> impl Iterator<Item = Pair<'a>> {
-    steps.iter().filter_map(|(op, _)| match op {
+fn new_pairs<'a>(steps: &[&'a Step]) -> impl Iterator<Item = Pair<'a>> {
+    steps.iter().filter_map(|step| match step.op() {
         Op::Create(key @ Key::Link { link, .. }, Object::Link(made)) => match &made.kind {
             LinkKind::Veth { peer: Netns::Pod(pod), peer_name } => Some(Pair { key, link, pod, far_end: peer_name }),
             _ => None,

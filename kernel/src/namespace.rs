@@ -13,7 +13,7 @@ use nix::errno::Errno;
 use nix::net::if_::if_nametoindex;
 use tartan_model::Family;
 use tartan_netstate::claims::{DYING_LINK_GROUP, FLANNEL_LINK_PREFIX};
-use tartan_netstate::{Key, Link, LinkKind, LinkName, Netns, Object, Op, Owner, Route, Scope};
+use tartan_netstate::{Key, Link, LinkKind, LinkName, Netns, Object, Op, Route, Scope, Step};
 
 use crate::netlink::{Netlink, Refusal, Request};
 use crate::netns::PodNetnses;
@@ -37,7 +37,7 @@ pub(crate) struct Namespace {
 struct Run<'a> {
     inside: &'a mut Namespace,
     pods: &'a PodNetnses,
-    steps: &'a [&'a (Op, Owner)],
+    steps: &'a [&'a Step],
     /// Links looked up in this run; they may be others the next time.
     indexes: BTreeMap<LinkName, Option<u32>>,
     /// Requests not sent yet, and the step each belongs to.
@@ -55,7 +55,7 @@ impl Namespace {
     }
 
     /// Carries out steps of this namespace. The calling thread must be in it.
-    pub(crate) fn apply(&mut self, steps: &[&(Op, Owner)], pods: &PodNetnses) -> Vec<Failure> {
+    pub(crate) fn apply(&mut self, steps: &[&Step], pods: &PodNetnses) -> Vec<Failure> {
         let mut run = Run {
             inside: self,
             pods,
@@ -103,16 +103,16 @@ fn wait_until(mut is: impl FnMut() -> bool) {
 impl Run<'_> {
     fn all(&mut self) {
         let mut at = 0;
-        while let Some((op, _)) = self.steps.get(at) {
-            if matches!(op, Op::Delete(Key::Link { .. }, _)) {
+        while let Some(step) = self.steps.get(at) {
+            if matches!(step.op(), Op::Delete(Key::Link { .. }, _)) {
                 at = self.delete_links(at);
                 continue;
             }
-            if op.key().is_wireguard() {
+            if step.key().is_wireguard() {
                 at = self.wireguard(at);
                 continue;
             }
-            if let Err(error) = self.step(at, op) {
+            if let Err(error) = self.step(at, step.op()) {
                 self.fail(at, error);
             }
             at += 1;
@@ -120,7 +120,7 @@ impl Run<'_> {
         self.flush();
     }
 
-    fn step(&mut self, at: usize, op: &Op) -> Result<(), KernelError> {
+    fn step(&mut self, at: usize, op: Op<'_>) -> Result<(), KernelError> {
         let (old, new) = match op {
             Op::Create(_, new) => (None, Some(new)),
             Op::Replace { old, new, .. } => (Some(old), Some(new)),
@@ -220,12 +220,12 @@ impl Run<'_> {
 
     /// Deletes all links of a row of deletions at once; says where the row ends.
     fn delete_links(&mut self, first: usize) -> usize {
-        let is_link = |step: &&(Op, Owner)| matches!(step.0, Op::Delete(Key::Link { .. }, _));
+        let is_link = |step: &&Step| matches!(step.op(), Op::Delete(Key::Link { .. }, _));
         let end = first + self.steps[first..].iter().take_while(|step| is_link(step)).count();
         let mut groups = BTreeSet::new();
         for at in first..end {
             // A pod's end goes with the host's.
-            if let Op::Delete(Key::Link { ns: Netns::Host, link }, Object::Link(old)) = &self.steps[at].0 {
+            if let Op::Delete(Key::Link { ns: Netns::Host, link }, Object::Link(old)) = self.steps[at].op() {
                 let group = link::dying_group(old.group);
                 groups.insert(group);
                 self.indexes.remove(link);
@@ -241,7 +241,7 @@ impl Run<'_> {
     fn wireguard(&mut self, first: usize) -> usize {
         // Devices must be there before.
         self.flush();
-        let row = self.steps[first..].iter().take_while(|(op, _)| op.key().is_wireguard()).count();
+        let row = self.steps[first..].iter().take_while(|step| step.key().is_wireguard()).count();
         if let Some(wireguard) = &mut self.inside.wireguard {
             self.failures.extend(wireguard.apply(&self.steps[first..first + row]));
         }
@@ -257,7 +257,7 @@ impl Run<'_> {
     ) -> Result<(), KernelError> {
         match self.index(name) {
             Some(index) => self.send(at, requests(index)),
-            None if needed => return Err(no_link(self.steps[at].0.key(), name)),
+            None if needed => return Err(no_link(self.steps[at].key(), name)),
             None => {}
         }
         Ok(())
@@ -305,7 +305,7 @@ impl Run<'_> {
         if self.done.contains(&at) {
             return;
         }
-        let op = &self.steps[at].0;
+        let op = self.steps[at].op();
         let gone =
             matches!(refusal.errno, Errno::ENOENT | Errno::ESRCH | Errno::ENODEV | Errno::EADDRNOTAVAIL | Errno::ENXIO);
         match (op, refusal.errno) {
@@ -414,16 +414,16 @@ impl Run<'_> {
     }
 
     fn fail(&mut self, at: usize, error: KernelError) {
-        let (op, owner) = self.steps[at];
-        if self.failures.iter().any(|failure| failure.key == *op.key()) {
+        let step = self.steps[at];
+        if self.failures.iter().any(|failure| failure.key == *step.key()) {
             return;
         }
-        self.failures.push(Failure { key: op.key().clone(), owner: owner.clone(), error });
+        self.failures.push(Failure::of(step, error));
     }
 }
 
 /// A step in words, for errors.
-pub(crate) fn doing(op: &Op) -> String {
+pub(crate) fn doing(op: Op<'_>) -> String {
     let verb = match op {
         Op::Create(..) => "add",
         Op::Replace { .. } => "change",

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::LinkAttribute;
-use tartan_netstate::{Key, LinkName, Netns, Object, Op, Owner, PodNetns};
+use tartan_netstate::{Key, LinkName, Netns, Object, Op, PodNetns, Step};
 
 use crate::namespace::Namespace;
 use crate::{Failure, KernelError, link};
@@ -17,11 +17,11 @@ pub(crate) fn among(
     host: &mut Namespace,
     inside: &mut Namespace,
     pod: &PodNetns,
-    steps: &[&(Op, Owner)],
+    steps: &[&Step],
     made: &BTreeSet<&LinkName>,
 ) -> Result<BTreeSet<LinkName>, KernelError> {
     let mut strangers = BTreeSet::new();
-    let about: BTreeSet<&LinkName> = steps.iter().filter_map(|(op, _)| link_of(op)).collect();
+    let about: BTreeSet<&LinkName> = steps.iter().filter_map(|step| link_of(step)).collect();
     for name in about.difference(made) {
         let Some(RouteNetlinkMessage::NewLink(message)) = inside.netlink.get("a link", link::look_up(name))? else {
             continue;
@@ -46,21 +46,21 @@ pub(crate) fn among(
 
 /// What becomes of a step on a link that is somebody else's; none if the step is about no such link, or takes away
 /// what cannot be there.
-pub(crate) fn refusal((op, owner): &(Op, Owner), strangers: &BTreeSet<LinkName>) -> Option<Failure> {
-    let name = link_of(op).filter(|name| strangers.contains(*name))?;
-    let what = format!("{name} in {}", op.key().netns());
+pub(crate) fn refusal(step: &Step, strangers: &BTreeSet<LinkName>) -> Option<Failure> {
+    let name = link_of(step).filter(|name| strangers.contains(*name))?;
+    let what = format!("{name} in {}", step.key().netns());
     let theirs = "it is not the far end of a link of Tartan's".to_owned();
     let error = KernelError::Conflict { what, theirs };
-    (!matches!(op, Op::Delete(..))).then(|| Failure { key: op.key().clone(), owner: owner.clone(), error })
+    (!step.deletes()).then(|| Failure::of(step, error))
 }
 
 /// Whether the step is not to be taken.
-pub(crate) fn is_about((op, _): &(Op, Owner), strangers: &BTreeSet<LinkName>) -> bool {
-    link_of(op).is_some_and(|name| strangers.contains(name))
+pub(crate) fn is_about(step: &Step, strangers: &BTreeSet<LinkName>) -> bool {
+    link_of(step).is_some_and(|name| strangers.contains(name))
 }
 
-fn link_of(op: &Op) -> Option<&LinkName> {
-    match (op.key(), op) {
+fn link_of(step: &Step) -> Option<&LinkName> {
+    match (step.key(), step.op()) {
         (Key::Link { link, .. }, _) => Some(link),
         (
             Key::Route { .. },

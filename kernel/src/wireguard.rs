@@ -15,7 +15,7 @@ use ipnet::IpNet;
 use nix::errno::Errno;
 use nix::libc;
 use tartan_netstate::claims::WIREGUARD_NOBODY;
-use tartan_netstate::{Key, LinkName, Object, Op, Owner, PublicKey, State, WgDevice, WgPeer};
+use tartan_netstate::{Key, LinkName, Object, Op, Owner, PublicKey, State, Step, WgDevice, WgPeer};
 
 use crate::genetlink::{Genetlink, number};
 use crate::keys::Keys;
@@ -166,45 +166,43 @@ impl Wireguard {
     }
 
     /// Steps that make key pairs, or take them away.
-    pub(crate) fn apply_to_keys<'a>(&self, steps: impl Iterator<Item = &'a (Op, Owner)>) -> Vec<Failure> {
-        let done = |op: &Op| match op {
+    pub(crate) fn apply_to_keys<'a>(&self, steps: impl Iterator<Item = &'a Step>) -> Vec<Failure> {
+        let done = |op: Op<'_>| match op {
             Op::Create(Key::KeyPair { name }, _) => self.keys.make(name),
             Op::Delete(Key::KeyPair { name }, _) => self.keys.remove(name),
             _ => Ok(()),
         };
         steps
-            .filter_map(|(op, owner)| {
-                let error = done(op).err()?;
-                let error = key_error(&crate::namespace::doing(op), &error);
-                Some(Failure { key: op.key().clone(), owner: owner.clone(), error })
+            .filter_map(|step| {
+                let error = done(step.op()).err()?;
+                Some(Failure::of(step, key_error(&crate::namespace::doing(step.op()), &error)))
             })
             .collect()
     }
 
     /// Steps about devices and their peers, in order.
-    pub(crate) fn apply(&mut self, steps: &[&(Op, Owner)]) -> Vec<Failure> {
+    pub(crate) fn apply(&mut self, steps: &[&Step]) -> Vec<Failure> {
         // The kernel takes a peer's addresses with it.
         let leaving: BTreeSet<(&LinkName, PublicKey)> = steps
             .iter()
-            .filter_map(|(op, _)| match op {
+            .filter_map(|step| match step.op() {
                 Op::Delete(Key::WgPeer { link, public_key }, _) => Some((link, *public_key)),
                 _ => None,
             })
             .collect();
         let (mut requests, mut about, mut failures) = (Vec::new(), Vec::new(), Vec::new());
         for step in steps {
-            let (op, owner) = *step;
             if let Op::Create(Key::WgDevice { link }, Object::WgDevice(new))
-            | Op::Replace { key: Key::WgDevice { link }, new: Object::WgDevice(new), .. } = op
+            | Op::Replace { key: Key::WgDevice { link }, new: Object::WgDevice(new), .. } = step.op()
             {
                 self.know_psk(link, new.public_key);
             }
-            match self.request(op, &leaving) {
+            match self.request(step.op(), &leaving) {
                 Ok(request) => {
                     about.extend(request.is_some().then_some(*step));
                     requests.extend(request);
                 }
-                Err(error) => failures.push(Failure { key: op.key().clone(), owner: owner.clone(), error }),
+                Err(error) => failures.push(Failure::of(step, error)),
             }
         }
         let results = match self.family() {
@@ -212,20 +210,20 @@ impl Wireguard {
             // Without WireGuard there is no device.
             _ => vec![Err(Refusal { errno: Errno::ENODEV, says: None }); requests.len()],
         };
-        for ((op, owner), result) in about.into_iter().zip(results) {
+        for (step, result) in about.into_iter().zip(results) {
             match result {
-                Ok(()) => self.note(op),
-                Err(refusal) if matches!(op, Op::Delete(..)) && refusal.errno == Errno::ENODEV => {}
+                Ok(()) => self.note(step.op()),
+                Err(refusal) if step.deletes() && refusal.errno == Errno::ENODEV => {}
                 Err(refusal) => {
-                    let error = refusal.doing(crate::namespace::doing(op));
-                    failures.push(Failure { key: op.key().clone(), owner: owner.clone(), error });
+                    let error = refusal.doing(crate::namespace::doing(step.op()));
+                    failures.push(Failure::of(step, error));
                 }
             }
         }
         failures
     }
 
-    fn note(&mut self, op: &Op) {
+    fn note(&mut self, op: Op<'_>) {
         match op {
             Op::Create(Key::WgPeer { link, public_key }, Object::WgPeer(peer))
             | Op::Replace { key: Key::WgPeer { link, public_key }, new: Object::WgPeer(peer), .. } => {
@@ -238,7 +236,7 @@ impl Wireguard {
     }
 
     /// None where there is nothing to be done.
-    fn request(&self, op: &Op, leaving: &BTreeSet<(&LinkName, PublicKey)>) -> Result<Option<Attrs>, KernelError> {
+    fn request(&self, op: Op<'_>, leaving: &BTreeSet<(&LinkName, PublicKey)>) -> Result<Option<Attrs>, KernelError> {
         let (old, new) = match op {
             Op::Create(_, new) => (None, Some(new)),
             Op::Replace { old, new, .. } => (Some(old), Some(new)),

@@ -21,7 +21,7 @@ use tartan_kernel::linux::Linux;
 use tartan_kernel::{Failure, Kernel, KernelError, Scope, Wake};
 use tartan_model::Family;
 use tartan_netstate::{
-    Change, Fdb, Key, Link, LinkKind, Neigh, Netns as Ns, Object, Op, Owner, PodNetns, Route, State, VxlanParams,
+    Change, Fdb, Key, Link, LinkKind, Neigh, Netns as Ns, Object, Owner, PodNetns, Route, State, Step, VxlanParams,
     claims,
 };
 
@@ -189,11 +189,11 @@ fn pod_bridge() -> (Key, Object) {
 }
 
 fn create(objects: impl IntoIterator<Item = (Key, Object)>) -> Change {
-    Change { ops: objects.into_iter().map(|(key, object)| (Op::Create(key, object), Owner::Node)).collect() }
+    Change { steps: objects.into_iter().map(|(key, object)| Step::create(key, object, Owner::Node)).collect() }
 }
 
 fn delete((key, object): (Key, Object)) -> Change {
-    Change { ops: vec![(Op::Delete(key, object), Owner::Node)] }
+    Change { steps: vec![Step::delete(key, object, Owner::Node)] }
 }
 
 fn made(machine: &mut dyn Machine, objects: impl IntoIterator<Item = (Key, Object)>) {
@@ -380,7 +380,7 @@ fn another_mac_costs_a_link_its_neighbours() {
         let (key, old) = vxlan();
         let Object::Link(link) = old.clone() else { panic!("a link") };
         let new = Object::Link(Link { mac: Some(mac(7)), ..(*link).clone() }.into());
-        let failures = machine.kernel().apply(&Change { ops: vec![(Op::Replace { key, old, new }, Owner::Node)] });
+        let failures = machine.kernel().apply(&Change { steps: vec![Step::replace(key, old, new, Owner::Node)] });
         assert_eq!(failures, []);
         let neighbours = [Scope::Fdb, Scope::Neighbours(Family::V4), Scope::Neighbours(Family::V6)];
         let left: BTreeSet<String> = neighbours.into_iter().flat_map(|scope| read(machine, scope)).collect();

@@ -19,7 +19,7 @@ fn flush(lab: &Lab, address: &str) -> usize {
 }
 
 fn carry_out(lab: &Lab, change: &Change) -> usize {
-    let effects = change.ops.iter().filter_map(|(op, _)| effect(op)).collect();
+    let effects = change.steps.iter().filter_map(|step| effect(step.op())).collect();
     lab.node.run(move || Conntrack::open().unwrap().flush(&effects).unwrap())
 }
 

@@ -17,7 +17,7 @@ use tartan_kernel::linux::Linux;
 use tartan_kernel::thread::{Applied, Handle, spawn};
 use tartan_model::{Config, Features, ForwardBlock, HostFirewall, World};
 use tartan_netstate::claims::{FOREIGN_RULE_COMMENT, FORWARD_OPENING_RULES};
-use tartan_netstate::{Key, Object, Op, Owner, State};
+use tartan_netstate::{Key, Object, Owner, State, Step};
 
 const DOCKER: &str = include_str!("foreign/docker.rules");
 const DOCKER6: &str = include_str!("foreign/docker6.rules");
@@ -58,14 +58,14 @@ fn opening() -> Object {
 }
 
 fn open_all(lab: &Lab) {
-    let ops: Vec<_> = blocks(lab).iter().map(|block| (Op::Create(key(block), opening()), Owner::Node)).collect();
-    lab.node.run(move || assert_eq!(Foreign::open().unwrap().apply(&ops), []));
+    let steps: Vec<_> = blocks(lab).iter().map(|block| Step::create(key(block), opening(), Owner::Node)).collect();
+    lab.node.run(move || assert_eq!(Foreign::open().unwrap().apply(&steps), []));
 }
 
 fn close_all(lab: &Lab) {
-    let ops: Vec<_> =
-        openings(lab).iter().map(|(key, entry)| (Op::Delete(key.clone(), entry.object.clone()), Owner::Read)).collect();
-    lab.node.run(move || assert_eq!(Foreign::open().unwrap().apply(&ops), []));
+    let steps: Vec<_> =
+        openings(lab).iter().map(|(key, entry)| Step::delete(key.clone(), entry.object.clone(), Owner::Read)).collect();
+    lab.node.run(move || assert_eq!(Foreign::open().unwrap().apply(&steps), []));
 }
 
 fn pods_are_cut(lab: &Lab) {

@@ -68,7 +68,7 @@ fn becomes(kernel: &mut Linux, before: &State, wanted: &State) -> Result<(), Tes
     prop_assert!(failures.is_empty(), "{failures:#?}");
     let found = bare(&read(kernel, before, wanted));
     let wrong = differences(&found, &bare(wanted));
-    let steps: Vec<String> = change.ops.iter().map(|(op, _)| format!("{op:?}")).collect();
+    let steps: Vec<String> = change.steps.iter().map(|step| format!("{:?}", step.op())).collect();
     prop_assert!(wrong.is_empty(), "{wrong:#?} after {steps:#?}");
     Ok(())
 }

@@ -15,7 +15,7 @@ use tartan_netstate::nft::{
     AddressSide, Chain, ChainKind, CtKey, ElementData, ElementKey, Expr, Fields, Groups, HookPoint, MetaKey, Nfproto,
     Reg, Rule, Selector, Set, Type, Verdict, rule,
 };
-use tartan_netstate::{Key, Object, Op, Owner, State, diff};
+use tartan_netstate::{Key, Object, Owner, State, Step, diff};
 
 const GROUPS: Groups = Groups { mask: !2, value: 4 };
 
@@ -192,7 +192,7 @@ const LISTING: &str = include_str!("nft/listing.txt");
 
 fn make(netns: &Netns, from: &State, to: &State) -> Vec<Failure> {
     let change = diff(from, to, |_| true);
-    netns.change(move || Nft::open().unwrap().apply(&change.ops))
+    netns.change(move || Nft::open().unwrap().apply(&change.steps))
 }
 
 /// Asks until there is an answer.
@@ -212,7 +212,7 @@ fn read(netns: &Netns) -> State {
 /// Same keys, same objects.
 fn assert_same(read: &State, wanted: &State) {
     let change = diff(read, wanted, |_| true);
-    assert!(change.is_empty(), "read is not wanted: {:#?}", change.ops);
+    assert!(change.is_empty(), "read is not wanted: {:#?}", change.steps);
 }
 
 fn key4(octets: [u8; 4]) -> ElementKey {
@@ -365,7 +365,7 @@ fn open(netns: &Netns) -> Nft {
 /// Makes the table as wanted, whatever it is.
 fn mend(nft: &mut Nft, wanted: &State) {
     let change = diff(&nft.adopt().unwrap(), wanted, |_| true);
-    assert_eq!(nft.apply(&change.ops), []);
+    assert_eq!(nft.apply(&change.steps), []);
     assert_same(&nft.read().unwrap(), wanted);
 }
 
@@ -385,8 +385,8 @@ fn while_its_socket_is_open_nobody_else_changes_the_table_and_the_next_socket_ad
     next.adopt().unwrap();
     assert!(refuses("nft delete table inet tartan"), "it is still the first one's");
     let chain = (Key::NftChain { chain: "second".into() }, Object::NftChain(Chain::regular(vec![]).into()));
-    let second = Op::Create(chain.0, chain.1);
-    let failures = next.apply(&[(second, Owner::Node)]);
+    let second = Step::create(chain.0, chain.1, Owner::Node);
+    let failures = next.apply(&[second]);
     assert!(failures[0].error.to_string().contains("second agent"), "{failures:?}");
     drop(first);
     // A program that another test has just started has it, too, until it runs.
@@ -455,7 +455,7 @@ fn a_read_never_mixes_two_generations() {
         let writes = states.clone();
         let thread = std::thread::spawn(move || {
             for pair in writes.windows(2) {
-                assert_eq!(writer.apply(&diff(&pair[0], &pair[1], |_| true).ops), []);
+                assert_eq!(writer.apply(&diff(&pair[0], &pair[1], |_| true).steps), []);
             }
         });
         while !thread.is_finished() {
@@ -532,7 +532,7 @@ proptest::proptest! {
             let mut twin = before.clone();
             change.apply_to(&mut twin);
             assert_same(&twin, &wanted);
-            let ops = change.ops.clone();
+            let ops = change.steps.clone();
             proptest::prop_assert_eq!(netns.change(move || Nft::open().unwrap().apply(&ops)), []);
             before = read(&netns);
             assert_same(&before, &wanted);

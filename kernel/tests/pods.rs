@@ -17,11 +17,11 @@ use states::{mac, name, state};
 use tartan_kernel::linux::Linux;
 use tartan_kernel::{Kernel, KernelError};
 use tartan_netstate::{
-    Change, Key, Link, LinkKind, Netns as Ns, Object, Op, Owner, PodNetns, Scope, State, claims, diff,
+    Change, Key, Link, LinkKind, Netns as Ns, Object, Owner, PodNetns, Scope, State, Step, claims, diff,
 };
 
 fn create(objects: impl IntoIterator<Item = (Key, Object)>) -> Change {
-    Change { ops: objects.into_iter().map(|(key, object)| (Op::Create(key, object), Owner::Node)).collect() }
+    Change { steps: objects.into_iter().map(|(key, object)| Step::create(key, object, Owner::Node)).collect() }
 }
 
 fn veth(pod: &PodNetns) -> (Key, Object) {
@@ -208,8 +208,8 @@ fn a_limited_pod_is_sent_no_more_than_that() {
             let _full = socket.send_to(&[0; 1000], "10.1.0.2:9");
         }
         let faster = Object::Tbf(tartan_netstate::Tbf { rate: tbf.rate * 2, ..tbf });
-        let change = |op| Change { ops: vec![(op, Owner::Node)] };
-        let replace = Op::Replace { key: key.clone(), old: Object::Tbf(tbf), new: faster.clone() };
+        let change = |step| Change { steps: vec![step] };
+        let replace = Step::replace(key.clone(), Object::Tbf(tbf), faster.clone(), Owner::Node);
         assert_eq!(kernel.apply(&change(replace)), []);
         assert!(read(&mut kernel).holds(&key, &faster));
     });
@@ -219,9 +219,9 @@ fn a_limited_pod_is_sent_no_more_than_that() {
         let mut kernel = Linux::open().unwrap();
         let key = Key::Qdisc { ns: Ns::Host, link };
         let links = kernel.read(&tartan_kernel::Scope::Links).unwrap();
-        let gone = Op::Delete(key.clone(), links.get(&key).unwrap().object.clone());
+        let gone = Step::delete(key.clone(), links.get(&key).unwrap().object.clone(), Owner::Node);
         for _ in 0..2 {
-            assert_eq!(kernel.apply(&Change { ops: vec![(gone.clone(), Owner::Node)] }), [], "gone is gone");
+            assert_eq!(kernel.apply(&Change { steps: vec![gone.clone()] }), [], "gone is gone");
             assert!(kernel.read(&tartan_kernel::Scope::Links).unwrap().get(&key).is_none());
         }
     });
@@ -246,8 +246,8 @@ fn a_pods_link_that_is_deleted_at_once_leaves_the_groups_of_pods_links_at_no_tim
     node.run(move || {
         let mut kernel = Linux::open().unwrap();
         assert_eq!(kernel.apply(&create(both.clone())), []);
-        let ops = both.map(|(key, object)| (Op::Delete(key, object), Owner::Node));
-        assert_eq!(kernel.apply(&Change { ops: ops.into() }), []);
+        let steps = both.map(|(key, object)| Step::delete(key, object, Owner::Node));
+        assert_eq!(kernel.apply(&Change { steps: steps.into() }), []);
     });
     let until = std::time::Instant::now() + Duration::from_secs(10);
     let all_told = || node.sh(&format!("grep -c '^Deleted.*ttp0' {told} || true")).trim() != "0";

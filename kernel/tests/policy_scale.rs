@@ -20,7 +20,7 @@ use netns::node::{Lab, attachment, lab};
 use tartan_datapath::nftables::policy::{Mode, Policy, held};
 use tartan_kernel::nft::{Nft, phases};
 use tartan_model::{Features, World};
-use tartan_netstate::{Key, Object, Owner, State, diff};
+use tartan_netstate::{Key, Object, Owner, State, Step, diff};
 use tartan_policy::ir::{L4Match, Port, Ports, ProtocolIs};
 use tartan_policy::verdicts::{Classes, Rows, Set, Tables, Word};
 
@@ -97,13 +97,13 @@ fn what_policy_costs_a_node_of_a_large_cluster() {
     let apply = |from: &State, to: &State| {
         let mut change = diff(from, to, |_| true);
         if from.is_empty() {
-            change.ops.insert(0, (tartan_netstate::Op::Create(Key::NftTable, Object::NftTable), Owner::Node));
+            change.steps.insert(0, Step::create(Key::NftTable, Object::NftTable, Owner::Node));
         }
         let from = from.clone();
         netns.run(move || {
             let mut nft = Nft::open().unwrap();
             let began = Instant::now();
-            let all = phases(&from, change.ops);
+            let all = phases(&from, change.steps);
             let made = began.elapsed();
             all.iter().for_each(|steps| assert_eq!(nft.apply(steps), []));
             (all.iter().map(Vec::len).sum::<usize>(), made, began.elapsed())
@@ -211,7 +211,7 @@ fn what_policy_costs_a_connection() {
                 let mut wanted = Policy::default().plan(&lab.world, &tables, Mode::Enforce).clone();
                 wanted.insert(Key::NftTable, Object::NftTable, Owner::Node);
                 let change = diff(&State::new(), &wanted, |_| true);
-                assert_eq!(lab.node.change(move || Nft::open().unwrap().apply(&change.ops)), []);
+                assert_eq!(lab.node.change(move || Nft::open().unwrap().apply(&change.steps)), []);
             }
             (name, lab)
         })

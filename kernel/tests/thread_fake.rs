@@ -16,7 +16,7 @@ use tartan_kernel::fake::Fake;
 use tartan_kernel::thread::{Applied, Handle, spawn};
 use tartan_netstate::nft::{ElementData, Fields};
 use tartan_netstate::{
-    Change, Entry, Fdb, Key, Link, LinkKind, LinkName, Neigh, Netns, Object, Op, Owner, PublicKey, Route, State,
+    Change, Entry, Fdb, Key, Link, LinkKind, LinkName, Neigh, Netns, Object, Op, Owner, PublicKey, Route, State, Step,
     WgPeer, claims,
 };
 
@@ -103,7 +103,7 @@ fn with_pod(mut wanted: State, number: u8) -> State {
 }
 
 fn position(changes: &[Change], key: &Key) -> Option<usize> {
-    changes.iter().position(|change| change.ops.iter().any(|(op, _)| op.key() == key))
+    changes.iter().position(|change| change.steps.iter().any(|step| step.key() == key))
 }
 
 #[test]
@@ -239,7 +239,7 @@ fn what_makes_sense_together_only_goes_in_together() {
     node.wait("all of it", |applied| applied.failures.is_empty());
     assert!(is(&node.fake.state(), &with(&[1, 2, 3])));
     let last = node.fake.changes().pop().unwrap();
-    assert_eq!(last.ops.iter().filter(|(op, _)| op.key().is_whole()).count(), 3, "not in one piece");
+    assert_eq!(last.steps.iter().filter(|step| step.key().is_whole()).count(), 3, "not in one piece");
 }
 
 #[test]
@@ -375,7 +375,8 @@ fn links_are_condemned_at_once_and_deleted_together_later() {
     };
     assert_eq!(condemned(&gone.mirror), 40, "cut off, and not yet waited for");
     node.wait("their links", |applied| is(&applied.mirror, &full()));
-    let deleting = |change: &&Change| change.ops.iter().any(|(op, _)| matches!(op, Op::Delete(Key::Link { .. }, _)));
+    let deleting =
+        |change: &&Change| change.steps.iter().any(|step| matches!(step.op(), Op::Delete(Key::Link { .. }, _)));
     assert!(node.fake.changes().iter().filter(deleting).count() <= 2);
 }
 
@@ -452,7 +453,9 @@ fn a_sysctl_is_changed_from_the_value_found() {
     node.handle.want(1, wanted);
     node.wait("the state", |applied| applied.generation == 1);
     let [old, new] = ["0", "1"].map(|value| Object::Sysctl(value.into()));
-    assert_eq!(fake.changes()[0].ops, [(Op::Replace { key, old, new }, Owner::Node)]);
+    let changes = fake.changes();
+    let first: Vec<Op<'_>> = changes[0].steps.iter().map(Step::op).collect();
+    assert_eq!(first, [Op::Replace { key: &key, old: &old, new: &new }]);
 }
 
 /// What may happen to a node.

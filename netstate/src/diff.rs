@@ -14,22 +14,33 @@ use imbl::ordmap::DiffItem;
 
 use crate::{Entry, Key, LinkKind, LinkName, Netns, Object, Owner, State};
 
-/// One step.
+/// One step. It shares its key and entries with the states it leads from and to: there may be tens of thousands.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Op {
-    /// Nothing is there, and something must be. Fails if somebody else's object is there.
-    Create(Key, Object),
-    /// Ours is there and must become another.
-    Replace { key: Key, old: Object, new: Object },
-    /// Ours is there and must go. To find it gone already is success.
-    Delete(Key, Object),
+pub enum Step {
+    /// See [`Op::Create`].
+    Create(Arc<Key>, Arc<Entry>),
+    /// See [`Op::Replace`].
+    Replace { key: Arc<Key>, old: Arc<Entry>, new: Arc<Entry> },
+    /// See [`Op::Delete`].
+    Delete(Arc<Key>, Arc<Entry>),
 }
 
-/// An ordered difference, each step with the owner of the object it is about.
+/// What a step does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Op<'a> {
+    /// Nothing is there, and something must be. Fails if somebody else's object is there.
+    Create(&'a Key, &'a Object),
+    /// Ours is there and must become another.
+    Replace { key: &'a Key, old: &'a Object, new: &'a Object },
+    /// Ours is there and must go. To find it gone already is success.
+    Delete(&'a Key, &'a Object),
+}
+
+/// An ordered difference.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Change {
     /// Steps in order.
-    pub ops: Vec<(Op, Owner)>,
+    pub steps: Vec<Step>,
 }
 
 /// What turns `mirror` into `wanted`. An object that is there and unwanted goes only if `may_delete` says so.
@@ -43,15 +54,12 @@ pub fn diff(mirror: &State, wanted: &State, may_delete: impl Fn(&Key) -> bool) -
     let mut gone = Vec::new();
     for item in differing() {
         match item {
-            DiffItem::Add(key, entry) => {
-                make.push((Op::Create(Key::clone(key), entry.object.clone()), entry.owner.clone()))
+            DiffItem::Add(key, new) => make.push(Step::Create(key.clone(), new.clone())),
+            DiffItem::Update { old: (_, old), new: (key, new) } if old.object != new.object => {
+                make.push(Step::Replace { key: key.clone(), old: old.clone(), new: new.clone() });
             }
-            DiffItem::Update { old: (key, old), new: (_, new) } if old.object != new.object => make.push((
-                Op::Replace { key: Key::clone(key), old: old.object.clone(), new: new.object.clone() },
-                new.owner.clone(),
-            )),
             DiffItem::Update { .. } => {}
-            DiffItem::Remove(key, entry) if may_delete(key) => gone.push((Key::clone(key), Entry::clone(entry))),
+            DiffItem::Remove(key, old) if may_delete(key) => gone.push(Step::Delete(key.clone(), old.clone())),
             DiffItem::Remove(..) => {}
         }
     }
@@ -60,66 +68,65 @@ pub fn diff(mirror: &State, wanted: &State, may_delete: impl Fn(&Key) -> bool) -
     repeat_mtus(mirror, wanted, &mut make);
     remake_sets(wanted, &mut make, &mut gone);
     // To sort takes a second list, and there may be tens of thousands of steps.
-    if !make.is_sorted_by_key(|(op, _)| op.needs_a_route()) {
-        make.sort_by_key(|(op, _)| op.needs_a_route());
+    if !make.is_sorted_by_key(Step::needs_a_route) {
+        make.sort_by_key(Step::needs_a_route);
     }
-    let leaving = gone.iter().filter_map(|(key, _)| key.as_link()).collect();
+    let leaving = gone.iter().filter_map(|step| step.key().as_link()).collect();
     let along = hanging_on(mirror, &leaving);
-    gone.retain(|(key, _)| *key.netns() == Netns::Host || !along.contains(key));
-    let mut ops = if first.is_empty() { make } else { first.into_iter().chain(make).collect() };
-    ops.extend(gone.into_iter().rev().map(|(key, entry)| (Op::Delete(key, entry.object), entry.owner)));
-    Change { ops }
+    gone.retain(|step| *step.key().netns() == Netns::Host || !along.contains(step.key()));
+    let mut steps = if first.is_empty() { make } else { first.into_iter().chain(make).collect() };
+    steps.extend(gone.into_iter().rev());
+    Change { steps }
 }
 
 /// Links that go first: those whose fixed parameters changed, and those that stand in the way of new ones. Whatever
 /// hung on them and is still wanted, perhaps on another link of the same name, is made again.
-fn links_first(
-    mirror: &State,
-    wanted: &State,
-    make: &mut Vec<(Op, Owner)>,
-    gone: &mut Vec<(Key, Entry)>,
-) -> Vec<(Op, Owner)> {
-    let remade = make.iter().filter_map(|(op, _)| match op {
+fn links_first(mirror: &State, wanted: &State, make: &mut Vec<Step>, gone: &mut Vec<Step>) -> Vec<Step> {
+    let remade = make.iter().filter_map(|step| match step.op() {
         Op::Replace { key, old: Object::Link(old), new: Object::Link(new) } => {
             (!old.kind.can_become(&new.kind)).then(|| key.clone())
         }
         _ => None,
     });
-    let coming: Vec<LinkKind> = make.iter().filter_map(|(op, _)| op.makes_link().cloned()).collect();
-    let in_the_way = gone.iter().filter(|(_, entry)| match &entry.object {
-        Object::Link(link) => coming.iter().any(|new| link.kind.excludes(new)),
+    let coming: Vec<LinkKind> = make.iter().filter_map(|step| step.makes_link().cloned()).collect();
+    let in_the_way = gone.iter().filter(|step| match step.op() {
+        Op::Delete(_, Object::Link(link)) => coming.iter().any(|new| link.kind.excludes(new)),
         _ => false,
     });
-    let in_the_way = in_the_way.map(|(key, _)| key.clone()).chain(at_ports_of_others(make, gone));
+    let in_the_way = in_the_way.map(|step| step.key().clone()).chain(at_ports_of_others(make, gone));
     let leaving: BTreeSet<Key> = remade.chain(in_the_way).collect();
     if leaving.is_empty() {
         return Vec::new();
     }
-    gone.retain(|(key, _)| !leaving.contains(key));
-    let lost = hanging_on(mirror, &leaving.iter().filter_map(Key::as_link).collect());
-    make.retain(|(op, _)| !lost.contains(op.key()));
-    let again = lost.iter().filter_map(|key| wanted.get(key).map(|entry| (key, entry)));
-    make.extend(again.map(|(key, entry)| (Op::Create(key.clone(), entry.object.clone()), entry.owner.clone())));
-    make.sort_by(|(a, _), (b, _)| a.key().cmp(b.key()));
+    gone.retain(|step| !leaving.contains(step.key()));
+    make_again(hanging_on(mirror, &leaving.iter().filter_map(Key::as_link).collect()), wanted, make);
     let delete = |key: Key| {
-        let old = mirror.get(&key)?;
-        let owner = wanted.get(&key).unwrap_or(old).owner.clone();
-        Some((Op::Delete(key, old.object.clone()), owner))
+        let (key, old) = mirror.get_shared(&key)?;
+        let owner = &wanted.get(key).unwrap_or(old).owner;
+        Some(Step::delete(key.clone(), old.object.clone(), owner.clone()))
     };
     leaving.into_iter().filter_map(delete).collect()
 }
 
+/// What is lost on the way and still wanted is made as if it had not been there.
+fn make_again(lost: BTreeSet<Key>, wanted: &State, make: &mut Vec<Step>) {
+    make.retain(|step| !lost.contains(step.key()));
+    let again = lost.iter().filter_map(|key| wanted.get_shared(key));
+    make.extend(again.map(|(key, entry)| Step::Create(key.clone(), entry.clone())));
+    make.sort_by(|a, b| a.key().cmp(b.key()));
+}
+
 /// WireGuard devices that go and have a port that another one gets.
-fn at_ports_of_others<'a>(make: &[(Op, Owner)], gone: &'a [(Key, Entry)]) -> impl Iterator<Item = Key> + use<'a> {
-    let port = |(op, _): &(Op, Owner)| match op {
+fn at_ports_of_others<'a>(make: &[Step], gone: &'a [Step]) -> impl Iterator<Item = Key> + use<'a> {
+    let port = |step: &Step| match step.op() {
         Op::Create(_, Object::WgDevice(new)) | Op::Replace { new: Object::WgDevice(new), .. } => Some(new.listen_port),
         _ => None,
     };
     let ports: BTreeSet<u16> = make.iter().filter_map(port).collect();
-    gone.iter().filter_map(move |(key, entry)| match (key, &entry.object) {
-        (Key::WgDevice { link }, Object::WgDevice(old)) if ports.contains(&old.listen_port) => {
+    gone.iter().filter_map(move |step| match step.op() {
+        Op::Delete(Key::WgDevice { link }, Object::WgDevice(old)) if ports.contains(&old.listen_port) => {
             let link = Key::Link { ns: Netns::Host, link: link.clone() };
-            gone.iter().any(|(key, _)| *key == link).then_some(link)
+            gone.iter().any(|step| *step.key() == link).then_some(link)
         }
         _ => None,
     })
@@ -127,10 +134,10 @@ fn at_ports_of_others<'a>(make: &[(Op, Owner)], gone: &'a [(Key, Entry)]) -> imp
 
 /// A set whose layout changed loses its elements, and goes only when no rule refers to it: its elements are put in
 /// again, and the chains that look into it are written again.
-fn remake_sets(wanted: &State, make: &mut Vec<(Op, Owner)>, gone: &mut Vec<(Key, Entry)>) {
+fn remake_sets(wanted: &State, make: &mut Vec<Step>, gone: &mut Vec<Step>) {
     let remade: BTreeSet<Arc<str>> = make
         .iter()
-        .filter_map(|(op, _)| match op {
+        .filter_map(|step| match step.op() {
             Op::Replace { key: Key::NftSet { set }, .. } => Some(set.clone()),
             _ => None,
         })
@@ -139,41 +146,37 @@ fn remake_sets(wanted: &State, make: &mut Vec<(Op, Owner)>, gone: &mut Vec<(Key,
         return;
     }
     let in_remade = |key: &Key| matches!(key, Key::NftElement { set, .. } if remade.contains(set));
-    gone.retain(|(key, _)| !in_remade(key));
-    make.retain(|(op, _)| !in_remade(op.key()));
-    let changed: BTreeSet<Key> = make.iter().map(|(op, _)| op.key().clone()).collect();
-    for (key, Entry { object, owner }) in wanted.iter().filter(|(key, _)| !changed.contains(key)) {
-        match object {
+    gone.retain(|step| !in_remade(step.key()));
+    make.retain(|step| !in_remade(step.key()));
+    let changed: BTreeSet<Key> = make.iter().map(|step| step.key().clone()).collect();
+    for (key, entry) in wanted.iter_shared().filter(|(key, _)| !changed.contains(&***key)) {
+        match &entry.object {
             Object::NftElement(_) | Object::NftVerdict(_) if in_remade(key) => {
-                make.push((Op::Create(key.clone(), object.clone()), owner.clone()));
+                make.push(Step::Create(key.clone(), entry.clone()));
             }
             Object::NftChain(chain) if chain.rules.iter().any(|rule| remade.iter().any(|set| rule.looks_into(set))) => {
-                let op = Op::Replace { key: key.clone(), old: object.clone(), new: object.clone() };
-                make.push((op, owner.clone()));
+                make.push(Step::again(key, entry));
             }
             _ => {}
         }
     }
-    make.sort_by(|(a, _), (b, _)| a.key().cmp(b.key()));
+    make.sort_by(|a, b| a.key().cmp(b.key()));
 }
 
 /// A link that gets another MAC loses its neighbours, permanent ones too.
-fn repeat_neighbours(mirror: &State, wanted: &State, make: &mut Vec<(Op, Owner)>) {
-    let renamed: Vec<_> = make.iter().filter_map(|(op, _)| op.changes_mac()).collect();
+fn repeat_neighbours(mirror: &State, wanted: &State, make: &mut Vec<Step>) {
+    let renamed: Vec<_> = make.iter().filter_map(|step| step.op().changes_mac()).collect();
     if renamed.is_empty() {
         return;
     }
-    let lost: BTreeSet<Key> = renamed.iter().flat_map(|(ns, link)| mirror.neighbours_on(ns, link)).cloned().collect();
-    make.retain(|(op, _)| !lost.contains(op.key()));
-    let again = lost.iter().filter_map(|key| wanted.get(key).map(|entry| (key, entry)));
-    make.extend(again.map(|(key, entry)| (Op::Create(key.clone(), entry.object.clone()), entry.owner.clone())));
-    make.sort_by(|(a, _), (b, _)| a.key().cmp(b.key()));
+    let lost = renamed.iter().flat_map(|(ns, link)| mirror.neighbours_on(ns, link)).cloned().collect();
+    make_again(lost, wanted, make);
 }
 
 /// When a link gets another MTU, the kernel changes that of IPv6 routes over it as it sees fit, and tells nobody.
-fn repeat_mtus(mirror: &State, wanted: &State, make: &mut Vec<(Op, Owner)>) {
-    let resized: BTreeSet<(Netns, LinkName)> =
-        make.iter().filter_map(|(op, _)| op.changes_mtu()).map(|(ns, link)| (ns.clone(), link.clone())).collect();
+fn repeat_mtus(mirror: &State, wanted: &State, make: &mut Vec<Step>) {
+    let resized = make.iter().filter_map(|step| step.op().changes_mtu());
+    let resized: BTreeSet<(Netns, LinkName)> = resized.map(|(ns, link)| (ns.clone(), link.clone())).collect();
     if resized.is_empty() {
         return;
     }
@@ -183,13 +186,13 @@ fn repeat_mtus(mirror: &State, wanted: &State, make: &mut Vec<(Op, Owner)>) {
     };
     for key in resized.iter().flat_map(|(ns, link)| mirror.routes_over(ns, link)) {
         // What changes anyway is written anyway.
-        if let Some(Entry { object, owner }) = wanted.get(key).filter(|entry| mirror.holds(key, &entry.object))
-            && has_mtu(key, object)
+        if let Some((key, entry)) = wanted.get_shared(key).filter(|(_, entry)| mirror.holds(key, &entry.object))
+            && has_mtu(key, &entry.object)
         {
-            make.push((Op::Replace { key: key.clone(), old: object.clone(), new: object.clone() }, owner.clone()));
+            make.push(Step::again(key, entry));
         }
     }
-    make.sort_by(|(a, _), (b, _)| a.key().cmp(b.key()));
+    make.sort_by(|a, b| a.key().cmp(b.key()));
 }
 
 /// The links themselves, the far ends of veth pairs among them, and every entry of `state` that goes when they go.
@@ -242,19 +245,61 @@ impl LinkKind {
     }
 }
 
-// === impl Op ===
+// === impl Step ===
 
-impl Op {
-    /// What the step is about.
+impl Step {
+    /// See [`Op::Create`].
+    pub fn create(key: impl Into<Arc<Key>>, new: Object, owner: Owner) -> Step {
+        Step::Create(key.into(), Entry { object: new, owner }.into())
+    }
+
+    /// See [`Op::Replace`].
+    pub fn replace(key: impl Into<Arc<Key>>, old: Object, new: Object, owner: Owner) -> Step {
+        let [old, new] = [old, new].map(|object| Entry { object, owner: owner.clone() }.into());
+        Step::Replace { key: key.into(), old, new }
+    }
+
+    /// See [`Op::Delete`].
+    pub fn delete(key: impl Into<Arc<Key>>, old: Object, owner: Owner) -> Step {
+        Step::Delete(key.into(), Entry { object: old, owner }.into())
+    }
+
+    /// Writes what is there once more.
+    fn again(key: &Arc<Key>, entry: &Arc<Entry>) -> Step {
+        Step::Replace { key: key.clone(), old: entry.clone(), new: entry.clone() }
+    }
+
+    /// What it does.
+    pub fn op(&self) -> Op<'_> {
+        match self {
+            Step::Create(key, new) => Op::Create(key, &new.object),
+            Step::Replace { key, old, new } => Op::Replace { key, old: &old.object, new: &new.object },
+            Step::Delete(key, old) => Op::Delete(key, &old.object),
+        }
+    }
+
+    /// What it is about.
     pub fn key(&self) -> &Key {
         match self {
-            Op::Create(key, _) | Op::Delete(key, _) | Op::Replace { key, .. } => key,
+            Step::Create(key, _) | Step::Replace { key, .. } | Step::Delete(key, _) => key,
         }
+    }
+
+    /// Whose object that is.
+    pub fn owner(&self) -> &Owner {
+        match self {
+            Step::Create(_, entry) | Step::Replace { new: entry, .. } | Step::Delete(_, entry) => &entry.owner,
+        }
+    }
+
+    /// Whether it takes something away.
+    pub fn deletes(&self) -> bool {
+        matches!(self, Step::Delete(..))
     }
 
     /// A route whose next hop the kernel looks up, so the route to that must be there first.
     fn needs_a_route(&self) -> bool {
-        match self {
+        match self.op() {
             Op::Create(_, Object::Route(route)) | Op::Replace { new: Object::Route(route), .. } => {
                 route.via.is_some() && !route.onlink
             }
@@ -264,14 +309,45 @@ impl Op {
 
     /// The kind of the link that comes by this step.
     fn makes_link(&self) -> Option<&LinkKind> {
-        match self {
+        match self.op() {
             Op::Create(_, Object::Link(link)) => Some(&link.kind),
             _ => None,
         }
     }
 
-    /// The link that gets another MTU by this step.
-    fn changes_mtu(&self) -> Option<(&Netns, &LinkName)> {
+    /// The state after this step, with what a deleted link takes with it.
+    pub fn apply_to(&self, state: &mut State) {
+        if let Some((ns, link)) = self.op().changes_mac() {
+            let lost: Vec<Key> = state.neighbours_on(ns, link).cloned().collect();
+            lost.iter().for_each(|key| drop(state.remove(key)));
+        }
+        match self {
+            Step::Create(key, new) | Step::Replace { key, new, .. } => {
+                if let Op::Replace { key: Key::NftSet { set }, .. } = self.op() {
+                    state.remove_elements(set);
+                }
+                state.share(key.clone(), new.clone());
+            }
+            Step::Delete(key, _) => match key.as_link() {
+                Some(link) => hanging_on(state, &BTreeSet::from([link])).iter().for_each(|key| drop(state.remove(key))),
+                None => drop(state.remove(key)),
+            },
+        }
+    }
+}
+
+// === impl Op ===
+
+impl<'a> Op<'a> {
+    /// What it is about.
+    pub fn key(self) -> &'a Key {
+        match self {
+            Op::Create(key, _) | Op::Replace { key, .. } | Op::Delete(key, _) => key,
+        }
+    }
+
+    /// The link that gets another MTU.
+    fn changes_mtu(self) -> Option<(&'a Netns, &'a LinkName)> {
         match self {
             Op::Replace { key: Key::Link { ns, link }, old: Object::Link(old), new: Object::Link(new) } => {
                 (old.mtu != new.mtu).then_some((ns, link))
@@ -280,31 +356,8 @@ impl Op {
         }
     }
 
-    /// The state after this step, with what a deleted link takes with it.
-    pub fn apply_to(&self, state: &mut State, owner: &Owner) {
-        match self {
-            Op::Replace { key: Key::NftSet { set }, new, .. } => {
-                state.remove_elements(set);
-                state.insert(Key::NftSet { set: set.clone() }, new.clone(), owner.clone());
-            }
-            Op::Create(key, object) | Op::Replace { key, new: object, .. } => {
-                if let Some((ns, link)) = self.changes_mac() {
-                    let lost: Vec<Key> = state.neighbours_on(ns, link).cloned().collect();
-                    lost.iter().for_each(|key| drop(state.remove(key)));
-                }
-                state.insert(key.clone(), object.clone(), owner.clone());
-            }
-            Op::Delete(Key::Link { ns, link }, _) => {
-                for key in hanging_on(state, &BTreeSet::from([(ns.clone(), link.clone())])) {
-                    state.remove(&key);
-                }
-            }
-            Op::Delete(key, _) => drop(state.remove(key)),
-        }
-    }
-
-    /// The link that gets another MAC by this step.
-    fn changes_mac(&self) -> Option<(&Netns, &LinkName)> {
+    /// The link that gets another MAC.
+    fn changes_mac(self) -> Option<(&'a Netns, &'a LinkName)> {
         match self {
             Op::Replace { key: Key::Link { ns, link }, old: Object::Link(old), new: Object::Link(new) } => {
                 (old.mac != new.mac).then_some((ns, link))
@@ -319,11 +372,11 @@ impl Op {
 impl Change {
     /// Whether there is nothing to do.
     pub fn is_empty(&self) -> bool {
-        self.ops.is_empty()
+        self.steps.is_empty()
     }
 
     /// The state after the change, step by step.
     pub fn apply_to(&self, state: &mut State) {
-        self.ops.iter().for_each(|(op, owner)| op.apply_to(state, owner));
+        self.steps.iter().for_each(|step| step.apply_to(state));
     }
 }

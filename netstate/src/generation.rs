@@ -11,7 +11,7 @@
 
 use crate::claims::{CT_MARK_BOTH_ENDS, CT_MARK_GENERATION, NFT_GENERATION_SET};
 use crate::nft::{ElementKey, Fields};
-use crate::{Key, Op};
+use crate::{Key, Op, Step};
 
 /// See the module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -59,10 +59,10 @@ impl Generation {
     }
 
     /// Whether these steps begin an era: then connections must have lost their stamps before.
-    pub fn begins_era<'a>(ops: impl Iterator<Item = &'a Op>) -> bool {
+    pub fn begins_era<'a>(steps: impl Iterator<Item = &'a Step>) -> bool {
         let (mut before, mut after) = (None, None);
-        for op in ops {
-            match op {
+        for step in steps {
+            match step.op() {
                 Op::Create(key, _) => after = Generation::of(key).or(after),
                 Op::Delete(key, _) => before = Generation::of(key).or(before),
                 Op::Replace { .. } => {}
@@ -76,6 +76,7 @@ impl Generation {
 mod tests {
     use super::*;
     use crate::Object;
+    use crate::Owner;
     use crate::nft::ElementData;
 
     #[test]
@@ -104,8 +105,8 @@ mod tests {
     fn an_era_begins_with_a_first_generation_and_when_stamps_come_round() {
         let check = |before: Option<u32>, after: Option<u32>, wanted: bool| {
             let object = || Object::NftElement(ElementData::default());
-            let gone = before.map(|number| Op::Delete(Generation(number).key(), object()));
-            let made = after.map(|number| Op::Create(Generation(number).key(), object()));
+            let gone = before.map(|number| Step::delete(Generation(number).key(), object(), Owner::Policy));
+            let made = after.map(|number| Step::create(Generation(number).key(), object(), Owner::Policy));
             assert_eq!(Generation::begins_era(gone.iter().chain(&made)), wanted, "{before:?} {after:?}");
         };
         check(None, None, false);

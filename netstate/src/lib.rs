@@ -20,7 +20,7 @@ pub mod route;
 pub mod state;
 pub mod wireguard;
 
-pub use diff::{Change, Op, diff};
+pub use diff::{Change, Op, Step, diff};
 pub use generation::Generation;
 pub use layers::Layers;
 pub use link::{Link, LinkKind, LinkName, Mac, VxlanParams, stable_hash};

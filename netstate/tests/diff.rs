@@ -9,8 +9,8 @@ use std::collections::BTreeSet;
 use proptest::prelude::*;
 use states::{Choice, mac, name, pretended_pods, state, with_engines};
 use tartan_netstate::{
-    Change, Entry, Key, Link, LinkKind, Netns, Object, Op, Owner, PublicKey, Route, State, VxlanParams, WgDevice, diff,
-    diff::hanging_on,
+    Change, Entry, Key, Link, LinkKind, Netns, Object, Op, Owner, PublicKey, Route, State, Step, VxlanParams, WgDevice,
+    diff, diff::hanging_on,
 };
 
 fn pair(a: &Choice, b: &Choice) -> (State, State) {
@@ -24,7 +24,7 @@ fn same(a: &State, b: &State) -> bool {
 }
 
 fn one(change: &Change, at: usize) -> Change {
-    Change { ops: vec![change.ops[at].clone()] }
+    Change { steps: vec![change.steps[at].clone()] }
 }
 
 /// The link an object needs, if it is one of ours.
@@ -58,7 +58,7 @@ proptest! {
         let mut after = a.clone();
         change.apply_to(&mut after);
         prop_assert!(after.holds_all(&b));
-        let remade: BTreeSet<&Key> = change.ops.iter().filter(|(op, _)| matches!(op, Op::Delete(..))).map(|(op, _)| op.key()).collect();
+        let remade: BTreeSet<&Key> = change.steps.iter().filter(|step| step.deletes()).map(Step::key).collect();
         prop_assert!(remade.iter().all(|key| b.get(key).is_some()), "only links that are made again: {:?}", remade);
     }
 
@@ -66,8 +66,8 @@ proptest! {
     fn nothing_is_made_before_its_link(a: Choice, b: Choice) {
         let (mut now, b) = pair(&a, &b);
         let change = diff(&now, &b, |_| true);
-        for at in 0..change.ops.len() {
-            if let Op::Create(key, object) | Op::Replace { key, new: object, .. } = &change.ops[at].0
+        for at in 0..change.steps.len() {
+            if let Op::Create(key, object) | Op::Replace { key, new: object, .. } = change.steps[at].op()
                 && let Some(link) = needs(key, object)
             {
                 let comes_with_its_pair = matches!(object, Object::Link(link) if link.kind == LinkKind::VethPeer);
@@ -82,12 +82,12 @@ proptest! {
         let (mut now, b) = pair(&a, &b);
         let change = diff(&now, &b, |_| true);
         let both: Vec<Key> = now.iter().map(|(key, _)| key.clone()).filter(|key| matches!(key, Key::Route { .. }) && b.get(key).is_some()).collect();
-        let deleted = change.ops.iter().filter_map(|(op, _)| if let Op::Delete(key, _) = op { key.as_link() } else { None }).collect();
+        let deleted = change.steps.iter().filter(|step| step.deletes()).filter_map(|step| step.key().as_link()).collect();
         let excused = hanging_on(&now, &deleted);
-        for at in 0..change.ops.len() {
+        for at in 0..change.steps.len() {
             one(&change, at).apply_to(&mut now);
             for key in both.iter().filter(|key| !excused.contains(key)) {
-                prop_assert!(now.get(key).is_some(), "{key} after {:?}", change.ops[at].0);
+                prop_assert!(now.get(key).is_some(), "{key} after {:?}", change.steps[at].op());
             }
         }
     }
@@ -96,8 +96,8 @@ proptest! {
     fn a_gateway_can_be_reached_before_it_is_named(a: Choice, b: Choice) {
         let (mut now, b) = pair(&a, &b);
         let change = diff(&now, &b, |_| true);
-        for at in 0..change.ops.len() {
-            if let Op::Create(key, Object::Route(route)) = &change.ops[at].0
+        for at in 0..change.steps.len() {
+            if let Op::Create(key, Object::Route(route)) = change.steps[at].op()
                 && let Some(via) = route.via
                 && !route.onlink
             {
@@ -160,12 +160,12 @@ fn choice(look: u8) -> Choice {
 
 /// The steps in words: `+` makes, `~` changes, `-` deletes.
 fn steps(before: &State, wanted: &State) -> Vec<String> {
-    let step = |(op, _): &(Op, Owner)| match op {
+    let step = |step: &Step| match step.op() {
         Op::Create(key, _) => format!("+{key}"),
         Op::Replace { key, .. } => format!("~{key}"),
         Op::Delete(key, _) => format!("-{key}"),
     };
-    diff(before, wanted, |_| true).ops.iter().map(step).collect()
+    diff(before, wanted, |_| true).steps.iter().map(step).collect()
 }
 
 #[test]

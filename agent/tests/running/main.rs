@@ -78,8 +78,8 @@ async fn without_ipv6_in_the_kernel_pods_are_ipv4_only_and_nothing_fails() {
         .kernel
         .changes()
         .iter()
-        .flat_map(|change| change.ops.clone())
-        .find(|(op, _)| op.key().to_string().contains("ipv6"));
+        .flat_map(|change| change.steps.clone())
+        .find(|step| step.key().to_string().contains("ipv6"));
     assert_eq!(refused, None, "nothing of IPv6 was tried");
     agent.cni(Command::Del, "a").await.unwrap();
 }

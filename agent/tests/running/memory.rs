@@ -140,7 +140,7 @@ async fn a_change_of_fabric_waits_for_the_store() {
     rig.store.come_back();
     agent.until("it hears of it", |status| status.fabric == "host-gw").await;
     assert!(reaches_its_peers(&agent.status().await), "the peers do not hear host-gw");
-    assert_eq!(rig.kernel.changes().iter().skip(changes).filter(|change| change.ops.len() > 8).count(), 0);
+    assert_eq!(rig.kernel.changes().iter().skip(changes).filter(|change| change.steps.len() > 8).count(), 0);
 }
 
 #[tokio::test]

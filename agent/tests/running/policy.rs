@@ -44,8 +44,8 @@ fn of_policy(state: &State) -> Vec<Key> {
 }
 
 fn steps(changes: &[Change]) -> Vec<String> {
-    let steps = changes.iter().flat_map(|change| &change.ops);
-    steps.filter(|(op, _)| op.key().is_whole()).map(|(op, _)| format!("{op:?}")).collect()
+    let steps = changes.iter().flat_map(|change| &change.steps);
+    steps.filter(|step| step.key().is_whole()).map(|step| format!("{:?}", step.op())).collect()
 }
 
 #[tokio::test]

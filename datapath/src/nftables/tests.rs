@@ -129,7 +129,7 @@ fn a_pod_adds_no_rule() {
     let full = world(&[pod(5, &["tcp - 80 80", "udp 127.0.0.1 53 53"])]);
     let change = diff(before.plan(&world(&[]), &nat()), after.plan(&full, &nat()), |_| true);
     let elements = |key: &Key| matches!(key, Key::NftElement { .. } | Key::LinkSysctl { .. });
-    assert!(change.ops.iter().all(|(op, owner)| elements(op.key()) && *owner == Owner::Pod("c5/eth0".into())));
+    assert!(change.steps.iter().all(|step| elements(step.key()) && *step.owner() == Owner::Pod("c5/eth0".into())));
 }
 
 #[test]

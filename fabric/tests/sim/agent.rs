@@ -8,7 +8,7 @@ use tartan_fabric::{Memo, Out, Owned, plan};
 use tartan_model::{Advert, Clock, Config, Features, Kind, PerFamily, Programmed, StoreEvent, World};
 use tartan_netstate::claims::NFT_STRICT_CHAIN;
 use tartan_netstate::nft::Chain;
-use tartan_netstate::{Key, Object, Op, Owner, State, diff};
+use tartan_netstate::{Key, Object, Owner, State, Step, diff};
 
 use super::machine::{Machine, pod_link};
 use super::store::{Store, Wire};
@@ -29,7 +29,7 @@ pub(crate) struct Agent {
     generation: u64,
     given: State,
     waiting: Option<(u64, u64, State)>,
-    at_work: Option<(u64, VecDeque<(Op, Owner)>)>,
+    at_work: Option<(u64, VecDeque<Step>)>,
     /// Somebody else changed the kernel, and that is not repaired yet.
     pub disturbed: bool,
     /// It was told something by others than the store and the kernel, and has not planned since.
@@ -201,7 +201,7 @@ impl Agent {
         if self.at_work.is_none() {
             let Some((_, generation, state)) = self.waiting.take_if(|(at, ..)| *at <= millis) else { return false };
             let change = diff(&machine.kernel, &state, |_| true);
-            self.at_work = Some((generation, change.ops.into()));
+            self.at_work = Some((generation, change.steps.into()));
         }
         let Some((generation, ops)) = &mut self.at_work else { return false };
         let op = ops.pop_front();
@@ -267,7 +267,7 @@ impl Agent {
     /// What it knows, wants and is at, for a failure's message.
     pub(crate) fn describe(&self) -> String {
         let at_work: BTreeSet<String> =
-            self.at_work.iter().flat_map(|(_, ops)| ops.iter().map(|(op, _)| op.key().to_string())).collect();
+            self.at_work.iter().flat_map(|(_, ops)| ops.iter().map(|step| step.key().to_string())).collect();
         let config = &self.world.config;
         let heard = self.world.adverts.iter().map(|(name, heard)| {
             let Advert { accepts, sends, edition, .. } = &*heard.advert;

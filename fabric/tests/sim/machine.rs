@@ -9,8 +9,8 @@ use tartan_fabric::Instance;
 use tartan_model::{DefaultRoute, Family, Host, HostLink, PerFamily, Wireguard};
 use tartan_netstate::claims::{MAIN_TABLE, NFT_STRICT_CHAIN, PSK_SUFFIX, ROUTE_METRIC};
 use tartan_netstate::{
-    Change, Entry, Key, Link, LinkKind, LinkName, Mac, Netns, Object, Op, Owner, PublicKey, State, VxlanParams,
-    WgDevice, stable_hash,
+    Entry, Key, Link, LinkKind, LinkName, Mac, Netns, Object, Op, Owner, PublicKey, State, Step, VxlanParams, WgDevice,
+    stable_hash,
 };
 
 /// See the module.
@@ -71,24 +71,24 @@ impl Machine {
     }
 
     /// One step of a change. Panics where a real kernel would refuse.
-    pub(crate) fn apply(&mut self, op: &(Op, Owner)) {
+    pub(crate) fn apply(&mut self, step: &Step) {
         // A key pair that wants something of a secret that is not there is what a real kernel thread is refused, too.
-        if let Op::Create(Key::KeyPair { name }, _) = &op.0
+        if let Op::Create(Key::KeyPair { name }, _) = step.op()
             && let Some((_, secret)) = name.split_once(PSK_SUFFIX)
             && u32::from_str_radix(secret, 16).ok() != self.secret
         {
             return;
         }
-        if let Op::Create(key, object) | Op::Replace { key, new: object, .. } = &op.0 {
+        if let Op::Create(key, object) | Op::Replace { key, new: object, .. } = step.op() {
             self.accepts(key, object);
         }
-        match &op.0 {
+        match step.op() {
             Op::Replace { key: key @ Key::Remote { .. }, old: Object::Remote(old), .. } => {
                 self.previous.insert(key.clone(), *old);
             }
             op => drop(self.previous.remove(op.key())),
         }
-        match &op.0 {
+        match step.op() {
             Op::Create(Key::KeyPair { name }, _) => {
                 let fresh = self.keys.len() as u8 + 1;
                 let mut key = [fresh; 32];
@@ -102,7 +102,7 @@ impl Machine {
             Op::Replace { key: Key::WgDevice { link }, .. } => self.met.retain(|(of, _)| of != link),
             _ => {}
         }
-        Change { ops: vec![op.clone()] }.apply_to(&mut self.kernel);
+        step.apply_to(&mut self.kernel);
         self.end_sessions();
     }
 

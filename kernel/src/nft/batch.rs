@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use nix::errno::Errno;
 use tartan_netstate::nft::ElementKey;
-use tartan_netstate::{Key, Object, Op, Owner};
+use tartan_netstate::{Key, Object, Op, Step};
 
 use super::encode::{self, ElementList};
 use crate::nfnetlink::{Message, Refusal};
@@ -25,7 +25,7 @@ const MAX_TRIES: usize = 64;
 type Index = usize;
 
 /// One message of the transaction.
-struct Step {
+struct Piece {
     message: Message,
     /// More than one only for elements of one set.
     about: Vec<Index>,
@@ -49,52 +49,51 @@ struct Known {
 
 /// Carries out all steps that can be, in one transaction given to `transact`. The table gets these `NFT_TABLE_F_*`.
 pub(super) fn apply(
-    ops: &[&(Op, Owner)],
+    steps: &[&Step],
     table_flags: u32,
     mut transact: impl FnMut(&[&Message]) -> Vec<Refusal>,
 ) -> Vec<Failure> {
     let mut known = Known::default();
     for tries in 1.. {
-        let steps = compose(ops, table_flags, &known);
-        if steps.is_empty() {
+        let pieces = compose(steps, table_flags, &known);
+        if pieces.is_empty() {
             break;
         }
-        let messages: Vec<&Message> = steps.iter().map(|step| &step.message).collect();
+        let messages: Vec<&Message> = pieces.iter().map(|piece| &piece.message).collect();
         let refusals = transact(&messages);
         if refusals.is_empty() {
             break;
         }
         if tries == MAX_TRIES {
-            known.fail_rest(ops, &refusals[0]);
+            known.fail_rest(steps, &refusals[0]);
         }
-        known.learn(ops, &steps, &refusals);
+        known.learn(steps, &pieces, &refusals);
     }
-    let failure = |(index, error): (Index, KernelError)| {
-        let (op, owner) = ops[index];
-        Failure { key: op.key().clone(), owner: owner.clone(), error }
-    };
-    let together = known.whole.map(|error| fail_together(ops, &error)).unwrap_or_default();
+    let failure = |(index, error): (Index, KernelError)| Failure::of(steps[index], error);
+    let together = known.whole.map(|error| fail_together(steps, &error)).unwrap_or_default();
     known.failed.into_iter().map(failure).chain(together).collect()
 }
 
 /// Failures of all steps that make sense together only. There may be hundreds of thousands: for each owner one stands for
 /// all.
-pub(crate) fn fail_together(ops: &[&(Op, Owner)], error: &KernelError) -> Vec<Failure> {
+pub(crate) fn fail_together(steps: &[&Step], error: &KernelError) -> Vec<Failure> {
     let mut told = BTreeSet::new();
-    let whole = ops.iter().filter(|(op, _)| op.key().is_whole());
-    let first = whole.filter(|(_, owner)| told.insert(owner));
-    first.map(|(op, owner)| Failure { key: op.key().clone(), owner: owner.clone(), error: error.clone() }).collect()
+    let whole = steps.iter().filter(|step| step.key().is_whole());
+    let first = whole.filter(|step| told.insert(step.owner()));
+    first.map(|step| Failure::of(step, error.clone())).collect()
 }
 
-fn compose(ops: &[&(Op, Owner)], table_flags: u32, known: &Known) -> Vec<Step> {
-    if let Some((index, _)) = ops.iter().enumerate().find(|(_, (op, _))| matches!(op, Op::Delete(Key::NftTable, _))) {
+fn compose(steps: &[&Step], table_flags: u32, known: &Known) -> Vec<Piece> {
+    if let Some((index, _)) =
+        steps.iter().enumerate().find(|(_, step)| matches!(step.op(), Op::Delete(Key::NftTable, _)))
+    {
         let done = known.failed.contains_key(&index) || known.gone.contains(&index);
-        let step = Step { message: encode::del_table(), about: vec![index], deletes: true, elements: false };
-        return if done { Vec::new() } else { vec![step] };
+        let piece = Piece { message: encode::del_table(), about: vec![index], deletes: true, elements: false };
+        return if done { Vec::new() } else { vec![piece] };
     }
     let mut phases = Phases { table_flags, ..Phases::default() };
-    for (index, (op, _)) in ops.iter().enumerate().filter(|(index, (op, _))| !known.has_failed(*index, op)) {
-        phases.add(index, op, known);
+    for (index, step) in steps.iter().enumerate().filter(|(index, step)| !known.has_failed(*index, step.key())) {
+        phases.add(index, step.op(), known);
     }
     phases.in_order()
 }
@@ -103,16 +102,16 @@ fn compose(ops: &[&(Op, Owner)], table_flags: u32, known: &Known) -> Vec<Step> {
 #[derive(Default)]
 struct Phases<'a> {
     table_flags: u32,
-    tables: Vec<Step>,
-    emptied: Vec<Step>,
+    tables: Vec<Piece>,
+    emptied: Vec<Piece>,
     elements_out: BTreeMap<&'a str, Vec<Element<'a>>>,
-    chains_out: Vec<Step>,
-    sets_out: Vec<Step>,
+    chains_out: Vec<Piece>,
+    sets_out: Vec<Piece>,
     /// Their elements go with them.
     gone_sets: BTreeSet<&'a str>,
-    sets_in: Vec<Step>,
-    chains_in: Vec<Step>,
-    rules_in: Vec<Step>,
+    sets_in: Vec<Piece>,
+    chains_in: Vec<Piece>,
+    rules_in: Vec<Piece>,
     elements_in: BTreeMap<&'a str, Vec<Element<'a>>>,
 }
 
@@ -124,7 +123,7 @@ struct Element<'a> {
 }
 
 impl<'a> Phases<'a> {
-    fn add(&mut self, index: Index, op: &'a Op, known: &Known) {
+    fn add(&mut self, index: Index, op: Op<'a>, known: &Known) {
         let (old, new) = match op {
             Op::Create(_, new) => (None, Some(new)),
             Op::Replace { old, new, .. } => (Some(old), Some(new)),
@@ -132,8 +131,8 @@ impl<'a> Phases<'a> {
         };
         let old = old.filter(|_| !known.gone.contains(&index));
         let alone = known.alone.contains(&index);
-        let out = |message| Step { message, about: vec![index], deletes: true, elements: false };
-        let into = |message| Step { message, about: vec![index], deletes: false, elements: false };
+        let out = |message| Piece { message, about: vec![index], deletes: true, elements: false };
+        let into = |message| Piece { message, about: vec![index], deletes: false, elements: false };
         match op.key() {
             Key::NftTable => self.tables.extend(new.map(|_| into(encode::new_table(self.table_flags)))),
             Key::NftSet { set } => {
@@ -173,11 +172,11 @@ impl<'a> Phases<'a> {
         }
     }
 
-    fn in_order(self) -> Vec<Step> {
+    fn in_order(self) -> Vec<Piece> {
         let Phases { gone_sets, .. } = self;
         let out = self.elements_out.iter().filter(|(set, _)| !gone_sets.contains(*set));
-        let elements_out = out.flat_map(|(set, elements)| element_steps(set, elements, true));
-        let elements_in = self.elements_in.iter().flat_map(|(set, elements)| element_steps(set, elements, false));
+        let elements_out = out.flat_map(|(set, elements)| element_pieces(set, elements, true));
+        let elements_in = self.elements_in.iter().flat_map(|(set, elements)| element_pieces(set, elements, false));
         [self.tables, self.emptied]
             .into_iter()
             .flatten()
@@ -189,31 +188,31 @@ impl<'a> Phases<'a> {
 }
 
 /// Elements of one set in as few messages as they fit into.
-fn element_steps(set: &str, elements: &[Element<'_>], deletes: bool) -> Vec<Step> {
-    let mut steps = Vec::new();
+fn element_pieces(set: &str, elements: &[Element<'_>], deletes: bool) -> Vec<Piece> {
+    let mut pieces = Vec::new();
     let mut list = ElementList::new();
     let mut about = Vec::new();
     let close = |list: ElementList, about| {
         let message = if deletes { list.delete_from(set) } else { list.add_to(set) };
-        Step { message, about, deletes, elements: true }
+        Piece { message, about, deletes, elements: true }
     };
     let (alone, together): (Vec<_>, Vec<_>) = elements.iter().partition(|element| element.alone);
     for element in together {
         list.push(element.key, element.data);
         about.push(element.index);
         if list.is_full() {
-            steps.push(close(std::mem::replace(&mut list, ElementList::new()), std::mem::take(&mut about)));
+            pieces.push(close(std::mem::replace(&mut list, ElementList::new()), std::mem::take(&mut about)));
         }
     }
     if !about.is_empty() {
-        steps.push(close(list, about));
+        pieces.push(close(list, about));
     }
     for element in alone {
         let mut single = ElementList::new();
         single.push(element.key, element.data);
-        steps.push(close(single, vec![element.index]));
+        pieces.push(close(single, vec![element.index]));
     }
-    steps
+    pieces
 }
 
 // === impl Known ===
@@ -223,20 +222,20 @@ impl Known {
     ///
     /// A bad set or rule makes the kernel refuse innocent messages after it, so of those only the first counts, and
     /// elements count when nothing else was refused.
-    fn learn(&mut self, ops: &[&(Op, Owner)], steps: &[Step], refusals: &[Refusal]) {
+    fn learn(&mut self, steps: &[&Step], pieces: &[Piece], refusals: &[Refusal]) {
         let mut blamed = false;
         for refusal in refusals {
-            let Some(step) = refusal.index.and_then(|index| steps.get(index)) else {
-                return self.fail_largest(ops, refusal);
+            let Some(piece) = refusal.index.and_then(|index| pieces.get(index)) else {
+                return self.fail_largest(steps, refusal);
             };
-            match step.about.as_slice() {
-                [index] if step.deletes && refusal.errno == Errno::ENOENT => {
+            match piece.about.as_slice() {
+                [index] if piece.deletes && refusal.errno == Errno::ENOENT => {
                     self.gone.insert(*index);
                 }
                 _ if blamed => {}
                 [index] => {
-                    self.fail(ops, *index, refusal);
-                    blamed = !step.elements;
+                    self.fail(steps, *index, refusal);
+                    blamed = !piece.elements;
                 }
                 several => self.alone.extend(several),
             }
@@ -245,30 +244,30 @@ impl Known {
 
     /// The transaction is too large, or memory too small, and what makes sense together only is most of it: all else is
     /// tried without that first.
-    fn fail_largest(&mut self, ops: &[&(Op, Owner)], refusal: &Refusal) {
-        match ops.iter().position(|(op, _)| op.key().is_whole()) {
-            Some(index) if self.whole.is_none() => self.fail(ops, index, refusal),
-            _ => self.fail_rest(ops, refusal),
+    fn fail_largest(&mut self, steps: &[&Step], refusal: &Refusal) {
+        match steps.iter().position(|step| step.key().is_whole()) {
+            Some(index) if self.whole.is_none() => self.fail(steps, index, refusal),
+            _ => self.fail_rest(steps, refusal),
         }
     }
 
-    fn fail_rest(&mut self, ops: &[&(Op, Owner)], refusal: &Refusal) {
-        for index in 0..ops.len() {
-            self.fail(ops, index, refusal);
+    fn fail_rest(&mut self, steps: &[&Step], refusal: &Refusal) {
+        for index in 0..steps.len() {
+            self.fail(steps, index, refusal);
         }
     }
 
-    fn fail(&mut self, ops: &[&(Op, Owner)], index: Index, refusal: &Refusal) {
-        let (op, _) = ops[index];
-        if op.key().is_whole() {
-            self.whole.get_or_insert_with(|| refused(&doing(op), refusal));
+    fn fail(&mut self, steps: &[&Step], index: Index, refusal: &Refusal) {
+        let step = steps[index];
+        if step.key().is_whole() {
+            self.whole.get_or_insert_with(|| refused(&doing(step.op()), refusal));
         } else {
-            self.failed.entry(index).or_insert_with(|| refused(&doing(op), refusal));
+            self.failed.entry(index).or_insert_with(|| refused(&doing(step.op()), refusal));
         }
     }
 
-    fn has_failed(&self, index: Index, op: &Op) -> bool {
-        self.failed.contains_key(&index) || self.whole.is_some() && op.key().is_whole()
+    fn has_failed(&self, index: Index, key: &Key) -> bool {
+        self.failed.contains_key(&index) || self.whole.is_some() && key.is_whole()
     }
 }
 
@@ -279,7 +278,7 @@ pub(super) fn refused(doing: &str, refusal: &Refusal) -> KernelError {
     KernelError::Refused { doing: doing.into(), errno: refusal.errno, says }
 }
 
-fn doing(op: &Op) -> String {
+fn doing(op: Op<'_>) -> String {
     let verb = match op {
         Op::Create(..) => "add",
         Op::Replace { .. } => "replace",
@@ -290,27 +289,28 @@ fn doing(op: &Op) -> String {
 
 #[cfg(test)]
 mod tests {
+    use tartan_netstate::Owner;
     use tartan_netstate::nft::{Chain, ElementData, Fields, rule};
 
     use super::*;
 
-    fn table() -> (Op, Owner) {
-        (Op::Create(Key::NftTable, Object::NftTable), Owner::Node)
+    fn table() -> Step {
+        Step::create(Key::NftTable, Object::NftTable, Owner::Node)
     }
 
-    fn chain(name: &str) -> (Op, Owner) {
+    fn chain(name: &str) -> Step {
         let chain = Chain::regular(vec![rule("").accept(), rule("").drop()]);
-        (Op::Create(Key::NftChain { chain: name.into() }, Object::NftChain(chain.into())), Owner::Node)
+        Step::create(Key::NftChain { chain: name.into() }, Object::NftChain(chain.into()), Owner::Node)
     }
 
-    fn element(port: u16) -> (Op, Owner) {
+    fn element(port: u16) -> Step {
         let key = Key::NftElement { set: "s".into(), key: Fields::new().port(port).key() };
-        (Op::Create(key, Object::NftElement(ElementData::default())), Owner::Pod(port.to_string().into()))
+        Step::create(key, Object::NftElement(ElementData::default()), Owner::Pod(port.to_string().into()))
     }
 
-    fn element_of(set: &str, port: u16) -> (Op, Owner) {
+    fn element_of(set: &str, port: u16) -> Step {
         let key = Key::NftElement { set: set.into(), key: Fields::new().port(port).key() };
-        (Op::Create(key, Object::NftElement(ElementData::default())), Owner::Policy)
+        Step::create(key, Object::NftElement(ElementData::default()), Owner::Policy)
     }
 
     fn refusal(index: Option<usize>, errno: Errno) -> Refusal {
@@ -318,9 +318,9 @@ mod tests {
     }
 
     /// Applies against a kernel that refuses what `judge` says; gives back who failed and how often it was tried.
-    fn check(ops: &[(Op, Owner)], judge: impl Fn(&[&Message]) -> Vec<Refusal>) -> (Vec<String>, usize) {
+    fn check(steps: &[Step], judge: impl Fn(&[&Message]) -> Vec<Refusal>) -> (Vec<String>, usize) {
         let mut tries = 0;
-        let failures = apply(&ops.iter().collect::<Vec<_>>(), 0, |messages| {
+        let failures = apply(&steps.iter().collect::<Vec<_>>(), 0, |messages| {
             tries += 1;
             judge(messages)
         });
@@ -350,14 +350,14 @@ mod tests {
 
     #[test]
     fn a_bad_element_is_found_among_many() {
-        let ops: Vec<_> = (1..=3000).map(element).collect();
-        let (failed, tries) = check(&ops, refuse(&2345_u16.to_be_bytes(), Errno::EINVAL));
+        let steps: Vec<_> = (1..=3000).map(element).collect();
+        let (failed, tries) = check(&steps, refuse(&2345_u16.to_be_bytes(), Errno::EINVAL));
         assert_eq!((failed, tries), (vec!["nft element 0929 of s".to_owned()], 3));
     }
 
     #[test]
     fn what_makes_sense_together_only_fails_together() {
-        let ops = [
+        let steps = [
             table(),
             chain("policy_a"),
             element(7),
@@ -367,7 +367,7 @@ mod tests {
         ];
         for errno in [Errno::ENFILE, Errno::ENOMEM, Errno::EEXIST] {
             let mut sent = Vec::new();
-            let failures = apply(&ops.iter().collect::<Vec<_>>(), 0, |messages| {
+            let failures = apply(&steps.iter().collect::<Vec<_>>(), 0, |messages| {
                 sent = messages.iter().map(|message| message.attrs.0.clone()).collect();
                 refuse(&[6, 0, 1, 0, 0, 8], errno)(messages)
             });
@@ -386,14 +386,14 @@ mod tests {
 
     #[test]
     fn what_is_too_large_fails_before_what_came_with_it() {
-        let ops = [table(), chain("a"), chain("policy_a"), element_of("policy_s", 8), element(7)];
+        let steps = [table(), chain("a"), chain("policy_a"), element_of("policy_s", 8), element(7)];
         for errno in [Errno::ENOMEM, Errno::EMSGSIZE] {
             let too_large = |messages: &[&Message]| {
                 let any = !refuse(b"policy_", errno)(messages).is_empty();
                 any.then(|| refusal(None, errno)).into_iter().collect()
             };
             assert_eq!(
-                check(&ops, too_large),
+                check(&steps, too_large),
                 (["nft chain policy_a", "nft element 0008 of policy_s"].map(str::to_owned).into(), 2)
             );
         }
@@ -412,12 +412,12 @@ mod tests {
 
     #[test]
     fn what_is_gone_already_is_deleted() {
-        let deleted = |(op, owner): (Op, Owner)| match op {
-            Op::Create(key, object) => (Op::Delete(key, object), owner),
-            other => (other, owner),
+        let deleted = |step: Step| match step {
+            Step::Create(key, entry) => Step::Delete(key, entry),
+            other => other,
         };
-        let ops = [deleted(chain("a")), deleted(element(7)), deleted(element(8))];
-        let (failed, _) = check(&ops, |messages| {
+        let steps = [deleted(chain("a")), deleted(element(7)), deleted(element(8))];
+        let (failed, _) = check(&steps, |messages| {
             let deletes = messages.iter().enumerate().filter(|(_, message)| message.flags == 0);
             deletes.map(|(index, _)| refusal(Some(index), Errno::ENOENT)).collect()
         });

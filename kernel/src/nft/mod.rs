@@ -30,7 +30,7 @@ use std::sync::Arc;
 use nix::errno::Errno;
 use tartan_netstate::claims::NFT_JUDGED_SET;
 use tartan_netstate::nft::{ElementData, ElementKey, Fields, Set, SetKind};
-use tartan_netstate::{Entry, Key, Object, Op, Owner, State};
+use tartan_netstate::{Entry, Key, Object, Op, Owner, State, Step};
 
 pub(crate) use batch::fail_together;
 pub(crate) use phases::is_addresses;
@@ -103,29 +103,29 @@ impl Nft {
         let gone = counts.into_keys().filter(|word| *word != 0 && !held.contains(word));
         let forget = |word| {
             let key = Key::NftElement { set: NFT_JUDGED_SET.into(), key: Fields::new().number(word).key() };
-            (Op::Delete(key, Object::NftElement(ElementData::default())), Owner::Read)
+            Step::delete(key, Object::NftElement(ElementData::default()), Owner::Read)
         };
-        let steps: Vec<(Op, Owner)> = gone.map(forget).collect();
+        let steps: Vec<Step> = gone.map(forget).collect();
         if !steps.is_empty() {
             self.apply(&steps);
         }
     }
 
-    /// Carries out all nft steps among `ops` in one transaction, and goes on without those the kernel refuses.
-    pub fn apply(&mut self, ops: &[(Op, Owner)]) -> Vec<Failure> {
-        self.apply_these(&ops.iter().collect::<Vec<_>>())
+    /// Carries out all nft steps among `steps` in one transaction, and goes on without those the kernel refuses.
+    pub fn apply(&mut self, steps: &[Step]) -> Vec<Failure> {
+        self.apply_these(&steps.iter().collect::<Vec<_>>())
     }
 
     /// The same: there may be hundreds of thousands, of which no second copy is made.
-    pub(crate) fn apply_these(&mut self, ops: &[&(Op, Owner)]) -> Vec<Failure> {
-        let makes_table = ops.iter().any(|(op, _)| matches!(op, Op::Create(Key::NftTable, _)));
+    pub(crate) fn apply_these(&mut self, steps: &[&Step]) -> Vec<Failure> {
+        let makes_table = steps.iter().any(|step| matches!(step.op(), Op::Create(Key::NftTable, _)));
         // Whose table it is can be said only when it is made; where nobody answers, nobody will make it either.
         let flags = match makes_table.then(|| self.table()) {
             Some(Ok(Some(there))) => table::awake(there),
             Some(Ok(None)) if table::can_be_owned(&mut self.netlink) => table::OWNED,
             _ => 0,
         };
-        batch::apply(ops, flags, |messages| self.netlink.transact(messages.iter().copied()))
+        batch::apply(steps, flags, |messages| self.netlink.transact(messages.iter().copied()))
     }
 
     /// The `NFT_TABLE_F_*` of our table, if it is there.

@@ -24,7 +24,7 @@ use tartan_netstate::claims::{
     NFT_SUBJECTS_MAP, NFT_WHOLE_PREFIX, NFT_WORDS_SUFFIX,
 };
 use tartan_netstate::nft::{ElementData, ElementKey, Fields};
-use tartan_netstate::{Generation, Key, Object, Op, Owner, State};
+use tartan_netstate::{Entry, Generation, Key, Object, Op, Owner, State, Step};
 
 use super::intervals::{self, Interval, Overlap};
 
@@ -32,9 +32,9 @@ use super::intervals::{self, Interval, Overlap};
 const NUMBER: usize = 4;
 
 /// One transaction.
-type Steps = Vec<(Op, Owner)>;
+type Steps = Vec<Step>;
 /// What becomes of an object; none: it goes.
-type Becomes = (Key, Option<Object>, Owner);
+type Becomes = (Arc<Key>, Option<Arc<Entry>>);
 /// Of which rows: ingress or egress, and the set.
 type Of = (&'static str, u32);
 /// Numbers that stand for one, by that one.
@@ -99,20 +99,20 @@ enum Phase {
 
 /// The steps of each transaction. `mirror` is what they begin from; of policy they are all there is to do.
 pub fn phases(mirror: &State, steps: Steps) -> Vec<Steps> {
-    let makes_sets = |(op, _): &(Op, Owner)| matches!(op.key(), Key::NftTable | Key::NftSet { .. });
+    let makes_sets = |step: &Step| matches!(step.key(), Key::NftTable | Key::NftSet { .. });
     // Where sets are made there is nothing in force that could be half old and half new.
     if steps.is_empty() {
         return Vec::new();
     }
-    if steps.iter().any(makes_sets) || !steps.iter().any(|(op, _)| op.key().is_whole()) {
+    if steps.iter().any(makes_sets) || !steps.iter().any(|step| step.key().is_whole()) {
         return vec![steps];
     }
     let mut wanted = mirror.clone();
-    steps.iter().filter(|(op, _)| op.key().is_whole()).for_each(|(op, owner)| op.apply_to(&mut wanted, owner));
+    steps.iter().filter(|step| step.key().is_whole()).for_each(|step| step.apply_to(&mut wanted));
     let courses = Courses::of(mirror, &wanted, &steps);
     let (mut early, mut exact, mut late, mut last) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for step in steps {
-        match courses.phase(&step.0) {
+        match courses.phase(step.op()) {
             Phase::Early => early.push(becomes(step)),
             Phase::Exact => exact.push(becomes(step)),
             Phase::Late => late.push(becomes(step)),
@@ -120,17 +120,15 @@ pub fn phases(mirror: &State, steps: Steps) -> Vec<Steps> {
             Phase::Course => {}
         }
     }
-    let is = |(key, object): (&Key, &Object)| (key.clone(), Some(object.clone()), Owner::Policy);
-    let gone = |key: &Key| (key.clone(), None, Owner::Policy);
     let [then, soon] =
         [(mirror, When::Before), (&wanted, When::After)].map(|(state, when)| courses.rows_between(state, when));
-    early.extend(then.iter().map(is));
+    early.extend(then.iter().map(|(key, word)| made(key.clone(), word.clone())));
     early.extend(courses.leads(|course| course.old.is_empty(), |course| &course.new));
     let there = courses.leads(|course| !course.old.is_empty() && !course.new.is_empty(), |course| &course.between);
-    exact.extend(then.keys().filter(|key| !soon.contains_key(*key)).map(gone));
-    exact.extend(soon.iter().map(is));
+    exact.extend(then.into_keys().filter(|key| !soon.contains_key(key)).map(gone));
+    exact.extend(soon.iter().map(|(key, word)| made(key.clone(), word.clone())));
     let back = courses.leads(|course| !course.new.is_empty(), |course| &course.new);
-    late.splice(..0, soon.keys().map(gone));
+    late.splice(..0, soon.into_keys().map(gone));
     late.extend(courses.leads(|course| course.new.is_empty(), |course| &course.new));
     let mut now = mirror.clone();
     let mut phases: Vec<Steps> =
@@ -140,26 +138,34 @@ pub fn phases(mirror: &State, steps: Steps) -> Vec<Steps> {
     phases
 }
 
-fn becomes((op, owner): (Op, Owner)) -> Becomes {
-    match op {
-        Op::Create(key, new) | Op::Replace { key, new, .. } => (key, Some(new), owner),
-        Op::Delete(key, _) => (key, None, owner),
+fn becomes(step: Step) -> Becomes {
+    match step {
+        Step::Create(key, new) | Step::Replace { key, new, .. } => (key, Some(new)),
+        Step::Delete(key, _) => (key, None),
     }
+}
+
+fn made(key: Key, object: Object) -> Becomes {
+    (key.into(), Some(Entry { object, owner: Owner::Policy }.into()))
+}
+
+fn gone(key: Key) -> Becomes {
+    (key.into(), None)
 }
 
 /// The steps that make it so.
 fn towards(now: &mut State, phase: Vec<Becomes>) -> Steps {
     let mut steps = Vec::new();
-    for (key, new, owner) in phase {
-        let old = now.get(&key).map(|entry| entry.object.clone());
-        let op = match (old, new) {
-            (None, Some(new)) => Op::Create(key, new),
-            (Some(old), Some(new)) if old != new => Op::Replace { key, old, new },
-            (Some(old), None) => Op::Delete(key, old),
+    for (key, new) in phase {
+        let old = now.get_shared(&key).map(|(_, entry)| entry.clone());
+        let step = match (old, new) {
+            (None, Some(new)) => Step::Create(key, new),
+            (Some(old), Some(new)) if old.object != new.object => Step::Replace { key, old, new },
+            (Some(old), None) => Step::Delete(key, old),
             _ => continue,
         };
-        op.apply_to(now, &owner);
-        steps.push((op, owner));
+        step.apply_to(now);
+        steps.push(step);
     }
     steps
 }
@@ -167,12 +173,13 @@ fn towards(now: &mut State, phase: Vec<Becomes>) -> Steps {
 // === impl Courses ===
 
 impl Courses {
-    fn of(mirror: &State, wanted: &State, steps: &[(Op, Owner)]) -> Courses {
+    fn of(mirror: &State, wanted: &State, steps: &[Step]) -> Courses {
         let mut courses = Courses::default();
         let (mut sets, mut families, mut taken) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
         let mut falls = false;
-        for (op, _) in steps {
-            match op {
+        for step in steps {
+            let changed = step.key();
+            match step.op() {
                 Op::Create(key, new) | Op::Replace { key, new, .. } if is_map(key, NFT_ADDRESSES_MAP) => {
                     courses.gaining.extend(number_in(new));
                 }
@@ -184,13 +191,13 @@ impl Courses {
                 _ => {}
             }
             // What a change has left that was broken off.
-            let left = Row::of(op.key()).into_iter().flat_map(|row| [row.identity.unwrap_or(0), row.class]);
+            let left = Row::of(changed).into_iter().flat_map(|row| [row.identity.unwrap_or(0), row.class]);
             taken.extend(left.filter(|number| number & NFT_BETWEEN != 0));
-            if let Some((side, key)) = of_side(op.key(), NFT_CLASSES_SUFFIX) {
+            if let Some((side, key)) = of_side(changed, NFT_CLASSES_SUFFIX) {
                 sets.extend(number_at(&key.bytes, 0).map(|set| (side, set)));
             }
-            if let Key::NftElement { set, .. } = op.key()
-                && is_map(op.key(), NFT_RANGES_MAP)
+            if let Key::NftElement { set, .. } = changed
+                && is_map(changed, NFT_RANGES_MAP)
             {
                 families.insert(set.clone());
             }
@@ -222,7 +229,7 @@ impl Courses {
         courses
     }
 
-    fn phase(&self, op: &Op) -> Phase {
+    fn phase(&self, op: Op<'_>) -> Phase {
         let key = op.key();
         if !key.is_whole() || matches!(key, Key::NftChain { .. }) || Generation::of(key).is_some() {
             return Phase::Last;
@@ -256,8 +263,8 @@ impl Courses {
             let there = there(course);
             let stays: BTreeSet<&ElementKey> = there.iter().map(|(key, _)| key).collect();
             let before = course.old.iter().chain(&course.between).filter(|(key, _)| !stays.contains(key));
-            all.extend(before.map(|(it, _)| (key(it), None, Owner::Policy)));
-            all.extend(there.iter().map(|(it, number)| (key(it), Some(element(*number)), Owner::Policy)));
+            all.extend(before.map(|(it, _)| gone(key(it))));
+            all.extend(there.iter().map(|(it, number)| made(key(it), element(*number))));
         }
         all
     }
@@ -453,7 +460,7 @@ mod tests {
     /// In which transaction each key is made, written anew or taken away; by its change, the key.
     fn check(before: &State, after: &State, wanted: &[&[(char, Key)]]) {
         let told = |steps: &Steps| -> Vec<(char, Key)> {
-            let told = steps.iter().map(|(op, _)| match op {
+            let told = steps.iter().map(|step| match step.op() {
                 Op::Create(key, _) => ('+', key.clone()),
                 Op::Replace { key, .. } => ('=', key.clone()),
                 Op::Delete(key, _) => ('-', key.clone()),
@@ -462,7 +469,7 @@ mod tests {
             told.sort();
             told
         };
-        let found: Vec<_> = phases(before, diff::diff(before, after, |_| true).ops).iter().map(told).collect();
+        let found: Vec<_> = phases(before, diff::diff(before, after, |_| true).steps).iter().map(told).collect();
         let wanted: Vec<Vec<(char, Key)>> = wanted
             .iter()
             .map(|steps| {

@@ -5,14 +5,14 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use tartan_netstate::{Key, Netns, Op, Owner};
+use tartan_netstate::{Key, Netns, Op, Owner, Step};
 
 /// Of steps that make sense together only, for each owner the first: there may be hundreds of thousands.
-pub(super) fn first_of_whole(steps: &[(Op, Owner)]) -> BTreeMap<Owner, Key> {
+pub(super) fn first_of_whole(steps: &[Step]) -> BTreeMap<Owner, Key> {
     let mut first = BTreeMap::new();
-    for (op, owner) in steps.iter().filter(|(op, _)| op.key().is_whole()) {
-        if !first.contains_key(owner) {
-            first.insert(owner.clone(), op.key().clone());
+    for step in steps.iter().filter(|step| step.key().is_whole()) {
+        if !first.contains_key(step.owner()) {
+            first.insert(step.owner().clone(), step.key().clone());
         }
     }
     first
@@ -21,15 +21,15 @@ pub(super) fn first_of_whole(steps: &[(Op, Owner)]) -> BTreeMap<Owner, Key> {
 /// Steps of one pod; or of none, which are nobody's or everybody's.
 pub(super) struct Group {
     pub(super) pod: Option<Arc<str>>,
-    pub(super) steps: Vec<(Op, Owner)>,
+    pub(super) steps: Vec<Step>,
 }
 
 /// Each pod's own steps together, in the order in which they come.
-pub(super) fn by_pod(steps: Vec<(Op, Owner)>) -> Vec<Group> {
+pub(super) fn by_pod(steps: Vec<Step>) -> Vec<Group> {
     let mut groups: Vec<Group> = Vec::new();
     let mut places: BTreeMap<Option<Arc<str>>, usize> = BTreeMap::new();
     for step in steps {
-        let pod = match &step.1 {
+        let pod = match step.owner() {
             Owner::Pod(id) if rank(&step) == 1 => Some(id.clone()),
             _ => None,
         };
@@ -46,13 +46,14 @@ pub(super) fn by_pod(steps: Vec<(Op, Owner)>) -> Vec<Group> {
 pub(super) const BULK: u8 = 2;
 
 /// 0: what all pods stand on, and what stands in the way of others; 1: pods; [`BULK`]: everything else.
-pub(super) fn rank((op, owner): &(Op, Owner)) -> u8 {
-    match (op, owner) {
-        _ if op.key().is_whole() => 0,
+pub(super) fn rank(step: &Step) -> u8 {
+    let key = step.key();
+    match (step.op(), step.owner()) {
+        _ if key.is_whole() => 0,
         // Those that stand in nobody's way are condemned.
         (Op::Delete(Key::Link { ns: Netns::Host, .. }, _), _) => 0,
         (_, Owner::Pod(_)) => 1,
-        _ if op.key().is_nft() || matches!(op.key(), Key::Sysctl { .. } | Key::UplinkSysctl { .. }) => 0,
+        _ if key.is_nft() || matches!(key, Key::Sysctl { .. } | Key::UplinkSysctl { .. }) => 0,
         _ => BULK,
     }
 }

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use tartan_netstate::claims::{DYING_LINK_GROUPS, POD_LINK_PREFIX};
-use tartan_netstate::{Entry, Key, Link, LinkKind, LinkName, Netns, Object, Op, Owner, State};
+use tartan_netstate::{Entry, Key, Link, LinkKind, LinkName, Netns, Object, Op, Owner, State, Step};
 
 use crate::link::dying_group;
 use crate::{Failure, Scope};
@@ -44,18 +44,18 @@ fn lost(mirror: &State, scope: &Scope, read: &State) -> Vec<Key> {
 }
 
 /// Takes in what was carried out of these steps. Entries are shared with `wanted` where it says the same.
-pub(super) fn take_applied(mirror: &mut State, steps: &[(Op, Owner)], failures: &[Failure], wanted: &State) {
+pub(super) fn take_applied(mirror: &mut State, steps: &[Step], failures: &[Failure], wanted: &State) {
     let failed: BTreeSet<&Key> = failures.iter().map(|failure| &failure.key).collect();
     let whole_failed = failures.iter().any(|failure| failure.key.is_whole());
     let has_failed = |key: &Key| failed.contains(key) || whole_failed && key.is_whole();
-    for (op, owner) in steps.iter().filter(|(op, _)| !has_failed(op.key())) {
-        match (op, wanted.get_shared(op.key())) {
+    for step in steps.iter().filter(|step| !has_failed(step.key())) {
+        match (step.op(), wanted.get_shared(step.key())) {
             (Op::Create(_, made), Some((key, entry))) if entry.object == *made => {
                 mirror.share(key.clone(), entry.clone())
             }
-            _ => op.apply_to(mirror, owner),
+            _ => step.apply_to(mirror),
         }
-        if let Op::Replace { key, new, .. } = op
+        if let Op::Replace { key, new, .. } = step.op()
             && is_dying(new)
         {
             forget_far_end(mirror, key, new);
@@ -112,28 +112,28 @@ pub(super) fn is_dying(object: &Object) -> bool {
 /// Deletes first what stands in the way of a new link: one whose far end has the same name in the same namespace. The
 /// kernel deletes all condemned links with it, so what was to be changed of those is to be made. So it is where they are
 /// being deleted already.
-pub(super) fn out_of_the_way(mirror: &State, being_buried: bool, steps: Vec<(Op, Owner)>) -> Vec<(Op, Owner)> {
+pub(super) fn out_of_the_way(mirror: &State, being_buried: bool, steps: Vec<Step>) -> Vec<Step> {
     let new_ends: BTreeSet<(&Netns, &LinkName)> = steps
         .iter()
-        .filter_map(|(op, _)| if let Op::Create(_, object) = op { far_end(object) } else { None })
+        .filter_map(|step| if let Op::Create(_, object) = step.op() { far_end(object) } else { None })
         .collect();
     let stands = |object: &Object| far_end(object).is_some_and(|end| new_ends.contains(&end));
-    let raised = |(op, _): &(Op, Owner)| matches!(op, Op::Replace { old, .. } if is_dying(old));
+    let raised = |step: &Step| matches!(step.op(), Op::Replace { old, .. } if is_dying(old));
     let too_late = being_buried && steps.iter().any(raised);
     if !too_late && (new_ends.is_empty() || !node_links(mirror).any(|(_, entry)| stands(&entry.object))) {
         return steps;
     }
     let going = node_links(mirror).filter(|(_, entry)| stands(&entry.object) || is_dying(&entry.object));
     let going: BTreeMap<Key, Object> = going.map(|(key, entry)| (key.clone(), entry.object.clone())).collect();
-    let rest = steps.into_iter().filter_map(|(op, owner)| match op {
-        Op::Replace { key, new, .. } if going.contains_key(&key) => {
-            (!is_dying(&new)).then_some((Op::Create(key, new), owner))
+    let rest = steps.into_iter().filter_map(|step| match step {
+        Step::Replace { key, new, .. } if going.contains_key(&*key) => {
+            (!is_dying(&new.object)).then_some(Step::Create(key, new))
         }
-        Op::Delete(key, _) if going.contains_key(&key) => None,
-        op => Some((op, owner)),
+        Step::Delete(key, _) if going.contains_key(&*key) => None,
+        step => Some(step),
     });
     let rest: Vec<_> = rest.collect();
-    going.into_iter().map(|(key, object)| (Op::Delete(key, object), Owner::Read)).chain(rest).collect()
+    going.into_iter().map(|(key, object)| Step::delete(key, object, Owner::Read)).chain(rest).collect()
 }
 
 /// Where the other end of a pod's link is.
@@ -144,11 +144,11 @@ fn far_end(object: &Object) -> Option<(&Netns, &LinkName)> {
 }
 
 /// Makes the deletion of a link of the node its condemnation. False where that leaves nothing to do.
-pub(super) fn condemn(op: &mut Op) -> bool {
-    let Op::Delete(key @ Key::Link { ns: Netns::Host, .. }, old) = op else { return true };
-    let Object::Link(link) = &*old else { return true };
+pub(super) fn condemn(step: &mut Step) -> bool {
+    let Op::Delete(key @ Key::Link { ns: Netns::Host, .. }, old) = step.op() else { return true };
+    let Object::Link(link) = old else { return true };
     let new = Link { group: dying_group(link.group), up: false, ..(**link).clone() };
     let is_news = !is_dying(old);
-    *op = Op::Replace { key: key.clone(), old: old.clone(), new: Object::Link(new.into()) };
+    *step = Step::replace(key.clone(), old.clone(), Object::Link(new.into()), step.owner().clone());
     is_news
 }

@@ -3,14 +3,14 @@
 //! Invariant: what has been taken takes no memory any more. The first difference of a node in a large cluster is tens of
 //! thousands of steps, and the mirror grows as they are done.
 
-use tartan_netstate::{Op, Owner};
+use tartan_netstate::Step;
 
 /// The next step is the last of the list, from where it is taken for nothing.
 #[derive(Default)]
-pub(super) struct Steps(Vec<(Op, Owner)>);
+pub(super) struct Steps(Vec<Step>);
 
 impl Steps {
-    pub(super) fn new(mut in_order: Vec<(Op, Owner)>) -> Steps {
+    pub(super) fn new(mut in_order: Vec<Step>) -> Steps {
         in_order.reverse();
         Steps(in_order)
     }
@@ -20,16 +20,16 @@ impl Steps {
     }
 
     /// In order.
-    pub(super) fn iter(&self) -> impl Iterator<Item = &(Op, Owner)> {
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Step> {
         self.0.iter().rev()
     }
 
-    pub(super) fn retain(&mut self, wanted: impl Fn(&Op) -> bool) {
-        self.0.retain(|(op, _)| wanted(op));
+    pub(super) fn retain(&mut self, wanted: impl Fn(&Step) -> bool) {
+        self.0.retain(wanted);
     }
 
     /// The next ones, in order; all, if there are not so many.
-    pub(super) fn take(&mut self, count: usize) -> Vec<(Op, Owner)> {
+    pub(super) fn take(&mut self, count: usize) -> Vec<Step> {
         let mut next = self.0.split_off(self.0.len().saturating_sub(count));
         self.0.shrink_to_fit();
         next.reverse();
@@ -40,17 +40,17 @@ impl Steps {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tartan_netstate::{Key, Netns, Object};
+    use tartan_netstate::{Key, Netns, Object, Owner};
 
     #[test]
     fn they_come_in_order_and_all_of_them() {
         let step = |name: &str| {
             let key = Key::Sysctl { ns: Netns::Host, name: name.into() };
-            (Op::Create(key, Object::Sysctl("1".into())), Owner::Node)
+            Step::create(key, Object::Sysctl("1".into()), Owner::Node)
         };
         let all = ["a", "b", "c", "d", "e"].map(step);
         let mut steps = Steps::new(all.to_vec());
-        steps.retain(|op| *op != all[1].0);
+        steps.retain(|step| *step != all[1]);
         assert!(steps.iter().eq([&all[0], &all[2], &all[3], &all[4]]));
         assert_eq!(steps.take(3), [all[0].clone(), all[2].clone(), all[3].clone()]);
         assert_eq!(steps.take(3), [all[4].clone()]);

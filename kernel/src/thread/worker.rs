@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use tartan_model::{Family, Host};
 use tartan_netstate::claims::FABRIC_LINK_PREFIX;
-use tartan_netstate::{Change, Key, Netns, Object, Op, Owner, PodNetns, State, diff, diff::hanging_on};
+use tartan_netstate::{Change, Key, Netns, Object, Op, Owner, PodNetns, State, Step, diff, diff::hanging_on};
 
 use super::Applied;
 use super::backoff::Backoff;
@@ -246,7 +246,7 @@ impl Worker {
         for key in &changed {
             self.backoff.forget(key);
         }
-        self.steps.retain(|op| !changed.contains(op.key()));
+        self.steps.retain(|step| !changed.contains(step.key()));
         // A value is known before it is changed; those of links that come only now are not there yet.
         let unread =
             |key: &&Key| is_sysctl(key) && self.mirror.get(key).is_none() && !matches!(key, Key::LinkSysctl { .. });
@@ -274,7 +274,7 @@ impl Worker {
     }
 
     /// What a new want changes for pods, and in the nft table for all.
-    fn pods_steps(&mut self, before: &State, wanted: &State, changed: &BTreeSet<Key>) -> Vec<(Op, Owner)> {
+    fn pods_steps(&mut self, before: &State, wanted: &State, changed: &BTreeSet<Key>) -> Vec<Step> {
         let is_pods =
             |state: &State, key: &Key| matches!(state.get(key), Some(entry) if matches!(entry.owner, Owner::Pod(_)));
         let (mut is, mut should) = (State::new(), State::new());
@@ -299,7 +299,7 @@ impl Worker {
 
     /// Pod by pod, after what all of them stand on: nobody waits for those after his own. `ahead` is the wanted state of
     /// which a pod then has everything, if it has.
-    fn pods_first(&mut self, steps: Vec<(Op, Owner)>, ahead: Option<u64>, now: Instant) {
+    fn pods_first(&mut self, steps: Vec<Step>, ahead: Option<u64>, now: Instant) {
         // A link in the way of one pod's can be another's.
         for Group { pod, steps } in by_pod(out_of_the_way(&self.mirror, self.burial.is_some(), steps)) {
             self.pods_busy_at = now;
@@ -444,13 +444,13 @@ impl Worker {
         let Some((generation, wanted)) = self.wanted.clone() else { return false };
         let mut all = diff(&self.mirror, &wanted, |_| true);
         self.look_for_hidden();
-        all.ops.retain(|(op, _)| !matches!(op.key().netns(), Netns::Pod(ns) if self.hidden.contains(ns)));
-        self.news |= self.backoff.retain(all.ops.iter().map(|(op, _)| op.key()));
+        all.steps.retain(|step| !matches!(step.key().netns(), Netns::Pod(ns) if self.hidden.contains(ns)));
+        self.news |= self.backoff.retain(all.steps.iter().map(|step| step.key()));
         self.steps = Steps::new(self.in_order(all));
         self.planned = generation;
-        let held = |op: &Op| self.backoff.holds(op.key(), now);
-        let whole_is_held = self.steps.iter().any(|(op, _)| op.key().is_whole() && held(op));
-        self.steps.retain(|op| !(held(op) || whole_is_held && op.key().is_whole()));
+        let held = |step: &Step| self.backoff.holds(step.key(), now);
+        let whole_is_held = self.steps.iter().any(|step| step.key().is_whole() && held(step));
+        self.steps.retain(|step| !(held(step) || whole_is_held && step.key().is_whole()));
         if !self.steps.is_empty() {
             return true;
         }
@@ -480,13 +480,13 @@ impl Worker {
 
     /// What pods need before bulk, and before both what all of them stand on. Links are condemned, not deleted, unless
     /// they stand in the way of another.
-    fn in_order(&mut self, change: Change) -> Vec<(Op, Owner)> {
-        let mut steps = change.ops;
-        let made = steps.iter().rposition(|(op, _)| !matches!(op, Op::Delete(..))).map_or(0, |last| last + 1);
+    fn in_order(&mut self, change: Change) -> Vec<Step> {
+        let mut steps = change.steps;
+        let made = steps.iter().rposition(|step| !step.deletes()).map_or(0, |last| last + 1);
         let mut at = 0;
-        steps.retain_mut(|(op, _)| {
+        steps.retain_mut(|step| {
             at += 1;
-            at <= made || condemn(op)
+            at <= made || condemn(step)
         });
         // To sort all takes a second list, and there may be tens of thousands of steps, nearly all of them bulk.
         let mut first: Vec<_> = steps.extract_if(.., |step| rank(step) < BULK).collect();
@@ -498,7 +498,7 @@ impl Worker {
     fn next_chunk(&mut self) {
         let shared = self.steps.iter().take_while(|step| rank(step) == 0).count();
         let mut count = shared.max(self.per_chunk);
-        if self.steps.iter().take(count).any(|(op, _)| makes_a_device(op)) {
+        if self.steps.iter().take(count).any(makes_a_device) {
             count = count.max(WITH_A_DEVICE);
         }
         let chunk = self.steps.take(count);
@@ -516,10 +516,10 @@ impl Worker {
         }
     }
 
-    fn apply(&mut self, steps: Vec<(Op, Owner)>, repairs: bool) {
+    fn apply(&mut self, steps: Vec<Step>, repairs: bool) {
         self.applied += steps.len() as u64;
         if repairs {
-            let retries = steps.iter().filter(|(op, _)| self.backoff.knows(op.key())).count();
+            let retries = steps.iter().filter(|step| self.backoff.knows(step.key())).count();
             self.repaired += (steps.len() - retries) as u64;
             self.news = true;
         }
@@ -540,20 +540,20 @@ impl Worker {
 
     /// One transaction after the other. Of what makes sense together only nothing more is done once one has failed: it would
     /// take away what is still in use.
-    fn carry_out(&mut self, steps: Vec<(Op, Owner)>) -> Vec<Failure> {
+    fn carry_out(&mut self, steps: Vec<Step>) -> Vec<Failure> {
         let whole = first_of_whole(&steps);
         let (mut failures, mut stopped) = (Vec::new(), None);
         for mut steps in phases(&self.mirror, steps) {
             if stopped.is_some() {
-                steps.retain(|(op, _)| !op.key().is_whole());
+                steps.retain(|step| !step.key().is_whole());
             }
-            let change = Change { ops: steps };
+            let change = Change { steps };
             let failed = self.kernel.apply(&change);
             let wanted = self.wanted.as_ref().map(|(_, wanted)| wanted);
-            take_applied(&mut self.mirror, &change.ops, &failed, wanted.unwrap_or(&State::new()));
+            take_applied(&mut self.mirror, &change.steps, &failed, wanted.unwrap_or(&State::new()));
             let now = Instant::now();
-            for (op, _) in &change.ops {
-                self.after(op, now);
+            for step in &change.steps {
+                self.after(step.op(), now);
             }
             let (of_whole, others): (Vec<_>, Vec<_>) = failed.into_iter().partition(|failure| failure.key.is_whole());
             stopped = stopped.or(of_whole.into_iter().next().map(|failure| failure.error));
@@ -576,7 +576,7 @@ impl Worker {
     }
 
     /// What a step that was tried means for others.
-    fn after(&mut self, op: &Op, now: Instant) {
+    fn after(&mut self, op: Op<'_>, now: Instant) {
         self.news |= self.backoff.forget(op.key());
         // What is told of it from now on may be about another one.
         if let Some((_, links)) = &mut self.burial {
@@ -626,7 +626,7 @@ impl Worker {
             }
             // It has not worked, and this one says why.
             self.burial = None;
-            self.apply(links.into_iter().map(|(key, object)| (Op::Delete(key, object), Owner::Read)).collect(), false);
+            self.apply(links.into_iter().map(|(key, object)| Step::delete(key, object, Owner::Read)).collect(), false);
             self.news = true;
             return Some(now);
         }
@@ -677,8 +677,8 @@ impl Worker {
     }
 }
 
-fn makes_a_device(op: &Op) -> bool {
-    match op {
+fn makes_a_device(step: &Step) -> bool {
+    match step.op() {
         Op::Create(Key::Link { ns: Netns::Host, link }, _) => link.as_str().starts_with(FABRIC_LINK_PREFIX),
         _ => false,
     }

@@ -11,7 +11,7 @@ use tartan_datapath::nftables::{Nat, Nftables};
 use tartan_datapath::pod::host_link;
 use tartan_kernel::nft::Nft;
 use tartan_model::{Attachment, Features, PerFamily, PortMapping, Protocol, World};
-use tartan_netstate::{Key, Mac, Netns as Namespace, Object, PodNetns, State, diff};
+use tartan_netstate::{Key, Mac, Netns as Namespace, Object, PodNetns, State, Step, diff};
 
 use super::Netns;
 use super::traffic::{Over, sees, serve};
@@ -140,15 +140,15 @@ impl Lab {
     pub fn apply(&self, from: &State, nat: &Nat) -> State {
         let wanted = Nftables::default().plan(&self.world, nat).clone();
         let change = diff(from, &wanted, |_| true);
-        for (op, _) in &change.ops {
+        for key in change.steps.iter().map(Step::key) {
             if let (Key::LinkSysctl { ns: Namespace::Host, link, name }, Some(Object::Sysctl(value))) =
-                (op.key(), wanted.get(op.key()).map(|entry| &entry.object))
+                (key, wanted.get(key).map(|entry| &entry.object))
             {
                 let (family, name) = name.split_once('/').unwrap();
                 self.node.sh(&format!("sysctl -qw net.{family}.conf.{link}.{name}={value}"));
             }
         }
-        assert_eq!(self.node.change(move || Nft::open().unwrap().apply(&change.ops)), []);
+        assert_eq!(self.node.change(move || Nft::open().unwrap().apply(&change.steps)), []);
         wanted
     }
 }

@@ -18,7 +18,7 @@ use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, Test
 use tartan_datapath::nftables::policy::{Mirrored, Mode, Policy};
 use tartan_kernel::nft::phases;
 use tartan_model::{Attachment, PerFamily, World};
-use tartan_netstate::{Mac, Op as Step, Owner, PodNetns, State as Maps, diff};
+use tartan_netstate::{Mac, PodNetns, State as Maps, Step, diff};
 use tartan_policy::verdicts::{self, Memo};
 
 #[allow(dead_code, reason = "shared")]
@@ -61,7 +61,7 @@ struct Node {
 }
 
 /// How the steps of a change are made transactions.
-type InTransactions = fn(&Maps, Vec<(Step, Owner)>) -> Vec<Vec<(Step, Owner)>>;
+type InTransactions = fn(&Maps, Vec<Step>) -> Vec<Vec<Step>>;
 
 /// Ways that are not good enough, which has to show.
 const FAULTS: [(&str, InTransactions); 3] = [
@@ -72,9 +72,9 @@ const FAULTS: [(&str, InTransactions); 3] = [
         all
     }),
     ("without what is between", |mirror, steps| {
-        let keys: BTreeSet<_> = steps.iter().map(|(op, _)| op.key().clone()).collect();
+        let keys: BTreeSet<_> = steps.iter().map(|step| step.key().clone()).collect();
         let mut all = phases(mirror, steps);
-        all.iter_mut().for_each(|steps| steps.retain(|(op, _)| keys.contains(op.key())));
+        all.iter_mut().for_each(|steps| steps.retain(|step| keys.contains(step.key())));
         all
     }),
 ];
@@ -215,7 +215,7 @@ impl Node {
         world.programmed.mirror = self.mirror.clone();
         let tables = &verdicts::plan(&mut self.verdicts, &world).tables;
         let wanted = self.policy.plan(&world, tables, Mode::Enforce).clone();
-        let all = in_transactions(&self.mirror, diff::diff(&self.mirror, &wanted, |_| true).ops);
+        let all = in_transactions(&self.mirror, diff::diff(&self.mirror, &wanted, |_| true).steps);
         let broken_off = stop < all.len() && !self.mirror.is_empty();
         let judged = self.go_over(&wanted, &all[..if broken_off { stop } else { all.len() }])?;
         if !broken_off && (self.mirror.len() != wanted.len() || !self.mirror.holds_all(&wanted)) {
@@ -225,7 +225,7 @@ impl Node {
         Ok(judged)
     }
 
-    fn go_over(&mut self, wanted: &Maps, transactions: &[Vec<(Step, Owner)>]) -> Result<u64, String> {
+    fn go_over(&mut self, wanted: &Maps, transactions: &[Vec<Step>]) -> Result<u64, String> {
         let (before, after) = (Lookups::of(&self.mirror), Lookups::of(wanted));
         let packets = if self.mirror.is_empty() { Vec::new() } else { packets(&before, &after) };
         let wanted: Vec<[bool; 2]> =
@@ -233,7 +233,7 @@ impl Node {
         let mut last = before.clone();
         let mut judged = 0;
         for (turn, steps) in transactions.iter().enumerate() {
-            steps.iter().for_each(|(op, owner)| op.apply_to(&mut self.mirror, owner));
+            steps.iter().for_each(|step| step.apply_to(&mut self.mirror));
             let now = Lookups::of(&self.mirror);
             for (intervals, late) in [(&now, ""), (&last, ", intervals are late")] {
                 for (packet, wanted) in packets.iter().zip(&wanted) {

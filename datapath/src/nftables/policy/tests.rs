@@ -13,7 +13,7 @@ use tartan_model::{
     StoreEvent,
 };
 use tartan_netstate::nft::{Fields, Verdict};
-use tartan_netstate::{Mac, PodNetns, diff};
+use tartan_netstate::{Mac, PodNetns, Step, diff};
 use tartan_policy::ir::Direction;
 use tartan_policy::verdicts::{self, Word};
 use tartan_policy::walk::{self, Packet};
@@ -388,10 +388,10 @@ fn what_comes_and_goes_is_elements_and_what_takes_away_begins_a_generation() {
         let (change, began) = change(of);
         assert_eq!(began, revokes, "{what}");
         let is_element = |key: &Key| matches!(key, Key::NftElement { .. });
-        let chains = change.ops.iter().filter(|(op, _)| !is_element(op.key())).count();
+        let chains = change.steps.iter().filter(|step| !is_element(step.key())).count();
         let all_hooks = if what == "no policy is left" { 4 } else { 0 };
         assert_eq!(chains, all_hooks + if revokes { 5 } else { 0 }, "{what}: {change:#?}");
-        assert!(change.ops.len() < 40, "{what}: {} steps", change.ops.len());
+        assert!(change.steps.len() < 40, "{what}: {} steps", change.steps.len());
     };
     let put = |number: u8, app: &'static str| {
         move |world: &mut World| store(world, pod_id(number), Some(Stored::Pod(pod(number, app).into())))
@@ -531,14 +531,14 @@ fn what_ipvs_passes_on_is_of_the_pod_whose_address_it_has() {
     for there in [true, false] {
         let (change, begun) = change(|world| ipvs(world, there));
         assert_eq!(begun, there, "what was judged before may have been translated since");
-        let of_no_link = change.ops.iter().filter(|(op, _)| match op.key() {
+        let of_no_link = change.steps.iter().filter(|step| match step.key() {
             Key::NftElement { key, .. } => key.bytes.starts_with(&[0; 16]) && key.bytes.len() > 16,
             _ => false,
         });
         // Of the one pod of this node, in both families: its set, and that it is its own.
         assert_eq!(of_no_link.count(), if there { 4 } else { 0 });
-        let rules = |(op, _): &(tartan_netstate::Op, Owner)| matches!(op.key(), Key::NftChain { chain } if **chain == *"policy_output");
-        assert_eq!(change.ops.iter().any(rules), there);
+        let rules = |step: &Step| matches!(step.key(), Key::NftChain { chain } if **chain == *"policy_output");
+        assert_eq!(change.steps.iter().any(rules), there);
     }
 }
 
