@@ -43,11 +43,11 @@ pub(super) fn run(report: &mut Report) -> Result<()> {
     let [ours, veth] = &arms;
     report.comment(&format!(
         "fabric.udp_tcp ours={} veth={} Gbit/s; both engines together take {} s of processor time for each Gbit",
-        number(ours.value(0, Samples::most).get()),
-        number(veth.value(0, Samples::most).get()),
+        number(ours.value(0, Samples::p50).get()),
+        number(veth.value(0, Samples::p50).get()),
         number(ours.value(1, Samples::p50).get())
     ));
-    report.figure("fabric.udp_tcp.vs_veth", ours.ratio(veth, 0, Samples::most), "ratio");
+    report.figure("fabric.udp_tcp.vs_veth", ours.ratio(veth, 0, Samples::p50), "ratio");
     drop(arms);
     // What an engine that is killed has in its hands goes with it; one that is upgraded has nothing there.
     let [_, killed, _] = ends(report, &program, "kill")?;
@@ -71,7 +71,7 @@ fn encrypted(report: &mut Report) -> Result<()> {
     let mut arms = ["ours", "veth", "boringtun"].map(|arm| Arm::new(move || ask(arm)));
     interleave(ROUNDS, &mut arms)?;
     let [ours, veth, boringtun] = &arms;
-    let rate = |arm: &Arm<'_>| number(arm.value(0, Samples::most).get());
+    let rate = |arm: &Arm<'_>| number(arm.value(0, Samples::p50).get());
     report.comment(&format!(
         "fabric.wireguard_user_tcp ours={} veth={} boringtun={} Gbit/s; both engines together take {} s of processor time \
          for each Gbit",
@@ -80,8 +80,8 @@ fn encrypted(report: &mut Report) -> Result<()> {
         rate(boringtun),
         number(ours.value(1, Samples::p50).get())
     ));
-    report.figure("fabric.wireguard_user_tcp.vs_veth", ours.ratio(veth, 0, Samples::most), "ratio");
-    report.figure("fabric.wireguard_user_tcp.vs_boringtun", ours.ratio(boringtun, 0, Samples::most), "ratio");
+    report.figure("fabric.wireguard_user_tcp.vs_veth", ours.ratio(veth, 0, Samples::p50), "ratio");
+    report.figure("fabric.wireguard_user_tcp.vs_boringtun", ours.ratio(boringtun, 0, Samples::p50), "ratio");
     drop(arms);
     let [probes, killed, _] = ends(report, &program, "kill")?;
     report.comment(&format!("fabric wireguard: {killed} of {probes} packets lost by engines that were killed"));

@@ -37,12 +37,7 @@ impl Samples {
         self.percentile(99.0)
     }
 
-    /// The smallest: of times, the one that the rest of the machine disturbed least.
-    pub(crate) fn least(&self) -> f64 {
-        self.percentile(0.0)
-    }
-
-    /// The largest: of rates, the one that the rest of the machine disturbed least.
+    /// The largest.
     pub(crate) fn most(&self) -> f64 {
         self.percentile(100.0)
     }
@@ -71,13 +66,12 @@ impl<'a> Arm<'a> {
         Value::new(statistic(&self.pooled(series)), self.rounds.iter().map(|round| statistic(&round[series])))
     }
 
-    /// This arm's statistic as a multiple of `yardstick`'s: over all rounds, and its range from round to round.
+    /// This arm's statistic as a multiple of `yardstick`'s in the same round: the median of all rounds, and the range.
     pub(crate) fn ratio(&self, yardstick: &Arm<'_>, series: usize, statistic: fn(&Samples) -> f64) -> Value {
         let rounds = self.rounds.iter().zip(&yardstick.rounds);
-        Value::new(
-            statistic(&self.pooled(series)) / statistic(&yardstick.pooled(series)),
-            rounds.map(|(a, b)| statistic(&a[series]) / statistic(&b[series])),
-        )
+        let ratios: Vec<f64> = rounds.map(|(a, b)| statistic(&a[series]) / statistic(&b[series])).collect();
+        let sorted = Samples::new(ratios.clone()).expect("there are rounds, and what is measured is not 0");
+        Value::new(sorted.p50(), ratios.into_iter())
     }
 }
 
@@ -267,16 +261,17 @@ mod tests {
     }
 
     #[test]
-    fn a_ratio_is_over_all_rounds_and_its_spread_by_round() {
-        let (mut a, mut b) = ([vec![2.0, 4.0], vec![6.0]].into_iter(), [vec![2.0], vec![2.0]].into_iter());
-        let mut round = || Ok(vec![vec![9.0], a.next().expect("two rounds")]);
-        let mut yardstick = || Ok(vec![vec![3.0], b.next().expect("two rounds")]);
+    fn a_ratio_is_of_one_round_and_the_median_is_told() {
+        let (mut a, mut b) =
+            ([vec![2.0, 4.0], vec![6.0], vec![4.0]].into_iter(), [vec![2.0], vec![2.0], vec![2.0]].into_iter());
+        let mut round = || Ok(vec![vec![9.0], a.next().expect("three rounds")]);
+        let mut yardstick = || Ok(vec![vec![3.0], b.next().expect("three rounds")]);
         let mut arms = [Arm::new(&mut round), Arm::new(&mut yardstick)];
-        interleave(2, &mut arms).expect("never fails");
-        let want = Value { value: 2.0, rounds: 2, min: 1.0, max: 3.0 };
+        interleave(3, &mut arms).expect("never fails");
+        let want = Value { value: 2.0, rounds: 3, min: 1.0, max: 3.0 };
         assert_eq!(arms[0].ratio(&arms[1], 1, Samples::p50), want);
-        assert_eq!(want.inverse(), Value { value: 0.5, rounds: 2, min: 1.0 / 3.0, max: 1.0 });
-        assert_eq!(arms[0].value(1, Samples::p99), Value { value: 6.0, rounds: 2, min: 4.0, max: 6.0 });
+        assert_eq!(want.inverse(), Value { value: 0.5, rounds: 3, min: 1.0 / 3.0, max: 1.0 });
+        assert_eq!(arms[0].value(1, Samples::p99), Value { value: 6.0, rounds: 3, min: 4.0, max: 6.0 });
         assert_eq!(arms[0].ratio(&arms[1], 0, Samples::most).get(), 3.0);
     }
 

@@ -1,7 +1,7 @@
 //! Packets: what our path costs beside the same chain of devices and namespaces made by hand (`lab/yardstick.sh`).
 //!
 //! Every ratio is oriented so that 1 is "as the twin" and more is better: rates are ours / twin's, the time of a round
-//! trip is twin's / ours. Each is of the best round of either: what else the machine does only ever slows a round down.
+//! trip is twin's / ours.
 
 use super::{
     figure::{Arm, Report, Samples, Value, interleave, number},
@@ -50,7 +50,7 @@ pub(super) const MEASURES: [Measure; 4] = [
 /// Ours, two identical yardsticks, and the bare devices.
 const ARMS: [&str; 4] = ["ours", "twin1", "twin2", "bare"];
 
-const ROUNDS: usize = 12;
+const ROUNDS: usize = 20;
 
 pub(super) fn run(report: &mut Report) -> Result<()> {
     let mut worst: f64 = 1.0;
@@ -72,8 +72,11 @@ fn one(report: &mut Report, program: &Program, (path, pair): (&str, &str), measu
     interleave(ROUNDS, &mut arms)?;
     let [ours, twin, other_twin, bare] = &arms;
     let noise = measure.against(other_twin, twin).get();
-    let values: Vec<String> =
-        ARMS.iter().zip(&arms).map(|(name, arm)| format!("{name}={}", number(measure.best(arm).get()))).collect();
+    let values: Vec<String> = ARMS
+        .iter()
+        .zip(&arms)
+        .map(|(name, arm)| format!("{name}={}", number(arm.value(0, Samples::p50).get())))
+        .collect();
     report.comment(&format!(
         "path.{path}.{name} {} {unit}; twin2/twin1={} ours/bare={}",
         values.join(" "),
@@ -87,18 +90,9 @@ fn one(report: &mut Report, program: &Program, (path, pair): (&str, &str), measu
 // === impl Measure ===
 
 impl Measure {
-    fn statistic(&self) -> fn(&Samples) -> f64 {
-        if self.is_time { Samples::least } else { Samples::most }
-    }
-
-    /// Of the round that was disturbed least.
-    pub(super) fn best(&self, arm: &Arm<'_>) -> Value {
-        arm.value(0, self.statistic())
-    }
-
-    /// The arm's best against the yardstick's: more is better.
+    /// The arm against the yardstick: more is better.
     pub(super) fn against(&self, arm: &Arm<'_>, yardstick: &Arm<'_>) -> Value {
-        let ratio = arm.ratio(yardstick, 0, self.statistic());
+        let ratio = arm.ratio(yardstick, 0, Samples::p50);
         if self.is_time { ratio.inverse() } else { ratio }
     }
 }

@@ -3,7 +3,7 @@
 //!
 //! Ratios are oriented as those of paths: 1 is "as a pod that no policy selects, on the node with 10,000 policies".
 
-use super::super::figure::{Arm, Report, Value, interleave, number};
+use super::super::figure::{Arm, Report, Samples, Value, interleave, number};
 use super::super::path::{MEASURES, Measure};
 use super::super::program::Program;
 use crate::command::Result;
@@ -48,7 +48,7 @@ fn one(report: &mut Report, programs: &[Program], measure: &Measure) -> Result<(
     interleave(ROUNDS, &mut arms)?;
     let values = ARMS.iter().zip(&arms).map(|((name, ..), arm)| {
         let ratio = number(measure.against(arm, &arms[0]).get());
-        format!("{name}={} ({ratio})", number(measure.best(arm).get()))
+        format!("{name}={} ({ratio})", number(arm.value(0, Samples::p50).get()))
     });
     let values: Vec<String> = values.collect();
     report.comment(&format!("policy.{} {} {}", measure.name, values.join(" "), measure.unit));
