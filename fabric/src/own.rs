@@ -5,7 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use tartan_model::{Condition, Family, HostLink, World};
-use tartan_netstate::claims::{FABRIC_LINK_PREFIX, MAIN_TABLE, NFT_STRICT_CHAIN, UNREACHABLE_METRIC};
+use tartan_netstate::claims::{
+    FABRIC_LINK_PREFIX, IPV4_FORWARDING, IPV6_FORWARDING, MAIN_TABLE, NFT_STRICT_CHAIN, UNREACHABLE_METRIC,
+};
 use tartan_netstate::{Entry, Key, LinkName, Netns, Object, Owner, Route, Scope, State};
 
 use crate::mtu::carried;
@@ -26,7 +28,7 @@ pub(crate) fn state(
         state.insert(Key::KeyPair { name }, Object::KeyPair, Owner::Node);
     }
     let mut sysctl = |key: Key, value: &str| state.insert(key, Object::Sysctl(value.into()), Owner::Node);
-    let forwarding = [(Family::V4, "ipv4/ip_forward"), (Family::V6, "ipv6/conf/all/forwarding")];
+    let forwarding = [(Family::V4, IPV4_FORWARDING), (Family::V6, IPV6_FORWARDING)];
     for (_, name) in forwarding.into_iter().filter(|(family, _)| *family == Family::V4 || world.features.ipv6) {
         sysctl(Key::Sysctl { ns: Netns::Host, name: name.into() }, "1");
     }

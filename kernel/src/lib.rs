@@ -19,6 +19,7 @@ mod link;
 pub mod linux;
 mod namespace;
 mod neigh;
+mod netconf;
 mod netlink;
 mod netns;
 pub mod nflog;

@@ -4,7 +4,7 @@
 //! Lost notifications become [`Wake::Overrun`].
 //!
 //! The kernel does not tell all: IPv4 routes vanish in silence with their link, or with the address they name as
-//! source. So an event of such a link or address wakes the routes too.
+//! source. So an event of such a link or address wakes the routes too. Of sysctls it tells of a few.
 
 use std::collections::BTreeMap;
 use std::io::{self, PipeWriter};
@@ -25,11 +25,11 @@ use tartan_netstate::{Key, LinkName, Netns, Object};
 
 use crate::netlink::{Part, Refusal, parts, receive};
 use crate::nfnetlink::attr_str;
-use crate::{KernelError, Scope, Wake, Waker, addr, link, neigh, route, rule};
+use crate::{KernelError, Scope, Wake, Waker, addr, link, neigh, netconf, route, rule};
 
 /// Bursts are long: a relist of thousands of nodes is told object by object.
 const RECEIVE_BUFFER_BYTES: usize = 32 << 20;
-const GROUPS: [u32; 9] = [
+const GROUPS: [u32; 11] = [
     libc::RTNLGRP_LINK,
     libc::RTNLGRP_NEIGH,
     libc::RTNLGRP_IPV4_IFADDR,
@@ -39,6 +39,8 @@ const GROUPS: [u32; 9] = [
     libc::RTNLGRP_IPV4_RULE,
     libc::RTNLGRP_IPV6_RULE,
     libc::RTNLGRP_NSID,
+    libc::RTNLGRP_IPV4_NETCONF,
+    libc::RTNLGRP_IPV6_NETCONF,
 ];
 const NFNLGRP_NFTABLES: u32 = 7;
 const NFNL_SUBSYS_NFTABLES: u16 = 10;
@@ -151,6 +153,13 @@ impl Listener {
     }
 
     fn hear(&mut self, part: &Part<'_>) {
+        if netconf::MESSAGES.contains(&part.kind) {
+            let named = |index| self.names.get(&index).cloned();
+            if let Some((sysctl, value)) = netconf::decode(part.payload(), named) {
+                (self.wake)(Wake::Now(sysctl, Some(value)));
+            }
+            return;
+        }
         let echo = self.ours.contains(&part.port);
         match part.decode("a notification") {
             Ok(message) => self.told(message, echo),

@@ -20,7 +20,7 @@ use tartan_kernel::linux::Linux;
 use tartan_kernel::thread::{Applied, Handle, spawn};
 use tartan_kernel::{Failure, Kernel, KernelError, Scope, Waker};
 use tartan_model::{Features, Host, Wireguard};
-use tartan_netstate::{Change, Object, Owner, PodNetns, State};
+use tartan_netstate::{Change, Key, LinkName, Object, Owner, PodNetns, State, claims};
 
 /// A node with two pods, and the thread at work in it.
 struct Node {
@@ -115,6 +115,31 @@ fn what_others_break_is_repaired() {
         "nft delete table inet tartan",
     ] {
         node.repairs(script);
+    }
+}
+
+/// Of these the kernel tells; others are looked for by and by.
+#[test]
+fn a_sysctl_that_others_set_is_set_back() {
+    let mut node = Node::new();
+    let host = tartan_netstate::Netns::Host;
+    let link = || LinkName::new("ttx4").unwrap();
+    for key in [
+        Key::Sysctl { ns: host.clone(), name: claims::IPV4_FORWARDING.into() },
+        Key::Sysctl { ns: host.clone(), name: claims::IPV6_FORWARDING.into() },
+        Key::LinkSysctl { ns: host.clone(), link: link(), name: "ipv4/rp_filter".into() },
+        Key::LinkSysctl { ns: host.clone(), link: link(), name: "ipv4/proxy_arp".into() },
+    ] {
+        node.wanted.insert(key, Object::Sysctl("1".into()), Owner::Node);
+    }
+    node.handle.want(2, node.wanted.clone());
+    node.wait("the sysctls", |applied| applied.generation == 2);
+    for name in ["ipv4.ip_forward", "ipv6.conf.all.forwarding", "ipv4.conf.ttx4.rp_filter", "ipv4.conf.ttx4.proxy_arp"]
+    {
+        let began = Instant::now();
+        node.repairs(&format!("sysctl -qw net.{name}=0"));
+        assert_eq!(node.netns.sh(&format!("sysctl -n net.{name}")).trim(), "1", "{name}");
+        assert!(began.elapsed() < Duration::from_secs(3), "{name} took {:?}", began.elapsed());
     }
 }
 

@@ -306,6 +306,22 @@ fn lost_notifications_cost_a_full_read() {
 }
 
 #[test]
+fn what_a_read_finds_gone_is_told_also_if_nobody_wants_it() {
+    let key = Key::Link { ns: Netns::Host, link: name("ttpz0") };
+    let kind = tartan_netstate::LinkKind::Bridge;
+    let link = tartan_netstate::Link { kind, mac: Some(mac(1)), mtu: 1400, group: claims::POD_LINK_GROUP, up: true };
+    let entry = Entry { object: Object::Link(link.into()), owner: Owner::Node };
+    let node = Node::wanting(&State::from_iter([(key.clone(), entry)]));
+    node.handle.want(9, State::new());
+    node.wait("it to be condemned", |applied| applied.generation == 9);
+    // Nobody buries it.
+    node.fake.fail(key.clone(), Some(Errno::EBUSY));
+    node.fake.remove_silently(&key);
+    node.fake.overrun();
+    node.wait("its end", |applied| applied.mirror.is_empty());
+}
+
+#[test]
 fn what_cannot_be_read_is_not_pruned() {
     let wanted = full();
     let node = Node::wanting(&wanted);

@@ -4,7 +4,7 @@
 //! and removed by another process.
 
 use std::collections::BTreeMap;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -128,8 +128,8 @@ impl Facts {
             .collect()
     }
 
-    /// Runs a command inside a member, with the lab's names resolving and, on a node, `TARTAN_SOCKET` set. Standard
-    /// streams are the caller's.
+    /// Runs a command inside a member, with the lab's names resolving, this program found as `tartan` wherever it lies, and, on
+    /// a node, `TARTAN_SOCKET` set. Standard streams are the caller's.
     pub fn exec(&self, member: &str, argv: &[impl AsRef<OsStr>]) -> Result<ExitStatus> {
         let member = self.member(member)?;
         let (program, args) = argv.split_first().context("no command given")?;
@@ -138,6 +138,7 @@ impl Facts {
         if let Some(socket) = &member.socket {
             command.env("TARTAN_SOCKET", socket);
         }
+        command.env("PATH", path_to_ourselves());
         let hosts = self.hosts_file();
         let child = Netns::named(&member.netns).run(|| -> Result<_> {
             own_mounts()?;
@@ -161,6 +162,16 @@ impl Facts {
     fn hosts_file(&self) -> PathBuf {
         self.dir.join("hosts")
     }
+}
+
+/// `PATH`, and behind it the folder that this program is in.
+fn path_to_ourselves() -> OsString {
+    let mut path = std::env::var_os("PATH").unwrap_or_default();
+    if let Some(folder) = std::env::current_exe().ok().as_deref().and_then(Path::parent) {
+        path.push(":");
+        path.push(folder);
+    }
+    path
 }
 
 /// Makes a lab's directory and, if need be, the one they are all in. A lab that goes takes an empty `LAB_DIR` with it,

@@ -33,6 +33,10 @@ pub const DYING_LINK_GROUPS: [u32; 2] = [DYING_LINK_GROUP, DYING_POD_LINK_GROUP]
 pub const POD_LINK_GROUPS: Groups =
     Groups { mask: !(POD_LINK_GROUP ^ DYING_POD_LINK_GROUP), value: POD_LINK_GROUP & DYING_POD_LINK_GROUP };
 
+/// The sysctl by which a node forwards IPv4, and the one for IPv6.
+pub const IPV4_FORWARDING: &str = "ipv4/ip_forward";
+pub const IPV6_FORWARDING: &str = "ipv6/conf/all/forwarding";
+
 /// Handle of the qdisc that limits a pod's link.
 pub const QDISC_HANDLE: u32 = 0x7474_0000;
 

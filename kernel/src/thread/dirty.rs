@@ -40,6 +40,13 @@ impl Dirty {
         }
     }
 
+    /// What a node has been given once for all, and what other programs think they have to say in, too. They stand in front.
+    pub(super) fn mark_node_sysctls(&mut self, mirror: &State) {
+        let is_node_s = |key: &&Key| matches!(key, Key::UplinkSysctl { .. } | Key::Sysctl { ns: Netns::Host, .. });
+        let keys = mirror.iter().map(|(key, _)| key).take_while(is_node_s);
+        sysctls(keys).into_iter().for_each(|scope| self.mark(scope));
+    }
+
     /// A scope to read now.
     pub(super) fn next(&self, now: Instant) -> Option<Scope> {
         self.scopes.iter().find(|scope| self.not_before.get(scope).is_none_or(|then| *then <= now)).cloned()

@@ -11,19 +11,23 @@ use tartan_netstate::{Entry, Key, Link, LinkKind, LinkName, Netns, Object, Op, O
 use crate::link::dying_group;
 use crate::{Failure, Scope};
 
-/// Puts what was read in place of what the scope covers.
-pub(super) fn take_read(mirror: &mut State, scope: &Scope, read: &State) {
-    for key in lost(mirror, scope, read) {
+/// Puts what was read in place of what the scope covers. Says whether it was anything else.
+pub(super) fn take_read(mirror: &mut State, scope: &Scope, read: &State) -> bool {
+    let lost = lost(mirror, scope, read);
+    for key in &lost {
         match key.as_link() {
             Some((ns, link)) => forget_link(mirror, &ns, &link),
-            None => drop(mirror.remove(&key)),
+            None => drop(mirror.remove(key)),
         }
     }
+    let mut changed = !lost.is_empty();
     for (key, entry) in read.iter_shared() {
         if !mirror.holds(key, &entry.object) {
             mirror.share(key.clone(), entry.clone());
+            changed = true;
         }
     }
+    changed
 }
 
 /// What the scope covers and the kernel no longer has. One link or pod is not looked for among all there are.

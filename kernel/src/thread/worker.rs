@@ -33,7 +33,7 @@ const CHUNK: Duration = Duration::from_millis(5);
 const WITH_A_DEVICE: usize = 512;
 /// Everything is read again after this time, whatever the kernel told.
 const FULL_READ: Duration = Duration::from_secs(300);
-/// Firewalls in the legacy iptables tables tell nobody when they change.
+/// Firewalls in the legacy iptables tables tell nobody when they change, nor do most sysctls.
 const LOOK: Duration = Duration::from_secs(10);
 /// Reading what is not ours takes at most one part in so many of this thread's time.
 const HOST_REST: u32 = 20;
@@ -160,6 +160,7 @@ impl Worker {
             }
             if now >= self.look_at {
                 self.dirty.mark(Scope::Foreign);
+                self.dirty.mark_node_sysctls(&self.mirror);
                 self.host_is_dirty = true;
                 self.look_at = now + LOOK;
             }
@@ -208,8 +209,8 @@ impl Worker {
         } else if self.newborn.told(key, as_known) {
             return;
         }
-        // An echo, or what we have read since.
-        if as_known {
+        // An echo, or what we have read since; or a sysctl that is none of ours.
+        if as_known || is_sysctl(key) && self.mirror.get(key).is_none() {
             return;
         }
         // All that hung on it is gone, whatever has its name when we look: sysctls are not told of.
@@ -403,7 +404,7 @@ impl Worker {
         if let Scope::Pod { ns, .. } = scope {
             self.news |= self.hidden.remove(ns);
         }
-        take_read(&mut self.mirror, scope, read);
+        self.news |= take_read(&mut self.mirror, scope, read);
         self.steps = Steps::default();
         self.unsettled = true;
     }

@@ -28,7 +28,7 @@ const ROUTES: &str = "ip route show proto 84; ip -6 route show proto 84";
 const ON_DEVICE: &str = "ip route show proto 84 dev $dev; ip -6 route show proto 84 dev $dev; \
                          ip neigh show dev $dev nud permanent; bridge fdb show dev $dev | grep dst";
 
-const DAMAGES: [Damage; 6] = [
+const DAMAGES: [Damage; 7] = [
     Damage { name: "vxlan-device", delete: "ip link del $dev", listing: ON_DEVICE },
     Damage {
         name: "route",
@@ -50,6 +50,11 @@ const DAMAGES: [Damage; 6] = [
         name: "node-address",
         delete: "ip addr del $(ip -4 -o addr show dev lo | grep -o '10[.]244[.][0-9./]*' | head -1) dev lo",
         listing: "ip -o addr show dev lo | sed 's/.* inet/inet/'; ip route show proto 84; ip -6 route show proto 84",
+    },
+    Damage {
+        name: "forwarding",
+        delete: "sysctl -qw net.ipv4.ip_forward=0 net.ipv6.conf.all.forwarding=0",
+        listing: "sysctl net.ipv4.ip_forward net.ipv6.conf.all.forwarding",
     },
 ];
 

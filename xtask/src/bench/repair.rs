@@ -8,7 +8,8 @@ use crate::command::Result;
 
 pub(super) const FIGURES: &[&str] = &["repair.worst"];
 
-const DAMAGES: [&str; 6] = ["vxlan-device", "route", "neighbour", "fdb-entry", "nft-table", "node-address"];
+const DAMAGES: [&str; 7] =
+    ["vxlan-device", "route", "neighbour", "fdb-entry", "nft-table", "node-address", "forwarding"];
 
 const ROUNDS: usize = 10;
 
