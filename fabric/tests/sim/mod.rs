@@ -362,7 +362,7 @@ impl Cluster {
             // Where nothing may go in clear, what goes all the same for now has no promise.
             && (instance.is_encrypted() || !sender.world.config.strict_encryption)
             // Nor does what a node does not know yet to go in clear, and may be told at any time that nothing may.
-            && (instance.is_encrypted() || sender.world.kernel_is_settled())
+            && (instance.is_encrypted() || sender.is_idle())
             && receiver.world.kernel_is_settled()
             && !sender.disturbed
             && !receiver.disturbed
