@@ -1,7 +1,7 @@
 //! The difference of two states, in an order in which it can be applied.
 //!
 //! Order: first the deletions that stand in the way of a creation (a device that must be made again, a VXLAN device
-//! whose identifier another one takes), then creations and replacements in key order, routes by way of a gateway after
+//! whose identifier another one takes, a WireGuard peer's ranges that another one gets), then creations and replacements in key order, routes by way of a gateway after
 //! those that lead to it, then all other deletions in reverse key order. So a route moves to its new device before its old device goes, and no packet is lost between.
 //!
 //! Invariant: applying `diff(a, b)` to `a` gives `b`, in one pass ([`Change::apply_to`] is the slow, obvious twin the
@@ -11,8 +11,9 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use imbl::ordmap::DiffItem;
+use ipnet::IpNet;
 
-use crate::{Entry, Key, LinkKind, LinkName, Netns, Object, Owner, State};
+use crate::{Entry, Key, LinkKind, LinkName, Netns, Object, Owner, State, WgPeer};
 
 /// One step. It shares its key and entries with the states it leads from and to: there may be tens of thousands.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,7 +52,7 @@ pub fn diff(mirror: &State, wanted: &State, may_delete: impl Fn(&Key) -> bool) -
     // There may be tens of thousands: a list that grows would be there twice each time it does.
     let differing = || mirror.map().diff(wanted.map());
     let mut make = Vec::with_capacity(differing().count());
-    let mut gone = Vec::new();
+    let (mut gone, mut stay) = (Vec::new(), Vec::new());
     for item in differing() {
         match item {
             DiffItem::Add(key, new) => make.push(Step::Create(key.clone(), new.clone())),
@@ -60,10 +61,14 @@ pub fn diff(mirror: &State, wanted: &State, may_delete: impl Fn(&Key) -> bool) -
             }
             DiffItem::Update { .. } => {}
             DiffItem::Remove(key, old) if may_delete(key) => gone.push(Step::Delete(key.clone(), old.clone())),
+            DiffItem::Remove(key, old) if matches!(old.object, Object::WgPeer(_)) => {
+                stay.push(Step::Delete(key.clone(), old.clone()));
+            }
             DiffItem::Remove(..) => {}
         }
     }
-    let first = links_first(mirror, wanted, &mut make, &mut gone);
+    let mut first = ranges_first(&mut make, &mut gone, stay);
+    first.extend(links_first(mirror, wanted, &mut make, &mut gone));
     repeat_neighbours(mirror, wanted, &mut make);
     repeat_mtus(mirror, wanted, &mut make);
     remake_sets(wanted, &mut make, &mut gone);
@@ -130,6 +135,44 @@ fn at_ports_of_others<'a>(make: &[Step], gone: &'a [Step]) -> impl Iterator<Item
         }
         _ => None,
     })
+}
+
+/// WireGuard peers whose ranges another peer of the device gets give them up first, those that stay, too: the kernel takes a range
+/// from whoever has it, and what the mirror says of that one would not be so.
+fn ranges_first(make: &mut Vec<Step>, gone: &mut Vec<Step>, stay: Vec<Step>) -> Vec<Step> {
+    let mut gained: BTreeSet<(LinkName, IpNet)> = BTreeSet::new();
+    for step in make.iter() {
+        let (new, old) = match step.op() {
+            Op::Create(Key::WgPeer { .. }, Object::WgPeer(new)) => (new, None),
+            Op::Replace { old: Object::WgPeer(old), new: Object::WgPeer(new), .. } => (new, Some(old)),
+            _ => continue,
+        };
+        let Some(link) = step.key().link() else { continue };
+        let is_new = |range: &&IpNet| old.is_none_or(|old| old.allowed.binary_search(range).is_err());
+        gained.extend(new.allowed.iter().filter(is_new).map(|range| (link.clone(), *range)));
+    }
+    let keeps = |key: &Key, old: &Entry| -> Option<Arc<Entry>> {
+        let Object::WgPeer(peer) = &old.object else { return None };
+        let is_lost = |range: &IpNet| key.link().is_some_and(|link| gained.contains(&(link.clone(), *range)));
+        let kept: Arc<[IpNet]> = peer.allowed.iter().filter(|range| !is_lost(range)).copied().collect();
+        let lost = kept.len() < peer.allowed.len();
+        let object = Object::WgPeer(WgPeer { allowed: kept, ..WgPeer::clone(peer) }.into());
+        lost.then(|| Entry { object, owner: old.owner.clone() }.into())
+    };
+    let mut first = Vec::new();
+    make.retain_mut(|step| {
+        let Step::Replace { key, old, new } = step else { return true };
+        let Some(kept) = keeps(key, old) else { return true };
+        let more = new.object != kept.object;
+        first.push(Step::Replace { key: key.clone(), old: std::mem::replace(old, kept.clone()), new: kept });
+        more
+    });
+    first.extend(gone.extract_if(.., |step| matches!(step, Step::Delete(key, old) if keeps(key, old).is_some())));
+    first.extend(stay.into_iter().filter_map(|step| match step {
+        Step::Delete(key, old) => keeps(&key, &old).map(|new| Step::Replace { key, old, new }),
+        _ => None,
+    }));
+    first
 }
 
 /// A set whose layout changed loses its elements, and goes only when no rule refers to it: its elements are put in
