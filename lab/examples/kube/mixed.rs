@@ -193,8 +193,7 @@ fn go_back(cluster: &Cluster, node: &str) -> Result<Endpoint> {
         image::run(Command::new(cluster.programs().find("tartan")?).args(["uninstall", "--for", "kubeadm"]))?;
     let take_back = cluster.file("take-back.yaml", labelled(&take_back, NOBODYS)?.as_bytes())?;
     cluster.kubectl(&["apply", "--filename", &take_back])?;
-    let timeout = format!("--timeout={}s", PATIENCE.as_secs());
-    cluster.kubectl(&["rollout", "status", &timeout, tartan::NAMESPACE, "daemonset/tartan-uninstall"])?;
+    cluster.wait_for_rollout(tartan::NAMESPACE, "tartan-uninstall", PATIENCE)?;
     belong_to(cluster, node, NETWORK, [false, true])?;
     cluster.kubectl(&["uncordon", node])?;
     let name = format!("back-{node}");

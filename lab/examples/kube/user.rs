@@ -140,8 +140,7 @@ fn the_operator_speaks(cluster: &Cluster) -> Result<()> {
 fn taken_back(cluster: &Cluster, manifest: &str) -> Result<()> {
     cluster.kubectl(&["delete", NAMESPACE, "daemonset/tartan-agent", "deployment/tartan-operator"])?;
     cluster.kubectl(&["apply", "--filename", &printed(cluster, &["uninstall", "--for", "kubeadm"])?])?;
-    let timeout = format!("--timeout={}s", PATIENCE.as_secs());
-    cluster.kubectl(&["rollout", "status", &timeout, NAMESPACE, "daemonset/tartan-uninstall"])?;
+    cluster.wait_for_rollout(NAMESPACE, "tartan-uninstall", PATIENCE)?;
     cluster.kubectl(&["delete", "--wait=false", "--ignore-not-found", "--filename", manifest]).map(drop)
 }
 
