@@ -1,9 +1,9 @@
 //! The plugin and its configuration, where the container runtime looks for them.
 //!
 //! Invariant: each file is replaced whole; the configuration is written only once the agent can answer for it, since the
-//! kubelet takes the file for a network that works, and it stays when the agent ends. Plugins that others have put into our
-//! file stay where they are. Files of others are never touched: one that sorts before ours is what the runtime uses, so it
-//! is named, with the command that moves it away.
+//! kubelet takes the file for a network that works, and it stays when the agent ends; who deletes one under an agent that runs
+//! has it back. Plugins that others have put into our file stay where they are. Files of others are never touched: one that
+//! sorts before ours is what the runtime uses, so it is a condition, with the command that moves it away.
 
 use std::fs;
 use std::io;
@@ -15,8 +15,9 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use tartan_api::boot::Boot;
+use tartan_model::Condition;
 use tokio::sync::mpsc;
-use tracing::{error, info, warn};
+use tracing::{error, info};
 
 use crate::http::ask;
 use crate::run::Input;
@@ -27,16 +28,18 @@ const PLUGIN: &str = "tartan-cni";
 const CONFLIST: &str = "05-tartan.conflist";
 /// Endings that runtimes read.
 const READ: [&str; 3] = [".conf", ".conflist", ".json"];
-const LOOK_AGAIN: Duration = Duration::from_millis(100);
-const TRY_AGAIN: Duration = Duration::from_secs(5);
+const READY_YET: Duration = Duration::from_millis(100);
+/// Nobody tells of files.
+const LOOK_AGAIN: Duration = Duration::from_secs(10);
 
-/// Installs what the boot file says is to be installed, once the agent is ready.
-pub async fn install(boot: Boot, inbox: mpsc::Sender<Input>) {
+/// Keeps what the boot file says is to be installed, from when the agent is ready until the loop ends, and tells of others'
+/// files that sort before ours.
+pub async fn keep(boot: Boot, inbox: mpsc::Sender<Input>) {
     if boot.cni_bin.is_none() && boot.cni_conf.is_none() {
         return;
     }
     while ask(&inbox, Input::WaitingFor).await.is_none_or(|what| !what.is_empty()) {
-        tokio::time::sleep(LOOK_AGAIN).await;
+        tokio::time::sleep(READY_YET).await;
     }
     let boot = Arc::new(boot);
     // Not on the loop's thread: the folders may be on a slow disk.
@@ -44,9 +47,35 @@ pub async fn install(boot: Boot, inbox: mpsc::Sender<Input>) {
         let boot = boot.clone();
         tokio::task::spawn_blocking(move || put_all(&boot))
     };
-    while let Err(error) = put_all().await.unwrap_or_else(|panic| Err(panic.into())) {
-        error!("{error:#}; the runtime cannot attach pods until this works. Trying again");
-        tokio::time::sleep(TRY_AGAIN).await;
+    let (mut told, mut complaint) = (Vec::new(), String::new());
+    loop {
+        match put_all().await.unwrap_or_else(|panic| Err(panic.into())) {
+            Ok(before) => {
+                complaint.clear();
+                if before != told && inbox.send(Input::OthersFirst(before.clone())).await.is_err() {
+                    return;
+                }
+                told = before;
+            }
+            Err(error) if complaint == format!("{error:#}") => {}
+            Err(error) => {
+                complaint = format!("{error:#}");
+                error!("{complaint}; the runtime cannot attach pods until this works. Trying again");
+            }
+        }
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
+}
+
+/// Of a network of others that the runtime uses in place of ours.
+pub fn condition(node: &str, file: &Path) -> Condition {
+    let file = file.display();
+    Condition {
+        about: format!("NodeNetwork/{node}"),
+        field: String::new(),
+        reason: "OtherNetworkFirst",
+        message: format!("{file} sorts before {CONFLIST}, so the runtime of {node} gives new pods that network"),
+        fix: format!("mv {file} {file}.off"),
     }
 }
 
@@ -65,25 +94,18 @@ pub fn remove(boot: &Boot) -> Result<()> {
     Ok(())
 }
 
-/// The plugin first: a configuration without it fails every pod.
-fn put_all(boot: &Boot) -> Result<()> {
+/// The plugin first: a configuration without it fails every pod. Gives the files that the runtime would rather read.
+fn put_all(boot: &Boot) -> Result<Vec<PathBuf>> {
     if let Some(folder) = &boot.cni_bin {
         let beside = std::env::current_exe().context("finding our own program")?.with_file_name(PLUGIN);
         let plugin = fs::read(&beside).with_context(|| format!("reading the plugin {}", beside.display()))?;
         put(&folder.join(PLUGIN), &plugin, 0o755).context("cniBin")?;
     }
-    if let Some(folder) = &boot.cni_conf {
-        let file = folder.join(CONFLIST);
-        let there = fs::read(&file).unwrap_or_default();
-        put(&file, &beside_others(conflist(boot), &there), 0o644).context("cniConf")?;
-        for other in before_ours(folder)? {
-            let other = other.display();
-            warn!(
-                "{other} sorts before {CONFLIST}, so the runtime uses that network; `mv {other} {other}.off` if it should not"
-            );
-        }
-    }
-    Ok(())
+    let Some(folder) = &boot.cni_conf else { return Ok(Vec::new()) };
+    let file = folder.join(CONFLIST);
+    let there = fs::read(&file).unwrap_or_default();
+    put(&file, &beside_others(conflist(boot), &there), 0o644).context("cniConf")?;
+    before_ours(folder)
 }
 
 fn conflist(boot: &Boot) -> Value {
@@ -133,7 +155,8 @@ fn put(file: &Path, content: &[u8], mode: u32) -> Result<()> {
     Ok(())
 }
 
-/// What the runtime would rather read, and in which our plugin is not: istio-cni may keep a list of its own that has it.
+/// What the runtime would rather read, and in which ours is not: istio-cni may keep a list of its own that has our plugin, and
+/// Multus one that names our file or has what is in it.
 fn before_ours(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut before = Vec::new();
     for entry in fs::read_dir(folder).with_context(|| format!("listing {}", folder.display()))? {
@@ -148,10 +171,17 @@ fn before_ours(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(before)
 }
 
-/// Whether a list of plugins is one with ours.
+/// Whether a configuration leads to our plugin, by itself or by our file.
 pub fn has_ours(list: &[u8]) -> bool {
-    let list: Value = serde_json::from_slice(list).unwrap_or_default();
-    list["plugins"].as_array().is_some_and(|plugins| plugins.iter().any(|plugin| plugin["type"] == PLUGIN))
+    fn leads_to_ours(value: &Value) -> bool {
+        match value {
+            Value::String(text) => text == PLUGIN || text.rsplit('/').next() == Some(CONFLIST),
+            Value::Array(values) => values.iter().any(leads_to_ours),
+            Value::Object(fields) => fields.values().any(leads_to_ours),
+            _ => false,
+        }
+    }
+    serde_json::from_slice(list).is_ok_and(|list| leads_to_ours(&list))
 }
 
 #[cfg(test)]
@@ -166,12 +196,24 @@ mod tests {
         for name in ["00-other.conflist", "00-notes.txt", "10-later.conf"] {
             fs::write(dir.join(name), "{}").unwrap();
         }
-        put_all(&boot).unwrap();
+        assert_eq!(put_all(&boot).unwrap(), [dir.join("00-other.conflist")]);
         let there: Value = serde_json::from_slice(&fs::read(dir.join(CONFLIST)).unwrap()).unwrap();
         assert_eq!(there["plugins"][0]["socket"], "/run/tartan/tartan.sock");
-        fs::write(dir.join("02-istio-cni.conflist"), conflist(&boot).to_string()).unwrap();
+        let lead_to_ours = [
+            (
+                "00-multus.conf",
+                json!({"type": "multus-shim", "clusterNetwork": "/host/etc/cni/net.d/05-tartan.conflist"}),
+            ),
+            ("01-multus.conf", json!({"type": "multus", "delegates": [conflist(&boot)]})),
+            ("02-istio-cni.conflist", conflist(&boot)),
+        ];
+        for (file, list) in &lead_to_ours {
+            fs::write(dir.join(file), list.to_string()).unwrap();
+        }
         assert_eq!(before_ours(&dir).unwrap(), [dir.join("00-other.conflist")]);
-        fs::remove_file(dir.join("02-istio-cni.conflist")).unwrap();
+        lead_to_ours.iter().for_each(|(file, _)| fs::remove_file(dir.join(file)).unwrap());
+        let said = condition("n1", Path::new("/etc/cni/net.d/00-x.conf"));
+        assert_eq!(said.fix, "mv /etc/cni/net.d/00-x.conf /etc/cni/net.d/00-x.conf.off");
 
         let inode = |file: &str| std::os::unix::fs::MetadataExt::ino(&fs::metadata(dir.join(file)).unwrap());
         let before = inode(CONFLIST);

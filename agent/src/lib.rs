@@ -99,7 +99,12 @@ pub fn take_back(boot: &Boot) -> Result<Report> {
     cni_files::remove(boot)?;
     let kernel = open_kernel(&boot.state_dir)?;
     let mut kernel = with_engines(kernel, boot, false);
-    uninstall::uninstall(&mut kernel, &boot.state_dir)
+    let report = uninstall::uninstall(&mut kernel, &boot.state_dir)?;
+    // What holds engines takes its own along when it ends.
+    for socket in [&boot.socket, &engines::socket_beside(&boot.socket)] {
+        socket::remove(socket)?;
+    }
+    Ok(report)
 }
 
 fn open_kernel(state_dir: &Path) -> Result<Linux> {
@@ -129,7 +134,7 @@ async fn start(boot: &Boot, holds: bool) -> Result<()> {
         http::serve(address, inbox.clone()).await?;
     }
     let _self_test = selftest::start(inbox.clone()).context("starting the thread of the path self-test")?;
-    tokio::spawn(cni_files::install(boot.clone(), inbox.clone()));
+    tokio::spawn(cni_files::keep(boot.clone(), inbox.clone()));
     tokio::spawn(stop_on_signal(inbox));
     agent.await
 }

@@ -6,6 +6,7 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -26,7 +27,7 @@ use crate::selftest::{self, Paths, Tested};
 use crate::snapshot::keeper::{Keeper, Told};
 use crate::status::Outcome;
 use crate::waiting::{CniReply, Waiting};
-use crate::{beside, conditions, denied, policy, publish, recorded, secret, status};
+use crate::{beside, cni_files, conditions, denied, policy, publish, recorded, secret, status};
 
 /// Everything that can happen to an agent.
 pub enum Input {
@@ -42,6 +43,8 @@ pub enum Input {
     SubnetEnv(oneshot::Sender<Option<String>>),
     /// The cluster's secret is another one, or its file will not do.
     Secret(secret::Found),
+    /// Networks of others that the container runtime uses in place of ours.
+    OthersFirst(Vec<PathBuf>),
     /// A container runtime wants something; for ADD and CHECK with the pod's namespace.
     Cni(Box<CniRequest>, Option<OwnedFd>, CniReply),
     /// A user, or a scrape, wants to see how things stand.
@@ -84,6 +87,8 @@ pub struct Agent {
     tested: Tested,
     /// What is wrong with the file of the cluster's secret.
     secret_refused: Option<String>,
+    /// Files of networks that the container runtime uses in place of ours.
+    others_first: Vec<PathBuf>,
     /// What this node says of itself.
     conditions: Vec<NodeCondition>,
 }
@@ -112,6 +117,7 @@ impl Agent {
             counters: status::Counters::default(),
             tested: Tested::default(),
             secret_refused: None,
+            others_first: Vec::new(),
             conditions: Vec::new(),
         }
     }
@@ -141,6 +147,7 @@ impl Agent {
                     Input::Given(given) => self.world.given = given,
                     Input::Secret(Ok(secret)) => (self.world.secret, self.secret_refused) = (secret, None),
                     Input::Secret(Err(why)) => self.secret_refused = Some(why),
+                    Input::OthersFirst(files) => self.others_first = files,
                     Input::SubnetEnv(reply) => {
                         drop(reply.send(beside::subnet_env(&self.world, self.planners.fabric().pod_mtu)));
                     }
@@ -171,6 +178,8 @@ impl Agent {
             self.plan.conditions.extend(self.snapshot.condition());
             let refused = self.secret_refused.iter().map(|why| secret::condition(&self.world.local, why));
             self.plan.conditions.extend(refused);
+            let others = self.others_first.iter().map(|file| cni_files::condition(&self.world.local, file));
+            self.plan.conditions.extend(others);
             self.plan.conditions.extend(selftest::conditions(&self.world.local, &self.tested));
             log(&before.conditions, &self.plan.conditions);
             self.want();

@@ -31,6 +31,8 @@ use crate::waiting::CniReply;
 mod listen;
 mod pending;
 
+pub(crate) use listen::remove;
+
 /// How long a caller may take to send its request, and to take the answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Callers at a time; others wait in the socket's backlog.

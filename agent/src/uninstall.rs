@@ -1,7 +1,7 @@
 //! `tartan uninstall`: takes back exactly what is ours, and nothing else.
 //!
 //! Works without an agent and whatever state it left: what is ours is what carries our claims, read from the kernel.
-//! Sysctls get the value back that the agent found when it first changed them.
+//! Sysctls get the value back that the agent found when it first changed them; those of links that are gone are gone with them.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -9,7 +9,8 @@ use std::io::{self, ErrorKind};
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use tartan_kernel::{Failure, Kernel, Scope};
+use nix::errno::Errno;
+use tartan_kernel::{Failure, Kernel, KernelError, Scope};
 use tartan_netstate::{Change, Key, Object, Owner, State, Step, diff};
 
 use crate::found;
@@ -35,15 +36,21 @@ pub fn uninstall(kernel: &mut dyn Kernel, state_dir: &Path) -> Result<Report> {
     let removal = diff(&ours, &State::new(), |_| true);
     let found = found::load(state_dir)?;
     let restoration = give_back(&found);
-    let failures: Vec<Failure> = [&removal, &restoration].into_iter().flat_map(|change| kernel.apply(change)).collect();
+    let mut failures = kernel.apply(&removal);
+    let (gone, refused): (Vec<_>, Vec<_>) = kernel.apply(&restoration).into_iter().partition(is_gone);
+    failures.extend(refused);
     if failures.is_empty() {
         remove(state_dir).with_context(|| format!("removing {}", state_dir.display()))?;
     }
     Ok(Report {
         removed: removal.steps.len(),
-        restored: restoration.steps.len(),
+        restored: restoration.steps.len() - gone.len(),
         failures: failures.iter().map(|failure| format!("{}: {}", failure.key, failure.error)).collect(),
     })
+}
+
+fn is_gone(failure: &Failure) -> bool {
+    matches!(failure.error, KernelError::Refused { errno: Errno::ENOENT | Errno::ENODEV, .. })
 }
 
 /// A folder that is mounted stays, empty: as it does in a container.
@@ -62,4 +69,29 @@ fn give_back(found: &BTreeMap<Key, String>) -> Change {
     };
     // Last changed first: forwarding goes before the uplink's accept_ra.
     Change { steps: found.iter().rev().map(step).collect() }
+}
+
+#[cfg(test)]
+mod tests {
+    use tartan_kernel::fake::Fake;
+    use tartan_netstate::LinkName;
+
+    use super::*;
+
+    #[test]
+    fn what_was_set_on_a_link_that_is_gone_keeps_nothing_back() {
+        let dir = std::env::temp_dir().join(format!("tartan-uninstall-{}", std::process::id()));
+        fs::create_dir(&dir).unwrap();
+        let noted = r#"[{"link": "flannel.1", "name": "ipv6/accept_ra", "value": "1"}, {"name": "ipv4/ip_forward", "value": "0"}]"#;
+        fs::write(dir.join("sysctls.json"), noted).unwrap();
+        let mut kernel = Fake::new();
+        let key = Key::UplinkSysctl { link: LinkName::new("flannel.1").unwrap(), name: "ipv6/accept_ra".into() };
+        kernel.fail(key.clone(), Some(Errno::EACCES));
+        let refused = uninstall(&mut kernel, &dir).unwrap();
+        assert!(refused.failures.len() == 1 && dir.exists(), "{refused:?}");
+        kernel.fail(key, Some(Errno::ENOENT));
+        let report = uninstall(&mut kernel, &dir).unwrap();
+        assert_eq!((report.restored, report.failures), (1, Vec::new()));
+        assert!(!dir.exists());
+    }
 }

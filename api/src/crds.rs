@@ -20,6 +20,18 @@ const HEADER: &str = "# Made by `cargo xtask gen`: definitions of the types in t
 /// What the operator says of an object.
 const ACCEPTED: (&str, &str) = ("Accepted", ".status.conditions[?(@.type==\"Accepted\")].status");
 
+/// What would be a claim on more than a block, or one that others do not meet.
+const BLOCK_RULES: [(&str, &str); 2] = [
+    (
+        "self.metadata.name == self.spec.cidr.replace('.', '-').replace(':', '-').replace('/', '-')",
+        "a claim is named after its range, so that two claims on it meet",
+    ),
+    (
+        "cidr(self.spec.cidr).prefixLength() >= (self.spec.cidr.contains(':') ? 116 : 20)",
+        "no block is larger than a /20, in IPv6 a /116",
+    ),
+];
+
 /// What a definition says besides its fields.
 struct Kind {
     api_version: &'static str,
@@ -31,8 +43,8 @@ struct Kind {
     status: Option<Value>,
     /// Heading and JSON path of what `kubectl get` shows.
     columns: &'static [(&'static str, &'static str)],
-    /// A CEL rule on the whole object, and what is wrong where it does not hold.
-    rule: Option<(String, String)>,
+    /// CEL rules on the whole object, and what is wrong where one does not hold.
+    rules: Vec<(String, String)>,
 }
 
 #[test]
@@ -54,10 +66,10 @@ fn network_config() -> Kind {
         spec: schema::<NetworkConfigSpec>(),
         status: Some(schema::<Conditions>()),
         columns: &[("Fabric", ".spec.fabric"), ACCEPTED, ("Age", ".metadata.creationTimestamp")],
-        rule: Some((
+        rules: vec![(
             format!("self.metadata.name == '{CONFIG_NAME}'"),
             format!("a cluster has one network: name it {CONFIG_NAME}"),
-        )),
+        )],
     }
 }
 
@@ -77,7 +89,7 @@ fn node_network() -> Kind {
             ("Version", ".spec.version"),
             ("Problems", ".status.conditions[*].reason"),
         ],
-        rule: None,
+        rules: Vec::new(),
     }
 }
 
@@ -91,7 +103,7 @@ fn ip_block() -> Kind {
         spec: schema::<IPBlockSpec>(),
         status: None,
         columns: &[("CIDR", ".spec.cidr"), ("Pool", ".spec.pool"), ("Node", ".spec.node")],
-        rule: None,
+        rules: BLOCK_RULES.map(|(rule, message)| (rule.to_owned(), message.to_owned())).to_vec(),
     }
 }
 
@@ -105,7 +117,7 @@ fn ip_pool() -> Kind {
         spec: with_others_keys(schema::<IPPoolSpec>()),
         status: Some(schema::<Conditions>()),
         columns: &[("CIDR", ".spec.cidr"), ("Nodes", ".spec.nodeSelector"), ("Disabled", ".spec.disabled"), ACCEPTED],
-        rule: None,
+        rules: Vec::new(),
     }
 }
 
@@ -119,7 +131,7 @@ fn ip_reservation() -> Kind {
         spec: with_others_keys(schema::<IPReservationSpec>()),
         status: Some(schema::<Conditions>()),
         columns: &[("CIDRs", ".spec.reservedCIDRs"), ACCEPTED],
-        rule: None,
+        rules: Vec::new(),
     }
 }
 
@@ -217,8 +229,9 @@ impl Kind {
             properties.insert("status".into(), status.clone());
         }
         let mut schema = json!({"type": "object", "description": self.about, "properties": properties});
-        if let Some((rule, message)) = &self.rule {
-            schema["x-kubernetes-validations"] = json!([{"rule": rule, "message": message}]);
+        if !self.rules.is_empty() {
+            let rule = |(rule, message): &(String, String)| json!({"rule": rule, "message": message});
+            schema["x-kubernetes-validations"] = self.rules.iter().map(rule).collect();
         }
         schema
     }

@@ -240,6 +240,7 @@ pub type IPBlock = Envelope<IPBlockSpec, Empty>;
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", default)]
 pub struct IPBlockSpec {
+    #[cfg_attr(test, schemars(length(max = 49)))]
     pub cidr: String,
     /// Name of the pool it is from.
     pub pool: String,

@@ -18,8 +18,9 @@ const MANIFEST: &str = include_str!("../../deploy/tartan.yaml");
 const TAKE_BACK: &str = include_str!("../../deploy/uninstall.yaml");
 const IMAGE: &str = concat!("image: tartan.dev/tartan:", env!("CARGO_PKG_VERSION"));
 const STORE: &str = r#"store: "kubernetes:""#;
-const CNI_BIN: &str = "hostPath: {path: /opt/cni/bin,";
-const CNI_CONF: &str = "hostPath: {path: /etc/cni/net.d,";
+/// Where kubeadm's runtime has plugins and their configuration; the agent sees both where the node has them.
+const CNI_BIN: &str = "/opt/cni/bin";
+const CNI_CONF: &str = "/etc/cni/net.d";
 
 /// What a cluster was made with.
 #[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
@@ -42,7 +43,7 @@ struct Ways {
     api_server: Option<&'static str>,
 }
 
-const USUAL: Ways = Ways { before: "", cni_bin: "/opt/cni/bin", cni_conf: "/etc/cni/net.d", api_server: None };
+const USUAL: Ways = Ways { before: "", cni_bin: CNI_BIN, cni_conf: CNI_CONF, api_server: None };
 
 impl Distribution {
     fn ways(self) -> Ways {
@@ -106,8 +107,7 @@ fn manifest(distribution: Distribution, api_server: Option<&str>, image: Option<
 
 /// A manifest with a distribution's folders, and the image where it is.
 fn at_home(manifest: &str, ways: &Ways, image: Option<&str>) -> Result<String> {
-    let text = manifest.replace(CNI_BIN, &CNI_BIN.replace(USUAL.cni_bin, ways.cni_bin));
-    let text = text.replace(CNI_CONF, &CNI_CONF.replace(USUAL.cni_conf, ways.cni_conf));
+    let text = manifest.replace(CNI_BIN, ways.cni_bin).replace(CNI_CONF, ways.cni_conf);
     let Some(image) = image else { return Ok(text) };
     ensure!(
         !image.is_empty() && image.chars().all(|c| c.is_ascii_alphanumeric() || "./:@_-".contains(c)),
@@ -134,10 +134,10 @@ mod tests {
     #[test]
     fn places_that_vary_stand_in_the_manifest_as_often_as_they_should() {
         // Operator and holder are of the same image as the agent.
-        for (place, times) in [(IMAGE, 3), (STORE, 1), (CNI_BIN, 1), (CNI_CONF, 1)] {
+        for (place, times) in [(IMAGE, 3), (STORE, 1), (CNI_BIN, 3), (CNI_CONF, 3)] {
             assert_eq!(MANIFEST.matches(place).count(), times, "{place}");
         }
-        for (place, times) in [(IMAGE, 2), (STORE, 0), (CNI_BIN, 1), (CNI_CONF, 1)] {
+        for (place, times) in [(IMAGE, 2), (STORE, 0), (CNI_BIN, 2), (CNI_CONF, 2)] {
             assert_eq!(TAKE_BACK.matches(place).count(), times, "{place} where all is taken back");
         }
     }
@@ -152,6 +152,10 @@ mod tests {
         assert_eq!(
             changed(Microk8s, None, None),
             [
+                "cniBin: /var/snap/microk8s/current/opt/cni/bin",
+                "cniConf: /var/snap/microk8s/current/args/cni-network",
+                "- {name: cni-bin, mountPath: /var/snap/microk8s/current/opt/cni/bin}",
+                "- {name: cni-conf, mountPath: /var/snap/microk8s/current/args/cni-network}",
                 "hostPath: {path: /var/snap/microk8s/current/opt/cni/bin, type: DirectoryOrCreate}",
                 "hostPath: {path: /var/snap/microk8s/current/args/cni-network, type: DirectoryOrCreate}",
             ]

@@ -15,10 +15,12 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigSet, Signal};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 
 use crate::rights;
@@ -99,13 +101,11 @@ pub fn detached(socket: &Path) -> io::Result<()> {
     let own = fs::metadata(socket)?.ino();
     let control = io::stdin().as_fd().try_clone_to_owned()?;
     hold(&mut BTreeMap::from([(CONTROL.to_owned(), control)]))?;
-    // Another holder may have come already.
-    let is_own = fs::metadata(socket).is_ok_and(|there| there.ino() == own);
-    if is_own { fs::remove_file(socket) } else { Ok(()) }
+    let_go_of(socket, own)
 }
 
 /// A holder for whatever agent comes: there is no engine until one asks for it, and none once nothing is left to be carried.
-/// Where another holder has the socket, it waits for that one's end first.
+/// Where another holder has the socket, it waits for that one's end first. SIGTERM and SIGINT end it, with its socket.
 ///
 /// # Errors
 /// The socket cannot be made, or no engine be started at all.
@@ -117,6 +117,7 @@ pub fn stay(socket: &Path) -> io::Result<()> {
         let _ended = wire::write(&mut other, &watch).and_then(|()| other.read(&mut [0]).map(drop));
     }
     let control = OwnedFd::from(listen(socket)?);
+    end_when_asked(socket)?;
     let mut kept = BTreeMap::from([(CONTROL.to_owned(), control.try_clone()?)]);
     loop {
         let mut asked = [PollFd::new(control.as_fd(), PollFlags::POLLIN)];
@@ -130,6 +131,28 @@ pub fn stay(socket: &Path) -> io::Result<()> {
             Err(errno) => return Err(errno.into()),
         }
     }
+}
+
+/// Signals that a process holds back reach it even if it is the first one of a container.
+#[allow(
+    clippy::disallowed_methods,
+    reason = "what is held ends with the process, and its main thread may wait for an engine"
+)]
+fn end_when_asked(socket: &Path) -> io::Result<()> {
+    let (socket, own) = (socket.to_owned(), fs::metadata(socket)?.ino());
+    let asked = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]);
+    asked.thread_block()?;
+    let end = move || {
+        let done = asked.wait().map_err(io::Error::from).and_then(|_| let_go_of(&socket, own));
+        std::process::exit(i32::from(done.is_err()));
+    };
+    thread::Builder::new().name("end-when-asked".into()).spawn(end).map(drop)
+}
+
+/// Removes the socket, unless another holder has come already and made one of its own.
+fn let_go_of(socket: &Path, own: u64) -> io::Result<()> {
+    let is_own = fs::metadata(socket).is_ok_and(|there| there.ino() == own);
+    if is_own { fs::remove_file(socket) } else { Ok(()) }
 }
 
 /// The socket, in place of one of a holder that is gone: whoever makes it has found that nobody answers.

@@ -296,17 +296,7 @@ impl Node {
 
     /// Processor time the running agent has used since its start, all threads, to a clock tick.
     pub fn agent_cpu(&self) -> Result<Duration> {
-        self.cpu_of(i32::try_from(self.agent_pid()?)?)
-    }
-
-    /// The same of another process.
-    pub fn cpu_of(&self, pid: i32) -> Result<Duration> {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-        // The name (field 2) may hold spaces; utime and stime are fields 14 and 15.
-        let after_name = stat.rsplit_once(") ").context("a process name in /proc/PID/stat")?.1;
-        let fields: Vec<u64> = after_name.split(' ').skip(11).take(2).filter_map(|f| f.parse().ok()).collect();
-        let hertz = sysconf(SysconfVar::CLK_TCK)?.context("clock ticks a second")?;
-        Ok(Duration::from_millis(fields.iter().sum::<u64>() * 1000 / u64::try_from(hertz)?))
+        cpu_of(i32::try_from(self.agent_pid()?)?)
     }
 
     /// What `/metrics` says.
@@ -348,4 +338,14 @@ impl Drop for Node {
             let _ = agent.wait();
         }
     }
+}
+
+/// Processor time a process has used since its start, all threads, to a clock tick.
+pub fn cpu_of(pid: i32) -> Result<Duration> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // The name (field 2) may hold spaces; utime and stime are fields 14 and 15.
+    let after_name = stat.rsplit_once(") ").context("a process name in /proc/PID/stat")?.1;
+    let fields: Vec<u64> = after_name.split(' ').skip(11).take(2).filter_map(|f| f.parse().ok()).collect();
+    let hertz = sysconf(SysconfVar::CLK_TCK)?.context("clock ticks a second")?;
+    Ok(Duration::from_millis(fields.iter().sum::<u64>() * 1000 / u64::try_from(hertz)?))
 }

@@ -173,6 +173,7 @@ fn uninstall_gives_the_node_back_as_it_was_and_waits_for_the_agent_to_go() -> Re
         let changed: Vec<_> = after.lines().filter(|line| !sysctls.lines().any(|was| was == *line)).collect();
         ensure!(changed.is_empty(), "sysctls not given back: {changed:#?}");
         ensure!(!node.state_dir().exists(), "its state is still there");
+        ensure!(!node.socket().exists(), "its socket is still there");
         // Once more: nothing to do is no error.
         let again = said(node, &["uninstall", "--config", &boot(node)])?;
         ensure!(again.success && again.stdout == "removed 0 objects, gave 0 sysctls back", "{again:?}");

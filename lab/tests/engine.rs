@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use common::{PATIENCE, census, lab, sh, tartan, unnoticed, wait_until_holds, wait_until_steady};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::json;
 use tartan_lab::probe::wait_for;
 use tartan_lab::{Binaries, Lab, Node};
@@ -119,9 +121,10 @@ fn a_holder_that_stays_is_used_and_outlives_what_it_holds() -> Result<()> {
             wait_for(PATIENCE, &format!("{wanted} engines with {fabric}"), || engines() == wanted)?;
         }
     }
-    for mut holder in holders {
-        holder.kill()?;
-        holder.wait()?;
+    for (node, mut holder) in lab.nodes().iter().zip(holders) {
+        kill(Pid::from_raw(i32::try_from(holder.id())?), Signal::SIGTERM)?;
+        ensure!(holder.wait()?.success(), "the holder of {} does not end well", node.name());
+        ensure!(!node.socket().with_extension("engine.sock").exists(), "its socket is still there");
     }
     Ok(())
 }

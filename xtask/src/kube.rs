@@ -10,6 +10,7 @@ use crate::{
     image,
     packages::{self, Lane},
     previous,
+    test::Counts,
 };
 use std::{
     collections::hash_map::DefaultHasher,
@@ -48,10 +49,10 @@ pub(crate) fn run(args: &[&str]) -> Result<()> {
             [version, "--flannel"] => up(version, FLANNEL),
             _ => Err("kube up: at most a version, and --stock or --flannel".into()),
         },
-        ["test"] => test(NEWEST),
-        ["test", version] => test(version),
+        ["test", version, names @ ..] if is_known(version)? => test(version, names),
+        ["test", names @ ..] => test(NEWEST, names),
         ["e2e"] => bench::run(&["e2e"]),
-        ["e2e", version, focus @ ..] if versions()?.iter().any(|known| known == version) => e2e_passes(version, focus),
+        ["e2e", version, focus @ ..] if is_known(version)? => e2e_passes(version, focus),
         ["e2e", focus @ ..] => e2e_passes(NEWEST, focus),
         ["down"] => harness(&["down"], &[]),
         other => Err(format!("kube: `{}` is none of: up, test, e2e, down", other.join(" ")).into()),
@@ -63,15 +64,31 @@ fn up(version: &str, network: &str) -> Result<()> {
     harness(&["up", network], &path)
 }
 
-fn test(version: &str) -> Result<()> {
+/// All tests, or those on clusters whose names hold one of the texts.
+fn test(version: &str, names: &[&str]) -> Result<()> {
     let path = env::join_paths(programs(version)?)?;
-    // The store first: it needs an API server only, and no root.
-    let mut store = command::cargo(&["test", "-p", "tartan-store", "--lib", "kubernetes"]);
-    command::run(store.args(["--", "--ignored"]).env(PATH, &path))?;
+    if names.is_empty() {
+        // The store first: it needs an API server only, and no root.
+        let mut store = command::cargo(&["test", "-p", "tartan-store", "--lib", "kubernetes"]);
+        command::run(store.args(["--", "--ignored"]).env(PATH, &path))?;
+    }
     build_harness()?;
     let mut cluster = command::cargo(&["test", "-p", "tartan-lab", "--example", "kube"]);
     command::with_root_runner(&mut cluster);
-    command::run(cluster.args(["--", "--test-threads=1"]).env(PATH, &path))
+    cluster.args(["--", "--test-threads=1"]).args(names).env(PATH, &path);
+    let mut counts = Counts::default();
+    let all_passed = command::stream(&mut cluster, |line| counts.add(line))?;
+    match (all_passed, counts.passed) {
+        (false, _) => Err(format!("tests on Kubernetes {version} failed").into()),
+        (true, 0) => {
+            Err(format!("{0} is no Kubernetes that is here, and no test's name holds it", names.join(" or ")).into())
+        }
+        (true, _) => Ok(()),
+    }
+}
+
+fn is_known(version: &str) -> Result<bool> {
+    Ok(versions()?.iter().any(|known| known == version))
 }
 
 /// Ends with what `cargo test` would say: `xtask test` counts it.

@@ -35,10 +35,8 @@ pub(crate) const COMMANDS: &[(&str, &str)] = &[
         "everything that is to work, on every fabric over every underlay, or in the rows that have these words; what came of it goes into docs/matrix.md",
     ),
     ("mutants", "break the policy compiler in known points, one by one, and see that its tests notice"),
-    (
-        "kube up|test|down [VERSION]",
-        "a real Kubernetes of three nodes on this machine: make it, test with it, remove it",
-    ),
+    ("kube up|down [VERSION]", "a real Kubernetes of three nodes on this machine: make it, remove it"),
+    ("kube test [VERSION] [NAME…]", "tests on clusters made for them: all, or those whose names hold a NAME"),
     (
         "kube e2e [VERSION] [FOCUS…]",
         "Kubernetes' own network tests against Tartan: `bench e2e`, or the specs whose names match a FOCUS",

@@ -1,4 +1,4 @@
-//! Binding the socket, without a moment in which anybody but root could connect.
+//! Binding the socket, without a moment in which anybody but root could connect; and what is left of one.
 
 use std::fs;
 use std::io;
@@ -17,6 +17,17 @@ pub(crate) fn at(path: &Path) -> Result<UnixListener> {
         || format!("socket {}: change `socket` in the boot file if that is not where it is to be", path.display());
     refuse_a_second_agent(path).with_context(wrong)?;
     bind(path).with_context(wrong)
+}
+
+/// Removes what nobody listens on any more, and its folder if nothing else is in there: a mounted one stays.
+pub(crate) fn remove(path: &Path) -> Result<()> {
+    let is_left = fs::symlink_metadata(path).is_ok_and(|there| is_socket(&there))
+        && UnixStream::connect(path).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);
+    if is_left {
+        fs::remove_file(path).with_context(|| format!("removing the socket {}", path.display()))?;
+    }
+    let _stays = path.parent().map(fs::remove_dir);
+    Ok(())
 }
 
 fn refuse_a_second_agent(path: &Path) -> Result<()> {

@@ -145,6 +145,19 @@ async fn a_dead_agents_socket_is_replaced_and_a_living_ones_is_not() {
 }
 
 #[tokio::test]
+async fn what_nobody_listens_on_is_removed_and_nothing_else() {
+    let served = Served::new();
+    let [folder, file] = ["left", "kept"].map(|name| served.dir.join(name));
+    [&folder, &file].into_iter().for_each(|folder| fs::create_dir(folder).unwrap());
+    fs::write(file.join("s"), "precious").unwrap();
+    drop(UnixListener::bind(folder.join("s")).unwrap());
+    for socket in [served.socket(), folder.join("s"), file.join("s"), served.dir.join("absent/s")] {
+        listen::remove(&socket).unwrap();
+    }
+    assert!(served.socket().exists() && file.join("s").exists() && !folder.exists());
+}
+
+#[tokio::test]
 async fn an_add_comes_with_the_namespace_itself_and_hears_the_result() {
     let mut served = Served::new();
     let netns = File::open("/proc/self/ns/net").unwrap();

@@ -30,6 +30,8 @@ config: {}
 paths:
   cniBin: /opt/cni/bin
   cniConf: /etc/cni/net.d
+# Where agents serve their metrics: "[::]:9470" for Prometheus, on every address of the node. The port is what probes ask.
+listen: 127.0.0.1:9470
 # `error`, `warn`, `info`, `debug` or `trace`.
 log: info
 operator:
@@ -53,6 +55,7 @@ const SCHEMA: &str = r#"{
       "additionalProperties": false,
       "properties": {"cniBin": {"type": "string", "pattern": "^/"}, "cniConf": {"type": "string", "pattern": "^/"}}
     },
+    "listen": {"type": "string", "pattern": ":9470$"},
     "log": {"enum": ["error", "warn", "info", "debug", "trace"]},
     "operator": {
       "type": "object",
@@ -165,9 +168,12 @@ fn template(documents: &[&str], only_if: Option<&str>) -> String {
     for (place, value) in [
         (IMAGE, "image: {{ .Values.image | quote }}".to_owned()),
         (STORE, r#"store: "kubernetes:{{ .Values.apiServer }}""#.to_owned()),
-        (CNI_BIN, CNI_BIN.replace(USUAL.cni_bin, "{{ .Values.paths.cniBin }}")),
-        (CNI_CONF, CNI_CONF.replace(USUAL.cni_conf, "{{ .Values.paths.cniConf }}")),
-        ("    listen: 127.0.0.1:9470\n", "    listen: 127.0.0.1:9470\n    log: {{ .Values.log }}\n".to_owned()),
+        (CNI_BIN, "{{ .Values.paths.cniBin }}".to_owned()),
+        (CNI_CONF, "{{ .Values.paths.cniConf }}".to_owned()),
+        (
+            "    listen: \"127.0.0.1:9470\"\n",
+            "    listen: {{ .Values.listen | quote }}\n    log: {{ .Values.log }}\n".to_owned(),
+        ),
         ("replicas: 2\n", "replicas: {{ .Values.operator.replicas }}\n".to_owned()),
         ("      containers:\n", format!("{pull}      containers:\n")),
         (&format!("namespace: {NAMESPACE}"), "namespace: {{ .Release.Namespace }}".to_owned()),
@@ -384,7 +390,7 @@ fn with_its_own_values_the_chart_is_the_manifest() {
 #[test]
 fn every_value_is_where_it_should_be() {
     let values = "{image: 'r/x:1', imagePullSecrets: [{name: s}], apiServer: 'https://[fd00::1]:6443', config: {fabric: host-gw}, \
-                  paths: {cniBin: /a, cniConf: /b}, log: debug, operator: {replicas: 1}, \
+                  paths: {cniBin: /a, cniConf: /b}, listen: '[::]:9470', log: debug, operator: {replicas: 1}, \
                   pools: {p: {cidr: 10.9.0.0/16}, q: {cidr: 'fd00::/64'}}}";
     let objects: BTreeMap<String, Value> =
         rendered(values, "elsewhere").into_iter().map(|object| (name(&object), object)).collect();
@@ -396,7 +402,10 @@ fn every_value_is_where_it_should_be() {
     };
     check("DaemonSet/tartan-agent", &["image: r/x:1", "- name: s", "path: /a", "path: /b", "namespace: elsewhere"]);
     check("Deployment/tartan-operator", &["image: r/x:1", "- name: s", "replicas: 1"]);
-    check("ConfigMap/tartan-agent", &["kubernetes:https://[fd00::1]:6443", "log: debug"]);
+    check(
+        "ConfigMap/tartan-agent",
+        &["kubernetes:https://[fd00::1]:6443", "[::]:9470", "log: debug", "cniBin: /a", "cniConf: /b"],
+    );
     check("NetworkConfig/default", &["fabric: host-gw"]);
     check("IPPool/p", &["cidr: 10.9.0.0/16"]);
     check("IPPool/q", &["cidr: fd00::/64"]);

@@ -44,7 +44,7 @@ impl Fabric {
 
     /// Processor time of the programs that carry packets.
     fn engines(&self) -> Result<Duration> {
-        self.lab.nodes().iter().map(|node| node.cpu_of(engine(node)?)).sum()
+        self.lab.nodes().iter().map(|node| tartan_lab::cpu_of(engine(node)?)).sum()
     }
 
     fn happen(&mut self, event: &str) -> Result<()> {

@@ -50,9 +50,7 @@ impl Agents {
     fn replace(self, cluster: &Cluster, how: &[&str]) -> Result<()> {
         let before = self.processes(cluster);
         cluster.kubectl(how)?;
-        let [namespace, set] = self.in_kubectl();
-        let timeout = format!("--timeout={}s", ROLL_PATIENCE.as_secs());
-        cluster.kubectl(&["rollout", "status", &timeout, &namespace, &set])?;
+        cluster.wait_for_rollout(&self.in_kubectl()[0], self.set, ROLL_PATIENCE)?;
         let after = self.processes(cluster);
         let kept = before.iter().zip(&after).any(|(before, after)| before == after || after.is_none());
         ensure!(!kept, "the agents were {before:?} and are {after:?}: not each was replaced");

@@ -12,6 +12,7 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use serde_json::Value;
@@ -266,6 +267,13 @@ impl Cluster {
         let (condition, timeout) = (format!("--for={condition}"), format!("--timeout={PATIENCE_SECS}s"));
         let args: Vec<&str> = ["wait", &condition, &timeout].iter().chain(of).copied().collect();
         self.kubectl(&args).map(drop).map_err(|error| anyhow!("{error:#}\n{}", self.troubleshooting()))
+    }
+
+    /// Waits until a DaemonSet has on every node what it should have there.
+    pub(crate) fn wait_for_rollout(&self, namespace: &str, set: &str, patience: Duration) -> Result<()> {
+        let (set, timeout) = (format!("daemonset/{set}"), format!("--timeout={}s", patience.as_secs()));
+        let done = self.kubectl(&["rollout", "status", &timeout, namespace, &set]);
+        done.map(drop).map_err(|error| anyhow!("{error:#}\n{}", self.troubleshooting()))
     }
 
     /// What a person who has just got a cluster wants to see.

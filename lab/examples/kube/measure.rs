@@ -10,11 +10,12 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, bail, ensure};
 use tartan_lab::probe::{LoadReport, Talk, Transport, wait_for};
-use tartan_lab::{Echo, Endpoint, Family, Signals};
+use tartan_lab::{Echo, Endpoint, Family, Signals, cpu_of};
 
 use crate::Programs;
 use crate::agents::TARTAN;
 use crate::cluster::{Cluster, Wants};
+use crate::machine::Machine;
 use crate::{beside, first, life, mixed, pods, scale, stock, tartan};
 
 const PODS_AT_ONCE: usize = 100;
@@ -48,10 +49,10 @@ fn whole_life() -> Result<()> {
         Cluster::up("kube-bench", Programs::from_environment()?, Wants { previous: true, ..Wants::default() })?;
     tartan::install(&cluster)?;
     cluster.wait_until_ready()?;
-    rss(&cluster)?;
     pods::run(&cluster, pods::one_a_node(&["n1", "n2", "n3"]))?;
+    let idle = idle(&cluster)?;
     rolls(&cluster)?;
-    let first = pods_at_once(&cluster)?;
+    let first = pods_at_once(&cluster, &idle)?;
     away(&mut cluster)?;
     let manifest = tartan::manifest(&cluster)?;
     beside::survive(&mut cluster, TARTAN, &manifest, "")?;
@@ -80,20 +81,26 @@ fn quiet(length: Duration) -> Result<()> {
     wait_for(length, "some quiet", || since.elapsed() >= length).map(drop)
 }
 
-fn rss(cluster: &Cluster) -> Result<()> {
+/// A minute of agents with nothing to do: the memory they have and have had, the time they take, and what they ask the API
+/// server: signs of life, and looks for kinds that are not there, each of which comes once in that time at least.
+fn idle(cluster: &Cluster) -> Result<BTreeMap<String, usize>> {
     quiet(QUIET)?;
-    let mut largest: f64 = 0.0;
-    for machine in cluster.machines() {
-        let agent =
-            machine.process(TARTAN.begins.as_bytes()).with_context(|| format!("{} has no agent", machine.name))?;
+    let agent = |machine: &Machine| machine.process(TARTAN.begins.as_bytes()).context("it has no agent");
+    let agents = cluster.machines().iter().map(|machine| agent(machine).with_context(|| machine.name.clone()));
+    let agents = agents.collect::<Result<Vec<i32>>>()?;
+    let before = agents.iter().map(|agent| cpu_of(*agent)).collect::<Result<Vec<_>>>()?;
+    let asked = requests_in(cluster, || quiet(IDLE))?;
+    let mut largest = [0.0_f64; 3];
+    for ((agent, before), machine) in agents.iter().zip(before).zip(cluster.machines()) {
         let status = fs::read_to_string(format!("/proc/{agent}/status"))?;
         let [now, peak] = ["VmRSS:", "VmHWM:"].map(|field| mib(&status, field));
         let (now, peak) = (now.context("VmRSS")?, peak.context("VmHWM")?);
-        println!("# kube.rss_idle: {} {now:.1} MiB, at most {peak:.1}", machine.name);
-        largest = largest.max(now);
+        let cpu = 100.0 * (cpu_of(*agent)? - before).as_secs_f64() / IDLE.as_secs_f64();
+        println!("# kube.rss_idle: {} {now:.1} MiB, at most {peak:.1}; {cpu:.2} % of a core", machine.name);
+        largest.iter_mut().zip([now, peak, cpu]).for_each(|(most, value)| *most = most.max(value));
     }
-    figure("rss_idle", largest);
-    Ok(())
+    ["rss_idle", "rss_idle_peak", "cpu_idle"].into_iter().zip(largest).for_each(|(name, value)| figure(name, value));
+    Ok(asked)
 }
 
 /// Of a line such as `VmRSS:     12345 kB`.
@@ -121,9 +128,8 @@ fn rolls(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
-fn pods_at_once(cluster: &Cluster) -> Result<f64> {
-    // Signs of life, and looks for kinds that are not there: each comes once in that time at least.
-    let idle = requests_in(cluster, || quiet(IDLE))?;
+/// `idle` is what agents ask in a minute in which no pod starts.
+fn pods_at_once(cluster: &Cluster, idle: &BTreeMap<String, usize>) -> Result<f64> {
     let (mut took, mut first) = (Duration::ZERO, 0.0);
     let many = requests_in(cluster, || {
         (took, first) = start_many(cluster, "tartan-cni")?;

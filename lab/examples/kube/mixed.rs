@@ -1,8 +1,9 @@
-//! Nodes that go over from Flannel to Tartan one by one while their pods talk.
+//! Nodes that go over from Flannel to Tartan one by one while their pods talk; and one that goes back.
 //!
 //! Invariant: pods of before run on as they are, told by their network namespaces and processes, and are under policy as
-//! those are that come; these are Tartan's, told by their gateway.
+//! those are that come; these are Tartan's, told by their gateway. What is typed is what `docs/flannel.md` says.
 
+use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
@@ -13,15 +14,18 @@ use tartan_lab::{Echo, Endpoint};
 
 use crate::agents::{FLANNEL, TARTAN};
 use crate::cluster::{Cluster, Wants};
-use crate::flannel::{self, Backend, LABEL};
+use crate::flannel::{self, Backend, LABEL, NETWORK};
 use crate::life::ANSWERS;
 use crate::machine::{inode, processes_of_pod};
 use crate::pods::{self, PATIENCE, SERVER_PORT, in_, policy};
-use crate::{Programs, measure, tartan};
+use crate::{Programs, image, measure, tartan};
 
 const NODES: [&str; 3] = ["n1", "n2", "n3"];
 const INTERVAL: Duration = Duration::from_millis(5);
 const OURS: &str = "tartan";
+/// A node of no network, on its way back.
+const NOBODYS: &str = "none";
+const GOES_BACK: &str = "n3";
 /// Pods of before on the bridge of `old-n2`.
 const BESIDE: [&str; 2] = ["friend", "stranger"];
 /// The gateway that pods of Tartan's see.
@@ -86,6 +90,14 @@ pub(crate) fn swap(backend: Backend) -> Result<Outcome> {
     let lost = load.stop()?;
     policy_holds(&cluster, &talking)?;
     ensure!(lives(&cluster, &all_old)? == before, "pods of before are others now");
+    talking.retain(|pod| !pod.name.ends_with(GOES_BACK));
+    cluster.kubectl(&["delete", "networkpolicies", "--all"])?;
+    let back = go_back(&cluster, GOES_BACK)?;
+    echoes.push(serve(&back)?);
+    talking.push(back);
+    // Peers go by what the node's agent has said until that is over.
+    let _never = wait_for(PATIENCE, "all to be reached", || matrix(&talking).is_ok_and(|all| all.check().is_ok()));
+    failed += told(backend, &format!("{GOES_BACK} has gone back"), &talking)?;
     drop(echoes);
     Ok(Outcome { failed, lost })
 }
@@ -161,19 +173,48 @@ fn told(backend: Backend, when: &str, pods: &[Endpoint]) -> Result<usize> {
 /// Tartan's manifest for nodes of its own label.
 fn manifest(cluster: &Cluster) -> Result<String> {
     let manifest = std::fs::read_to_string(tartan::manifest(cluster)?)?;
+    cluster.file("tartan-by-label.yaml", labelled(&manifest, OURS)?.as_bytes())
+}
+
+/// A manifest whose first DaemonSet is for nodes with that label.
+fn labelled(manifest: &str, label: &str) -> Result<String> {
     let selector = "      nodeSelector:\n";
     let at = manifest.find("kind: DaemonSet").context("the manifest has a DaemonSet")?;
     let at = at + manifest[at..].find(selector).context("the DaemonSet has a nodeSelector")? + selector.len();
     let (head, tail) = manifest.split_at(at);
-    cluster.file("tartan-by-label.yaml", format!("{head}        {LABEL}: {OURS}\n{tail}").as_bytes())
+    Ok(format!("{head}        {LABEL}: {label}\n{tail}"))
 }
 
-/// Moves the label, and waits until the node is the other's.
-fn go_over(cluster: &Cluster, node: &str) -> Result<()> {
-    cluster.kubectl(&["label", "node", node, &format!("{LABEL}={OURS}"), "--overwrite"])?;
+/// The node's pods go, all of Tartan's is taken back there, and Flannel's first pod comes.
+fn go_back(cluster: &Cluster, node: &str) -> Result<Endpoint> {
+    cluster.kubectl(&["drain", node, "--ignore-daemonsets", "--force"])?;
+    belong_to(cluster, node, NOBODYS, [false, false])?;
+    let take_back =
+        image::run(Command::new(cluster.programs().find("tartan")?).args(["uninstall", "--for", "kubeadm"]))?;
+    let take_back = cluster.file("take-back.yaml", labelled(&take_back, NOBODYS)?.as_bytes())?;
+    cluster.kubectl(&["apply", "--filename", &take_back])?;
+    cluster.wait_for_rollout(tartan::NAMESPACE, "tartan-uninstall", PATIENCE)?;
+    belong_to(cluster, node, NETWORK, [false, true])?;
+    cluster.kubectl(&["uncordon", node])?;
+    let name = format!("back-{node}");
+    pods::run(cluster, vec![named(&name, node)])?;
+    let back = pods::endpoint(&name, &pods::uid(cluster, &name)?)?;
+    let routes = back.netns.output(&["ip", "route"])?;
+    ensure!(!routes.contains(OUR_GATEWAY), "{name} is still a pod of Tartan's; its routes:\n{routes}");
+    Ok(back)
+}
+
+/// Moves the label, and waits until of Tartan's agent and Flannel's those run that should.
+fn belong_to(cluster: &Cluster, node: &str, network: &str, runs: [bool; 2]) -> Result<()> {
+    cluster.kubectl(&["label", "node", node, &format!("{LABEL}={network}"), "--overwrite"])?;
     let machine = cluster.machine(node)?;
-    let runs = |agents: crate::agents::Agents| machine.process(agents.begins.as_bytes()).is_some();
-    wait_for(PATIENCE, &format!("{node} to be Tartan's"), || runs(TARTAN) && !runs(FLANNEL))?;
+    let run = || [TARTAN, FLANNEL].map(|agents| machine.process(agents.begins.as_bytes()).is_some());
+    wait_for(PATIENCE, &format!("{node} to be of the network {network}"), || run() == runs).map(drop)
+}
+
+/// Moves the label, and waits until the node is Tartan's.
+fn go_over(cluster: &Cluster, node: &str) -> Result<()> {
+    belong_to(cluster, node, OURS, [true, false])?;
     let of_node = format!("--field-selector=spec.nodeName={node}");
     let agent = ["--namespace=tartan-system", "pods", "--selector=app.kubernetes.io/name=tartan-agent", &of_node];
     cluster.wait_for("condition=Ready", &agent)

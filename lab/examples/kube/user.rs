@@ -22,7 +22,7 @@ const ADMIN: &str = "/etc/kubernetes/admin.conf";
 /// What a node's kernel and disk hold of a network, beside rules.
 const HOLDS: &str = "{ ip -oneline link | sed 's/qlen.*//'; ip -oneline address | sed 's/valid_lft.*//'; \
     ip route show table all; ip -6 route show table all | sed 's/expires [^ ]*//'; ip rule; ip -6 rule; } \
-    | sed 's/^[0-9]*: //' | sort; ls /opt/cni/bin /etc/cni/net.d; ls -A /var/lib/tartan 2>/dev/null; \
+    | sed 's/^[0-9]*: //' | sort; ls /opt/cni/bin /etc/cni/net.d; ls -A /var/lib/tartan 2>/dev/null; ls -A /run/tartan 2>/dev/null; \
     cd /proc/sys/net; grep -r . ipv4/conf ipv6/conf ipv4/ip_forward ipv4/neigh ipv6/neigh 2>/dev/null | sort";
 
 #[test]
@@ -140,8 +140,7 @@ fn the_operator_speaks(cluster: &Cluster) -> Result<()> {
 fn taken_back(cluster: &Cluster, manifest: &str) -> Result<()> {
     cluster.kubectl(&["delete", NAMESPACE, "daemonset/tartan-agent", "deployment/tartan-operator"])?;
     cluster.kubectl(&["apply", "--filename", &printed(cluster, &["uninstall", "--for", "kubeadm"])?])?;
-    let timeout = format!("--timeout={}s", PATIENCE.as_secs());
-    cluster.kubectl(&["rollout", "status", &timeout, NAMESPACE, "daemonset/tartan-uninstall"])?;
+    cluster.wait_for_rollout(NAMESPACE, "tartan-uninstall", PATIENCE)?;
     cluster.kubectl(&["delete", "--wait=false", "--ignore-not-found", "--filename", manifest]).map(drop)
 }
 

@@ -234,7 +234,10 @@ impl fmt::Display for Trouble {
             Trouble::Status { code, message }
                 if *code == StatusCode::FORBIDDEN || *code == StatusCode::UNAUTHORIZED =>
             {
-                write!(f, "the API server does not let us: {message}; apply Tartan's RBAC again (deploy/tartan.yaml)")
+                write!(
+                    f,
+                    "the API server does not let us: {message}; the configuration is people's to change, with kubectl; for all else apply deploy/tartan.yaml again, which has Tartan's rights"
+                )
             }
             Trouble::Status { code: StatusCode::NOT_FOUND, message } => {
                 write!(f, "the API server does not know this kind ({message}); apply deploy/tartan.yaml")

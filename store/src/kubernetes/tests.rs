@@ -1,6 +1,7 @@
 //! The store against an API server that says what a test wants, and against a real one.
 
 mod real;
+mod rights;
 mod scripted;
 
 use std::sync::Arc;
@@ -350,6 +351,7 @@ async fn conforms() {
     what_is_told_arrives(&server).await;
     a_kind_that_is_installed_later_is_found(&server).await;
     of_two_that_want_to_one_leads(&server).await;
+    rights::an_agent_writes_what_is_its_own(&server).await;
 }
 
 async fn what_is_told_arrives(server: &Arc<ApiServer>) {

@@ -31,13 +31,13 @@ pub(crate) const CRATES: &[Crate] = &[
     krate("datapath", "planner",     4000, &["model", "netstate", "policy"]),
     krate("kernel",   "door",        15300, &["model", "netstate"]),
     krate("engine",   "door",        3500, &[]),
-    krate("store",    "door",        6500, &["api", "model", "netstate"]),
+    krate("store",    "door",        6700, &["api", "model", "netstate"]),
     krate("agent",    "program",     10800, &["api", "model", "netstate", "ipam", "fabric", "policy", "datapath", "kernel", "engine", "store"]),
     krate("cli",      "program",     4000, &["api", "model", "policy", "kernel", "engine", "store", "agent", "lab"]),
     krate("cni",      "program",     1500, &["api"]),
     krate("lab",      "development", 12900, &["api"]),
     krate("fuzz",     "development", 600, &[]),
-    krate("xtask",    "development", 4200, &[]),
+    krate("xtask",    "development", 4300, &[]),
 ];
 
 /// A dependency that only some crates may have below them, and why.

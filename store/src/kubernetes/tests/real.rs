@@ -71,7 +71,7 @@ impl ApiServer {
                 format!("--secure-port={}", address.port()),
                 format!("--cert-dir={}", server.dir.display()),
                 format!("--token-auth-file={}", server.dir.join("tokens.csv").display()),
-                "--authorization-mode=AlwaysAllow".into(),
+                "--authorization-mode=RBAC".into(),
                 "--service-cluster-ip-range=10.96.0.0/16".into(),
                 "--service-account-issuer=https://kubernetes.default.svc".into(),
                 format!("--service-account-key-file={}", key.display()),
@@ -118,14 +118,34 @@ impl ApiServer {
 
     /// Objects as JSON, one after the other.
     pub(super) fn apply(&self, objects: &str) -> Result<String, String> {
-        let file = self.dir.join("objects.json");
-        fs::write(&file, objects).unwrap();
-        self.kubectl(&["apply", "--filename", file.to_str().unwrap()])
+        self.kubectl(&["apply", "--filename", &self.file("objects.json", objects)])
+    }
+
+    /// Writes a file for kubectl; gives its path.
+    pub(super) fn file(&self, name: &str, text: &str) -> String {
+        let file = self.dir.join(name);
+        fs::write(&file, text).unwrap();
+        file.display().to_string()
     }
 
     pub(super) fn kubectl(&self, args: &[&str]) -> Result<String, String> {
-        let config = format!("--kubeconfig={}", self.dir.join("admin.conf").display());
-        let output = Command::new(&self.kubectl).arg(config).args(args).output().unwrap();
+        self.run(&[format!("--kubeconfig={}", self.dir.join("admin.conf").display())], args)
+    }
+
+    /// As whoever has the token.
+    pub(super) fn kubectl_as(&self, token: &str, args: &[&str]) -> Result<String, String> {
+        let authority = self.dir.join("apiserver.crt");
+        let who = [
+            "--kubeconfig=/dev/null".to_owned(),
+            format!("--server=https://{}", self.address),
+            format!("--certificate-authority={}", authority.display()),
+            format!("--token={token}"),
+        ];
+        self.run(&who, args)
+    }
+
+    fn run(&self, who: &[String], args: &[&str]) -> Result<String, String> {
+        let output = Command::new(&self.kubectl).args(who).args(args).output().unwrap();
         match output.status.success() {
             true => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
             false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
