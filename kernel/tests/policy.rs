@@ -421,6 +421,10 @@ fn marks_of_others_survive() {
     judged.mode = Mode::Audit;
     judged.policies(&[("in", NOTHING_IN), ("out", NOTHING_OUT)]);
     traffic(&judged);
+    // Of a pod that nobody knows.
+    judged.store_nothing(Kind::Pod, "default/p5");
+    judged.apply();
+    traffic(&judged);
     let [forwarded, lost, to_node, lost_to_node] = counted(&judged)[..] else { panic!("{:?}", counted(&judged)) };
     assert!(forwarded > 50 && to_node > 10, "{forwarded} {to_node}");
     assert_eq!([lost, lost_to_node], [0, 0]);
@@ -478,6 +482,19 @@ fn what_is_denied_or_audited_is_reported_with_its_word() {
     judged.apply();
     sees(&judged.lab.pods[0], Over::Udp, "10.244.1.6:80", "10.244.1.5");
     assert_eq!(reports.next(), Some(wanted(&judged)));
+    assert_eq!(reports.next(), None, "one for a connection");
+    // What a rule lets pass and wants to be reported: no dialect has such rules yet.
+    judged.mode = Mode::Enforce;
+    judged.remade = Some(|rows| {
+        let logged = |word: Word| if word.verdict() == Verdict::Allow { Word(word.0 | 1 << 30) } else { word };
+        rows.words = rows.words.iter().map(|(place, word)| (*place, logged(*word))).collect();
+    });
+    judged.policies(&[("in", CLIENT_TO_80)]);
+    sees(&judged.lab.pods[0], Over::Udp, "10.244.1.6:80", "10.244.1.5");
+    let told = reports.next().map(Word);
+    let rule = told.and_then(|word| judged.tables_now.rules.get(&word.rule()).cloned());
+    assert!(told.is_some_and(|word| word.verdict() == Verdict::Allow && word.is_logged()), "{told:?}");
+    assert_eq!(rule.map(|rule| rule.path.to_string()).as_deref(), Some("spec.ingress[0]"));
     assert_eq!(reports.next(), None, "one for a connection");
 }
 

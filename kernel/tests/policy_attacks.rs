@@ -241,6 +241,38 @@ fn extension_headers_and_fragments_hide_no_port() {
     }
 }
 
+/// Where ports would be there is nothing: no class can be found, whatever the policies of the pod say.
+#[test]
+fn what_is_too_short_to_be_judged_is_dropped() {
+    /// For experiments (RFC 3692).
+    const EXPERIMENT: u8 = 253;
+    let mut judged = judged(&[("out", NOTHING_OUT)]);
+    serve(&judged.lab.node, "[::]:9000");
+    // Others' marks are left alone where it is only looked at.
+    judged.lab.node.sh("nft 'add table inet foreign
+        add chain inet foreign pre { type filter hook prerouting priority -150; }
+        add rule inet foreign pre meta l4proto 253 meta mark set 0x4001
+        add chain inet foreign forward { type filter hook forward priority 10; }
+        add rule inet foreign forward meta l4proto 253 meta mark != 0x4001 drop'");
+    watch(&judged.lab.client, &["meta l4proto 253"]);
+    let attack = |judged: &Judged| {
+        let pod = &judged.lab.pods[0];
+        for (from, to) in POD5.into_iter().zip(CLIENT) {
+            for inner in [&b""[..], b"?", b"??", b"???"] {
+                send(pod, packet(from, to, EXPERIMENT, inner));
+            }
+        }
+        // They have gone by when this has come back.
+        sees(&judged.lab.client, Over::Udp, "10.244.1.5:80", "192.0.2.2");
+    };
+    attack(&judged);
+    assert_eq!(arrived(&judged.lab.client), [0]);
+    judged.mode = Mode::Audit;
+    judged.apply();
+    attack(&judged);
+    assert_eq!(arrived(&judged.lab.client), [8]);
+}
+
 /// No rule about nodes knows the address that the node has on the pod's link, nor those that it has with many: groups, broadcast,
 /// and of the routers of a network.
 #[test]

@@ -24,6 +24,8 @@ pub(super) struct Version {
     tier: Option<MakeTier>,
     /// None: the object says it.
     order: Option<Order>,
+    /// Where pods are said without their namespaces, those of all are meant.
+    any_namespace: bool,
 }
 
 const ACCEPT: &[(&str, Action)] = &[("Accept", Action::Allow), ("Deny", Action::Deny), ("Pass", Action::Pass)];
@@ -41,6 +43,7 @@ pub(super) const V1ALPHA2: Version = Version {
     l4: cluster_protocol,
     tier: None,
     order: None,
+    any_namespace: true,
 };
 
 pub(super) const ADMIN: Version = Version {
@@ -50,6 +53,7 @@ pub(super) const ADMIN: Version = Version {
     l4: admin_port,
     tier: Some(admin_tier),
     order: None,
+    any_namespace: false,
 };
 
 /// There is one of it, which comes after what has a priority.
@@ -126,7 +130,7 @@ impl Head {
         let subject = reader.or(EVERY_POD, |reader| {
             let at =
                 reader.required(&fields, "subject", "say which pods it is for: `namespaces: {}` is all of them")?;
-            endpoints(reader, &at)
+            endpoints(reader, &at, version)
         });
         head.whole = keys.is_ok() && tier.is_ok() && order.is_ok() && subject.is_ok();
         head.tier = tier.unwrap_or(head.tier);
@@ -151,14 +155,13 @@ fn order(reader: &mut Reader, fields: &Fields<'_>) -> Read<Order> {
 /// The rule, if it is there to decide anything.
 fn rule(reader: &mut Reader, direction: Direction, at: &At<'_>, version: &Version) -> Option<Rule> {
     reader.or(CLOSED, |reader| {
-        let peers_key = if direction == Direction::Ingress { "from" } else { "to" };
-        let Ok((fields, keys)) = reader.fields(at, &["name", "action", peers_key, version.l4_key]) else {
+        let Ok((fields, keys)) = reader.fields(at, &["name", "action", peers_key(direction), version.l4_key]) else {
             return Some(deny_all(at));
         };
         let action = reader.required(&fields, "action", "say what becomes of what matches");
         let action = action.and_then(|at| reader.word(&at, version.actions));
         let matches = keys.and_then(|()| {
-            let peers = peers(reader, direction, &fields, peers_key)?;
+            let peers = peers(reader, direction, &fields, version)?;
             let l4 = l4(reader, &fields, version)?;
             check_named_ports(reader, &peers, &l4, at)?;
             Ok((Peers::OneOf(peers), l4))
@@ -178,16 +181,24 @@ fn deny_all(at: &At<'_>) -> Rule {
     Rule { action: Action::Deny, remote: Peers::Any, local: Vec::new(), l4: L4::Any, path }
 }
 
-fn peers(reader: &mut Reader, direction: Direction, fields: &Fields<'_>, key: &str) -> Read<Vec<Peer>> {
+fn peers(reader: &mut Reader, direction: Direction, fields: &Fields<'_>, version: &Version) -> Read<Vec<Peer>> {
+    let key = peers_key(direction);
     let at = reader.required(fields, key, "list at least one peer: `namespaces: {}` is all pods")?;
     let list = reader.list(Some(at.clone()))?;
     if list.is_empty() {
         return Err(reader.bad_value(&at, "empty", "list at least one peer: `namespaces: {}` is all pods"));
     }
-    list.iter().map(|at| peer(reader, direction, at)).collect()
+    list.iter().map(|at| peer(reader, direction, at, version)).collect()
 }
 
-fn peer(reader: &mut Reader, direction: Direction, at: &At<'_>) -> Read<Peer> {
+fn peers_key(direction: Direction) -> &'static str {
+    match direction {
+        Direction::Ingress => "from",
+        Direction::Egress => "to",
+    }
+}
+
+fn peer(reader: &mut Reader, direction: Direction, at: &At<'_>, version: &Version) -> Read<Peer> {
     const WORKLOADS: [&str; 2] = ["namespaces", "pods"];
     const ALL: [&str; 5] = ["namespaces", "pods", "nodes", "networks", "domainNames"];
     let known = if direction == Direction::Ingress { &WORKLOADS[..] } else { &ALL[..] };
@@ -198,13 +209,13 @@ fn peer(reader: &mut Reader, direction: Direction, at: &At<'_>) -> Read<Peer> {
         "domainNames" => {
             return Err(reader.bad_value(&value, "domain names are not resolved yet", "write networks instead"));
         }
-        _ => Is::Endpoint(endpoints(reader, at)?),
+        _ => Is::Endpoint(endpoints(reader, at, version)?),
     };
     Ok(Peer(vec![Term::that(is)]))
 }
 
 /// Pods by namespace, or by namespace and labels.
-fn endpoints(reader: &mut Reader, at: &At<'_>) -> Read<Endpoints> {
+fn endpoints(reader: &mut Reader, at: &At<'_>, version: &Version) -> Read<Endpoints> {
     let (key, value) = reader.one_of(at, &["namespaces", "pods"])?;
     if key == "namespaces" {
         return Ok(Endpoints::new(Namespaces::Labelled(reader.selector(&value)?), Selector::all()));
@@ -214,8 +225,11 @@ fn endpoints(reader: &mut Reader, at: &At<'_>) -> Read<Endpoints> {
         let at = reader.required(&fields, key, "write `{}` if it is to select everything")?;
         reader.selector(&at)
     };
-    let (namespaces, pods) = (selector("namespaceSelector")?, selector("podSelector")?);
-    Ok(Endpoints::new(Namespaces::Labelled(namespaces), pods))
+    let namespaces = match fields.get("namespaceSelector") {
+        None if version.any_namespace => Selector::all(),
+        _ => selector("namespaceSelector")?,
+    };
+    Ok(Endpoints::new(Namespaces::Labelled(namespaces), selector("podSelector")?))
 }
 
 fn networks(reader: &mut Reader, at: &At<'_>) -> Read<Nets> {

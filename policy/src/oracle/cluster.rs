@@ -78,6 +78,7 @@ impl Cluster {
         let everything = LabelSelector::default();
         match (&subject.namespaces, &subject.pods) {
             (Some(namespaces), _) => self.pod_is(view.pod, namespaces, &everything),
+            // Of the namespaces' selector: "if empty, it selects all Namespaces." [CNP] None is as good as an empty one.
             (None, Some(pods)) => self.pod_is(view.pod, &pods.namespace_selector, &pods.pod_selector),
             (None, None) => panic!("a subject has a field: objects of the oracle are well-formed"),
         }

@@ -219,9 +219,11 @@ fn in_cidr(address: IpAddr, cidr: &str) -> bool {
     cidr.parse::<IpNet>().is_ok_and(|net| net.contains(&address))
 }
 
-/// Ports of a pod by a name: protocol and number.
+/// Ports of a pod by a name: protocol and number. Of containers that start before the others, those count that go on beside
+/// them (ours: a Service finds a port so, too).
 fn named_ports<'a>(pod: &'a Pod, name: &'a str) -> impl Iterator<Item = (&'a str, u16)> {
-    let ports = pod.spec.containers.iter().flat_map(|container| &container.ports);
+    let sidecars = pod.spec.init_containers.iter().filter(|container| container.restart_policy == "Always");
+    let ports = pod.spec.containers.iter().chain(sidecars).flat_map(|container| &container.ports);
     let protocol = |text: &'a str| if text.is_empty() { "TCP" } else { text };
     ports.filter(move |port| port.name == name).map(move |port| (protocol(&port.protocol), port.container_port))
 }

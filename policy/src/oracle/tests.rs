@@ -227,6 +227,11 @@ fn tiers() {
         &(cluster("Admin", &format!("ingress: [{{action: Accept, {from_y}}}]")) + isolate),
         "unknown > x/a TCP:80 no",
     );
+    // Pods that are said without a namespace are those of all.
+    check(
+        "kind: ClusterNetworkPolicy\nspec: {tier: Admin, priority: 1, subject: {pods: {podSelector: {matchLabels: {pod: a}}}}, ingress: [{action: Deny, from: [{pods: {podSelector: {matchLabels: {pod: b}}}}]}]}\n",
+        "x/b > x/a TCP:80 no\n y/b > x/a TCP:80 no\n x/b > y/a TCP:80 no\n x/c > x/a TCP:80 ok\n x/b > x/c TCP:80 ok",
+    );
     // Nodes and networks; accepted going out, it must still be let in.
     let egress = cluster(
         "Admin",

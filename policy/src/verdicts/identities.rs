@@ -500,7 +500,7 @@ fn old_and_new<'a, K, V>(item: DiffItem<'a, 'a, K, V>) -> impl Iterator<Item = (
 }
 
 /// The pods of a namespace.
-fn pods_of<'a>(world: &'a World, namespace: &str) -> impl Iterator<Item = (&'a Arc<str>, &'a Arc<Pod>)> {
+pub(super) fn pods_of<'a>(world: &'a World, namespace: &str) -> impl Iterator<Item = (&'a Arc<str>, &'a Arc<Pod>)> {
     // `0` is what comes after `/`.
     let (first, last): (Arc<str>, Arc<str>) = (format!("{namespace}/").into(), format!("{namespace}0").into());
     world.pods.range(first..last)

@@ -10,7 +10,7 @@ use imbl::OrdMap;
 use imbl::ordmap::DiffItem;
 use tartan_model::{Labels, NAMELESS, Pod, World};
 
-use super::identities::{ANY, Identities, is_workload, workload};
+use super::identities::{ANY, Identities, is_workload, pods_of, workload};
 use super::numbers::Numbers;
 use super::rows::{Compiled, Rows, Sources, Subject};
 use super::selections::Selections;
@@ -175,8 +175,19 @@ impl Sets {
         counts.into_keys().collect()
     }
 
-    /// Pods of this node that are new, gone or not as they were.
+    /// Looks again at pods of this node that may be new, gone or not as they were; says which.
     fn changed_pods(&mut self, world: &World, program: &Program) -> BTreeSet<Arc<str>> {
+        let touched = self.touched_pods(world);
+        for key in &touched {
+            match local(world, program, key) {
+                Some(local) => drop(self.pods.insert(key.clone(), local)),
+                None => drop(self.pods.remove(key)),
+            }
+        }
+        touched
+    }
+
+    fn touched_pods(&self, world: &World) -> BTreeSet<Arc<str>> {
         let mut keys: BTreeSet<Arc<str>> = BTreeSet::new();
         let is_local = |pod: &Pod| pod.node == world.local || pod.node == self.seen.local;
         for item in self.seen.world.pods.diff(&world.pods) {
@@ -190,10 +201,7 @@ impl Sets {
         }
         for item in self.seen.world.namespaces.diff(&world.namespaces) {
             let (DiffItem::Add(name, _) | DiffItem::Update { new: (name, _), .. } | DiffItem::Remove(name, _)) = item;
-            let start = format!("{name}/");
-            let pods =
-                world.pods.range(Arc::<str>::from(start.as_str())..).take_while(|(key, _)| key.starts_with(&start));
-            keys.extend(pods.filter(|(_, pod)| is_local(pod)).map(|(key, _)| key.clone()));
+            keys.extend(pods_of(world, name).filter(|(_, pod)| is_local(pod)).map(|(key, _)| key.clone()));
         }
         if self.seen.local != world.local {
             keys.extend(self.pods.keys().cloned());
@@ -201,27 +209,6 @@ impl Sets {
         }
         if !self.seen.world.attachments.ptr_eq(&world.attachments) {
             keys.insert(NAMELESS.into());
-        }
-        for key in &keys {
-            if **key == *NAMELESS {
-                match world.attachments.values().any(|attachment| attachment.pod() == NAMELESS) {
-                    true => {
-                        drop(self.pods.insert(key.clone(), Local { workload: nothing(), policies: BTreeSet::new() }))
-                    }
-                    false => drop(self.pods.remove(key)),
-                }
-                continue;
-            }
-            let pod = world.pods.get(key).filter(|pod| pod.node == world.local && is_workload(pod));
-            // Without its namespace it is not known which policies are for it: it has no set, and so no connections.
-            match pod.and_then(|pod| workload(world, key, pod)) {
-                Some(workload) => {
-                    let selecting = program.iter().filter(|(_, policy)| selects(policy, &workload));
-                    let policies = selecting.map(|(rank, _)| rank.clone()).collect();
-                    self.pods.insert(key.clone(), Local { workload, policies });
-                }
-                None => drop(self.pods.remove(key)),
-            }
         }
         keys
     }
@@ -311,6 +298,20 @@ impl Sets {
             self.numbers().give_back(number);
         }
     }
+}
+
+/// A pod of this node, or all that are [`NAMELESS`]; none where there is none that may have connections.
+fn local(world: &World, program: &Program, key: &str) -> Option<Local> {
+    if key == NAMELESS {
+        let is_there = world.attachments.values().any(|attachment| attachment.pod() == NAMELESS);
+        return is_there.then(|| Local { workload: nothing(), policies: BTreeSet::new() });
+    }
+    let pod = world.pods.get(key).filter(|pod| pod.node == world.local && is_workload(pod))?;
+    // Without its namespace it is not known which policies are for it.
+    let workload = workload(world, key, pod)?;
+    let selecting = program.iter().filter(|(_, policy)| selects(policy, &workload));
+    let policies = selecting.map(|(rank, _)| rank.clone()).collect();
+    Some(Local { workload, policies })
 }
 
 fn selects(policy: &Policy, workload: &Workload) -> bool {

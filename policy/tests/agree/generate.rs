@@ -173,8 +173,15 @@ pub(crate) fn pool() -> impl Strategy<Value = Op> {
 fn pod() -> impl Strategy<Value = Op> {
     let who = (select(&NAMESPACES), select(&PODS), select(&NODES));
     let state = (prop::bool::weighted(0.06), prop::bool::weighted(0.06), weighted(0.05, Just(())), 1u8..8);
-    (who, written(), state).prop_map(|((namespace, name, node), written, (host, finished, lost, at))| {
+    let before_others = weighted(0.2, select(vec!["Always", ""]));
+    (who, written(), state, before_others).prop_map(|((namespace, name, node), written, state, before_others)| {
+        let (host, finished, lost, at) = state;
         let mut pod = pod_at(namespace, name, node, at, written);
+        if let Some(restart_policy) = before_others {
+            let containers = std::mem::take(&mut pod.spec.containers).into_iter();
+            let early = |it| Container { restart_policy: restart_policy.to_owned(), ..it };
+            pod.spec.init_containers = containers.map(early).collect();
+        }
         pod.spec.host_network = host;
         if host {
             pod.status.pod_ips = vec![PodIP { ip: format!("192.0.2.{}", &node[1..]) }];

@@ -28,7 +28,7 @@ use tartan_policy::ir::protocol;
 
 use super::Mode;
 use super::judge::{self, Packets, REPORTS};
-use super::maps::{self, BRIDGES, DISCOVERY, SELF, SOURCES, Way};
+use super::maps::{self, BRIDGES, DISCOVERY, SELF, SOURCES, Side, Way};
 use crate::nftables::named;
 
 /// Where packets end, with their word as mark.
@@ -52,6 +52,11 @@ const JUDGED_BY_ALL: &str = "policy_judged_by_all";
 const STAMP: &str = "policy_stamp";
 /// and what two have.
 const STAMP_OF_BOTH: &str = "policy_stamp_of_both";
+
+const EGRESS: Way = Way { side: Side::Egress, back: false };
+const EGRESS_BACK: Way = Way { side: Side::Egress, back: true };
+const INGRESS: Way = Way { side: Side::Ingress, back: false };
+const INGRESS_BACK: Way = Way { side: Side::Ingress, back: true };
 
 /// Begins a rule about packets of pods, with a comment.
 type Begun = fn(&'static str) -> RuleBuilder;
@@ -117,66 +122,99 @@ pub(super) fn generation(generation: Generation) -> [(Key, Object); 4] {
 
 /// The chains around those of pods. `between_nodes`: UDP ports at which nodes unwrap packets.
 pub(super) fn judging(mode: Mode, between_nodes: &[u16]) -> [(Key, Object); 5] {
-    let judged = |chain: &str| not_of_others(rule("may have been judged")).jump(chain);
-    let about_judged = |chain: &str| errors("may be about what was judged").map(|error| error.jump(chain));
-    let stamped = || rule("allowed").goto(STAMP);
-    let both_stamped = || from_pod("allowed by both").oifgroup(POD_LINK_GROUPS).goto(STAMP_OF_BOTH);
-    let judge = |side, back| Way { side, back }.chain();
-    let (egress, egress_back) = (judge(maps::Side::Egress, false), judge(maps::Side::Egress, true));
-    let (ingress, ingress_back) = (judge(maps::Side::Ingress, false), judge(maps::Side::Ingress, true));
+    [
+        (THROUGH, through(mode, between_nodes)),
+        (THROUGH_BACK, through_back()),
+        (TO_NODE, to_node(mode, between_nodes)),
+        (FROM_NODE, from_node()),
+        (PASSED_ON, passed_on(mode, between_nodes)),
+    ]
+    .map(regular)
+}
 
-    let mut through: Vec<Rule> = Family::ALL.map(|family| to_itself(from_pod, family)).into();
-    through.extend(others_errors(mode, from_pod));
-    through.extend(about_judged(JUDGED_BY_ALL));
-    through.extend(stale_errors(mode));
-    through.extend(to_be_unwrapped(mode, from_pod, between_nodes));
-    through.extend([
+fn through(mode: Mode, between_nodes: &[u16]) -> Vec<Rule> {
+    let mut rules: Vec<Rule> = Family::ALL.map(|family| to_itself(from_pod, family)).into();
+    rules.extend(others_errors(mode, from_pod));
+    rules.extend(errors_about_judged(JUDGED_BY_ALL));
+    rules.extend(stale_errors(mode));
+    rules.extend(to_be_unwrapped(mode, from_pod, between_nodes));
+    rules.extend([
         discovery(rule("discovery on a bridge"))
             .within(Nfproto::Ipv6, &[Selector::Iifname, Selector::Oifname], BRIDGES)
             .returns(),
         rule("answers").ct_direction_reply().goto(THROUGH_BACK),
-        rule("of the pod it leaves").iifgroup(POD_LINK_GROUPS).jump(&egress),
-        rule("of the pod it enters").oifgroup(POD_LINK_GROUPS).jump(&ingress),
-        both_stamped(),
+        rule("of the pod it leaves").iifgroup(POD_LINK_GROUPS).jump(&EGRESS.chain()),
+        rule("of the pod it enters").oifgroup(POD_LINK_GROUPS).jump(&INGRESS.chain()),
+        stamped_by_both(from_pod),
         stamped(),
     ]);
-    let back = vec![
-        rule("of the pod that began it").oifgroup(POD_LINK_GROUPS).jump(&egress_back),
-        rule("of the pod that answers").iifgroup(POD_LINK_GROUPS).jump(&ingress_back),
-        both_stamped(),
+    rules
+}
+
+fn through_back() -> Vec<Rule> {
+    vec![
+        rule("of the pod that began it").oifgroup(POD_LINK_GROUPS).jump(&EGRESS_BACK.chain()),
+        rule("of the pod that answers").iifgroup(POD_LINK_GROUPS).jump(&INGRESS_BACK.chain()),
+        stamped_by_both(from_pod),
         stamped(),
-    ];
-    let mut to_node = vec![judged(JUDGED)];
-    to_node.extend(others_errors(mode, from_pod));
-    to_node.extend([
+    ]
+}
+
+fn to_node(mode: Mode, between_nodes: &[u16]) -> Vec<Rule> {
+    let mut rules = vec![judged(JUDGED)];
+    rules.extend(others_errors(mode, from_pod));
+    rules.extend([
         rule("answers to this node").ct_direction_reply().returns(),
         discovery(rule("discovery ends here")).returns(),
     ]);
-    to_node.extend(by_other_addresses(mode));
-    to_node.extend(about_judged(JUDGED));
-    to_node.extend(stale_errors(mode));
-    to_node.extend(to_be_unwrapped(mode, from_pod, between_nodes));
-    to_node.extend([rule("of the pod it leaves").jump(&egress), stamped()]);
-    let mut from_node = vec![judged(JUDGED)];
-    from_node.extend(errors("of this node").map(RuleBuilder::returns));
-    from_node.extend([
-        rule("answers to a pod").ct_direction_reply().jump(&egress_back),
-        rule("of others, passed on").not_fib_local(AddressSide::Saddr).jump(&ingress),
+    rules.extend(by_other_addresses(mode));
+    rules.extend(errors_about_judged(JUDGED));
+    rules.extend(stale_errors(mode));
+    rules.extend(to_be_unwrapped(mode, from_pod, between_nodes));
+    rules.extend([rule("of the pod it leaves").jump(&EGRESS.chain()), stamped()]);
+    rules
+}
+
+fn from_node() -> Vec<Rule> {
+    let mut rules = vec![judged(JUDGED)];
+    rules.extend(errors("of this node").map(RuleBuilder::returns));
+    rules.extend([
+        rule("answers to a pod").ct_direction_reply().jump(&EGRESS_BACK.chain()),
+        rule("of others, passed on").not_fib_local(AddressSide::Saddr).jump(&INGRESS.chain()),
         stamped(),
     ]);
-    let mut passed_on = vec![judged(JUDGED_BY_ALL)];
-    passed_on.extend(Family::ALL.map(|family| to_itself(from_anywhere, family)));
-    passed_on.extend(others_errors(mode, from_anywhere));
-    passed_on.extend(about_judged(JUDGED_BY_ALL));
-    passed_on.extend(to_be_unwrapped(mode, from_anywhere, between_nodes));
-    passed_on.extend([
-        rule("of the pod it leaves").jump(&egress),
-        rule("of the pod it enters").oifgroup(POD_LINK_GROUPS).jump(&ingress),
-        rule("allowed by both").oifgroup(POD_LINK_GROUPS).goto(STAMP_OF_BOTH),
+    rules
+}
+
+fn passed_on(mode: Mode, between_nodes: &[u16]) -> Vec<Rule> {
+    let mut rules = vec![judged(JUDGED_BY_ALL)];
+    rules.extend(Family::ALL.map(|family| to_itself(from_anywhere, family)));
+    rules.extend(others_errors(mode, from_anywhere));
+    rules.extend(errors_about_judged(JUDGED_BY_ALL));
+    rules.extend(to_be_unwrapped(mode, from_anywhere, between_nodes));
+    rules.extend([
+        rule("of the pod it leaves").jump(&EGRESS.chain()),
+        rule("of the pod it enters").oifgroup(POD_LINK_GROUPS).jump(&INGRESS.chain()),
+        stamped_by_both(from_anywhere),
         stamped(),
     ]);
-    [(THROUGH, through), (THROUGH_BACK, back), (TO_NODE, to_node), (FROM_NODE, from_node), (PASSED_ON, passed_on)]
-        .map(regular)
+    rules
+}
+
+fn judged(chain: &str) -> Rule {
+    not_of_others(rule("may have been judged")).jump(chain)
+}
+
+fn errors_about_judged(chain: &str) -> [Rule; 2] {
+    errors("may be about what was judged").map(|error| error.jump(chain))
+}
+
+fn stamped() -> Rule {
+    rule("allowed").goto(STAMP)
+}
+
+fn stamped_by_both(from: Begun) -> Rule {
+    from("allowed by both").oifgroup(POD_LINK_GROUPS).goto(STAMP_OF_BOTH)
 }
 
 /// By all pods of this node that it comes from and goes to. What has come by no link, or leaves by none, has no group: a rule that

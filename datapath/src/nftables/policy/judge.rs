@@ -5,8 +5,8 @@
 //! another. So each result goes through the packet's mark, whose own value waits in a register, and a rule that needs to
 //! know more begins from the packet again.
 //!
-//! Invariants: whatever goes on as it was has the mark it came with; the chain ends in a drop, so that nothing passes
-//! that no word lets pass.
+//! Invariants: whatever goes on as it was has the mark it came with, so that what may find nothing is looked for before
+//! the mark is written, or after it was given back; the chain ends in a drop, so that nothing passes that no word lets pass.
 
 use tartan_netstate::nft::{CmpOp, CtKey, Expr, MetaKey, Nfproto, Reg, Rule, RuleBuilder, Selector, Verdict, rule};
 
@@ -132,7 +132,10 @@ impl Packets {
             op,
             data: vec![0; 4],
         });
-        if whose == Whose::Listed { listed } else { ask(listed, RANGES) }
+        match whose {
+            Whose::Listed => listed,
+            _ => ask(listed, RANGES).then(Expr::SetMark { sreg: MARK }),
+        }
     }
 
     fn subject_and_class(self, rule: RuleBuilder) -> RuleBuilder {
@@ -140,10 +143,10 @@ impl Packets {
         let asked = rule
             .then(link.load(self.nfproto, KEY))
             .then(own.load(self.nfproto, Reg(KEY.0 + link.registers(self.nfproto))));
-        let subject = looked_up(asked, &self.named(SUBJECTS), KEY);
-        let asked = carried(subject, &[OWN_KEY[0], ANY_KEY[0], CLASS_KEY[0]])
+        let subject = looked_up(asked, &self.named(SUBJECTS), KEY)
             .then(Selector::L4proto.load(self.nfproto, CLASS_KEY[1]))
             .then(self.destination());
+        let asked = carried(subject, &[OWN_KEY[0], ANY_KEY[0], CLASS_KEY[0]]);
         carried(looked_up(asked, &self.way.side.classes(), CLASS_KEY[0]), &[OWN_KEY[2], ANY_KEY[1]])
     }
 
