@@ -43,14 +43,15 @@ pub async fn keep(boot: Boot, inbox: mpsc::Sender<Input>) {
     }
     let boot = Arc::new(boot);
     // Not on the loop's thread: the folders may be on a slow disk.
-    let put_all = || {
+    let put_all = |again| {
         let boot = boot.clone();
-        tokio::task::spawn_blocking(move || put_all(&boot))
+        tokio::task::spawn_blocking(move || put_all(&boot, again))
     };
-    let (mut told, mut complaint) = (Vec::new(), String::new());
+    let (mut told, mut complaint, mut done) = (Vec::new(), String::new(), false);
     loop {
-        match put_all().await.unwrap_or_else(|panic| Err(panic.into())) {
+        match put_all(done).await.unwrap_or_else(|panic| Err(panic.into())) {
             Ok(before) => {
+                done = true;
                 complaint.clear();
                 if before != told && inbox.send(Input::OthersFirst(before.clone())).await.is_err() {
                     return;
@@ -94,9 +95,10 @@ pub fn remove(boot: &Boot) -> Result<()> {
     Ok(())
 }
 
-/// The plugin first: a configuration without it fails every pod. Gives the files that the runtime would rather read.
-fn put_all(boot: &Boot) -> Result<Vec<PathBuf>> {
-    if let Some(folder) = &boot.cni_bin {
+/// The plugin first: a configuration without it fails every pod. `again`: what is there in its place by now stays. Gives the
+/// files that the runtime would rather read.
+fn put_all(boot: &Boot, again: bool) -> Result<Vec<PathBuf>> {
+    if let Some(folder) = boot.cni_bin.as_ref().filter(|folder| !again || !folder.join(PLUGIN).exists()) {
         let beside = std::env::current_exe().context("finding our own program")?.with_file_name(PLUGIN);
         let plugin = fs::read(&beside).with_context(|| format!("reading the plugin {}", beside.display()))?;
         put(&folder.join(PLUGIN), &plugin, 0o755).context("cniBin")?;
@@ -196,7 +198,7 @@ mod tests {
         for name in ["00-other.conflist", "00-notes.txt", "10-later.conf"] {
             fs::write(dir.join(name), "{}").unwrap();
         }
-        assert_eq!(put_all(&boot).unwrap(), [dir.join("00-other.conflist")]);
+        assert_eq!(put_all(&boot, false).unwrap(), [dir.join("00-other.conflist")]);
         let there: Value = serde_json::from_slice(&fs::read(dir.join(CONFLIST)).unwrap()).unwrap();
         assert_eq!(there["plugins"][0]["socket"], "/run/tartan/tartan.sock");
         let lead_to_ours = [
@@ -217,10 +219,10 @@ mod tests {
 
         let inode = |file: &str| std::os::unix::fs::MetadataExt::ino(&fs::metadata(dir.join(file)).unwrap());
         let before = inode(CONFLIST);
-        put_all(&boot).unwrap();
+        put_all(&boot, false).unwrap();
         assert_eq!(inode(CONFLIST), before, "what is there already is left alone");
         fs::write(dir.join(CONFLIST), "half").unwrap();
-        put_all(&boot).unwrap();
+        put_all(&boot, false).unwrap();
         assert!(fs::read(dir.join(CONFLIST)).unwrap().starts_with(b"{"));
 
         // As the installer of istio-cni leaves it: its plugin behind the last, two blanks a level.
@@ -232,15 +234,15 @@ mod tests {
         list["plugins"].as_array_mut().unwrap().push(istio.clone());
         fs::write(dir.join(CONFLIST), format!("{list:#}")).unwrap();
         let before = inode(CONFLIST);
-        put_all(&boot).unwrap();
+        put_all(&boot, false).unwrap();
         assert_eq!(inode(CONFLIST), before, "nothing of ours is new");
         let moved = Boot { socket: "/run/other.sock".into(), ..boot.clone() };
-        put_all(&moved).unwrap();
+        put_all(&moved, true).unwrap();
         let there: Value = serde_json::from_slice(&fs::read(dir.join(CONFLIST)).unwrap()).unwrap();
         assert_eq!(there["plugins"], json!([conflist(&moved)["plugins"][0], istio]));
         // Who took ours out wanted something else; the agent runs, so it is for ours.
         fs::write(dir.join(CONFLIST), json!({"plugins": [istio]}).to_string()).unwrap();
-        put_all(&boot).unwrap();
+        put_all(&boot, false).unwrap();
         let there: Value = serde_json::from_slice(&fs::read(dir.join(CONFLIST)).unwrap()).unwrap();
         assert_eq!(there, conflist(&boot));
 
