@@ -1,8 +1,8 @@
 //! From a word of the store to the kernel, for `cargo xtask bench policy`: 50,000 pods and 10,000 policies in the cluster,
 //! 100 of the pods here, in a network namespace of this process's own; planners, kernel thread and kernel are the real ones.
 //!
-//! Prints a line of milliseconds for each question: a policy, one pod's labels, a new pod elsewhere. Each is from World
-//! being told to the report that the kernel has it.
+//! Prints a line of milliseconds for each question: a policy of all pods here, a policy of one of them, the labels of one of
+//! them, a new pod elsewhere. Each is from World being told to the report that the kernel has it.
 
 #[path = "shared/small.rs"]
 mod small;
@@ -31,15 +31,18 @@ const POLICIES: u32 = 10;
 /// Namespaces one pod of which is on this node.
 const LOCAL: u32 = 100;
 const RUNS: u32 = 200;
+const TIERS: [&str; 3] = ["back", "data", "front"];
+const WATCHER: &str = "watcher";
 const LOCAL_NODE: &str = "n0";
 const ADDRESS: &str = "192.0.2.1/24";
 
 fn main() -> Result<()> {
     small::isolate(ADDRESS)?;
     let mut bench = Bench::start()?;
+    bench.measure(|run| policy_of_all(9_101 + run))?;
     bench.measure(|run| policy(run % LOCAL, run % POLICIES, 8_000 + run))?;
-    bench.measure(|run| pod(run % LOCAL, 0, &format!("app{}", run % DEPLOYMENTS)))?;
-    bench.measure(|run| pod(500, PODS + run, "app1"))
+    bench.measure(|run| pod(run % LOCAL, 0, &format!("app{}", run % DEPLOYMENTS), TIERS[0]))?;
+    bench.measure(newcomer)
 }
 
 /// The loop in small, and what it needs.
@@ -105,12 +108,15 @@ fn fill(world: &mut World) {
     for namespace in 0..NAMESPACES {
         world.store(self::namespace(namespace), now);
         for at in 0..PODS {
-            world.store(pod(namespace, at, &format!("app{}", at / REPLICAS)), now);
+            let deployment = at / REPLICAS;
+            world.store(pod(namespace, at, &format!("app{deployment}"), TIERS[deployment as usize % TIERS.len()]), now);
         }
         for at in 0..POLICIES {
             world.store(policy(namespace, at, 8_000 + at), now);
         }
     }
+    world.store(pod(LOCAL, PODS, WATCHER, TIERS[0]), now);
+    world.store(policy_of_all(9_100), now);
     for kind in Kind::ALL {
         world.store(StoreEvent::Synced(kind), now);
     }
@@ -157,9 +163,8 @@ fn addresses(namespace: u32, at: u32) -> [IpAddr; 2] {
     [IpAddr::from([10, high, middle, low]), v6.parse().expect("an address")]
 }
 
-fn pod(namespace: u32, at: u32, app: &str) -> StoreEvent {
+fn pod(namespace: u32, at: u32, app: &str, tier: &str) -> StoreEvent {
     let is_local = namespace < LOCAL && at == 0;
-    let tier = ["back", "data", "front"][at as usize / REPLICAS as usize % 3];
     let pod = Pod {
         uid: 0,
         node: if is_local { LOCAL_NODE.into() } else { format!("n{}", 1 + (namespace * PODS + at) % 4_999).into() },
@@ -171,6 +176,24 @@ fn pod(namespace: u32, at: u32, app: &str) -> StoreEvent {
         finished: false,
     };
     put(Kind::Pod, format!("ns{namespace}/{}", pod_name(at)), Object::Pod(pod.into()))
+}
+
+/// A pod more of a namespace whose policies let it in here: like another one, or like none.
+fn newcomer(run: u32) -> StoreEvent {
+    let (namespace, at) = (run % LOCAL, PODS + run);
+    match run.is_multiple_of(2) {
+        true => pod(namespace, at, "app1", TIERS[1]),
+        false => pod(namespace, at, &format!("new{run}"), TIERS[2]),
+    }
+}
+
+/// Who watches all pods of the cluster may reach them at a port, whatever their own policies say.
+fn policy_of_all(port: u32) -> StoreEvent {
+    let json = format!(
+        r#"{{"spec":{{"tier":"Admin","priority":10,"subject":{{"namespaces":{{}}}},"ingress":[{{"action":"Accept","from":[{{"pods":{{"namespaceSelector":{{}},"podSelector":{{"matchLabels":{{"app":"{WATCHER}"}}}}}}}}],"protocols":[{{"tcp":{{"destinationPort":{{"number":{port}}}}}}}]}}]}}}}"#
+    );
+    let text = PolicyText { json: json.into() };
+    put(Kind::ClusterNetworkPolicy, "watch".to_owned(), Object::Policy(text.into()))
 }
 
 /// Of each namespace's policies, half are for all its pods; the first of some lets every front tier of the cluster in.

@@ -113,6 +113,11 @@ fn what_policy_costs_a_node_of_a_large_cluster() {
     println!("first load: {took:?}, {steps} steps");
     let began = Instant::now();
     println!("nft list ruleset: {} bytes in {:?}", netns.sh("nft list ruleset").len(), began.elapsed());
+    let began = Instant::now();
+    netns.sh(
+        "nft add table inet other; nft 'add chain inet other c; add rule inet other c drop'; nft list table inet other",
+    );
+    println!("nft, four commands about another table: {:?}", began.elapsed());
     let mut measure = |what: &str, most: usize, change: &dyn Fn(&mut Tables, u32)| {
         let [mut planned, mut ordered, mut applied] = [const { Vec::<Duration>::new() }; 3];
         for run in 0..RUNS {

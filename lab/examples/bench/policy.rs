@@ -4,7 +4,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde_json::{Map, Value, json};
 use tartan_lab::probe::{Load, Talk, Transport, wait_for};
 use tartan_lab::{Attachment, Endpoint, Family, Lab, NAMESPACE, Netns, Network, Node, cni_args};
@@ -119,7 +119,8 @@ impl Policy {
         self.relist()
     }
 
-    /// A client on n2, as a kubelet and a slow API server bring it up. Gone again when it has connected.
+    /// A client on n2, as a kubelet and a slow API server bring it up. It tries to connect all the time, and is not let in
+    /// before anybody here can know whose the address is. Gone again when it has connected.
     fn client(&mut self, lag: Duration) -> Result<f64> {
         self.clients += 1;
         let name = format!("client{}", self.clients);
@@ -135,13 +136,16 @@ impl Policy {
         self.lab.put_pod("n2", &name, CLIENT, &[])?;
         let network = Network::tartan(node, &binaries()?.cni)?;
         let result = network.add(node, &at)?;
-        let ready = Instant::now();
-        wait_for(PATIENCE, "the API server to tell", || ready.elapsed() >= lag)?;
-        let client = endpoint(&name, &netns, &result)?;
-        self.lab.put_pod("n2", &name, CLIENT, &[client.v4.into(), client.v6.into()])?;
-        let pair = (client, self.lab.endpoint(SERVER)?);
-        let known = Instant::now();
+        let pair = (endpoint(&name, &netns, &result)?, self.lab.endpoint(SERVER)?);
         let connects = || Talk::open(&pair, Family::V4, Transport::Tcp, ATTEMPT).is_ok();
+        let (ready, mut early) = (Instant::now(), false);
+        wait_for(PATIENCE, "the API server to tell", || {
+            early |= connects();
+            early || ready.elapsed() >= lag
+        })?;
+        ensure!(!early, "{name} is let in before it is known");
+        self.lab.put_pod("n2", &name, CLIENT, &[pair.0.v4.into(), pair.0.v6.into()])?;
+        let known = Instant::now();
         wait_for(PATIENCE, "the first connection", connects).with_context(|| self.lab.troubleshooting())?;
         let took = known.elapsed();
         network.del(node, &at, Some(&result))?;

@@ -109,21 +109,21 @@ impl Sets {
         let mut moving = self.changed_pods(world, program);
         self.reselect(&policies, &mut moving);
         let all_before = self.sets.clone();
-        let mut anew = self.assign(&moving, program);
-        let touched: BTreeSet<&Rank> = policies.iter().map(|(rank, _)| *rank).collect();
-        anew.extend(
-            self.all
-                .iter()
-                .filter(|(_, set)| set.key.policies.iter().any(|rank| touched.contains(rank)))
-                .map(|(number, _)| *number),
-        );
+        let assigned = self.assign(&moving, program);
+        let speaking = Direction::ALL.map(|direction| {
+            let speaks = |policy: Option<&Arc<Policy>>| policy.is_some_and(|it| it.rules(direction).is_some());
+            let those = policies.iter().filter(|(rank, now)| speaks(*now) || speaks(before.get(*rank)));
+            (direction, those.map(|(rank, _)| *rank).collect::<BTreeSet<&Rank>>())
+        });
+        let mut compiles = false;
         for (number, set) in &mut self.all {
             let subject = Subject { policies: &set.key.policies, workload: &set.key.workload };
-            for (direction, compiled) in [(Direction::Ingress, &mut set.ingress), (Direction::Egress, &mut set.egress)]
-            {
-                if anew.contains(number) || compiled.is_renamed(identities) {
+            for ((direction, touched), compiled) in speaking.iter().zip([&mut set.ingress, &mut set.egress]) {
+                let is_touched = !touched.is_empty() && subject.policies.iter().any(|rank| touched.contains(rank));
+                if is_touched || assigned.contains(number) || compiled.is_renamed(identities) {
                     let mut sources = Sources { program, rules, identities, selections };
-                    compiled.compile(&subject, direction, &mut sources);
+                    compiled.compile(&subject, *direction, &mut sources);
+                    compiles = true;
                 } else {
                     compiled.update(changed, identities, selections);
                 }
@@ -134,7 +134,7 @@ impl Sets {
                 self.sets.insert(*number, Arc::new(set));
             }
         }
-        if !anew.is_empty() {
+        if compiles {
             let each = |set: &'_ State| set.ingress.selections().chain(set.egress.selections()).collect::<Vec<_>>();
             selections.retain(&self.all.values().flat_map(each).collect());
         }

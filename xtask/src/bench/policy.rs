@@ -1,22 +1,15 @@
-//! Policy: whether it says what the oracle says, what it costs, and how soon it is in force.
+//! Policy: how soon it is in force, whom it cuts, and what it costs. Whether it is right is [`verdicts`](super::verdicts)' to count.
 //!
 //! Parts of it, one file each. A part that fails leaves its own figures missing, and the next one is measured.
 
 mod cost;
 mod cut;
-mod said;
 mod soon;
 
 use super::figure::Report;
 use crate::command::Result;
 
 pub(super) const FIGURES: &[&str] = &[
-    "policy.oracle_cases",
-    "policy.oracle_wrong",
-    "policy.packets_checked",
-    "policy.packets_wrong",
-    "policy.open_window",
-    "policy.trace_wrong",
     "policy.enforce_100_p99",
     "policy.label_change_p99",
     "policy.new_pod_p99",
@@ -37,12 +30,10 @@ struct Part {
     run: fn(&mut Report) -> Result<()>,
 }
 
-const PARTS: [Part; 5] = [
-    Part { figures: 0..2, run: said::oracle },
-    Part { figures: 2..6, run: said::packets },
-    Part { figures: 6..9, run: soon::run },
-    Part { figures: 9..11, run: cut::run },
-    Part { figures: 11..18, run: cost::run },
+const PARTS: [Part; 3] = [
+    Part { figures: 0..3, run: soon::run },
+    Part { figures: 3..5, run: cut::run },
+    Part { figures: 5..12, run: cost::run },
 ];
 
 pub(super) fn run(report: &mut Report) -> Result<()> {
