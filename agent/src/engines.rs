@@ -11,6 +11,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use ipnet::IpNet;
 use tartan_engine::client::Client;
 use tartan_engine::wire;
 use tartan_kernel::keys::Keys;
@@ -114,8 +115,8 @@ impl WithEngines {
         };
         let (mut steps, mut about, mut keys, mut failures) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for told in ops {
-            let Some(step) = step(&told.0) else { continue };
-            if let wire::Step::Identify { identity, .. } = &step {
+            let of_it = steps_of(&told.0);
+            if let [wire::Step::Identify { identity, .. }] = &of_it[..] {
                 match self.keys.file(PublicKey(identity.public_key.0)) {
                     Ok(file) => keys.push(file.into()),
                     Err(error) => {
@@ -124,8 +125,8 @@ impl WithEngines {
                     }
                 }
             }
-            steps.push(step);
-            about.push(told);
+            about.extend(of_it.iter().map(|_| told));
+            steps.extend(of_it);
         }
         match self.engine.apply(steps, &keys, may_start) {
             Ok(failed) => {
@@ -217,13 +218,14 @@ fn engine_error(doing: &str, error: &tartan_engine::client::EngineError) -> Kern
     KernelError::Engine { doing: doing.to_owned(), says: error.to_string() }
 }
 
-/// One step for the engine: each says how it is to be, so a replacement is like a creation.
-fn step(op: &Op) -> Option<wire::Step> {
-    let new = match op {
-        Op::Create(_, new) | Op::Replace { new, .. } => Some(new),
-        Op::Delete(..) => None,
+/// What the engine is told, all at once: each step says how it is to be, so a replacement is like a creation.
+fn steps_of(op: &Op) -> Vec<wire::Step> {
+    let (old, new) = match op {
+        Op::Create(_, new) => (None, Some(new)),
+        Op::Replace { old, new, .. } => (Some(old), Some(new)),
+        Op::Delete(..) => (None, None),
     };
-    Some(match (op.key(), new) {
+    vec![match (op.key(), new) {
         (Key::Socket { link }, Some(Object::Socket(Socket { source, port }))) => {
             wire::Step::Open { link: link.to_string(), socket: wire::Socket { source: *source, port: *port } }
         }
@@ -237,22 +239,29 @@ fn step(op: &Op) -> Option<wire::Step> {
             wire::Step::Identify { link: link.to_string(), identity }
         }
         (Key::WgDevice { link }, _) => wire::Step::Close { link: link.to_string() },
-        (Key::WgPeer { link, public_key }, new) => {
-            let (link, public_key) = (link.to_string(), wire::PublicKey(public_key.0));
-            match new {
-                Some(Object::WgPeer(WgPeer { endpoint, keepalive })) => {
-                    let peer = wire::Peer { endpoint: *endpoint, keepalive: *keepalive };
-                    wire::Step::Meet { link, public_key, peer }
-                }
-                _ => wire::Step::Forget { link, public_key },
-            }
+        (Key::WgPeer { link, public_key }, Some(Object::WgPeer(new))) => {
+            let old = match old {
+                Some(Object::WgPeer(old)) => Some(&**old),
+                _ => None,
+            };
+            return of_peer(link, *public_key, old, new);
         }
-        (Key::AllowedIp { link, dst }, Some(Object::AllowedIp(of))) => {
-            wire::Step::Allow { link: link.to_string(), dst: *dst, public_key: wire::PublicKey(of.0) }
+        (Key::WgPeer { link, public_key }, _) => {
+            wire::Step::Forget { link: link.to_string(), public_key: wire::PublicKey(public_key.0) }
         }
-        (Key::AllowedIp { link, dst }, _) => wire::Step::Deny { link: link.to_string(), dst: *dst },
-        _ => return None,
-    })
+        _ => return Vec::new(),
+    }]
+}
+
+fn of_peer(link: &LinkName, public_key: PublicKey, old: Option<&WgPeer>, new: &WgPeer) -> Vec<wire::Step> {
+    let (link, public_key) = (link.to_string(), wire::PublicKey(public_key.0));
+    let peer = wire::Peer { endpoint: new.endpoint, keepalive: new.keepalive };
+    let allow = |dst: &IpNet| wire::Step::Allow { link: link.clone(), dst: *dst, public_key };
+    let deny = |dst: &IpNet| wire::Step::Deny { link: link.clone(), dst: *dst };
+    let mut steps = vec![wire::Step::Meet { link: link.clone(), public_key, peer }];
+    steps.extend(new.allowed.iter().map(allow));
+    steps.extend(old.into_iter().flat_map(|old| old.beyond(new)).map(deny));
+    steps
 }
 
 fn in_clear(devices: BTreeMap<String, wire::Device>) -> State {
@@ -276,12 +285,13 @@ fn put_encrypted(link: &LinkName, device: wire::Encrypted, state: &mut State) {
         let made = WgDevice { listen_port: port, public_key: PublicKey(public_key.0) };
         put(Key::WgDevice { link: link.clone() }, Object::WgDevice(made));
     }
-    for (key, wire::Peer { endpoint, keepalive }) in device.peers {
-        let key = Key::WgPeer { link: link.clone(), public_key: PublicKey(key.0) };
-        put(key, Object::WgPeer(WgPeer { endpoint, keepalive }));
+    let mut allowed: BTreeMap<wire::PublicKey, Vec<IpNet>> = BTreeMap::new();
+    for (range, of) in device.allowed {
+        allowed.entry(of).or_default().push(range);
     }
-    for (dst, of) in device.allowed {
-        put(Key::AllowedIp { link: link.clone(), dst }, Object::AllowedIp(PublicKey(of.0)));
+    for (key, wire::Peer { endpoint, keepalive }) in device.peers {
+        let peer = WgPeer::of(endpoint, keepalive, allowed.remove(&key).unwrap_or_default());
+        put(Key::WgPeer { link: link.clone(), public_key: PublicKey(key.0) }, Object::WgPeer(peer.into()));
     }
 }
 
@@ -408,9 +418,8 @@ mod tests {
         let device = Key::WgDevice { link: link.clone() };
         let made = |public_key| Object::WgDevice(WgDevice { listen_port: 51820, public_key });
         let of_peer = Key::WgPeer { link: link.clone(), public_key: peer };
-        let is = Object::WgPeer(WgPeer { endpoint: "192.0.2.2:51820".parse().unwrap(), keepalive: 25 });
-        let allowed = Key::AllowedIp { link: link.clone(), dst: net };
-        let wanted = [(device.clone(), made(own)), (of_peer, is), (allowed.clone(), Object::AllowedIp(peer))];
+        let is = Object::WgPeer(WgPeer::of("192.0.2.2:51820".parse().unwrap(), 25, [net]).into());
+        let wanted = [(device.clone(), made(own)), (of_peer, is)];
         let ops = |of: &[(Key, Object)]| -> Vec<(Op, Owner)> {
             let engine = of.iter().map(|(key, object)| create(key.clone(), object.clone()));
             [tun(&link)].into_iter().chain(engine).chain([route(&link)]).collect()

@@ -168,6 +168,9 @@ pub struct NodeNetworkSpec {
     pub mtu: u32,
     /// What this node can receive on, now.
     pub accepts: Vec<Endpoint>,
+    /// What it no longer accepts and may still hear, with the address and the key it has there: peers know its packets by them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub leaving: Vec<Endpoint>,
     /// Names of all instances this node may still send on.
     pub sends: Vec<String>,
     /// This node is new, and asks its peers to acknowledge what it says.

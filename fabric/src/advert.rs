@@ -1,7 +1,7 @@
 //! What this node tells its peers, and what of it they may believe already.
 //!
-//! Invariant: `accepts` is lengthened only after read-back and shortened before the receive side goes; `sends` is
-//! lengthened before the first packet and shortened only after read-back.
+//! Invariant: `accepts` is lengthened only after read-back and shortened before the receive side goes, and what peers have to know
+//! is told until it has gone; `sends` is lengthened before the first packet and shortened only after read-back.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -30,7 +30,7 @@ pub(crate) fn advert(
     world: &World,
     node: &LocalNode,
     mtu_in_force: u32,
-    accepts: Vec<Endpoint>,
+    (accepts, leaving): (Vec<Endpoint>, Box<[Endpoint]>),
     sends: &BTreeSet<Instance>,
     (joining, acknowledges): (bool, Vec<Acknowledged>),
 ) -> Advert {
@@ -46,6 +46,7 @@ pub(crate) fn advert(
         blocks: node.blocks.clone(),
         mtu: mtu_in_force,
         accepts,
+        leaving,
         sends: sends.iter().map(|at| Arc::from(at.to_string())).collect(),
         joining,
         acknowledges: Some(acknowledges.into()),
@@ -69,15 +70,41 @@ pub(crate) fn endpoints(
     word: &Word,
     accepts: &BTreeSet<Instance>,
 ) -> Vec<Endpoint> {
-    let told = last(world).or(word.of_flannel.as_ref()).map_or(&[][..], |last| &last.accepts);
-    let endpoint = |at: &Instance| {
-        let wanted = fabric_of(at).endpoint(node, at)?;
-        match told.iter().find(|told| told.instance == wanted.instance) {
-            Some(told) if *told != wanted && !own::is_in_kernel(world, node, owned, at) => Some(told.clone()),
-            _ => Some(wanted),
-        }
+    let told = |at: &str| match (last(world), &word.of_flannel) {
+        (Some(last), _) => last.known_as(at),
+        (None, of_flannel) => of_flannel.as_ref()?.known_as(at),
     };
-    accepts.iter().filter_map(endpoint).collect()
+    accepts.iter().filter_map(|at| endpoint(world, node, owned, at, told(&at.to_string()))).collect()
+}
+
+fn endpoint(
+    world: &World,
+    node: &LocalNode,
+    owned: &Owned,
+    at: &Instance,
+    told: Option<&Endpoint>,
+) -> Option<Endpoint> {
+    let wanted = fabric_of(at).endpoint(node, at);
+    let is_old = told.is_some() && wanted.as_ref() != told && !own::is_in_kernel(world, node, owned, at);
+    if is_old { told.cloned() } else { wanted }
+}
+
+/// What peers have to go on knowing this node by, though they are not to begin to send there: they drop who they do not know, and a
+/// session that one end has forgotten is none, though the other end goes on believing in it.
+pub(crate) fn leaving(
+    world: &World,
+    node: &LocalNode,
+    owned: &Owned,
+    accepts: &[Endpoint],
+    may_be_there: impl Fn(&Instance) -> bool,
+) -> Box<[Endpoint]> {
+    let stays = |told: &Endpoint| {
+        let at: Instance = told.instance.parse().ok()?;
+        let leaves = at.knows_senders() && accepts.iter().all(|end| end.instance != told.instance);
+        let end = || endpoint(world, node, owned, &at, Some(told)).unwrap_or_else(|| told.clone());
+        (leaves && may_be_there(&at)).then(end)
+    };
+    last(world).into_iter().flat_map(Advert::ends).filter_map(stays).collect()
 }
 
 /// What was said last, maybe by the agent before this one.

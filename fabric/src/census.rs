@@ -314,8 +314,8 @@ impl Member {
         let advert = &self.advert;
         let addresses = advert.addresses.iter().chain(advert.fabric_addresses.iter());
         let addresses = addresses.map(|(_, ip)| Claim::Address(*ip));
-        let macs = advert.accepts.iter().filter_map(|end| end.mac.map(Claim::Mac));
-        let keys = advert.accepts.iter().filter_map(|end| end.public_key.as_ref().map(Claim::key));
+        let macs = advert.ends().filter_map(|end| end.mac.map(Claim::Mac));
+        let keys = advert.ends().filter_map(|end| end.public_key.as_ref().map(Claim::key));
         self.blocks().copied().map(Claim::Block).chain(addresses).chain(macs).chain(keys).collect()
     }
 }

@@ -65,12 +65,12 @@ pub(crate) fn stolen(node: &LocalNode, census: &Census, name: &str, member: &Mem
         let holder = holder.filter(|holder| &***holder != name)?;
         Some((format!("address is {ip}"), holder))
     };
-    let macs = advert.accepts.iter().filter_map(|end| end.mac);
+    let macs = advert.ends().filter_map(|end| end.mac);
     let twin = |mac| {
         let holder = census.holder(Claim::Mac(mac))?;
         (**holder != *name).then(|| (format!("address is {mac}"), holder))
     };
-    let keys = advert.accepts.iter().filter_map(|end| end.public_key);
+    let keys = advert.ends().filter_map(|end| end.public_key);
     let impostor = |key| {
         let mine = node.public_keys.values().any(|own| *own == key);
         let holder = if mine { Some(&node.name) } else { census.holder(Claim::key(&key)) };

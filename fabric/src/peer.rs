@@ -11,7 +11,7 @@ use tartan_netstate::{Fdb, Key, Neigh, Netns, Object, Owner, Part, Route, Scope,
 
 use crate::census::{Census, Member};
 use crate::choose::{Choice, Ground, Manner, choose, target};
-use crate::{Hop, Instance, LocalNode, Peer, fabric_of, fallback, ipip, ownership, udp, wireguard};
+use crate::{Hop, Instance, LocalNode, Peer, fabric_of, fallback, ipip, ownership, udp};
 
 /// Packets to a peer go, and in clear.
 const UNENCRYPTED: &str = "Unencrypted";
@@ -90,7 +90,11 @@ pub(crate) fn plan(
                 // Who has gone over to Flannel will never hear.
                 let kept = current.filter(|at| heard(at) && !accepted(at) && !member.annotated);
                 state.clings |= kept.is_some();
-                let kept = kept.and_then(|at| Some((at, endpoint_in_kernel(world, at, member, &blocks)?)));
+                let endpoint = |at: Instance| {
+                    let told = advert.known_as(&at.to_string()).cloned();
+                    told.or_else(|| endpoint_in_kernel(world, at, member, &blocks))
+                };
+                let kept = kept.and_then(|at| Some((at, endpoint(at)?)));
                 let mut hears = hears.clone();
                 hears.extend(kept.iter().map(|(at, endpoint)| (*at, to_peer(name, member, endpoint))));
                 let leads = |(at, peer): &&(Instance, Peer<'_>)| fabric_of(at).hop(node, at, peer, family).is_ok();
@@ -103,7 +107,12 @@ pub(crate) fn plan(
                 if let Some((at, peer)) = hears.iter().find(|(at, _)| Some(*at) == choice.used) {
                     objects.extend(carry(common, at, peer, (family, &blocks), route_to));
                 }
-                if let Some((at, peer)) = hears.iter().find(|(at, _)| instead.is_some() && Some(*at) == configured) {
+                // No route leads by a device that is yet to be made.
+                let stands_by = |at: &Instance| {
+                    instead.is_some_and(|instead| instead.holds || common.ground.ready.contains(at))
+                        && Some(*at) == configured
+                };
+                if let Some((at, peer)) = hears.iter().find(|(at, _)| stands_by(at)) {
                     objects.extend(carry(common, at, peer, (family, &blocks), fallback::standby_route));
                 }
                 state.leaving.extend(kernel.into_iter().filter(|at| Some(*at) != choice.used));
@@ -187,32 +196,27 @@ fn in_kernel(world: &World, common: &Common, block: &IpNet) -> Option<Instance> 
     route.via.is_some().then_some(Instance::HostGw)
 }
 
-/// Where packets to these ranges go in the kernel, by an instance that the peer no longer says it accepts.
+/// Where packets to these ranges go in the kernel, by an instance of which the peer says nothing any more.
 fn endpoint_in_kernel(world: &World, at: Instance, member: &Member, blocks: &[&IpNet]) -> Option<Endpoint> {
     let object = |key: Key| world.programmed.mirror.get(&key).map(|entry| &entry.object);
-    let (address, mac, public_key) = match at {
-        Instance::HostGw => (*member.advert.addresses.iter().next()?.1, None, None),
+    let (address, mac) = match at {
+        Instance::HostGw => (*member.advert.addresses.iter().next()?.1, None),
         Instance::Ipip { .. } => {
             let address = blocks.iter().find_map(|block| match object(route_to(block))? {
                 Object::Route(route) => ipip::endpoint_of(route),
                 _ => None,
             })?;
-            (address, None, None)
+            (address, None)
         }
         Instance::Udp { .. } => {
             let address = blocks.iter().find_map(|block| match object(udp::remote(&at, block))? {
                 Object::Remote(address) => Some(*address),
                 _ => None,
             })?;
-            (address, None, None)
+            (address, None)
         }
-        Instance::Wireguard { .. } => {
-            let public_key = blocks.iter().find_map(|block| match object(wireguard::allowed(&at, block))? {
-                Object::AllowedIp(public_key) => Some(*public_key),
-                _ => None,
-            })?;
-            (wireguard::endpoint_of(&world.programmed.mirror, &at, public_key)?, None, Some(public_key))
-        }
+        // It would have told its key, if it had one.
+        Instance::Wireguard { .. } => return None,
         Instance::Vxlan { .. } => {
             let link = at.device();
             let via = blocks.iter().find_map(|block| match object(route_to(block))? {
@@ -222,10 +226,10 @@ fn endpoint_in_kernel(world: &World, at: Instance, member: &Member, blocks: &[&I
             let neigh = Key::Neigh { ns: Netns::Host, link: link.clone(), address: via? };
             let Object::Neigh(Neigh { mac }) = object(neigh)? else { return None };
             let Object::Fdb(Fdb { dst }) = object(Key::Fdb { link, mac: *mac })? else { return None };
-            (*dst, Some(*mac), None)
+            (*dst, Some(*mac))
         }
     };
-    Some(Endpoint { instance: at.to_string().into(), address, mac, public_key })
+    Some(Endpoint { instance: at.to_string().into(), address, mac, public_key: None })
 }
 
 /// Why packets of a family do not go as the configuration asks, unless time will mend it.

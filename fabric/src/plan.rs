@@ -135,7 +135,13 @@ pub fn plan<'a>(memo: &'a mut Memo, world: &World, owned: &Owned, now: Instant) 
     let join = join::plan(world, node, &memo.out.peers, &memo.census, now);
     let acknowledges = join::acknowledged(world, node, &memo.out.peers, &memo.census);
     let accepts = advert::endpoints(world, node, owned, &word, &(&wanted & ready));
-    let advert = advert::advert(world, node, mtu_in_force, accepts, &sends, (join.joining, acknowledges));
+    let may_be_there = |at: &Instance| {
+        // Between the plan that was read back and the latest the kernel may hold any.
+        let is_in_kernel = || common.ground.devices.values().any(|there| there == at);
+        !world.kernel_is_settled() || memo.out.receives.contains(at) || is_in_kernel()
+    };
+    let leaving = advert::leaving(world, node, owned, &accepts, may_be_there);
+    let advert = advert::advert(world, node, mtu_in_force, (accepts, leaving), &sends, (join.joining, acknowledges));
     let state = own::state(world, node, &memo.out.receives, &wanted);
     memo.out.state.replace(&memo.own, &state);
     memo.own = state;

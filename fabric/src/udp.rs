@@ -70,7 +70,7 @@ impl Fabric for Udp {
 
     fn admit(&self, at: &Instance, advert: &Advert, blocks: &[IpNet]) -> Vec<(Key, Object)> {
         let Instance::Udp { underlay, .. } = at else { return Vec::new() };
-        let told = advert.endpoint(&at.to_string()).map(|end| end.address);
+        let told = advert.known_as(&at.to_string()).map(|end| end.address);
         let address = told.or_else(|| advert.addresses.get(*underlay).copied());
         let address = address.filter(|address| Family::of(*address) == *underlay);
         address
@@ -83,14 +83,14 @@ impl Fabric for Udp {
 /// Where an engine's packets come from: as long as the node has it, the address that peers were told, since from another they
 /// take nothing.
 pub(crate) fn addresses(uplinks: &PerFamily<Uplink>, said: Option<&Advert>) -> PerFamily<IpAddr> {
-    let told = said.map_or(&[][..], |said| &said.accepts);
+    let told: Vec<&Endpoint> = said.into_iter().flat_map(Advert::ends).collect();
     let mut addresses = PerFamily::default();
     for (family, uplink) in uplinks.iter() {
         let by_engine = |end: &&Endpoint| {
             let at = end.instance.parse::<Instance>().ok();
             at.is_some_and(|at| matches!(at, Instance::Udp { underlay, .. } if underlay == family))
         };
-        let told = told.iter().find(by_engine).map(|end| end.address);
+        let told = told.iter().copied().find(by_engine).map(|end| end.address);
         addresses.set(family, told.filter(|told| uplink.addresses.contains(told)).unwrap_or(uplink.address));
     }
     addresses

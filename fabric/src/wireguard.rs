@@ -2,7 +2,8 @@
 //!
 //! A device sends a packet to the peer whose allowed addresses hold the destination, and takes one in only from the peer whose
 //! hold the source. So, as for `udp`, all peers stand in it as long as it is there, whatever carries packets to them: each with
-//! the key that it says is its own. With keepalives their handshakes come before the first packet does.
+//! the key that it says is its own, which it goes on saying until its own device is gone. With keepalives their handshakes come
+//! before the first packet does; and as both ends stay in each other's device, a handshake that there was is not forgotten by one.
 //!
 //! Where the kernel has no WireGuard the device is a TUN, and an engine knows the same of it and does the same with its packets:
 //! peers cannot tell.
@@ -10,7 +11,6 @@
 //! Invariant: only addresses of pods and of nodes' fabric ends go through it. What nodes say to each other and to the API server
 //! goes as it went before, so nothing that keys are learned from depends on keys.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -68,14 +68,14 @@ impl Fabric for Wireguard {
         Ok(Hop { via: None, dev: at.device(), onlink: false, encap: None })
     }
 
-    fn reach(&self, at: &Instance, to: &Peer<'_>, family: Family, blocks: &[&IpNet]) -> Vec<(Key, Object)> {
-        let of_family = blocks.iter().filter(|block| Family::of_net(block) == family);
-        peer(at, to.endpoint, of_family.copied())
+    /// The peer stands in the device already, and a range more or less would be another peer.
+    fn reach(&self, _: &Instance, _: &Peer<'_>, _: Family, _: &[&IpNet]) -> Vec<(Key, Object)> {
+        Vec::new()
     }
 
     fn admit(&self, at: &Instance, advert: &Advert, blocks: &[IpNet]) -> Vec<(Key, Object)> {
-        let end = advert.endpoint(&at.to_string());
-        end.map(|end| peer(at, end, blocks.iter())).unwrap_or_default()
+        let end = advert.known_as(&at.to_string());
+        end.and_then(|end| peer(at, end, blocks)).into_iter().collect()
     }
 }
 
@@ -101,32 +101,15 @@ fn own_key(node: &LocalNode, at: &Instance) -> Option<PublicKey> {
     node.public_keys.get(&key_pair(at)?).copied()
 }
 
-/// A peer and what is its own.
-fn peer<'a>(at: &Instance, end: &Endpoint, blocks: impl Iterator<Item = &'a IpNet>) -> Vec<(Key, Object)> {
-    let (Instance::Wireguard { underlay, port, .. }, Some(public_key)) = (at, end.public_key) else {
-        return Vec::new();
-    };
+/// A peer with what is its own.
+fn peer(at: &Instance, end: &Endpoint, blocks: &[IpNet]) -> Option<(Key, Object)> {
+    let (Instance::Wireguard { underlay, port, .. }, Some(public_key)) = (at, end.public_key) else { return None };
     if Family::of(end.address) != *underlay {
-        return Vec::new();
+        return None;
     }
-    let link = at.device();
-    let itself = WgPeer { endpoint: (end.address, *port).into(), keepalive: WIREGUARD_KEEPALIVE_SECS };
-    let mut objects = vec![(Key::WgPeer { link: link.clone(), public_key }, Object::WgPeer(itself))];
-    objects.extend(blocks.map(|block| (allowed(at, block), Object::AllowedIp(public_key))));
-    objects
-}
-
-/// What the device keeps of a peer's range.
-pub(crate) fn allowed(at: &Instance, block: &IpNet) -> Key {
-    Key::AllowedIp { link: at.device(), dst: *block }
-}
-
-/// Where the peer of that key is, as the kernel was told.
-pub(crate) fn endpoint_of(mirror: &State, at: &Instance, public_key: PublicKey) -> Option<IpAddr> {
-    match &mirror.get(&Key::WgPeer { link: at.device(), public_key })?.object {
-        Object::WgPeer(peer) => Some(peer.endpoint.ip()),
-        _ => None,
-    }
+    let endpoint = (end.address, *port).into();
+    let itself = WgPeer::of(endpoint, WIREGUARD_KEEPALIVE_SECS, blocks.iter().copied());
+    Some((Key::WgPeer { link: at.device(), public_key }, Object::WgPeer(itself.into())))
 }
 
 fn without_key(at: &Instance, to: &Peer<'_>) -> Condition {

@@ -66,6 +66,7 @@ fn advert(number: u8) -> Advert {
         accepts: vec![Endpoint { instance: INSTANCE.into(), address, mac: None, public_key: None }],
         sends: vec![INSTANCE.into()],
         joining: false,
+        leaving: [].into(),
         acknowledges: Some([].into()),
         edition: 5,
         heartbeat: 1,

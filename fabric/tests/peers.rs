@@ -82,6 +82,7 @@ fn advert(says: &Says) -> Advert {
         accepts: says.accepts.iter().map(endpoint).collect(),
         sends: Vec::new(),
         joining: false,
+        leaving: [].into(),
         acknowledges: None,
         edition: 1,
         heartbeat: 1,
@@ -387,13 +388,10 @@ fn a_device_has_every_peer_that_may_send_and_the_key_comes_first() {
     let fixture = Fixture::new(encrypted.clone(), ME, &[shy]);
     let link = WIREGUARD.parse::<Instance>().unwrap().device();
     let state = fixture.plan().state;
-    let peer = WgPeer { endpoint: "192.0.2.2:51820".parse().unwrap(), keepalive: 25 };
+    let ranges = shy.blocks.iter().map(|block| block.parse().unwrap());
+    let peer = WgPeer::of("192.0.2.2:51820".parse().unwrap(), 25, ranges);
     let key = Key::WgPeer { link: link.clone(), public_key: key_of(SHY) };
-    assert!(state.holds(&key, &Object::WgPeer(peer)), "{state:?}");
-    for block in shy.blocks {
-        let key = Key::AllowedIp { link: link.clone(), dst: block.parse().unwrap() };
-        assert!(state.holds(&key, &Object::AllowedIp(key_of(SHY))), "{block}");
-    }
+    assert!(state.holds(&key, &Object::WgPeer(peer.into())), "{state:?}");
 
     let mut keyless = Fixture::new(encrypted, ME, &[shy]);
     keyless.world.programmed = Programmed { read: true, ..Programmed::default() };
@@ -617,4 +615,14 @@ fn there_is_no_fallback_where_none_is_configured_or_allowed_or_the_peer_does_not
     // It would go in clear.
     let strict = Config { encryption: Encryption::Wireguard, strict_encryption: true, ..vxlan() };
     check(falls_back(strict), &[VXLAN4, UDP4, WIREGUARD], WIREGUARD);
+
+    // Nor does what is blocked stand behind it before there is a device.
+    let mut fixture = Fixture::new(falls_back(host_gw()), ME, &[Says { accepts: &[HOST_GW, UDP4, WIREGUARD], ..DUAL }]);
+    fixture.world.config = Config { encryption: Encryption::Wireguard, ..falls_back(host_gw()) }.into();
+    fixture.world.passes = Arc::new(BTreeMap::from([(("dual".into(), WIREGUARD.into()), false)]));
+    let (used, behind, _) = ways(&fixture, &fixture.plan());
+    assert_eq!((used.as_str(), behind), (HOST_GW, None));
+    fixture.at_rest();
+    let (used, behind, _) = ways(&fixture, &fixture.plan());
+    assert_eq!((used.as_str(), behind.as_deref()), (UDP4, Some(WIREGUARD)));
 }

@@ -59,6 +59,7 @@ fn advert(i: u32, heartbeat: u64) -> Advert {
         }],
         sends: vec![INSTANCE.into()],
         joining: false,
+        leaving: [].into(),
         acknowledges: None,
         edition: 1,
         heartbeat,

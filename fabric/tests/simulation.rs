@@ -111,6 +111,7 @@ fn machine(node: u8, shape: Shape) -> Machine {
         previous: BTreeMap::new(),
         keys: BTreeMap::new(),
         met: BTreeSet::new(),
+        greets: Vec::new(),
         on: true,
         ahead: 0,
         secret: None,
@@ -614,18 +615,25 @@ fn keys_are_made_anew_by_clocks_that_differ() {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 12, max_shrink_iters: 100, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// Changes overtake each other on their way; only here does it show who waits for whom.
+    /// Changes overtake each other on their way; only here does it show who waits for whom, and who has forgotten whom.
     #[test]
     fn minds_are_changed_faster_than_word_travels(
         seed in any::<u64>(),
-        events in prop::collection::vec((0..20_000u64, 1..4u32), 4..16),
+        events in prop::collection::vec((0..20_000u64, any::<prop::sample::Index>()), 4..16),
+        encrypts in any::<bool>(),
     ) {
         let shapes = [Shape { underlay: &BOTH[..1], pods: &BOTH[..1], site: 0 }; 3];
         let delays = Delays { word: 10_000, write: 1_000, kernel: 1_000 };
-        let brief = |vni| Config { drain: Duration::ZERO, ..config(FabricMode::Vxlan, vni, 8472, false) };
-        let mut cluster = start(seed, delays, brief(1), &shapes);
-        for (gap, vni) in &events {
-            cluster.write(Write::Config(brief(*vni)));
+        let vxlan = |vni| config(FabricMode::Vxlan, vni, 8472, false);
+        let mut minds = vec![vxlan(1), vxlan(2), vxlan(3)];
+        if encrypts {
+            minds[2] = config(FabricMode::Udp, 1, 8472, false);
+            minds.extend([0, 1].map(|rotation| Config { strict_encryption: false, ..keys(rotation, None) }));
+        }
+        let minds: Vec<Config> = minds.into_iter().map(|config| Config { drain: Duration::ZERO, ..config }).collect();
+        let mut cluster = start(seed, delays, minds[0].clone(), &shapes);
+        for (gap, next) in &events {
+            cluster.write(Write::Config(next.get(&minds).clone()));
             cluster.run(*gap);
         }
         check_at_rest(&mut cluster);

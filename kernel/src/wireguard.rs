@@ -45,6 +45,8 @@ const WGPEER_F_UPDATE_ONLY: u32 = 4;
 const WGALLOWEDIP_A_FAMILY: u16 = 1;
 const WGALLOWEDIP_A_IPADDR: u16 = 2;
 const WGALLOWEDIP_A_CIDR_MASK: u16 = 3;
+/// An attribute holds 64 KiB, and a range takes 44 bytes of it at most.
+const RANGES_AT_ONCE: usize = 1024;
 
 /// See the module.
 pub(crate) struct Wireguard {
@@ -123,12 +125,8 @@ impl Wireguard {
             let told = self.told.get(&(link.clone(), public_key)).copied().filter(|_| peer.met);
             let nowhere = (Ipv4Addr::UNSPECIFIED, 0).into();
             let endpoint = told.or(peer.endpoint).filter(|_| peer.psk == self.psk(link)).unwrap_or(nowhere);
-            let object = Object::WgPeer(WgPeer { endpoint, keepalive: peer.keepalive });
+            let object = Object::WgPeer(WgPeer::of(endpoint, peer.keepalive, peer.allowed).into());
             state.insert(Key::WgPeer { link: link.clone(), public_key }, object, Owner::Read);
-            for dst in peer.allowed {
-                let key = Key::AllowedIp { link: link.clone(), dst };
-                state.insert(key, Object::AllowedIp(public_key), Owner::Read);
-            }
         }
         Ok(())
     }
@@ -183,14 +181,6 @@ impl Wireguard {
 
     /// Steps about devices and their peers, in order.
     pub(crate) fn apply(&mut self, steps: &[&(Op, Owner)]) -> Vec<Failure> {
-        // The kernel takes a peer's addresses with it.
-        let leaving: BTreeSet<(&LinkName, PublicKey)> = steps
-            .iter()
-            .filter_map(|(op, _)| match op {
-                Op::Delete(Key::WgPeer { link, public_key }, _) => Some((link, *public_key)),
-                _ => None,
-            })
-            .collect();
         let (mut requests, mut about, mut failures) = (Vec::new(), Vec::new(), Vec::new());
         for step in steps {
             let (op, owner) = *step;
@@ -199,10 +189,10 @@ impl Wireguard {
             {
                 self.know_psk(link, new.public_key);
             }
-            match self.request(op, &leaving) {
-                Ok(request) => {
-                    about.extend(request.is_some().then_some(*step));
-                    requests.extend(request);
+            match self.requests(op) {
+                Ok(of_step) => {
+                    about.extend(of_step.iter().map(|_| *step));
+                    requests.extend(of_step);
                 }
                 Err(error) => failures.push(Failure { key: op.key().clone(), owner: owner.clone(), error }),
             }
@@ -237,14 +227,14 @@ impl Wireguard {
         }
     }
 
-    /// None where there is nothing to be done.
-    fn request(&self, op: &Op, leaving: &BTreeSet<(&LinkName, PublicKey)>) -> Result<Option<Attrs>, KernelError> {
+    /// One, but for a peer of very many ranges.
+    fn requests(&self, op: &Op) -> Result<Vec<Attrs>, KernelError> {
         let (old, new) = match op {
             Op::Create(_, new) => (None, Some(new)),
             Op::Replace { old, new, .. } => (Some(old), Some(new)),
             Op::Delete(_, old) => (Some(old), None),
         };
-        Ok(Some(match (op.key(), old, new) {
+        let one = match (op.key(), old, new) {
             (Key::WgDevice { link }, old, Some(Object::WgDevice(new))) => {
                 let private = self.keys.private(new.public_key);
                 let private = private.map_err(|error| key_error(&crate::namespace::doing(op), &error))?;
@@ -260,39 +250,19 @@ impl Wireguard {
             (Key::WgDevice { link }, ..) => of_device(link, |device| {
                 device.bytes(WGDEVICE_A_PRIVATE_KEY, &[0; 32]);
             }),
-            (Key::WgPeer { link, public_key }, _, Some(Object::WgPeer(new))) => of_peer(link, *public_key, |peer| {
-                // Zeros are none.
-                peer.bytes(WGPEER_A_PRESHARED_KEY, self.psk(link).as_ref().map_or(&[0; 32], Psk::bytes).as_slice());
-                peer.bytes(WGPEER_A_ENDPOINT, &socket_address(new.endpoint));
-                peer.bytes(WGPEER_A_KEEPALIVE, &new.keepalive.to_ne_bytes());
-            }),
+            (Key::WgPeer { link, public_key }, old, Some(Object::WgPeer(new))) => {
+                let old = match old {
+                    Some(Object::WgPeer(old)) => Some(&**old),
+                    _ => None,
+                };
+                return Ok(of_peer(link, *public_key, self.psk(link), old, new));
+            }
             (Key::WgPeer { link, public_key }, ..) => {
-                of_peer(link, *public_key, |peer| flags(peer, WGPEER_F_REMOVE_ME | WGPEER_F_UPDATE_ONLY))
+                of_device(link, |device| peers(device, |peers| remove(peers, public_key, WGPEER_F_UPDATE_ONLY)))
             }
-            (Key::AllowedIp { link, dst }, _, Some(Object::AllowedIp(public_key))) => {
-                of_peer(link, *public_key, |peer| {
-                    flags(peer, WGPEER_F_UPDATE_ONLY);
-                    allow(peer, dst);
-                })
-            }
-            (Key::AllowedIp { link, .. }, Some(Object::AllowedIp(of)), None) if leaving.contains(&(link, *of)) => {
-                return Ok(None);
-            }
-            (Key::AllowedIp { link, dst }, ..) => of_device(link, |device| {
-                device.nest(WGDEVICE_A_PEERS, |peers| {
-                    // It takes the address from whoever has it, and then it goes.
-                    peers.nest(0, |peer| {
-                        peer.bytes(WGPEER_A_PUBLIC_KEY, &WIREGUARD_NOBODY);
-                        allow(peer, dst);
-                    });
-                    peers.nest(0, |peer| {
-                        peer.bytes(WGPEER_A_PUBLIC_KEY, &WIREGUARD_NOBODY);
-                        flags(peer, WGPEER_F_REMOVE_ME);
-                    });
-                });
-            }),
-            _ => return Ok(None),
-        }))
+            _ => return Ok(Vec::new()),
+        };
+        Ok(vec![one])
     }
 
     fn device(&mut self, link: &LinkName) -> Result<Option<Device>, KernelError> {
@@ -328,32 +298,77 @@ fn of_device(link: &LinkName, inside: impl FnOnce(&mut Attrs)) -> Attrs {
     device
 }
 
-fn of_peer(link: &LinkName, public_key: PublicKey, inside: impl FnOnce(&mut Attrs)) -> Attrs {
-    of_device(link, |device| {
-        device.nest(WGDEVICE_A_PEERS, |peers| {
+/// A peer with all its ranges at once: as soon as it is there it answers handshakes. Those that are to stay are not touched.
+fn of_peer(link: &LinkName, public_key: PublicKey, psk: Option<Psk>, old: Option<&WgPeer>, new: &WgPeer) -> Vec<Attrs> {
+    let nothing = WgPeer { allowed: [].into(), ..new.clone() };
+    let added: Vec<&IpNet> = new.beyond(old.unwrap_or(&nothing)).collect();
+    let taken: Vec<&IpNet> = old.into_iter().flat_map(|old| old.beyond(new)).collect();
+    let (at_once, rest) = added.split_at(added.len().min(RANGES_AT_ONCE));
+    let first = of_device(link, |device| {
+        peers(device, |peers| {
             peers.nest(0, |peer| {
                 peer.bytes(WGPEER_A_PUBLIC_KEY, &public_key.0);
-                inside(peer);
+                // Zeros are none.
+                peer.bytes(WGPEER_A_PRESHARED_KEY, psk.as_ref().map_or(&[0; 32], Psk::bytes).as_slice());
+                // One that has gone elsewhere is still there.
+                if old.is_none_or(|old| old.endpoint != new.endpoint) {
+                    peer.bytes(WGPEER_A_ENDPOINT, &socket_address(new.endpoint));
+                }
+                peer.bytes(WGPEER_A_KEEPALIVE, &new.keepalive.to_ne_bytes());
+                allow(peer, at_once);
             });
         });
-    })
+    });
+    let more = rest.chunks(RANGES_AT_ONCE).map(|ranges| of_device(link, |device| give(device, public_key, ranges)));
+    let less = taken.chunks(RANGES_AT_ONCE).map(|ranges| of_device(link, |device| take(device, ranges)));
+    [first].into_iter().chain(more).chain(less).collect()
 }
 
-fn flags(peer: &mut Attrs, flags: u32) {
-    peer.bytes(WGPEER_A_FLAGS, &flags.to_ne_bytes());
+fn peers(device: &mut Attrs, inside: impl FnOnce(&mut Attrs)) {
+    device.nest(WGDEVICE_A_PEERS, inside);
 }
 
-fn allow(peer: &mut Attrs, dst: &IpNet) {
-    let (family, address) = match dst.addr() {
-        IpAddr::V4(v4) => (libc::AF_INET, v4.octets().to_vec()),
-        IpAddr::V6(v6) => (libc::AF_INET6, v6.octets().to_vec()),
-    };
-    peer.nest(WGPEER_A_ALLOWEDIPS, |allowed| {
-        allowed.nest(0, |one| {
-            one.bytes(WGALLOWEDIP_A_FAMILY, &(family as u16).to_ne_bytes());
-            one.bytes(WGALLOWEDIP_A_IPADDR, &address);
-            one.bytes(WGALLOWEDIP_A_CIDR_MASK, &[dst.prefix_len()]);
+fn give(device: &mut Attrs, to: PublicKey, ranges: &[&IpNet]) {
+    peers(device, |peers| {
+        peers.nest(0, |peer| {
+            peer.bytes(WGPEER_A_PUBLIC_KEY, &to.0);
+            peer.bytes(WGPEER_A_FLAGS, &WGPEER_F_UPDATE_ONLY.to_ne_bytes());
+            allow(peer, ranges);
         });
+    });
+}
+
+/// Somebody takes the ranges from whoever has them, and then goes.
+fn take(device: &mut Attrs, ranges: &[&IpNet]) {
+    peers(device, |peers| {
+        peers.nest(0, |peer| {
+            peer.bytes(WGPEER_A_PUBLIC_KEY, &WIREGUARD_NOBODY);
+            allow(peer, ranges);
+        });
+        remove(peers, &PublicKey(WIREGUARD_NOBODY), 0);
+    });
+}
+
+fn remove(peers: &mut Attrs, public_key: &PublicKey, flags: u32) {
+    peers.nest(0, |peer| {
+        peer.bytes(WGPEER_A_PUBLIC_KEY, &public_key.0);
+        peer.bytes(WGPEER_A_FLAGS, &(WGPEER_F_REMOVE_ME | flags).to_ne_bytes());
+    });
+}
+
+fn allow(peer: &mut Attrs, ranges: &[&IpNet]) {
+    peer.nest(WGPEER_A_ALLOWEDIPS, |allowed| {
+        for range in ranges {
+            let (family, address) = match range.addr() {
+                IpAddr::V4(v4) => (libc::AF_INET, v4.octets().to_vec()),
+                IpAddr::V6(v6) => (libc::AF_INET6, v6.octets().to_vec()),
+            };
+            allowed.nest(0, |one| {
+                one.bytes(WGALLOWEDIP_A_FAMILY, &(family as u16).to_ne_bytes());
+                one.bytes(WGALLOWEDIP_A_IPADDR, &address);
+                one.bytes(WGALLOWEDIP_A_CIDR_MASK, &[range.prefix_len()]);
+            });
+        }
     });
 }
 
@@ -440,17 +455,15 @@ mod tests {
         for (endpoint, dst) in [("192.0.2.1:51820", "10.0.0.0/24"), ("[2001:db8::1]:65535", "fd00:1::/64")] {
             let (endpoint, dst, key): (SocketAddr, IpNet, _) =
                 (endpoint.parse().unwrap(), dst.parse().unwrap(), PublicKey([7; 32]));
-            let mut first = of_peer(&link, key, |peer| {
-                peer.bytes(WGPEER_A_ENDPOINT, &socket_address(endpoint));
-                peer.bytes(WGPEER_A_KEEPALIVE, &25_u16.to_ne_bytes());
-                peer.bytes(WGPEER_A_LAST_HANDSHAKE, &[0; 16]);
-                peer.bytes(WGPEER_A_PRESHARED_KEY, &[u8::from(dst.addr().is_ipv6()); 32]);
-            });
+            let psk = || dst.addr().is_ipv6().then(|| Psk::new([1; 32]));
+            let wanted = WgPeer::of(endpoint, 25, [dst]);
+            let mut first = of_peer(&link, key, psk(), None, &wanted).remove(0);
             first.bytes(WGDEVICE_A_PUBLIC_KEY, &[9; 32]).bytes(WGDEVICE_A_LISTEN_PORT, &51820_u16.to_ne_bytes());
-            // Its addresses come in the next part.
-            let rest = of_peer(&link, key, |peer| allow(peer, &dst));
-            let psk = dst.addr().is_ipv6().then(|| Psk::new([1; 32]));
-            let peer = Peer { endpoint: Some(endpoint), keepalive: 25, psk, met: false, allowed: vec![dst] };
+            // Of many addresses some come in the next part.
+            let more: IpNet = "192.0.2.0/24".parse().unwrap();
+            let rest = of_device(&link, |device| give(device, key, &[&more]));
+            let peer =
+                Peer { endpoint: Some(endpoint), keepalive: 25, psk: psk(), met: false, allowed: vec![dst, more] };
             let wanted = Device {
                 public_key: Some(PublicKey([9; 32])),
                 listen_port: 51820,

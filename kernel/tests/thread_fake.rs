@@ -568,8 +568,8 @@ fn a_handshake_is_looked_for_until_it_has_come_about_though_nobody_tells() {
     assert!(told.host.wireguard.handshakes.is_empty());
 
     let public_key = PublicKey([7; 32]);
-    let peer = WgPeer { endpoint: "192.0.2.2:51820".parse().unwrap(), keepalive: 25 };
-    wanted.insert(Key::WgPeer { link: link.clone(), public_key }, Object::WgPeer(peer), Owner::Node);
+    let peer = WgPeer::of("192.0.2.2:51820".parse().unwrap(), 25, []);
+    wanted.insert(Key::WgPeer { link: link.clone(), public_key }, Object::WgPeer(peer.into()), Owner::Node);
     node.handle.want(2, wanted.clone());
     let of = (link, public_key);
     node.wait("the peer without a handshake", |applied| applied.host.wireguard.handshakes.get(&of) == Some(&false));

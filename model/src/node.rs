@@ -66,6 +66,9 @@ pub struct Advert {
     pub mtu: u32,
     /// What the node can receive on, now.
     pub accepts: Vec<Endpoint>,
+    /// What it no longer accepts and may still receive on and send on, where peers know each other by address or key: as long as
+    /// its device may be there, they have to know it.
+    pub leaving: Box<[Endpoint]>,
     /// Instances it may still send on.
     pub sends: Vec<Arc<str>>,
     /// It is new to the cluster, and asks its peers to acknowledge what it says.
@@ -139,6 +142,16 @@ impl Advert {
         self.accepts.iter().find(|end| *end.instance == *instance)
     }
 
+    /// As which it is known by an instance, by that name, whether peers may begin to send there or not.
+    pub fn known_as(&self, instance: &str) -> Option<&Endpoint> {
+        self.ends().find(|end| *end.instance == *instance)
+    }
+
+    /// Everything that it is known by.
+    pub fn ends(&self) -> impl Iterator<Item = &Endpoint> {
+        self.accepts.iter().chain(&self.leaving)
+    }
+
     /// Whether it acknowledges that word.
     pub fn has_acknowledged(&self, node: &str, edition: u64) -> bool {
         self.acknowledges
@@ -157,13 +170,14 @@ impl Advert {
             blocks,
             mtu,
             accepts,
+            leaving,
             sends,
             joining,
             acknowledges: _,
             edition: _,
             heartbeat: _,
         } = self;
-        (node, node_uid, addresses, fabric_addresses, blocks, mtu, accepts, sends, joining)
+        (node, node_uid, addresses, fabric_addresses, blocks, mtu, accepts, leaving, sends, joining)
             == (
                 &other.node,
                 &other.node_uid,
@@ -172,6 +186,7 @@ impl Advert {
                 &other.blocks,
                 &other.mtu,
                 &other.accepts,
+                &other.leaving,
                 &other.sends,
                 &other.joining,
             )

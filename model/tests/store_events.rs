@@ -47,6 +47,7 @@ fn object(kind: Kind, name: &str, seed: u8) -> Object {
             accepts: Vec::new(),
             sends: Vec::new(),
             joining: false,
+            leaving: [].into(),
             acknowledges: None,
             edition: 0,
             heartbeat: u64::from(seed),

@@ -1,7 +1,7 @@
 //! The difference of two states, in an order in which it can be applied.
 //!
 //! Order: first the deletions that stand in the way of a creation (a device that must be made again, a VXLAN device
-//! whose identifier another one takes), then creations and replacements in key order, routes by way of a gateway after
+//! whose identifier another one takes, a WireGuard peer's ranges that another one gets), then creations and replacements in key order, routes by way of a gateway after
 //! those that lead to it, then all other deletions in reverse key order. So a route moves to its new device before its old device goes, and no packet is lost between.
 //!
 //! Invariant: applying `diff(a, b)` to `a` gives `b`, in one pass ([`Change::apply_to`] is the slow, obvious twin the
@@ -11,8 +11,9 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use imbl::ordmap::DiffItem;
+use ipnet::IpNet;
 
-use crate::{Entry, Key, LinkKind, LinkName, Netns, Object, Owner, State};
+use crate::{Entry, Key, LinkKind, LinkName, Netns, Object, Owner, State, WgPeer};
 
 /// One step.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,7 +41,7 @@ pub fn diff(mirror: &State, wanted: &State, may_delete: impl Fn(&Key) -> bool) -
     // There may be tens of thousands: a list that grows would be there twice each time it does.
     let differing = || mirror.map().diff(wanted.map());
     let mut make = Vec::with_capacity(differing().count());
-    let mut gone = Vec::new();
+    let (mut gone, mut stay) = (Vec::new(), Vec::new());
     for item in differing() {
         match item {
             DiffItem::Add(key, entry) => {
@@ -52,10 +53,15 @@ pub fn diff(mirror: &State, wanted: &State, may_delete: impl Fn(&Key) -> bool) -
             )),
             DiffItem::Update { .. } => {}
             DiffItem::Remove(key, entry) if may_delete(key) => gone.push((Key::clone(key), Entry::clone(entry))),
-            DiffItem::Remove(..) => {}
+            DiffItem::Remove(key, entry) => {
+                if let Object::WgPeer(peer) = &entry.object {
+                    stay.push((Key::clone(key), peer.clone(), entry.owner.clone()));
+                }
+            }
         }
     }
-    let first = links_first(mirror, wanted, &mut make, &mut gone);
+    let mut first = ranges_first(&mut make, &mut gone, stay);
+    first.extend(links_first(mirror, wanted, &mut make, &mut gone));
     repeat_neighbours(mirror, wanted, &mut make);
     repeat_mtus(mirror, wanted, &mut make);
     remake_sets(wanted, &mut make, &mut gone);
@@ -123,6 +129,52 @@ fn at_ports_of_others<'a>(make: &[(Op, Owner)], gone: &'a [(Key, Entry)]) -> imp
         }
         _ => None,
     })
+}
+
+/// WireGuard peers whose ranges another peer of the device gets give them up first, those that stay, too: the kernel takes a range
+/// from whoever has it, and what the mirror says of that one would not be so.
+fn ranges_first(
+    make: &mut Vec<(Op, Owner)>,
+    gone: &mut Vec<(Key, Entry)>,
+    stay: Vec<(Key, Arc<WgPeer>, Owner)>,
+) -> Vec<(Op, Owner)> {
+    let mut gained: BTreeSet<(LinkName, IpNet)> = BTreeSet::new();
+    for (op, _) in make.iter() {
+        let (new, old) = match op {
+            Op::Create(Key::WgPeer { .. }, Object::WgPeer(new)) => (new, None),
+            Op::Replace { old: Object::WgPeer(old), new: Object::WgPeer(new), .. } => (new, Some(old)),
+            _ => continue,
+        };
+        let Some(link) = op.key().link() else { continue };
+        let is_new = |range: &&IpNet| old.is_none_or(|old| old.allowed.binary_search(range).is_err());
+        gained.extend(new.allowed.iter().filter(is_new).map(|range| (link.clone(), *range)));
+    }
+    let loses = |key: &Key, peer: &WgPeer| -> Option<Object> {
+        let is_lost = |range: &IpNet| key.link().is_some_and(|link| gained.contains(&(link.clone(), *range)));
+        let kept: Arc<[IpNet]> = peer.allowed.iter().filter(|range| !is_lost(range)).copied().collect();
+        (kept.len() < peer.allowed.len()).then(|| Object::WgPeer(WgPeer { allowed: kept, ..peer.clone() }.into()))
+    };
+    let mut first = Vec::new();
+    make.retain_mut(|(op, owner)| {
+        let Op::Replace { key, old, new } = op else { return true };
+        let Object::WgPeer(peer) = &*old else { return true };
+        let Some(kept) = loses(key, peer) else { return true };
+        let old = std::mem::replace(old, kept.clone());
+        first.push((Op::Replace { key: key.clone(), old, new: kept.clone() }, owner.clone()));
+        *new != kept
+    });
+    gone.retain(|(key, entry)| match &entry.object {
+        Object::WgPeer(peer) if loses(key, peer).is_some() => {
+            first.push((Op::Delete(key.clone(), entry.object.clone()), entry.owner.clone()));
+            false
+        }
+        _ => true,
+    });
+    first.extend(stay.into_iter().filter_map(|(key, peer, owner)| {
+        let new = loses(&key, &peer)?;
+        Some((Op::Replace { key, old: Object::WgPeer(peer), new }, owner))
+    }));
+    first
 }
 
 /// A set whose layout changed loses its elements, and goes only when no rule refers to it: its elements are put in

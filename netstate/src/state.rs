@@ -64,8 +64,6 @@ pub enum Key {
     WgDevice { link: LinkName },
     /// A peer of a WireGuard device.
     WgPeer { link: LinkName, public_key: PublicKey },
-    /// Addresses that a peer of a WireGuard device has: what is for them goes there, what is from them comes from there alone.
-    AllowedIp { link: LinkName, dst: IpNet },
     /// A route.
     Route { ns: Netns, table: u32, dst: IpNet, metric: u32 },
     /// Rules of ours in somebody else's chain, which let pods' packets through. `family` is `ip`, `ip6` or `inet`, or
@@ -113,9 +111,7 @@ pub enum Object {
     /// See [`WgDevice`].
     WgDevice(WgDevice),
     /// See [`WgPeer`].
-    WgPeer(WgPeer),
-    /// The peer whose they are.
-    AllowedIp(PublicKey),
+    WgPeer(Arc<WgPeer>),
     /// See [`Route`].
     Route(Arc<Route>),
     /// How many of our rules are in that chain as we put them: wanted are all, [`crate::claims::FORWARD_OPENING_RULES`].
@@ -307,7 +303,6 @@ impl State {
             Key::Remote { link: link.clone(), dst: IpNet::default() },
             Key::WgDevice { link: link.clone() },
             Key::WgPeer { link: link.clone(), public_key: PublicKey([0; 32]) },
-            Key::AllowedIp { link: link.clone(), dst: IpNet::default() },
         ];
         let on_it = move |key: &Key| {
             *key.netns() == *ns && (key.link() == Some(link) || key.as_link().is_some_and(|(_, name)| name == *link))
@@ -433,8 +428,7 @@ impl Key {
             | Key::Socket { link }
             | Key::Remote { link, .. }
             | Key::WgDevice { link }
-            | Key::WgPeer { link, .. }
-            | Key::AllowedIp { link, .. } => Some(link),
+            | Key::WgPeer { link, .. } => Some(link),
             _ => None,
         }
     }
@@ -454,7 +448,7 @@ impl Key {
 
     /// Whether it is what a WireGuard device has.
     pub fn is_wireguard(&self) -> bool {
-        matches!(self, Key::WgDevice { .. } | Key::WgPeer { .. } | Key::AllowedIp { .. })
+        matches!(self, Key::WgDevice { .. } | Key::WgPeer { .. })
     }
 
     /// Whether the object lives in our nft table.
@@ -498,7 +492,6 @@ impl fmt::Display for Key {
             Key::Remote { link, dst } => write!(f, "remote {dst} of {link}"),
             Key::WgDevice { link } => write!(f, "key and port of {link}"),
             Key::WgPeer { link, public_key } => write!(f, "peer {public_key} of {link}"),
-            Key::AllowedIp { link, dst } => write!(f, "allowed address {dst} of {link}"),
             Key::Route { ns, table, dst, metric } => write!(f, "route {dst} table {table} metric {metric} in {ns}"),
             Key::ForwardOpening { family, table, chain } => {
                 write!(f, "rules for pods in chain {chain} of {family} table {table}")

@@ -6,9 +6,11 @@
 use std::fmt;
 use std::net::SocketAddr;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use ipnet::IpNet;
 
 /// A Curve25519 public key.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -24,12 +26,30 @@ pub struct WgDevice {
 }
 
 /// A peer of a device; its key is in [`crate::Key::WgPeer`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+///
+/// Its addresses are a part of it: a peer that is there answers handshakes, and whoever has shaken hands with it sends.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WgPeer {
     /// Where it is; a device goes on with another if the peer, known by its key, comes from there.
     pub endpoint: SocketAddr,
     /// Seconds after which the device says that it is there, if it says nothing else; 0 is never.
     pub keepalive: u16,
+    /// Addresses that are its own, in order: what is for them goes there, what is from them comes from there alone. A range is
+    /// one peer's of a device.
+    pub allowed: Arc<[IpNet]>,
+}
+
+impl WgPeer {
+    /// One that is there, with these addresses.
+    pub fn of(endpoint: SocketAddr, keepalive: u16, allowed: impl IntoIterator<Item = IpNet>) -> WgPeer {
+        let allowed: std::collections::BTreeSet<IpNet> = allowed.into_iter().collect();
+        WgPeer { endpoint, keepalive, allowed: allowed.into_iter().collect() }
+    }
+
+    /// Its addresses that the other does not have.
+    pub fn beyond<'a>(&'a self, other: &'a WgPeer) -> impl Iterator<Item = &'a IpNet> {
+        self.allowed.iter().filter(|range| other.allowed.binary_search(range).is_err())
+    }
 }
 
 impl fmt::Display for PublicKey {

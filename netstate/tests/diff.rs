@@ -92,6 +92,22 @@ proptest! {
         }
     }
 
+    /// The kernel would take it, and say nothing of whom it took it from.
+    #[test]
+    fn no_wireguard_peer_gets_a_range_that_another_one_has(a: Choice, b: Choice, may_delete: bool) {
+        let (mut now, b) = pair(&a, &b);
+        let change = diff(&now, &b, |_| may_delete);
+        for at in 0..change.ops.len() {
+            if let Op::Create(key, Object::WgPeer(peer)) | Op::Replace { key, new: Object::WgPeer(peer), .. } = &change.ops[at].0 {
+                for (other, entry) in now.iter().filter(|(other, _)| *other != key && other.link() == key.link()) {
+                    let Object::WgPeer(has) = &entry.object else { continue };
+                    prop_assert!(has.allowed.iter().all(|range| !peer.allowed.contains(range)), "{key}: {peer:?}, {other}: {has:?}");
+                }
+            }
+            one(&change, at).apply_to(&mut now);
+        }
+    }
+
     #[test]
     fn a_gateway_can_be_reached_before_it_is_named(a: Choice, b: Choice) {
         let (mut now, b) = pair(&a, &b);

@@ -73,6 +73,7 @@ pub(crate) fn advert(name: &str, heartbeat: u64) -> (ObjectId, Object) {
         accepts: Vec::new(),
         sends: Vec::new(),
         joining: false,
+        leaving: [].into(),
         acknowledges: None,
         edition: 0,
         heartbeat,

@@ -10,7 +10,9 @@ use crate::{
     packages::{self, Lane},
 };
 use std::{
+    hash::{BuildHasher, Hasher, RandomState},
     process::Command,
+    sync::LazyLock,
     time::{Duration, Instant},
 };
 
@@ -68,9 +70,11 @@ pub(crate) const GROUPS: &[Group] = &[
     group("e2e",    When::Named,  false, "Kubernetes' own conformance tests of networks", &["xtask kube e2e \\[Conformance\\]"]),
 ];
 
-/// Where random tests begin unless the environment says otherwise: a run of the same code gives the same answer twice.
-/// Groups that are asked for by name look elsewhere each time.
-const SEEDS: [(&str, &str); 2] = [("PROPTEST_RNG_SEED", "1"), ("POLICY_SEED", "1")];
+/// Where random tests begin, by the names of variables: as the environment says, or else somewhere else in each run.
+static SEEDS: LazyLock<Vec<(&str, String)>> = LazyLock::new(|| {
+    let seed = |name| std::env::var(name).unwrap_or_else(|_| RandomState::new().build_hasher().finish().to_string());
+    ["PROPTEST_RNG_SEED", "POLICY_SEED"].map(|name| (name, seed(name))).into()
+});
 
 /// What the `test result:` lines of a group add up to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -104,6 +108,7 @@ pub(crate) fn run(args: &[&str]) -> Result<()> {
     let lanes: &[Lane] =
         if request.groups.iter().any(|group| group.root) { &[Lane::Build, Lane::Lab] } else { &[Lane::Build] };
     packages::ensure(lanes)?;
+    println!("{}", seeds());
     let mut rows = Vec::new();
     for group in &request.groups {
         rows.push(run_group(group, &request.without)?);
@@ -111,8 +116,14 @@ pub(crate) fn run(args: &[&str]) -> Result<()> {
     println!("{}", summary(&rows, &request.without));
     match failed_groups(&rows) {
         failed if failed.is_empty() => Ok(()),
-        failed => Err(format!("failed: {}", failed.join(", ")).into()),
+        failed => Err(format!("failed: {} ({})", failed.join(", "), seeds()).into()),
     }
+}
+
+/// So that the same can be run again.
+fn seeds() -> String {
+    let seeds: Vec<String> = SEEDS.iter().map(|(name, seed)| format!("{name}={seed}")).collect();
+    format!("random tests begin at {}", seeds.join(" "))
 }
 
 fn parse<'a>(args: &[&'a str]) -> Result<Request<'a>> {
@@ -178,9 +189,7 @@ fn step_command(group: &Group, step: &str, without: &[&str]) -> Result<Command> 
     if is_test {
         command.arg("--no-fail-fast");
     }
-    if group.always() {
-        command.envs(SEEDS.into_iter().filter(|(name, _)| std::env::var_os(name).is_none()));
-    }
+    command.envs(SEEDS.iter().map(|(name, seed)| (name, seed)));
     if is_test && group.root {
         command::with_root_runner(&mut command);
     }

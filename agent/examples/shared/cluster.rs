@@ -94,6 +94,7 @@ impl Peer {
             }],
             sends: vec![instance],
             joining: false,
+            leaving: [].into(),
             acknowledges: None,
             edition: 1 + u64::from(self.generation),
             heartbeat: 1,

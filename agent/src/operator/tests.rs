@@ -47,6 +47,7 @@ fn network(name: &str) -> (ObjectId, Object) {
         accepts: Vec::new(),
         sends: Vec::new(),
         joining: false,
+        leaving: [].into(),
         acknowledges: None,
         edition: 1,
         heartbeat: 1,

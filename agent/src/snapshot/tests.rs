@@ -60,6 +60,7 @@ fn world() -> World {
         accepts: Vec::new(),
         sends: vec!["vxlan/ipv4/vni1/port8472".into()],
         joining: false,
+        leaving: [].into(),
         acknowledges: None,
         edition: 7,
         heartbeat: 99,

@@ -201,6 +201,7 @@ impl Rig {
             accepts: vec![Endpoint { instance: instance.clone(), address, mac, public_key: None }],
             sends: vec![instance],
             joining: false,
+            leaving: [].into(),
             acknowledges: None,
             edition: 1,
             heartbeat: 1,

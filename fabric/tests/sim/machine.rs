@@ -29,6 +29,8 @@ pub(crate) struct Machine {
     pub keys: BTreeMap<Arc<str>, PublicKey>,
     /// Peers that its WireGuard devices have a session with.
     pub met: BTreeSet<(LinkName, PublicKey)>,
+    /// Peers that its WireGuard devices have just got: a device with a keepalive begins a handshake then.
+    pub greets: Vec<(LinkName, PublicKey)>,
     pub on: bool,
     /// How many seconds its clock is ahead.
     pub ahead: i64,
@@ -79,6 +81,12 @@ impl Machine {
         {
             return;
         }
+        // So is a device by a key that was deleted since the plan was made; the next one knows of another key.
+        if let Op::Create(_, Object::WgDevice(new)) | Op::Replace { new: Object::WgDevice(new), .. } = &op.0
+            && !self.keys.values().any(|key| *key == new.public_key)
+        {
+            return;
+        }
         if let Op::Create(key, object) | Op::Replace { key, new: object, .. } = &op.0 {
             self.accepts(key, object);
         }
@@ -98,6 +106,7 @@ impl Machine {
                 self.keys.insert(name.clone(), PublicKey(key));
             }
             Op::Delete(Key::KeyPair { name }, _) => drop(self.keys.remove(name)),
+            Op::Create(Key::WgPeer { link, public_key }, _) => self.greets.push((link.clone(), *public_key)),
             // Another key ends all sessions.
             Op::Replace { key: Key::WgDevice { link }, .. } => self.met.retain(|(of, _)| of != link),
             _ => {}
@@ -157,8 +166,7 @@ impl Machine {
                 | Key::Socket { .. }
                 | Key::Remote { .. }
                 | Key::WgDevice { .. }
-                | Key::WgPeer { .. }
-                | Key::AllowedIp { .. },
+                | Key::WgPeer { .. },
                 _,
             ) => {
                 let link = key.link().unwrap();
@@ -175,7 +183,6 @@ impl Machine {
                 |entry: &Entry| matches!(&entry.object, Object::WgDevice(old) if old.listen_port == new.listen_port);
             let clash = self.kernel.iter().find(|(other, entry)| other.link() != Some(link) && at_port(entry));
             assert!(clash.is_none(), "{}: {link} clashes with {clash:?}", self.name);
-            assert!(self.keys.values().any(|key| *key == new.public_key), "{}: {link} without a key", self.name);
         }
     }
 
@@ -300,11 +307,13 @@ fn by_wireguard<'b>(
     (from, to): (&IpNet, &IpNet),
 ) -> Result<&'b LinkName, String> {
     let whose = |of: &Machine, block: &IpNet| {
-        let key = Key::AllowedIp { link: link.clone(), dst: *block };
-        match of.kernel.get(&key).map(|entry| &entry.object) {
-            Some(Object::AllowedIp(key)) => Ok(*key),
-            _ => Err(format!("{} does not know whose {block} is", of.name)),
-        }
+        let has = |(key, entry): (&Key, &Entry)| match (key, &entry.object) {
+            (Key::WgPeer { link: of, public_key }, Object::WgPeer(peer)) if of == link => {
+                peer.allowed.contains(block).then_some(*public_key)
+            }
+            _ => None,
+        };
+        of.kernel.iter().find_map(has).ok_or_else(|| format!("{} does not know whose {block} is", of.name))
     };
     let (theirs, ours) = (whose(a, to)?, whose(b, from)?);
     if !may_shake_hands(a, b, link, theirs) || a.wireguard(link).map(|device| device.public_key) != Some(ours) {
@@ -319,7 +328,8 @@ fn by_wireguard<'b>(
 
 /// Whether the peer of that key is `b`, where it is said to be, and `b` knows `a`. Devices of one instance have one name.
 pub(crate) fn may_shake_hands(a: &Machine, b: &Machine, link: &LinkName, key: PublicKey) -> bool {
-    let peer = |of: &Machine, public_key| match of.kernel.get(&Key::WgPeer { link: link.clone(), public_key })?.object {
+    let peer = |of: &Machine, public_key| match &of.kernel.get(&Key::WgPeer { link: link.clone(), public_key })?.object
+    {
         Object::WgPeer(peer) => Some(peer.endpoint),
         _ => None,
     };

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use tartan_fabric::Instance;
 use tartan_model::{Clock, Config, Family, Node, WireguardConfig};
-use tartan_netstate::{Key, Object, WgDevice};
+use tartan_netstate::{Key, LinkName, Object, PublicKey, WgDevice};
 
 use agent::Agent;
 use machine::{Machine, may_shake_hands, send};
@@ -244,6 +244,7 @@ impl Cluster {
                     break;
                 }
                 self.touched = true;
+                self.greet(name);
                 self.check();
             }
             if self.touched && self.agents[name].is_at_rest() {
@@ -257,22 +258,42 @@ impl Cluster {
         }
     }
 
-    /// Some of those who may; a handshake that comes too early is tried again after seconds.
+    /// Whom a device gets to know it greets, and if that one knows it they shake hands.
+    fn greet(&mut self, name: &Arc<str>) {
+        for (link, theirs) in std::mem::take(&mut self.machines.get_mut(name).unwrap().greets) {
+            if let Some((b, ours)) = self.who_answers(name, &link, theirs) {
+                self.meet(link, (name, ours), (&b, theirs));
+            }
+        }
+    }
+
+    /// A handshake that came too early is tried again after seconds.
     fn shake_hands(&mut self) {
         let names: Vec<Arc<str>> = self.machines.keys().cloned().collect();
         for name in &names {
             for (link, theirs) in self.machines[name].wireguard_peers().collect::<Vec<_>>() {
-                let a = &self.machines[name];
-                let b = self.machines.values().find(|b| b.name != *name && may_shake_hands(a, b, &link, theirs));
-                let Some(b) = b.map(|b| b.name.clone()) else { continue };
-                let ours = a.kernel.get(&Key::WgDevice { link: link.clone() }).map(|entry| &entry.object);
-                let Some(&Object::WgDevice(WgDevice { public_key: ours, .. })) = ours else { continue };
-                if self.rng.below(20) == 0 {
-                    self.touched |= self.machines.get_mut(name).unwrap().met.insert((link.clone(), theirs));
-                    self.touched |= self.machines.get_mut(&b).unwrap().met.insert((link, ours));
+                if let Some((b, ours)) = self.who_answers(name, &link, theirs)
+                    && self.rng.below(20) == 0
+                {
+                    self.meet(link, (name, ours), (&b, theirs));
                 }
             }
         }
+    }
+
+    /// The machine with that key, if it knows the one that asks; and that one's key.
+    fn who_answers(&self, name: &Arc<str>, link: &LinkName, theirs: PublicKey) -> Option<(Arc<str>, PublicKey)> {
+        let a = &self.machines[name];
+        let b = self.machines.values().find(|b| b.name != *name && may_shake_hands(a, b, link, theirs))?;
+        match a.kernel.get(&Key::WgDevice { link: link.clone() })?.object {
+            Object::WgDevice(WgDevice { public_key, .. }) => Some((b.name.clone(), public_key)),
+            _ => None,
+        }
+    }
+
+    fn meet(&mut self, link: LinkName, (a, ours): (&Arc<str>, PublicKey), (b, theirs): (&Arc<str>, PublicKey)) {
+        self.touched |= self.machines.get_mut(a).unwrap().met.insert((link.clone(), theirs));
+        self.touched |= self.machines.get_mut(b).unwrap().met.insert((link, ours));
     }
 
     /// No packet that got through before is lost.
@@ -340,6 +361,8 @@ impl Cluster {
             && says(&receiver.world, b, false)
             // Where nothing may go in clear, what goes all the same for now has no promise.
             && (instance.is_encrypted() || !sender.world.config.strict_encryption)
+            // Nor does what a node does not know yet to go in clear, and may be told at any time that nothing may.
+            && (instance.is_encrypted() || sender.world.kernel_is_settled())
             && receiver.world.kernel_is_settled()
             && !sender.disturbed
             && !receiver.disturbed

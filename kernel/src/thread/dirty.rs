@@ -118,7 +118,7 @@ pub(super) fn scope_of(key: &Key) -> Scope {
         Key::NftTable | Key::NftSet { .. } | Key::NftChain { .. } | Key::NftElement { .. } => Scope::Nft,
         Key::ForwardOpening { .. } => Scope::Foreign,
         Key::Socket { .. } | Key::Remote { .. } => Scope::Engines,
-        Key::KeyPair { .. } | Key::WgDevice { .. } | Key::WgPeer { .. } | Key::AllowedIp { .. } => Scope::Wireguard,
+        Key::KeyPair { .. } | Key::WgDevice { .. } | Key::WgPeer { .. } => Scope::Wireguard,
     }
 }
 

@@ -2,6 +2,7 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its own part")]
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
@@ -237,23 +238,23 @@ impl Maker<'_> {
         let public_key = keys[usize::from(look) % keys.len()];
         let listen_port = 51820 + u16::from(look % 3);
         self.put(Key::WgDevice { link: device.clone() }, Object::WgDevice(WgDevice { listen_port, public_key }));
-        for peer in 0..3 {
-            let choice = self.byte();
-            if choice.is_multiple_of(3) {
-                continue;
-            }
+        // From the last on: what two want is the first one's.
+        let mut ranges: BTreeMap<IpNet, u8> = BTreeMap::new();
+        let choices = [self.byte(), self.byte(), self.byte()];
+        for (peer, choice) in (0..3).zip(choices).filter(|(_, choice)| !choice.is_multiple_of(3)).rev() {
+            // The next one's in another state.
+            ranges.extend([false, true].map(|v6| (block(v6, 50 + peer + choice % 2), peer)));
+        }
+        for (peer, choice) in (0..3).zip(choices).filter(|(_, choice)| !choice.is_multiple_of(3)) {
             let public_key = PublicKey([10 + peer; 32]);
             let at: IpAddr = if choice % 5 == 1 { "2001:db8::1" } else { "192.0.2.1" }.parse().unwrap();
             let endpoint = (plus(at, choice % 4), 51820 + u16::from(choice % 3)).into();
             let keepalive = u16::from(choice % 2) * 25;
             let key = Key::WgPeer { link: device.clone(), public_key };
-            self.put(key, Object::WgPeer(WgPeer { endpoint, keepalive }));
-            for v6 in [false, true] {
-                // The next one's in another state, and sometimes in this one, where the last word counts.
-                let whose = peer + choice % 2;
-                let key = Key::AllowedIp { link: device.clone(), dst: block(v6, 50 + whose) };
-                self.put(key, Object::AllowedIp(public_key));
-                self.route(&Netns::Host, block(v6, 50 + whose), 1024, Route::on_link(device.clone()));
+            let own: Vec<IpNet> = ranges.iter().filter(|(_, of)| **of == peer).map(|(range, _)| *range).collect();
+            self.put(key, Object::WgPeer(WgPeer::of(endpoint, keepalive, own.iter().copied()).into()));
+            for range in own {
+                self.route(&Netns::Host, range, 1024, Route::on_link(device.clone()));
             }
         }
     }

@@ -95,7 +95,11 @@ pub(super) fn decode_network(name: &Arc<str>, document: &tartan::NodeNetwork) ->
 
 fn decode_advert(name: &Arc<str>, document: &tartan::NodeNetwork) -> Result<Advert, Fault> {
     let spec = &document.spec;
-    let accepts: Vec<Endpoint> = exactly(spec.accepts.iter().enumerate().map(endpoint).collect::<Result<_, Fault>>()?);
+    let ends = |field, of: &[tartan::Endpoint]| {
+        let end = |(i, end): (usize, &tartan::Endpoint)| endpoint(&format!("spec.{field}[{i}]"), end);
+        of.iter().enumerate().map(end).collect::<Result<Vec<Endpoint>, Fault>>()
+    };
+    let accepts = exactly(ends("accepts", &spec.accepts)?);
     // A node mostly sends on what it accepts.
     let instance = |name: &String| {
         let accepted = accepts.iter().map(|end| &end.instance).find(|instance| ***instance == **name);
@@ -110,6 +114,7 @@ fn decode_advert(name: &Arc<str>, document: &tartan::NodeNetwork) -> Result<Adve
         blocks: exactly(fields::cidrs("spec.blocks", &spec.blocks)?),
         mtu: spec.mtu,
         accepts,
+        leaving: ends("leaving", &spec.leaving)?.into(),
         sends,
         joining: spec.joining,
         acknowledges: spec.acknowledges.as_ref().map(|words| words.iter().map(acknowledged).collect()),
@@ -151,6 +156,7 @@ fn encode_advert(advert: &Advert) -> tartan::NodeNetwork {
             blocks: advert.blocks.iter().map(ToString::to_string).collect(),
             mtu: advert.mtu,
             accepts: advert.accepts.iter().map(encode_endpoint).collect(),
+            leaving: advert.leaving.iter().map(encode_endpoint).collect(),
             sends: advert.sends.iter().map(ToString::to_string).collect(),
             joining: advert.joining,
             acknowledges: advert.acknowledges.as_ref().map(|words| words.iter().map(encode_acknowledged).collect()),
@@ -189,8 +195,8 @@ fn one_per_family(field: &str, texts: &[String]) -> Result<PerFamily<IpAddr>, Fa
     Ok(found)
 }
 
-fn endpoint((i, endpoint): (usize, &tartan::Endpoint)) -> Result<Endpoint, Fault> {
-    let field = |name: &str| format!("spec.accepts[{i}].{name}");
+fn endpoint(of: &str, endpoint: &tartan::Endpoint) -> Result<Endpoint, Fault> {
+    let field = |name: &str| format!("{of}.{name}");
     let mac = match endpoint.mac.as_str() {
         "" => None,
         text => Some(text.parse().map_err(|_| {

@@ -359,6 +359,13 @@ fn our_own_come_back_as_they_were() {
             mac: Some("02:00:00:00:00:01".parse().unwrap()),
             public_key: Some(format!("{}Bwc=", "BwcH".repeat(10)).parse().unwrap()),
         }],
+        leaving: [tartan_model::Endpoint {
+            instance: "udp/ipv4/port8285".into(),
+            address: "192.0.2.3".parse().unwrap(),
+            mac: None,
+            public_key: None,
+        }]
+        .into(),
         sends: vec!["host-gw/ipv4".into()],
         joining: true,
         acknowledges: Some([tartan_model::Acknowledged { node: "n2".into(), edition: 7 }].into()),
