@@ -98,6 +98,7 @@ impl Planners {
             masquerade: world.config.masquerade,
             between_nodes: world.config.ports_between_nodes(),
             encrypted_at: fabric.receives.iter().filter_map(Instance::encrypted_at).collect(),
+            encrypts_from: fabric.node.encrypts_from,
             strict: fabric.strict,
         };
         self.layers.set(0, &fabric.state);

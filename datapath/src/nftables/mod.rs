@@ -39,6 +39,8 @@ pub struct Nat {
     pub between_nodes: [u16; 2],
     /// UDP ports at which devices hear, and that they send from, that encrypt what they carry.
     pub encrypted_at: BTreeSet<u16>,
+    /// Own addresses under which those go that are for other nodes' own ones.
+    pub encrypts_from: PerFamily<IpAddr>,
     /// Nothing goes to other nodes' pods in clear.
     pub strict: bool,
 }

@@ -34,7 +34,8 @@ fn target(out: &Out, world: &World, (name, peer): (&Arc<str>, &PeerState), famil
     let device = Some(route.dev.clone()?);
     let at = carrier(world, route)?;
     let underlay = advert.endpoint(&at.to_string())?.address;
-    Some(Target { at, fabric_address, underlay, mtu: out.pod_mtu.min(advert.mtu), device })
+    let itself_too = peer.to_itself.is_some();
+    Some(Target { at, fabric_address, underlay, itself_too, mtu: out.pod_mtu.min(advert.mtu), device })
 }
 
 /// Which instances get through to which peers, as far as that is known: those that carry packets, and those that stand by.

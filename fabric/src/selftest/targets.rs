@@ -38,6 +38,8 @@ pub struct Target {
     pub fabric_address: IpAddr,
     /// Where outer packets go.
     pub underlay: IpAddr,
+    /// What is sent to the peer's own address goes by the same: it is no other way.
+    pub itself_too: bool,
     /// Largest packet that pods of both ends may send, in bytes.
     pub mtu: u32,
     /// Our device that it goes by, if one of ours.
@@ -107,7 +109,8 @@ fn target(out: &Out, world: &World, peer: &PeerState, advert: &Advert, family: F
         _ => advert.endpoint(&at.to_string())?.address,
     };
     let device = route.dev.clone().filter(is_ours);
-    Some(Target { at, fabric_address, underlay, mtu: out.pod_mtu.min(advert.mtu), device })
+    let itself_too = peer.to_itself.is_some();
+    Some(Target { at, fabric_address, underlay, itself_too, mtu: out.pod_mtu.min(advert.mtu), device })
 }
 
 /// The peer's own address among its pods', and the route that this kernel has at that place for the range around it.

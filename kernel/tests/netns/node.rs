@@ -35,6 +35,7 @@ pub fn nat() -> Nat {
         masquerade: true,
         between_nodes: [8472, 8285],
         encrypted_at: BTreeSet::new(),
+        encrypts_from: PerFamily::default(),
         strict: false,
     }
 }

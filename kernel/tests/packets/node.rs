@@ -157,6 +157,7 @@ fn translation() -> Nat {
         masquerade: true,
         between_nodes: [8472, 8285],
         encrypted_at: BTreeSet::new(),
+        encrypts_from: PerFamily::default(),
         strict: false,
     }
 }
