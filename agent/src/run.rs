@@ -4,13 +4,13 @@
 //! which takes the latest wanted value and reports back through the inbox.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use tartan_api::cni::{CniRequest, Command};
+use tartan_fabric::selftest::Sample;
 use tartan_kernel::KernelError;
 use tartan_kernel::thread::Applied;
 use tartan_model::{Clock, Condition, Failed, Kind, NodeCondition, ObjectId, Programmed, StoreEvent, World};
@@ -58,8 +58,8 @@ pub enum Input {
     /// A container runtime has heard what became of its call, or hung up before.
     Heard(Command, Outcome, Duration),
     /// The self-test wants to know which paths there are.
-    /// With the addresses that somebody here talks to, where that matters.
-    Paths(Option<BTreeSet<IpAddr>>, oneshot::Sender<Paths>),
+    /// Of how many which ones, where that matters.
+    Paths(Option<Sample>, oneshot::Sender<Paths>),
     /// How they stand.
     Tested(Box<Tested>),
     /// End; the kernel keeps what it has.
@@ -164,7 +164,7 @@ impl Agent {
                     }
                     Input::WaitingFor(reply) => drop(reply.send(status::waiting_for(&self.world))),
                     Input::Heard(command, outcome, took) => self.counters.cni(command, outcome, took),
-                    Input::Paths(talked_to, reply) => drop(reply.send(self.paths(talked_to.as_ref()))),
+                    Input::Paths(sample, reply) => drop(reply.send(self.paths(sample.as_ref()))),
                     Input::Tested(tested) => {
                         self.world.passes = tested.passes.clone();
                         self.tested = *tested;
@@ -188,9 +188,9 @@ impl Agent {
         }
     }
 
-    fn paths(&self, talked_to: Option<&BTreeSet<IpAddr>>) -> Paths {
+    fn paths(&self, sample: Option<&Sample>) -> Paths {
         let fabric = self.planners.fabric();
-        let targets = tartan_fabric::selftest::targets(fabric, &self.world, talked_to);
+        let targets = tartan_fabric::selftest::targets(fabric, &self.world, sample);
         let standbys = tartan_fabric::selftest::standbys(fabric, &self.world);
         Paths { fabric_addresses: tartan_fabric::selftest::asked_at(fabric, &self.world), targets, standbys }
     }

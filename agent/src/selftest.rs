@@ -12,7 +12,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tartan_fabric::selftest::{self, Finding, Path, Probe, Prober, Standing, Target};
+use tartan_fabric::selftest::{self, Finding, Path, Probe, Prober, Sample, Standing, Target};
 use tartan_kernel::conntrack::Conntrack;
 use tartan_kernel::echo::{Echo, Heard};
 use tartan_kernel::offload;
@@ -27,6 +27,8 @@ use crate::run::Input;
 /// Between two questions to the loop, and where there are more paths than are probed.
 const LOOK: Duration = Duration::from_secs(2);
 const LOOK_AT_MANY: Duration = Duration::from_secs(10);
+/// How long each of more paths than are probed has its turn.
+const TURN: Duration = Duration::from_secs(60);
 /// How long until the loop's answer is looked for, and until numbers are told that say nothing new.
 const SOON: Duration = Duration::from_millis(50);
 const NUMBERS: Duration = Duration::from_secs(10);
@@ -66,6 +68,7 @@ struct Tester {
     echo: Echo,
     prober: Prober,
     standby: Prober,
+    since: Instant,
     asked: Option<oneshot::Receiver<Paths>>,
     look_at: Instant,
     tell_at: Instant,
@@ -118,6 +121,7 @@ impl Tester {
             echo: Echo::open(cookie)?,
             prober: Prober::new([a, b]),
             standby: Prober::bound([c, d]),
+            since: now,
             asked: None,
             look_at: now,
             tell_at: now,
@@ -188,9 +192,9 @@ impl Tester {
         Some(())
     }
 
-    fn ask(&mut self, talked_to: Option<BTreeSet<IpAddr>>) -> Option<()> {
+    fn ask(&mut self, sample: Option<Sample>) -> Option<()> {
         let (reply, asked) = oneshot::channel();
-        match self.inbox.try_send(Input::Paths(talked_to, reply)) {
+        match self.inbox.try_send(Input::Paths(sample, reply)) {
             Ok(()) => self.asked = Some(asked),
             Err(TrySendError::Full(_)) => {}
             Err(TrySendError::Closed(_)) => return None,
@@ -205,7 +209,7 @@ impl Tester {
         let Some(targets) = paths.targets else {
             self.look_at = now + LOOK_AT_MANY;
             match Conntrack::open().and_then(|mut conntrack| conntrack.ends()) {
-                Ok(ends) => return self.ask(Some(ends)),
+                Ok(talked_to) => return self.ask(Some(self.sample(talked_to, now))),
                 Err(error) => self.tested.unable = Some(error.to_string()),
             }
             return Some(());
@@ -216,6 +220,12 @@ impl Tester {
         self.tested.by_software = devices.into_iter().filter(off).collect();
         self.prober.want(targets, now);
         Some(())
+    }
+
+    fn sample(&self, talked_to: BTreeSet<IpAddr>, now: Instant) -> Sample {
+        let ill = self.tested.standings.iter().filter(|(_, standing)| standing.finding.is_some());
+        let turn = now.saturating_duration_since(self.since).as_secs() / TURN.as_secs();
+        Sample { talked_to, kept: ill.map(|((peer, _), _)| peer.clone()).collect(), turn }
     }
 
     /// Has the kernel compute checksums for devices of ours whose packets leave with wrong ones.

@@ -211,6 +211,7 @@ fn peer(name: &Arc<str>, peer: &PeerState, tested: &Tested) -> api::Peer {
         node: name.to_string(),
         live: peer.live,
         fabric: peer.used().map(|at| at.to_string()).collect::<Vec<_>>().join(", "),
+        to_itself: peer.to_itself.map(|at| at.to_string()).unwrap_or_default(),
         blocks: peer.blocks.iter().map(ToString::to_string).collect(),
         paths: Family::ALL.into_iter().filter_map(path).collect(),
     }

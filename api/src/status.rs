@@ -86,6 +86,9 @@ pub struct Peer {
     pub live: bool,
     /// What carries packets to it.
     pub fabric: String,
+    /// What encrypts packets to its own addresses; empty: nothing does.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub to_itself: String,
     pub blocks: Vec<String>,
     /// What probes say of the way there.
     #[serde(skip_serializing_if = "Vec::is_empty")]

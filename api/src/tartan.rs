@@ -129,6 +129,9 @@ pub struct WireguardSpec {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[cfg_attr(test, schemars(range(min = 10, max = 31536000)))]
     pub rotate_after_seconds: Option<u32>,
+    /// What nodes send each other under their own addresses is encrypted as well, but for nodes of the control plane.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub nodes: Option<bool>,
 }
 
 /// How a node finds the address it tells its peers; the first that is set counts.

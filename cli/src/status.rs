@@ -90,10 +90,11 @@ fn policy(policy: &tartan_api::status::Policy) -> String {
 
 fn peer(peer: &tartan_api::status::Peer) -> Vec<String> {
     let live = if peer.live { "yes" } else { "no" };
-    let fabric = if peer.fabric.is_empty() { "-" } else { &peer.fabric };
+    let itself = if peer.to_itself.is_empty() { "" } else { ", itself too" };
+    let fabric = if peer.fabric.is_empty() { "-".into() } else { format!("{}{itself}", peer.fabric) };
     let paths = peer.paths.iter().map(path).collect::<Vec<_>>().join(", ");
     let paths = if paths.is_empty() { "-".into() } else { paths };
-    vec![peer.node.clone(), live.into(), fabric.into(), paths, list(&peer.blocks)]
+    vec![peer.node.clone(), live.into(), fabric, paths, list(&peer.blocks)]
 }
 
 fn path(path: &tartan_api::status::Path) -> String {

@@ -157,7 +157,7 @@ fn pod_end(attachment: &Attachment, common: Common, add: &mut impl FnMut(Key, Ob
         if *attachment.ifname != *FIRST_INTERFACE {
             let table = by_name(&attachment.ifname, FURTHER_TABLES);
             let priority = by_name(&attachment.ifname, FURTHER_PRIORITIES);
-            let rule = Rule { fwmark: None, src: Some(*address), iif: None, table };
+            let rule = Rule { src: Some(*address), finds_src: false, iif: None, udp_sport: None, table };
             add(Key::Rule { ns: ns.clone(), v6: family == Family::V6, priority }, Object::Rule(rule.into()));
             let key = Key::Route { ns: ns.clone(), table, dst: family.everything(), metric: ROUTE_METRIC };
             add(key, Object::Route(Route { onlink: true, ..everything.clone() }.into()));

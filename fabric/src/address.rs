@@ -52,6 +52,8 @@ pub struct LocalNode {
     pub ipv6: bool,
     /// The kernel has WireGuard. Where it has not, an engine encrypts.
     pub kernel_encrypts: bool,
+    /// Own addresses under which what it sends to others' own ones is to be encrypted.
+    pub encrypts_from: PerFamily<IpAddr>,
     /// The instance of WireGuard that is due, over each family of underlay.
     pub wireguard: PerFamily<Instance>,
     /// The public halves of its key pairs, by name.

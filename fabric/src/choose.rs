@@ -36,6 +36,8 @@ pub(crate) struct Ground {
     pub(crate) devices: BTreeMap<LinkName, Instance>,
     /// The kernel lets nothing go to peers' pods in clear.
     pub(crate) strict: bool,
+    /// Own addresses under which the kernel can send encrypted what is for others' own ones.
+    pub(crate) encrypts_from: PerFamily<IpAddr>,
 }
 
 /// The outcome for one family of packets to one peer.

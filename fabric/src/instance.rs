@@ -78,6 +78,14 @@ impl Instance {
         matches!(self, Instance::Wireguard { .. })
     }
 
+    /// The UDP port at which it hears and that it sends from, if it encrypts.
+    pub fn encrypted_at(&self) -> Option<u16> {
+        match self {
+            Instance::Wireguard { port, .. } => Some(*port),
+            _ => None,
+        }
+    }
+
     /// Whether it takes in only what it knows the sender of, so that every peer has to stand in it.
     pub(crate) fn knows_senders(&self) -> bool {
         matches!(self, Instance::Udp { .. } | Instance::Wireguard { .. })

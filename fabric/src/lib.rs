@@ -17,6 +17,7 @@ mod instance;
 mod ipip;
 mod join;
 mod mtu;
+mod nodes;
 mod own;
 mod ownership;
 pub mod peer;

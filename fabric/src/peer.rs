@@ -11,7 +11,7 @@ use tartan_netstate::{Fdb, Key, Neigh, Netns, Object, Owner, Part, Route, Scope,
 
 use crate::census::{Census, Member};
 use crate::choose::{Choice, Ground, Manner, choose, target};
-use crate::{Hop, Instance, LocalNode, Peer, fabric_of, fallback, ipip, ownership, udp};
+use crate::{Hop, Instance, LocalNode, Peer, fabric_of, fallback, ipip, nodes, ownership, udp};
 
 /// Packets to a peer go, and in clear.
 const UNENCRYPTED: &str = "Unencrypted";
@@ -25,6 +25,8 @@ pub struct PeerState {
     /// What carries packets to it in the kernel, and is no longer chosen.
     pub leaving: BTreeSet<Instance>,
     pub live: bool,
+    /// What encrypts packets to its own addresses.
+    pub to_itself: Option<Instance>,
     pub blocks: Vec<IpNet>,
     pub conditions: Vec<Condition>,
     /// The kernel uses what the peer no longer says it accepts: only the kernel knows where that leads.
@@ -123,6 +125,8 @@ pub(crate) fn plan(
         }
     }
     state.choices.shrink_to_fit();
+    state.to_itself = nodes::carrier(common, member, &state);
+    objects.extend(state.to_itself.iter().flat_map(|at| nodes::routes(common, member, at)));
     // After those that carry: of two addresses for one range the one in use stays.
     objects.extend(receives.iter().flat_map(|at| fabric_of(at).admit(at, advert, &state.blocks)));
     state.part = Part::of(&Owner::Peer(name.clone()), objects);

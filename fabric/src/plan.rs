@@ -10,7 +10,7 @@ use std::time::Instant;
 use ipnet::IpNet;
 use tartan_model::{Advert, Condition, Config, Host, Node, Passes, PerFamily, World};
 use tartan_netstate::claims::{MAIN_TABLE, ROUTE_METRIC, STANDBY_METRIC};
-use tartan_netstate::{Key, LinkName, Netns, Part, PublicKey, State};
+use tartan_netstate::{Key, LinkName, Netns, Owner, Part, PublicKey, State};
 
 use crate::address::{self, Chosen};
 use crate::advert::{self, Word};
@@ -18,7 +18,7 @@ use crate::census::{Census, Claim, Counts};
 use crate::choose::{Ground, own_targets, pools};
 use crate::mtu::{pod_mtu, underlay_mtu};
 use crate::peer::{self, Common, PeerState};
-use crate::{Instance, LocalNode, flannel, join, own, rotation, udp};
+use crate::{Instance, LocalNode, flannel, join, nodes, own, rotation, udp};
 
 /// What other planners and the kernel say about this node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -98,15 +98,16 @@ pub fn plan<'a>(memo: &'a mut Memo, world: &World, owned: &Owned, now: Instant) 
         name: world.local.clone(),
         uid: world.local_node().map(|node| node.uid.clone()).unwrap_or_default(),
         engine_addresses: udp::addresses(&uplinks, advert::last(world)),
-        uplinks,
         fabric_addresses: owned.fabric_addresses,
         blocks: owned.blocks.clone(),
         flannel_macs: world.local_node().map(|node| flannel::macs(node)).unwrap_or_default(),
         learning: world.config.vxlan.learning,
         ipv6: world.features.ipv6,
         kernel_encrypts: world.features.wireguard,
+        encrypts_from: nodes::sources(world, &uplinks),
         wireguard,
         public_keys: world.host.wireguard.public_keys.clone(),
+        uplinks,
     };
     let pools = pools(world);
     let own_targets = own_targets(world, &node);
@@ -115,7 +116,9 @@ pub fn plan<'a>(memo: &'a mut Memo, world: &World, owned: &Owned, now: Instant) 
     changed.append(&mut memo.retested(world));
     changed.append(&mut memo.shook_hands(world));
     let ready = ready(world, &node, owned, devices.values(), &word);
-    let ground = Ground { ready, announced: word.sends.clone(), devices, strict: own::is_strict(world) };
+    let strict = own::is_strict(world);
+    let mut ground = Ground { ready, announced: word.sends.clone(), devices, strict, ..Ground::default() };
+    ground.encrypts_from = nodes::in_force(world, &node, &ground);
     let common = Common { config: world.config.clone(), pools, node, ground };
     if memo.common.as_ref() != Some(&common) {
         changed.extend(memo.census.peers.keys().chain(memo.out.peers.keys()).cloned());
@@ -142,7 +145,10 @@ pub fn plan<'a>(memo: &'a mut Memo, world: &World, owned: &Owned, now: Instant) 
     };
     let leaving = advert::leaving(world, node, owned, &accepts, may_be_there);
     let advert = advert::advert(world, node, mtu_in_force, (accepts, leaving), &sends, (join.joining, acknowledges));
-    let state = own::state(world, node, &memo.out.receives, &wanted);
+    let mut state = own::state(world, node, &memo.out.receives, &wanted);
+    for (key, object) in nodes::rules(&world.config, node, common.ground.devices.values()) {
+        state.insert(key, object, Owner::Node);
+    }
     memo.out.state.replace(&memo.own, &state);
     memo.own = state;
     conditions.extend(own::unsupported(world, &wanted));

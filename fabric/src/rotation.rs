@@ -27,6 +27,7 @@ pub(crate) fn due<'a>(
     let mut due = PerFamily::default();
     for underlay in Family::ALL {
         let number = |rotation| wireguard::instance(&world.config, underlay, rotation, world.secret);
+        let port = Instance::encrypted_at;
         let in_the_way = |of: &Instance| holders.clone().find(|at| *at != of && port(at) == port(of)).copied();
         let (wanted, before) = (number(rotation), number(rotation.wrapping_sub(1)));
         let goes_over_to = match (in_the_way(&wanted), in_the_way(&before)) {
@@ -61,21 +62,14 @@ pub(crate) fn one_a_port(wanted: &mut BTreeSet<Instance>, first: [&BTreeSet<Inst
     let rank = |at: &Instance| first.iter().position(|set| set.contains(at)).unwrap_or(first.len());
     let mut holders: BTreeMap<u16, Instance> = BTreeMap::new();
     for at in wanted.iter() {
-        if let Some(port) = port(at) {
+        if let Some(port) = at.encrypted_at() {
             let holder = holders.entry(port).or_insert(*at);
             if rank(at) < rank(holder) {
                 *holder = *at;
             }
         }
     }
-    wanted.retain(|at| port(at).is_none_or(|port| holders[&port] == *at));
-}
-
-fn port(at: &Instance) -> Option<u16> {
-    match at {
-        Instance::Wireguard { port, .. } => Some(*port),
-        _ => None,
-    }
+    wanted.retain(|at| at.encrypted_at().is_none_or(|port| holders[&port] == *at));
 }
 
 #[cfg(test)]

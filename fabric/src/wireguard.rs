@@ -8,8 +8,8 @@
 //! Where the kernel has no WireGuard the device is a TUN, and an engine knows the same of it and does the same with its packets:
 //! peers cannot tell.
 //!
-//! Invariant: only addresses of pods and of nodes' fabric ends go through it. What nodes say to each other and to the API server
-//! goes as it went before, so nothing that keys are learned from depends on keys.
+//! Invariant: only addresses of pods and of nodes' fabric ends go through it, and what nodes say to each other if it is asked for
+//! (`nodes.rs`). What goes to the API server goes as it went before, so nothing that keys are learned from depends on keys.
 
 use std::sync::Arc;
 
@@ -74,8 +74,10 @@ impl Fabric for Wireguard {
     }
 
     fn admit(&self, at: &Instance, advert: &Advert, blocks: &[IpNet]) -> Vec<(Key, Object)> {
+        // And its own addresses, whether or not it is to send under them so: it begins when it likes.
+        let itself = advert.addresses.iter().map(|(_, own)| Family::host_net(*own));
         let end = advert.known_as(&at.to_string());
-        end.and_then(|end| peer(at, end, blocks)).into_iter().collect()
+        end.and_then(|end| peer(at, end, blocks.iter().copied().chain(itself))).into_iter().collect()
     }
 }
 
@@ -102,13 +104,13 @@ fn own_key(node: &LocalNode, at: &Instance) -> Option<PublicKey> {
 }
 
 /// A peer with what is its own.
-fn peer(at: &Instance, end: &Endpoint, blocks: &[IpNet]) -> Option<(Key, Object)> {
+fn peer(at: &Instance, end: &Endpoint, own: impl Iterator<Item = IpNet>) -> Option<(Key, Object)> {
     let (Instance::Wireguard { underlay, port, .. }, Some(public_key)) = (at, end.public_key) else { return None };
     if Family::of(end.address) != *underlay {
         return None;
     }
     let endpoint = (end.address, *port).into();
-    let itself = WgPeer::of(endpoint, WIREGUARD_KEEPALIVE_SECS, blocks.iter().copied());
+    let itself = WgPeer::of(endpoint, WIREGUARD_KEEPALIVE_SECS, own);
     Some((Key::WgPeer { link: at.device(), public_key }, Object::WgPeer(itself.into())))
 }
 

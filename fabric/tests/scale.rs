@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tartan_fabric::selftest::{MANY, Path, Target, targets};
+use tartan_fabric::selftest::{MANY, Path, Sample, Target, targets};
 use tartan_fabric::{Memo, Owned, plan};
 use tartan_model::{Advert, Endpoint, Features, Heard, Host, HostLink, Node, PerFamily, Programmed, StoreEvent, World};
 use tartan_model::{Kind, Object, ObjectId};
@@ -114,13 +114,27 @@ fn of_many_paths_those_that_somebody_talks_over_are_probed() {
     let now = Instant::now();
     let (mut world, owned) = world(now, 5_000);
     let memo = programmed(&mut world, &owned, now);
-    let to = |addresses: &[IpAddr]| targets(memo.last(), &world, Some(&addresses.iter().copied().collect()));
+    let sample = |addresses: &[IpAddr], turn, kept: &[Arc<str>]| Sample {
+        talked_to: addresses.iter().copied().collect(),
+        kept: kept.iter().cloned().collect(),
+        turn,
+    };
+    let of = |sample: &Sample| targets(memo.last(), &world, Some(sample)).unwrap();
     let names = |targets: BTreeMap<Path, Target>| targets.into_keys().map(|(name, _)| name).collect::<BTreeSet<_>>();
     assert_eq!(targets(memo.last(), &world, None), None, "who is talked to has to be said");
     let some = ["10.100.7.9", "10.100.7.255", "10.103.232.0", "192.0.2.1", "fd00:9::1"].map(|it| it.parse().unwrap());
-    assert_eq!(names(to(&some).unwrap()), BTreeSet::from([name(7), name(9), name(1_000)]));
+    assert_eq!(names(of(&sample(&some, 5, &[]))), BTreeSet::from([name(7), name(9), name(1_000)]));
     let everybody: Vec<IpAddr> = (0..5_000).map(|i| node(i).pod_cidrs[0].network()).collect();
-    assert_eq!(to(&everybody).unwrap().len(), MANY);
+    let (mut seen, mut turns) = (BTreeSet::new(), 0);
+    while seen.len() < 4_999 {
+        let targets = of(&sample(&everybody, turns, &[name(77)]));
+        assert_eq!(targets.len(), MANY, "turn {turns}");
+        let now = names(targets);
+        assert!(now.contains(&name(77)), "one that is kept is left out in turn {turns}");
+        seen.extend(now);
+        turns += 1;
+    }
+    assert_eq!(turns, 4_998_u64.div_ceil(MANY as u64 / 2 - 1), "each has its turn, and none waits longer");
 
     let (mut world, owned) = self::world(now, 100);
     let memo = programmed(&mut world, &owned, now);

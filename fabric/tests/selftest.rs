@@ -29,6 +29,7 @@ fn target(peer: u32) -> Target {
         at: VXLAN,
         fabric_address: IpAddr::from([10, high, low, 0]),
         underlay: IpAddr::from([192, 168, high, low]),
+        itself_too: false,
         mtu: MTU,
         device: LinkName::new("ttx0"),
     }

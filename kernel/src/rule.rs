@@ -4,15 +4,19 @@
 //! names every property, the protocol among them.
 
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_route::IpProtocol;
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::route::RouteProtocol;
-use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
+use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage, RulePortRange};
 use tartan_model::Family;
 use tartan_netstate::claims::ROUTE_PROTOCOL;
 use tartan_netstate::{LinkName, Rule};
 
 use crate::family::{address_family, family};
 use crate::netlink::Request;
+
+/// `FIB_RULE_FIND_SADDR`.
+const FIND_SADDR: RuleFlags = RuleFlags::from_bits_retain(0x0001_0000);
 
 pub(crate) fn create(v6: bool, priority: u32, rule: &Rule) -> Request {
     Request { message: RouteNetlinkMessage::NewRule(message(v6, priority, rule)), flags: NLM_F_CREATE | NLM_F_EXCL }
@@ -38,13 +42,15 @@ fn message(v6: bool, priority: u32, rule: &Rule) -> RuleMessage {
         RuleAttribute::Table(rule.table),
         RuleAttribute::Protocol(RouteProtocol::Other(ROUTE_PROTOCOL)),
     ];
-    if let Some((mark, mask)) = rule.fwmark {
-        message.attributes.extend([RuleAttribute::FwMark(mark), RuleAttribute::FwMask(mask)]);
+    if let Some((start, end)) = rule.udp_sport {
+        let ports = RuleAttribute::SourcePortRange(RulePortRange { start, end });
+        message.attributes.extend([RuleAttribute::IpProtocol(IpProtocol::Udp), ports]);
     }
     if let Some(src) = rule.src {
         message.header.src_len = Family::of(src).bits();
         message.attributes.push(RuleAttribute::Source(src));
     }
+    message.header.flags.set(FIND_SADDR, rule.finds_src);
     message.attributes.extend(rule.iif.as_ref().map(|iif| RuleAttribute::Iifname(iif.to_string())));
     message
 }
@@ -54,7 +60,7 @@ pub(crate) fn decode(message: &RuleMessage) -> Option<(bool, u32, Rule)> {
     let v6 = family(message.header.family)? == Family::V6;
     let (mut priority, mut table, mut ours) = (0, u32::from(message.header.table), false);
     let (mut src, mut iif) = (None, None);
-    let (mut mark, mut mask) = (None, None);
+    let (mut udp, mut ports) = (false, None);
     for attribute in &message.attributes {
         match attribute {
             RuleAttribute::Priority(found) => priority = *found,
@@ -62,12 +68,11 @@ pub(crate) fn decode(message: &RuleMessage) -> Option<(bool, u32, Rule)> {
             RuleAttribute::Protocol(found) => ours = u8::from(*found) == ROUTE_PROTOCOL,
             RuleAttribute::Source(found) => src = Some(*found),
             RuleAttribute::Iifname(found) => iif = LinkName::new(found),
-            RuleAttribute::FwMark(found) => mark = Some(*found),
-            RuleAttribute::FwMask(found) => mask = Some(*found),
+            RuleAttribute::IpProtocol(found) => udp = *found == IpProtocol::Udp,
+            RuleAttribute::SourcePortRange(found) => ports = Some((found.start, found.end)),
             _ => {}
         }
     }
-    // The kernel leaves out a mark of 0 and shows its mask.
-    let fwmark = mask.map(|mask| (mark.unwrap_or(0), mask));
-    ours.then_some((v6, priority, Rule { fwmark, src, iif, table }))
+    let finds_src = message.header.flags.contains(FIND_SADDR);
+    ours.then_some((v6, priority, Rule { src, finds_src, iif, udp_sport: ports.filter(|_| udp), table }))
 }

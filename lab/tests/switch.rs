@@ -16,11 +16,24 @@ use tartan_lab::probe::wait_for;
 
 /// Probes answered before each change and after it.
 const PROBES: u64 = 3_000;
-const FABRICS: [&str; 3] = ["vxlan", "host-gw", "udp"];
+const FABRICS: [&str; 4] = ["vxlan", "host-gw", "udp", "wireguard"];
 /// Every ordered pair, one after the other.
-const EVERY_PAIR: [&str; 6] = ["host-gw", "udp", "host-gw", "vxlan", "udp", "vxlan"];
+const EVERY_PAIR: [&str; 12] = [
+    "host-gw",
+    "udp",
+    "wireguard",
+    "udp",
+    "host-gw",
+    "wireguard",
+    "host-gw",
+    "vxlan",
+    "udp",
+    "vxlan",
+    "wireguard",
+    "vxlan",
+];
 /// Those of vxlan.
-const OF_VXLAN: [&str; 4] = ["host-gw", "vxlan", "udp", "vxlan"];
+const OF_VXLAN: [&str; 6] = ["host-gw", "vxlan", "udp", "vxlan", "wireguard", "vxlan"];
 /// From one node's hearing of a change to the next one's.
 const APART: [Duration; 3] = [Duration::ZERO, Duration::from_secs(3), Duration::from_secs(10)];
 

@@ -74,7 +74,7 @@ fn vm_ipip_carries_both_families_over_ipv6() -> Result<()> {
 }
 
 /// Every ordered pair with ipip in it.
-const OF_IPIP: [&str; 6] = ["ipip", "host-gw", "ipip", "udp", "ipip", "vxlan"];
+const OF_IPIP: [&str; 8] = ["ipip", "host-gw", "ipip", "udp", "ipip", "wireguard", "ipip", "vxlan"];
 
 #[test]
 #[ignore = "wants the kernel modules ipip and sit: `cargo xtask vm`"]

@@ -10,10 +10,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use common::{
-    GENTLE_PROBES, PATIENCE, capture, census, check_changes, gentle_load, lab, sh, tartan, wait_until_holds,
-    wait_until_steady,
+    GENTLE_PROBES, PATIENCE, capture, census, check_changes, gentle_load, lab, set, sh, tartan, wait_until_holds,
+    wait_until_sent_by, wait_until_steady,
 };
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use tartan_lab::probe::{Talk, Transport, ping, wait_for};
 use tartan_lab::{Family, Lab, Node};
 
@@ -85,23 +85,6 @@ fn carries_both_families_over_ipv4() -> Result<()> {
 #[test]
 fn carries_both_families_over_ipv6() -> Result<()> {
     check_both_families("wg6", "ipv6", 1420)
-}
-
-/// Waits until every node sends to all its peers by this instance, and has nothing left to do.
-fn wait_until_sent_by(lab: &Lab, instance: &str) -> Result<()> {
-    let by_it = |node: &Node| {
-        let status = node.status().unwrap_or_default();
-        let peers = status["peers"].as_array().cloned().unwrap_or_default();
-        let all = peers.iter().all(|peer| peer["fabric"].as_str().is_some_and(|by| by.starts_with(instance)));
-        status["phase"] == "steady" && all
-    };
-    wait_for(PATIENCE, &format!("every node to send by {instance}"), || lab.nodes().iter().all(by_it))
-        .map(drop)
-        .with_context(|| lab.troubleshooting())
-}
-
-fn set(lab: &mut Lab, key: &str, value: Value) -> Result<()> {
-    lab.set_config(&Map::from_iter([(key.to_owned(), value)]))
 }
 
 #[test]

@@ -86,6 +86,8 @@ pub struct WireguardConfig {
     pub rotation: u32,
     /// And whenever so much time has passed, in whole seconds; none: only then.
     pub rotate_after: Option<Duration>,
+    /// What nodes send each other under their own addresses is encrypted as well.
+    pub nodes: bool,
 }
 
 /// What to do about somebody else's firewall that drops what pods send through the node.
@@ -173,7 +175,7 @@ impl Default for Config {
             fallback: None,
             encryption: Encryption::None,
             strict_encryption: false,
-            wireguard: WireguardConfig { port: WIREGUARD_PORT, rotation: 0, rotate_after: None },
+            wireguard: WireguardConfig { port: WIREGUARD_PORT, rotation: 0, rotate_after: None, nodes: false },
             cross_subnet: false,
             underlay: None,
             underlay_mtu: None,

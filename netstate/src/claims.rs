@@ -121,6 +121,10 @@ pub const FURTHER_METRICS: std::ops::Range<u32> = 65_536..131_072;
 pub const FURTHER_TABLES: std::ops::Range<u32> = FURTHER_METRICS;
 /// and priorities of the rules that lead there: before the main table's, 32766.
 pub const FURTHER_PRIORITIES: std::ops::Range<u32> = 16_384..32_000;
+/// Table of routes to other nodes' own addresses by what encrypts, before the main one,
+pub const NODES_TABLE: u32 = 7474;
+/// and priorities of the rules that lead there or past it; those that are used are the last.
+pub const NODES_PRIORITIES: std::ops::Range<u32> = 7474..7484;
 /// Metric of routes by a way that is blocked, behind those of the fallback: nothing takes them but probes bound to their link.
 pub const STANDBY_METRIC: u32 = 2048;
 /// Metric of the `unreachable` route that stops dead addresses of an owned block; after every real route.

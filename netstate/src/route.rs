@@ -53,12 +53,14 @@ pub enum Scope {
 /// A policy rule without its family and priority, which are its key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rule {
-    /// Match packets whose mark under `.1` is `.0`.
-    pub fwmark: Option<(u32, u32)>,
-    /// Match packets from this address.
+    /// Match packets from this address; of IPv4, from 0.0.0.0 are those of this node that have no source yet.
     pub src: Option<IpAddr>,
+    /// And those that have none yet, if it would be this one (`FIB_RULE_FIND_SADDR`). IPv6 alone knows it.
+    pub finds_src: bool,
     /// Match packets that came in on this link.
     pub iif: Option<LinkName>,
+    /// Match UDP packets that leave from a port of these, the first and the last.
+    pub udp_sport: Option<(u16, u16)>,
     /// Table to look up.
     pub table: u32,
 }

@@ -57,6 +57,8 @@ fn chains(nat: &Nat) -> [(&'static str, Chain); 9] {
     // Each flow inside has a source port of its own outside, and answers come under another: an entry for each way of each
     // flow, and none that an answer meets.
     let outer = |port| rule("packets between nodes are looked at inside").udp_dport(port);
+    // Nobody can wrap anything so who has no key. A node sends from the port at which it hears, so others' answers are told from it.
+    let encrypted = || nat.encrypted_at.iter().map(|port| rule("encrypted between nodes").udp_between(*port));
     let to_node = || vec![rule("ports of pods").fib_local(AddressSide::Daddr).jump(hostport::CHAIN)];
     let hostports = [no_loopback_of_pods().iifgroup(POD_LINK_GROUPS).saddr(loopback()).drop()].into_iter();
     [
@@ -69,14 +71,15 @@ fn chains(nat: &Nat) -> [(&'static str, Chain); 9] {
                 [rule("TCP wraps nothing").l4proto(protocol::TCP).returns()]
                     .into_iter()
                     .chain(nat.between_nodes.map(|port| outer(port).goto(OUTER)))
-                    .chain([IPPROTO_IPIP, IPPROTO_IPV6].map(|wrapped| only_nodes_wrap().l4proto(wrapped).drop()))
+                    .chain(encrypted().map(|rule| rule.fib_local(AddressSide::Daddr).notrack()))
+                    .chain([IPPROTO_IPIP, IPPROTO_IPV6].map(|wrapped| only_nodes(wraps().l4proto(wrapped)).drop()))
                     .collect(),
             ),
         ),
         (
             OUTER,
             Chain::regular(vec![
-                only_nodes_wrap().drop(),
+                only_nodes(wraps()).drop(),
                 rule("to this node").fib_local(AddressSide::Daddr).notrack(),
             ]),
         ),
@@ -87,7 +90,7 @@ fn chains(nat: &Nat) -> [(&'static str, Chain); 9] {
                 Filter,
                 HookPoint::Output,
                 NFT_RAW_PRIORITY,
-                nat.between_nodes.map(|port| outer(port).notrack()).into(),
+                nat.between_nodes.into_iter().map(outer).chain(encrypted()).map(RuleBuilder::notrack).collect(),
             ),
         ),
         ("nat_prerouting", Chain::base(Translate, HookPoint::Prerouting, NFT_DSTNAT_PRIORITY, to_node())),
@@ -103,8 +106,12 @@ fn chains(nat: &Nat) -> [(&'static str, Chain); 9] {
 
 /// What is wrapped is taken for what a node has looked at already, wherever it is unwrapped: a pod that wrapped packets
 /// itself could send under any address, past all policy.
-fn only_nodes_wrap() -> RuleBuilder {
-    rule("only nodes wrap packets").iifgroup(POD_LINK_GROUPS)
+fn only_nodes(wraps: RuleBuilder) -> RuleBuilder {
+    wraps.iifgroup(POD_LINK_GROUPS)
+}
+
+fn wraps() -> RuleBuilder {
+    rule("only nodes wrap packets")
 }
 
 /// Nodes ask each other how their paths are; a pod must not be able to drown that out. Other nodes' pods cannot: what was
@@ -134,7 +141,8 @@ fn loopback() -> IpNet {
 fn source_translation(nat: &Nat) -> Vec<Rule> {
     let towards_pods = rule("a destination was translated").ct_status_dnat().jump(TOWARDS_PODS);
     let families = Family::ALL.into_iter().filter(|_| nat.masquerade);
-    let out = families.flat_map(|family| masquerade::rules_of(family, &nat.between_nodes));
+    let ports = nat.encrypted_at.iter().copied().chain(nat.between_nodes).collect();
+    let out = families.flat_map(|family| masquerade::rules_of(family, &ports));
     [towards_pods].into_iter().chain(out).collect()
 }
 

@@ -7,12 +7,16 @@
 //! Strict is the last look at a packet before it leaves, whoever sent it: a pod, the node itself, or who comes through the node. A
 //! device that only wraps does not pass, nor does the way out to the internet, which a range without a route would take.
 
+use std::net::IpAddr;
+
 use ipnet::IpNet;
 use tartan_model::Family;
 use tartan_netstate::claims::{
     ENCRYPTED_LINK_PREFIX, NFT_POLICY_PRIORITY, NFT_SRCNAT_PRIORITY, NFT_STRICT_CHAIN, POD_LINK_GROUPS,
 };
-use tartan_netstate::nft::{Chain, ChainKind, ElementData, ElementKey, HookPoint, Rule, Selector, Set, Type, rule};
+use tartan_netstate::nft::{
+    Chain, ChainKind, ElementData, ElementKey, HookPoint, Rule, RuleBuilder, Selector, Set, Type, rule,
+};
 use tartan_netstate::{Key, Object, Owner, State};
 
 use super::{Nat, masquerade, named, nfproto};
@@ -24,7 +28,7 @@ const PRIORITY: i32 = NFT_SRCNAT_PRIORITY - 1;
 
 pub(super) fn plan(nat: &Nat) -> State {
     let mut state = State::new();
-    if !nat.encrypts && !nat.strict {
+    if nat.encrypted_at.is_empty() && !nat.strict {
         return state;
     }
     let mut put = |key: Key, object: Object| state.insert(key, object, Owner::Node);
@@ -46,13 +50,17 @@ pub(super) fn plan(nat: &Nat) -> State {
 }
 
 fn sources(nat: &Nat) -> Vec<Rule> {
-    let of_family = |(family, fabric_address)| {
-        rule("peers know this node's own ranges")
-            .oifname_prefix(ENCRYPTED_LINK_PREFIX)
-            .not_within(nfproto(family), &[Selector::Saddr], &named(CLUSTER, family))
-            .snat_to(fabric_address)
+    let encrypted = |says: &str| rule(says).oifname_prefix(ENCRYPTED_LINK_PREFIX);
+    let elsewhere =
+        |rule: RuleBuilder, family, side| rule.not_within(nfproto(family), &[side], &named(CLUSTER, family));
+    // What has that address already is told so, too: others who translate sources leave it alone then.
+    let to_node = |(family, own): (Family, &IpAddr)| {
+        elsewhere(encrypted("to a node's own address: peers know this one"), family, Selector::Daddr).snat_to(*own)
     };
-    nat.fabric_address.iter().map(|(family, address)| of_family((family, *address))).collect()
+    let to_pod = |(family, fabric_address): (Family, &IpAddr)| {
+        elsewhere(encrypted("peers know this node's own ranges"), family, Selector::Saddr).snat_to(*fabric_address)
+    };
+    nat.encrypts_from.iter().map(to_node).chain(nat.fabric_address.iter().map(to_pod)).collect()
 }
 
 fn strict() -> Vec<Rule> {

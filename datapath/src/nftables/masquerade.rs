@@ -30,7 +30,7 @@ pub(super) fn sets(family: Family) -> [(String, Set); 2] {
 }
 
 /// `between_nodes`: UDP ports at which packets between nodes arrive.
-pub(super) fn rules_of(family: Family, between_nodes: &[u16]) -> [Rule; 2] {
+pub(super) fn rules_of(family: Family, between_nodes: &BTreeSet<u16>) -> [Rule; 2] {
     let nfproto = nfproto(family);
     let out = |rule: RuleBuilder| {
         rule.within(nfproto, &[Selector::Saddr], &named(LOCAL, family)).not_within(
@@ -47,10 +47,10 @@ pub(super) fn rules_of(family: Family, between_nodes: &[u16]) -> [Rule; 2] {
 }
 
 /// The most ports in a row, of those that take no privilege, without these.
-fn widest_without(ports: &[u16]) -> RangeInclusive<u16> {
-    let left_out: BTreeSet<u16> = ports.iter().copied().filter(|port| *port >= UNPRIVILEGED).collect();
-    let firsts = [UNPRIVILEGED].into_iter().chain(left_out.iter().filter_map(|port| port.checked_add(1)));
-    let lasts = left_out.iter().map(|port| port - 1).chain([u16::MAX]);
+fn widest_without(ports: &BTreeSet<u16>) -> RangeInclusive<u16> {
+    let left_out = || ports.range(UNPRIVILEGED..);
+    let firsts = [UNPRIVILEGED].into_iter().chain(left_out().filter_map(|port| port.checked_add(1)));
+    let lasts = left_out().map(|port| port - 1).chain([u16::MAX]);
     firsts.zip(lasts).map(|(first, last)| first..=last).max_by_key(|ports| ports.len()).expect("there are few ports")
 }
 
@@ -89,7 +89,10 @@ mod tests {
 
     #[test]
     fn ports_are_the_most_in_a_row() {
-        let check = |without: &[u16], wanted| assert_eq!(widest_without(without), wanted, "{without:?}");
+        let check = |without: &[u16], wanted| {
+            let without = without.iter().copied().collect();
+            assert_eq!(widest_without(&without), wanted, "{without:?}");
+        };
         check(&[], 1024..=65535);
         check(&[8472, 8285], 8473..=65535);
         check(&[4789, 8285], 8286..=65535);
@@ -97,5 +100,6 @@ mod tests {
         check(&[65535, 8285], 8286..=65534);
         check(&[1024, 789], 1025..=65535);
         check(&[60000, 60000], 1024..=59999);
+        check(&[8472, 8285, 51820, 51822], 8473..=51819);
     }
 }

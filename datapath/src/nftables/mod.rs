@@ -13,6 +13,7 @@ mod hostport;
 mod masquerade;
 pub mod policy;
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -36,8 +37,10 @@ pub struct Nat {
     pub masquerade: bool,
     /// UDP ports at which packets between nodes arrive, to be unwrapped.
     pub between_nodes: [u16; 2],
-    /// Some packets leave by a device that encrypts.
-    pub encrypts: bool,
+    /// UDP ports at which devices hear, and that they send from, that encrypt what they carry.
+    pub encrypted_at: BTreeSet<u16>,
+    /// Own addresses under which those go that are for other nodes' own ones.
+    pub encrypts_from: PerFamily<IpAddr>,
     /// Nothing goes to other nodes' pods in clear.
     pub strict: bool,
 }

@@ -139,7 +139,7 @@ pub fn conditions(
 }
 
 fn condition(node: &str, peer: &str, finding: Finding, target: &Target, by_software: &BTreeSet<LinkName>) -> Condition {
-    let Target { at, underlay, mtu, .. } = target;
+    let Target { at, underlay, itself_too, mtu, .. } = target;
     let envelope = envelope(at);
     let (message, fix) = match finding {
         Finding::Blocked { heard } => (
@@ -164,13 +164,25 @@ fn condition(node: &str, peer: &str, finding: Finding, target: &Target, by_softw
                 "what {node} sends to {peer} does not arrive, neither by {at} nor to {underlay} itself, though what {peer} \
                  sends arrives"
             ),
-            format!("look for what drops packets from {node} to {peer}: a route, a firewall, a security group"),
+            format!(
+                "look for what drops packets from {node} to {peer}: a route, a firewall, a security group{}",
+                if *itself_too {
+                    format!("; {envelope} among them, by which nodes reach each other")
+                } else {
+                    String::new()
+                }
+            ),
         ),
         Finding::Silent => (
             format!("nothing comes from {peer}, neither by {at} nor from {underlay} itself"),
             format!(
-                "see that {peer} is up and that packets pass between the two; if {peer} says PathOneWay, what is lost is on the \
-                 way from {peer} to {node}"
+                "see that {peer} is up and that packets pass between the two{}; if {peer} says PathOneWay, what is lost is on \
+                 the way from {peer} to {node}",
+                if *itself_too {
+                    format!(", {envelope} above all, by which nodes reach each other")
+                } else {
+                    String::new()
+                }
             ),
         ),
         Finding::Narrow { largest } => {

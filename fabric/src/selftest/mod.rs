@@ -17,4 +17,4 @@ mod targets;
 pub use judge::{Finding, conditions};
 pub use prober::{PERIOD, Probe, Prober, Standing};
 pub use standby::{passes, standbys};
-pub use targets::{MANY, Path, Target, asked_at, targets};
+pub use targets::{MANY, Path, Sample, Target, asked_at, targets};

@@ -15,6 +15,10 @@ const STEADY: u8 = 5;
 
 /// Ways that stand behind others in this kernel. Probes have to be bound to their link, or they go as packets do.
 pub fn standbys(out: &Out, world: &World) -> BTreeMap<Path, Target> {
+    // There may be thousands of peers, and without a fallback no way stands behind another.
+    if world.config.fallback.is_none() {
+        return BTreeMap::new();
+    }
     let peers = out.peers.iter().map(|(name, peer)| (name, &**peer)).filter(|(_, peer)| peer.live);
     let of_peer = |(name, peer): (&Arc<str>, &PeerState)| {
         let to = |family| Some(((name.clone(), family), target(out, world, (name, peer), family)?));
@@ -30,7 +34,8 @@ fn target(out: &Out, world: &World, (name, peer): (&Arc<str>, &PeerState), famil
     let device = Some(route.dev.clone()?);
     let at = carrier(world, route)?;
     let underlay = advert.endpoint(&at.to_string())?.address;
-    Some(Target { at, fabric_address, underlay, mtu: out.pod_mtu.min(advert.mtu), device })
+    let itself_too = peer.to_itself.is_some();
+    Some(Target { at, fabric_address, underlay, itself_too, mtu: out.pod_mtu.min(advert.mtu), device })
 }
 
 /// Which instances get through to which peers, as far as that is known: those that carry packets, and those that stand by.

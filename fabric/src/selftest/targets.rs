@@ -18,6 +18,17 @@ pub type Path = (Arc<str>, Family);
 /// neighbours, which have room for a thousand unless somebody says otherwise.
 pub const MANY: usize = 256;
 
+/// Which of more paths than that are probed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sample {
+    /// Addresses that somebody here talks to.
+    pub talked_to: BTreeSet<IpAddr>,
+    /// Peers that stay as long as they are talked to: something is wrong on the way there.
+    pub kept: BTreeSet<Arc<str>>,
+    /// Counts up: of the others each has its turn.
+    pub turn: u64,
+}
+
 /// What a probe needs to know.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
@@ -27,6 +38,8 @@ pub struct Target {
     pub fabric_address: IpAddr,
     /// Where outer packets go.
     pub underlay: IpAddr,
+    /// What is sent to the peer's own address goes by the same: it is no other way.
+    pub itself_too: bool,
     /// Largest packet that pods of both ends may send, in bytes.
     pub mtu: u32,
     /// Our device that it goes by, if one of ours.
@@ -43,23 +56,41 @@ pub fn asked_at(out: &Out, world: &World) -> PerFamily<IpAddr> {
     addresses
 }
 
-/// Paths to live peers, as far as this kernel holds what they take. Of more than [`MANY`] only those, and at most as many, to
-/// peers whose ranges hold one of the addresses somebody here talks to; none where that is not said and there are so many.
-pub fn targets(out: &Out, world: &World, talked_to: Option<&BTreeSet<IpAddr>>) -> Option<BTreeMap<Path, Target>> {
+/// Paths to live peers, as far as this kernel holds what they take. Of more than [`MANY`] a sample of those to peers whose ranges
+/// hold one of the addresses somebody here talks to; none where that is not said and there are so many.
+pub fn targets(out: &Out, world: &World, sample: Option<&Sample>) -> Option<BTreeMap<Path, Target>> {
     let families = out.node.fabric_addresses.iter().count();
-    let talked_to = match out.peers.len() * families > MANY {
-        true => Some(talked_to?),
-        false => None,
+    let live = out.peers.iter().map(|(name, peer)| (name, &**peer)).filter(|(_, peer)| peer.live);
+    let chosen = match out.peers.len() * families > MANY {
+        true => sample?.of(live, MANY / families),
+        false => live.collect(),
     };
-    let is_wanted = |peer: &PeerState| talked_to.is_none_or(|addresses| holds_any(&peer.blocks, addresses));
-    let peers = out.peers.iter().map(|(name, peer)| (name, &**peer));
-    let wanted = peers.filter(|(_, peer)| peer.live && is_wanted(peer) && peer.part.is_in(&world.programmed.mirror));
     let of_peer = |(name, peer): (&Arc<str>, &PeerState)| {
         let advert = world.adverts.get(name).map(|heard| heard.advert.clone())?;
         let to = |family| Some(((name.clone(), family), target(out, world, peer, &advert, family)?));
         Some(Family::ALL.into_iter().filter_map(to).collect::<Vec<_>>())
     };
-    Some(wanted.filter_map(of_peer).flatten().take(MANY).collect())
+    let reached = chosen.into_iter().filter(|(_, peer)| peer.part.is_in(&world.programmed.mirror));
+    Some(reached.filter_map(of_peer).flatten().collect())
+}
+
+// === impl Sample ===
+
+impl Sample {
+    /// At most so many of these peers: first those that are kept, then a window over the others, that moves on with each turn.
+    fn of<'a>(
+        &self,
+        peers: impl Iterator<Item = (&'a Arc<str>, &'a PeerState)>,
+        most: usize,
+    ) -> Vec<(&'a Arc<str>, &'a PeerState)> {
+        let talked_to = peers.filter(|(_, peer)| holds_any(&peer.blocks, &self.talked_to));
+        let (mut chosen, others): (Vec<_>, Vec<_>) = talked_to.partition(|(name, _)| self.kept.contains(*name));
+        chosen.truncate(most);
+        let room = (most - chosen.len()).min(others.len());
+        let first = self.turn.wrapping_mul(room as u64).checked_rem(others.len() as u64).unwrap_or(0);
+        chosen.extend(others.iter().cycle().skip(first as usize).take(room));
+        chosen
+    }
 }
 
 fn holds_any(blocks: &[IpNet], addresses: &BTreeSet<IpAddr>) -> bool {
@@ -78,7 +109,8 @@ fn target(out: &Out, world: &World, peer: &PeerState, advert: &Advert, family: F
         _ => advert.endpoint(&at.to_string())?.address,
     };
     let device = route.dev.clone().filter(is_ours);
-    Some(Target { at, fabric_address, underlay, mtu: out.pod_mtu.min(advert.mtu), device })
+    let itself_too = peer.to_itself.is_some();
+    Some(Target { at, fabric_address, underlay, itself_too, mtu: out.pod_mtu.min(advert.mtu), device })
 }
 
 /// The peer's own address among its pods', and the route that this kernel has at that place for the range around it.

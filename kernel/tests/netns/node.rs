@@ -7,6 +7,7 @@
 //!    node 192.0.2.1 ──── uplink ────────── 203.0.113.9  anywhere else
 //! ```
 
+use std::collections::BTreeSet;
 use tartan_datapath::nftables::{Nat, Nftables};
 use tartan_datapath::pod::host_link;
 use tartan_kernel::nft::Nft;
@@ -33,7 +34,8 @@ pub fn nat() -> Nat {
         non_masquerade: vec!["192.168.0.0/16".parse().unwrap(), "fc99::/16".parse().unwrap()],
         masquerade: true,
         between_nodes: [8472, 8285],
-        encrypts: false,
+        encrypted_at: BTreeSet::new(),
+        encrypts_from: PerFamily::default(),
         strict: false,
     }
 }

@@ -1,6 +1,6 @@
 //! One node: what it knows, the planners, and the kernel thread, tied together as the agent's loop does it.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Instant;
 
@@ -156,7 +156,8 @@ fn translation() -> Nat {
         non_masquerade: Vec::new(),
         masquerade: true,
         between_nodes: [8472, 8285],
-        encrypts: false,
+        encrypted_at: BTreeSet::new(),
+        encrypts_from: PerFamily::default(),
         strict: false,
     }
 }

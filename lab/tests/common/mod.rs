@@ -7,7 +7,7 @@ use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use serde_json::Value;
+use serde_json::{Map, Value};
 use tartan_lab::probe::{Load, LoadReport, Pair, Running, wait_for};
 use tartan_lab::{Binaries, Endpoint, Lab, NFT_LISTING, Node};
 
@@ -114,6 +114,24 @@ pub(crate) fn wait_until_steady(lab: &Lab, fabric: &str) -> Result<()> {
     wait_for(PATIENCE, &format!("every node to be steady on {fabric}"), || lab.is_steady(fabric))
         .map(drop)
         .with_context(|| lab.troubleshooting())
+}
+
+/// Waits until every node sends to all its peers by this instance, and has nothing left to do.
+pub(crate) fn wait_until_sent_by(lab: &Lab, instance: &str) -> Result<()> {
+    let by_it = |node: &Node| {
+        let status = node.status().unwrap_or_default();
+        let peers = status["peers"].as_array().cloned().unwrap_or_default();
+        let all = peers.iter().all(|peer| peer["fabric"].as_str().is_some_and(|by| by.starts_with(instance)));
+        status["phase"] == "steady" && all
+    };
+    wait_for(PATIENCE, &format!("every node to send by {instance}"), || lab.nodes().iter().all(by_it))
+        .map(drop)
+        .with_context(|| lab.troubleshooting())
+}
+
+/// Changes one key of the configuration.
+pub(crate) fn set(lab: &mut Lab, key: &str, value: Value) -> Result<()> {
+    lab.set_config(&Map::from_iter([(key.to_owned(), value)]))
 }
 
 // --- what is on the wire ---

@@ -280,6 +280,13 @@ impl RuleBuilder {
         loaded.compare(CmpOp::Eq, port.to_be_bytes().to_vec())
     }
 
+    /// `udp sport PORT udp dport PORT`: from that port to the same.
+    pub fn udp_between(self, port: u16) -> RuleBuilder {
+        let from = self.l4proto(UDP).then(Selector::Sport.load(Nfproto::Ipv4, Reg(0)));
+        let to = from.compare(CmpOp::Eq, port.to_be_bytes().to_vec());
+        to.then(Selector::Dport.load(Nfproto::Ipv4, Reg(0))).compare(CmpOp::Eq, port.to_be_bytes().to_vec())
+    }
+
     /// `ip saddr NET`.
     pub fn saddr(self, net: IpNet) -> RuleBuilder {
         self.address(Selector::Saddr, net)

@@ -112,7 +112,7 @@ impl Maker<'_> {
             self.route(&inside, everything(v6), 1024, Route { mtu, ..Route::via(gateway, eth.clone()) });
             if choice % 5 == 1 {
                 let src = Some(plus(gateway, choice % 3));
-                let rule = Rule { fwmark: None, src, iif: None, table: 1000 };
+                let rule = Rule { src, finds_src: false, iif: None, udp_sport: None, table: 1000 };
                 self.put(Key::Rule { ns: inside.clone(), v6, priority: 20_000 }, Object::Rule(rule.into()));
             }
         }
@@ -303,9 +303,12 @@ impl Maker<'_> {
         for v6 in [false, true] {
             let (rule, dead) = (self.byte(), self.byte());
             if rule % 2 == 1 {
-                let fwmark = (rule % 3 > 0).then_some((u32::from(rule % 3), 0xff));
+                let udp_sport = (rule % 3 > 0).then_some((51820, 51820 + u16::from(rule % 3)));
                 let iif = rule.is_multiple_of(5).then(|| name("lo"));
-                let rule = Rule { fwmark, src: None, iif, table: 1000 + u32::from(rule % 2) };
+                // Of IPv4, 0.0.0.0 too.
+                let src = (rule % 4 > 1).then(|| if v6 { host_net(v6, rule).addr() } else { [0, 0, 0, 0].into() });
+                let finds_src = src.is_some() && v6;
+                let rule = Rule { src, finds_src, iif, udp_sport, table: 1000 + u32::from(rule % 7) };
                 self.put(Key::Rule { ns: Netns::Host, v6, priority: 5000 }, Object::Rule(rule.into()));
             }
             if dead % 2 == 1 {

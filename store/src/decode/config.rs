@@ -148,6 +148,7 @@ fn wireguard(spec: &WireguardSpec, default: WireguardConfig) -> Result<Wireguard
         port,
         rotation: spec.rotation.unwrap_or(default.rotation),
         rotate_after: spec.rotate_after_seconds.map(rotate_after).transpose()?,
+        nodes: spec.nodes.unwrap_or(default.nodes),
     })
 }
 
@@ -268,6 +269,7 @@ fn wireguard_spec(wireguard: &WireguardConfig, default: &WireguardConfig) -> Wir
         port: differing(&wireguard.port, &default.port),
         rotation: differing(&wireguard.rotation, &default.rotation),
         rotate_after_seconds: wireguard.rotate_after.map(whole_seconds),
+        nodes: differing(&wireguard.nodes, &default.nodes),
     }
 }
 

@@ -99,7 +99,7 @@ fn a_configuration_is_whole() {
     );
     check_config(
         "spec: {fabric: wireguard, strictEncryption: true, \
-         wireguard: {port: 65532, rotation: 4294967295, rotateAfterSeconds: 86400}}",
+         wireguard: {port: 65532, rotation: 4294967295, rotateAfterSeconds: 86400, nodes: true}}",
         Config {
             fabric: FabricMode::Wireguard,
             strict_encryption: true,
@@ -107,6 +107,7 @@ fn a_configuration_is_whole() {
                 port: 65532,
                 rotation: u32::MAX,
                 rotate_after: Some(Duration::from_secs(86_400)),
+                nodes: true,
             },
             ..default()
         },

@@ -21,7 +21,7 @@ pub(super) const FIGURES: &[&str] = &[
 const BORINGTUN: [&str; 3] = ["boringtun-cli", "--version", "0.7.1"];
 
 /// Fabrics that this machine's kernel carries; `bench vm` changes into ipip and out of it.
-const FABRICS: [&str; 3] = ["vxlan", "host-gw", "udp"];
+const FABRICS: [&str; 4] = ["vxlan", "host-gw", "udp", "wireguard"];
 /// What happens to nodes that may send nothing in clear.
 const TO_STRICT: [&str; 8] =
     ["fabric host-gw 0", "rotate", "fabric udp 3", "rotate", "restart", "kill", "fabric vxlan 3", "rotate"];
