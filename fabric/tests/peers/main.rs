@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
+mod fallback;
+mod nodes;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -9,7 +12,7 @@ use std::time::{Duration, Instant};
 use tartan_fabric::{Instance, Memo, Out, Owned, plan};
 use tartan_model::{
     Across, Advert, Config, Encapsulation, Encryption, Endpoint, FabricMode, Family, Features, Heard, Host, HostLink,
-    Node, PerFamily, Pool, Programmed, Said, Selector, Wireguard, WireguardConfig, World,
+    Node, PerFamily, Pool, Programmed, Said, Selector, Wireguard, World,
 };
 use tartan_netstate::{Key, LinkKind, Mac, Netns, Object, Owner, PublicKey, State, WgPeer};
 
@@ -381,64 +384,6 @@ fn a_pair_is_encrypted_where_both_can_and_have_shaken_hands() {
     check(encrypted(), ME, thief, None, None, &[&stolen]);
 }
 
-/// Where what this node itself sends goes before the main table is asked.
-fn to_nodes(out: &Out) -> Vec<String> {
-    let of_nodes = |(key, _): (&Key, &tartan_netstate::Entry)| match key {
-        Key::Route { table: 7474, dst, .. } => Some(dst.addr().to_string()),
-        _ => None,
-    };
-    out.state.iter().filter_map(of_nodes).collect()
-}
-
-#[test]
-fn nodes_own_packets_are_encrypted_behind_rules_that_the_kernel_holds_and_not_to_the_control_plane() {
-    let wireguard = WireguardConfig { nodes: true, ..vxlan().wireguard };
-    let asked = Config { encryption: Encryption::Wireguard, wireguard, ..vxlan() };
-    let peer = Says { accepts: &[HOST_GW, VXLAN4, WIREGUARD], ..DUAL };
-    let check = |config: &Config, peer: Says, change: fn(&mut World), wanted: &[&str]| {
-        let mut fixture = Fixture::new(config.clone(), ME, &[peer]);
-        change(&mut fixture.world);
-        let mut memo = Memo::default();
-        for _ in 0..3 {
-            let out = fixture.plan();
-            assert_eq!(plan(&mut memo, &fixture.world, &fixture.owned, fixture.now), &out);
-            fixture.hear(&peer);
-            change(&mut fixture.world);
-            fixture.at_rest();
-        }
-        let out = fixture.plan();
-        assert_eq!(to_nodes(&out), wanted);
-        assert_eq!(out.peers[peer.name].to_itself.is_some(), !wanted.is_empty());
-        // What is to keep WireGuard's own packets out has gone.
-        let mirror = &mut fixture.world.programmed.mirror;
-        let rules: Vec<Key> =
-            mirror.iter().map(|(key, _)| key.clone()).filter(|key| matches!(key, Key::Rule { .. })).collect();
-        rules.iter().for_each(|rule| drop(mirror.remove(rule)));
-        let out = fixture.plan();
-        assert_eq!(plan(&mut memo, &fixture.world, &fixture.owned, fixture.now), &out);
-        assert_eq!(to_nodes(&out), [""; 0]);
-    };
-    fn labelled(world: &mut World, name: &str) {
-        let mut node = tartan_model::Node::clone(&world.nodes[name]);
-        node.labels.insert("node-role.kubernetes.io/control-plane".into(), String::new());
-        world.nodes.insert(name.into(), Arc::new(node));
-    }
-    let both = ["192.0.2.2", "2001:db8::2"];
-    check(&asked, peer, |_| {}, &both);
-    check(&asked, peer, |world| labelled(world, "dual"), &[]);
-    check(&asked, peer, |world| labelled(world, "me"), &[]);
-    // An address that its Node does not have is what a NAT gives it.
-    let behind = |world: &mut World| {
-        let mut node = tartan_model::Node::clone(&world.nodes["dual"]);
-        node.internal_ips.retain(|ip| ip.is_ipv6());
-        world.nodes.insert("dual".into(), Arc::new(node));
-    };
-    check(&asked, peer, behind, &both[1..]);
-    check(&asked, Says { name: SHY, ..peer }, |_| {}, &[]);
-    check(&asked, DUAL, |_| {}, &[]);
-    check(&Config { encryption: Encryption::None, ..asked.clone() }, peer, |_| {}, &[]);
-}
-
 #[test]
 fn a_device_has_every_peer_that_may_send_and_the_key_comes_first() {
     let encrypted = Config { encryption: Encryption::Wireguard, ..vxlan() };
@@ -604,85 +549,4 @@ fn a_kernel_without_vxlan_says_so_and_accepts_none() {
     assert!(!out.receives.contains(&at));
     assert_eq!(out.advert.unwrap().accepts, []);
     assert!(out.conditions.iter().any(|c| c.reason == "FabricUnsupported" && c.message.contains(VXLAN4)));
-}
-
-/// What carries packets to the peer, what stands behind that, as the devices' instances, and whether ways can be probed.
-fn ways(fixture: &Fixture, out: &Out) -> (String, Option<String>, usize) {
-    let instance = |metric: u32| {
-        let routes = out.state.iter().filter_map(|(key, entry)| match (key, &entry.object) {
-            (Key::Route { metric: of, .. }, Object::Route(route)) if *of == metric => route.dev.clone(),
-            _ => None,
-        });
-        let devices: std::collections::BTreeSet<_> = routes.collect();
-        assert!(devices.len() <= 1, "both families go the same way: {devices:?}");
-        let names = out.receives.iter().map(|at| (at.device(), at.to_string())).collect::<BTreeMap<_, _>>();
-        devices.first().map(|dev| names.get(dev).cloned().unwrap_or_else(|| HOST_GW.into()))
-    };
-    let standbys = tartan_fabric::selftest::standbys(out, &fixture.world).len();
-    (instance(1024).unwrap(), instance(2048), standbys)
-}
-
-#[test]
-fn where_the_fabric_is_blocked_the_fallback_carries_packets_until_it_is_not() {
-    const UDP4: &str = "udp/ipv4/port8285";
-    let encrypted = Config { encryption: Encryption::Wireguard, ..vxlan() };
-    for (config, at) in [(vxlan(), VXLAN4), (host_gw(), HOST_GW), (encrypted, WIREGUARD)] {
-        let peer = Says { accepts: &[HOST_GW, VXLAN4, UDP4, WIREGUARD], ..DUAL };
-        let mut fixture = Fixture::new(Config { fallback: Some(FabricMode::Udp), ..config }, ME, &[peer]);
-        let mut memo = Memo::default();
-        let mut found = |fixture: &mut Fixture, passes: Option<bool>, want: (&str, Option<&str>, usize)| {
-            let key = ("dual".into(), at.into());
-            // Before its lease is over.
-            fixture.hear(&peer);
-            fixture.world.passes = Arc::new(passes.into_iter().map(|passes| (key.clone(), passes)).collect());
-            let next = fixture.plan();
-            assert_eq!(plan(&mut memo, &fixture.world, &fixture.owned, fixture.now), &next);
-            fixture.at_rest();
-            let out = fixture.plan();
-            assert_eq!(plan(&mut memo, &fixture.world, &fixture.owned, fixture.now), &out);
-            let (used, behind, standbys) = ways(fixture, &out);
-            assert_eq!((used.as_str(), behind.as_deref(), standbys), want, "{at} {passes:?}");
-            let in_clear = at == WIREGUARD && used != WIREGUARD;
-            let said: Vec<&str> = out.conditions.iter().map(|condition| condition.reason).collect();
-            assert_eq!(said, if in_clear { &["Unencrypted"][..] } else { &[] }, "{at} {passes:?}");
-            next
-        };
-        found(&mut fixture, None, (at, None, 0));
-        found(&mut fixture, Some(true), (at, None, 0));
-        // No packet goes another way before the way back is in the kernel.
-        let next = found(&mut fixture, Some(false), (UDP4, Some(at), 2));
-        assert_eq!(ways(&fixture, &next).0, at);
-        // An agent that starts anew knows it from the kernel.
-        found(&mut fixture, None, (UDP4, Some(at), 2));
-        found(&mut fixture, Some(true), (at, None, 0));
-        found(&mut fixture, None, (at, None, 0));
-    }
-}
-
-#[test]
-fn there_is_no_fallback_where_none_is_configured_or_allowed_or_the_peer_does_not_hear_it() {
-    const UDP4: &str = "udp/ipv4/port8285";
-    let check = |config: Config, accepts: &'static [&'static str], at: &str| {
-        let mut fixture = Fixture::new(config.clone(), ME, &[Says { accepts, ..DUAL }]);
-        fixture.world.passes = Arc::new(BTreeMap::from([(("dual".into(), at.into()), false)]));
-        fixture.at_rest();
-        let out = fixture.plan();
-        assert_eq!(ways(&fixture, &out), (at.into(), None, 0), "{config:?}");
-    };
-    let falls_back = |config: Config| Config { fallback: Some(FabricMode::Udp), ..config };
-    check(vxlan(), &[VXLAN4, UDP4], VXLAN4);
-    check(falls_back(vxlan()), &[VXLAN4], VXLAN4);
-    // It would go in clear.
-    let strict = Config { encryption: Encryption::Wireguard, strict_encryption: true, ..vxlan() };
-    check(falls_back(strict), &[VXLAN4, UDP4, WIREGUARD], WIREGUARD);
-
-    // Nor does what is blocked stand behind it before there is a device.
-    let mut fixture = Fixture::new(falls_back(host_gw()), ME, &[Says { accepts: &[HOST_GW, UDP4, WIREGUARD], ..DUAL }]);
-    fixture.world.config = Config { encryption: Encryption::Wireguard, ..falls_back(host_gw()) }.into();
-    fixture.world.passes = Arc::new(BTreeMap::from([(("dual".into(), WIREGUARD.into()), false)]));
-    let (used, behind, _) = ways(&fixture, &fixture.plan());
-    assert_eq!((used.as_str(), behind), (HOST_GW, None));
-    fixture.at_rest();
-    let (used, behind, _) = ways(&fixture, &fixture.plan());
-    assert_eq!((used.as_str(), behind.as_deref()), (UDP4, Some(WIREGUARD)));
 }
