@@ -102,8 +102,8 @@ const REVOKED: &[Mutant] = &[
 #[rustfmt::skip]
 const PHASES: &[Mutant] = &[
     mutant("intervals go over at once", "phases.rs", "|course| !course.old.is_empty() && !course.new.is_empty(), |course| &course.between", "|course| !course.old.is_empty() && !course.new.is_empty(), |course| &course.new"),
-    mutant("what is between says what will be said at once", "phases.rs", "early.extend(then.iter().map(is));", "early.extend(soon.iter().map(is));"),
-    mutant("what is between goes on saying what was said", "phases.rs", "    exact.extend(soon.iter().map(is));\n", ""),
+    mutant("what is between says what will be said at once", "phases.rs", "early.extend(then.iter().map(", "early.extend(soon.iter().map("),
+    mutant("what is between goes on saying what was said", "phases.rs", "    exact.extend(soon.iter().map(|(key, word)| made(key.clone(), word.clone())));\n", ""),
     mutant("rows of a new class come when it is in use", "phases.rs", "_ if is_new => Phase::Early,", "_ if is_new => Phase::Late,"),
     mutant("rows of a class that goes, go while it is in use", "phases.rs", "(Op::Delete(..), _) if is_gone => Phase::Late,", "(Op::Delete(..), _) if is_gone => Phase::Early,"),
     mutant("rows of an identity go before its addresses", "phases.rs", "if !self.gains(identity, row.of) => Phase::Late,", "if !self.gains(identity, row.of) => Phase::Early,"),

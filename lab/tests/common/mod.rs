@@ -48,12 +48,17 @@ fn pair((from, to): (&Endpoint, &Endpoint)) -> Pair {
 
 /// Runs `event` under load, `probes` answered before it and `probes` after, and asserts that nobody noticed.
 pub(crate) fn unnoticed(lab: &mut Lab, probes: u64, event: impl FnOnce(&mut Lab) -> Result<()>) -> Result<LoadReport> {
+    let report = under_load(lab, probes, event)?;
+    report.check_nothing_lost().with_context(|| lab.troubleshooting())?;
+    Ok(report)
+}
+
+/// The same, whoever noticed.
+pub(crate) fn under_load(lab: &mut Lab, probes: u64, event: impl FnOnce(&mut Lab) -> Result<()>) -> Result<LoadReport> {
     let load = load(lab, probes)?;
     event(lab).with_context(|| lab.troubleshooting())?;
     load.wait_for_answers(probes, PATIENCE).with_context(|| lab.troubleshooting())?;
-    let report = load.stop()?;
-    report.check_nothing_lost().with_context(|| lab.troubleshooting())?;
-    Ok(report)
+    load.stop()
 }
 
 /// As much as an emulated processor bears: bulk TCP fills its queues, and what they drop is not the change's doing.

@@ -184,7 +184,11 @@ async fn trouble_is_told_once_and_a_list_follows() {
             ("", status(403, "ippools is forbidden")),
             ("", ok(list(5, "", &[]))),
         ],
-        &["away IPPool: the API server does not let us: ippools is forbidden; apply", "init", "synced"],
+        &[
+            "away IPPool: the API server does not let us: ippools is forbidden; the configuration is people's",
+            "init",
+            "synced",
+        ],
     )
     .await;
     check(
