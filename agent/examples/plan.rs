@@ -92,6 +92,7 @@ fn settle(world: &mut World, planners: &mut Planners, now: Instant) -> Result<()
 /// The kernel has done as it was told.
 fn hold(world: &mut World, state: State) {
     let generation = world.programmed.generation + 1;
+    world.asked = generation;
     world.programmed =
         Programmed { generation, pods_generation: generation, mirror: state, read: true, ..Programmed::default() };
 }

@@ -218,13 +218,13 @@ fn stamped_by_both(from: Begun) -> Rule {
 }
 
 /// By all pods of this node that it comes from and goes to. What has come by no link, or leaves by none, has no group: a rule that
-/// asks for it ends.
+/// asks for it ends. Packets between two pods of the node come first: the rest of their way is the shortest.
 fn judged_by_all(generation: Generation) -> [RuleBuilder; 3] {
     let judged = || of_this(rule("judged in this generation"), generation);
     [
+        rule("judged by both").ct_mark(CT_MARK_JUDGED, generation.stamp_of_both()),
         judged().not_iifgroup(POD_LINK_GROUPS),
         judged().not_oifgroup(POD_LINK_GROUPS),
-        rule("judged by both").ct_mark(CT_MARK_JUDGED, generation.stamp_of_both()),
     ]
 }
 
