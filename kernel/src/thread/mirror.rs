@@ -47,18 +47,13 @@ fn lost(mirror: &State, scope: &Scope, read: &State) -> Vec<Key> {
     }
 }
 
-/// Takes in what was carried out of these steps. Entries are shared with `wanted` where it says the same.
-pub(super) fn take_applied(mirror: &mut State, steps: &[Step], failures: &[Failure], wanted: &State) {
+/// Takes in what was carried out of these steps. Their entries are those of the wanted state.
+pub(super) fn take_applied(mirror: &mut State, steps: &[Step], failures: &[Failure]) {
     let failed: BTreeSet<&Key> = failures.iter().map(|failure| &failure.key).collect();
     let whole_failed = failures.iter().any(|failure| failure.key.is_whole());
     let has_failed = |key: &Key| failed.contains(key) || whole_failed && key.is_whole();
     for step in steps.iter().filter(|step| !has_failed(step.key())) {
-        match (step.op(), wanted.get_shared(step.key())) {
-            (Op::Create(_, made), Some((key, entry))) if entry.object == *made => {
-                mirror.share(key.clone(), entry.clone())
-            }
-            _ => step.apply_to(mirror),
-        }
+        step.apply_to(mirror);
         if let Op::Replace { key, new, .. } = step.op()
             && is_dying(new)
         {

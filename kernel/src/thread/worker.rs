@@ -286,12 +286,11 @@ impl Worker {
             if is_pods(before, key) || is_pods(wanted, key) || key.is_nft() {
                 // A pod's link may be gone before the pod is; that its address departs still has its effect.
                 let departs = matches!(key, Key::Neigh { .. }) && wanted.get(key).is_none();
-                let last = self.mirror.get(key).or_else(|| before.get(key).filter(|_| departs));
-                if let Some(entry) = last {
-                    is.insert(key.clone(), entry.object.clone(), entry.owner.clone());
-                }
-                if let Some(entry) = wanted.get(key) {
-                    should.insert(key.clone(), entry.object.clone(), entry.owner.clone());
+                let last = self.mirror.get_shared(key).or_else(|| before.get_shared(key).filter(|_| departs));
+                for (state, found) in [(&mut is, last), (&mut should, wanted.get_shared(key))] {
+                    if let Some((key, entry)) = found {
+                        state.share(key.clone(), entry.clone());
+                    }
                 }
             }
         }
@@ -550,8 +549,7 @@ impl Worker {
             }
             let change = Change { steps };
             let failed = self.kernel.apply(&change);
-            let wanted = self.wanted.as_ref().map(|(_, wanted)| wanted);
-            take_applied(&mut self.mirror, &change.steps, &failed, wanted.unwrap_or(&State::new()));
+            take_applied(&mut self.mirror, &change.steps, &failed);
             let now = Instant::now();
             for step in &change.steps {
                 self.after(step.op(), now);
