@@ -221,11 +221,7 @@ fn engine_error(doing: &str, error: &tartan_engine::client::EngineError) -> Kern
 
 /// What the engine is told, all at once: each step says how it is to be, so a replacement is like a creation.
 fn wire_steps(op: Op<'_>) -> Vec<wire::Step> {
-    let (old, new) = match op {
-        Op::Create(_, new) => (None, Some(new)),
-        Op::Replace { old, new, .. } => (Some(old), Some(new)),
-        Op::Delete(..) => (None, None),
-    };
+    let (old, new) = op.sides();
     vec![match (op.key(), new) {
         (Key::Socket { link }, Some(Object::Socket(Socket { source, port }))) => {
             wire::Step::Open { link: link.to_string(), socket: wire::Socket { source: *source, port: *port } }
@@ -241,11 +237,7 @@ fn wire_steps(op: Op<'_>) -> Vec<wire::Step> {
         }
         (Key::WgDevice { link }, _) => wire::Step::Close { link: link.to_string() },
         (Key::WgPeer { link, public_key }, Some(Object::WgPeer(new))) => {
-            let old = match old {
-                Some(Object::WgPeer(old)) => Some(&**old),
-                _ => None,
-            };
-            return of_peer(link, *public_key, old, new);
+            return of_peer(link, *public_key, old.and_then(Object::as_wg_peer), new);
         }
         (Key::WgPeer { link, public_key }, _) => {
             wire::Step::Forget { link: link.to_string(), public_key: wire::PublicKey(public_key.0) }
@@ -261,7 +253,7 @@ fn of_peer(link: &LinkName, public_key: PublicKey, old: Option<&WgPeer>, new: &W
     let deny = |dst: &IpNet| wire::Step::Deny { link: link.clone(), dst: *dst };
     let mut steps = vec![wire::Step::Meet { link: link.clone(), public_key, peer }];
     steps.extend(new.allowed.iter().map(allow));
-    steps.extend(old.into_iter().flat_map(|old| old.beyond(new)).map(deny));
+    steps.extend(old.into_iter().flat_map(|old| old.beyond(Some(new))).map(deny));
     steps
 }
 

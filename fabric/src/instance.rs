@@ -75,7 +75,7 @@ impl Instance {
 
     /// Whether what it carries cannot be read on the way.
     pub fn is_encrypted(&self) -> bool {
-        matches!(self, Instance::Wireguard { .. })
+        self.encrypted_at().is_some()
     }
 
     /// The UDP port at which it hears and that it sends from, if it encrypts.

@@ -121,11 +121,7 @@ impl Run<'_> {
     }
 
     fn step(&mut self, at: usize, op: Op<'_>) -> Result<(), KernelError> {
-        let (old, new) = match op {
-            Op::Create(_, new) => (None, Some(new)),
-            Op::Replace { old, new, .. } => (Some(old), Some(new)),
-            Op::Delete(_, old) => (Some(old), None),
-        };
+        let (old, new) = op.sides();
         match (op.key(), old, new) {
             (key @ (Key::Sysctl { .. } | Key::UplinkSysctl { .. } | Key::LinkSysctl { .. }), _, new) => {
                 self.flush();

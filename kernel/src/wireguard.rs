@@ -227,11 +227,7 @@ impl Wireguard {
 
     /// One, but for a peer of very many ranges.
     fn requests(&self, op: Op<'_>) -> Result<Vec<Attrs>, KernelError> {
-        let (old, new) = match op {
-            Op::Create(_, new) => (None, Some(new)),
-            Op::Replace { old, new, .. } => (Some(old), Some(new)),
-            Op::Delete(_, old) => (Some(old), None),
-        };
+        let (old, new) = op.sides();
         let one = match (op.key(), old, new) {
             (Key::WgDevice { link }, old, Some(Object::WgDevice(new))) => {
                 let private = self.keys.private(new.public_key);
@@ -249,10 +245,7 @@ impl Wireguard {
                 device.bytes(WGDEVICE_A_PRIVATE_KEY, &[0; 32]);
             }),
             (Key::WgPeer { link, public_key }, old, Some(Object::WgPeer(new))) => {
-                let old = match old {
-                    Some(Object::WgPeer(old)) => Some(&**old),
-                    _ => None,
-                };
+                let old = old.and_then(Object::as_wg_peer);
                 return Ok(of_peer(link, *public_key, self.psk(link), old, new));
             }
             (Key::WgPeer { link, public_key }, ..) => {
@@ -298,9 +291,8 @@ fn of_device(link: &LinkName, inside: impl FnOnce(&mut Attrs)) -> Attrs {
 
 /// A peer with all its ranges at once: as soon as it is there it answers handshakes. Those that are to stay are not touched.
 fn of_peer(link: &LinkName, public_key: PublicKey, psk: Option<Psk>, old: Option<&WgPeer>, new: &WgPeer) -> Vec<Attrs> {
-    let nothing = WgPeer { allowed: [].into(), ..new.clone() };
-    let added: Vec<&IpNet> = new.beyond(old.unwrap_or(&nothing)).collect();
-    let taken: Vec<&IpNet> = old.into_iter().flat_map(|old| old.beyond(new)).collect();
+    let added: Vec<&IpNet> = new.beyond(old).collect();
+    let taken: Vec<&IpNet> = old.into_iter().flat_map(|old| old.beyond(Some(new))).collect();
     let (at_once, rest) = added.split_at(added.len().min(RANGES_AT_ONCE));
     let first = of_device(link, |device| {
         peers(device, |peers| {

@@ -142,21 +142,17 @@ fn at_ports_of_others<'a>(make: &[Step], gone: &'a [Step]) -> impl Iterator<Item
 fn ranges_first(make: &mut Vec<Step>, gone: &mut Vec<Step>, stay: Vec<Step>) -> Vec<Step> {
     let mut gained: BTreeSet<(LinkName, IpNet)> = BTreeSet::new();
     for step in make.iter() {
-        let (new, old) = match step.op() {
-            Op::Create(Key::WgPeer { .. }, Object::WgPeer(new)) => (new, None),
-            Op::Replace { old: Object::WgPeer(old), new: Object::WgPeer(new), .. } => (new, Some(old)),
-            _ => continue,
-        };
-        let Some(link) = step.key().link() else { continue };
-        let is_new = |range: &&IpNet| old.is_none_or(|old| old.allowed.binary_search(range).is_err());
-        gained.extend(new.allowed.iter().filter(is_new).map(|range| (link.clone(), *range)));
+        let (old, new) = step.op().sides();
+        let [old, new] = [old, new].map(|side| side.and_then(Object::as_wg_peer));
+        let (Some(link), Some(new)) = (step.key().link(), new) else { continue };
+        gained.extend(new.beyond(old).map(|range| (link.clone(), *range)));
     }
     let keeps = |key: &Key, old: &Entry| -> Option<Arc<Entry>> {
-        let Object::WgPeer(peer) = &old.object else { return None };
+        let peer = old.object.as_wg_peer()?;
         let is_lost = |range: &IpNet| key.link().is_some_and(|link| gained.contains(&(link.clone(), *range)));
         let kept: Arc<[IpNet]> = peer.allowed.iter().filter(|range| !is_lost(range)).copied().collect();
         let lost = kept.len() < peer.allowed.len();
-        let object = Object::WgPeer(WgPeer { allowed: kept, ..WgPeer::clone(peer) }.into());
+        let object = Object::WgPeer(WgPeer { allowed: kept, ..peer.clone() }.into());
         lost.then(|| Entry { object, owner: old.owner.clone() }.into())
     };
     let mut first = Vec::new();
@@ -323,9 +319,7 @@ impl Step {
 
     /// What it is about.
     pub fn key(&self) -> &Key {
-        match self {
-            Step::Create(key, _) | Step::Replace { key, .. } | Step::Delete(key, _) => key,
-        }
+        self.op().key()
     }
 
     /// Whose object that is.
@@ -386,6 +380,15 @@ impl<'a> Op<'a> {
     pub fn key(self) -> &'a Key {
         match self {
             Op::Create(key, _) | Op::Replace { key, .. } | Op::Delete(key, _) => key,
+        }
+    }
+
+    /// What is there, and what must be.
+    pub fn sides(self) -> (Option<&'a Object>, Option<&'a Object>) {
+        match self {
+            Op::Create(_, new) => (None, Some(new)),
+            Op::Replace { old, new, .. } => (Some(old), Some(new)),
+            Op::Delete(_, old) => (Some(old), None),
         }
     }
 

@@ -388,6 +388,14 @@ impl Eq for State {}
 // === impl Object ===
 
 impl Object {
+    /// The peer of a WireGuard device, if it is one.
+    pub fn as_wg_peer(&self) -> Option<&WgPeer> {
+        match self {
+            Object::WgPeer(peer) => Some(peer),
+            _ => None,
+        }
+    }
+
     /// The link that a route leads to.
     fn output_link(&self) -> Option<&LinkName> {
         match self {

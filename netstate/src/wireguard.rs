@@ -46,9 +46,10 @@ impl WgPeer {
         WgPeer { endpoint, keepalive, allowed: allowed.into_iter().collect() }
     }
 
-    /// Its addresses that the other does not have.
-    pub fn beyond<'a>(&'a self, other: &'a WgPeer) -> impl Iterator<Item = &'a IpNet> {
-        self.allowed.iter().filter(|range| other.allowed.binary_search(range).is_err())
+    /// Its addresses that the other does not have; all, if there is no other.
+    pub fn beyond<'a>(&'a self, other: Option<&'a WgPeer>) -> impl Iterator<Item = &'a IpNet> {
+        let is_beyond = move |range: &&IpNet| other.is_none_or(|other| other.allowed.binary_search(range).is_err());
+        self.allowed.iter().filter(is_beyond)
     }
 }
 

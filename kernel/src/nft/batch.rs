@@ -124,11 +124,7 @@ struct Element<'a> {
 
 impl<'a> Phases<'a> {
     fn add(&mut self, index: Index, op: Op<'a>, known: &Known) {
-        let (old, new) = match op {
-            Op::Create(_, new) => (None, Some(new)),
-            Op::Replace { old, new, .. } => (Some(old), Some(new)),
-            Op::Delete(_, old) => (Some(old), None),
-        };
+        let (old, new) = op.sides();
         let old = old.filter(|_| !known.gone.contains(&index));
         let alone = known.alone.contains(&index);
         let out = |message| Piece { message, about: vec![index], deletes: true, elements: false };
