@@ -86,6 +86,14 @@ impl Instance {
         }
     }
 
+    /// The UDP port at which it hears what anybody could have sent.
+    pub fn unwraps_at(&self) -> Option<u16> {
+        match self {
+            Instance::Vxlan { port, .. } | Instance::Udp { port, .. } => Some(*port),
+            _ => None,
+        }
+    }
+
     /// Whether it takes in only what it knows the sender of, so that every peer has to stand in it.
     pub(crate) fn knows_senders(&self) -> bool {
         matches!(self, Instance::Udp { .. } | Instance::Wireguard { .. })

@@ -156,9 +156,10 @@ fn a_pod_does_not_reach_the_nodes_loopback() {
 fn a_pod_does_not_speak_for_nodes() {
     let lab = lab();
     serve(&lab.client, "[::]:8472");
+    serve(&lab.node, "[::]:8472");
     lab.apply(&State::new(), &nat());
     let pod = &lab.pods[0];
-    for to in ["192.0.2.2", "[2001:db8::2]"] {
+    for to in ["192.0.2.1", "[2001:db8::1]", "192.0.2.2", "[2001:db8::2]"] {
         refused(pod, Over::Udp, &format!("{to}:8472"));
     }
     sees(pod, Over::Tcp, "192.0.2.2:8472", "192.0.2.1");

@@ -1,15 +1,17 @@
 //! Chains, sets and maps of the table, all of them there from the start.
 //!
 //! ```text
-//! raw_prerouting    filter -300   what is wrapped: pods must not, and no connection is kept of it
-//! raw_input         filter -300   what a pod must not send to this node: to its loopback, tests of paths
-//! raw_output        filter -300   what no connection is kept of
-//! nat_prerouting    nat    -100   to an address of this node  ──► hostports
+//! raw_prerouting    filter -300   no connection is kept of what is unwrapped here
+//! raw_input         filter -300   what a pod must not send to this node: to its loopback, tests of paths, what is wrapped
+//! raw_output        filter -300   no connection is kept of what was wrapped here
+//! nat_prerouting    nat    -100   to an address of this node  ──► hostports; wrapped by a pod, for another node
 //! nat_output        nat    -100   the same, sent by this node ──► hostports
 //! nat_postrouting   nat     100   towards pods: the fabric address; out of the cluster: masquerade
 //! ```
 //!
-//! All packets of pods come by `raw_prerouting`, so each rule there costs: what can be asked of fewer is asked elsewhere.
+//! All packets of pods come by `raw_prerouting`, so each rule there costs, and the hook itself: it is there only where something is
+//! unwrapped. What can be asked of fewer is asked elsewhere: of what is for this node at its input, of a connection's first
+//! packet where destinations are translated.
 //!
 //! Towards pods the source is translated to the fabric address, never masqueraded: the kernel kills masqueraded
 //! connections when their output device changes, so a change of the fabric would cut them.
@@ -28,11 +30,8 @@ use tartan_policy::ir::protocol;
 use super::{Nat, hostport, masquerade, named, nfproto};
 
 /// IPv4 in IP, and IPv6 in IP (RFC 2003, RFC 2473).
-const IPPROTO_IPIP: u8 = 4;
-const IPPROTO_IPV6: u8 = 41;
+pub(super) const WRAPS: [u8; 2] = [4, 41];
 
-/// Where wrapped packets go.
-const OUTER: &str = "outer";
 /// Where the sources of what came for a port of the node are translated.
 const TOWARDS_PODS: &str = "towards_pods";
 /// A pod's packet that passes through the node and comes back to the same pod.
@@ -52,80 +51,65 @@ pub(super) fn plan(nat: &Nat) -> State {
     state
 }
 
-fn chains(nat: &Nat) -> [(&'static str, Chain); 9] {
+fn chains(nat: &Nat) -> Vec<(&'static str, Chain)> {
     use ChainKind::{Filter, Nat as Translate};
     // Each flow inside has a source port of its own outside, and answers come under another: an entry for each way of each
     // flow, and none that an answer meets.
-    let outer = |port| rule("packets between nodes are looked at inside").udp_dport(port);
-    // Nobody can wrap anything so who has no key. A node sends from the port at which it hears, so others' answers are told from it.
-    let encrypted = || nat.encrypted_at.iter().map(|port| rule("encrypted between nodes").udp_between(*port));
-    let to_node = || vec![rule("ports of pods").fib_local(AddressSide::Daddr).jump(hostport::CHAIN)];
+    let unwrapped = nat.unwraps_at.iter().map(|port| rule("between nodes").udp_dport(*port));
+    // A node sends from the port at which it hears, so others' answers are told from it.
+    let encrypted = nat.encrypted_at.iter().map(|port| rule("encrypted between nodes").udp_between(*port));
+    let outer: Vec<RuleBuilder> = unwrapped.chain(encrypted).collect();
+    let mut untracked = Vec::new();
+    if !outer.is_empty() {
+        let came = outer.iter().cloned().map(|rule| rule.fib_local(AddressSide::Daddr).notrack());
+        let came = [rule("TCP wraps nothing").l4proto(protocol::TCP).returns()].into_iter().chain(came).collect();
+        let goes = outer.into_iter().map(RuleBuilder::notrack).collect();
+        untracked.push(("raw_prerouting", Chain::base(Filter, HookPoint::Prerouting, NFT_RAW_PRIORITY, came)));
+        untracked.push(("raw_output", Chain::base(Filter, HookPoint::Output, NFT_RAW_PRIORITY, goes)));
+    }
+    let to_node = || rule("ports of pods").fib_local(AddressSide::Daddr).jump(hostport::CHAIN);
+    let came = [to_node(), rule("TCP wraps nothing").l4proto(protocol::TCP).returns()];
+    let came = came.into_iter().chain(wrapped(nat).map(|rule| rule.iifgroup(POD_LINK_GROUPS).drop())).collect();
     let hostports = [no_loopback_of_pods().iifgroup(POD_LINK_GROUPS).saddr(loopback()).drop()].into_iter();
-    [
-        (
-            "raw_prerouting",
-            Chain::base(
-                Filter,
-                HookPoint::Prerouting,
-                NFT_RAW_PRIORITY,
-                [rule("TCP wraps nothing").l4proto(protocol::TCP).returns()]
-                    .into_iter()
-                    .chain(nat.between_nodes.map(|port| outer(port).goto(OUTER)))
-                    .chain(encrypted().map(|rule| rule.fib_local(AddressSide::Daddr).notrack()))
-                    .chain([IPPROTO_IPIP, IPPROTO_IPV6].map(|wrapped| only_nodes(wraps().l4proto(wrapped)).drop()))
-                    .collect(),
-            ),
-        ),
-        (
-            OUTER,
-            Chain::regular(vec![
-                only_nodes(wraps()).drop(),
-                rule("to this node").fib_local(AddressSide::Daddr).notrack(),
-            ]),
-        ),
-        ("raw_input", Chain::base(Filter, HookPoint::Input, NFT_RAW_PRIORITY, to_this_node())),
-        (
-            "raw_output",
-            Chain::base(
-                Filter,
-                HookPoint::Output,
-                NFT_RAW_PRIORITY,
-                nat.between_nodes.into_iter().map(outer).chain(encrypted()).map(RuleBuilder::notrack).collect(),
-            ),
-        ),
-        ("nat_prerouting", Chain::base(Translate, HookPoint::Prerouting, NFT_DSTNAT_PRIORITY, to_node())),
-        ("nat_output", Chain::base(Translate, HookPoint::Output, NFT_DSTNAT_PRIORITY, to_node())),
+    let always = [
+        ("raw_input", Chain::base(Filter, HookPoint::Input, NFT_RAW_PRIORITY, to_this_node(nat))),
+        ("nat_prerouting", Chain::base(Translate, HookPoint::Prerouting, NFT_DSTNAT_PRIORITY, came)),
+        ("nat_output", Chain::base(Translate, HookPoint::Output, NFT_DSTNAT_PRIORITY, vec![to_node()])),
         (hostport::CHAIN, Chain::regular(hostports.chain(Family::ALL.into_iter().flat_map(hostport::rules)).collect())),
         (
             "nat_postrouting",
             Chain::base(Translate, HookPoint::Postrouting, NFT_SRCNAT_PRIORITY, source_translation(nat)),
         ),
         (TOWARDS_PODS, Chain::regular(towards_pods(nat))),
-    ]
+    ];
+    untracked.into_iter().chain(always).collect()
 }
 
 /// What is wrapped is taken for what a node has looked at already, wherever it is unwrapped: a pod that wrapped packets
-/// itself could send under any address, past all policy.
-fn only_nodes(wraps: RuleBuilder) -> RuleBuilder {
-    wraps.iifgroup(POD_LINK_GROUPS)
-}
-
-fn wraps() -> RuleBuilder {
-    rule("only nodes wrap packets")
+/// itself could send under any address, past all policy. Where policy is enforced each of its packets is asked for it, too
+/// (`policy/chains.rs`): here, of those for other nodes, what would begin a connection.
+fn wrapped(nat: &Nat) -> impl Iterator<Item = RuleBuilder> {
+    let by = || rule("only nodes wrap packets");
+    let ports = nat.between_nodes.map(|port| by().udp_dport(port));
+    ports.into_iter().chain(WRAPS.map(|wraps| by().l4proto(wraps)))
 }
 
 /// Nodes ask each other how their paths are; a pod must not be able to drown that out. Other nodes' pods cannot: what was
 /// forwarded is not heard there (kernel/src/echo.rs).
 ///
 /// A node's own connections through 127.0.0.1 to a pod are translated: their answers have that address here again.
-fn to_this_node() -> Vec<Rule> {
-    vec![
+fn to_this_node(nat: &Nat) -> Vec<Rule> {
+    let mut rules = vec![
         rule("not from a pod").not_iifgroup(POD_LINK_GROUPS).returns(),
         rule("only nodes test paths").udp_dport(SELFTEST_PORT).drop(),
+    ];
+    rules.extend(wrapped(nat).map(RuleBuilder::drop));
+    rules.extend([
         rule("answers").ct_direction_reply().returns(),
         no_loopback_of_pods().daddr(loopback()).drop(),
         no_loopback_of_pods().saddr(loopback()).drop(),
-    ]
+    ]);
+    rules
 }
 
 /// `route_localnet`, which 127.0.0.1 needs to reach a pod's port, must not open the node's own loopback to pods, nor let

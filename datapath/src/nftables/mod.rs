@@ -35,8 +35,10 @@ pub struct Nat {
     pub non_masquerade: Vec<IpNet>,
     /// Packets from pods to everywhere else leave under the node's address.
     pub masquerade: bool,
-    /// UDP ports at which packets between nodes arrive, to be unwrapped.
+    /// UDP ports at which nodes of this cluster unwrap packets.
     pub between_nodes: [u16; 2],
+    /// Those at which devices here do.
+    pub unwraps_at: BTreeSet<u16>,
     /// UDP ports at which devices hear, and that they send from, that encrypt what they carry.
     pub encrypted_at: BTreeSet<u16>,
     /// Own addresses under which those go that are for other nodes' own ones.

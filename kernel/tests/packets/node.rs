@@ -156,6 +156,7 @@ fn translation() -> Nat {
         non_masquerade: Vec::new(),
         masquerade: true,
         between_nodes: [8472, 8285],
+        unwraps_at: BTreeSet::from([8472, 8285]),
         encrypted_at: BTreeSet::new(),
         encrypts_from: PerFamily::default(),
         strict: false,

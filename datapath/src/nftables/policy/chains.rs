@@ -29,7 +29,7 @@ use tartan_policy::ir::protocol;
 use super::Mode;
 use super::judge::{self, Packets, REPORTS};
 use super::maps::{self, BRIDGES, DISCOVERY, SELF, SOURCES, Side, Way};
-use crate::nftables::named;
+use crate::nftables::{base::WRAPS, named};
 
 /// Where packets end, with their word as mark.
 pub(super) const DENIED: &str = "policy_denied";
@@ -317,10 +317,12 @@ fn by_other_addresses(mode: Mode) -> Vec<Rule> {
     if mode == Mode::Enforce { all.map(|rule| rule.counter().drop()).into() } else { Vec::new() }
 }
 
-/// A Service may have led it there; what names such a port itself is dropped before connections are tracked.
+/// A Service may have led it there, or an older connection, from before the port was one of nodes.
 fn to_be_unwrapped(mode: Mode, from: Begun, between_nodes: &[u16]) -> Vec<Rule> {
-    let at = |port: &u16| from("only nodes wrap packets").udp_dport(*port).counter().drop();
-    if mode == Mode::Enforce { between_nodes.iter().map(at).collect() } else { Vec::new() }
+    let by = || from("only nodes wrap packets");
+    let ports = between_nodes.iter().map(|port| by().udp_dport(*port));
+    let all = ports.chain(WRAPS.map(|wraps| by().l4proto(wraps)));
+    if mode == Mode::Enforce { all.map(|rule| rule.counter().drop()).collect() } else { Vec::new() }
 }
 
 fn from_pod(comment: &'static str) -> RuleBuilder {
