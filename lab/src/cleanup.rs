@@ -9,9 +9,11 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::str::FromStr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
+use nix::sys::prctl::set_child_subreaper;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -95,14 +97,18 @@ pub fn remove_leftovers() -> Result<Vec<String>> {
 
 /// When a process started, in clock ticks since boot; `None` if there is no such process (or only its remains).
 pub(crate) fn start_time(pid: u32) -> Option<u64> {
+    parent_and_start(pid).map(|(_, start)| start)
+}
+
+fn parent_and_start(pid: u32) -> Option<(u32, u64)> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name (field 2) may hold anything; the state is field 3, the start is field 22.
+    // The name (field 2) may hold anything; the state is field 3, the parent field 4, the start field 22.
     let mut fields = stat.rsplit_once(") ")?.1.split(' ');
     let state = fields.next()?;
     if state == "Z" || state == "X" {
         return None;
     }
-    fields.nth(18)?.parse().ok()
+    Some((fields.next()?.parse().ok()?, fields.nth(17)?.parse().ok()?))
 }
 
 fn namespaces_of(lab: &Facts) -> Vec<Netns> {
@@ -116,7 +122,7 @@ pub(crate) fn processes_in(inodes: &BTreeSet<u64>) -> Vec<i32> {
     pids().filter(|&pid| pid != own && netns_of(pid).is_some_and(|inode| inodes.contains(&inode))).collect()
 }
 
-fn pids() -> impl Iterator<Item = i32> {
+fn pids<T: FromStr>() -> impl Iterator<Item = T> {
     names_in(Path::new("/proc")).filter_map(|name| name.parse().ok())
 }
 
@@ -144,23 +150,25 @@ pub struct Difference {
 }
 
 impl Census {
-    /// Counts links, routes and nft objects of the machine's own namespace; namespaces; control groups; processes called
-    /// tartan or living in a namespace of their own; files where Tartan and labs keep theirs. Other processes' labs do
-    /// not count.
+    /// Counts links, routes and nft objects of the machine's own namespace; namespaces; control groups; what this process
+    /// has started, however it was left behind; files where Tartan and labs keep theirs. Other processes' labs do not
+    /// count.
     pub fn take() -> Result<Self> {
-        let others = others()?;
+        // From here on a process whose parent ends becomes our child: it is known by its ancestors.
+        set_child_subreaper(true).context("becoming the parent of what our children leave behind")?;
+        let own = std::process::id().to_string();
+        let not_theirs = |object: &String| !is_of_another_lab(object, &own);
+        let groups = cgroups::top_groups()?.into_iter().map(|path| path.display().to_string());
         let objects = BTreeMap::from([
             ("links", names_in(Path::new("/sys/class/net")).collect()),
             ("routes", routes()?),
             ("nft objects", nft_objects()?),
-            ("namespaces", names_in(Path::new(NETNS_DIR)).collect()),
-            ("processes", processes(&others)),
-            ("files", files()),
-            ("control groups", cgroups::top_groups()?.into_iter().map(|path| path.display().to_string()).collect()),
+            ("namespaces", names_in(Path::new(NETNS_DIR)).filter(not_theirs).collect()),
+            ("processes", processes()),
+            ("files", files().into_iter().filter(not_theirs).collect()),
+            ("control groups", groups.filter(not_theirs).collect()),
         ]);
-        let not_theirs = |object: &String| !others.iter().any(|lab| object.contains(lab));
-        let objects = objects.into_iter().map(|(kind, names)| (kind, names.into_iter().filter(not_theirs).collect()));
-        Ok(Self { objects: objects.collect() })
+        Ok(Self { objects })
     }
 
     /// What changed since `before`.
@@ -209,10 +217,11 @@ fn output_of(program: &str, args: &[&str]) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// What the names of other processes' labs contain: they come and go as they like.
-fn others() -> Result<Vec<String>> {
-    let labs = Facts::all()?.into_iter().filter(|lab| lab.pid != std::process::id());
-    Ok(labs.map(|lab| format!("{}-{}", lab.name, lab.pid)).collect())
+/// Labs of other processes come and go as they like; all that is theirs has a lab's name and its holder's pid in its own.
+fn is_of_another_lab(object: &str, own_pid: &str) -> bool {
+    let of_a_lab = object.split('/').any(|part| part.starts_with("tt-"))
+        || [LAB_DIR, DISK_DIR].iter().any(|dir| Path::new(object).starts_with(dir));
+    of_a_lab && object.split(['/', '-']).all(|part| part != own_pid)
 }
 
 fn routes() -> Result<BTreeSet<String>> {
@@ -232,25 +241,20 @@ fn nft_objects() -> Result<BTreeSet<String>> {
     Ok(objects.iter().filter(|o| o.get("metainfo").is_none()).map(Value::to_string).collect())
 }
 
-fn processes(others: &[String]) -> BTreeSet<String> {
-    let own = i32::try_from(std::process::id()).unwrap_or_default();
-    let machine = netns_of(own);
-    let theirs: BTreeSet<u64> = names_in(Path::new(NETNS_DIR))
-        .filter(|name| others.iter().any(|lab| name.contains(lab)))
-        .filter_map(|name| Some(fs::metadata(Path::new(NETNS_DIR).join(name)).ok()?.ino()))
-        .collect();
-    let ours = |pid: &i32, command: &str| {
-        let program = command.split(' ').next().unwrap_or_default();
-        let called_tartan = Path::new(program).file_name().is_some_and(|n| n.to_string_lossy().starts_with("tartan"));
-        let netns = netns_of(*pid).filter(|netns| Some(*netns) != machine);
-        *pid != own && (called_tartan || netns.is_some()) && !netns.is_some_and(|netns| theirs.contains(&netns))
-    };
-    let described = pids().filter_map(|pid| {
+/// Those below this process, at whatever depth.
+fn processes() -> BTreeSet<String> {
+    let parents: BTreeMap<u32, u32> = pids().filter_map(|pid| Some((pid, parent_and_start(pid)?.0))).collect();
+    let described = parents.keys().filter(|pid| is_below(**pid, std::process::id(), &parents)).filter_map(|pid| {
         let command = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
-        let command = String::from_utf8_lossy(&command).replace('\0', " ").trim().to_owned();
-        ours(&pid, &command).then(|| format!("{pid} {command}"))
+        Some(format!("{pid} {}", String::from_utf8_lossy(&command).replace('\0', " ").trim()))
     });
     described.collect()
+}
+
+fn is_below(pid: u32, ancestor: u32, parents: &BTreeMap<u32, u32>) -> bool {
+    let above = std::iter::successors(parents.get(&pid), |pid| parents.get(pid));
+    // A pid that is given out again while they are read could close a circle.
+    above.take(parents.len()).any(|pid| *pid == ancestor)
 }
 
 fn files() -> BTreeSet<String> {
@@ -267,4 +271,31 @@ fn files() -> BTreeSet<String> {
         }
     }
     files
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_others_have_made_is_told_by_its_name() {
+        let check = |object: &str, theirs: bool| assert_eq!(is_of_another_lab(object, "77"), theirs, "{object}");
+        for (pid, theirs) in [(77, false), (177, true), (770, true)] {
+            check(&format!("tt-kube-nft-{pid}-n1"), theirs);
+            check(&format!("/sys/fs/cgroup/cpu/tt-kube-nft-{pid}-n1"), theirs);
+            check(&format!("/run/tartan-lab/kube-nft-{pid}"), theirs);
+            check(&format!("/var/tmp/tartan-lab/kube-nft-{pid}/n1/upper"), theirs);
+        }
+        for of_nobodys_lab in ["cni-1234", "/run/tartan/agent.sock", "/sys/fs/cgroup/cpu/system.slice"] {
+            check(of_nobodys_lab, false);
+        }
+    }
+
+    #[test]
+    fn what_is_below_a_process_is_what_it_started() {
+        let parents = BTreeMap::from([(2, 1), (3, 2), (4, 3), (5, 1), (8, 9), (9, 8)]);
+        let check = |pid: u32, is_it: bool| assert_eq!(is_below(pid, 2, &parents), is_it, "{pid}");
+        [3, 4].into_iter().for_each(|pid| check(pid, true));
+        [1, 2, 5, 6, 8].into_iter().for_each(|pid| check(pid, false));
+    }
 }

@@ -3,7 +3,11 @@
 #![allow(clippy::unwrap_used, reason = "a test's helpers are tests too")]
 
 use std::process::Command;
+use std::time::Duration;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tartan_lab::probe::wait_for;
 use tartan_lab::{Census, Facts, Lab, Underlay};
 
 /// Labs of other tests come and go meanwhile: only what names this lab counts, and the machine's own namespace.
@@ -43,7 +47,6 @@ fn a_panic_leaves_nothing() {
 /// What a killed holder leaves: its file, its namespaces, its agents. The next lab takes it all away.
 #[test]
 fn leftovers_of_a_dead_process_are_removed_and_nothing_else() {
-    let before = Census::take().unwrap();
     let living = Lab::builder("living").nodes(1).build().unwrap();
 
     // The lab of a process that is gone: ours, forged to carry a pid that has ended.
@@ -65,7 +68,7 @@ fn leftovers_of_a_dead_process_are_removed_and_nothing_else() {
         .unwrap();
     let inside = || std::fs::read_link(format!("/proc/{}/ns/net", agent.id())).unwrap();
     let machine = std::fs::read_link("/proc/self/ns/net").unwrap();
-    tartan_lab::probe::wait_for(std::time::Duration::from_secs(5), "cat to be inside", || inside() != machine).unwrap();
+    wait_for(Duration::from_secs(5), "cat to be inside", || inside() != machine).unwrap();
 
     // Only now is it a lab to others, and a leftover.
     std::fs::create_dir_all(&facts.dir).unwrap();
@@ -77,9 +80,23 @@ fn leftovers_of_a_dead_process_are_removed_and_nothing_else() {
     tartan_lab::remove(&facts).unwrap();
     let status = agent.wait().unwrap();
     assert!(!status.success(), "the process inside was killed: {status}");
-    assert_eq!(trace_of(&format!("dead-{dead}"), &before), [""; 0]);
+    assert!(!netns.path().exists() && !facts.dir.exists(), "something of the dead lab is left");
     assert!(living.node("n1").unwrap().netns().path().exists(), "the living lab was touched");
     drop((living, next));
+}
+
+/// One whose parent has ended, in a session of its own, is what a lab would leave behind.
+#[test]
+fn a_process_that_was_left_behind_is_counted_until_it_ends() {
+    let before = Census::take().unwrap();
+    let named = ["-c", "setsid sleep 1234567 >&- 2>&- & echo $!"];
+    let said = Command::new("sh").args(named).output().unwrap().stdout;
+    let pid = String::from_utf8(said).unwrap().trim().parse().unwrap();
+    let left = || trace_of("sleep 1234567", &before);
+    let wanted = [format!("processes: {pid} sleep 1234567")];
+    wait_for(Duration::from_secs(5), "sleep to be counted", || left() == wanted).unwrap();
+    kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+    wait_for(Duration::from_secs(5), "the end of sleep", || left().is_empty()).unwrap();
 }
 
 #[test]
@@ -90,11 +107,11 @@ fn two_labs_at_once_do_not_meet() {
     // The same addresses on both sides; each reaches its own.
     for lab in [&one, &other] {
         let (n1, n2) = (lab.endpoint("n1").unwrap(), lab.endpoint("n2").unwrap());
-        tartan_lab::probe::ping(&n1, n2.v4.into(), 84, std::time::Duration::from_secs(1)).unwrap();
+        tartan_lab::probe::ping(&n1, n2.v4.into(), 84, Duration::from_secs(1)).unwrap();
     }
     drop(one);
     let (n1, n2) = (other.endpoint("n1").unwrap(), other.endpoint("n2").unwrap());
-    tartan_lab::probe::ping(&n1, n2.v6.into(), 84, std::time::Duration::from_secs(1)).unwrap();
+    tartan_lab::probe::ping(&n1, n2.v6.into(), 84, Duration::from_secs(1)).unwrap();
     let again = Lab::builder("other").nodes(1).build().unwrap_err();
     assert!(format!("{again:#}").contains("does not hold already"), "{again:#}");
 }

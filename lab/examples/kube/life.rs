@@ -3,6 +3,8 @@
 //! Invariant: an event has happened when its function returns, seen on the nodes and not concluded from what was asked
 //! for; probes run before it, through it and after it.
 
+use std::fs::File;
+use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -63,16 +65,20 @@ pub(crate) fn kill_process(cluster: &Cluster, node: &str, begins: &str) -> Resul
 /// Kills all of the pod, what holds its namespaces included, and waits until it has others, in which it is reached.
 fn lose_sandbox(name: &str, uid: &str, from: &Endpoint) -> Result<()> {
     let network = |pod: &Endpoint| inode(&pod.netns.path());
-    let lost =
-        pods::seen(name, uid).as_ref().and_then(network).with_context(|| format!("pod {name} has no network"))?;
+    let before = pods::seen(name, uid).with_context(|| format!("pod {name} has no network"))?;
+    // The number of a namespace that is gone is given to the next one; while this is open, it is not gone.
+    let lost = File::open(before.netns.path()).with_context(|| format!("entering the network of {name}"))?;
+    let number = lost.metadata()?.ino();
     for process in processes_of_pod(uid) {
         // One that goes with another is gone as well.
         kill(Pid::from_raw(process), Signal::SIGKILL)
             .or_else(|error| if error == Errno::ESRCH { Ok(()) } else { Err(error) })?;
     }
-    let another = |pod: &Endpoint| network(pod).is_some_and(|network| network != lost);
+    let another = |pod: &Endpoint| network(pod).is_some_and(|network| network != number);
     let back = || pods::seen(name, uid).is_some_and(|pod| another(&pod) && pods::answers(from, &pod));
-    wait_for(PATIENCE, &format!("{name} to be back in a network of its own"), back).map(drop)
+    wait_for(PATIENCE, &format!("{name} to be back in a network of its own"), back)?;
+    drop(lost);
+    Ok(())
 }
 
 /// The node's processes, network and kernel state go; it starts again from its disk, and the pod is back in a network of

@@ -20,7 +20,10 @@ use crate::{Programs, this_program};
 
 /// What a node is started from, on its disk.
 const SPEC: &str = "spec.json";
-const PATIENCE: Duration = Duration::from_secs(10);
+/// A machine that is busy with three nodes and more takes its time.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Packets that links and sockets had no room for.
+const DROPPED: &str = "ip -statistics link; grep -h ^Udp: /proc/net/snmp; grep ^Udp6 /proc/net/snmp6";
 
 /// What a node has to know, handed over as a file.
 #[derive(Debug, Serialize, Deserialize)]
@@ -136,11 +139,13 @@ impl Machine {
         Ok(format!("nsenter --target {} --mount --uts --ipc --net --pid --cgroup", self.pid1()?))
     }
 
-    /// The ends of its logs.
+    /// The ends of its logs, and what its kernel has dropped.
     pub(crate) fn troubleshooting(&self) -> String {
         let program = |program: &str| self.disk.join(format!("{program}.log"));
         let programs = ["init", "containerd", "kubelet", "kube-proxy"].map(program);
-        programs.into_iter().chain(self.logs_of_agents()).map(|log| log_tail(&log)).collect::<Vec<_>>().join("\n")
+        let logs = programs.into_iter().chain(self.logs_of_agents()).map(|log| log_tail(&log));
+        let dropped = self.netns.output(&["sh", "-c", DROPPED]).unwrap_or_else(|error| format!("{error:#}"));
+        logs.chain([format!("counted on {}:\n{dropped}", self.name)]).collect::<Vec<_>>().join("\n")
     }
 
     /// What Tartan's pods have said, each container in a file for each of its lives.
