@@ -59,9 +59,9 @@ pub const NFT_DSTNAT_PRIORITY: i32 = -100;
 pub const NFT_SRCNAT_PRIORITY: i32 = 100;
 /// Priority of the chains in which policy judges: nft's `filter`, after destinations and before sources are translated.
 pub const NFT_POLICY_PRIORITY: i32 = 0;
-/// The same for what ends on this node: after IPVS has taken what it passes on (`NF_IP_PRI_NAT_SRC - 2`), whose destination
-/// is only known when it leaves again.
-pub const NFT_POLICY_INPUT_PRIORITY: i32 = NFT_SRCNAT_PRIORITY - 1;
+/// The same for what ends on this node: after IPVS has taken what it passes on (`NF_IP_PRI_NAT_SRC - 1`), whose destination
+/// is only known when it leaves again. Of two hooks with one priority the younger one comes first, so it is not that one.
+pub const NFT_POLICY_INPUT_PRIORITY: i32 = NFT_SRCNAT_PRIORITY;
 /// How the names of chains, sets and maps begin that make sense together only: of what changes in them all goes in, or
 /// nothing.
 pub const NFT_WHOLE_PREFIX: &str = "policy_";
