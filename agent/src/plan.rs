@@ -97,6 +97,7 @@ impl Planners {
             non_masquerade: world.config.non_masquerade.clone(),
             masquerade: world.config.masquerade,
             between_nodes: world.config.ports_between_nodes(),
+            encrypts: fabric.receives.iter().any(Instance::is_encrypted),
             encrypted_at: fabric.receives.iter().filter_map(Instance::encrypted_at).collect(),
             encrypts_from: fabric.node.encrypts_from,
             strict: fabric.strict,

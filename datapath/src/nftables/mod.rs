@@ -37,6 +37,8 @@ pub struct Nat {
     pub masquerade: bool,
     /// UDP ports at which packets between nodes arrive, to be unwrapped.
     pub between_nodes: [u16; 2],
+    /// Something is encrypted between nodes.
+    pub encrypts: bool,
     /// UDP ports at which devices hear, and that they send from, that encrypt what they carry.
     pub encrypted_at: BTreeSet<u16>,
     /// Own addresses under which those go that are for other nodes' own ones.

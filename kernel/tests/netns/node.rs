@@ -34,6 +34,7 @@ pub fn nat() -> Nat {
         non_masquerade: vec!["192.168.0.0/16".parse().unwrap(), "fc99::/16".parse().unwrap()],
         masquerade: true,
         between_nodes: [8472, 8285],
+        encrypts: false,
         encrypted_at: BTreeSet::new(),
         encrypts_from: PerFamily::default(),
         strict: false,

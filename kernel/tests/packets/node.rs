@@ -156,6 +156,7 @@ fn translation() -> Nat {
         non_masquerade: Vec::new(),
         masquerade: true,
         between_nodes: [8472, 8285],
+        encrypts: false,
         encrypted_at: BTreeSet::new(),
         encrypts_from: PerFamily::default(),
         strict: false,
