@@ -287,7 +287,10 @@ fn shortfall(
     if let Some((at, peer)) = hears.iter().find(|(at, _)| *at == target) {
         return match fabric_of(at).hop(node, at, peer, family) {
             Err(wrong) => Some(Condition { message: format!("{}; {now}", wrong.message), ..wrong }),
-            Ok(_) if in_clear => Some(unencrypted(name, &format!("it has not answered by {target} yet; {now}"))),
+            Ok(_) if in_clear => {
+                let missed = if matches!(target, Instance::Ipsec { .. }) { "answer" } else { "handshake" };
+                Some(unencrypted(name, &format!("there was no {missed} by {target} yet; {now}")))
+            }
             Ok(_) => None,
         };
     }

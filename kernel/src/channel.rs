@@ -20,6 +20,7 @@ const NLMSG_HEADER: usize = 16;
 /// See the module.
 pub(crate) struct Channel {
     socket: Socket,
+    port: u32,
     sequence: Sequence,
     buffer: Vec<u8>,
 }
@@ -36,8 +37,13 @@ impl Channel {
     /// In the network namespace of the calling thread.
     pub(crate) fn open(protocol: isize) -> Result<Channel, KernelError> {
         let opened = to_the_kernel(protocol, RECEIVE_BUFFER_BYTES);
-        let (socket, _) = opened.map_err(|error| Refusal::of(&error).doing("open a netlink socket"))?;
-        Ok(Channel { socket, sequence: Sequence::default(), buffer: Vec::with_capacity(DATAGRAM_BYTES) })
+        let (socket, port) = opened.map_err(|error| Refusal::of(&error).doing("open a netlink socket"))?;
+        Ok(Channel { socket, port, sequence: Sequence::default(), buffer: Vec::with_capacity(DATAGRAM_BYTES) })
+    }
+
+    /// The socket's port: notifications that carry it tell of our own requests.
+    pub(crate) fn port(&self) -> u32 {
+        self.port
     }
 
     /// Carries out requests in order. One result each; a refused one does not stop those after it.

@@ -142,6 +142,11 @@ impl Ipsec {
         }
     }
 
+    /// See [`crate::channel::Channel::port`]; none where the kernel has no XFRM.
+    pub(crate) fn port(&mut self) -> Option<u32> {
+        self.xfrm().ok().flatten().map(|xfrm| xfrm.port())
+    }
+
     // === what is there ===
 
     /// What these devices have, which are all there are. What is left of others goes.

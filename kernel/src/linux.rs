@@ -183,7 +183,8 @@ impl Kernel for Linux {
     }
 
     fn subscribe(&mut self, wake: Waker) -> Result<(), KernelError> {
-        let ours = [self.host.netlink.port(), self.nft.port()];
+        let ours = [Some(self.host.netlink.port()), Some(self.nft.port()), self.ipsec_door().port()];
+        let ours: Vec<u32> = ours.into_iter().flatten().collect();
         self.news = Some(Notifications::start(ours, self.host.addresses_unmarked, wake)?);
         Ok(())
     }

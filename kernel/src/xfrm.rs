@@ -23,7 +23,12 @@ const XFRM_MSG_DELSA: u16 = 0x11;
 const XFRM_MSG_GETSA: u16 = 0x12;
 const XFRM_MSG_DELPOLICY: u16 = 0x14;
 const XFRM_MSG_GETPOLICY: u16 = 0x15;
+const XFRM_MSG_EXPIRE: u16 = 0x18;
 const XFRM_MSG_UPDPOLICY: u16 = 0x19;
+const XFRM_MSG_FLUSHSA: u16 = 0x1c;
+const XFRM_MSG_FLUSHPOLICY: u16 = 0x1d;
+/// Groups of notifications: associations that end of themselves, associations, policies.
+pub(crate) const GROUPS: [u32; 3] = [2, 3, 4];
 const XFRMA_TMPL: u16 = 5;
 const XFRMA_ALG_AEAD: u16 = 18;
 const XFRMA_REPLAY_ESN_VAL: u16 = 23;
@@ -101,6 +106,11 @@ impl Xfrm {
         }
     }
 
+    /// See [`Channel::port`].
+    pub(crate) fn port(&self) -> u32 {
+        self.0.port()
+    }
+
     /// Carries out requests in order. One result each.
     pub(crate) fn batch(&mut self, requests: &[Message]) -> Vec<Result<(), Refusal>> {
         self.0.batch(requests)
@@ -169,6 +179,12 @@ pub(crate) fn create_sa(sa: &Sa, key: &[u8; KEY_BYTES]) -> Message {
 
 pub(crate) fn delete_sa(daddr: IpAddr, spi: u32) -> Message {
     Message { kind: XFRM_MSG_DELSA, flags: 0, payload: sa_id(daddr, spi) }
+}
+
+/// Whether a notification is of something that is gone.
+pub(crate) fn tells_of_loss(kind: u16) -> bool {
+    let losses = [XFRM_MSG_DELSA, XFRM_MSG_DELPOLICY, XFRM_MSG_EXPIRE, XFRM_MSG_FLUSHSA, XFRM_MSG_FLUSHPOLICY];
+    losses.contains(&kind)
 }
 
 /// Whether a request takes something away.
