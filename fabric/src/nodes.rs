@@ -101,12 +101,18 @@ fn lookups(family: Family, own: IpAddr) -> Vec<Rule> {
     }
 }
 
-/// Of the addresses under which this node would send so those for which the kernel holds all the rules.
+/// Of the addresses under which this node would send so those for which the kernel holds all the rules. A sysctl is read once it is
+/// wanted: that of rules from an earlier life, not read yet, is taken to be as that life left it.
 pub(crate) fn in_force(world: &World, node: &LocalNode, ground: &Ground) -> PerFamily<IpAddr> {
     let mut in_force = PerFamily::default();
     for (family, own) in node.encrypts_from.iter() {
         let rules = of_family(&world.config, node, family, *own, ground.devices.values());
-        if !rules.is_empty() && rules.iter().all(|(key, object)| world.programmed.mirror.holds(key, object)) {
+        let mirror = &world.programmed.mirror;
+        let is_held = |(key, object): &(Key, Object)| match key {
+            Key::UplinkSysctl { .. } => mirror.get(key).is_none_or(|entry| entry.object == *object),
+            _ => mirror.holds(key, object),
+        };
+        if !rules.is_empty() && rules.iter().all(is_held) {
             in_force.set(family, *own);
         }
     }
@@ -133,6 +139,8 @@ pub(crate) fn routes(common: &Common, member: &Member, at: &Instance) -> Vec<(Ke
 
 #[cfg(test)]
 mod tests {
+    use tartan_netstate::Owner;
+
     use super::*;
 
     fn node(v4: Option<&str>, v6: Option<&str>) -> LocalNode {
@@ -203,5 +211,26 @@ mod tests {
         // More than there is room for: then nobody's own packets are encrypted.
         let many: Vec<Instance> = (0..20).map(|number| at(40000 + number)).collect();
         check(None, Some("2001:db8::1"), &many, &[]);
+    }
+
+    #[test]
+    fn rules_of_an_earlier_life_are_in_force_before_their_sysctl_is_read() {
+        let own = node(Some("192.0.2.1"), None);
+        let mut world = World::default();
+        let is_in_force = |world: &World| in_force(world, &own, &Ground::default()).iter().next().is_some();
+        assert!(!is_in_force(&world));
+        let wanted = rules(&world.config, &own, std::iter::empty());
+        let (sysctls, wanted): (Vec<_>, Vec<_>) =
+            wanted.into_iter().partition(|(key, _)| matches!(key, Key::UplinkSysctl { .. }));
+        for (key, object) in wanted {
+            assert!(!is_in_force(&world), "{key} is missing");
+            world.programmed.mirror.insert(key, object, Owner::Node);
+        }
+        assert!(is_in_force(&world));
+        let (key, object) = sysctls.into_iter().next().unwrap();
+        world.programmed.mirror.insert(key.clone(), Object::Sysctl("1".into()), Owner::Node);
+        assert!(!is_in_force(&world), "what a peer sends may be dropped");
+        world.programmed.mirror.insert(key, object, Owner::Node);
+        assert!(is_in_force(&world));
     }
 }

@@ -7,12 +7,14 @@ use std::collections::BTreeSet;
 use std::net::UdpSocket;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use common::{GENTLE_PROBES, PATIENCE, capture, census, lab, set, sh, wait_until_holds, wait_until_sent_by};
 use serde_json::{Value, json};
 use tartan_lab::probe::{Load, Pair, Running, Talk, Transport, let_pass, wait_for};
 use tartan_lab::{Echo, Endpoint, Family, Lab, Node};
 
+/// What is noted of a packet that was seen.
+const SEEN: &str = "{ meta protocol . meta l4proto . th sport . th dport }";
 /// In a node's packet.
 const CLEAR: &[u8] = b"what one node says to another";
 
@@ -75,12 +77,14 @@ impl Nodes {
         let rule = |other: &Endpoint, comment: &str| {
             let (a, b) = (format!("{{ {}, {} }}", n1.v4, other.v4), format!("{{ {}, {} }}", n1.v6, other.v6));
             format!(
-                "ip saddr {a} ip daddr {a} counter comment \"{comment} ipv4\"\n\
-                 ip6 saddr {b} ip6 daddr {b} meta l4proto != ipv6-icmp counter comment \"{comment} ipv6\"\n"
+                "ip saddr {a} ip daddr {a} counter add @{comment} {SEEN} comment \"{comment} ipv4\"\n\
+                 ip6 saddr {b} ip6 daddr {b} meta l4proto != ipv6-icmp counter add @{comment} {SEEN} comment \"{comment} ipv6\"\n"
             )
         };
+        let set = "type ether_type . inet_proto . inet_service . inet_service\nflags dynamic\n";
         let table = format!(
-            "table netdev nodes {{\nchain came {{\ntype filter hook ingress device eth0 priority 0\n\
+            "table netdev nodes {{\nset n2 {{\n{set}}}\nset n3 {{\n{set}}}\n\
+             chain came {{\ntype filter hook ingress device eth0 priority 0\n\
              udp dport 51820-51823 accept\n{}{}}}\n}}\n",
             rule(&n2, "n2"),
             rule(&n3, "n3")
@@ -137,7 +141,11 @@ fn what_nodes_say_is_encrypted_and_in_clear_again_and_they_do_not_notice() -> Re
     load.wait_for_answers(GENTLE_PROBES, PATIENCE).with_context(|| nodes.lab.troubleshooting())?;
     let [clear, left_alone] = [nodes.clear("n2")?, nodes.clear("n3")?];
     ensure!(left_alone > GENTLE_PROBES, "nothing was counted that is in clear: the count says nothing");
-    ensure!(clear == 0, "{clear} packets in clear, beside {left_alone} of the control plane");
+    if clear > 0 {
+        let seen = nodes.lab.nodes().iter().map(|node| sh(node, "nft list set netdev nodes n2"));
+        let seen: Vec<String> = seen.collect::<Result<_>>()?;
+        bail!("{clear} packets in clear, beside {left_alone} of the control plane: {}", seen.join("\n"));
+    }
 
     // Other ports, one of which is in use already: what is sent from all of them goes past the table meanwhile.
     set(&mut nodes.lab, "wireguard", json!({"nodes": true, "rotation": 1, "port": 51821}))?;

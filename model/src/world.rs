@@ -96,8 +96,9 @@ pub struct World {
     /// Kinds of which a list has been complete.
     complete: BTreeSet<Kind>,
     synced: BTreeSet<Kind>,
-    /// Names put since `Init`, for each kind whose list is under way.
-    listing: BTreeMap<Kind, BTreeSet<Arc<str>>>,
+    /// Names known at `Init` that nothing was said of since, for each kind whose list is under way: shared with what is known, not
+    /// the list's own, which would be as many texts more.
+    unlisted: BTreeMap<Kind, BTreeSet<Arc<str>>>,
 }
 
 /// How far the kernel has come.
@@ -254,7 +255,7 @@ impl World {
         match event {
             StoreEvent::Init(kind) => {
                 self.is_back(kind);
-                self.listing.insert(kind, BTreeSet::new());
+                self.unlisted.insert(kind, self.names(kind));
             }
             StoreEvent::Put(id, object, revision) => {
                 self.listed(&id);
@@ -362,8 +363,8 @@ impl World {
     }
 
     fn listed(&mut self, id: &ObjectId) {
-        if let Some(names) = self.listing.get_mut(&id.kind) {
-            names.insert(id.name.clone());
+        if let Some(names) = self.unlisted.get_mut(&id.kind) {
+            names.remove(&id.name);
         }
     }
 
@@ -484,19 +485,16 @@ impl World {
             self.leases_rest = false;
             self.leases_from = Some(at);
         }
-        let Some(listed) = self.listing.remove(&kind) else { return };
-        for name in self.names(kind) {
-            if !listed.contains(&name) {
-                self.delete(&ObjectId { kind, name });
-            }
+        for name in self.unlisted.remove(&kind).into_iter().flatten() {
+            self.delete(&ObjectId { kind, name });
         }
     }
 
-    fn names(&self, kind: Kind) -> Vec<Arc<str>> {
+    fn names(&self, kind: Kind) -> BTreeSet<Arc<str>> {
         let invalid = self.invalid.keys().filter(|id| id.kind == kind).map(|id| id.name.clone());
-        let known: Vec<Arc<str>> = match kind {
+        let known: BTreeSet<Arc<str>> = match kind {
             Kind::Node => self.nodes.keys().cloned().collect(),
-            Kind::NetworkConfig => Vec::new(),
+            Kind::NetworkConfig => BTreeSet::new(),
             Kind::NodeNetwork => self.adverts.keys().cloned().collect(),
             Kind::IpPool => self.pools.keys().cloned().collect(),
             Kind::IpReservation => self.reservations.keys().cloned().collect(),
