@@ -123,7 +123,7 @@ fn vm_new_keys_are_not_noticed() -> Result<()> {
     for _ in 0..2 {
         let said = tartan(lab.node("n2")?, &["rotate"])?;
         ensure!(said.status.success(), "tartan rotate: {}", String::from_utf8_lossy(&said.stderr));
-        let another = || sends_by(node()?).map(|by| instances.insert(by));
+        let mut another = || sends_by(node()?).map(|by| instances.insert(by));
         wait_for(PATIENCE, "another instance", || another().unwrap_or(false)).with_context(|| lab.troubleshooting())?;
         wait_until_steady(&lab, "ipsec")?;
         let now = keys(lab.node("n1")?)?;
@@ -132,7 +132,7 @@ fn vm_new_keys_are_not_noticed() -> Result<()> {
     }
     set(&mut lab, "ipsec", json!({"rotateAfterSeconds": 20}))?;
     for _ in 0..2 {
-        let another = || sends_by(lab.node("n1")?).map(|by| instances.insert(by));
+        let mut another = || sends_by(lab.node("n1")?).map(|by| instances.insert(by));
         wait_for(PATIENCE, "another instance by the clock", || another().unwrap_or(false))
             .with_context(|| lab.troubleshooting())?;
     }
