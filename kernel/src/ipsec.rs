@@ -17,6 +17,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use nix::errno::Errno;
+use nix::net::if_::if_nametoindex;
 use ring::hkdf::{HKDF_SHA256, KeyType, Salt};
 use tartan_netstate::claims::{ESP_ANCHOR, ESP_IN, ESP_KEY_PREFIX, ESP_OUT};
 use tartan_netstate::{EspEnd, EspPeer, Key, LinkName, Object, Op, Owner, PublicKey, State, Step, beyond, stable_hash};
@@ -231,13 +232,13 @@ impl Ipsec {
     // === handshakes ===
 
     /// Every peer of the devices that are known, and whether it has answered through its device. Those that have not are asked.
-    pub(crate) fn handshakes(&mut self) -> Result<BTreeMap<(LinkName, PublicKey), bool>, KernelError> {
+    pub(crate) fn handshakes(&mut self) -> BTreeMap<(LinkName, PublicKey), bool> {
         if self.peers.is_empty() {
-            return Ok(BTreeMap::new());
+            return BTreeMap::new();
         }
-        let greeted = self.greetings.greet(&self.peers);
-        greeted.map_err(|error| io_error("ask peers by IPsec", &error))?;
-        Ok(self.peers.keys().map(|peer| (peer.clone(), self.greetings.met.contains(peer))).collect())
+        // Who cannot be asked has not answered.
+        let _unasked = self.greetings.greet(&self.peers);
+        self.peers.keys().map(|peer| (peer.clone(), self.greetings.met.contains(peer))).collect()
     }
 
     // === what is to be ===
@@ -292,6 +293,9 @@ impl Ipsec {
             // Whatever is there was made with another pair, or with one that is spent.
             self.forget(link);
             self.flush(number, &held)?;
+        }
+        if if_nametoindex(link.as_str()).is_err() {
+            return Err(KernelError::Refused { doing, errno: Errno::ENODEV, says: Some(format!("no link {link}")) });
         }
         if before == Some(*new) {
             // Whoever made it may not have lived to hear of it.

@@ -267,8 +267,10 @@ fn decode_sa(answer: &[u8]) -> Option<Sa> {
     let (reqid, family) = (number(info, SA_REQID)?, short(info, SA_FAMILY)?);
     let replay = attr(rest, XFRMA_REPLAY_ESN_VAL).unwrap_or_default();
     let sent = u64::from(number(replay, 12).unwrap_or(0)) << 32 | u64::from(number(replay, 4).unwrap_or(0));
-    let is_esp = i32::from(info[SA_ID + 20]) == libc::IPPROTO_ESP;
-    (is_esp && [ESP_IN, ESP_OUT, ESP_ANCHOR].contains(&reqid)).then_some(Sa {
+    // One that the kernel only waits for has the numbers of the policy that asked for it, and not these.
+    let flags = XFRM_STATE_AF_UNSPEC | XFRM_STATE_ESN;
+    let is_whole = i32::from(info[SA_ID + 20]) == libc::IPPROTO_ESP && info[SA_FAMILY + 4] & flags == flags;
+    (is_whole && [ESP_IN, ESP_OUT, ESP_ANCHOR].contains(&reqid)).then_some(Sa {
         saddr: address(info, SA_SADDR, family)?,
         daddr: address(info, SA_ID, family)?,
         spi: u32::from_be_bytes(*info.get(SA_ID + 16..)?.first_chunk()?),
