@@ -98,6 +98,7 @@ impl Planners {
             masquerade: world.config.masquerade,
             between_nodes: world.config.ports_between_nodes(),
             encrypts: fabric.receives.iter().any(Instance::is_encrypted),
+            by_ipsec: fabric.receives.iter().any(|at| matches!(at, Instance::Ipsec { .. })),
             encrypted_at: fabric.receives.iter().filter_map(Instance::encrypted_at).collect(),
             encrypts_from: fabric.node.encrypts_from,
             strict: fabric.strict,

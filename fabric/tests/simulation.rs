@@ -474,11 +474,41 @@ fn check_there_and_back(skew: u64, trouble: impl Fn(&mut Cluster)) {
     let strict = Config { strict_encryption: true, ..encrypted.clone() };
     let rotated = WireguardConfig { rotation: 1, ..vxlan.wireguard.clone() };
     let rotated = Config { wireguard: rotated, ..strict.clone() };
-    let mut cluster = start(skew, delays, vxlan.clone(), &shapes);
+    let esp = Config { encryption: Encryption::Ipsec, ..vxlan.clone() };
+    let esp_strict = Config { strict_encryption: true, ..esp.clone() };
+    let esp_rotated = IpsecConfig { rotation: 1, ..vxlan.ipsec.clone() };
+    let esp_rotated = Config { ipsec: esp_rotated, ..esp_strict.clone() };
+    let mut cluster = start_with(Some(5), skew, delays, vxlan.clone(), &shapes);
     let before = cluster.kept;
     for next in [
-        &host_gw, &udp, &vxlan, &ipip, &udp, &ipip, &vxlan, &udp, &host_gw, &ipip, &wireguard, &host_gw, &wireguard,
-        &udp, &encrypted, &strict, &rotated, &vxlan, &strict, &host_gw,
+        &host_gw,
+        &udp,
+        &vxlan,
+        &ipip,
+        &udp,
+        &ipip,
+        &vxlan,
+        &udp,
+        &host_gw,
+        &ipip,
+        &wireguard,
+        &host_gw,
+        &wireguard,
+        &udp,
+        &encrypted,
+        &strict,
+        &rotated,
+        &vxlan,
+        &strict,
+        &host_gw,
+        &esp,
+        &esp_strict,
+        &esp_rotated,
+        &encrypted,
+        &esp_rotated,
+        &host_gw,
+        &esp,
+        &vxlan,
     ] {
         cluster.write(Write::Config(next.clone()));
         cluster.run(skew + 1_000);
@@ -517,7 +547,7 @@ fn an_agent_killed_in_the_middle_and_back_five_seconds_later() {
 #[test]
 fn a_new_address_is_told_when_it_is_heard_at() {
     let shapes = [Shape { underlay: &BOTH[..1], pods: &BOTH, site: 0 }; 4];
-    for fabric in [FabricMode::Ipip, FabricMode::Vxlan, FabricMode::HostGw, FabricMode::Udp] {
+    for fabric in [FabricMode::Ipip, FabricMode::Vxlan, FabricMode::HostGw, FabricMode::Udp, FabricMode::Ipsec] {
         for seed in 0..5 {
             let delays = Delays { word: 100, write: 100, kernel: 1_500 };
             simulate(seed, delays, config(fabric, 1, 8472, false), &shapes, &[(10_000, Event::Readdress(0))]);

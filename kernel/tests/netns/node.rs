@@ -35,6 +35,7 @@ pub fn nat() -> Nat {
         masquerade: true,
         between_nodes: [8472, 8285],
         encrypts: false,
+        by_ipsec: false,
         encrypted_at: BTreeSet::new(),
         encrypts_from: PerFamily::default(),
         strict: false,
