@@ -78,6 +78,9 @@ fn blame(world: &World, owner: &Owner) -> (String, &'static str, &'static str) {
                 Some(("wireguard", _)) => {
                     "load the kernel module that WireGuard needs (`modprobe wireguard`; in its place `tun`, which an engine needs, and let the agent see /dev/net/tun), free its UDP ports (`ss -lunp`, spec.wireguard.port), or choose another fabric or no encryption"
                 }
+                Some(("ipsec", _)) => {
+                    "load the kernel modules that IPsec needs (`modprobe -a xfrm_user xfrm_interface esp4 esp6`), or choose another fabric, another encryption or none"
+                }
                 _ => "load the kernel module that the fabric needs (`modprobe vxlan`), or choose another fabric",
             };
             ("NetworkConfig/default".into(), "spec.fabric", fix)

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tartan_api::cni::{CniError, CniRequest, Command, code};
 use tartan_api::socket::{FrameError, Reply, Request, body_length, decode, encode};
-use tartan_model::Config;
+use tartan_model::{Config, FabricMode};
 use tartan_store::Store;
 use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::{UnixListener, UnixStream};
@@ -110,8 +110,7 @@ impl Asking {
                 self.reply(&mut stream, reply(result)).await.unwrap_or_else(unheard);
             }
             Ok(Ok((Request::Rotate, _))) => {
-                let next = |config: &Config| config.wireguard.rotation.wrapping_add(1).to_string();
-                let result = self.set("wireguard.rotation", next).await;
+                let result = self.rotate().await;
                 self.reply(&mut stream, reply(result)).await.unwrap_or_else(unheard);
             }
         }
@@ -201,6 +200,16 @@ impl Asking {
         let config = (&*seen.config, seen.config_revision.as_ref());
         let value = value(&seen.config);
         edit::set(&*self.store, config, key, &value).await.map(|written| json!(written)).map_err(not_written)
+    }
+
+    /// Has all nodes make themselves new keys for what encrypts.
+    async fn rotate(&self) -> Result<Value, CniError> {
+        let by = self.look().await?.config.encrypts_by();
+        let next = |rotation: u32| rotation.wrapping_add(1).to_string();
+        match by {
+            Some(FabricMode::Ipsec) => self.set("ipsec.rotation", |config| next(config.ipsec.rotation)).await,
+            _ => self.set("wireguard.rotation", |config| next(config.wireguard.rotation)).await,
+        }
     }
 
     async fn look(&self) -> Result<Seen, CniError> {

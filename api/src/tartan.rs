@@ -21,9 +21,9 @@ pub type NetworkConfig = Envelope<NetworkConfigSpec>;
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct NetworkConfigSpec {
-    /// `vxlan`, `ipip`, `udp`, `wireguard`, `host-gw`, or `none`, which leaves the way to other nodes to somebody else.
+    /// `vxlan`, `ipip`, `udp`, `wireguard`, `ipsec`, `host-gw`, or `none`, which leaves the way to other nodes to somebody else.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(test, schemars(extend("enum" = ["vxlan", "ipip", "udp", "wireguard", "host-gw", "none"])))]
+    #[cfg_attr(test, schemars(extend("enum" = ["vxlan", "ipip", "udp", "wireguard", "ipsec", "host-gw", "none"])))]
     pub fabric: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vxlan: Option<VxlanSpec>,
@@ -34,15 +34,17 @@ pub struct NetworkConfigSpec {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[cfg_attr(test, schemars(extend("enum" = ["none", "udp"])))]
     pub fallback: Option<String>,
-    /// `none` or `wireguard`: what carries packets between two nodes that both can, in the fabric's place.
+    /// `none`, `wireguard` or `ipsec`, which wants a secret of the cluster: what carries packets between two nodes that both can, in the fabric's place.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(test, schemars(extend("enum" = ["none", "wireguard"])))]
+    #[cfg_attr(test, schemars(extend("enum" = ["none", "wireguard", "ipsec"])))]
     pub encryption: Option<String>,
     /// Nothing goes to pods of other nodes in clear.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub strict_encryption: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub wireguard: Option<WireguardSpec>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ipsec: Option<IpsecSpec>,
     /// Peers on one of this node's links are reached without encapsulation, whatever the fabric.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cross_subnet: Option<bool>,
@@ -132,6 +134,21 @@ pub struct WireguardSpec {
     /// What nodes send each other under their own addresses is encrypted as well, but for nodes of the control plane.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub nodes: Option<bool>,
+}
+
+/// Parameters of IPsec.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct IpsecSpec {
+    /// Counted up, all nodes make themselves new keys and go over to them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(test, schemars(range(min = 0, max = 4294967295u32)))]
+    pub rotation: Option<u32>,
+    /// Keys are made anew whenever so much time has passed, too, by the nodes' clocks; a day, unless it is said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(test, schemars(range(min = 10, max = 31536000)))]
+    pub rotate_after_seconds: Option<u32>,
 }
 
 /// How a node finds the address it tells its peers; the first that is set counts.

@@ -56,6 +56,8 @@ pub struct LocalNode {
     pub encrypts_from: PerFamily<IpAddr>,
     /// The instance of WireGuard that is due, over each family of underlay.
     pub wireguard: PerFamily<Instance>,
+    /// That of IPsec, if there is a secret of the cluster.
+    pub ipsec: PerFamily<Instance>,
     /// The public halves of its key pairs, by name.
     pub public_keys: BTreeMap<Arc<str>, PublicKey>,
 }

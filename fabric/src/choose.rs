@@ -72,7 +72,7 @@ pub(crate) fn target(
     match manner.mode {
         FabricMode::None => None,
         // It takes the place of whatever would carry packets in clear: wrapped twice, they would only be smaller.
-        _ if config.encryption == Encryption::Wireguard => wrapped(config, node, FabricMode::Wireguard, both),
+        _ if config.encryption != Encryption::None => wrapped(config, node, config.encrypts_by()?, both),
         FabricMode::HostGw => Some(Instance::HostGw),
         _ if manner.cross_subnet && on_one_link(node, theirs, packets) => Some(Instance::HostGw),
         mode => wrapped(config, node, mode, both),
@@ -86,8 +86,8 @@ impl Manner {
     /// encrypted.
     pub(crate) fn of(config: &Config, pool: Option<Encapsulation>) -> Manner {
         let says = |mode, across| Manner { mode, cross_subnet: across == Across::Subnets };
-        if config.fabric == FabricMode::Wireguard {
-            return Manner { mode: FabricMode::Wireguard, cross_subnet: false };
+        if matches!(config.fabric, FabricMode::Wireguard | FabricMode::Ipsec) {
+            return Manner { mode: config.fabric, cross_subnet: false };
         }
         match pool.filter(|_| config.fabric != FabricMode::None) {
             None => Manner { mode: config.fabric, cross_subnet: config.cross_subnet },
@@ -109,10 +109,7 @@ pub(crate) fn own_targets(world: &World, node: &LocalNode) -> BTreeSet<Instance>
     let of_pools = pools(world).into_iter().map(|(_, says)| Manner::of(config, Some(says)));
     let manners: BTreeSet<Manner> = of_pools.chain([Manner::of(config, None)]).collect();
     let has = |family: &Family| node.uplinks.get(*family).is_some();
-    let encrypted = match config.encryption {
-        Encryption::Wireguard => wrapped(config, node, FabricMode::Wireguard, has),
-        Encryption::None => None,
-    };
+    let encrypted = config.encrypts_by().and_then(|mode| wrapped(config, node, mode, has));
     // Peers that cannot encrypt are reached by the fabric all the same.
     let allowed = |at: &Instance| !config.strict_encryption || at.is_encrypted();
     let targets = |manner: Manner| {
@@ -163,6 +160,7 @@ pub(crate) fn wrapped(
         FabricMode::Ipip => Some(Instance::Ipip { underlay }),
         FabricMode::Udp => Some(Instance::Udp { underlay, port: config.udp_port }),
         FabricMode::Wireguard => node.wireguard.get(underlay).copied(),
+        FabricMode::Ipsec => node.ipsec.get(underlay).copied(),
     }
 }
 

@@ -46,6 +46,15 @@ pub enum Instance {
         /// Number of the cluster's secret of which something goes into handshakes.
         psk: Option<u32>,
     },
+    /// ESP in tunnel mode, with a key of each node that is of this instance alone.
+    Ipsec {
+        /// Family of the outer packet.
+        underlay: Family,
+        /// How often keys have been made anew.
+        rotation: u32,
+        /// Number of the cluster's secret that keys are made with.
+        psk: u32,
+    },
 }
 
 // === impl Instance ===
@@ -59,6 +68,7 @@ impl Instance {
             Instance::Ipip { .. } => FabricMode::Ipip,
             Instance::Udp { .. } => FabricMode::Udp,
             Instance::Wireguard { .. } => FabricMode::Wireguard,
+            Instance::Ipsec { .. } => FabricMode::Ipsec,
         }
     }
 
@@ -69,16 +79,17 @@ impl Instance {
             Instance::Vxlan { underlay, .. }
             | Instance::Ipip { underlay }
             | Instance::Udp { underlay, .. }
-            | Instance::Wireguard { underlay, .. } => Some(*underlay),
+            | Instance::Wireguard { underlay, .. }
+            | Instance::Ipsec { underlay, .. } => Some(*underlay),
         }
     }
 
     /// Whether what it carries cannot be read on the way.
     pub fn is_encrypted(&self) -> bool {
-        self.encrypted_at().is_some()
+        matches!(self, Instance::Wireguard { .. } | Instance::Ipsec { .. })
     }
 
-    /// The UDP port at which it hears and that it sends from, if it encrypts.
+    /// The UDP port at which it hears and that it sends from, if it is one that encrypts.
     pub fn encrypted_at(&self) -> Option<u16> {
         match self {
             Instance::Wireguard { port, .. } => Some(*port),
@@ -94,9 +105,18 @@ impl Instance {
         }
     }
 
+    /// Number of the cluster's secret that its keys have something of.
+    pub(crate) fn psk(&self) -> Option<u32> {
+        match self {
+            Instance::Wireguard { psk, .. } => *psk,
+            Instance::Ipsec { psk, .. } => Some(*psk),
+            _ => None,
+        }
+    }
+
     /// Whether it takes in only what it knows the sender of, so that every peer has to stand in it.
     pub(crate) fn knows_senders(&self) -> bool {
-        matches!(self, Instance::Udp { .. } | Instance::Wireguard { .. })
+        matches!(self, Instance::Udp { .. } | Instance::Wireguard { .. } | Instance::Ipsec { .. })
     }
 
     /// The instance whose device this is.
@@ -107,7 +127,7 @@ impl Instance {
             }
             LinkKind::Ipip { .. } | LinkKind::Sit { .. } => Some(Instance::Ipip { underlay: Family::V4 }),
             LinkKind::Ip6Tnl => Some(Instance::Ipip { underlay: Family::V6 }),
-            LinkKind::Tun { label } | LinkKind::Wireguard { label } => label.parse().ok(),
+            LinkKind::Tun { label } | LinkKind::Wireguard { label } | LinkKind::Xfrm { label } => label.parse().ok(),
             _ => None,
         }
     }
@@ -143,6 +163,7 @@ impl fmt::Display for Instance {
                 write!(f, "wireguard/{underlay}/port{port}/key{rotation}")?;
                 psk.map_or(Ok(()), |psk| write!(f, "/psk{psk:08x}"))
             }
+            Instance::Ipsec { underlay, rotation, psk } => write!(f, "ipsec/{underlay}/key{rotation}/psk{psk:08x}"),
         }
     }
 }
@@ -155,6 +176,8 @@ impl FromStr for Instance {
         let family = |name: &str| Family::ALL.into_iter().find(|family| family.as_str() == name).ok_or_else(unknown);
         let parts: Vec<&str> = name.split('/').collect();
         let port_of = |port: &str| port.strip_prefix("port").and_then(|port| port.parse().ok());
+        let key_of = |key: &str| key.strip_prefix("key").and_then(|key| key.parse().ok());
+        let psk_of = |psk: &str| u32::from_str_radix(psk.strip_prefix("psk")?, 16).ok();
         let (underlay, vni, port, gbp) = match parts.as_slice() {
             ["host-gw"] => return Ok(Instance::HostGw),
             ["ipip", underlay] => return Ok(Instance::Ipip { underlay: family(underlay)? }),
@@ -162,16 +185,22 @@ impl FromStr for Instance {
                 return Ok(Instance::Udp { underlay: family(underlay)?, port: port_of(port).ok_or_else(unknown)? });
             }
             ["wireguard", underlay, port, key, secret @ ..] => {
-                let psk = |psk: &str| u32::from_str_radix(psk.strip_prefix("psk")?, 16).ok();
                 return Ok(Instance::Wireguard {
                     underlay: family(underlay)?,
                     port: port_of(port).ok_or_else(unknown)?,
-                    rotation: key.strip_prefix("key").and_then(|key| key.parse().ok()).ok_or_else(unknown)?,
+                    rotation: key_of(key).ok_or_else(unknown)?,
                     psk: match secret {
                         [] => None,
-                        [secret] => Some(psk(secret).ok_or_else(unknown)?),
+                        [secret] => Some(psk_of(secret).ok_or_else(unknown)?),
                         _ => return Err(unknown()),
                     },
+                });
+            }
+            ["ipsec", underlay, key, secret] => {
+                return Ok(Instance::Ipsec {
+                    underlay: family(underlay)?,
+                    rotation: key_of(key).ok_or_else(unknown)?,
+                    psk: psk_of(secret).ok_or_else(unknown)?,
                 });
             }
             ["vxlan", underlay, vni, port] => (family(underlay)?, vni, port, false),
@@ -202,6 +231,7 @@ mod tests {
             Instance::Udp { underlay: Family::V6, port: 65535 },
             Instance::Wireguard { underlay: Family::V4, port: 51820, rotation: 0, psk: None },
             Instance::Wireguard { underlay: Family::V6, port: 51823, rotation: u32::MAX, psk: Some(7) },
+            Instance::Ipsec { underlay: Family::V6, rotation: 20_000, psk: u32::MAX },
         ] {
             assert_eq!(instance.to_string().parse(), Ok(instance));
         }
@@ -221,6 +251,9 @@ mod tests {
             "wireguard/ipv4/port51820/key1/psk",
             "wireguard/ipv4/port51820/key1/psk1ffffffff",
             "wireguard/ipv4/port51820/key1/psk1/psk2",
+            "ipsec/ipv4/key1",
+            "ipsec/ipv4/key1/psk",
+            "ipsec/ipv4/key1/psk1/port1",
         ] {
             assert!(name.parse::<Instance>().is_err(), "{name}");
         }

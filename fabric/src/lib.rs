@@ -15,6 +15,7 @@ pub mod flannel;
 mod host_gw;
 mod instance;
 mod ipip;
+mod ipsec;
 mod join;
 mod mtu;
 mod nodes;
@@ -61,7 +62,7 @@ pub trait Fabric: Sync {
     fn reach(&self, at: &Instance, to: &Peer<'_>, family: Family, blocks: &[&IpNet]) -> Vec<(Key, Object)>;
 
     /// What it takes to hear a peer in particular, whatever carries packets to it: a peer may send these ranges' packets.
-    fn admit(&self, _at: &Instance, _advert: &Advert, _blocks: &[IpNet]) -> Vec<(Key, Object)> {
+    fn admit(&self, _node: &LocalNode, _at: &Instance, _advert: &Advert, _blocks: &[IpNet]) -> Vec<(Key, Object)> {
         Vec::new()
     }
 }
@@ -97,5 +98,6 @@ pub fn fabric_of(at: &Instance) -> &'static dyn Fabric {
         Instance::Ipip { .. } => &ipip::Ipip,
         Instance::Udp { .. } => &udp::Udp,
         Instance::Wireguard { .. } => &wireguard::Wireguard,
+        Instance::Ipsec { .. } => &ipsec::Ipsec,
     }
 }

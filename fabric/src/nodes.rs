@@ -14,7 +14,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 use std::ops::RangeInclusive;
 
-use tartan_model::{Config, Encryption, FabricMode, Family, Node, PerFamily, World};
+use tartan_model::{Config, FabricMode, Family, Node, PerFamily, World};
 use tartan_netstate::claims::{MAIN_TABLE, NODES_PRIORITIES, NODES_TABLE, ROUTE_METRIC, WIREGUARD_PORTS};
 use tartan_netstate::{Key, LinkName, Netns, Object, Route, Rule, Scope};
 
@@ -29,7 +29,7 @@ const CONTROL_PLANE: [&str; 2] = ["node-role.kubernetes.io/control-plane", "node
 /// Own addresses under which this node talks to others so.
 pub(crate) fn sources(world: &World, uplinks: &PerFamily<Uplink>) -> PerFamily<IpAddr> {
     let config = &world.config;
-    let encrypts = config.encryption == Encryption::Wireguard || config.fabric == FabricMode::Wireguard;
+    let encrypts = config.encrypts_by() == Some(FabricMode::Wireguard);
     let takes_part = world.local_node().is_some_and(|node| !is_of_control_plane(node));
     let mut sources = PerFamily::default();
     // Behind a NAT peers know another address than its packets have inside.
@@ -121,7 +121,7 @@ pub(crate) fn in_force(world: &World, node: &LocalNode, ground: &Ground) -> PerF
 
 /// What encrypts packets to the peer's own addresses: what does its pods', once that and nothing else does.
 pub(crate) fn carrier(common: &Common, member: &Member, peer: &PeerState) -> Option<Instance> {
-    let at = peer.used().next()?;
+    let at = peer.used().next().filter(|at| matches!(at, Instance::Wireguard { .. }))?;
     let is_all = peer.sends().all(|at| at.is_encrypted());
     (is_all && !is_of_control_plane(&member.node) && common.ground.encrypts_from.iter().next().is_some()).then_some(at)
 }

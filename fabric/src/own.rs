@@ -24,7 +24,13 @@ pub(crate) fn state(
     let mut state = State::new();
     // Before the device: peers are told of its key with it.
     let possible = called_for.iter().filter(|at| fabric_of(at).needs(&world.features).is_ok());
-    for name in receives.iter().chain(possible).filter_map(wireguard::key_pair) {
+    for at in receives.iter().chain(possible) {
+        let Some(name) = wireguard::key_pair(at) else { continue };
+        // With another secret than the one that there is none can be made.
+        let is_there = world.host.wireguard.public_keys.contains_key(&name);
+        if at.psk().is_some_and(|psk| Some(psk) != world.secret) && !is_there {
+            continue;
+        }
         state.insert(Key::KeyPair { name }, Object::KeyPair, Owner::Node);
     }
     let mut sysctl = |key: Key, value: &str| state.insert(key, Object::Sysctl(value.into()), Owner::Node);

@@ -2,6 +2,7 @@
 //! forwarding entries that takes.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -102,7 +103,7 @@ pub(crate) fn plan(
                 let leads = |(at, peer): &&(Instance, Peer<'_>)| fabric_of(at).hop(node, at, peer, family).is_ok();
                 let usable: Vec<Instance> = hears.iter().filter(leads).map(|(at, _)| *at).collect();
                 let waits =
-                    |at: &Instance| hears.iter().any(|(of, peer)| of == at && awaits_handshake(world, at, peer));
+                    |at: &Instance| hears.iter().any(|(of, peer)| of == at && awaits_handshake(world, node, at, peer));
                 let usable = encrypted_first(common, usable, current, waits);
                 let listens = member.live && !member.annotated;
                 choice = choose(&common.ground, listens, &usable, target, current);
@@ -128,7 +129,7 @@ pub(crate) fn plan(
     state.to_itself = nodes::carrier(common, member, &state);
     objects.extend(state.to_itself.iter().flat_map(|at| nodes::routes(common, member, at)));
     // After those that carry: of two addresses for one range the one in use stays.
-    objects.extend(receives.iter().flat_map(|at| fabric_of(at).admit(at, advert, &state.blocks)));
+    objects.extend(receives.iter().flat_map(|at| fabric_of(at).admit(node, at, advert, &state.blocks)));
     state.part = Part::of(&Owner::Peer(name.clone()), objects);
     if !member.live {
         state.conditions.clear();
@@ -155,8 +156,12 @@ fn encrypted_first(
     usable
 }
 
-/// Whether the pair would have to shake hands first.
-fn awaits_handshake(world: &World, at: &Instance, to: &Peer<'_>) -> bool {
+/// Whether the pair would have to shake hands first, which by ipsec takes addresses of one family.
+fn awaits_handshake(world: &World, node: &LocalNode, at: &Instance, to: &Peer<'_>) -> bool {
+    let in_common = |(family, _): (Family, &IpAddr)| node.fabric_addresses.get(family).is_some();
+    if matches!(at, Instance::Ipsec { .. }) && !to.fabric_addresses.iter().any(in_common) {
+        return false;
+    }
     to.endpoint.public_key.is_some_and(|key| world.host.wireguard.handshakes.get(&(at.device(), key)) != Some(&true))
 }
 
@@ -220,7 +225,7 @@ fn endpoint_in_kernel(world: &World, at: Instance, member: &Member, blocks: &[&I
             (address, None)
         }
         // It would have told its key, if it had one.
-        Instance::Wireguard { .. } => return None,
+        Instance::Wireguard { .. } | Instance::Ipsec { .. } => return None,
         Instance::Vxlan { .. } => {
             let link = at.device();
             let via = blocks.iter().find_map(|block| match object(route_to(block))? {
@@ -264,6 +269,17 @@ fn shortfall(
         fix: fix.into(),
     };
     let Some(target) = choice.target else {
+        if common.config.encrypts_by() == Some(FabricMode::Ipsec) && common.node.ipsec.iter().next().is_none() {
+            let without = "without a secret of the cluster nothing is encrypted by ipsec";
+            return match choice.used {
+                Some(used) if used.is_encrypted() => None,
+                Some(_) => Some(unencrypted(name, &format!("{without}; {now}"))),
+                None => Some(condition(
+                    format!("{without}, and no other way leads there"),
+                    "see the condition SecretMissing",
+                )),
+            };
+        }
         let message = format!("{name} and {} have no address family in common that spec.underlay allows", node.name);
         return Some(condition(message, "give both an address of one family, or change spec.underlay"));
     };
@@ -271,7 +287,10 @@ fn shortfall(
     if let Some((at, peer)) = hears.iter().find(|(at, _)| *at == target) {
         return match fabric_of(at).hop(node, at, peer, family) {
             Err(wrong) => Some(Condition { message: format!("{}; {now}", wrong.message), ..wrong }),
-            Ok(_) if in_clear => Some(unencrypted(name, &format!("there was no handshake by {target} yet; {now}"))),
+            Ok(_) if in_clear => {
+                let missed = if matches!(target, Instance::Ipsec { .. }) { "answer" } else { "handshake" };
+                Some(unencrypted(name, &format!("there was no {missed} by {target} yet; {now}")))
+            }
             Ok(_) => None,
         };
     }
@@ -301,7 +320,7 @@ fn unencrypted(name: &str, why: &str) -> Condition {
         field: "NetworkConfig spec.encryption".into(),
         reason: UNENCRYPTED,
         message: format!("packets to pods of {name} go in clear: {why}"),
-        fix: "if this stays, see that UDP gets through between the two at that port, and `tartan status` on that node"
+        fix: "if this stays, see that UDP at that port, or ESP, gets through between the two, and `tartan status` on that node"
             .into(),
     }
 }

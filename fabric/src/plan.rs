@@ -18,7 +18,7 @@ use crate::census::{Census, Claim, Counts};
 use crate::choose::{Ground, own_targets, pools};
 use crate::mtu::{pod_mtu, underlay_mtu};
 use crate::peer::{self, Common, PeerState};
-use crate::{Instance, LocalNode, flannel, join, nodes, own, rotation, udp};
+use crate::{Instance, LocalNode, flannel, ipsec, join, nodes, own, rotation, udp};
 
 /// What other planners and the kernel say about this node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -93,7 +93,8 @@ struct AddressMemo {
 pub fn plan<'a>(memo: &'a mut Memo, world: &World, owned: &Owned, now: Instant) -> &'a Out {
     let Chosen { uplinks, mut conditions, until } = memo.address(world, now).clone();
     let (word, devices) = (advert::word(world), own::devices(world));
-    let (wireguard, turns_at) = rotation::due(world, devices.values().chain(&word.accepts), now);
+    let (wireguard, wireguard_turns_at) = rotation::due(world, devices.values().chain(&word.accepts), now);
+    let (ipsec, ipsec_turns_at) = rotation::due_of_ipsec(world, now);
     let node = LocalNode {
         name: world.local.clone(),
         uid: world.local_node().map(|node| node.uid.clone()).unwrap_or_default(),
@@ -106,6 +107,7 @@ pub fn plan<'a>(memo: &'a mut Memo, world: &World, owned: &Owned, now: Instant) 
         kernel_encrypts: world.features.wireguard,
         encrypts_from: nodes::sources(world, &uplinks),
         wireguard,
+        ipsec,
         public_keys: world.host.wireguard.public_keys.clone(),
         uplinks,
     };
@@ -152,6 +154,7 @@ pub fn plan<'a>(memo: &'a mut Memo, world: &World, owned: &Owned, now: Instant) 
     memo.out.state.replace(&memo.own, &state);
     memo.own = state;
     conditions.extend(own::unsupported(world, &wanted));
+    conditions.extend(ipsec::impossible(world, node));
     conditions.extend(memo.troubled.iter().flat_map(|name| memo.out.peers[name].conditions.iter().cloned()));
     conditions.extend(join.condition.clone());
     let strict = world.config.strict_encryption && (common.ground.strict || sends.iter().all(Instance::is_encrypted));
@@ -161,7 +164,9 @@ pub fn plan<'a>(memo: &'a mut Memo, world: &World, owned: &Owned, now: Instant) 
     out.advert = world.local_node().is_some().then_some(advert);
     (out.underlay_mtu, out.pod_mtu) = (underlay_mtu(node), pod_mtu);
     (out.conditions, out.node, out.targets) = (conditions, common.node, own_targets);
-    out.wake_at = [memo.census.next_expiry(), drained_at, until, turns_at, join.until].into_iter().flatten().min();
+    let turns_at = [wireguard_turns_at, ipsec_turns_at];
+    let wakes = [memo.census.next_expiry(), drained_at, until, join.until].into_iter().chain(turns_at);
+    out.wake_at = wakes.flatten().min();
     (out.open, out.strict) = (join.open, strict);
     &memo.out
 }
@@ -280,7 +285,10 @@ impl Memo {
         }
         let wanted = self.wanted(world, own_targets, word, now);
         let mut receives = &wanted | &word.accepts;
-        receives.retain(|at| own::is_possible(world, &common.node, at));
+        let is_there = |at: &Instance| common.ground.devices.values().any(|there| there == at);
+        // A device that has lost its key lets nothing out until it has another; without it routes would lead elsewhere.
+        let is_kept = |at: &Instance| matches!(at, Instance::Ipsec { .. }) && is_there(at);
+        receives.retain(|at| own::is_possible(world, &common.node, at) || is_kept(at));
         let there = common.ground.devices.values().copied().collect();
         rotation::one_a_port(&mut receives, [&word.accepts, &there, own_targets]);
         // Peers that are not live have no say in what there is: they come last, and all of them when it differs.

@@ -11,7 +11,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use tartan_model::{Family, PerFamily, World};
+use tartan_model::{Encryption, FabricMode, Family, PerFamily, World};
 
 use crate::{Instance, wireguard};
 
@@ -22,7 +22,7 @@ pub(crate) fn due<'a>(
     holders: impl Iterator<Item = &'a Instance> + Clone,
     now: Instant,
 ) -> (PerFamily<Instance>, Option<Instant>) {
-    let (counted, again) = counted(world, now);
+    let (counted, again) = counted(world, world.config.wireguard.rotate_after, now);
     let rotation = world.config.wireguard.rotation.wrapping_add(counted);
     let mut due = PerFamily::default();
     for underlay in Family::ALL {
@@ -41,6 +41,21 @@ pub(crate) fn due<'a>(
     (due, again)
 }
 
+/// The instance of IPsec that is due over each family of underlay, none without a secret; and when its clock counts on. No two
+/// of them want the same.
+pub(crate) fn due_of_ipsec(world: &World, now: Instant) -> (PerFamily<Instance>, Option<Instant>) {
+    let config = &world.config;
+    let asked_for = config.fabric == FabricMode::Ipsec || config.encryption == Encryption::Ipsec;
+    let Some(psk) = world.secret.filter(|_| asked_for) else {
+        return (PerFamily::default(), None);
+    };
+    let (counted, again) = counted(world, Some(config.ipsec.rotate_after), now);
+    let rotation = config.ipsec.rotation.wrapping_add(counted);
+    let mut due = PerFamily::default();
+    Family::ALL.into_iter().for_each(|underlay| due.set(underlay, Instance::Ipsec { underlay, rotation, psk }));
+    (due, again)
+}
+
 /// How many nodes say that they hear it.
 fn hear(world: &World, at: &Instance) -> usize {
     let name = at.to_string();
@@ -48,8 +63,8 @@ fn hear(world: &World, at: &Instance) -> usize {
 }
 
 /// How often the clock has counted, and when it will next.
-fn counted(world: &World, now: Instant) -> (u32, Option<Instant>) {
-    let (Some(every), Some(clock)) = (world.config.wireguard.rotate_after, world.clock) else { return (0, None) };
+fn counted(world: &World, every: Option<Duration>, now: Instant) -> (u32, Option<Instant>) {
+    let (Some(every), Some(clock)) = (every, world.clock) else { return (0, None) };
     let (every, since) = (every.as_secs().max(1), clock.since_1970(now));
     let count = since.as_secs() / every;
     let again = now.checked_add(Duration::from_secs((count + 1).saturating_mul(every)).saturating_sub(since));

@@ -68,7 +68,7 @@ impl Fabric for Udp {
         of_family.map(|block| (remote(at, block), Object::Remote(to.endpoint.address))).collect()
     }
 
-    fn admit(&self, at: &Instance, advert: &Advert, blocks: &[IpNet]) -> Vec<(Key, Object)> {
+    fn admit(&self, _: &LocalNode, at: &Instance, advert: &Advert, blocks: &[IpNet]) -> Vec<(Key, Object)> {
         let Instance::Udp { underlay, .. } = at else { return Vec::new() };
         let told = advert.known_as(&at.to_string()).map(|end| end.address);
         let address = told.or_else(|| advert.addresses.get(*underlay).copied());
@@ -129,7 +129,11 @@ mod tests {
                 let object = Object::Remote(address.parse().unwrap());
                 blocks.iter().map(|block| (remote(&at, block), object.clone())).collect()
             };
-            assert_eq!(Udp.admit(&at, &advert, &blocks), wanted.map_or(Vec::new(), of), "{at} {told}");
+            assert_eq!(
+                Udp.admit(&LocalNode::default(), &at, &advert, &blocks),
+                wanted.map_or(Vec::new(), of),
+                "{at} {told}"
+            );
         };
         check(at(Family::V4), "::", Some("192.0.2.2"));
         check(at(Family::V4), "192.0.2.9", Some("192.0.2.9"));

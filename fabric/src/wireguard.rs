@@ -19,7 +19,7 @@ use tartan_netstate::claims::{PSK_SUFFIX, WIREGUARD_KEEPALIVE_SECS};
 use tartan_netstate::{Key, Link, LinkKind, Object, Owner, PublicKey, State, WgDevice, WgPeer};
 
 use crate::mtu::device_mtu;
-use crate::{Fabric, Hop, Instance, LocalNode, Peer};
+use crate::{Fabric, Hop, Instance, LocalNode, Peer, ipsec};
 
 pub(crate) struct Wireguard;
 
@@ -73,7 +73,7 @@ impl Fabric for Wireguard {
         Vec::new()
     }
 
-    fn admit(&self, at: &Instance, advert: &Advert, blocks: &[IpNet]) -> Vec<(Key, Object)> {
+    fn admit(&self, _: &LocalNode, at: &Instance, advert: &Advert, blocks: &[IpNet]) -> Vec<(Key, Object)> {
         // And its own addresses, whether or not it is to send under them so: it begins when it likes.
         let itself = advert.addresses.iter().map(|(_, own)| Family::host_net(*own));
         let end = advert.known_as(&at.to_string());
@@ -95,11 +95,13 @@ pub(crate) fn key_pair(at: &Instance) -> Option<Arc<str>> {
             let psk = psk.map(|psk| format!("{PSK_SUFFIX}{psk:08x}")).unwrap_or_default();
             Some(format!("wireguard-{rotation}{psk}").into())
         }
+        Instance::Ipsec { underlay, rotation, psk } => Some(ipsec::key_pair(*underlay, *rotation, *psk)),
         _ => None,
     }
 }
 
-fn own_key(node: &LocalNode, at: &Instance) -> Option<PublicKey> {
+/// This node's own for an instance, once there is one.
+pub(crate) fn own_key(node: &LocalNode, at: &Instance) -> Option<PublicKey> {
     node.public_keys.get(&key_pair(at)?).copied()
 }
 
@@ -114,7 +116,7 @@ fn peer(at: &Instance, end: &Endpoint, own: impl Iterator<Item = IpNet>) -> Opti
     Some((Key::WgPeer { link: at.device(), public_key }, Object::WgPeer(itself.into())))
 }
 
-fn without_key(at: &Instance, to: &Peer<'_>) -> Condition {
+pub(crate) fn without_key(at: &Instance, to: &Peer<'_>) -> Condition {
     Condition {
         about: format!("NodeNetwork/{}", to.name),
         field: "spec.accepts".into(),

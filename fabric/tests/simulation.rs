@@ -15,7 +15,7 @@ use sim::store::Write;
 use sim::{Cluster, Delays};
 use tartan_fabric::Instance;
 use tartan_model::{
-    Across, Config, Encapsulation, Encryption, FabricMode, Family, PerFamily, Pool, Selector, VxlanConfig,
+    Across, Config, Encapsulation, Encryption, FabricMode, Family, IpsecConfig, PerFamily, Pool, Selector, VxlanConfig,
     WireguardConfig,
 };
 use tartan_netstate::State;
@@ -110,6 +110,9 @@ fn machine(node: u8, shape: Shape) -> Machine {
         kernel: State::new(),
         previous: BTreeMap::new(),
         keys: BTreeMap::new(),
+        used: BTreeSet::new(),
+        associations: BTreeSet::new(),
+        ever: BTreeSet::new(),
         met: BTreeSet::new(),
         greets: Vec::new(),
         on: true,
@@ -130,7 +133,10 @@ fn happen(cluster: &mut Cluster, shapes: &[Shape], event: &Event, fresh: &mut u1
         Event::Pool(odd, says) => {
             BOTH.into_iter().for_each(|family| cluster.write(Write::Pool(pool(*odd, family, *says))));
         }
-        Event::Join(node) if !there(cluster, *node) => cluster.join(machine(*node, shapes[usize::from(*node)])),
+        Event::Join(node) if !there(cluster, *node) => {
+            let joins = machine(*node, shapes[usize::from(*node)]);
+            cluster.join(Machine { secret: cluster.secret, ..joins });
+        }
         Event::StoreAway(secs) => {
             let (until, now) = (cluster.now + secs * 1000, cluster.instant());
             cluster.agents.values_mut().for_each(|agent| agent.cut_off(until, now));
@@ -187,9 +193,15 @@ fn readdress(cluster: &mut Cluster, node: u8, shapes: &[Shape], fresh: &mut u16)
 }
 
 fn start(seed: u64, delays: Delays, first: Config, shapes: &[Shape]) -> Cluster {
+    start_with(None, seed, delays, first, shapes)
+}
+
+/// With that secret on all nodes.
+fn start_with(secret: Option<u32>, seed: u64, delays: Delays, first: Config, shapes: &[Shape]) -> Cluster {
     let mut cluster = Cluster::new(seed, delays, first);
+    cluster.secret = secret;
     for (node, shape) in shapes.iter().enumerate() {
-        cluster.join(machine(node as u8, *shape));
+        cluster.join(Machine { secret, ..machine(node as u8, *shape) });
     }
     cluster.settle();
     cluster
@@ -250,17 +262,19 @@ fn check_nothing_is_left(cluster: &Cluster, config: &Config) {
         assert_eq!(agent.out.strict, config.strict_encryption, "{name}\n{}", cluster.describe(name));
         for at in &agent.out.receives {
             let calls_for = |config: &Config| match (config.fabric, at) {
-                (_, Instance::Wireguard { underlay, .. }) => {
-                    encrypts(config) && *at == wireguard(config, cluster.secret, *underlay)
+                (_, Instance::Wireguard { underlay, .. } | Instance::Ipsec { underlay, .. }) => {
+                    let by = [config.encrypts_by(), is_shorthand(config).then_some(config.fabric)];
+                    let says = |by: FabricMode| Some(*at) == encrypted(config, by, cluster.secret, *underlay);
+                    by.into_iter().flatten().any(says)
                 }
                 _ if config.strict_encryption => false,
-                (FabricMode::Wireguard, Instance::HostGw) => false,
+                (FabricMode::Wireguard | FabricMode::Ipsec, Instance::HostGw) => false,
                 (fabric, Instance::HostGw) => fabric == FabricMode::HostGw || config.cross_subnet,
                 (FabricMode::Vxlan, at) => vxlan(at),
                 (fabric, at) => at.mode() == fabric,
             };
             let mut pools = cluster.store.pools.values().filter_map(|pool| Some(as_said(config, pool.encapsulation?)));
-            let of_pool = config.fabric != FabricMode::Wireguard && pools.any(|config| calls_for(&config));
+            let of_pool = !is_shorthand(config) && pools.any(|config| calls_for(&config));
             let stands_in = !config.strict_encryption && config.fallback == Some(at.mode());
             let called_for = of_pool || calls_for(config) || stands_in;
             assert!(called_for, "{name} still receives on {at}\n{}", cluster.describe(name));
@@ -289,7 +303,7 @@ fn as_said(config: &Config, says: Encapsulation) -> Config {
 
 /// What counts for a family of packets to this machine.
 fn as_its_pool_says(cluster: &Cluster, config: &Config, to: &Machine, family: Family) -> Config {
-    if config.fabric == FabricMode::Wireguard {
+    if is_shorthand(config) {
         return config.clone();
     }
     let holds = |pool: &&Pool| to.blocks.get(family).is_some_and(|block| pool.cidr.contains(block));
@@ -298,7 +312,19 @@ fn as_its_pool_says(cluster: &Cluster, config: &Config, to: &Machine, family: Fa
 }
 
 fn encrypts(config: &Config) -> bool {
-    config.fabric == FabricMode::Wireguard || config.encryption == Encryption::Wireguard
+    is_shorthand(config) || config.encryption != Encryption::None
+}
+
+fn is_shorthand(config: &Config) -> bool {
+    matches!(config.fabric, FabricMode::Wireguard | FabricMode::Ipsec)
+}
+
+/// What encrypts, if it can.
+fn encrypted(config: &Config, by: FabricMode, psk: Option<u32>, underlay: Family) -> Option<Instance> {
+    match by {
+        FabricMode::Ipsec => Some(Instance::Ipsec { underlay, rotation: config.ipsec.rotation, psk: psk? }),
+        _ => Some(wireguard(config, psk, underlay)),
+    }
 }
 
 /// By the ports that are documented.
@@ -320,7 +346,7 @@ fn possible(config: &Config, psk: Option<u32>, a: &Machine, b: &Machine, family:
     match config.fabric {
         _ if encrypts(config) => {
             let allowed = |underlay: &Family| config.underlay.is_none_or(|only| only == *underlay) && both(*underlay);
-            Some(wireguard(config, psk, BOTH.into_iter().find(allowed)?))
+            encrypted(config, config.encrypts_by()?, psk, BOTH.into_iter().find(allowed)?)
         }
         FabricMode::HostGw => direct.then_some(Instance::HostGw),
         FabricMode::None => None,
@@ -339,13 +365,17 @@ fn possible(config: &Config, psk: Option<u32>, a: &Machine, b: &Machine, family:
 }
 
 fn any_config() -> impl Strategy<Value = Config> {
-    use FabricMode::{HostGw, Ipip, Udp, Vxlan, Wireguard};
-    let modes = [HostGw, Vxlan, Ipip, Udp, Wireguard];
+    use FabricMode::{HostGw, Ipip, Ipsec, Udp, Vxlan, Wireguard};
+    let modes = [HostGw, Vxlan, Ipip, Udp, Wireguard, Ipsec];
     let fabric = prop::sample::select(modes.to_vec());
     let underlay = prop_oneof![3 => Just(None), 1 => Just(Some(Family::V4)), 1 => Just(Some(Family::V6))];
     let mtu = prop_oneof![3 => Just(None), 1 => Just(Some(1400))];
     let fallback = prop_oneof![Just(None), Just(Some(FabricMode::Udp))];
-    let encryption = prop_oneof![2 => Just(Encryption::None), 1 => Just(Encryption::Wireguard)];
+    let encryption = prop_oneof![
+        2 => Just(Encryption::None),
+        1 => Just(Encryption::Wireguard),
+        1 => Just(Encryption::Ipsec),
+    ];
     let rotate_after = prop_oneof![2 => Just(None), 1 => Just(Some(Duration::from_secs(900)))];
     let encrypted = (encryption, (0..5u32, rotate_after), any::<bool>());
     let mtu_and_fallback = (mtu, fallback);
@@ -354,7 +384,9 @@ fn any_config() -> impl Strategy<Value = Config> {
             let config = Config { underlay, underlay_mtu, fallback, encryption, ..config(fabric, vni, port, direct) };
             let wireguard = WireguardConfig { rotation: keys.0, rotate_after: keys.1, ..config.wireguard };
             // No store takes strictness without encryption.
-            Config { strict_encryption: strict && encrypts(&config), wireguard, ..config }
+            let rotate_after = keys.1.unwrap_or(config.ipsec.rotate_after);
+            let ipsec = IpsecConfig { rotation: keys.0, rotate_after };
+            Config { strict_encryption: strict && encrypts(&config), wireguard, ipsec, ..config }
         })
 }
 
@@ -405,7 +437,8 @@ fn any_delays() -> impl Strategy<Value = Delays> {
 }
 
 fn simulate(seed: u64, delays: Delays, first: Config, shapes: &[Shape], events: &[(u64, Event)]) -> Cluster {
-    let mut cluster = start(seed, delays, first, &shapes[..3]);
+    let secret = (!seed.is_multiple_of(3)).then_some(1);
+    let mut cluster = start_with(secret, seed, delays, first, &shapes[..3]);
     let mut fresh = 100;
     for (gap, event) in events {
         happen(&mut cluster, shapes, event, &mut fresh);
@@ -441,11 +474,41 @@ fn check_there_and_back(skew: u64, trouble: impl Fn(&mut Cluster)) {
     let strict = Config { strict_encryption: true, ..encrypted.clone() };
     let rotated = WireguardConfig { rotation: 1, ..vxlan.wireguard.clone() };
     let rotated = Config { wireguard: rotated, ..strict.clone() };
-    let mut cluster = start(skew, delays, vxlan.clone(), &shapes);
+    let esp = Config { encryption: Encryption::Ipsec, ..vxlan.clone() };
+    let esp_strict = Config { strict_encryption: true, ..esp.clone() };
+    let esp_rotated = IpsecConfig { rotation: 1, ..vxlan.ipsec.clone() };
+    let esp_rotated = Config { ipsec: esp_rotated, ..esp_strict.clone() };
+    let mut cluster = start_with(Some(5), skew, delays, vxlan.clone(), &shapes);
     let before = cluster.kept;
     for next in [
-        &host_gw, &udp, &vxlan, &ipip, &udp, &ipip, &vxlan, &udp, &host_gw, &ipip, &wireguard, &host_gw, &wireguard,
-        &udp, &encrypted, &strict, &rotated, &vxlan, &strict, &host_gw,
+        &host_gw,
+        &udp,
+        &vxlan,
+        &ipip,
+        &udp,
+        &ipip,
+        &vxlan,
+        &udp,
+        &host_gw,
+        &ipip,
+        &wireguard,
+        &host_gw,
+        &wireguard,
+        &udp,
+        &encrypted,
+        &strict,
+        &rotated,
+        &vxlan,
+        &strict,
+        &host_gw,
+        &esp,
+        &esp_strict,
+        &esp_rotated,
+        &encrypted,
+        &esp_rotated,
+        &host_gw,
+        &esp,
+        &vxlan,
     ] {
         cluster.write(Write::Config(next.clone()));
         cluster.run(skew + 1_000);
@@ -484,7 +547,7 @@ fn an_agent_killed_in_the_middle_and_back_five_seconds_later() {
 #[test]
 fn a_new_address_is_told_when_it_is_heard_at() {
     let shapes = [Shape { underlay: &BOTH[..1], pods: &BOTH, site: 0 }; 4];
-    for fabric in [FabricMode::Ipip, FabricMode::Vxlan, FabricMode::HostGw, FabricMode::Udp] {
+    for fabric in [FabricMode::Ipip, FabricMode::Vxlan, FabricMode::HostGw, FabricMode::Udp, FabricMode::Ipsec] {
         for seed in 0..5 {
             let delays = Delays { word: 100, write: 100, kernel: 1_500 };
             simulate(seed, delays, config(fabric, 1, 8472, false), &shapes, &[(10_000, Event::Readdress(0))]);

@@ -160,7 +160,8 @@ impl Echo {
         Ok(Some(heard))
     }
 
-    fn replies(&self) -> Vec<Heard> {
+    /// Answers to echo requests that have come.
+    pub(crate) fn replies(&self) -> Vec<Heard> {
         let mut heard = Vec::new();
         for (family, socket) in self.requests.iter() {
             receive(socket, |bytes, from| {

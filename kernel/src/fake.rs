@@ -51,7 +51,7 @@ struct Inside {
     /// Booted with `ipv6.disable=1`.
     without_ipv6: bool,
     without_wireguard: bool,
-    /// WireGuard devices' peers with which there was a handshake.
+    /// Encrypting devices' peers with which there was a handshake.
     met: BTreeSet<(LinkName, PublicKey)>,
 }
 
@@ -99,7 +99,7 @@ impl Fake {
         inside.tell(Wake::Host);
     }
 
-    /// Every peer that a WireGuard device has now answers it, of which a kernel tells nothing.
+    /// Every peer that a WireGuard or IPsec device has now answers it, of which a kernel tells nothing.
     pub fn shake_hands(&self) {
         let mut inside = self.lock();
         inside.met = inside.wireguard_peers().collect();
@@ -222,7 +222,7 @@ impl Inside {
 
     fn wireguard_peers(&self) -> impl Iterator<Item = (LinkName, PublicKey)> {
         self.state.iter().filter_map(|(key, _)| match key {
-            Key::WgPeer { link, public_key } => Some((link.clone(), *public_key)),
+            Key::WgPeer { link, public_key } | Key::EspPeer { link, public_key } => Some((link.clone(), *public_key)),
             _ => None,
         })
     }

@@ -14,13 +14,15 @@ use std::sync::Arc;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use tartan_netstate::PublicKey;
-use tartan_netstate::claims::PSK_SUFFIX;
+use tartan_netstate::claims::{ESP_KEY_PREFIX, PSK_SUFFIX};
 use x25519_dalek::StaticSecret;
 
 use crate::secret::{self, Psk, Secret};
 
 /// How the name of a key pair's file ends.
 const SUFFIX: &str = ".key";
+/// And that of the empty file beside it that says that the pair was used.
+const USED: &str = ".used";
 /// Twice 32 bytes in base64, each with the end of its line, and one that is too much.
 const LONGEST: u64 = 91;
 
@@ -52,7 +54,7 @@ impl Keys {
         if load(&path, secret_of(name).is_some()).is_ok_and(|key| key.is_some()) {
             return Ok(());
         }
-        let psk = secret_of(name).map(|id| self.psk(id)).transpose()?;
+        let psk = secret_of(name).map(|id| self.psk(name, id)).transpose()?;
         let mut bytes = [0; 32];
         File::open("/dev/urandom")?.read_exact(&mut bytes)?;
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.dir)?;
@@ -74,10 +76,38 @@ impl Keys {
     /// # Errors
     /// The directory cannot be written.
     pub fn remove(&self, name: &str) -> io::Result<()> {
-        match fs::remove_file(self.path(name)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
+        // The pair first: without its mark it would look as if it had never been used.
+        for path in [self.path(name), self.mark(name)] {
+            match fs::remove_file(path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
         }
+        Ok(())
+    }
+
+    /// Notes that a pair is in use from now on. It is on the disk when this returns.
+    ///
+    /// # Errors
+    /// The directory cannot be written, or there is no such pair.
+    pub fn mark_used(&self, of: PublicKey) -> io::Result<()> {
+        let found = self.all()?.into_iter().find(|(_, private)| private.public() == of);
+        let (name, _) = found.ok_or_else(|| self.missing(of))?;
+        File::options().write(true).create(true).truncate(false).mode(0o600).open(self.mark(&name))?.sync_all()?;
+        File::open(&self.dir)?.sync_all()
+    }
+
+    /// Takes that back: it was not used after all.
+    ///
+    /// # Errors
+    /// The directory cannot be written.
+    pub fn unmark(&self, name: &str) -> io::Result<()> {
+        fs::remove_file(self.mark(name))
+    }
+
+    /// Whether that was ever noted.
+    pub fn is_used(&self, name: &str) -> bool {
+        self.mark(name).exists()
     }
 
     /// All that are there, by name.
@@ -121,8 +151,9 @@ impl Keys {
         File::open(self.path(&name))
     }
 
-    fn psk(&self, id: u32) -> io::Result<Psk> {
+    fn psk(&self, name: &str, id: u32) -> io::Result<Psk> {
         match Secret::read(&self.secret)? {
+            Some(secret) if secret.id() == id && name.starts_with(ESP_KEY_PREFIX) => Ok(secret.ipsec()),
             Some(secret) if secret.id() == id => Ok(secret.wireguard_psk()),
             _ => Err(io::Error::other(format!("{} is not the secret {id:08x} any more", self.secret.display()))),
         }
@@ -130,6 +161,10 @@ impl Keys {
 
     fn missing(&self, of: PublicKey) -> io::Error {
         io::Error::new(io::ErrorKind::NotFound, format!("no key in {} belongs to {of}", self.dir.display()))
+    }
+
+    fn mark(&self, name: &str) -> PathBuf {
+        self.dir.join(format!("{name}{USED}"))
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -167,6 +202,11 @@ impl PrivateKey {
 
     pub(crate) fn psk(&self) -> Option<Psk> {
         self.psk
+    }
+
+    /// What only the two have (RFC 7748 section 6.1).
+    pub(crate) fn shared_with(&self, other: PublicKey) -> [u8; 32] {
+        self.secret.diffie_hellman(&x25519_dalek::PublicKey::from(other.0)).to_bytes()
     }
 }
 

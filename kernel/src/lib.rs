@@ -6,6 +6,7 @@
 //! Invariant: only what carries one of our claims is read, changed or deleted.
 
 mod addr;
+mod channel;
 pub mod conntrack;
 pub mod echo;
 pub mod fake;
@@ -14,6 +15,7 @@ pub mod foreign;
 mod genetlink;
 mod gravedigger;
 mod host;
+mod ipsec;
 pub mod keys;
 mod link;
 pub mod linux;
@@ -40,6 +42,7 @@ mod sysctl;
 pub mod thread;
 mod tun;
 mod wireguard;
+mod xfrm;
 
 use std::os::fd::OwnedFd;
 
@@ -61,7 +64,7 @@ pub trait Kernel: Send {
     /// What is there and not ours, but matters: links, addresses, default routes, foreign firewalls.
     fn host(&mut self) -> Result<Host, KernelError>;
 
-    /// What there is of WireGuard beside the state, of which the kernel tells nothing. Not a part of [`Kernel::host`], which takes
+    /// What there is of WireGuard and IPsec beside the state, of which the kernel tells nothing. Not a part of [`Kernel::host`], which takes
     /// longer to read.
     fn wireguard(&mut self) -> Result<Wireguard, KernelError>;
 

@@ -10,8 +10,8 @@ use std::sync::Arc;
 
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::link::{
-    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoIpTunnel, InfoKind, InfoVeth, InfoVxlan, Ip6TunnelFlags,
-    LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage, State,
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoIpTunnel, InfoKind, InfoVeth, InfoVxlan, InfoXfrm,
+    Ip6TunnelFlags, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage, State,
 };
 use netlink_packet_route::{IpProtocol, RouteNetlinkMessage};
 use tartan_netstate::claims::{
@@ -42,7 +42,7 @@ pub(crate) fn create(name: &LinkName, link: &Link, peer: Option<BorrowedFd<'_>>)
     made.attributes.extend([
         LinkAttribute::Mtu(link.mtu),
         LinkAttribute::Group(link.group),
-        LinkAttribute::LinkInfo(info(&link.kind, peer)),
+        LinkAttribute::LinkInfo(info(name, &link.kind, peer)),
     ]);
     made.attributes.extend(link.mac.map(|mac| LinkAttribute::Address(mac.0.to_vec())));
     if matches!(link.kind, LinkKind::Veth { .. }) {
@@ -53,7 +53,9 @@ pub(crate) fn create(name: &LinkName, link: &Link, peer: Option<BorrowedFd<'_>>)
         LinkKind::Veth { peer, peer_name } => {
             described.attributes.push(LinkAttribute::IfAlias(alias(peer, peer_name)));
         }
-        LinkKind::Wireguard { label } => described.attributes.push(LinkAttribute::IfAlias(format!("{ALIAS}{label}"))),
+        LinkKind::Wireguard { label } | LinkKind::Xfrm { label } => {
+            described.attributes.push(LinkAttribute::IfAlias(format!("{ALIAS}{label}")));
+        }
         _ => {}
     }
     described.attributes.push(no_link_local());
@@ -203,7 +205,7 @@ fn one_queue() -> [LinkAttribute; 2] {
     [LinkAttribute::NumTxQueues(1), LinkAttribute::NumRxQueues(1)]
 }
 
-fn info(kind: &LinkKind, peer: Option<BorrowedFd<'_>>) -> Vec<LinkInfo> {
+fn info(name: &LinkName, kind: &LinkKind, peer: Option<BorrowedFd<'_>>) -> Vec<LinkInfo> {
     match kind {
         LinkKind::Veth { peer_name, .. } => {
             let mut far = named(peer_name);
@@ -224,6 +226,10 @@ fn info(kind: &LinkKind, peer: Option<BorrowedFd<'_>>) -> Vec<LinkInfo> {
         }
         LinkKind::Tun { .. } => vec![LinkInfo::Kind(InfoKind::Tun)],
         LinkKind::Wireguard { .. } => vec![LinkInfo::Kind(InfoKind::Wireguard)],
+        LinkKind::Xfrm { .. } => {
+            let data = InfoData::Xfrm(vec![InfoXfrm::IfId(crate::ipsec::if_id(name))]);
+            vec![LinkInfo::Kind(InfoKind::Xfrm), LinkInfo::Data(data)]
+        }
         LinkKind::Bridge => vec![LinkInfo::Kind(InfoKind::Bridge)],
     }
 }
@@ -306,9 +312,12 @@ pub(crate) fn decode(message: &LinkMessage, far: bool) -> Option<Link> {
         (InfoKind::Ip6Tnl, _) => LinkKind::Ip6Tnl,
         (InfoKind::Tun, _) => LinkKind::Tun { label: label(text) },
         (InfoKind::Wireguard, _) => LinkKind::Wireguard { label: label(text) },
+        (InfoKind::Xfrm, _) => LinkKind::Xfrm { label: label(text) },
         (InfoKind::Bridge, _) => LinkKind::Bridge,
         _ => return None,
     };
+    // Kernels give such a device one, and nobody asks for it.
+    let mac = mac.filter(|_| !matches!(kind, LinkKind::Xfrm { .. }));
     Some(Link { kind, mac, mtu, group, up: message.header.flags.contains(LinkFlags::Up) })
 }
 

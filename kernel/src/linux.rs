@@ -7,15 +7,19 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::sync::Arc;
 
 use nix::errno::Errno;
 use tartan_model::{Family, Features, Host};
 use tartan_netstate::claims::CT_MARK_JUDGED;
-use tartan_netstate::{Change, Generation, Key, LinkKind, LinkName, Netns, Object, Op, Owner, PodNetns, State, Step};
+use tartan_netstate::{
+    Change, Generation, Key, LinkKind, LinkName, Netns, Object, Op, Owner, PodNetns, PublicKey, State, Step,
+};
 
 use crate::conntrack::{Conntrack, Effect, Flusher, Owned, Owners, arrival, effect};
 use crate::foreign::Foreign;
 use crate::gravedigger::Gravedigger;
+use crate::ipsec::Ipsec;
 use crate::namespace::Namespace;
 use crate::netns::PodNetnses;
 use crate::nft::{Nft, fail_together};
@@ -41,7 +45,8 @@ impl Linux {
     pub fn open() -> Result<Linux, KernelError> {
         sysctl::make_writable();
         let wireguard = Some(Wireguard::with_keys_in(Path::new("")));
-        let host = Namespace { wireguard, ..Namespace::open(Netns::Host, addresses_unmarked())? };
+        let ipsec = Some(Ipsec::with_keys_in(Path::new("")));
+        let host = Namespace { wireguard, ipsec, ..Namespace::open(Netns::Host, addresses_unmarked())? };
         Ok(Linux {
             host,
             nft: Nft::open()?,
@@ -58,11 +63,25 @@ impl Linux {
     /// With this node's key pairs in a directory, which need not be there yet.
     pub fn with_keys_in(mut self, dir: &Path) -> Linux {
         self.host.wireguard = Some(Wireguard::with_keys_in(dir));
+        self.host.ipsec = Some(Ipsec::with_keys_in(dir));
         self
     }
 
     fn wireguard_door(&mut self) -> &mut Wireguard {
         self.host.wireguard.as_mut().expect("the node's namespace has it from the start")
+    }
+
+    fn ipsec_door(&mut self) -> &mut Ipsec {
+        self.host.ipsec.as_mut().expect("the node's namespace has it from the start")
+    }
+
+    /// Key pairs, but for those of which nothing more may be made.
+    fn public_keys(&mut self) -> Result<BTreeMap<Arc<str>, PublicKey>, KernelError> {
+        let mut keys = self.wireguard_door().public_keys()?;
+        let spent = |(name, key): (&Arc<str>, &PublicKey)| Ok((name.clone(), self.ipsec_door().is_spent(name, *key)?));
+        let spent: Vec<(Arc<str>, bool)> = keys.iter().map(spent).collect::<Result<_, KernelError>>()?;
+        keys.retain(|name, _| !spent.contains(&(name.clone(), true)));
+        Ok(keys)
     }
 
     fn read_link(&mut self, name: &LinkName) -> Result<State, KernelError> {
@@ -75,6 +94,9 @@ impl Linux {
         self.host.put_fdb(&links, &mut state)?;
         for device in links.of_wireguard() {
             self.wireguard_door().read_device(&device, &mut state)?;
+        }
+        for device in links.of_ipsec() {
+            self.ipsec_door().read_device(&device, &mut state)?;
         }
         for family in Family::ALL {
             self.host.put_neighbours(&links, family, Some(index), &mut state)?;
@@ -161,7 +183,8 @@ impl Kernel for Linux {
     }
 
     fn subscribe(&mut self, wake: Waker) -> Result<(), KernelError> {
-        let ours = [self.host.netlink.port(), self.nft.port()];
+        let ours = [Some(self.host.netlink.port()), Some(self.nft.port()), self.ipsec_door().port()];
+        let ours: Vec<u32> = ours.into_iter().flatten().collect();
         self.news = Some(Notifications::start(ours, self.host.addresses_unmarked, wake)?);
         Ok(())
     }
@@ -198,8 +221,12 @@ impl Kernel for Linux {
             // Who has engines asks them.
             Scope::Engines => {}
             Scope::Wireguard => {
-                let devices = self.host.links(&nobody)?.of_wireguard().collect();
-                self.wireguard_door().read(devices, &mut state)?;
+                let links = self.host.links(&nobody)?;
+                self.wireguard_door().read(links.of_wireguard().collect(), &mut state)?;
+                self.ipsec_door().read(&links.of_ipsec(), &mut state)?;
+                for name in self.public_keys()?.into_keys() {
+                    state.insert(Key::KeyPair { name }, Object::KeyPair, Owner::Read);
+                }
             }
             Scope::Sysctls(keys) => state = self.read_sysctls(keys)?,
             Scope::Pod { ns, ends } => state = self.read_pod(ns, ends)?,
@@ -212,8 +239,9 @@ impl Kernel for Linux {
     }
 
     fn wireguard(&mut self) -> Result<tartan_model::Wireguard, KernelError> {
-        let wireguard = self.wireguard_door();
-        let (public_keys, handshakes) = (wireguard.public_keys()?, wireguard.handshakes()?);
+        let public_keys = self.public_keys()?;
+        let mut handshakes = self.wireguard_door().handshakes()?;
+        handshakes.extend(self.ipsec_door().handshakes());
         Ok(tartan_model::Wireguard { public_keys, handshakes })
     }
 
@@ -234,6 +262,7 @@ impl Kernel for Linux {
         }
         // Policy before the far ends of new pods' links, where they begin to hear and to be heard.
         let of_keys = |step: &&Step| matches!(step.key(), Key::KeyPair { .. });
+        self.ipsec_door().discard_spent(change.steps.iter());
         let mut failures = self.wireguard_door().apply_to_keys(change.steps.iter().filter(of_keys));
         failures.extend(self.host.apply(&here, &self.pods));
         failures.extend(self.apply_nft(nft));

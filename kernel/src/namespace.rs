@@ -15,6 +15,7 @@ use tartan_model::Family;
 use tartan_netstate::claims::{DYING_LINK_GROUP, FLANNEL_LINK_PREFIX};
 use tartan_netstate::{Key, Link, LinkKind, LinkName, Netns, Object, Op, Route, Scope, Step};
 
+use crate::ipsec::Ipsec;
 use crate::netlink::{Netlink, Refusal, Request};
 use crate::netns::PodNetnses;
 use crate::wireguard::Wireguard;
@@ -31,6 +32,8 @@ pub(crate) struct Namespace {
     pub(crate) addresses_unmarked: bool,
     /// Of the node's namespace alone.
     pub(crate) wireguard: Option<Wireguard>,
+    /// As well.
+    pub(crate) ipsec: Option<Ipsec>,
 }
 
 /// Steps on their way.
@@ -51,7 +54,7 @@ struct Run<'a> {
 impl Namespace {
     /// In the namespace of the calling thread, which `ns` must name.
     pub(crate) fn open(ns: Netns, addresses_unmarked: bool) -> Result<Namespace, KernelError> {
-        Ok(Namespace { ns, netlink: Netlink::open()?, addresses_unmarked, wireguard: None })
+        Ok(Namespace { ns, netlink: Netlink::open()?, addresses_unmarked, wireguard: None, ipsec: None })
     }
 
     /// Carries out steps of this namespace. The calling thread must be in it.
@@ -110,6 +113,10 @@ impl Run<'_> {
             }
             if step.key().is_wireguard() {
                 at = self.wireguard(at);
+                continue;
+            }
+            if step.key().is_esp() {
+                at = self.ipsec(at);
                 continue;
             }
             if let Err(error) = self.step(at, step.op()) {
@@ -222,6 +229,12 @@ impl Run<'_> {
         for at in first..end {
             // A pod's end goes with the host's.
             if let Op::Delete(Key::Link { ns: Netns::Host, link }, Object::Link(old)) = self.steps[at].op() {
+                if let (LinkKind::Xfrm { .. }, Some(ipsec)) = (&old.kind, &mut self.inside.ipsec)
+                    && let Err(error) = ipsec.link_goes(link)
+                {
+                    self.fail(at, error);
+                    continue;
+                }
                 let group = link::dying_group(old.group);
                 groups.insert(group);
                 self.indexes.remove(link);
@@ -240,6 +253,16 @@ impl Run<'_> {
         let row = self.steps[first..].iter().take_while(|step| step.key().is_wireguard()).count();
         if let Some(wireguard) = &mut self.inside.wireguard {
             self.failures.extend(wireguard.apply(&self.steps[first..first + row]));
+        }
+        first + row
+    }
+
+    /// The same of IPsec.
+    fn ipsec(&mut self, first: usize) -> usize {
+        self.flush();
+        let row = self.steps[first..].iter().take_while(|step| step.key().is_esp()).count();
+        if let Some(ipsec) = &mut self.inside.ipsec {
+            self.failures.extend(ipsec.apply(&self.steps[first..first + row]));
         }
         first + row
     }

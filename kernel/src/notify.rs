@@ -1,4 +1,4 @@
-//! What the kernel tells of its own accord: rtnetlink and nftables notifications as [`Wake`]s.
+//! What the kernel tells of its own accord: rtnetlink, nftables and XFRM notifications as [`Wake`]s.
 //!
 //! Invariant: whatever happens to what is ours becomes a wake, unless the kernel says that our own request caused it.
 //! Lost notifications become [`Wake::Overrun`].
@@ -14,7 +14,7 @@ use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::LinkMessage;
 use netlink_packet_route::route::RouteMessage;
 use netlink_sys::Socket;
-use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
+use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE, NETLINK_XFRM};
 use nix::errno::Errno;
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -25,7 +25,7 @@ use tartan_netstate::{Key, LinkName, Netns, Object};
 
 use crate::netlink::{Part, Refusal, parts, receive};
 use crate::nfnetlink::attr_str;
-use crate::{KernelError, Scope, Wake, Waker, addr, link, neigh, netconf, route, rule};
+use crate::{KernelError, Scope, Wake, Waker, addr, link, neigh, netconf, route, rule, xfrm};
 
 /// Bursts are long: a relist of thousands of nodes is told object by object.
 const RECEIVE_BUFFER_BYTES: usize = 32 << 20;
@@ -58,6 +58,8 @@ pub(crate) struct Notifications {
 struct Listener {
     route: Socket,
     nft: Socket,
+    /// None where the kernel has no XFRM.
+    xfrm: Option<Socket>,
     /// Ports whose requests we make ourselves.
     ours: Vec<u32>,
     addresses_unmarked: bool,
@@ -78,6 +80,7 @@ impl Notifications {
         let mut listener = Listener {
             route: socket(NETLINK_ROUTE, &GROUPS).map_err(failed)?,
             nft: socket(NETLINK_NETFILTER, &[NFNLGRP_NFTABLES]).map_err(failed)?,
+            xfrm: socket(NETLINK_XFRM, &xfrm::GROUPS).ok(),
             ours: ours.into(),
             addresses_unmarked,
             names: BTreeMap::new(),
@@ -104,17 +107,16 @@ impl Listener {
     fn listen(mut self, stopped: std::os::fd::BorrowedFd<'_>) {
         let mut buffer = Vec::with_capacity(64 << 10);
         loop {
-            let mut ready = [
-                PollFd::new(stopped, PollFlags::POLLIN),
-                PollFd::new(self.route.as_fd(), PollFlags::POLLIN),
-                PollFd::new(self.nft.as_fd(), PollFlags::POLLIN),
-            ];
+            // Without XFRM its place is the stop's, which ends all of it anyway.
+            let xfrm = self.xfrm.as_ref().map_or(stopped, Socket::as_fd);
+            let mut ready =
+                [stopped, self.route.as_fd(), self.nft.as_fd(), xfrm].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
             match poll(&mut ready, PollTimeout::NONE) {
                 Err(Errno::EINTR) => continue,
                 Err(_) => return (self.wake)(Wake::Overrun),
                 Ok(_) => {}
             }
-            let [stop, route, nft] = ready.map(|fd| fd.any().unwrap_or(false));
+            let [stop, route, nft, xfrm] = ready.map(|fd| fd.any().unwrap_or(false));
             if stop {
                 return;
             }
@@ -128,6 +130,19 @@ impl Listener {
             if nft {
                 self.hear_nft(&mut buffer);
             }
+            if xfrm {
+                self.hear_xfrm(&mut buffer);
+            }
+        }
+    }
+
+    fn hear_xfrm(&mut self, buffer: &mut Vec<u8>) {
+        let Some(socket) = &self.xfrm else { return };
+        let others = |part: &Part<'_>| !self.ours.contains(&part.port) && xfrm::tells_of_loss(part.kind);
+        match receive(socket, buffer, libc::MSG_DONTWAIT) {
+            Ok(()) if !parts(buffer).any(|part| others(&part)) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            _ => (self.wake)(Wake::Changed(Scope::Wireguard)),
         }
     }
 

@@ -166,6 +166,12 @@ impl Links {
         ours.map(|(name, _)| name.clone()).collect::<Vec<_>>().into_iter()
     }
 
+    /// Our IPsec devices among them.
+    pub(crate) fn of_ipsec(&self) -> BTreeSet<LinkName> {
+        let ours = self.ours.values().filter(|(_, link)| matches!(link.kind, LinkKind::Xfrm { .. }));
+        ours.map(|(name, _)| name.clone()).collect()
+    }
+
     /// Number of the only link that was asked for.
     pub(crate) fn only(&self) -> Option<u32> {
         self.names.keys().next().copied()

@@ -25,7 +25,7 @@ pub enum Scope {
     Foreign,
     /// All that is in engines.
     Engines,
-    /// What our WireGuard devices have, and this node's key pairs.
+    /// What our WireGuard and IPsec devices have, and this node's key pairs.
     Wireguard,
     /// The values of these sysctls.
     Sysctls(Vec<Key>),
@@ -64,7 +64,7 @@ impl Scope {
             Scope::Nft => key.is_nft(),
             Scope::Foreign => matches!(key, Key::ForwardOpening { .. }),
             Scope::Engines => key.is_in_engine(),
-            Scope::Wireguard => key.is_wireguard() || matches!(key, Key::KeyPair { .. }),
+            Scope::Wireguard => key.is_wireguard() || key.is_esp() || matches!(key, Key::KeyPair { .. }),
             Scope::Sysctls(keys) => keys.contains(key),
             Scope::Link(name) => in_host && !is_sysctl(key) && !key.is_in_engine() && is_on(key, object, name),
             Scope::Pod { ns, .. } => matches!(key.netns(), Netns::Pod(of) if **of == *ns) && !is_sysctl(key),

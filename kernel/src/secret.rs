@@ -1,7 +1,7 @@
 //! The cluster's secret: one file that every node has, of which each purpose gets a key of its own.
 //!
 //! `STATE_DIR/secret/cluster-secret` is 32 to 4096 bytes of any kind, for its owner alone. Keys are derived by HKDF with SHA-256
-//! (RFC 5869), so that none of them tells anything of another one or of the secret. Purposes: `wireguard-psk`, here.
+//! (RFC 5869), so that none of them tells anything of another one or of the secret. Purposes: `wireguard-psk` and `ipsec`, here.
 //!
 //! Invariant: neither the secret nor what is derived of it has a text form, and no error holds them.
 
@@ -22,7 +22,7 @@ const SALT: &[u8] = b"tartan cluster secret";
 /// See the module.
 pub struct Secret(Prk);
 
-/// What nodes that have one secret mix into WireGuard's handshakes (the WireGuard paper, section 5.2).
+/// What nodes that have one secret mix into WireGuard's handshakes (the WireGuard paper, section 5.2), or into IPsec's keys.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Psk([u8; 32]);
 
@@ -60,6 +60,11 @@ impl Secret {
     /// What is for WireGuard.
     pub fn wireguard_psk(&self) -> Psk {
         Psk(self.derive("wireguard-psk"))
+    }
+
+    /// What is for IPsec.
+    pub fn ipsec(&self) -> Psk {
+        Psk(self.derive("ipsec"))
     }
 
     /// Tells it from others, and nothing of it.
@@ -114,6 +119,7 @@ mod tests {
         let secret = |bytes: &[u8]| read("purpose", bytes, 0o600).unwrap().unwrap();
         let (one, same, other) = (secret(&[7; 32]), secret(b"\x07".repeat(32).as_slice()), secret(&[8; 32]));
         assert!(one.wireguard_psk() == same.wireguard_psk() && one.id() == same.id());
+        assert!(one.ipsec() != one.wireguard_psk() && one.ipsec() != other.ipsec());
         assert!(one.wireguard_psk() != other.wireguard_psk() && one.id() != other.id());
         assert_ne!(one.derive("id"), *one.wireguard_psk().bytes());
         assert_eq!(format!("{:?}", one.wireguard_psk()), "Psk(…)");

@@ -98,11 +98,8 @@ impl Wireguard {
         Ok(self.family()?.is_some())
     }
 
-    /// Key pairs, and what these devices have.
+    /// What these devices have.
     pub(crate) fn read(&mut self, devices: BTreeSet<LinkName>, state: &mut State) -> Result<(), KernelError> {
-        for name in self.public_keys()?.into_keys() {
-            state.insert(Key::KeyPair { name }, Object::KeyPair, Owner::Read);
-        }
         self.told.retain(|(link, _), _| devices.contains(link));
         self.psks.retain(|link, _| devices.contains(link));
         self.devices = devices;

@@ -17,7 +17,7 @@ use netns::Netns;
 use place::Place;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
-use states::{Choice, state, with_tunnels, with_wireguard};
+use states::{Choice, state, with_ipsec, with_tunnels, with_wireguard};
 use tartan_kernel::keys::{Keys, PrivateKey};
 use tartan_kernel::linux::Linux;
 use tartan_kernel::{Kernel, Scope};
@@ -87,20 +87,31 @@ fn vm_one_pass_makes_the_kernel_equal_to_any_wanted_state_with_tunnels() {
 #[test]
 #[ignore = "wants the kernel module wireguard: `cargo xtask vm`"]
 fn vm_one_pass_makes_the_kernel_equal_to_any_wanted_state_with_wireguard() {
-    let dir = std::env::temp_dir().join(format!("tartan-twin-{}", std::process::id()));
+    check_with_keys("wireguard", with_wireguard);
+}
+
+#[test]
+#[ignore = "wants the kernel modules xfrm_interface, esp4 and esp6: `cargo xtask vm`"]
+fn vm_one_pass_makes_the_kernel_equal_to_any_wanted_state_with_ipsec() {
+    check_with_keys("ipsec", with_ipsec);
+}
+
+/// With two key pairs that are there.
+fn check_with_keys(test: &str, state: fn(&[PodNetns], &Choice, &[PublicKey]) -> State) {
+    let dir = std::env::temp_dir().join(format!("tartan-twin-{test}-{}", std::process::id()));
     let keys = Keys::of(&dir);
     for name in ["a", "b"] {
         keys.make(name).unwrap();
     }
     let public: Vec<PublicKey> = keys.all().unwrap().values().map(PrivateKey::public).collect();
-    let state = move |pods: &[PodNetns], choice: &Choice| {
-        let mut state = with_wireguard(pods, choice, &public);
+    let with_pairs = move |pods: &[PodNetns], choice: &Choice| {
+        let mut state = state(pods, choice, &public);
         for name in ["a", "b"] {
             state.insert(Key::KeyPair { name: name.into() }, Object::KeyPair, Owner::Node);
         }
         state
     };
-    check_with(&dir, state);
+    check_with(&dir, with_pairs);
     std::fs::remove_dir_all(dir).unwrap();
 }
 

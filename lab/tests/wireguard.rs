@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use common::{
-    GENTLE_PROBES, PATIENCE, capture, census, check_changes, gentle_load, lab, set, sh, tartan, wait_until_holds,
-    wait_until_sent_by, wait_until_steady,
+    GENTLE_PROBES, PATIENCE, capture, census, check_changes, gentle_load, give_secret, lab, set, sh, tartan,
+    wait_until_holds, wait_until_sent_by, wait_until_steady,
 };
 use serde_json::{Value, json};
 use tartan_lab::probe::{Talk, Transport, ping, wait_for};
@@ -142,19 +142,6 @@ fn new_keys_by_the_clock_are_not_noticed() -> Result<()> {
     }
     load.wait_for_answers(GENTLE_PROBES, PATIENCE).with_context(|| lab.troubleshooting())?;
     load.stop()?.check_nothing_lost().with_context(|| lab.troubleshooting())
-}
-
-/// Gives a node a secret as an admin would, or takes it away.
-fn give_secret(node: &Node, secret: Option<&str>) -> Result<()> {
-    let dir = node.state_dir().join("secret");
-    let dir = dir.display();
-    let line = match secret {
-        Some(secret) => {
-            format!("umask 077; mkdir -p {dir}; echo {secret} > {dir}/new; mv {dir}/new {dir}/cluster-secret")
-        }
-        None => format!("rm {dir}/cluster-secret"),
-    };
-    sh(node, &line).map(drop)
 }
 
 #[test]

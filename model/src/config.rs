@@ -25,6 +25,7 @@ pub struct Config {
     /// Nothing goes to other nodes' pods in clear.
     pub strict_encryption: bool,
     pub wireguard: WireguardConfig,
+    pub ipsec: IpsecConfig,
     /// Packets to peers on one link with this node go as they are, whatever the fabric.
     pub cross_subnet: bool,
     /// Family of packets between nodes; none: IPv4 where both ends have it, else IPv6.
@@ -56,6 +57,8 @@ pub enum FabricMode {
     Udp,
     /// Encrypted whatever [`Config::encryption`] says.
     Wireguard,
+    /// As for WireGuard.
+    Ipsec,
     /// Somebody else's: no routes to peers, no devices, nothing heard.
     None,
 }
@@ -75,6 +78,7 @@ pub enum Encryption {
     #[default]
     None,
     Wireguard,
+    Ipsec,
 }
 
 /// See `NetworkConfig.spec.wireguard`.
@@ -88,6 +92,15 @@ pub struct WireguardConfig {
     pub rotate_after: Option<Duration>,
     /// What nodes send each other under their own addresses is encrypted as well.
     pub nodes: bool,
+}
+
+/// See `NetworkConfig.spec.ipsec`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IpsecConfig {
+    /// Keys are made anew with each.
+    pub rotation: u32,
+    /// And whenever so much time has passed, in whole seconds: keys are not for ever.
+    pub rotate_after: Duration,
 }
 
 /// What to do about somebody else's firewall that drops what pods send through the node.
@@ -135,6 +148,7 @@ impl std::fmt::Display for FabricMode {
             FabricMode::Ipip => "ipip",
             FabricMode::Udp => "udp",
             FabricMode::Wireguard => "wireguard",
+            FabricMode::Ipsec => "ipsec",
             FabricMode::None => "none",
         })
     }
@@ -145,6 +159,7 @@ impl std::fmt::Display for Encryption {
         f.write_str(match self {
             Encryption::None => "none",
             Encryption::Wireguard => "wireguard",
+            Encryption::Ipsec => "ipsec",
         })
     }
 }
@@ -160,6 +175,17 @@ impl std::fmt::Display for PolicyMode {
 }
 
 impl Config {
+    /// What encrypts packets between nodes, in the fabric's place or as the fabric.
+    pub fn encrypts_by(&self) -> Option<FabricMode> {
+        match (self.encryption, self.fabric) {
+            (_, FabricMode::None) => None,
+            (Encryption::Wireguard, _) => Some(FabricMode::Wireguard),
+            (Encryption::Ipsec, _) => Some(FabricMode::Ipsec),
+            (Encryption::None, mode @ (FabricMode::Wireguard | FabricMode::Ipsec)) => Some(mode),
+            (Encryption::None, _) => None,
+        }
+    }
+
     /// UDP ports at which packets between nodes arrive that anybody could have sent: those of fabrics that do not encrypt.
     pub fn ports_between_nodes(&self) -> [u16; 2] {
         [self.vxlan.port, self.udp_port]
@@ -176,6 +202,7 @@ impl Default for Config {
             encryption: Encryption::None,
             strict_encryption: false,
             wireguard: WireguardConfig { port: WIREGUARD_PORT, rotation: 0, rotate_after: None, nodes: false },
+            ipsec: IpsecConfig { rotation: 0, rotate_after: Duration::from_secs(86_400) },
             cross_subnet: false,
             underlay: None,
             underlay_mtu: None,

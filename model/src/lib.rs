@@ -24,7 +24,7 @@ pub use cidr::{Family, PerFamily, overlap};
 pub use clock::Clock;
 pub use condition::{Condition, NodeCondition, Trouble};
 pub use config::{
-    AddressChoice, Config, Encryption, FabricMode, HostFirewall, PolicyMode, VxlanConfig, WireguardConfig,
+    AddressChoice, Config, Encryption, FabricMode, HostFirewall, IpsecConfig, PolicyMode, VxlanConfig, WireguardConfig,
 };
 pub use features::Features;
 pub use flannel::{Flannel, FlannelBackend};

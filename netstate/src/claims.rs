@@ -127,6 +127,8 @@ pub const NODES_TABLE: u32 = 7474;
 pub const NODES_PRIORITIES: std::ops::Range<u32> = 7474..7484;
 /// Metric of routes by a way that is blocked, behind those of the fallback: nothing takes them but probes bound to their link.
 pub const STANDBY_METRIC: u32 = 2048;
+/// Metrics of routes that nothing takes but what is bound to their link, to ask whether it leads to a peer.
+pub const PROBE_METRICS: std::ops::Range<u32> = 4_096..8_192;
 /// Metric of the `unreachable` route that stops dead addresses of an owned block; after every real route.
 pub const UNREACHABLE_METRIC: u32 = 4_294_967_294;
 
@@ -134,6 +136,15 @@ pub const UNREACHABLE_METRIC: u32 = 4_294_967_294;
 pub const VXLAN_VNI: u32 = 1;
 /// See [`VXLAN_VNI`].
 pub const VXLAN_PORT: u16 = 8472;
+
+/// Request numbers (`reqid`) of IPsec associations: of those that are heard by,
+pub const ESP_IN: u32 = 0x7474_0001;
+/// of those that are sent by,
+pub const ESP_OUT: u32 = 0x7474_0002;
+/// and of the one that only says that a key pair is in use.
+pub const ESP_ANCHOR: u32 = 0x7474_0003;
+/// How the names of key pairs begin that no association may be made with again once the kernel has lost one.
+pub const ESP_KEY_PREFIX: &str = "ipsec-";
 
 /// How the name of a key pair goes on that has something of the cluster's secret, before that secret's number.
 pub const PSK_SUFFIX: &str = "-psk";

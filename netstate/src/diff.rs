@@ -13,7 +13,7 @@ use std::sync::Arc;
 use imbl::ordmap::DiffItem;
 use ipnet::IpNet;
 
-use crate::{Entry, Key, LinkKind, LinkName, Netns, Object, Owner, State, WgPeer};
+use crate::{Entry, Key, LinkKind, LinkName, Netns, Object, Owner, State, beyond};
 
 /// One step. It shares its key and entries with the states it leads from and to: there may be tens of thousands.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,7 +61,7 @@ pub fn diff(mirror: &State, wanted: &State, may_delete: impl Fn(&Key) -> bool) -
             }
             DiffItem::Update { .. } => {}
             DiffItem::Remove(key, old) if may_delete(key) => gone.push(Step::Delete(key.clone(), old.clone())),
-            DiffItem::Remove(key, old) if matches!(old.object, Object::WgPeer(_)) => {
+            DiffItem::Remove(key, old) if old.object.allowed().is_some() => {
                 stay.push(Step::Delete(key.clone(), old.clone()));
             }
             DiffItem::Remove(..) => {}
@@ -137,23 +137,22 @@ fn at_ports_of_others<'a>(make: &[Step], gone: &'a [Step]) -> impl Iterator<Item
     })
 }
 
-/// WireGuard peers whose ranges another peer of the device gets give them up first, those that stay, too: the kernel takes a range
+/// Peers of encrypting devices whose ranges another peer of the device gets give them up first, those that stay, too: the kernel takes a range
 /// from whoever has it, and what the mirror says of that one would not be so.
 fn ranges_first(make: &mut Vec<Step>, gone: &mut Vec<Step>, stay: Vec<Step>) -> Vec<Step> {
     let mut gained: BTreeSet<(LinkName, IpNet)> = BTreeSet::new();
     for step in make.iter() {
         let (old, new) = step.op().sides();
-        let [old, new] = [old, new].map(|side| side.and_then(Object::as_wg_peer));
+        let [old, new] = [old, new].map(|side| side.and_then(Object::allowed));
         let (Some(link), Some(new)) = (step.key().link(), new) else { continue };
-        gained.extend(new.beyond(old).map(|range| (link.clone(), *range)));
+        gained.extend(beyond(new, old.unwrap_or_default()).map(|range| (link.clone(), *range)));
     }
     let keeps = |key: &Key, old: &Entry| -> Option<Arc<Entry>> {
-        let peer = old.object.as_wg_peer()?;
+        let allowed = old.object.allowed()?;
         let is_lost = |range: &IpNet| key.link().is_some_and(|link| gained.contains(&(link.clone(), *range)));
-        let kept: Arc<[IpNet]> = peer.allowed.iter().filter(|range| !is_lost(range)).copied().collect();
-        let lost = kept.len() < peer.allowed.len();
-        let object = Object::WgPeer(WgPeer { allowed: kept, ..peer.clone() }.into());
-        lost.then(|| Entry { object, owner: old.owner.clone() }.into())
+        let kept: Arc<[IpNet]> = allowed.iter().filter(|range| !is_lost(range)).copied().collect();
+        let lost = kept.len() < allowed.len();
+        lost.then(|| Entry { object: old.object.allowing(kept), owner: old.owner.clone() }.into())
     };
     let mut first = Vec::new();
     make.retain_mut(|step| {

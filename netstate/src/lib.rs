@@ -8,6 +8,7 @@
 
 pub mod claims;
 pub mod diff;
+pub mod esp;
 pub mod generation;
 pub mod layers;
 pub mod link;
@@ -21,6 +22,7 @@ pub mod state;
 pub mod wireguard;
 
 pub use diff::{Change, Op, Step, diff};
+pub use esp::{EspEnd, EspPeer};
 pub use generation::Generation;
 pub use layers::Layers;
 pub use link::{Link, LinkKind, LinkName, Mac, VxlanParams, stable_hash};
@@ -30,4 +32,4 @@ pub use part::Part;
 pub use qdisc::Tbf;
 pub use route::{Encap, Route, RouteKind, Rule, Scope};
 pub use state::{Conflict, Entry, Key, Object, Owner, State};
-pub use wireguard::{PublicKey, WgDevice, WgPeer};
+pub use wireguard::{PublicKey, WgDevice, WgPeer, beyond};

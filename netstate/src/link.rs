@@ -70,6 +70,11 @@ pub enum LinkKind {
         /// As for [`LinkKind::Tun`].
         label: Arc<str>,
     },
+    /// A device of IPsec; its address, key and peers are objects of their own.
+    Xfrm {
+        /// As for [`LinkKind::Tun`].
+        label: Arc<str>,
+    },
     /// A bridge, for adopting what other systems left behind.
     Bridge,
 }

@@ -14,7 +14,8 @@ use imbl::{OrdMap, OrdSet};
 use ipnet::IpNet;
 
 use crate::{
-    Fdb, Link, LinkName, Mac, Neigh, Netns, PublicKey, Route, Rule, Scope, Socket, Tbf, WgDevice, WgPeer, nft,
+    EspEnd, EspPeer, Fdb, Link, LinkName, Mac, Neigh, Netns, PublicKey, Route, Rule, Scope, Socket, Tbf, WgDevice,
+    WgPeer, nft,
 };
 
 /// What names an object in the kernel. One object a key; everything else about it is in [`Object`].
@@ -64,6 +65,10 @@ pub enum Key {
     WgDevice { link: LinkName },
     /// A peer of a WireGuard device.
     WgPeer { link: LinkName, public_key: PublicKey },
+    /// What an IPsec device is to its peers.
+    EspDevice { link: LinkName },
+    /// A peer of an IPsec device.
+    EspPeer { link: LinkName, public_key: PublicKey },
     /// A route.
     Route { ns: Netns, table: u32, dst: IpNet, metric: u32 },
     /// Rules of ours in somebody else's chain, which let pods' packets through. `family` is `ip`, `ip6` or `inet`, or
@@ -112,6 +117,10 @@ pub enum Object {
     WgDevice(WgDevice),
     /// See [`WgPeer`].
     WgPeer(Arc<WgPeer>),
+    /// See [`EspEnd`].
+    EspDevice(EspEnd),
+    /// See [`EspPeer`].
+    EspPeer(Arc<EspPeer>),
     /// See [`Route`].
     Route(Arc<Route>),
     /// How many of our rules are in that chain as we put them: wanted are all, [`crate::claims::FORWARD_OPENING_RULES`].
@@ -303,6 +312,8 @@ impl State {
             Key::Remote { link: link.clone(), dst: IpNet::default() },
             Key::WgDevice { link: link.clone() },
             Key::WgPeer { link: link.clone(), public_key: PublicKey([0; 32]) },
+            Key::EspDevice { link: link.clone() },
+            Key::EspPeer { link: link.clone(), public_key: PublicKey([0; 32]) },
         ];
         let on_it = move |key: &Key| {
             *key.netns() == *ns && (key.link() == Some(link) || key.as_link().is_some_and(|(_, name)| name == *link))
@@ -396,6 +407,32 @@ impl Object {
         }
     }
 
+    /// The peer of an IPsec device, if it is one.
+    pub fn as_esp_peer(&self) -> Option<&EspPeer> {
+        match self {
+            Object::EspPeer(peer) => Some(peer),
+            _ => None,
+        }
+    }
+
+    /// The ranges that are a peer's own, where no other peer of the device can have them.
+    pub(crate) fn allowed(&self) -> Option<&[IpNet]> {
+        match self {
+            Object::WgPeer(peer) => Some(&peer.allowed),
+            Object::EspPeer(peer) => Some(&peer.allowed),
+            _ => None,
+        }
+    }
+
+    /// The same peer with these ranges.
+    pub(crate) fn allowing(&self, ranges: Arc<[IpNet]>) -> Object {
+        match self {
+            Object::WgPeer(peer) => Object::WgPeer(WgPeer { allowed: ranges, ..WgPeer::clone(peer) }.into()),
+            Object::EspPeer(peer) => Object::EspPeer(EspPeer { allowed: ranges, ..EspPeer::clone(peer) }.into()),
+            other => other.clone(),
+        }
+    }
+
     /// The link that a route leads to.
     fn output_link(&self) -> Option<&LinkName> {
         match self {
@@ -436,7 +473,9 @@ impl Key {
             | Key::Socket { link }
             | Key::Remote { link, .. }
             | Key::WgDevice { link }
-            | Key::WgPeer { link, .. } => Some(link),
+            | Key::WgPeer { link, .. }
+            | Key::EspDevice { link }
+            | Key::EspPeer { link, .. } => Some(link),
             _ => None,
         }
     }
@@ -457,6 +496,11 @@ impl Key {
     /// Whether it is what a WireGuard device has.
     pub fn is_wireguard(&self) -> bool {
         matches!(self, Key::WgDevice { .. } | Key::WgPeer { .. })
+    }
+
+    /// Whether it is what an IPsec device has.
+    pub fn is_esp(&self) -> bool {
+        matches!(self, Key::EspDevice { .. } | Key::EspPeer { .. })
     }
 
     /// Whether the object lives in our nft table.
@@ -500,6 +544,8 @@ impl fmt::Display for Key {
             Key::Remote { link, dst } => write!(f, "remote {dst} of {link}"),
             Key::WgDevice { link } => write!(f, "key and port of {link}"),
             Key::WgPeer { link, public_key } => write!(f, "peer {public_key} of {link}"),
+            Key::EspDevice { link } => write!(f, "key and address of {link}"),
+            Key::EspPeer { link, public_key } => write!(f, "peer {public_key} of {link}"),
             Key::Route { ns, table, dst, metric } => write!(f, "route {dst} table {table} metric {metric} in {ns}"),
             Key::ForwardOpening { family, table, chain } => {
                 write!(f, "rules for pods in chain {chain} of {family} table {table}")

@@ -3,6 +3,7 @@
 //! Invariant: no private key is part of a state, which is compared, recorded and shown. A private key is a file of this node,
 //! and [`crate::Key::KeyPair`] says no more than that it is there.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::SocketAddr;
 use std::str::FromStr;
@@ -42,15 +43,23 @@ pub struct WgPeer {
 impl WgPeer {
     /// One that is there, with these addresses.
     pub fn of(endpoint: SocketAddr, keepalive: u16, allowed: impl IntoIterator<Item = IpNet>) -> WgPeer {
-        let allowed: std::collections::BTreeSet<IpNet> = allowed.into_iter().collect();
-        WgPeer { endpoint, keepalive, allowed: allowed.into_iter().collect() }
+        WgPeer { endpoint, keepalive, allowed: in_order(allowed) }
     }
 
     /// Its addresses that the other does not have; all, if there is no other.
     pub fn beyond<'a>(&'a self, other: Option<&'a WgPeer>) -> impl Iterator<Item = &'a IpNet> {
-        let is_beyond = move |range: &&IpNet| other.is_none_or(|other| other.allowed.binary_search(range).is_err());
-        self.allowed.iter().filter(is_beyond)
+        beyond(&self.allowed, other.map_or(&[], |other| &other.allowed))
     }
+}
+
+/// Each range once.
+pub(crate) fn in_order(ranges: impl IntoIterator<Item = IpNet>) -> Arc<[IpNet]> {
+    ranges.into_iter().collect::<BTreeSet<_>>().into_iter().collect()
+}
+
+/// Those of a peer's ranges, which are in order, that another one does not have.
+pub fn beyond<'a>(ranges: &'a [IpNet], other: &'a [IpNet]) -> impl Iterator<Item = &'a IpNet> {
+    ranges.iter().filter(move |range| other.binary_search(range).is_err())
 }
 
 impl fmt::Display for PublicKey {

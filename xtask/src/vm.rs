@@ -20,8 +20,21 @@ use std::{env, path::Path, process::Command};
 
 /// What runs unless somebody says what.
 const TESTS: &[&[&str]] = &[
-    &["-p", "tartan-kernel", "--test", "netstate_twin", "--", "--include-ignored"],
-    &["-p", "tartan-lab", "--test", "vm", "--test", "wireguard", "--", "--include-ignored", "--test-threads", "1"],
+    &["-p", "tartan-kernel", "--test", "netstate_twin", "--test", "ipsec", "--", "--include-ignored"],
+    &[
+        "-p",
+        "tartan-lab",
+        "--test",
+        "vm",
+        "--test",
+        "wireguard",
+        "--test",
+        "ipsec",
+        "--",
+        "--include-ignored",
+        "--test-threads",
+        "1",
+    ],
 ];
 
 /// What became of the tests under one kernel.

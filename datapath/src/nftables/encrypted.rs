@@ -28,7 +28,7 @@ const PRIORITY: i32 = NFT_SRCNAT_PRIORITY - 1;
 
 pub(super) fn plan(nat: &Nat) -> State {
     let mut state = State::new();
-    if nat.encrypted_at.is_empty() && !nat.strict {
+    if !nat.encrypts && !nat.strict {
         return state;
     }
     let mut put = |key: Key, object: Object| state.insert(key, object, Owner::Node);
@@ -43,7 +43,7 @@ pub(super) fn plan(nat: &Nat) -> State {
     let sources = Chain::base(ChainKind::Nat, HookPoint::Postrouting, PRIORITY, sources(nat));
     put(Key::NftChain { chain: "encrypted_sources".into() }, Object::NftChain(sources.into()));
     if nat.strict {
-        let chain = Chain::base(ChainKind::Filter, HookPoint::Postrouting, NFT_POLICY_PRIORITY, strict());
+        let chain = Chain::base(ChainKind::Filter, HookPoint::Postrouting, NFT_POLICY_PRIORITY, strict(nat));
         put(Key::NftChain { chain: NFT_STRICT_CHAIN.into() }, Object::NftChain(chain.into()));
     }
     state
@@ -63,8 +63,9 @@ fn sources(nat: &Nat) -> Vec<Rule> {
     nat.encrypts_from.iter().map(to_node).chain(nat.fabric_address.iter().map(to_pod)).collect()
 }
 
-fn strict() -> Vec<Rule> {
+fn strict(nat: &Nat) -> Vec<Rule> {
     let encrypted = rule("it leaves encrypted").oifname_prefix(ENCRYPTED_LINK_PREFIX).returns();
+    let by_ipsec = nat.by_ipsec.then(|| rule("it is about to be encrypted").ipsec().returns());
     let to_pod = rule("to a pod here").oifgroup(POD_LINK_GROUPS).returns();
     let in_clear = |family| {
         rule("to another node's pod in clear")
@@ -73,5 +74,5 @@ fn strict() -> Vec<Rule> {
             .counter()
             .drop()
     };
-    [encrypted, to_pod].into_iter().chain(Family::ALL.into_iter().map(in_clear)).collect()
+    [encrypted, to_pod].into_iter().chain(by_ipsec).chain(Family::ALL.into_iter().map(in_clear)).collect()
 }

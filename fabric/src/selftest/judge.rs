@@ -234,6 +234,7 @@ fn envelope(at: &Instance) -> String {
             format!("packets to UDP port {port}")
         }
         Instance::Ipip { .. } => "packets of IP protocols 4 and 41".into(),
+        Instance::Ipsec { .. } => "packets of IP protocol 50 (ESP)".into(),
     }
 }
 

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
 mod fallback;
+mod ipsec;
 mod nodes;
 
 use std::collections::BTreeMap;
@@ -73,7 +74,7 @@ fn advert(says: &Says) -> Advert {
         instance: (*at).into(),
         address: address(at),
         mac: mac(at),
-        public_key: at.starts_with("wireguard").then(|| key_of(says.name)),
+        public_key: (at.starts_with("wireguard") || at.starts_with("ipsec")).then(|| key_of(says.name)),
     };
     Advert {
         node: node.name.clone(),
@@ -113,10 +114,15 @@ impl Fixture {
             accept_ra: 0,
         };
         let device = WIREGUARD.parse::<Instance>().unwrap().device();
-        let met = |peer: &Says| ((device.clone(), key_of(peer.name)), peer.name != SHY);
+        let esp = ipsec::IPSEC.parse::<Instance>().unwrap().device();
+        let devices = [device, esp];
+        let met = |peer: &Says| devices.clone().map(|device| ((device, key_of(peer.name)), peer.name != SHY));
         let wireguard = Wireguard {
-            public_keys: BTreeMap::from([("wireguard-0".into(), key_of(me.name))]),
-            handshakes: peers.iter().map(met).collect(),
+            public_keys: BTreeMap::from([
+                ("wireguard-0".into(), key_of(me.name)),
+                (ipsec::PAIR.into(), key_of(me.name)),
+            ]),
+            handshakes: peers.iter().flat_map(met).collect(),
         };
         world.host = Arc::new(Host { links: vec![link], wireguard, ..Host::default() });
         world.nodes.insert(me.name.into(), Arc::new(node(&me)));

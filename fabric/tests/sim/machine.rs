@@ -9,8 +9,8 @@ use tartan_fabric::Instance;
 use tartan_model::{DefaultRoute, Family, Host, HostLink, PerFamily, Wireguard};
 use tartan_netstate::claims::{MAIN_TABLE, NFT_STRICT_CHAIN, PSK_SUFFIX, ROUTE_METRIC};
 use tartan_netstate::{
-    Entry, Key, Link, LinkKind, LinkName, Mac, Netns, Object, Op, Owner, PublicKey, State, Step, VxlanParams, WgDevice,
-    stable_hash,
+    Entry, EspPeer, Key, Link, LinkKind, LinkName, Mac, Netns, Object, Op, Owner, PublicKey, State, Step, VxlanParams,
+    WgDevice, stable_hash,
 };
 
 /// See the module.
@@ -27,9 +27,14 @@ pub(crate) struct Machine {
     pub previous: BTreeMap<Key, IpAddr>,
     /// Its disk.
     pub keys: BTreeMap<Arc<str>, PublicKey>,
-    /// Peers that its WireGuard devices have a session with.
+    /// Key pairs of IPsec that were ever in use.
+    pub used: BTreeSet<PublicKey>,
+    /// Associations of IPsec that its kernel holds, and all that there ever were.
+    pub associations: BTreeSet<Association>,
+    pub ever: BTreeSet<Association>,
+    /// Peers that its WireGuard devices have a session with, or that have answered by IPsec.
     pub met: BTreeSet<(LinkName, PublicKey)>,
-    /// Peers that its WireGuard devices have just got: a device with a keepalive begins a handshake then.
+    /// Peers that its encrypting devices have just got: a device with a keepalive begins a handshake then.
     pub greets: Vec<(LinkName, PublicKey)>,
     pub on: bool,
     /// How many seconds its clock is ahead.
@@ -38,6 +43,15 @@ pub(crate) struct Machine {
     pub secret: Option<u32>,
     /// Key pairs, ever.
     pub made: u64,
+}
+
+/// One way, with what its key is made of.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Association {
+    link: LinkName,
+    from: PublicKey,
+    to: PublicKey,
+    at: IpAddr,
 }
 
 impl Machine {
@@ -59,7 +73,7 @@ impl Machine {
             links: vec![link("eth0", self.addresses.clone(), false), link("lo", Vec::new(), true)],
             wireguard: Wireguard {
                 public_keys: self.keys.clone(),
-                handshakes: self.wireguard_peers().map(|peer| (peer.clone(), self.met.contains(&peer))).collect(),
+                handshakes: self.encrypted_peers().map(|peer| (peer.clone(), self.met.contains(&peer))).collect(),
             },
             default_routes: Family::ALL.iter().filter(|family| has(family)).map(route).collect(),
             ..Host::default()
@@ -87,6 +101,9 @@ impl Machine {
         {
             return;
         }
+        if !self.associates(step) {
+            return;
+        }
         if let Op::Create(key, object) | Op::Replace { key, new: object, .. } = step.op() {
             self.accepts(key, object);
         }
@@ -106,7 +123,9 @@ impl Machine {
                 self.keys.insert(name.clone(), PublicKey(key));
             }
             Op::Delete(Key::KeyPair { name }, _) => drop(self.keys.remove(name)),
-            Op::Create(Key::WgPeer { link, public_key }, _) => self.greets.push((link.clone(), *public_key)),
+            Op::Create(Key::WgPeer { link, public_key } | Key::EspPeer { link, public_key }, _) => {
+                self.greets.push((link.clone(), *public_key))
+            }
             // Another key ends all sessions.
             Op::Replace { key: Key::WgDevice { link }, .. } => self.met.retain(|(of, _)| of != link),
             _ => {}
@@ -115,17 +134,71 @@ impl Machine {
         self.end_sessions();
     }
 
+    /// What a step means for associations. Whether a kernel thread would carry it out: it makes nothing with a key pair that is
+    /// spent, and the next plan knows of another one.
+    fn associates(&mut self, step: &Step) -> bool {
+        let (old, new) = step.op().sides();
+        match (step.key(), old, new) {
+            (Key::EspDevice { link }, old, Some(Object::EspDevice(new))) => {
+                let same = matches!(old, Some(Object::EspDevice(old)) if old.public_key == new.public_key);
+                let is_there = self.keys.values().any(|key| *key == new.public_key);
+                if !is_there || !same && self.used.contains(&new.public_key) {
+                    return false;
+                }
+                self.used.insert(new.public_key);
+                if !same {
+                    self.associations.retain(|of| of.link != *link);
+                    self.met.retain(|(of, _)| of != link);
+                }
+            }
+            (Key::EspDevice { link }, Some(Object::EspDevice(old)), None) => {
+                self.associations.retain(|of| of.link != *link);
+                self.spend(old.public_key);
+            }
+            (Key::EspPeer { link, public_key }, _, Some(Object::EspPeer(new))) => {
+                let device = self.kernel.get(&Key::EspDevice { link: link.clone() }).map(|entry| &entry.object);
+                if !matches!(device, Some(Object::EspDevice(own)) if own.public_key == new.own.public_key) {
+                    return false;
+                }
+                let own = new.own.public_key;
+                let heard = Association { link: link.clone(), from: *public_key, to: own, at: new.own.address };
+                let sent = Association { link: link.clone(), from: own, to: *public_key, at: new.address };
+                for association in [heard, sent] {
+                    let made = self.associations.insert(association.clone());
+                    let is_first = !made || self.ever.insert(association.clone());
+                    assert!(is_first, "{} uses a key for the second time: {association:?}", self.name);
+                }
+            }
+            _ => {}
+        }
+        true
+    }
+
+    /// The kernel has lost what was made with that pair.
+    fn spend(&mut self, public_key: PublicKey) {
+        let spent: Vec<Arc<str>> =
+            self.keys.iter().filter(|(_, key)| **key == public_key).map(|(name, _)| name.clone()).collect();
+        for name in spent {
+            self.keys.remove(&name);
+            self.kernel.remove(&Key::KeyPair { name });
+        }
+    }
+
     /// Sessions end with the peer, and with the device's key.
     fn end_sessions(&mut self) {
         let kernel = &self.kernel;
         self.met.retain(|(link, public_key)| {
-            let peer = Key::WgPeer { link: link.clone(), public_key: *public_key };
-            kernel.get(&peer).is_some() && kernel.get(&Key::WgDevice { link: link.clone() }).is_some()
+            let (link, public_key) = (|| link.clone(), *public_key);
+            let is_there = |device: Key, peer: Key| kernel.get(&device).is_some() && kernel.get(&peer).is_some();
+            is_there(Key::WgDevice { link: link() }, Key::WgPeer { link: link(), public_key })
+                || is_there(Key::EspDevice { link: link() }, Key::EspPeer { link: link(), public_key })
         });
     }
 
     /// The kernel's state is gone; the disk is not.
     pub(crate) fn forget(&mut self) {
+        self.used.clone().into_iter().for_each(|key| self.spend(key));
+        self.associations.clear();
         let on_disk = self.keys.keys().map(|name| Key::KeyPair { name: name.clone() });
         let entry = || Entry { object: Object::KeyPair, owner: Owner::Read };
         self.kernel = on_disk.map(|key| (key, entry())).collect();
@@ -134,9 +207,18 @@ impl Machine {
     }
 
     /// Devices and the peers they have.
-    pub(crate) fn wireguard_peers(&self) -> impl Iterator<Item = (LinkName, PublicKey)> {
+    pub(crate) fn encrypted_peers(&self) -> impl Iterator<Item = (LinkName, PublicKey)> {
         self.kernel.iter().filter_map(|(key, _)| match key {
-            Key::WgPeer { link, public_key } => Some((link.clone(), *public_key)),
+            Key::WgPeer { link, public_key } | Key::EspPeer { link, public_key } => Some((link.clone(), *public_key)),
+            _ => None,
+        })
+    }
+
+    fn esp_peer(&self, link: &LinkName, is: impl Fn(PublicKey, &EspPeer) -> bool) -> Option<(PublicKey, &EspPeer)> {
+        self.kernel.iter().find_map(|(key, entry)| match (key, &entry.object) {
+            (Key::EspPeer { link: of, public_key }, Object::EspPeer(peer)) if of == link && is(*public_key, peer) => {
+                Some((*public_key, &**peer))
+            }
             _ => None,
         })
     }
@@ -166,7 +248,9 @@ impl Machine {
                 | Key::Socket { .. }
                 | Key::Remote { .. }
                 | Key::WgDevice { .. }
-                | Key::WgPeer { .. },
+                | Key::WgPeer { .. }
+                | Key::EspDevice { .. }
+                | Key::EspPeer { .. },
                 _,
             ) => {
                 let link = key.link().unwrap();
@@ -288,6 +372,7 @@ fn send_by(
             let at = Instance::Vxlan { underlay: Family::of(*local), vni: *vni, port: *port, gbp: false };
             (by_vxlan(a, b, dev, device, route.via.ok_or("no next hop")?)?, at)
         }
+        LinkKind::Xfrm { label } => (by_esp(a, b, dev, (ours, theirs))?, label.parse()?),
         LinkKind::Wireguard { label } => (by_wireguard(a, b, dev, (ours, theirs))?, label.parse()?),
         LinkKind::Tun { label } => (by_engine(a, b, label, (ours, theirs))?, label.parse()?),
         _ => by_tunnel(b, device, route, family)?,
@@ -297,6 +382,44 @@ fn send_by(
         return Err("b's reverse path filter drops it".into());
     }
     Ok(instance)
+}
+
+/// By which device of `b` it comes in, if both hold the association and `b` has a policy that lets it in.
+fn by_esp<'b>(
+    a: &Machine,
+    b: &'b Machine,
+    link: &LinkName,
+    (from, to): (&IpNet, &IpNet),
+) -> Result<&'b LinkName, String> {
+    let (theirs, peer) = a.esp_peer(link, |_, peer| peer.allowed.contains(to)).ok_or("a has no policy for it")?;
+    let by = Association { link: link.clone(), from: peer.own.public_key, to: theirs, at: peer.address };
+    if !a.has_address(peer.own.address) || !b.has_address(peer.address) {
+        return Err(format!("nobody is at {} or {}", peer.own.address, peer.address));
+    }
+    if let Some(lacks) = [a, b].into_iter().find(|machine| !machine.associations.contains(&by)) {
+        return Err(format!("{} has no association", lacks.name));
+    }
+    let lets_in = b.esp_peer(link, |key, peer| key == by.from && peer.allowed.contains(from)).is_some();
+    let name = b.devices().map(|(name, _)| name).find(|name| *name == link).filter(|_| lets_in);
+    name.ok_or_else(|| "b has no policy for it".into())
+}
+
+/// Whether the peer of that key answers what `a` asks through its device.
+pub(crate) fn answers(a: &Machine, b: &Machine, link: &LinkName, key: PublicKey) -> bool {
+    let Some((_, peer)) = a.esp_peer(link, |of, _| of == key) else { return false };
+    let own = |of: &Machine| match of.kernel.get(&Key::EspDevice { link: link.clone() })?.object {
+        Object::EspDevice(own) => Some(own.public_key),
+        _ => None,
+    };
+    let comes_and_goes = |family: Family| {
+        let (Some(ours), Some(theirs)) = (a.blocks.get(family), b.blocks.get(family)) else { return false };
+        let asks = peer.allowed.contains(&Family::host_net(theirs.network()));
+        asks && by_esp(a, b, link, (ours, theirs)).is_ok() && send(b, a, family).is_ok()
+    };
+    // Over IPv4, if that is possible.
+    let first =
+        Family::ALL.into_iter().find(|family| a.blocks.get(*family).is_some() && b.blocks.get(*family).is_some());
+    own(b) == Some(key) && first.is_some_and(comes_and_goes)
 }
 
 /// By which device of `b` it comes in, if both have a session and each knows the other's ranges.

@@ -13,11 +13,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use tartan_fabric::Instance;
-use tartan_model::{Clock, Config, Family, Node, WireguardConfig};
+use tartan_model::{Clock, Config, Family, IpsecConfig, Node, WireguardConfig};
 use tartan_netstate::{Key, LinkName, Object, PublicKey, WgDevice};
 
 use agent::Agent;
-use machine::{Machine, may_shake_hands, send};
+use machine::{Machine, answers, may_shake_hands, send};
 use store::{Store, Wire, Write};
 
 /// Length of a step, in milliseconds.
@@ -143,7 +143,9 @@ impl Cluster {
         let counted = config.wireguard.rotate_after.map_or(0, |every| (BEGINNING + self.now / 1_000) / every.as_secs());
         let rotation = config.wireguard.rotation.wrapping_add(counted as u32);
         let wireguard = WireguardConfig { rotation, ..config.wireguard };
-        Config { wireguard, ..config }
+        let counted = ((BEGINNING + self.now / 1_000) / config.ipsec.rotate_after.as_secs()) as u32;
+        let ipsec = IpsecConfig { rotation: config.ipsec.rotation.wrapping_add(counted), ..config.ipsec };
+        Config { wireguard, ipsec, ..config }
     }
 
     /// Kills an agent between any two of its steps; the kernel keeps what it has.
@@ -261,6 +263,7 @@ impl Cluster {
     /// Whom a device gets to know it greets, and if that one knows it they shake hands.
     fn greet(&mut self, name: &Arc<str>) {
         for (link, theirs) in std::mem::take(&mut self.machines.get_mut(name).unwrap().greets) {
+            self.ask(name, &link, theirs);
             if let Some((b, ours)) = self.who_answers(name, &link, theirs) {
                 self.meet(link, (name, ours), (&b, theirs));
             }
@@ -271,13 +274,24 @@ impl Cluster {
     fn shake_hands(&mut self) {
         let names: Vec<Arc<str>> = self.machines.keys().cloned().collect();
         for name in &names {
-            for (link, theirs) in self.machines[name].wireguard_peers().collect::<Vec<_>>() {
+            for (link, theirs) in self.machines[name].encrypted_peers().collect::<Vec<_>>() {
+                if self.rng.below(20) == 0 {
+                    self.ask(name, &link, theirs);
+                }
                 if let Some((b, ours)) = self.who_answers(name, &link, theirs)
                     && self.rng.below(20) == 0
                 {
                     self.meet(link, (name, ours), (&b, theirs));
                 }
             }
+        }
+    }
+
+    /// By IPsec each asks for itself.
+    fn ask(&mut self, name: &Arc<str>, link: &LinkName, theirs: PublicKey) {
+        let a = &self.machines[name];
+        if self.machines.values().any(|b| b.name != *name && answers(a, b, link, theirs)) {
+            self.touched |= self.machines.get_mut(name).unwrap().met.insert((link.clone(), theirs));
         }
     }
 

@@ -17,6 +17,7 @@ pub(super) const NFTA_VERDICT_CHAIN: u16 = 2;
 const NFT_REG32_00: u32 = 8;
 const NFT_REG_VERDICT: u32 = 0;
 const NFT_LOOKUP_F_INV: u32 = 1;
+const NFT_RT_XFRM: u32 = 4;
 const NFT_FIB_RESULT_ADDRTYPE: u32 = 3;
 const NFTA_FIB_F_SADDR: u32 = 1;
 const NFTA_FIB_F_DADDR: u32 = 2;
@@ -59,6 +60,7 @@ fn name(expression: &Expr) -> &'static str {
         Expr::Bitwise { .. } => "bitwise",
         Expr::Lookup { .. } | Expr::VerdictMap { .. } => "lookup",
         Expr::FibType { .. } => "fib",
+        Expr::Ipsec { .. } => "rt",
         Expr::Ct { .. } | Expr::SetCtMark { .. } => "ct",
         Expr::Immediate { .. } | Expr::Verdict(_) => "immediate",
         Expr::Notrack => "notrack",
@@ -111,6 +113,9 @@ fn body(data: &mut Attrs, expression: &Expr) {
                 AddressSide::Daddr => NFTA_FIB_F_DADDR,
             };
             data.u32(1, reg(*dreg)).u32(2, NFT_FIB_RESULT_ADDRTYPE).u32(3, flags);
+        }
+        Expr::Ipsec { dreg } => {
+            data.u32(1, reg(*dreg)).u32(2, NFT_RT_XFRM);
         }
         Expr::Ct { key, dreg } => {
             data.u32(1, reg(*dreg)).u32(2, ct_key(*key));

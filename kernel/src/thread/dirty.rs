@@ -126,6 +126,7 @@ pub(super) fn scope_of(key: &Key) -> Scope {
         Key::ForwardOpening { .. } => Scope::Foreign,
         Key::Socket { .. } | Key::Remote { .. } => Scope::Engines,
         Key::KeyPair { .. } | Key::WgDevice { .. } | Key::WgPeer { .. } => Scope::Wireguard,
+        Key::EspDevice { .. } | Key::EspPeer { .. } => Scope::Wireguard,
     }
 }
 

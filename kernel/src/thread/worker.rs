@@ -599,7 +599,12 @@ impl Worker {
             // Legacy tables tell nobody that they are open now.
             op if matches!(op.key(), Key::ForwardOpening { .. }) => self.host_is_dirty = true,
             // There is a key, or a handshake begins.
-            op if matches!(op.key(), Key::KeyPair { .. } | Key::WgPeer { .. }) => {
+            op if matches!(op.key(), Key::KeyPair { .. } | Key::WgPeer { .. } | Key::EspPeer { .. }) => {
+                (self.wireguard_at, self.wireguard_rest) = (Some(now), HANDSHAKES_AT_FIRST);
+            }
+            // With its associations a key pair is spent.
+            Op::Delete(Key::EspDevice { .. }, _) => {
+                self.dirty.mark(Scope::Wireguard);
                 (self.wireguard_at, self.wireguard_rest) = (Some(now), HANDSHAKES_AT_FIRST);
             }
             _ => {}

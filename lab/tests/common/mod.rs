@@ -139,6 +139,19 @@ pub(crate) fn set(lab: &mut Lab, key: &str, value: Value) -> Result<()> {
     lab.set_config(&Map::from_iter([(key.to_owned(), value)]))
 }
 
+/// Gives a node a secret as an admin would, or takes it away.
+pub(crate) fn give_secret(node: &Node, secret: Option<&str>) -> Result<()> {
+    let dir = node.state_dir().join("secret");
+    let dir = dir.display();
+    let line = match secret {
+        Some(secret) => {
+            format!("umask 077; mkdir -p {dir}; echo {secret} > {dir}/new; mv {dir}/new {dir}/cluster-secret")
+        }
+        None => format!("rm {dir}/cluster-secret"),
+    };
+    sh(node, &line).map(drop)
+}
+
 // --- what is on the wire ---
 
 /// What tshark reads of the first packets that match a filter, on any link of the underlay, while `act` is done again and

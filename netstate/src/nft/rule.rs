@@ -44,6 +44,8 @@ pub enum Expr {
     SetMark { sreg: Reg },
     /// The type (`RTN_*`) of one of the packet's addresses into a register.
     FibType { of: AddressSide, dreg: Reg },
+    /// Whether the kernel is about to wrap the packet by IPsec, into a register.
+    Ipsec { dreg: Reg },
     /// A property of the connection into a register.
     Ct { key: CtKey, dreg: Reg },
     /// The connection's mark from a register.
@@ -258,6 +260,11 @@ impl RuleBuilder {
     /// `oifname "PREFIX*"`: leaves through a link whose name begins so.
     pub fn oifname_prefix(self, prefix: &str) -> RuleBuilder {
         self.meta(MetaKey::Oifname, prefix.as_bytes().to_vec())
+    }
+
+    /// `rt ipsec exists`: the kernel is about to wrap the packet by IPsec.
+    pub fn ipsec(self) -> RuleBuilder {
+        self.then(Expr::Ipsec { dreg: Reg(0) }).compare(CmpOp::Eq, vec![1])
     }
 
     /// `meta nfproto FAMILY`; put in front of the first address match by itself.

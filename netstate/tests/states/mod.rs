@@ -9,8 +9,8 @@ use ipnet::IpNet;
 use tartan_netstate::claims::POD_LINK_GROUP;
 use tartan_netstate::nft::{Chain, ChainKind, ElementData, Fields, HookPoint, Nfproto, Selector, Set, Type, rule};
 use tartan_netstate::{
-    Encap, Fdb, Key, Link, LinkKind, LinkName, Mac, Neigh, Netns, Object, Owner, PodNetns, PublicKey, Route, Rule,
-    Scope, Socket, State, Tbf, VxlanParams, WgDevice, WgPeer,
+    Encap, EspEnd, EspPeer, Fdb, Key, Link, LinkKind, LinkName, Mac, Neigh, Netns, Object, Owner, PodNetns, PublicKey,
+    Route, Rule, Scope, Socket, State, Tbf, VxlanParams, WgDevice, WgPeer,
 };
 
 /// What there is of everything; all zero is nothing. Small values first, so that a failure shrinks well.
@@ -259,6 +259,33 @@ impl Maker<'_> {
         }
     }
 
+    /// An IPsec device by one of `keys`, as for WireGuard.
+    fn ipsec(&mut self, keys: &[PublicKey]) {
+        let (there, look) = (self.byte(), self.byte());
+        if there.is_multiple_of(3) {
+            return;
+        }
+        let device = name(&format!("ttx{}", 26 + there % 2));
+        self.link(&device, LinkKind::Xfrm { label: format!("ipsec/{}", look % 2).into() }, look);
+        let v6 = look % 5 == 4;
+        let base = |v6: bool, number| plus(if v6 { "2001:db8::10" } else { "192.0.2.10" }.parse().unwrap(), number);
+        let own = EspEnd { address: base(v6, look % 3), public_key: keys[usize::from(look) % keys.len()] };
+        self.put(Key::EspDevice { link: device.clone() }, Object::EspDevice(own));
+        let mut ranges: BTreeMap<IpNet, u8> = BTreeMap::new();
+        let choices = [self.byte(), self.byte(), self.byte()];
+        for (peer, choice) in (0..3).zip(choices).filter(|(_, choice)| !choice.is_multiple_of(3)).rev() {
+            ranges.extend([false, true].map(|v6| (block(v6, 60 + peer + choice % 2), peer)));
+        }
+        for (peer, choice) in (0..3).zip(choices).filter(|(_, choice)| !choice.is_multiple_of(3)) {
+            let key = Key::EspPeer { link: device.clone(), public_key: PublicKey([20 + peer; 32]) };
+            let own_ranges = ranges.iter().filter(|(_, of)| **of == peer).map(|(range, _)| *range);
+            // One without ranges is none to the kernel.
+            let own_ranges: Vec<IpNet> = own_ranges.chain([block(v6, 70 + peer)]).collect();
+            let it = EspPeer::of(base(v6, 100 + choice % 4), own, own_ranges);
+            self.put(key, Object::EspPeer(it.into()));
+        }
+    }
+
     fn nft(&mut self) {
         let (there, elements) = (self.byte(), self.byte());
         if there.is_multiple_of(3) {
@@ -351,11 +378,21 @@ pub fn with_wireguard(pods: &[PodNetns], choice: &Choice, keys: &[PublicKey]) ->
     maker.state
 }
 
+/// The same, with IPsec by one of these keys.
+#[allow(dead_code, reason = "not for every kernel")]
+pub fn with_ipsec(pods: &[PodNetns], choice: &Choice, keys: &[PublicKey]) -> State {
+    let mut maker = Maker { state: state(pods, choice), bytes: &mut choice.iter().rev().skip(3) };
+    maker.ipsec(keys);
+    maker.state
+}
+
 /// The same, with what engines hold.
 #[allow(dead_code, reason = "no kernel holds it")]
 pub fn with_engines(pods: &[PodNetns], choice: &Choice) -> State {
     let keys = [PublicKey([1; 32]), PublicKey([2; 32])];
-    let mut maker = Maker { state: with_wireguard(pods, choice, &keys), bytes: &mut choice.iter().rev() };
+    let mut maker = Maker { state: with_wireguard(pods, choice, &keys), bytes: &mut choice.iter().rev().skip(3) };
+    maker.ipsec(&keys);
+    let mut maker = Maker { state: maker.state, bytes: &mut choice.iter().rev() };
     maker.tun(true);
     maker.state
 }

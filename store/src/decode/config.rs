@@ -7,9 +7,10 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use tartan_api::kinds::{Empty, ObjectMeta};
-use tartan_api::tartan::{self, NetworkConfigSpec, NodeAddressSpec, UdpSpec, VxlanSpec, WireguardSpec};
+use tartan_api::tartan::{self, IpsecSpec, NetworkConfigSpec, NodeAddressSpec, UdpSpec, VxlanSpec, WireguardSpec};
 use tartan_model::{
-    AddressChoice, Config, Encryption, FabricMode, Family, HostFirewall, PolicyMode, VxlanConfig, WireguardConfig,
+    AddressChoice, Config, Encryption, FabricMode, Family, HostFirewall, IpsecConfig, PolicyMode, VxlanConfig,
+    WireguardConfig,
 };
 
 use super::fault::{self, Fault};
@@ -22,19 +23,22 @@ const VXLAN_OVERHEAD: u32 = 70;
 const IPIP_OVERHEAD: u32 = 40;
 const UDP_OVERHEAD: u32 = 48;
 const WIREGUARD_OVERHEAD: u32 = 80;
+const IPSEC_OVERHEAD: u32 = 77;
 /// IFNAMSIZ without its final NUL.
 const MAX_LINK_NAME: usize = 15;
 
-const FABRICS: [(&str, FabricMode); 6] = [
+const FABRICS: [(&str, FabricMode); 7] = [
     ("vxlan", FabricMode::Vxlan),
     ("ipip", FabricMode::Ipip),
     ("udp", FabricMode::Udp),
     ("wireguard", FabricMode::Wireguard),
+    ("ipsec", FabricMode::Ipsec),
     ("host-gw", FabricMode::HostGw),
     ("none", FabricMode::None),
 ];
 const FALLBACKS: [(&str, Option<FabricMode>); 2] = [("none", None), ("udp", Some(FabricMode::Udp))];
-const ENCRYPTIONS: [(&str, Encryption); 2] = [("none", Encryption::None), ("wireguard", Encryption::Wireguard)];
+const ENCRYPTIONS: [(&str, Encryption); 3] =
+    [("none", Encryption::None), ("wireguard", Encryption::Wireguard), ("ipsec", Encryption::Ipsec)];
 const UNDERLAYS: [(&str, Option<Family>); 3] = [("auto", None), ("ipv4", Some(Family::V4)), ("ipv6", Some(Family::V6))];
 const FIREWALLS: [(&str, HostFirewall); 2] = [("open", HostFirewall::Open), ("report", HostFirewall::Report)];
 const POLICY: [(&str, PolicyMode); 3] =
@@ -85,8 +89,13 @@ fn config(spec: &NetworkConfigSpec) -> Result<Config, Fault> {
         FabricMode::Ipip => IPIP_OVERHEAD,
         FabricMode::Udp => UDP_OVERHEAD,
         FabricMode::Wireguard => WIREGUARD_OVERHEAD,
+        FabricMode::Ipsec => IPSEC_OVERHEAD,
     };
-    let encrypted = (encryption == Encryption::Wireguard).then_some(FabricMode::Wireguard);
+    let encrypted = match encryption {
+        Encryption::None => None,
+        Encryption::Wireguard => Some(FabricMode::Wireguard),
+        Encryption::Ipsec => Some(FabricMode::Ipsec),
+    };
     let modes = [Some(fabric), fallback, encrypted];
     let lowest_mtu = MIN_POD_MTU + modes.into_iter().flatten().map(overhead).max().unwrap_or(0);
     Ok(Config {
@@ -101,6 +110,7 @@ fn config(spec: &NetworkConfigSpec) -> Result<Config, Fault> {
         encryption,
         strict_encryption: spec.strict_encryption.unwrap_or(default.strict_encryption),
         wireguard: wireguard(&spec.wireguard.clone().unwrap_or_default(), default.wireguard)?,
+        ipsec: ipsec(&spec.ipsec.clone().unwrap_or_default(), default.ipsec)?,
         cross_subnet: spec.cross_subnet.unwrap_or(default.cross_subnet),
         underlay: word("spec.underlay", &spec.underlay, &UNDERLAYS, default.underlay)?,
         underlay_mtu: spec
@@ -119,19 +129,16 @@ fn config(spec: &NetworkConfigSpec) -> Result<Config, Fault> {
 }
 
 fn encryption(spec: &NetworkConfigSpec, fabric: FabricMode) -> Result<Encryption, Fault> {
-    for (field, text) in [("spec.fabric", &spec.fabric), ("spec.encryption", &spec.encryption)] {
-        if text.as_deref() == Some("ipsec") {
-            return Err(Fault::value(field, "ipsec", "not in this version of Tartan", "write `wireguard`"));
-        }
-    }
     let encryption = word("spec.encryption", &spec.encryption, &ENCRYPTIONS, Encryption::None)?;
     if fabric == FabricMode::None && encryption != Encryption::None {
         let wrong = "of no use with fabric `none`, which leaves the way between nodes to somebody else";
         return Err(Fault::value("spec.encryption", encryption, wrong, "set spec.fabric, or leave encryption to them"));
     }
-    if spec.strict_encryption == Some(true) && encryption == Encryption::None && fabric != FabricMode::Wireguard {
+    let encrypts = encryption != Encryption::None || matches!(fabric, FabricMode::Wireguard | FabricMode::Ipsec);
+    if spec.strict_encryption == Some(true) && !encrypts {
         let wrong = "without encryption: nothing could be sent";
-        return Err(Fault::value("spec.strictEncryption", true, wrong, "set spec.encryption to `wireguard` with it"));
+        let fix = "set spec.encryption to `wireguard` or `ipsec` with it";
+        return Err(Fault::value("spec.strictEncryption", true, wrong, fix));
     }
     Ok(encryption)
 }
@@ -140,16 +147,26 @@ fn wireguard(spec: &WireguardSpec, default: WireguardConfig) -> Result<Wireguard
     let port = spec.port.unwrap_or(default.port);
     let last = u32::from(u16::MAX - (WireguardConfig::PORTS - 1));
     fields::number("spec.wireguard.port", u32::from(port), 1..=last, "")?;
-    let rotate_after = |secs| {
-        let secs = fields::number("spec.wireguard.rotateAfterSeconds", secs, 10..=31_536_000, " seconds")?;
-        Ok(Duration::from_secs(u64::from(secs)))
-    };
+    let rotate_after = |secs| rotate_after("spec.wireguard.rotateAfterSeconds", secs);
     Ok(WireguardConfig {
         port,
         rotation: spec.rotation.unwrap_or(default.rotation),
         rotate_after: spec.rotate_after_seconds.map(rotate_after).transpose()?,
         nodes: spec.nodes.unwrap_or(default.nodes),
     })
+}
+
+fn ipsec(spec: &IpsecSpec, default: IpsecConfig) -> Result<IpsecConfig, Fault> {
+    let after = spec.rotate_after_seconds.map(|secs| rotate_after("spec.ipsec.rotateAfterSeconds", secs));
+    Ok(IpsecConfig {
+        rotation: spec.rotation.unwrap_or(default.rotation),
+        rotate_after: after.transpose()?.unwrap_or(default.rotate_after),
+    })
+}
+
+fn rotate_after(field: &str, secs: u32) -> Result<Duration, Fault> {
+    let secs = fields::number(field, secs, 10..=31_536_000, " seconds")?;
+    Ok(Duration::from_secs(u64::from(secs)))
 }
 
 fn vxlan(spec: &VxlanSpec, default: VxlanConfig) -> Result<VxlanConfig, Fault> {
@@ -239,6 +256,10 @@ fn spec(config: &Config) -> NetworkConfigSpec {
         strict_encryption: differing(&config.strict_encryption, &default.strict_encryption),
         wireguard: (config.wireguard != default.wireguard)
             .then(|| wireguard_spec(&config.wireguard, &default.wireguard)),
+        ipsec: (config.ipsec != default.ipsec).then(|| IpsecSpec {
+            rotation: differing(&config.ipsec.rotation, &default.ipsec.rotation),
+            rotate_after_seconds: differing(&config.ipsec.rotate_after, &default.ipsec.rotate_after).map(whole_seconds),
+        }),
         cross_subnet: differing(&config.cross_subnet, &default.cross_subnet),
         underlay: (config.underlay != default.underlay).then(|| name_of(config.underlay, &UNDERLAYS)),
         underlay_mtu: config.underlay_mtu,

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use tartan_model::{
-    AddressChoice, Block, Config, Encryption, FabricMode, Family, Holder, HostFirewall, NodeCondition, NodeNetwork,
-    Part, PerFamily, PolicyMode, VxlanConfig, WireguardConfig,
+    AddressChoice, Block, Config, Encryption, FabricMode, Family, Holder, HostFirewall, IpsecConfig, NodeCondition,
+    NodeNetwork, Part, PerFamily, PolicyMode, VxlanConfig, WireguardConfig,
 };
 
 use super::*;
@@ -115,6 +115,15 @@ fn a_configuration_is_whole() {
     check_config(
         "spec: {encryption: wireguard, strictEncryption: false, underlayMTU: 1360}",
         Config { encryption: Encryption::Wireguard, underlay_mtu: Some(1360), ..default() },
+    );
+    check_config(
+        "spec: {encryption: ipsec, strictEncryption: true, ipsec: {rotation: 3, rotateAfterSeconds: 3600}}",
+        Config {
+            encryption: Encryption::Ipsec,
+            strict_encryption: true,
+            ipsec: IpsecConfig { rotation: 3, rotate_after: Duration::from_secs(3_600) },
+            ..default()
+        },
     );
     for (word, policy) in [
         ("enforce", PolicyMode::Enforce),

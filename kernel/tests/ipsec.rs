@@ -1,0 +1,225 @@
+//! IPsec by the real kernel: no key is used twice, whoever takes associations away, and what is there is gone on with.
+
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+mod netns;
+
+use std::path::Path;
+use std::process::Command;
+
+use netns::Netns;
+use tartan_kernel::linux::Linux;
+use tartan_kernel::{Failure, Kernel, Scope};
+use tartan_netstate::{
+    EspEnd, EspPeer, Key, Link, LinkKind, LinkName, Netns as Ns, Object, Owner, PublicKey, State, diff,
+};
+
+const PAIR: &str = "ipsec-ipv4-0";
+const PEER: PublicKey = PublicKey([9; 32]);
+
+fn link() -> LinkName {
+    LinkName::new("ttxs0").unwrap()
+}
+
+/// A node that has what is wanted; a new door each time, as of an agent that has just started.
+struct Node {
+    kernel: Linux,
+    state: State,
+}
+
+impl Node {
+    fn start(dir: &Path) -> Node {
+        let mut kernel = Linux::open().unwrap().with_keys_in(dir);
+        let state = read(&mut kernel);
+        Node { kernel, state }
+    }
+
+    fn public_key(&mut self) -> PublicKey {
+        self.kernel.wireguard().unwrap().public_keys[PAIR]
+    }
+
+    /// Has the kernel be so, as far as it will.
+    fn become_(&mut self, wanted: &State) -> Vec<Failure> {
+        let failures = self.kernel.apply(&diff(&self.state, wanted, |_| true));
+        self.state = read(&mut self.kernel);
+        failures
+    }
+
+    /// A pair, a device and a peer, at these addresses.
+    fn wanted(&mut self, own: &str, peer: &str) -> State {
+        let mut wanted = State::new();
+        wanted.insert(Key::KeyPair { name: PAIR.into() }, Object::KeyPair, Owner::Node);
+        let failures = self.become_(&wanted);
+        assert!(failures.is_empty(), "{failures:?}");
+        let kind = LinkKind::Xfrm { label: "ipsec/ipv4".into() };
+        let made = Link { kind, mac: None, mtu: 1443, group: 0, up: true };
+        wanted.insert(Key::Link { ns: Ns::Host, link: link() }, Object::Link(made.into()), Owner::Node);
+        let own = EspEnd { address: own.parse().unwrap(), public_key: self.public_key() };
+        wanted.insert(Key::EspDevice { link: link() }, Object::EspDevice(own), Owner::Node);
+        let ranges = ["10.2.0.0/24", "10.2.0.0/32", "fd02::/64"].map(|range| range.parse().unwrap());
+        let peer = EspPeer::of(peer.parse().unwrap(), own, ranges);
+        wanted.insert(Key::EspPeer { link: link(), public_key: PEER }, Object::EspPeer(peer.into()), Owner::Node);
+        wanted
+    }
+
+    /// All of it, without another key than there is.
+    fn wanted_again(&mut self, own: &str, peer: &str) -> State {
+        let mut wanted = self.state.clone();
+        let own = EspEnd { address: own.parse().unwrap(), public_key: self.public_key() };
+        wanted.insert(Key::EspDevice { link: link() }, Object::EspDevice(own), Owner::Node);
+        let Object::EspPeer(was) = wanted.get(&Key::EspPeer { link: link(), public_key: PEER }).unwrap().object.clone()
+        else {
+            panic!("a peer is a peer")
+        };
+        let peer = EspPeer::of(peer.parse().unwrap(), own, was.allowed.iter().copied());
+        wanted.insert(Key::EspPeer { link: link(), public_key: PEER }, Object::EspPeer(peer.into()), Owner::Node);
+        wanted
+    }
+}
+
+fn read(kernel: &mut Linux) -> State {
+    let read = [Scope::Links, Scope::Wireguard].map(|scope| kernel.read(&scope).unwrap());
+    read.iter().flat_map(|state| state.iter().map(|(key, entry)| (key.clone(), entry.clone()))).collect()
+}
+
+fn sh(line: &str) -> String {
+    let done = Command::new("sh").args(["-c", line]).output().unwrap();
+    assert!(done.status.success(), "{line}: {}", String::from_utf8_lossy(&done.stderr));
+    String::from_utf8(done.stdout).unwrap()
+}
+
+/// Objects without owners, which the kernel does not keep.
+fn objects(state: &State) -> Vec<(Key, Object)> {
+    state.iter().map(|(key, entry)| (key.clone(), entry.object.clone())).collect()
+}
+
+fn check(test: &str, body: impl FnOnce(&Path) + Send + 'static) {
+    let dir = std::env::temp_dir().join(format!("tartan-ipsec-{test}-{}", std::process::id()));
+    // The secret's part is a matter of the pair's name, and this pair has none.
+    let keys = dir.join("keys");
+    Netns::new().run(move || {
+        sh("ip link set lo up; ip addr add 192.0.2.1/24 dev lo; ip addr add 192.0.2.7/24 dev lo");
+        body(&keys);
+    });
+    std::fs::remove_dir_all(dir).unwrap();
+}
+
+/// Keys of associations, in order.
+fn keys_in_kernel() -> Vec<String> {
+    let all = sh("ip xfrm state | grep -o '0x[0-9a-f]\\{72\\}' | sort");
+    all.lines().map(str::to_owned).collect()
+}
+
+#[test]
+#[ignore = "wants the kernel modules xfrm_interface and esp4: `cargo xtask vm`"]
+fn vm_an_agent_that_starts_again_goes_on_with_what_is_there() {
+    check("again", |dir| {
+        let mut node = Node::start(dir);
+        let wanted = node.wanted("192.0.2.1", "192.0.2.2");
+        assert_eq!(node.become_(&wanted), []);
+        assert_eq!(objects(&node.state), objects(&wanted));
+        let before = keys_in_kernel();
+        assert_eq!(before.len(), 3, "one each way, and the one that nothing is sent by");
+        let mut again = Node::start(dir);
+        assert_eq!(objects(&again.state), objects(&wanted));
+        assert_eq!(again.public_key(), node.public_key());
+        // A peer that goes and comes back goes on by what it had.
+        let mut without = wanted.clone();
+        without.remove(&Key::EspPeer { link: link(), public_key: PEER });
+        assert_eq!(again.become_(&without), []);
+        assert_eq!(objects(&again.state), objects(&without));
+        assert_eq!(sh("ip xfrm policy"), "");
+        assert_eq!(again.become_(&wanted), []);
+        assert_eq!(keys_in_kernel(), before);
+        // With its device all of it goes, and so does the pair.
+        let mut nothing = State::new();
+        nothing.insert(Key::KeyPair { name: PAIR.into() }, Object::KeyPair, Owner::Node);
+        assert_eq!(again.become_(&nothing), []);
+        assert_eq!(objects(&again.state), [], "a pair that was used is none");
+        assert_eq!(sh("ip xfrm state; ip xfrm policy"), "");
+    });
+}
+
+#[test]
+#[ignore = "wants the kernel modules xfrm_interface and esp4: `cargo xtask vm`"]
+fn vm_what_somebody_takes_away_is_made_anew_with_other_keys() {
+    for damage in
+        ["ip xfrm state flush", "ip xfrm state flush; ip xfrm policy flush", "ip xfrm state deleteall dst 192.0.2.2"]
+    {
+        for sees in [true, false] {
+            check("lost", move |dir| {
+                let mut node = Node::start(dir);
+                let wanted = node.wanted("192.0.2.1", "192.0.2.2");
+                assert_eq!(node.become_(&wanted), []);
+                let (first, keys) = (node.public_key(), keys_in_kernel());
+                sh(damage);
+                if sees {
+                    // Of the loss it does not know yet, and asks for a range more.
+                    let mut more = wanted.clone();
+                    let Object::EspPeer(was) =
+                        more.get(&Key::EspPeer { link: link(), public_key: PEER }).unwrap().object.clone()
+                    else {
+                        panic!()
+                    };
+                    let ranges = was.allowed.iter().copied().chain(["10.9.0.0/24".parse().unwrap()]);
+                    let peer = EspPeer::of(was.address, was.own, ranges);
+                    more.insert(
+                        Key::EspPeer { link: link(), public_key: PEER },
+                        Object::EspPeer(peer.into()),
+                        Owner::Node,
+                    );
+                    let failures = node.kernel.apply(&diff(&wanted, &more, |_| true));
+                    assert_eq!(failures.len(), 1, "{failures:?}");
+                } else {
+                    node = Node::start(dir);
+                }
+                node.state = read(&mut node.kernel);
+                assert_eq!(node.state.get(&Key::KeyPair { name: PAIR.into() }), None, "{damage}");
+                let wanted = node.wanted("192.0.2.1", "192.0.2.2");
+                assert_eq!(node.become_(&wanted), [], "{damage}");
+                assert_eq!(objects(&node.state), objects(&wanted), "{damage}");
+                assert_ne!(node.public_key(), first);
+                assert!(keys_in_kernel().iter().all(|key| !keys.contains(key)), "{damage}: a key came back");
+            });
+        }
+    }
+}
+
+#[test]
+#[ignore = "wants the kernel modules xfrm_interface and esp4: `cargo xtask vm`"]
+fn vm_addresses_that_change_take_no_number_back() {
+    check("moved", |dir| {
+        let mut node = Node::start(dir);
+        let wanted = node.wanted("192.0.2.1", "192.0.2.2");
+        assert_eq!(node.become_(&wanted), []);
+        let numbers = || {
+            let all =
+                sh("ip -s xfrm state | grep -e '^src 192.0.2.. dst 192.0.2.2$' -e oseq | grep -A1 'dst 192.0.2.2$'");
+            all.lines().map(str::to_owned).collect::<Vec<_>>().join(" ")
+        };
+        assert!(numbers().contains("src 192.0.2.1 dst 192.0.2.2") && numbers().contains("oseq 0x0"), "{}", numbers());
+        // This node's own: the same key, further on.
+        let keys = keys_in_kernel();
+        let moved = node.wanted_again("192.0.2.7", "192.0.2.2");
+        assert_eq!(node.become_(&moved), []);
+        assert_eq!(objects(&node.state), objects(&moved));
+        assert!(
+            numbers().contains("src 192.0.2.7 dst 192.0.2.2") && numbers().contains("oseq 0x10000"),
+            "{}",
+            numbers()
+        );
+        // What peers still send to the old address is heard, by the key that it had; the new address has another.
+        assert_eq!(keys_in_kernel().iter().filter(|key| keys.contains(key)).count(), 2);
+        assert_eq!(keys_in_kernel().len(), 4, "{}", sh("ip xfrm state"));
+        // And the peer's: there and back.
+        let all = keys_in_kernel();
+        let moved = node.wanted_again("192.0.2.7", "192.0.2.3");
+        assert_eq!(node.become_(&moved), []);
+        assert_eq!(objects(&node.state), objects(&moved));
+        assert_eq!(keys_in_kernel().len(), all.len() + 1);
+        let back = node.wanted_again("192.0.2.7", "192.0.2.2");
+        assert_eq!(node.become_(&back), []);
+        assert_eq!(objects(&node.state), objects(&back));
+        assert_eq!(keys_in_kernel().len(), all.len() + 1);
+    });
+}

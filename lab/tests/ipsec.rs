@@ -1,0 +1,279 @@
+//! Packets that are encrypted by IPsec, under kernels that have ESP: `cargo xtask vm`.
+
+mod common;
+
+use std::collections::BTreeSet;
+use std::net::UdpSocket;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use common::{
+    PATIENCE, capture, condition, give_secret, lab, set, sh, tartan, wait_for_condition, wait_until_sent_by,
+    wait_until_steady,
+};
+use serde_json::{Value, json};
+use tartan_lab::probe::{Load, Pair, Running, ping, wait_for};
+use tartan_lab::{Family, Lab, Node};
+
+const SECRET: &str = "a secret of the cluster that is long enough";
+
+/// Answered before an event begins and after it has ended.
+const PROBES: u64 = 1_500;
+
+/// What an emulated processor bears that encrypts by AES: without instructions for it, that is its most expensive part.
+fn small_load(lab: &Lab) -> Result<Running> {
+    let pods = lab.pod_endpoints();
+    let pairs: Vec<Pair> = pods.iter().zip(pods.iter().cycle().skip(1)).map(|(a, b)| (a.clone(), b.clone())).collect();
+    let load = Load::new().interval(Duration::from_millis(40)).udp(pairs.clone()).tcp_idle(pairs).start()?;
+    load.wait_for_answers(PROBES, PATIENCE)?;
+    Ok(load)
+}
+
+/// Nodes of that lab go over to IPsec, each with the secret.
+fn with_ipsec(mut lab: Lab) -> Result<Lab> {
+    for node in lab.nodes() {
+        give_secret(node, Some(SECRET))?;
+    }
+    set(&mut lab, "fabric", json!("ipsec"))?;
+    wait_until_steady(&lab, "ipsec")?;
+    // And nothing is left of what was before.
+    let alone = |node: &Node| sh(node, "ip -o link show type vxlan").is_ok_and(|left| left.is_empty());
+    wait_for(PATIENCE, "vxlan to be gone", || lab.nodes().iter().all(alone)).with_context(|| lab.troubleshooting())?;
+    Ok(lab)
+}
+
+/// The instance by which a node sends to all its peers.
+fn sends_by(node: &Node) -> Result<String> {
+    let status = node.status()?;
+    let by = status["peers"].as_array().into_iter().flatten().filter_map(|peer| peer["fabric"].as_str());
+    let by: BTreeSet<&str> = by.collect();
+    ensure!(by.len() == 1, "{} sends by {by:?}", node.name());
+    Ok(by.first().context("it sends")?.to_string())
+}
+
+/// The keys of a node's associations.
+fn keys(node: &Node) -> Result<BTreeSet<String>> {
+    let keys = sh(node, "ip xfrm state | grep -o '0x[0-9a-f]\\{72\\}'")?;
+    Ok(keys.lines().map(str::to_owned).collect())
+}
+
+/// Two nodes with a pod each that talk by IPsec over a family of underlay.
+fn check_both_families(name: &str, underlay: &str, mtu: u32) -> Result<()> {
+    let lab = Lab::builder(name).nodes(2).pods_per_node(1).config("underlay", json!(underlay)).up()?;
+    lab.wait_for_matrix(PATIENCE)?.check()?;
+    let lab = with_ipsec(lab)?;
+    let node = lab.node("n1")?;
+    let said = node.status()?;
+    ensure!(said["podMtu"] == mtu && said["conditions"] == json!([]), "pods' packets may hold {mtu} bytes: {said}");
+    lab.wait_for_matrix(PATIENCE)?.check()?;
+    let [a, b] = [lab.pod("a1")?.endpoint(), lab.pod("b1")?.endpoint()];
+    for family in Family::BOTH {
+        for bytes in [84, mtu - 1, mtu] {
+            ping(&a, b.address(family), bytes as usize, PATIENCE)
+                .with_context(|| format!("{family}: {bytes} bytes of {mtu}"))?;
+        }
+    }
+    // Nobody is told of a key.
+    let told = std::fs::read_to_string(node.log_file())? + &node.status()?.to_string();
+    let shown = keys(node)?.into_iter().find(|key| told.contains(&key[2..]));
+    ensure!(shown.is_none() && !told.contains(SECRET), "{} tells of a key", node.name());
+    let modes = sh(node, &format!("stat -c %a {0} {0}/*", node.state_dir().join("keys").display()))?;
+    ensure!(modes == "700\n600\n600\n", "keys are for root alone: {modes}");
+    // What is taken away comes back.
+    for damage in [
+        "for l in $(ip -o link show group default | grep -o 'ttx[^@:]*'); do ip link del $l; done",
+        "ip route flush table main proto 84; ip -6 route flush table main proto 84",
+        "ip xfrm policy flush",
+    ] {
+        sh(node, damage).with_context(|| damage)?;
+        let mended = || ping(&a, b.v4.into(), 84, Duration::from_millis(500)).is_ok();
+        wait_for(PATIENCE, "packets again", mended).with_context(|| format!("{damage}\n{}", node.troubleshooting()))?;
+    }
+    lab.wait_for_matrix(PATIENCE)?.check()
+}
+
+#[test]
+#[ignore = "wants the kernel modules xfrm_interface and esp4: `cargo xtask vm`"]
+fn vm_carries_both_families_over_ipv4() -> Result<()> {
+    check_both_families("esp4", "ipv4", 1443)
+}
+
+#[test]
+#[ignore = "wants the kernel modules xfrm_interface and esp6: `cargo xtask vm`"]
+fn vm_carries_both_families_over_ipv6() -> Result<()> {
+    check_both_families("esp6", "ipv6", 1423)
+}
+
+#[test]
+#[ignore = "wants the kernel modules xfrm_interface and esp4: `cargo xtask vm`"]
+fn vm_encryption_that_comes_changes_and_goes_is_not_noticed() -> Result<()> {
+    let mut lab = lab("espchanges", "vxlan")?;
+    for node in lab.nodes() {
+        give_secret(node, Some(SECRET))?;
+    }
+    let load = small_load(&lab)?;
+    for (encryption, instance) in [
+        ("ipsec", "ipsec/ipv4/key"),
+        ("wireguard", "wireguard/ipv4/port51820"),
+        ("ipsec", "ipsec/ipv4/key"),
+        ("none", "vxlan"),
+    ] {
+        set(&mut lab, "encryption", json!(encryption))?;
+        wait_until_sent_by(&lab, instance)?;
+    }
+    let gone = |node: &Node| sh(node, "ip xfrm state; ip xfrm policy").is_ok_and(|left| left.is_empty());
+    wait_for(PATIENCE, "nothing of it to be left", || lab.nodes().iter().all(gone))
+        .with_context(|| lab.troubleshooting())?;
+    load.wait_for_answers(PROBES, PATIENCE).with_context(|| lab.troubleshooting())?;
+    load.stop()?.check_nothing_lost().with_context(|| lab.troubleshooting())
+}
+
+#[test]
+#[ignore = "wants the kernel modules xfrm_interface and esp4: `cargo xtask vm`"]
+fn vm_new_keys_are_not_noticed() -> Result<()> {
+    let mut lab = with_ipsec(lab("espkeys", "vxlan")?)?;
+    let load = small_load(&lab)?;
+    let node = || lab.node("n1");
+    let (mut seen, mut instances) = (keys(node()?)?, BTreeSet::from([sends_by(node()?)?]));
+    for _ in 0..2 {
+        let said = tartan(lab.node("n2")?, &["rotate"])?;
+        ensure!(said.status.success(), "tartan rotate: {}", String::from_utf8_lossy(&said.stderr));
+        let mut another = || sends_by(node()?).map(|by| instances.insert(by));
+        wait_for(PATIENCE, "another instance", || another().unwrap_or(false)).with_context(|| lab.troubleshooting())?;
+        wait_until_steady(&lab, "ipsec")?;
+        let now = keys(lab.node("n1")?)?;
+        ensure!(now.is_disjoint(&seen), "a key is there again");
+        seen.extend(now);
+    }
+    set(&mut lab, "ipsec", json!({"rotateAfterSeconds": 20}))?;
+    for _ in 0..2 {
+        let mut another = || sends_by(lab.node("n1")?).map(|by| instances.insert(by));
+        wait_for(PATIENCE, "another instance by the clock", || another().unwrap_or(false))
+            .with_context(|| lab.troubleshooting())?;
+    }
+    load.wait_for_answers(PROBES, PATIENCE).with_context(|| lab.troubleshooting())?;
+    load.stop()?.check_nothing_lost().with_context(|| lab.troubleshooting())
+}
+
+#[test]
+#[ignore = "wants the kernel modules xfrm_interface and esp4: `cargo xtask vm`"]
+fn vm_the_end_of_an_agent_is_not_noticed_and_that_of_associations_not_for_long() -> Result<()> {
+    let lab = with_ipsec(lab("espkill", "vxlan")?)?;
+    let node = lab.node("n1")?;
+    let load = small_load(&lab)?;
+    let before = keys(node)?;
+    node.kill_agent()?;
+    load.wait_for_answers(PROBES / 10, PATIENCE)?;
+    node.start_agent()?;
+    node.wait_ready()?;
+    load.wait_for_answers(PROBES, PATIENCE).with_context(|| lab.troubleshooting())?;
+    load.stop()?.check_nothing_lost().with_context(|| lab.troubleshooting())?;
+    let applied = node.status()?["kernel"]["applied"].clone();
+    ensure!(applied == 0 && keys(node)? == before, "the new agent changed {applied} things");
+    // As a reboot would, but for the device.
+    for damage in ["ip xfrm state flush", "ip xfrm state flush; ip xfrm policy flush"] {
+        let before = keys(node)?;
+        sh(node, damage)?;
+        let [a, b] = [lab.pod("a1")?.endpoint(), lab.pod("b1")?.endpoint()];
+        for (from, to) in [(&a, &b), (&b, &a)] {
+            let answers = || ping(from, to.v4.into(), 84, Duration::from_millis(500)).is_ok();
+            wait_for(PATIENCE, "packets again", answers)
+                .with_context(|| format!("{damage}: {}", lab.troubleshooting()))?;
+        }
+        let now = keys(node)?;
+        ensure!(now.is_disjoint(&before) && !now.is_empty(), "{damage}: a key was used again");
+    }
+    wait_until_steady(&lab, "ipsec")?;
+    lab.wait_for_matrix(PATIENCE)?.check()
+}
+
+#[test]
+#[ignore = "wants the kernel modules xfrm_interface and esp4: `cargo xtask vm`"]
+fn vm_strict_lets_nothing_out_in_clear() -> Result<()> {
+    let mut lab = lab("espstrict", "vxlan")?;
+    for node in lab.nodes() {
+        give_secret(node, Some(SECRET))?;
+    }
+    let load = small_load(&lab)?;
+    lab.watch()?;
+    wait_for(PATIENCE, "packets in clear", || lab.seen().is_ok_and(|seen| seen.clear > 0))?;
+    let strict = [("encryption", json!("ipsec")), ("strictEncryption", json!(true))];
+    lab.set_config(&strict.clone().map(|(key, value)| (key.to_owned(), value)).into_iter().collect())?;
+    wait_until_sent_by(&lab, "ipsec/ipv4/key")?;
+    let in_force = |node: &Node| sh(node, "nft list chain inet tartan encrypted_only").is_ok();
+    wait_for(PATIENCE, "strictness to be in force", || lab.nodes().iter().all(in_force))
+        .with_context(|| lab.troubleshooting())?;
+    let before = lab.seen()?;
+    let first = sends_by(lab.node("n1")?)?;
+    set(&mut lab, "ipsec", json!({"rotation": 1}))?;
+    wait_for(PATIENCE, "new keys", || lab.node("n1").and_then(sends_by).is_ok_and(|by| by != first))
+        .with_context(|| lab.troubleshooting())?;
+    wait_until_steady(&lab, "ipsec")?;
+    set(&mut lab, "encryption", json!("wireguard"))?;
+    wait_until_sent_by(&lab, "wireguard")?;
+    set(&mut lab, "encryption", json!("ipsec"))?;
+    wait_until_sent_by(&lab, "ipsec")?;
+    let after = lab.seen()?;
+    ensure!(after.clear == before.clear, "{before:?} {after:?}\n{}", lab.troubleshooting());
+    ensure!(after.encrypted > before.encrypted + PROBES / 10, "nothing was seen that was encrypted");
+    load.wait_for_answers(PROBES, PATIENCE).with_context(|| lab.troubleshooting())?;
+    load.stop()?.check_nothing_lost().with_context(|| lab.troubleshooting())?;
+    // With its associations a node loses the way, and finds none in clear.
+    let node = lab.node("n1")?;
+    let before = lab.seen()?;
+    sh(node, "ip xfrm state flush; ip xfrm policy flush")?;
+    let [a, b] = [lab.pod("a1")?.endpoint(), lab.pod("b1")?.endpoint()];
+    let answers = || ping(&a, b.v4.into(), 84, Duration::from_millis(200)).is_ok();
+    wait_for(PATIENCE, "packets again", answers).with_context(|| lab.troubleshooting())?;
+    let after = lab.seen()?;
+    ensure!(after.clear == before.clear, "{before:?} {after:?}\n{}", lab.troubleshooting());
+    lab.set_config(&strict.map(|(key, _)| (key.to_owned(), Value::Null)).into_iter().collect())?;
+    wait_until_sent_by(&lab, "vxlan")
+}
+
+#[test]
+#[ignore = "wants the kernel modules xfrm_interface and esp4: `cargo xtask vm`"]
+fn vm_without_a_secret_there_is_no_ipsec_and_a_condition_says_so() -> Result<()> {
+    let mut lab = lab("espsecret", "vxlan")?;
+    give_secret(lab.node("n1")?, Some(SECRET))?;
+    set(&mut lab, "encryption", json!("ipsec"))?;
+    let said = wait_for_condition(lab.node("n2")?, "SecretMissing")?;
+    ensure!(said["fix"].as_str().is_some_and(|fix| fix.contains("secret")), "{said}");
+    wait_for_condition(lab.node("n1")?, "Unencrypted")?;
+    wait_until_sent_by(&lab, "vxlan").or_else(|_| lab.wait_for_matrix(PATIENCE)?.check())?;
+    for node in lab.nodes() {
+        give_secret(node, Some(SECRET))?;
+    }
+    wait_until_sent_by(&lab, "ipsec")?;
+    ensure!(condition(lab.node("n2")?, "SecretMissing").is_none(), "it has one");
+    lab.wait_for_matrix(PATIENCE)?.check()
+}
+
+/// What is in a pod's packet.
+const CLEAR: &[u8] = b"what nobody else is to read";
+
+#[test]
+#[ignore = "wants the kernel modules xfrm_interface and esp4: `cargo xtask vm`"]
+fn vm_the_wire_shows_esp_and_nothing_of_what_is_in_it() -> Result<()> {
+    let lab = Lab::builder("espwire").nodes(2).pods_per_node(1).up()?;
+    lab.wait_for_matrix(PATIENCE)?.check()?;
+    let lab = with_ipsec(lab)?;
+    let (a, b) = (lab.pod("a1")?.endpoint(), lab.pod("b1")?.endpoint());
+    let says = a.netns.run(|| UdpSocket::bind((a.v4, 0)))??;
+    let fields = ["ip.src", "ip.dst", "ip.proto", "esp.spi", "esp.sequence", "data.data"];
+    let rows = capture(&lab, "ip proto 50", &[], &fields, || {
+        // Nobody hears it there.
+        let _refused = says.send_to(CLEAR, (b.v4, 9));
+        drop(ping(&a, b.v4.into(), 84, PATIENCE));
+    })?;
+    let ends: BTreeSet<String> =
+        ["n1", "n2"].iter().map(|name| Ok(lab.node(name)?.endpoint().v4.to_string())).collect::<Result<_>>()?;
+    let in_clear: String = CLEAR.iter().map(|byte| format!("{byte:02x}")).collect();
+    for row in &rows {
+        let [src, dst, proto, spi, sequence, all] = &row[..] else { panic!("{row:?}") };
+        ensure!(BTreeSet::from([src.clone(), dst.clone()]) == ends && proto == "50", "{row:?}");
+        ensure!(!spi.is_empty() && !sequence.is_empty(), "RFC 4303 section 2: {row:?}");
+        ensure!(!all.replace(':', "").contains(&in_clear), "{row:?}");
+    }
+    Ok(())
+}
