@@ -4,7 +4,7 @@
 //! Where the kernel has no WireGuard, an engine does what the kernel would: the same objects are wanted, and kept there.
 //!
 //! Invariant: a step of an engine comes after the kernel's steps before it and before those after it: a route leads to a
-//! device only when its engine knows where the packets go.
+//! device only when its engine knows where the packets go, and the kernel that there is one.
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
@@ -108,8 +108,12 @@ impl WithEngines {
     }
 
     fn tell(&mut self, steps: &[Step]) -> Vec<Failure> {
-        let makes = |step: &Step| matches!(step.op(), Op::Create(Key::Socket { .. } | Key::WgDevice { .. }, _));
-        let may_start = steps.iter().any(makes);
+        let opened = |step: &Step| match step.op() {
+            Op::Create(Key::Socket { link } | Key::WgDevice { link }, _) => Some(link.clone()),
+            _ => None,
+        };
+        let opened: Vec<LinkName> = steps.iter().filter_map(opened).collect();
+        let may_start = !opened.is_empty();
         let failure = |step: &Step, says: &str| {
             let doing = format!("have an engine with {}", step.key());
             Failure::of(step, KernelError::Engine { doing, says: says.to_owned() })
@@ -132,6 +136,7 @@ impl WithEngines {
         match self.engine.apply(told, &keys, may_start) {
             Ok(failed) => {
                 self.watch();
+                opened.iter().for_each(|link| self.kernel.wait_for_carrier(link));
                 let failed = failed.iter().filter_map(|(index, says)| Some(failure(about.get(*index)?, says)));
                 failures.extend(failed);
             }
@@ -200,6 +205,10 @@ impl Kernel for WithEngines {
             });
         }
         failures
+    }
+
+    fn wait_for_carrier(&mut self, link: &LinkName) {
+        self.kernel.wait_for_carrier(link);
     }
 
     fn bury(&mut self) {
@@ -381,6 +390,9 @@ mod tests {
         let (steps, _) = told.recv().unwrap();
         assert!(matches!(&steps[..], [wire::Step::Open { .. }, wire::Step::Put { .. }]), "{steps:?}");
         assert!(fake.state().get(route(&link).key()).is_some() && fake.state().len() == 2);
+        // The engine has the device open by then, and no packet is led there yet.
+        let [(of, there)] = &fake.waits()[..] else { panic!("waited not once: {:?}", fake.waits()) };
+        assert!(*of == link && there.len() == 1 && there.get(tun(&link).key()).is_some(), "{there:?}");
 
         let read = both.read(&Scope::Engines).unwrap();
         assert!(read.len() == 2 && read.holds(&remote, &address), "{read:?}");

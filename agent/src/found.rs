@@ -74,6 +74,10 @@ impl Kernel for Noting {
         failures
     }
 
+    fn wait_for_carrier(&mut self, link: &LinkName) {
+        self.kernel.wait_for_carrier(link);
+    }
+
     fn bury(&mut self) {
         self.kernel.bury();
     }
@@ -204,6 +208,8 @@ mod tests {
             (self.0)();
             panic!("killed")
         }
+
+        fn wait_for_carrier(&mut self, _: &LinkName) {}
 
         fn bury(&mut self) {}
 

@@ -41,6 +41,8 @@ struct Inside {
     /// Every change so far.
     changes: Vec<Change>,
     reads: u64,
+    /// Links whose carrier was waited for, and what there was then.
+    waits: Vec<(LinkName, State)>,
 
     steps_until_failure: Option<usize>,
     failing: BTreeMap<Key, Errno>,
@@ -90,6 +92,11 @@ impl Fake {
     /// How often something was read.
     pub fn reads(&self) -> u64 {
         self.lock().reads
+    }
+
+    /// Links whose carrier was waited for, each with what there was then.
+    pub fn waits(&self) -> Vec<(LinkName, State)> {
+        self.lock().waits.clone()
     }
 
     /// What is there and not ours.
@@ -426,6 +433,12 @@ impl Kernel for Fake {
             }
         }
         failures
+    }
+
+    fn wait_for_carrier(&mut self, link: &LinkName) {
+        let mut inside = self.lock();
+        let there = inside.state.clone();
+        inside.waits.push((link.clone(), there));
     }
 
     fn bury(&mut self) {

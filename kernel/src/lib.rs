@@ -48,7 +48,7 @@ use std::os::fd::OwnedFd;
 
 pub use scope::Scope;
 use tartan_model::{Features, Host, Wireguard};
-use tartan_netstate::{Change, Key, Object, PodNetns, State, Step};
+use tartan_netstate::{Change, Key, LinkName, Object, PodNetns, State, Step};
 
 /// A kernel, real or fake. Blocking; called from one thread.
 pub trait Kernel: Send {
@@ -71,6 +71,10 @@ pub trait Kernel: Send {
     /// Carries the steps out in order and goes on after a failure. Empty: all done. Of those that make sense together only
     /// ([`Key::is_whole`]) all fail with one, and for each owner one is told.
     fn apply(&mut self, change: &Change) -> Vec<Failure>;
+
+    /// Somebody has begun to read what is sent into a link of the node's: returns when the kernel has noticed, or when it takes
+    /// too long. Until then it drops what is sent there.
+    fn wait_for_carrier(&mut self, link: &LinkName);
 
     /// Begins to delete all condemned links, which takes a while. That they are gone is told as of anybody's.
     fn bury(&mut self);

@@ -297,6 +297,10 @@ impl Kernel for Linux {
         failures
     }
 
+    fn wait_for_carrier(&mut self, link: &LinkName) {
+        self.host.wait_for_carrier(link);
+    }
+
     fn bury(&mut self) {
         self.gravedigger.call();
     }

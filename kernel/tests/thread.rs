@@ -176,6 +176,10 @@ impl Kernel for Counted {
         self.linux.apply(change)
     }
 
+    fn wait_for_carrier(&mut self, link: &LinkName) {
+        self.linux.wait_for_carrier(link);
+    }
+
     fn bury(&mut self) {
         self.linux.bury();
     }

@@ -76,6 +76,8 @@ impl Kernel for Dying {
         panic!("a bug, played by the test")
     }
 
+    fn wait_for_carrier(&mut self, _: &LinkName) {}
+
     fn bury(&mut self) {}
 
     fn lend(&mut self, _: &PodNetns, _: OwnedFd) {}
