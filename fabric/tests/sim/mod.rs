@@ -5,6 +5,7 @@
 //! became of a packet is what became of it in the step before, and is not asked again.
 
 pub(crate) mod agent;
+pub(crate) mod any;
 pub(crate) mod machine;
 pub(crate) mod store;
 
