@@ -208,7 +208,7 @@ fn vm_strict_lets_nothing_out_in_clear() -> Result<()> {
     set(&mut lab, "ipsec", json!({"rotation": 1}))?;
     wait_for(PATIENCE, "new keys", || lab.node("n1").and_then(sends_by).is_ok_and(|by| by != first))
         .with_context(|| lab.troubleshooting())?;
-    wait_until_steady(&lab, "ipsec")?;
+    wait_until_sent_by(&lab, "ipsec/ipv4/key")?;
     set(&mut lab, "encryption", json!("wireguard"))?;
     wait_until_sent_by(&lab, "wireguard")?;
     set(&mut lab, "encryption", json!("ipsec"))?;
