@@ -13,9 +13,9 @@ use tartan_policy::walk;
 use super::history::{History, NODES, State};
 use super::{generate, packet, setting};
 
-/// Neither is a value that any field can have.
+/// Neither is a value that any field can have: an object of texts could be labels to select by.
 fn garbage() -> impl Strategy<Value = Value> {
-    select(vec![json!(-7), json!("no such thing"), json!(true), json!([["x"]]), json!({"no": "such"}), json!(0.5)])
+    select(vec![json!(-7), json!("no such thing"), json!(true), json!([["x"]]), json!({"no": 1}), json!(0.5)])
 }
 
 /// Puts it in place of the n-th part of a document, counted from the outside in.
