@@ -98,7 +98,6 @@ impl Planners {
             masquerade: world.config.masquerade,
             between_nodes: world.config.ports_between_nodes(),
             unwraps_at: fabric.receives.iter().filter_map(Instance::unwraps_at).collect(),
-            encrypts: fabric.receives.iter().any(Instance::is_encrypted),
             by_ipsec: fabric.receives.iter().any(|at| matches!(at, Instance::Ipsec { .. })),
             encrypted_at: fabric.receives.iter().filter_map(Instance::encrypted_at).collect(),
             encrypts_from: fabric.node.encrypts_from,

@@ -86,7 +86,7 @@ impl Manner {
     /// encrypted.
     pub(crate) fn of(config: &Config, pool: Option<Encapsulation>) -> Manner {
         let says = |mode, across| Manner { mode, cross_subnet: across == Across::Subnets };
-        if matches!(config.fabric, FabricMode::Wireguard | FabricMode::Ipsec) {
+        if config.fabric.encrypts() {
             return Manner { mode: config.fabric, cross_subnet: false };
         }
         match pool.filter(|_| config.fabric != FabricMode::None) {

@@ -15,7 +15,7 @@ use tartan_netstate::claims::{ESP_KEY_PREFIX, MAIN_TABLE, PROBE_METRICS, PSK_SUF
 use tartan_netstate::{EspEnd, EspPeer, Key, Link, LinkKind, Netns, Object, Owner, Route, State, stable_hash};
 
 use crate::mtu::device_mtu;
-use crate::wireguard::{own_key, without_key};
+use crate::wireguard::{own_key, to_key_holder};
 use crate::{Fabric, Hop, Instance, LocalNode, Peer};
 
 pub(crate) struct Ipsec;
@@ -54,13 +54,7 @@ impl Fabric for Ipsec {
     }
 
     fn hop(&self, _: &LocalNode, at: &Instance, to: &Peer<'_>, _: Family) -> Result<Hop, Condition> {
-        if Some(Family::of(to.endpoint.address)) != at.underlay() {
-            return Err(crate::ipip::of_other_family(at, to));
-        }
-        if to.endpoint.public_key.is_none() {
-            return Err(without_key(at, to));
-        }
-        Ok(Hop { via: None, dev: at.device(), onlink: false, encap: None })
+        to_key_holder(at, to)
     }
 
     /// The peer stands in the device already.

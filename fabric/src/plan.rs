@@ -285,11 +285,10 @@ impl Memo {
         }
         let wanted = self.wanted(world, own_targets, word, now);
         let mut receives = &wanted | &word.accepts;
-        let is_there = |at: &Instance| common.ground.devices.values().any(|there| there == at);
+        let there: BTreeSet<Instance> = common.ground.devices.values().copied().collect();
         // A device that has lost its key lets nothing out until it has another; without it routes would lead elsewhere.
-        let is_kept = |at: &Instance| matches!(at, Instance::Ipsec { .. }) && is_there(at);
+        let is_kept = |at: &Instance| matches!(at, Instance::Ipsec { .. }) && there.contains(at);
         receives.retain(|at| own::is_possible(world, &common.node, at) || is_kept(at));
-        let there = common.ground.devices.values().copied().collect();
         rotation::one_a_port(&mut receives, [&word.accepts, &there, own_targets]);
         // Peers that are not live have no say in what there is: they come last, and all of them when it differs.
         if receives != self.out.receives {

@@ -59,13 +59,7 @@ impl Fabric for Wireguard {
     }
 
     fn hop(&self, _: &LocalNode, at: &Instance, to: &Peer<'_>, _: Family) -> Result<Hop, Condition> {
-        if Some(Family::of(to.endpoint.address)) != at.underlay() {
-            return Err(crate::ipip::of_other_family(at, to));
-        }
-        if to.endpoint.public_key.is_none() {
-            return Err(without_key(at, to));
-        }
-        Ok(Hop { via: None, dev: at.device(), onlink: false, encap: None })
+        to_key_holder(at, to)
     }
 
     /// The peer stands in the device already, and a range more or less would be another peer.
@@ -116,7 +110,18 @@ fn peer(at: &Instance, end: &Endpoint, own: impl Iterator<Item = IpNet>) -> Opti
     Some((Key::WgPeer { link: at.device(), public_key }, Object::WgPeer(itself.into())))
 }
 
-pub(crate) fn without_key(at: &Instance, to: &Peer<'_>) -> Condition {
+/// The next hop to a peer by a device in which peers stand with their keys.
+pub(crate) fn to_key_holder(at: &Instance, to: &Peer<'_>) -> Result<Hop, Condition> {
+    if Some(Family::of(to.endpoint.address)) != at.underlay() {
+        return Err(crate::ipip::of_other_family(at, to));
+    }
+    if to.endpoint.public_key.is_none() {
+        return Err(without_key(at, to));
+    }
+    Ok(Hop { via: None, dev: at.device(), onlink: false, encap: None })
+}
+
+fn without_key(at: &Instance, to: &Peer<'_>) -> Condition {
     Condition {
         about: format!("NodeNetwork/{}", to.name),
         field: "spec.accepts".into(),

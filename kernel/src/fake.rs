@@ -303,9 +303,7 @@ impl Inside {
         if let Key::NftSet { set } = key
             && self.state.get(key).is_some_and(|entry| entry.object != *new)
         {
-            let is_of_it = |key: &&Key| matches!(key, Key::NftElement { set: of, .. } if of == set);
-            let lost: Vec<Key> = self.state.iter().map(|(key, _)| key).filter(is_of_it).cloned().collect();
-            lost.iter().for_each(|key| drop(self.state.remove(key)));
+            self.state.remove_elements(set);
         }
         self.state.insert(key.clone(), new.clone(), Owner::Read);
         self.tell(Wake::Now(key.clone(), Some(new.clone())));

@@ -24,7 +24,7 @@ use tartan_netstate::{EspEnd, EspPeer, Key, LinkName, Object, Op, Owner, PublicK
 
 use crate::channel::Message;
 use crate::echo::{Echo, Heard};
-use crate::keys::{Keys, PrivateKey};
+use crate::keys::{self, Keys, PrivateKey};
 use crate::xfrm::{self, Direction, KEY_BYTES, Policy, Sa, Xfrm};
 use crate::{Failure, KernelError};
 
@@ -289,7 +289,7 @@ impl Ipsec {
             self.forget(link);
             return self.flush(number, &held);
         };
-        if before.is_some_and(|before| before.public_key != new.public_key) || before.is_none() {
+        if before.is_none_or(|before| before.public_key != new.public_key) {
             // Whatever is there was made with another pair, or with one that is spent.
             self.forget(link);
             self.flush(number, &held)?;
@@ -303,9 +303,9 @@ impl Ipsec {
         } else {
             let pairs = self.keys.all().map_err(|error| io_error(&doing, &error))?;
             let name = pairs.iter().find(|(_, pair)| pair.public() == new.public_key).map(|(name, _)| name.clone());
-            let name = name.ok_or_else(|| io_error(&doing, &io::Error::other("its key pair is not there any more")))?;
+            let name = name.ok_or_else(|| refused(&doing, "its key pair is not there any more"))?;
             if self.is_spent(&name, new.public_key)? {
-                return Err(io_error(&doing, &io::Error::other("its key pair was in use before")));
+                return Err(refused(&doing, "its key pair was in use before"));
             }
             self.keys.mark_used(new.public_key).map_err(|error| io_error(&doing, &error))?;
             let mut requests = vec![anchor(link, *new)?];
@@ -343,10 +343,7 @@ impl Ipsec {
             let Some(link) = step.key().link() else { continue };
             let op = step.op();
             if !anchored.contains(link) && !step.deletes() {
-                failed(
-                    step,
-                    io_error(&crate::namespace::doing(op), &io::Error::other("its key pair is not in use any more")),
-                );
+                failed(step, refused(&crate::namespace::doing(op), "its key pair is not in use any more"));
                 continue;
             }
             match self.send(requests, &crate::namespace::doing(op)) {
@@ -368,13 +365,12 @@ impl Ipsec {
         };
         let Some(new) = new else {
             let ranges = old.map(|old| &*old.allowed).unwrap_or_default();
-            let all = [Direction::Out, Direction::In, Direction::Forward];
-            return Ok(all.into_iter().flat_map(|direction| gone(direction, &mut ranges.iter())).collect());
+            return Ok(Direction::ALL.into_iter().flat_map(|direction| gone(direction, &mut ranges.iter())).collect());
         };
         let doing = crate::namespace::doing(op);
         let in_use = self.devices.as_ref().and_then(|devices| devices.get(link)).map(|own| own.public_key);
         if in_use != Some(new.own.public_key) {
-            return Err(io_error(&doing, &io::Error::other("its key pair is not in use")));
+            return Err(refused(&doing, "its key pair is not in use"));
         }
         let private = self.keys.private(new.own.public_key).map_err(|error| io_error(&doing, &error))?;
         let pair = Pair::of(&private, link, *public_key, new);
@@ -396,7 +392,7 @@ impl Ipsec {
         let mut rest = self.ensure(&sa(pair.spi_out, ESP_OUT, new.own.address, new.address), &pair.key_out, &doing)?;
         rest.extend(added.iter().map(|range| policy(Direction::Out, range)));
         let taken: Vec<&IpNet> = beyond(old.map_or(&[], |old| &old.allowed), &new.allowed).collect();
-        for direction in [Direction::Out, Direction::In, Direction::Forward] {
+        for direction in Direction::ALL {
             rest.extend(gone(direction, &mut taken.iter().copied()));
         }
         Ok(rest)
@@ -410,10 +406,7 @@ impl Ipsec {
         let there = xfrm.association(sa.daddr, sa.spi).map_err(|refusal| refusal.doing(doing))?;
         let known = self.known.contains(&place);
         match there {
-            None if known => Err(io_error(
-                doing,
-                &io::Error::other("the kernel has lost an association, so its key is not used again"),
-            )),
+            None if known => Err(refused(doing, "the kernel has lost an association, so its key is not used again")),
             None => {
                 // Even if it is not known what becomes of the request.
                 self.known.insert(place);
@@ -494,9 +487,7 @@ fn is_about_peer(step: &Step) -> bool {
 
 /// It carries nothing: nobody knows its key.
 fn anchor(link: &LinkName, own: EspEnd) -> Result<Message, KernelError> {
-    let mut key = [0; KEY_BYTES];
-    let random = std::fs::File::open("/dev/urandom").and_then(|mut file| io::Read::read_exact(&mut file, &mut key));
-    random.map_err(|error| io_error("make a key that nobody knows", &error))?;
+    let key = keys::random::<KEY_BYTES>().map_err(|error| io_error("make a key that nobody knows", &error))?;
     let spi = anchor_spi(link, own.public_key);
     let EspEnd { address, public_key } = own;
     let sa =
@@ -506,6 +497,11 @@ fn anchor(link: &LinkName, own: EspEnd) -> Result<Message, KernelError> {
 
 fn no_xfrm(doing: &str) -> KernelError {
     KernelError::Refused { doing: doing.to_owned(), errno: Errno::EPROTONOSUPPORT, says: None }
+}
+
+/// By ourselves.
+fn refused(doing: &str, why: &str) -> KernelError {
+    io_error(doing, &io::Error::other(why))
 }
 
 fn io_error(doing: &str, error: &io::Error) -> KernelError {
@@ -570,7 +566,7 @@ impl Greetings {
     fn greet(&mut self, peers: &BTreeMap<(LinkName, PublicKey), Arc<EspPeer>>) -> io::Result<()> {
         let echo = match self.echo.take() {
             Some(echo) => self.echo.insert(echo),
-            None => self.echo.insert(Echo::open(random()?)?),
+            None => self.echo.insert(Echo::open(number()?)?),
         };
         for heard in echo.replies() {
             if let Heard::Answer { nonce, from } = heard
@@ -587,7 +583,7 @@ impl Greetings {
             };
             let number = match self.numbers.get(peer) {
                 Some(number) => *number,
-                None => *self.numbers.entry(peer.clone()).or_insert(random()?),
+                None => *self.numbers.entry(peer.clone()).or_insert(number()?),
             };
             self.asked.insert(number, (peer.0.clone(), peer.1, to.addr()));
             echo.request(to.addr(), BYTES, number, Some(&peer.0));
@@ -596,8 +592,6 @@ impl Greetings {
     }
 }
 
-fn random() -> io::Result<u64> {
-    let mut bytes = [0; 8];
-    io::Read::read_exact(&mut std::fs::File::open("/dev/urandom")?, &mut bytes)?;
-    Ok(u64::from_ne_bytes(bytes))
+fn number() -> io::Result<u64> {
+    keys::random().map(u64::from_ne_bytes)
 }

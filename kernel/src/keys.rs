@@ -39,6 +39,13 @@ pub struct PrivateKey {
     psk: Option<Psk>,
 }
 
+/// Bytes that nobody can guess.
+pub(crate) fn random<const LENGTH: usize>() -> io::Result<[u8; LENGTH]> {
+    let mut bytes = [0; LENGTH];
+    File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    Ok(bytes)
+}
+
 impl Keys {
     /// Those in this directory of the state directory, which need not be there yet.
     pub fn of(dir: &Path) -> Keys {
@@ -55,8 +62,7 @@ impl Keys {
             return Ok(());
         }
         let psk = secret_of(name).map(|id| self.psk(name, id)).transpose()?;
-        let mut bytes = [0; 32];
-        File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+        let bytes = random()?;
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.dir)?;
         let new = path.with_extension("new");
         let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
@@ -91,9 +97,8 @@ impl Keys {
     /// # Errors
     /// The directory cannot be written, or there is no such pair.
     pub fn mark_used(&self, of: PublicKey) -> io::Result<()> {
-        let found = self.all()?.into_iter().find(|(_, private)| private.public() == of);
-        let (name, _) = found.ok_or_else(|| self.missing(of))?;
-        File::options().write(true).create(true).truncate(false).mode(0o600).open(self.mark(&name))?.sync_all()?;
+        let mark = self.mark(&self.name_of(of)?);
+        File::options().write(true).create(true).truncate(false).mode(0o600).open(mark)?.sync_all()?;
         File::open(&self.dir)?.sync_all()
     }
 
@@ -146,9 +151,12 @@ impl Keys {
     /// # Errors
     /// There is none here.
     pub fn file(&self, of: PublicKey) -> io::Result<File> {
+        File::open(self.path(&self.name_of(of)?))
+    }
+
+    fn name_of(&self, of: PublicKey) -> io::Result<Arc<str>> {
         let found = self.all()?.into_iter().find(|(_, private)| private.public() == of);
-        let (name, _) = found.ok_or_else(|| self.missing(of))?;
-        File::open(self.path(&name))
+        found.map(|(name, _)| name).ok_or_else(|| self.missing(of))
     }
 
     fn psk(&self, name: &str, id: u32) -> io::Result<Psk> {

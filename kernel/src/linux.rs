@@ -78,9 +78,11 @@ impl Linux {
     /// Key pairs, but for those of which nothing more may be made.
     fn public_keys(&mut self) -> Result<BTreeMap<Arc<str>, PublicKey>, KernelError> {
         let mut keys = self.wireguard_door().public_keys()?;
-        let spent = |(name, key): (&Arc<str>, &PublicKey)| Ok((name.clone(), self.ipsec_door().is_spent(name, *key)?));
-        let spent: Vec<(Arc<str>, bool)> = keys.iter().map(spent).collect::<Result<_, KernelError>>()?;
-        keys.retain(|name, _| !spent.contains(&(name.clone(), true)));
+        for (name, key) in keys.clone() {
+            if self.ipsec_door().is_spent(&name, key)? {
+                keys.remove(&name);
+            }
+        }
         Ok(keys)
     }
 

@@ -173,10 +173,8 @@ fn nothing_goes_to_other_nodes_pods_in_clear_where_that_is_strict() {
     let lab = lab();
     let [pod1, pod2] = &lab.pods;
     let theirs = ["10.244.9.9:80", "[fd00:9::9]:80"];
-    let before = lab.apply(
-        &State::new(),
-        &Nat { encrypts: true, encrypted_at: BTreeSet::from([51820]), by_ipsec: true, strict: true, ..nat() },
-    );
+    let before =
+        lab.apply(&State::new(), &Nat { encrypted_at: BTreeSet::from([51820]), by_ipsec: true, strict: true, ..nat() });
     for over in [Over::Tcp, Over::Udp] {
         for from in [pod1, &lab.node] {
             theirs.iter().for_each(|to| refused(from, over, to));

@@ -8,11 +8,11 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use common::{
-    PATIENCE, capture, condition, give_secret, lab, set, sh, tartan, wait_for_condition, wait_until_sent_by,
-    wait_until_steady,
+    PATIENCE, around, be_in_clear, capture, condition, ends, give_secret, hex, lab, set, sh, tartan,
+    wait_for_condition, wait_until_sent_by, wait_until_steady, watch_and_be_strict,
 };
-use serde_json::{Value, json};
-use tartan_lab::probe::{Load, Pair, Running, ping, wait_for};
+use serde_json::json;
+use tartan_lab::probe::{Load, Running, ping, wait_for};
 use tartan_lab::{Family, Lab, Node};
 
 const SECRET: &str = "a secret of the cluster that is long enough";
@@ -22,18 +22,20 @@ const PROBES: u64 = 1_500;
 
 /// What an emulated processor bears that encrypts by AES: without instructions for it, that is its most expensive part.
 fn small_load(lab: &Lab) -> Result<Running> {
-    let pods = lab.pod_endpoints();
-    let pairs: Vec<Pair> = pods.iter().zip(pods.iter().cycle().skip(1)).map(|(a, b)| (a.clone(), b.clone())).collect();
+    let pairs = around(lab);
     let load = Load::new().interval(Duration::from_millis(40)).udp(pairs.clone()).tcp_idle(pairs).start()?;
     load.wait_for_answers(PROBES, PATIENCE)?;
     Ok(load)
 }
 
+/// Every node has the secret.
+fn give_all(lab: &Lab) -> Result<()> {
+    lab.nodes().iter().try_for_each(|node| give_secret(node, Some(SECRET)))
+}
+
 /// Nodes of that lab go over to IPsec, each with the secret.
 fn with_ipsec(mut lab: Lab) -> Result<Lab> {
-    for node in lab.nodes() {
-        give_secret(node, Some(SECRET))?;
-    }
+    give_all(&lab)?;
     set(&mut lab, "fabric", json!("ipsec"))?;
     wait_until_steady(&lab, "ipsec")?;
     // And nothing is left of what was before.
@@ -108,9 +110,7 @@ fn vm_carries_both_families_over_ipv6() -> Result<()> {
 #[ignore = "wants the kernel modules xfrm_interface and esp4: `cargo xtask vm`"]
 fn vm_encryption_that_comes_changes_and_goes_is_not_noticed() -> Result<()> {
     let mut lab = lab("espchanges", "vxlan")?;
-    for node in lab.nodes() {
-        give_secret(node, Some(SECRET))?;
-    }
+    give_all(&lab)?;
     let load = small_load(&lab)?;
     for (encryption, instance) in [
         ("ipsec", "ipsec/ipv4/key"),
@@ -191,18 +191,9 @@ fn vm_the_end_of_an_agent_is_not_noticed_and_that_of_associations_not_for_long()
 #[ignore = "wants the kernel modules xfrm_interface and esp4: `cargo xtask vm`"]
 fn vm_strict_lets_nothing_out_in_clear() -> Result<()> {
     let mut lab = lab("espstrict", "vxlan")?;
-    for node in lab.nodes() {
-        give_secret(node, Some(SECRET))?;
-    }
+    give_all(&lab)?;
     let load = small_load(&lab)?;
-    lab.watch()?;
-    wait_for(PATIENCE, "packets in clear", || lab.seen().is_ok_and(|seen| seen.clear > 0))?;
-    let strict = [("encryption", json!("ipsec")), ("strictEncryption", json!(true))];
-    lab.set_config(&strict.clone().map(|(key, value)| (key.to_owned(), value)).into_iter().collect())?;
-    wait_until_sent_by(&lab, "ipsec/ipv4/key")?;
-    let in_force = |node: &Node| sh(node, "nft list chain inet tartan encrypted_only").is_ok();
-    wait_for(PATIENCE, "strictness to be in force", || lab.nodes().iter().all(in_force))
-        .with_context(|| lab.troubleshooting())?;
+    watch_and_be_strict(&mut lab, "ipsec", "ipsec/ipv4/key")?;
     let before = lab.seen()?;
     let first = sends_by(lab.node("n1")?)?;
     set(&mut lab, "ipsec", json!({"rotation": 1}))?;
@@ -227,7 +218,7 @@ fn vm_strict_lets_nothing_out_in_clear() -> Result<()> {
     wait_for(PATIENCE, "packets again", answers).with_context(|| lab.troubleshooting())?;
     let after = lab.seen()?;
     ensure!(after.clear == before.clear, "{before:?} {after:?}\n{}", lab.troubleshooting());
-    lab.set_config(&strict.map(|(key, _)| (key.to_owned(), Value::Null)).into_iter().collect())?;
+    be_in_clear(&mut lab)?;
     wait_until_sent_by(&lab, "vxlan")
 }
 
@@ -241,9 +232,7 @@ fn vm_without_a_secret_there_is_no_ipsec_and_a_condition_says_so() -> Result<()>
     ensure!(said["fix"].as_str().is_some_and(|fix| fix.contains("secret")), "{said}");
     wait_for_condition(lab.node("n1")?, "Unencrypted")?;
     wait_until_sent_by(&lab, "vxlan").or_else(|_| lab.wait_for_matrix(PATIENCE)?.check())?;
-    for node in lab.nodes() {
-        give_secret(node, Some(SECRET))?;
-    }
+    give_all(&lab)?;
     wait_until_sent_by(&lab, "ipsec")?;
     ensure!(condition(lab.node("n2")?, "SecretMissing").is_none(), "it has one");
     lab.wait_for_matrix(PATIENCE)?.check()
@@ -266,9 +255,7 @@ fn vm_the_wire_shows_esp_and_nothing_of_what_is_in_it() -> Result<()> {
         let _refused = says.send_to(CLEAR, (b.v4, 9));
         drop(ping(&a, b.v4.into(), 84, PATIENCE));
     })?;
-    let ends: BTreeSet<String> =
-        ["n1", "n2"].iter().map(|name| Ok(lab.node(name)?.endpoint().v4.to_string())).collect::<Result<_>>()?;
-    let in_clear: String = CLEAR.iter().map(|byte| format!("{byte:02x}")).collect();
+    let (ends, in_clear) = (ends(&lab)?, hex(CLEAR));
     for row in &rows {
         let [src, dst, proto, spi, sequence, all] = &row[..] else { panic!("{row:?}") };
         ensure!(BTreeSet::from([src.clone(), dst.clone()]) == ends && proto == "50", "{row:?}");

@@ -8,7 +8,7 @@ use std::net::UdpSocket;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use common::{GENTLE_PROBES, PATIENCE, capture, census, lab, set, sh, wait_until_holds, wait_until_sent_by};
+use common::{GENTLE_PROBES, PATIENCE, capture, census, hex, lab, set, sh, wait_until_holds, wait_until_sent_by};
 use serde_json::{Value, json};
 use tartan_lab::probe::{Load, Pair, Running, Talk, Transport, let_pass, wait_for};
 use tartan_lab::{Echo, Endpoint, Family, Lab, Node};
@@ -186,7 +186,7 @@ fn the_wire_shows_nothing_of_what_nodes_say() -> Result<()> {
         // A flood would leave nobody time to look.
         drop(let_pass(Duration::from_millis(10)));
     })?;
-    let in_clear: String = CLEAR.iter().map(|byte| format!("{byte:02x}")).collect();
+    let in_clear = hex(CLEAR);
     for row in &rows {
         ensure!(["51820", "51821"].contains(&row[0].as_str()), "{row:?}");
         ensure!(!row[2].replace(':', "").contains(&in_clear), "{row:?}");

@@ -10,10 +10,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use common::{
-    GENTLE_PROBES, PATIENCE, capture, census, check_changes, gentle_load, give_secret, lab, set, sh, tartan,
-    wait_until_holds, wait_until_sent_by, wait_until_steady,
+    GENTLE_PROBES, PATIENCE, be_in_clear, capture, census, check_changes, ends, gentle_load, give_secret, hex, lab,
+    set, sh, tartan, wait_until_holds, wait_until_sent_by, wait_until_steady, watch_and_be_strict,
 };
-use serde_json::{Value, json};
+use serde_json::json;
 use tartan_lab::probe::{Talk, Transport, ping, wait_for};
 use tartan_lab::{Family, Lab, Node};
 
@@ -184,14 +184,7 @@ fn strict_lets_nothing_out_in_clear() -> Result<()> {
     let mut lab = lab("wgstrict", "vxlan")?;
     lab.wait_for_matrix(PATIENCE)?;
     let load = gentle_load(&lab)?;
-    lab.watch()?;
-    wait_for(PATIENCE, "packets in clear", || lab.seen().is_ok_and(|seen| seen.clear > 0))?;
-    let strict = [("encryption", json!("wireguard")), ("strictEncryption", json!(true))];
-    lab.set_config(&strict.clone().map(|(key, value)| (key.to_owned(), value)).into_iter().collect())?;
-    wait_until_sent_by(&lab, "wireguard/ipv4/port51820/key0")?;
-    let in_force = |node: &Node| sh(node, "nft list chain inet tartan encrypted_only").is_ok();
-    wait_for(PATIENCE, "strictness to be in force", || lab.nodes().iter().all(in_force))
-        .with_context(|| lab.troubleshooting())?;
+    watch_and_be_strict(&mut lab, "wireguard", "wireguard/ipv4/port51820/key0")?;
 
     let before = lab.seen()?;
     lab.wait_for_matrix(PATIENCE)?.check()?;
@@ -216,7 +209,7 @@ fn strict_lets_nothing_out_in_clear() -> Result<()> {
     ensure!(after.clear == before.clear, "{before:?} {after:?}\n{}", lab.troubleshooting());
     ensure!(after.encrypted > before.encrypted + GENTLE_PROBES / 10, "nothing was seen that was encrypted");
 
-    lab.set_config(&strict.map(|(key, _)| (key.to_owned(), Value::Null)).into_iter().collect())?;
+    be_in_clear(&mut lab)?;
     wait_until_sent_by(&lab, "vxlan")?;
     load.wait_for_answers(GENTLE_PROBES, PATIENCE).with_context(|| lab.troubleshooting())?;
     load.stop()?.check_nothing_lost().with_context(|| lab.troubleshooting())
@@ -238,9 +231,7 @@ fn the_wire_shows_data_messages_and_nothing_of_what_is_in_them() -> Result<()> {
         let _refused = says.send_to(CLEAR, (b.v4, 9));
         drop(ping(&a, b.v4.into(), 84, PATIENCE));
     })?;
-    let ends: BTreeSet<String> =
-        ["n1", "n2"].iter().map(|name| Ok(lab.node(name)?.endpoint().v4.to_string())).collect::<Result<_>>()?;
-    let in_clear: String = CLEAR.iter().map(|byte| format!("{byte:02x}")).collect();
+    let (ends, in_clear) = (ends(&lab)?, hex(CLEAR));
     for row in &rows {
         let [src, dst, kind, reserved, receiver, encrypted, all] = &row[..] else { panic!("{row:?}") };
         ensure!(BTreeSet::from([src.clone(), dst.clone()]) == ends, "{row:?}");

@@ -174,16 +174,29 @@ impl std::fmt::Display for PolicyMode {
     }
 }
 
+impl FabricMode {
+    /// Whether it encrypts whatever [`Config::encryption`] says.
+    pub fn encrypts(self) -> bool {
+        matches!(self, FabricMode::Wireguard | FabricMode::Ipsec)
+    }
+}
+
+impl Encryption {
+    /// What it takes in a fabric's place.
+    pub fn mode(self) -> Option<FabricMode> {
+        match self {
+            Encryption::None => None,
+            Encryption::Wireguard => Some(FabricMode::Wireguard),
+            Encryption::Ipsec => Some(FabricMode::Ipsec),
+        }
+    }
+}
+
 impl Config {
     /// What encrypts packets between nodes, in the fabric's place or as the fabric.
     pub fn encrypts_by(&self) -> Option<FabricMode> {
-        match (self.encryption, self.fabric) {
-            (_, FabricMode::None) => None,
-            (Encryption::Wireguard, _) => Some(FabricMode::Wireguard),
-            (Encryption::Ipsec, _) => Some(FabricMode::Ipsec),
-            (Encryption::None, mode @ (FabricMode::Wireguard | FabricMode::Ipsec)) => Some(mode),
-            (Encryption::None, _) => None,
-        }
+        let in_its_place = self.encryption.mode().filter(|_| self.fabric != FabricMode::None);
+        in_its_place.or(Some(self.fabric).filter(|mode| mode.encrypts()))
     }
 
     /// UDP ports at which packets between nodes arrive that anybody could have sent: those of fabrics that do not encrypt.

@@ -354,7 +354,7 @@ impl State {
     }
 
     /// Takes all elements of an nft set away.
-    pub(crate) fn remove_elements(&mut self, of: &str) {
+    pub fn remove_elements(&mut self, of: &str) {
         let first = Key::NftElement { set: of.into(), key: nft::ElementKey::catch_all() };
         let is_element = |key: &&Key| matches!(key, Key::NftElement { set, .. } if **set == *of);
         let keys: Vec<Key> = self.keys_from(first).take_while(is_element).cloned().collect();

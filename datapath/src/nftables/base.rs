@@ -30,7 +30,7 @@ use tartan_policy::ir::protocol;
 use super::{Nat, hostport, masquerade, named, nfproto};
 
 /// IPv4 in IP, and IPv6 in IP (RFC 2003, RFC 2473).
-pub(super) const WRAPS: [u8; 2] = [4, 41];
+const WRAPS: [u8; 2] = [4, 41];
 
 /// Where the sources of what came for a port of the node are translated.
 const TOWARDS_PODS: &str = "towards_pods";
@@ -69,7 +69,10 @@ fn chains(nat: &Nat) -> Vec<(&'static str, Chain)> {
     }
     let to_node = || rule("ports of pods").fib_local(AddressSide::Daddr).jump(hostport::CHAIN);
     let came = [to_node(), rule("TCP wraps nothing").l4proto(protocol::TCP).returns()];
-    let came = came.into_iter().chain(wrapped(nat).map(|rule| rule.iifgroup(POD_LINK_GROUPS).drop())).collect();
+    let came = came
+        .into_iter()
+        .chain(wrapped(rule, &nat.between_nodes).map(|rule| rule.iifgroup(POD_LINK_GROUPS).drop()))
+        .collect();
     let hostports = [no_loopback_of_pods().iifgroup(POD_LINK_GROUPS).saddr(loopback()).drop()].into_iter();
     let always = [
         ("raw_input", Chain::base(Filter, HookPoint::Input, NFT_RAW_PRIORITY, to_this_node(nat))),
@@ -88,10 +91,13 @@ fn chains(nat: &Nat) -> Vec<(&'static str, Chain)> {
 /// What is wrapped is taken for what a node has looked at already, wherever it is unwrapped: a pod that wrapped packets
 /// itself could send under any address, past all policy. Where policy is enforced each of its packets is asked for it, too
 /// (`policy/chains.rs`): here, of those for other nodes, what would begin a connection.
-fn wrapped(nat: &Nat) -> impl Iterator<Item = RuleBuilder> {
-    let by = || rule("only nodes wrap packets");
-    let ports = nat.between_nodes.map(|port| by().udp_dport(port));
-    ports.into_iter().chain(WRAPS.map(|wraps| by().l4proto(wraps)))
+pub(super) fn wrapped(
+    begun: fn(&'static str) -> RuleBuilder,
+    between_nodes: &[u16],
+) -> impl Iterator<Item = RuleBuilder> {
+    let by = move || begun("only nodes wrap packets");
+    let ports = between_nodes.iter().map(move |port| by().udp_dport(*port));
+    ports.chain(WRAPS.map(|wraps| by().l4proto(wraps)))
 }
 
 /// Nodes ask each other how their paths are; a pod must not be able to drown that out. Other nodes' pods cannot: what was
@@ -103,7 +109,7 @@ fn to_this_node(nat: &Nat) -> Vec<Rule> {
         rule("not from a pod").not_iifgroup(POD_LINK_GROUPS).returns(),
         rule("only nodes test paths").udp_dport(SELFTEST_PORT).drop(),
     ];
-    rules.extend(wrapped(nat).map(RuleBuilder::drop));
+    rules.extend(wrapped(rule, &nat.between_nodes).map(RuleBuilder::drop));
     rules.extend([
         rule("answers").ct_direction_reply().returns(),
         no_loopback_of_pods().daddr(loopback()).drop(),

@@ -28,7 +28,7 @@ const PRIORITY: i32 = NFT_SRCNAT_PRIORITY - 1;
 
 pub(super) fn plan(nat: &Nat) -> State {
     let mut state = State::new();
-    if !nat.encrypts && !nat.strict {
+    if nat.encrypted_at.is_empty() && !nat.by_ipsec && !nat.strict {
         return state;
     }
     let mut put = |key: Key, object: Object| state.insert(key, object, Owner::Node);

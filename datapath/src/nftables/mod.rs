@@ -39,9 +39,7 @@ pub struct Nat {
     pub between_nodes: [u16; 2],
     /// Those at which devices here do.
     pub unwraps_at: BTreeSet<u16>,
-    /// Something is encrypted between nodes.
-    pub encrypts: bool,
-    /// By IPsec: what is to be encrypted so comes by a second time, on its way out of the uplink, and is not encrypted yet.
+    /// IPsec encrypts: what is to be encrypted so comes by a second time, on its way out of the uplink, and is not encrypted yet.
     pub by_ipsec: bool,
     /// UDP ports at which devices hear, and that they send from, that encrypt what they carry.
     pub encrypted_at: BTreeSet<u16>,

@@ -157,7 +157,6 @@ fn translation() -> Nat {
         masquerade: true,
         between_nodes: [8472, 8285],
         unwraps_at: BTreeSet::from([8472, 8285]),
-        encrypts: false,
         by_ipsec: false,
         encrypted_at: BTreeSet::new(),
         encrypts_from: PerFamily::default(),

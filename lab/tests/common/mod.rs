@@ -3,13 +3,14 @@
 #![allow(dead_code, reason = "each test binary compiles all of it and uses its part")]
 #![allow(clippy::unwrap_used, reason = "a test's helpers are tests too")]
 
+use std::collections::BTreeSet;
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 use tartan_lab::probe::{Load, LoadReport, Pair, Running, wait_for};
-use tartan_lab::{Binaries, Endpoint, Lab, NFT_LISTING, Node};
+use tartan_lab::{Binaries, Lab, NFT_LISTING, Node};
 
 /// How long anything may take before a test gives it up.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
@@ -28,8 +29,7 @@ pub(crate) fn lab(name: &str, fabric: &str) -> Result<Lab> {
 
 /// UDP small and MTU-sized, TCP busy and idle, between pods of different nodes, and from a node to a remote pod.
 pub(crate) fn load(lab: &Lab, probes: u64) -> Result<Running> {
-    let pods = lab.pod_endpoints();
-    let pairs: Vec<Pair> = pods.iter().zip(pods.iter().cycle().skip(1)).map(pair).collect();
+    let pairs = around(lab);
     let from_node = (lab.node("n1")?.endpoint(), lab.pod("b1")?.endpoint());
     let load = Load::new()
         .interval(Duration::from_millis(2))
@@ -42,8 +42,10 @@ pub(crate) fn load(lab: &Lab, probes: u64) -> Result<Running> {
     Ok(load)
 }
 
-fn pair((from, to): (&Endpoint, &Endpoint)) -> Pair {
-    (from.clone(), to.clone())
+/// Each pod with the next one.
+pub(crate) fn around(lab: &Lab) -> Vec<Pair> {
+    let pods = lab.pod_endpoints();
+    pods.iter().cloned().zip(pods.iter().cloned().cycle().skip(1)).collect()
 }
 
 /// Runs `event` under load, `probes` answered before it and `probes` after, and asserts that nobody noticed.
@@ -63,8 +65,7 @@ pub(crate) fn under_load(lab: &mut Lab, probes: u64, event: impl FnOnce(&mut Lab
 
 /// As much as an emulated processor bears: bulk TCP fills its queues, and what they drop is not the change's doing.
 pub(crate) fn gentle_load(lab: &Lab) -> Result<Running> {
-    let pods = lab.pod_endpoints();
-    let pairs: Vec<Pair> = pods.iter().zip(pods.iter().cycle().skip(1)).map(|(a, b)| (a.clone(), b.clone())).collect();
+    let pairs = around(lab);
     let load = Load::new().interval(Duration::from_millis(10)).udp_mtu_sized([pairs[0].clone()]);
     let load = load.udp(pairs.clone()).tcp_idle(pairs).start()?;
     load.wait_for_answers(GENTLE_PROBES, PATIENCE)?;
@@ -139,6 +140,28 @@ pub(crate) fn set(lab: &mut Lab, key: &str, value: Value) -> Result<()> {
     lab.set_config(&Map::from_iter([(key.to_owned(), value)]))
 }
 
+/// Counts what is on the wire from here on, where something is in clear; and then nothing is to be, over this encryption.
+pub(crate) fn watch_and_be_strict(lab: &mut Lab, encryption: &str, instance: &str) -> Result<()> {
+    lab.watch()?;
+    wait_for(PATIENCE, "packets in clear", || lab.seen().is_ok_and(|seen| seen.clear > 0))?;
+    be_strict(lab, json!(encryption), json!(true))?;
+    wait_until_sent_by(lab, instance)?;
+    let in_force = |node: &Node| sh(node, "nft list chain inet tartan encrypted_only").is_ok();
+    wait_for(PATIENCE, "strictness to be in force", || lab.nodes().iter().all(in_force))
+        .map(drop)
+        .with_context(|| lab.troubleshooting())
+}
+
+/// Takes that back.
+pub(crate) fn be_in_clear(lab: &mut Lab) -> Result<()> {
+    be_strict(lab, Value::Null, Value::Null)
+}
+
+fn be_strict(lab: &mut Lab, encryption: Value, strict: Value) -> Result<()> {
+    let keys = [("encryption", encryption), ("strictEncryption", strict)];
+    lab.set_config(&keys.map(|(key, value)| (key.to_owned(), value)).into_iter().collect())
+}
+
 /// Gives a node a secret as an admin would, or takes it away.
 pub(crate) fn give_secret(node: &Node, secret: Option<&str>) -> Result<()> {
     let dir = node.state_dir().join("secret");
@@ -178,6 +201,16 @@ pub(crate) fn capture(
         String::from_utf8(output.stdout)?.lines().map(|line| line.split(';').map(str::to_owned).collect()).collect();
     ensure!(!rows.is_empty(), "nothing of {filter} went by: {said}");
     Ok(rows)
+}
+
+/// The addresses of n1 and n2, as tshark prints them.
+pub(crate) fn ends(lab: &Lab) -> Result<BTreeSet<String>> {
+    ["n1", "n2"].iter().map(|name| Ok(lab.node(name)?.endpoint().v4.to_string())).collect()
+}
+
+/// Bytes as tshark prints them, but for colons.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 // --- what a node holds ---

@@ -91,12 +91,7 @@ fn config(spec: &NetworkConfigSpec) -> Result<Config, Fault> {
         FabricMode::Wireguard => WIREGUARD_OVERHEAD,
         FabricMode::Ipsec => IPSEC_OVERHEAD,
     };
-    let encrypted = match encryption {
-        Encryption::None => None,
-        Encryption::Wireguard => Some(FabricMode::Wireguard),
-        Encryption::Ipsec => Some(FabricMode::Ipsec),
-    };
-    let modes = [Some(fabric), fallback, encrypted];
+    let modes = [Some(fabric), fallback, encryption.mode()];
     let lowest_mtu = MIN_POD_MTU + modes.into_iter().flatten().map(overhead).max().unwrap_or(0);
     Ok(Config {
         fabric,
@@ -134,7 +129,7 @@ fn encryption(spec: &NetworkConfigSpec, fabric: FabricMode) -> Result<Encryption
         let wrong = "of no use with fabric `none`, which leaves the way between nodes to somebody else";
         return Err(Fault::value("spec.encryption", encryption, wrong, "set spec.fabric, or leave encryption to them"));
     }
-    let encrypts = encryption != Encryption::None || matches!(fabric, FabricMode::Wireguard | FabricMode::Ipsec);
+    let encrypts = encryption != Encryption::None || fabric.encrypts();
     if spec.strict_encryption == Some(true) && !encrypts {
         let wrong = "without encryption: nothing could be sent";
         let fix = "set spec.encryption to `wireguard` or `ipsec` with it";

@@ -29,7 +29,7 @@ use tartan_policy::ir::protocol;
 use super::Mode;
 use super::judge::{self, Packets, REPORTS};
 use super::maps::{self, BRIDGES, DISCOVERY, SELF, SOURCES, Side, Way};
-use crate::nftables::{base::WRAPS, named};
+use crate::nftables::{base, named};
 
 /// Where packets end, with their word as mark.
 pub(super) const DENIED: &str = "policy_denied";
@@ -319,10 +319,8 @@ fn by_other_addresses(mode: Mode) -> Vec<Rule> {
 
 /// A Service may have led it there, or an older connection, from before the port was one of nodes.
 fn to_be_unwrapped(mode: Mode, from: Begun, between_nodes: &[u16]) -> Vec<Rule> {
-    let by = || from("only nodes wrap packets");
-    let ports = between_nodes.iter().map(|port| by().udp_dport(*port));
-    let all = ports.chain(WRAPS.map(|wraps| by().l4proto(wraps)));
-    if mode == Mode::Enforce { all.map(|rule| rule.counter().drop()).collect() } else { Vec::new() }
+    let all = base::wrapped(from, between_nodes).map(|rule| rule.counter().drop());
+    if mode == Mode::Enforce { all.collect() } else { Vec::new() }
 }
 
 fn from_pod(comment: &'static str) -> RuleBuilder {
