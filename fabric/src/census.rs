@@ -113,7 +113,7 @@ impl Census {
             self.count_out(&name, &mut changed);
             if let Some(member) = member {
                 if !all_are_new {
-                    changed.extend(member.claims().into_iter().flat_map(|claim| self.claimants(claim)).cloned());
+                    changed.extend(member.claims().flat_map(|claim| self.claimants(claim)).cloned());
                 }
                 self.count_in(world, &name, member);
             }
@@ -309,14 +309,14 @@ impl Member {
                 == (&after.node, &after.live, &after.sends_changed, &after.annotated, &after.unclear, &after.unproven)
     }
 
-    /// Each once, whatever the peer says twice.
-    fn claims(&self) -> BTreeSet<Claim> {
+    /// As often as the peer says so.
+    fn claims(&self) -> impl Iterator<Item = Claim> {
         let advert = &self.advert;
         let addresses = advert.addresses.iter().chain(advert.fabric_addresses.iter());
         let addresses = addresses.map(|(_, ip)| Claim::Address(*ip));
         let macs = advert.ends().filter_map(|end| end.mac.map(Claim::Mac));
         let keys = advert.ends().filter_map(|end| end.public_key.as_ref().map(Claim::key));
-        self.blocks().copied().map(Claim::Block).chain(addresses).chain(macs).chain(keys).collect()
+        self.blocks().copied().map(Claim::Block).chain(addresses).chain(macs).chain(keys)
     }
 }
 

@@ -2,6 +2,7 @@
 //! forwarding entries that takes.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -257,10 +258,10 @@ fn shortfall(
     if common.config.fabric == FabricMode::None || member.unclear.is_some() {
         return None;
     }
-    let now = match choice.used {
-        Some(used) => format!("{used} goes on carrying packets there"),
-        None => "no route leads there".into(),
-    };
+    let now = fmt::from_fn(|out| match choice.used {
+        Some(used) => write!(out, "{used} goes on carrying packets there"),
+        None => out.write_str("no route leads there"),
+    });
     let condition = |message: String, fix: &str| Condition {
         about: format!("Node/{name}"),
         field: "NetworkConfig spec.fabric".into(),

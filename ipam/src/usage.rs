@@ -110,7 +110,7 @@ pub(crate) fn fabric_addresses(world: &World, held: &[Held]) -> PerFamily<IpAddr
         let pod_cidr = ordered().filter(|held| held.source == Source::PodCidr).map(|held| held.cidr.network());
         let first = || {
             ordered().find_map(|held| {
-                let nothing_rests = Usage { taken: not_own(world, held), ..Usage::default() };
+                let nothing_rests = Usage { taken: range::merged(not_own(world, held).collect()), ..Usage::default() };
                 nothing_rests.first_free(held)
             })
         };
@@ -123,15 +123,15 @@ pub(crate) fn fabric_addresses(world: &World, held: &[Held]) -> PerFamily<IpAddr
 }
 
 fn can_be_own(world: &World, held: &Held, address: IpAddr) -> bool {
-    held.cidr.contains(&address) && not_own(world, held).iter().all(|span| span.and(Span::one(address)).is_none())
+    held.cidr.contains(&address) && not_own(world, held).all(|span| span.and(Span::one(address)).is_none())
 }
 
 /// What the node's own address must keep clear of: pods, and parts that are not the node's.
-fn not_own(world: &World, held: &Held) -> Vec<Span> {
+fn not_own<'a>(world: &'a World, held: &'a Held) -> impl Iterator<Item = Span> + 'a {
     let whole = Span::of(&held.cidr);
-    let parts = held.without.iter().filter_map(|part| whole.and(Span::of(part)));
+    let parts = held.without.iter().filter_map(move |part| whole.and(Span::of(part)));
     let pods = world.attachments.values().filter_map(|pod| pod.addresses.get(held.family()));
     let pods = pods.chain(world.given.keys());
     let pods = pods.filter(|address| held.cidr.contains(*address)).map(|address| Span::one(*address));
-    range::merged(parts.chain(pods).collect())
+    parts.chain(pods)
 }

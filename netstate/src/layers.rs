@@ -33,7 +33,7 @@ impl<const N: usize> Layers<N> {
     pub fn set(&mut self, index: usize, part: &State) {
         let before = std::mem::replace(&mut self.parts[index], part.clone());
         let room = (self.merged.len() / SHARED).saturating_sub(self.settled);
-        let changed: Vec<Key> = before.differing_keys(part).take(room + 1).cloned().collect();
+        let changed: Vec<&Key> = before.differing_keys(part).take(room + 1).collect();
         if changed.len() > room {
             self.start_from_largest();
             return;

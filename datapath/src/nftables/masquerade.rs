@@ -61,8 +61,8 @@ pub(super) fn replan(state: &mut State, before: Option<&Nat>, now: &Nat) {
         state.remove(key);
     }
     let entry = Arc::new(Entry { object: Object::NftElement(ElementData::default()), owner: Owner::Node });
-    for key in new.difference(&old) {
-        state.share(Arc::new(key.clone()), entry.clone());
+    for key in new.into_iter().filter(|key| !old.contains(key)) {
+        state.share(Arc::new(key), entry.clone());
     }
 }
 
