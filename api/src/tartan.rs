@@ -147,7 +147,7 @@ pub struct IpsecSpec {
     pub rotation: Option<u32>,
     /// Keys are made anew whenever so much time has passed, too, by the nodes' clocks; a day, unless it is said.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(test, schemars(range(min = 10, max = 31536000)))]
+    #[cfg_attr(test, schemars(range(min = 10, max = 604800)))]
     pub rotate_after_seconds: Option<u32>,
 }
 

@@ -35,6 +35,11 @@ pub(crate) const GO: &str = "go";
 const KEEP: &str = "keep ";
 const DROP: &str = "drop ";
 const END: &str = "end";
+/// Another engine is to be started beside the one that says this, and to go on when it ends: it is given all that is kept now, and
+/// once more then.
+const NEXT: &str = "next";
+/// It is to be no more.
+const ALONE: &str = "alone";
 
 /// Longest word.
 const WORD: usize = 256;
@@ -68,6 +73,20 @@ impl Channel {
 
     pub(crate) fn end(&self) -> nix::Result<()> {
         self.say(END, None)
+    }
+
+    pub(crate) fn start_next(&self) -> nix::Result<()> {
+        self.say(NEXT, None)
+    }
+
+    /// Where there is no other, nothing happens.
+    pub(crate) fn end_next(&self) {
+        let _gone = self.say(ALONE, None);
+    }
+
+    /// Whether there is something to hear, if need be after that many milliseconds.
+    pub(crate) fn has_word(&self, within: u16) -> bool {
+        poll(&mut [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)], PollTimeout::from(within)) != Ok(0)
     }
 
     /// The next word; none when the other end is gone.
@@ -166,21 +185,25 @@ fn listen(socket: &Path) -> io::Result<UnixListener> {
 /// Until nothing is left.
 fn hold(kept: &mut BTreeMap<String, OwnedFd>) -> io::Result<()> {
     let mut failed = 0;
+    let mut next = None;
     loop {
         let started = Instant::now();
         if failed == TRIES {
             eprintln!("tartan hold: no engine of the new program has lived; back to the one that came before");
             kept.remove(PROGRAM);
         }
-        let (mut engine, channel) = engine(kept)?;
-        let ended = serve(&channel, kept);
+        let mut engine = next.take().map_or_else(|| Engine::start(kept), Ok)?;
+        engine.tell(kept);
+        let ended = serve(&engine.channel, kept, &mut next);
         // It hangs on nothing of ours any more, and may be on its way out.
-        let status = engine.wait()?;
+        let status = engine.child.wait()?;
         if ended {
+            next.take().map_or(Ok(()), Engine::kill)?;
             return Ok(());
         }
         failed = if started.elapsed() < YOUNG { failed + 1 } else { 0 };
-        eprintln!("tartan hold: the engine ended ({status}) and is started again");
+        let goes_on = if next.is_some() { "another one goes on" } else { "it is started again" };
+        eprintln!("tartan hold: the engine ended ({status}), and {goes_on}");
         if failed > 1 {
             let pause = Duration::from_millis(100) * failed.min(50);
             let _over = poll(&mut [], PollTimeout::try_from(pause).unwrap_or(PollTimeout::ZERO));
@@ -188,21 +211,38 @@ fn hold(kept: &mut BTreeMap<String, OwnedFd>) -> io::Result<()> {
     }
 }
 
-fn engine(kept: &BTreeMap<String, OwnedFd>) -> io::Result<(Child, Channel)> {
-    let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
-    let program = match kept.get(PROGRAM) {
-        Some(program) => PathBuf::from(format!("/proc/self/fd/{}", program.as_raw_fd())),
-        None => PathBuf::from("/proc/self/exe"),
-    };
-    let child = Command::new(program).arg0("tartan").arg("engine").stdin(theirs).spawn()?;
-    let channel = Channel(ours);
-    // One that dies while it is told is one that dies.
-    let _dead = kept.iter().try_for_each(|(name, fd)| channel.say(name, Some(fd))).and_then(|()| channel.say(GO, None));
-    Ok((child, channel))
+/// An engine, and the way to it.
+struct Engine {
+    child: Child,
+    channel: Channel,
+}
+
+impl Engine {
+    /// Of the program that is kept; it waits to be told.
+    fn start(kept: &BTreeMap<String, OwnedFd>) -> io::Result<Engine> {
+        let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
+        let program = match kept.get(PROGRAM) {
+            Some(program) => PathBuf::from(format!("/proc/self/fd/{}", program.as_raw_fd())),
+            None => PathBuf::from("/proc/self/exe"),
+        };
+        let child = Command::new(program).arg0("tartan").arg("engine").stdin(theirs).spawn()?;
+        Ok(Engine { child, channel: Channel(ours) })
+    }
+
+    /// All that is kept. One that dies while it is told is one that dies.
+    fn tell(&self, kept: &BTreeMap<String, OwnedFd>) {
+        let told = kept.iter().try_for_each(|(name, fd)| self.channel.say(name, Some(fd)));
+        let _dead = told.and_then(|()| self.channel.say(GO, None));
+    }
+
+    fn kill(mut self) -> io::Result<()> {
+        self.child.kill()?;
+        self.child.wait().map(drop)
+    }
 }
 
 /// Until the engine ends. Whether nothing is left to be carried.
-fn serve(channel: &Channel, kept: &mut BTreeMap<String, OwnedFd>) -> bool {
+fn serve(channel: &Channel, kept: &mut BTreeMap<String, OwnedFd>, next: &mut Option<Engine>) -> bool {
     while let Ok(Some((word, fd))) = channel.hear() {
         match (word.strip_prefix(KEEP), word.strip_prefix(DROP), fd) {
             (Some(name), _, Some(fd)) if kept.len() < MOST || kept.contains_key(name) => {
@@ -210,10 +250,23 @@ fn serve(channel: &Channel, kept: &mut BTreeMap<String, OwnedFd>) -> bool {
             }
             (_, Some(name), None) => drop(kept.remove(name)),
             _ if word == END => return true,
+            _ if [NEXT, ALONE].contains(&word.as_str()) => {
+                if let Err(error) = set_next(next, kept, word == NEXT) {
+                    eprintln!("tartan hold: the engine that was to be next: {error}");
+                }
+            }
             _ => eprintln!("tartan hold: the engine says '{word}', which means nothing"),
         }
     }
     false
+}
+
+fn set_next(next: &mut Option<Engine>, kept: &BTreeMap<String, OwnedFd>, wanted: bool) -> io::Result<()> {
+    next.take().map_or(Ok(()), Engine::kill)?;
+    if wanted {
+        next.insert(Engine::start(kept)?).tell(kept);
+    }
+    Ok(())
 }
 
 /// Best effort: where it sees no hierarchy, there is none to leave.
@@ -265,7 +318,7 @@ mod tests {
         engine.say("sing", None).unwrap();
         let mut kept = BTreeMap::new();
         drop(engine);
-        assert!(!serve(&holder, &mut kept));
+        assert!(!serve(&holder, &mut kept, &mut None));
         let size = |fd: OwnedFd| fs::File::from(fd).metadata().unwrap().len();
         assert_eq!(kept.into_iter().map(|(name, fd)| (name, size(fd))).collect::<Vec<_>>(), [("a".to_owned(), 3)]);
     }

@@ -10,7 +10,8 @@
 //! Neither is a part of the agent: both go on when it ends, outside of its control group. What an engine is told it has the
 //! holder keep in a file in memory, beside the descriptors of its devices and sockets; while it is started again, packets
 //! wait in those. So packets notice neither an agent's end nor an engine's; but session keys of WireGuard are with nobody else,
-//! and packets that were encrypted to those are lost with the engine that had them.
+//! and packets that were encrypted to those are lost with the engine that had them, if that is killed. One that gives way to
+//! another program has that make sessions of its own first (`program/handover.rs`).
 //!
 //! Invariants: a packet is taken from the network only from the node that its source is on, known by its address or by its
 //! key; nothing that the network sends, or whoever speaks on the socket, makes an engine panic or grow without bound.
@@ -25,6 +26,7 @@ pub mod holder;
 mod inner;
 mod link;
 mod outbox;
+mod passage;
 pub mod program;
 pub mod rights;
 mod socket;

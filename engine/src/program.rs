@@ -2,6 +2,8 @@
 //!
 //! Invariant: what an agent was told is done, the holder has: an engine that is started in this one's place has it too.
 
+mod handover;
+
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -48,6 +50,8 @@ struct Engine {
     over: Arc<EventFd>,
     /// To the program that the holder was given.
     gives_way: Option<Haste>,
+    /// Another one makes itself ready.
+    has_next: bool,
     devices: BTreeMap<String, Carried>,
     encrypted: BTreeMap<String, wireguard::Device>,
 }
@@ -55,7 +59,7 @@ struct Engine {
 /// When an engine gives way to another program.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Haste {
-    /// When nothing is encrypted any more: what comes under session keys of this one is lost for the next one.
+    /// When the next one has session keys of its own: what comes under this one's is lost to it.
     WithoutLoss,
     /// Now: whoever asks speaks another language, and can have nothing changed.
     AtOnce,
@@ -76,22 +80,25 @@ struct Carried {
 pub fn run() -> io::Result<()> {
     let _named = nix::sys::prctl::set_name(c"tartan-engine");
     let holder = Channel::new(io::stdin().as_fd().try_clone_to_owned()?);
-    let mut kept = BTreeMap::new();
-    loop {
-        match holder.hear()? {
-            Some((word, None)) if word == GO => break,
-            Some((name, Some(fd))) => drop(kept.insert(name, fd)),
-            other => {
-                return Err(io::Error::other(format!("a holder says {other:?}; run `tartan hold`, which starts this")));
-            }
-        }
+    let mut kept = all_kept(&holder)?;
+    let mut ready = BTreeMap::new();
+    if handover::is_beside(&kept) {
+        ready = handover::make_ready(&holder, kept)?;
+        // Once the engine before has ended.
+        kept = all_kept(&holder)?;
     }
     let control = kept.remove(CONTROL).ok_or_else(|| io::Error::other("the holder has no socket for agents"))?;
     let control = UnixListener::from(control);
     let over = Arc::new(EventFd::new()?);
-    let mut engine =
-        Engine { holder, over: over.clone(), gives_way: None, devices: BTreeMap::new(), encrypted: BTreeMap::new() };
-    engine.go_on(kept);
+    let mut engine = Engine {
+        holder,
+        over: over.clone(),
+        gives_way: None,
+        has_next: false,
+        devices: BTreeMap::new(),
+        encrypted: BTreeMap::new(),
+    };
+    engine.go_on(kept, ready);
     let engine = Arc::new(Mutex::new(engine));
     loop {
         let mut fds = [control.as_fd(), over.as_fd()].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
@@ -116,11 +123,25 @@ pub fn run() -> io::Result<()> {
     }
 }
 
+/// All that a holder has for an engine.
+fn all_kept(holder: &Channel) -> io::Result<BTreeMap<String, OwnedFd>> {
+    let mut kept = BTreeMap::new();
+    loop {
+        match holder.hear()? {
+            Some((word, None)) if word == GO => return Ok(kept),
+            Some((name, Some(fd))) => drop(kept.insert(name, fd)),
+            other => {
+                return Err(io::Error::other(format!("a holder says {other:?}; run `tartan hold`, which starts this")));
+            }
+        }
+    }
+}
+
 fn lock(engine: &Mutex<Engine>) -> std::sync::MutexGuard<'_, Engine> {
     engine.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
-fn talk(mut stream: UnixStream, engine: &Mutex<Engine>) -> io::Result<()> {
+fn talk(mut stream: UnixStream, engine: &Arc<Mutex<Engine>>) -> io::Result<()> {
     loop {
         let question: Question = match wire::read(&mut stream) {
             Err(error) if error.kind() == io::ErrorKind::InvalidData || error.kind() == io::ErrorKind::Other => {
@@ -133,7 +154,9 @@ fn talk(mut stream: UnixStream, engine: &Mutex<Engine>) -> io::Result<()> {
                 // The file itself comes after the question: who asks may be in a pid namespace of its own.
                 let (_, file) = rights::receive(&stream, &mut [0])?;
                 let haste = if question.version == VERSION { Haste::WithoutLoss } else { Haste::AtOnce };
-                lock(engine).give_way(file, program, haste)
+                let answer = lock(engine).give_way(file, program, haste);
+                handover::begin_if_due(engine);
+                answer
             }
             _ if question.version != VERSION => {
                 Answer::Refused(format!("this engine speaks version {VERSION}, not {}", question.version))
@@ -158,8 +181,8 @@ fn talk(mut stream: UnixStream, engine: &Mutex<Engine>) -> io::Result<()> {
 }
 
 impl Engine {
-    /// Takes up where the one before left off.
-    fn go_on(&mut self, mut kept: BTreeMap<String, OwnedFd>) {
+    /// Takes up where the one before left off; some devices are `ready`.
+    fn go_on(&mut self, mut kept: BTreeMap<String, OwnedFd>, mut ready: BTreeMap<String, wireguard::Device>) {
         let stored = kept.remove(TABLE).map(load).unwrap_or(Ok((BTreeMap::new(), BTreeMap::new())));
         let (devices, encrypted) = stored.unwrap_or_else(|error| {
             eprintln!(
@@ -169,7 +192,9 @@ impl Engine {
         });
         for (name, stored) in encrypted {
             let (queues, key) = (queues_of(&name, &mut kept), kept.remove(&key_name(&name)));
-            self.encrypted.insert(name.clone(), wireguard::Device::go_on(&name, stored, queues, key));
+            let ready = ready.remove(&name).and_then(|device| device.succeed(stored.clone()));
+            let device = ready.unwrap_or_else(|| wireguard::Device::go_on(&name, stored, queues, key));
+            self.encrypted.insert(name, device);
         }
         for (name, (socket, remotes)) in devices {
             let queues = queues_of(&name, &mut kept);
@@ -354,6 +379,9 @@ impl Engine {
 
     /// Lets the agent's program go on in this one's place, where it is another.
     fn give_way(&mut self, file: Option<OwnedFd>, theirs: Program, haste: Haste) -> Answer {
+        if self.has_next {
+            return Answer::Refused("it is giving way to another program".into());
+        }
         match successor(file, theirs) {
             Ok(None) => {
                 // Whoever came between was taken back.
@@ -369,14 +397,18 @@ impl Engine {
                 }
                 self.gives_way = Some(haste);
                 if self.is_to_give_way() {
-                    // Each stops with no packet in its hands; what comes now waits for the next.
-                    self.devices.values_mut().for_each(|carried| carried.link = None);
-                    self.encrypted.values_mut().for_each(wireguard::Device::stop);
+                    self.stop();
                 }
                 Answer::Done
             }
             Err(error) => Answer::Refused(format!("its program: {error}")),
         }
+    }
+
+    /// Each device with no packet in its hands; what comes now waits for the next engine.
+    fn stop(&mut self) {
+        self.devices.values_mut().for_each(|carried| carried.link = None);
+        self.encrypted.values_mut().for_each(wireguard::Device::stop);
     }
 
     fn is_to_give_way(&self) -> bool {

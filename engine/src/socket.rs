@@ -12,7 +12,7 @@ use nix::libc;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, bind, setsockopt, socket, sockopt};
 
 /// What waits while nobody reads.
-const BUFFER: usize = 8 << 20;
+pub(crate) const BUFFER: usize = 8 << 20;
 /// Bytes of a batch's one packet, or of several of one size in a row.
 pub(crate) const ROOM: usize = 65_535;
 /// The kernel's IP_PMTUDISC_OMIT and its twin of IPv6: what is too large for the path is cut, and the word of strangers about

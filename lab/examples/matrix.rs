@@ -19,8 +19,10 @@ const ANSWER: Duration = Duration::from_secs(2);
 const SILENCE: Duration = Duration::from_millis(200);
 /// Probes answered before an event begins, and after it has ended.
 const PROBES: u64 = 3_000;
-/// One probe a flow: an emulated processor bears no more.
+/// One probe a flow: an emulated processor bears no more,
 const INTERVAL: Duration = Duration::from_millis(10);
+/// and where it encrypts by AES, for which it has no instructions, less.
+const INTERVAL_OF_IPSEC: Duration = Duration::from_millis(30);
 const STREAMS_RUN: Duration = Duration::from_secs(5);
 /// A lease in seconds: how long a node may be silent before it counts as lost.
 const LEASE: u64 = 8;
@@ -29,6 +31,8 @@ const LEASE: u64 = 8;
 const ROTATION: &str = "rotation";
 /// What encrypts, as a fabric and in another one's place.
 const WIREGUARD: &str = "wireguard";
+const IPSEC: &str = "ipsec";
+const SECRET: &str = "a secret of the cluster that is long enough";
 
 /// A thing that is to work.
 type Check = fn(&mut Row) -> Result<()>;
@@ -54,9 +58,9 @@ struct Row {
 fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let [fabric, underlay, encryption] = &args[..] else { bail!("matrix FABRIC UNDERLAY ENCRYPTION") };
-    ensure!(["none", WIREGUARD].contains(&encryption.as_str()), "there is no encryption `{encryption}`");
+    ensure!(["none", WIREGUARD, IPSEC].contains(&encryption.as_str()), "there is no encryption `{encryption}`");
     let mut row = Row::up(fabric, underlay, encryption)?;
-    let has_keys = row.carries() == WIREGUARD;
+    let has_keys = [WIREGUARD, IPSEC].contains(&row.carries());
     for (name, check) in CHECKS.iter().filter(|(name, _)| has_keys || *name != ROTATION) {
         match check(&mut row) {
             Ok(()) => println!("{name} ok"),
@@ -77,6 +81,9 @@ impl Row {
         let builder = builder.config("underlay", json!(underlay)).config("encryption", json!(encryption));
         let lab = builder.config("leaseSeconds", json!(LEASE)).up()?;
         let row = Row { lab, fabric: fabric.to_owned(), encryption: encryption.to_owned() };
+        if row.carries() == IPSEC {
+            row.lab.nodes().iter().try_for_each(|node| node.give_secret(Some(SECRET)))?;
+        }
         row.lab.wait_for_matrix(PATIENCE)?;
         row.wait_until_carried()?;
         Ok(row)
@@ -169,15 +176,30 @@ impl Row {
         })
     }
 
-    /// To a second device, and to a third at the first one's port.
+    /// To a second device, and to a third: at the first one's port, where there are ports.
     fn rotation(&mut self) -> Result<()> {
         self.unnoticed(|row| {
+            let mut seen = BTreeSet::new();
+            let by_hand = row.carries().to_owned();
             for rotation in [1, 2] {
-                row.set(WIREGUARD, json!({"rotation": rotation}))?;
-                row.wait_until_steady(&format!("/key{rotation}"))?;
+                seen.extend(row.instances()?);
+                row.set(&by_hand, json!({"rotation": rotation}))?;
+                let all_new = || row.instances().is_ok_and(|now| now.len() == 1 && now.is_disjoint(&seen));
+                wait_for(PATIENCE, "new keys", all_new)?;
+                row.wait_until_carried()?;
             }
             Ok(())
         })
+    }
+
+    /// Those by which nodes send.
+    fn instances(&self) -> Result<BTreeSet<String>> {
+        let mut instances = BTreeSet::new();
+        for node in self.lab.nodes() {
+            let said = node.status()?;
+            instances.extend(peers(&said).map(|peer| peer["fabric"].as_str().unwrap_or_default().to_owned()));
+        }
+        Ok(instances)
     }
 
     fn set(&mut self, key: &str, value: Value) -> Result<()> {
@@ -188,7 +210,7 @@ impl Row {
     fn loss(&mut self) -> Result<()> {
         let pods = [self.lab.pod("a1")?.endpoint(), self.lab.pod("b1")?.endpoint()];
         let pairs = [(pods[0].clone(), pods[1].clone()), (pods[1].clone(), pods[0].clone())];
-        let load = Load::new().interval(INTERVAL).udp(pairs.clone()).tcp_idle(pairs).start()?;
+        let load = Load::new().interval(self.interval()).udp(pairs.clone()).tcp_idle(pairs).start()?;
         load.wait_for_answers(PROBES, PATIENCE)?;
         let lost = self.lab.node("n3")?;
         lost.kill_agent()?;
@@ -207,6 +229,10 @@ impl Row {
         self.lab.wait_for_matrix(PATIENCE).map(drop)
     }
 
+    fn interval(&self) -> Duration {
+        if self.carries() == IPSEC { INTERVAL_OF_IPSEC } else { INTERVAL }
+    }
+
     fn around(&self) -> Vec<Pair> {
         let pods = self.lab.pod_endpoints();
         pods.iter().cloned().zip(pods.iter().cloned().cycle().skip(1)).collect()
@@ -214,7 +240,7 @@ impl Row {
 
     fn unnoticed(&mut self, event: impl FnOnce(&mut Row) -> Result<()>) -> Result<()> {
         let around = self.around();
-        let load = Load::new().interval(INTERVAL).udp(around.clone()).udp_mtu_sized([around[0].clone()]);
+        let load = Load::new().interval(self.interval()).udp(around.clone()).udp_mtu_sized([around[0].clone()]);
         let load = load.tcp_idle(around).start()?;
         load.wait_for_answers(PROBES, PATIENCE)?;
         event(self)?;

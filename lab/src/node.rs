@@ -160,6 +160,19 @@ impl Node {
         self.place.output(argv)
     }
 
+    /// Gives the node a secret of the cluster as an admin would, or takes it away.
+    pub fn give_secret(&self, secret: Option<&str>) -> Result<()> {
+        let dir = self.state_dir().join("secret");
+        let dir = dir.display();
+        let line = match secret {
+            Some(secret) => {
+                format!("umask 077; mkdir -p {dir}; echo {secret} > {dir}/new; mv {dir}/new {dir}/cluster-secret")
+            }
+            None => format!("rm {dir}/cluster-secret"),
+        };
+        self.output(&["sh", "-c", &line]).map(drop)
+    }
+
     /// Runs `work` on a thread in the node's namespaces; processes it starts live there too.
     pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
         self.place.run(work)

@@ -4,18 +4,20 @@
 mod common;
 
 use std::collections::BTreeSet;
+use std::fs;
 use std::net::UdpSocket;
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use common::{
-    GENTLE_PROBES, PATIENCE, be_in_clear, capture, census, check_changes, ends, gentle_load, give_secret, hex, lab,
-    set, sh, tartan, wait_until_holds, wait_until_sent_by, wait_until_steady, watch_and_be_strict,
+    GENTLE_PROBES, PATIENCE, be_in_clear, capture, census, check_changes, ends, gentle_load, hex, lab, set, sh, tartan,
+    wait_until_holds, wait_until_sent_by, wait_until_steady, watch_and_be_strict,
 };
 use serde_json::json;
 use tartan_lab::probe::{Talk, Transport, ping, wait_for};
-use tartan_lab::{Family, Lab, Node};
+use tartan_lab::{Binaries, Family, Lab, Node};
 
 /// Sooner than a handshake that got no answer is tried again (REKEY_TIMEOUT, section 6.1 of the WireGuard paper).
 const AT_ONCE: Duration = Duration::from_secs(4);
@@ -153,7 +155,7 @@ fn a_cluster_secret_given_changed_and_taken_away_is_not_noticed() -> Result<()> 
     let mut seen = BTreeSet::new();
     for secret in [Some(first.as_str()), Some(&second), None] {
         for node in lab.nodes() {
-            give_secret(node, secret)?;
+            node.give_secret(secret)?;
         }
         let is_so = |node: &Node| -> Result<bool> {
             let status = node.status()?;
@@ -275,6 +277,39 @@ fn the_end_of_an_agent_is_not_noticed_and_that_of_an_engine_not_for_long() -> Re
     node.start_agent()?;
     node.wait_ready()?;
     wait_until_steady(&lab, "wireguard")?;
+    lab.wait_for_matrix(PATIENCE)?.check()
+}
+
+/// One node after the other, and then all at once.
+#[test]
+fn an_upgrade_of_the_engine_is_not_noticed() -> Result<()> {
+    let lab = lab("wgupgrade", "wireguard")?;
+    wait_until_steady(&lab, "wireguard")?;
+    let program = Binaries::beside_this_program()?.tartan;
+    let load = gentle_load(&lab)?;
+    let [newer, newest] = ["tartan-newer", "tartan-newest"].map(|name| lab.facts().dir.join(name));
+    let upgrade = |node: &Node, to: &Path| {
+        node.set_program(to);
+        node.restart_agent().map(drop)
+    };
+    let runs = |node: &Node, program: &Path| {
+        let runs = |engine: &i32| fs::read_link(format!("/proc/{engine}/exe")).is_ok_and(|runs| runs == program);
+        let engines = engines(node);
+        // None where the kernel encrypts.
+        engines.len() < 2 && engines.iter().all(runs)
+    };
+    fs::copy(&program, &newer).context("copying the program")?;
+    for node in lab.nodes() {
+        upgrade(node, &newer)?;
+        wait_for(PATIENCE, "the newer engine", || runs(node, &newer)).with_context(|| node.troubleshooting())?;
+    }
+    load.wait_for_answers(GENTLE_PROBES, PATIENCE).with_context(|| lab.troubleshooting())?;
+    fs::copy(&program, &newest).context("copying the program")?;
+    lab.nodes().iter().try_for_each(|node| upgrade(node, &newest))?;
+    let all_run = || lab.nodes().iter().all(|node| runs(node, &newest));
+    wait_for(PATIENCE, "the newest engines", all_run).with_context(|| lab.troubleshooting())?;
+    load.wait_for_answers(GENTLE_PROBES, PATIENCE).with_context(|| lab.troubleshooting())?;
+    load.stop()?.check_nothing_lost().with_context(|| lab.troubleshooting())?;
     lab.wait_for_matrix(PATIENCE)?.check()
 }
 

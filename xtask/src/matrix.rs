@@ -87,7 +87,7 @@ fn rows() -> impl Iterator<Item = Key> {
 
 /// What is to work there.
 fn checks(key: Key) -> impl Iterator<Item = &'static str> {
-    let has_keys = key[0] == "wireguard" || key[2] != "none";
+    let has_keys = ["wireguard", "ipsec"].contains(&key[0]) || key[2] != "none";
     CHECKS.iter().map(|(name, _)| *name).filter(move |name| has_keys || *name != ROTATION)
 }
 

@@ -32,6 +32,15 @@ pub(super) const NEEDS: &[Need] = &[
     need("nft_log",              false, "`tartan flows`"),
 ];
 
+/// Needed by nodes that encrypt by IPsec, and by no others.
+#[rustfmt::skip]
+pub(super) const NEEDS_OF_IPSEC: &[Need] = &[
+    need("xfrm_user",      true, "encryption by ipsec, which tells the kernel of keys"),
+    need("xfrm_interface", true, "encryption by ipsec, which has its devices from there"),
+    need("esp4",           true, "encryption by ipsec over IPv4"),
+    need("esp6",           true, "encryption by ipsec over IPv6"),
+];
+
 /// A sysctl: its name, what it has to be, whether the agent sees to that itself, why.
 pub(super) struct Wanted {
     pub(super) name: &'static str,
@@ -89,6 +98,10 @@ fn uses(config: &Config, mode: FabricMode) -> bool {
     config.fabric == mode || config.fallback == Some(mode)
 }
 
+fn encrypts_by_ipsec(config: &Config) -> bool {
+    config.encrypts_by() == Some(FabricMode::Ipsec)
+}
+
 /// What the kernel can do, as it was asked.
 pub(super) fn kernel(found: &Found) -> Findings {
     let Some(features) = &found.features else { return Vec::new() };
@@ -131,7 +144,8 @@ pub(super) fn modules(found: &Found) -> Findings {
         let fix = "install the rest of the kernel's modules (linux-modules-extra-$(uname -r), kernel-modules-extra), or a kernel that has it";
         (if need.always { Error } else { Warning }, message, fix.to_owned())
     };
-    NEEDS.iter().filter(missing).map(finding).collect()
+    let of_ipsec = if encrypts_by_ipsec(&config(found)) { NEEDS_OF_IPSEC } else { &[] };
+    NEEDS.iter().chain(of_ipsec).filter(missing).map(finding).collect()
 }
 
 /// Values that are wrong now, and files that will make them so.
@@ -211,6 +225,14 @@ pub(super) fn firewall(found: &Found) -> Findings {
                 "e.g. `ufw allow proto udp from NODES to any port {port}`, `firewall-cmd --permanent --add-port={port}/udp`, or a rule of your own"
             );
             findings.push((Note, message, fix));
+        }
+        if encrypts_by_ipsec(&config(found)) {
+            let message = format!(
+                "{} table {} chain {} drops what it does not let in: see that IP protocol 50 (ESP) of the other nodes is let in",
+                chain.family, chain.table, chain.name
+            );
+            let fix = "e.g. `ufw allow proto esp from NODES`, `firewall-cmd --permanent --add-protocol=esp`, or a rule of your own";
+            findings.push((Note, message, fix.into()));
         }
     }
     findings

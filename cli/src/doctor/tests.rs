@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 
 use tartan_kernel::foreign::ForeignChain;
-use tartan_model::{Config, FabricMode, Features, ForwardBlock, Host, HostLink};
+use tartan_model::{Config, Encryption, FabricMode, Features, ForwardBlock, Host, HostLink};
 
 use super::found::{Cluster, Found, Member, Module, Path, SysctlLine};
 use super::{Level, gather, report, text};
@@ -123,6 +123,20 @@ fn a_node_by_itself() {
         },
         &["Error modules: module nft_ct|policy|linux-modules-extra", "Warning modules: module vxlan"],
     );
+    for (encryption, wanted) in [
+        (Encryption::Ipsec, &["Error modules: module esp6|ipsec over IPv6", "Note firewall: |IP protocol 50"][..]),
+        (Encryption::Wireguard, &[]),
+    ] {
+        check(
+            "what ipsec needs",
+            |it, cluster| {
+                it.modules = [("esp6", Module::Missing), ("xfrm_user", Module::OnDisk)].into();
+                it.chains = vec![chain("INPUT", true)];
+                (cluster.config.fabric, cluster.config.encryption) = (FabricMode::HostGw, encryption);
+            },
+            wanted,
+        );
+    }
     check(
         "the table of neighbours",
         |it, cluster| {

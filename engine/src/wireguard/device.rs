@@ -13,6 +13,7 @@ use super::link::Link;
 use super::tunnel::{self, Peer, Tunnel};
 use super::uapi::Uapi;
 use crate::link::{self, Queue};
+use crate::passage::Passage;
 use crate::wire::{self, Encrypted, Identity, PublicKey};
 
 /// Peers of one device at most, and ranges.
@@ -34,17 +35,86 @@ pub(crate) struct Device {
     own: Option<Arc<tunnel::Identity>>,
     queues: Vec<Arc<Queue>>,
     link: Option<Link>,
+    /// The way to an engine that still sends to the peers.
+    before: Option<Arc<Passage>>,
 }
 
 impl Device {
     /// Goes on where an engine before left off, with what the holder had of it.
     pub(crate) fn go_on(name: &str, told: Stored, queues: Vec<Arc<Queue>>, key: Option<OwnedFd>) -> Device {
-        let mut device = Device { told, own: None, queues, link: None };
-        let started = device.load(key).and_then(|()| device.start(name));
+        let mut device = Device { told, queues, ..Device::default() };
+        let started = device.load(key).and_then(|()| device.start(name, None));
         if let Err(error) = started {
             eprintln!("tartan engine: {name} is not carried: {error}");
         }
         device
+    }
+
+    /// Makes sessions beside an engine that still carries, and is the other end of `passage`.
+    ///
+    /// # Errors
+    /// It cannot.
+    pub(crate) fn beside(
+        name: &str,
+        told: Stored,
+        queues: Vec<Arc<Queue>>,
+        key: Option<OwnedFd>,
+        passage: Passage,
+    ) -> io::Result<Device> {
+        let passage = Arc::new(passage);
+        let mut device = Device { told, queues, before: Some(passage.clone()), ..Device::default() };
+        device.load(key)?;
+        let (peers, asked) = (device.peers(None)?, device.asked(name));
+        device.link = Some(Link::start_beside(device.queues.clone(), peers, asked, passage)?);
+        Ok(device)
+    }
+
+    /// Sends to the peers in place of the engine before, if there is a session with each of them, or no matter if there is. Whether
+    /// it does.
+    ///
+    /// # Errors
+    /// It cannot.
+    pub(crate) fn send_if(&mut self, no_matter: bool) -> io::Result<bool> {
+        let (Some(link), Some(before)) = (&mut self.link, &self.before) else { return Ok(true) };
+        if no_matter || link.tunnel().peers().values().all(|peer| peer.standing().met) {
+            link.send()?;
+            before.say_it_sends();
+            link.confirm();
+            self.before = None;
+        }
+        Ok(self.before.is_none())
+    }
+
+    /// Carries alone, as what was told of it last, now that the engine before is gone. None: it is for others to begin anew.
+    pub(crate) fn succeed(mut self, told: Stored) -> Option<Device> {
+        if self.told.identity != told.identity || !self.is_running() {
+            return None;
+        }
+        self.send_if(true).ok()?;
+        self.link.as_mut()?.hear().ok()?;
+        self.told = told;
+        self.refresh();
+        Some(self)
+    }
+
+    /// Begins to give way to an engine at the other end.
+    pub(crate) fn give_way(&mut self, next: Passage) {
+        if let Some(link) = &mut self.link {
+            link.give_way(next);
+        }
+    }
+
+    /// See [`Link::next_sends`].
+    pub(crate) fn next_sends(&self) -> nix::Result<bool> {
+        self.link.as_ref().map_or(Ok(true), Link::next_sends)
+    }
+
+    /// Goes on with the sessions that it has, as if there had been no other.
+    pub(crate) fn go_on_alone(&mut self, name: &str) {
+        let Some(before) = self.link.take().map(|link| link.tunnel()) else { return };
+        if let Err(error) = self.start(name, Some(&before)) {
+            eprintln!("tartan engine: {name} is not carried any more: {error}");
+        }
     }
 
     fn load(&mut self, key: Option<OwnedFd>) -> io::Result<()> {
@@ -55,24 +125,26 @@ impl Device {
         Ok(())
     }
 
-    fn start(&mut self, name: &str) -> io::Result<()> {
-        let (Some(own), Some(identity)) = (&self.own, self.told.identity) else {
-            return Err(io::Error::other("it has no key"));
-        };
-        if self.queues.is_empty() {
-            return Err(io::Error::other("its descriptors are gone"));
-        }
-        let asked = Uapi::open(name, identity.port);
-        if let Err(error) = &asked {
-            eprintln!("tartan engine: `wg show` will not find {name}: {error}");
-        }
-        let peers = self.peers(own.clone(), None);
-        self.link = Some(Link::start(self.queues.clone(), peers, asked.ok())?);
+    fn start(&mut self, name: &str, before: Option<&Tunnel>) -> io::Result<()> {
+        let (peers, asked) = (self.peers(before)?, self.asked(name));
+        self.link = Some(Link::start(self.queues.clone(), peers, asked)?);
         Ok(())
     }
 
-    fn peers(&self, own: Arc<tunnel::Identity>, before: Option<&Tunnel>) -> (Tunnel, Vec<Arc<Peer>>) {
-        Tunnel::new(own, before, &self.told.peers, &self.told.allowed)
+    fn asked(&self, name: &str) -> Option<Uapi> {
+        let asked = Uapi::open(name, self.port()?);
+        if let Err(error) = &asked {
+            eprintln!("tartan engine: `wg show` will not find {name}: {error}");
+        }
+        asked.ok()
+    }
+
+    fn peers(&self, before: Option<&Tunnel>) -> io::Result<(Tunnel, Vec<Arc<Peer>>)> {
+        let own = self.own.clone().ok_or_else(|| io::Error::other("it has no key"))?;
+        if self.queues.is_empty() {
+            return Err(io::Error::other("its descriptors are gone"));
+        }
+        Ok(Tunnel::new(own, before, &self.told.peers, &self.told.allowed))
     }
 
     /// Is this to its peers, by a key from that file; `open` gives queues where those that are there will not do.
@@ -96,7 +168,7 @@ impl Device {
             self.queues.clear();
             self.queues = open()?;
         }
-        self.start(name)
+        self.start(name, None)
     }
 
     pub(crate) fn meet(&mut self, public_key: PublicKey, peer: wire::Peer) -> io::Result<()> {
@@ -129,8 +201,10 @@ impl Device {
 
     /// Carries by what was told since.
     pub(crate) fn refresh(&self) {
-        if let (Some(link), Some(own)) = (&self.link, &self.own) {
-            link.set(self.peers(own.clone(), Some(&link.tunnel())));
+        if let Some(link) = &self.link
+            && let Ok(peers) = self.peers(Some(&link.tunnel()))
+        {
+            link.set(peers);
         }
     }
 

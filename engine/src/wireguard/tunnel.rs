@@ -30,6 +30,7 @@ use crate::wire::PublicKey;
 const OVERHEAD: usize = 32;
 const LEAST_ROOM: usize = 148;
 /// First bytes of messages (section 5.4).
+const GREETING: u8 = 1;
 const RESPONSE: u8 = 2;
 const COOKIE: u8 = 3;
 const DATA: u8 = 4;
@@ -80,6 +81,17 @@ struct Inside {
     waiting: usize,
 }
 
+/// What became of a datagram.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Taken {
+    /// A packet of a peer's pods is there.
+    Packet(Range<usize>),
+    /// It was for the peer itself, or is not to be taken.
+    Nothing,
+    /// No session of these peers can make anything of it.
+    NotOurs,
+}
+
 /// How things stand with a peer.
 pub(crate) struct Standing {
     pub(crate) endpoint: SocketAddr,
@@ -89,6 +101,11 @@ pub(crate) struct Standing {
     pub(crate) age: Option<Duration>,
     pub(crate) sent: usize,
     pub(crate) received: usize,
+}
+
+/// Whether it begins a handshake.
+pub(crate) fn is_greeting(datagram: &[u8]) -> bool {
+    datagram.first() == Some(&GREETING)
 }
 
 // === impl Identity ===
@@ -179,29 +196,25 @@ impl Tunnel {
     }
 
     /// Takes what the network brings. A packet of a peer's pods is appended to `plain`.
-    pub(crate) fn take(
-        &self,
-        from: SocketAddr,
-        datagram: &[u8],
-        plain: &mut Vec<u8>,
-        send: Wire<'_>,
-    ) -> Option<Range<usize>> {
-        let peer = match Tunn::parse_incoming_packet(datagram).ok()? {
-            Packet::HandshakeInit(_) => self.who_greets(from, datagram, send)?,
-            Packet::HandshakeResponse(packet) => self.by_index(packet.receiver_idx)?,
-            Packet::PacketCookieReply(packet) => self.by_index(packet.receiver_idx)?,
-            Packet::PacketData(packet) => self.by_index(packet.receiver_idx)?,
+    pub(crate) fn take(&self, from: SocketAddr, datagram: &[u8], plain: &mut Vec<u8>, send: Wire<'_>) -> Taken {
+        let Ok(packet) = Tunn::parse_incoming_packet(datagram) else { return Taken::Nothing };
+        let peer = match packet {
+            Packet::HandshakeInit(_) => self.who_greets(from, datagram, send),
+            Packet::HandshakeResponse(packet) => self.by_index(packet.receiver_idx),
+            Packet::PacketCookieReply(packet) => self.by_index(packet.receiver_idx),
+            Packet::PacketData(packet) => self.by_index(packet.receiver_idx),
         };
+        let Some(peer) = peer else { return Taken::NotOurs };
         let start = plain.len();
         plain.resize(start + datagram.len().max(LEAST_ROOM), 0);
-        let length = peer.open(from, datagram, &mut plain[start..], send);
-        plain.truncate(start + length);
+        let opened = peer.open(from, datagram, &mut plain[start..], send);
+        plain.truncate(start + opened.unwrap_or(0));
         let source = inner::addresses(&plain[start..]).map(|(source, _)| source);
         if source.and_then(|source| self.owner(source)).is_some_and(|owner| Arc::ptr_eq(owner, peer)) {
-            return Some(start..start + length);
+            return Taken::Packet(start..plain.len());
         }
         plain.truncate(start);
-        None
+        if opened.is_some() { Taken::Nothing } else { Taken::NotOurs }
     }
 
     /// Whoever begins a handshake is found by the key that it shows; before that costs anything, it has to show that it knows
@@ -286,17 +299,29 @@ impl Peer {
         }
     }
 
-    /// Decrypts a packet into `plain`, or does what a message of the handshake asks for; how long the packet is.
-    fn open(&self, from: SocketAddr, message: &[u8], plain: &mut [u8], send: Wire<'_>) -> usize {
+    /// Has the peer send by this end's session, if there is one: it does once it has heard something under that.
+    pub(crate) fn confirm(&self, send: Wire<'_>) {
+        let mut room = [0; LEAST_ROOM];
+        let mut inside = self.lock();
+        if inside.met
+            && let TunnResult::WriteToNetwork(message) = inside.tunn.encapsulate(&[], &mut room)
+        {
+            send(inside.endpoint, message);
+        }
+    }
+
+    /// Decrypts a packet into `plain`, or does what a message of the handshake asks for; how long the packet is. None: it is not for
+    /// a session or a handshake that there is.
+    fn open(&self, from: SocketAddr, message: &[u8], plain: &mut [u8], send: Wire<'_>) -> Option<usize> {
         let mut inside = self.lock();
         let length = match inside.tunn.decapsulate(Some(from.ip()), message, plain) {
             // From a peer that is too busy to say who it is, or to one that has not shown it.
             TunnResult::WriteToNetwork(answer) if answer[0] == COOKIE => {
                 send(from, answer);
-                return 0;
+                return Some(0);
             }
-            TunnResult::Done if message[0] == COOKIE => return 0,
-            TunnResult::Err(_) => return 0,
+            TunnResult::Done if message[0] == COOKIE => return Some(0),
+            TunnResult::Err(_) => return None,
             TunnResult::WriteToNetwork(answer) => {
                 send(from, answer);
                 0
@@ -311,7 +336,7 @@ impl Peer {
         if inside.waiting > 0 && inside.met {
             inside.send_what_waits(send);
         }
-        length
+        Some(length)
     }
 
     fn tick(&self, send: Wire<'_>) {

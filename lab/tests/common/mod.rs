@@ -73,14 +73,25 @@ pub(crate) fn gentle_load(lab: &Lab) -> Result<Running> {
 }
 
 /// From vxlan into each of these in turn, under load, each node hearing of it so much later than the one before.
-pub(crate) fn check_changes(mut lab: Lab, fabrics: &[&str], apart: Duration) -> Result<()> {
+pub(crate) fn check_changes(lab: Lab, fabrics: &[&str], apart: Duration) -> Result<()> {
+    check_changes_under(lab, fabrics, apart, GENTLE_PROBES, gentle_load)
+}
+
+/// The same under another load, with so many probes answered after each change.
+pub(crate) fn check_changes_under(
+    mut lab: Lab,
+    fabrics: &[&str],
+    apart: Duration,
+    probes: u64,
+    load: impl Fn(&Lab) -> Result<Running>,
+) -> Result<()> {
     lab.wait_for_matrix(PATIENCE)?;
     let mut from = "vxlan";
     for to in fabrics {
-        let load = gentle_load(&lab)?;
+        let load = load(&lab)?;
         lab.set_fabric_apart(to, apart)?;
         wait_until_steady(&lab, to)?;
-        load.wait_for_answers(GENTLE_PROBES, PATIENCE).with_context(|| lab.troubleshooting())?;
+        load.wait_for_answers(probes, PATIENCE).with_context(|| lab.troubleshooting())?;
         let report = load.stop()?;
         report.check_nothing_lost().with_context(|| format!("from {from} to {to}, {apart:?} apart"))?;
         from = to;
@@ -160,19 +171,6 @@ pub(crate) fn be_in_clear(lab: &mut Lab) -> Result<()> {
 fn be_strict(lab: &mut Lab, encryption: Value, strict: Value) -> Result<()> {
     let keys = [("encryption", encryption), ("strictEncryption", strict)];
     lab.set_config(&keys.map(|(key, value)| (key.to_owned(), value)).into_iter().collect())
-}
-
-/// Gives a node a secret as an admin would, or takes it away.
-pub(crate) fn give_secret(node: &Node, secret: Option<&str>) -> Result<()> {
-    let dir = node.state_dir().join("secret");
-    let dir = dir.display();
-    let line = match secret {
-        Some(secret) => {
-            format!("umask 077; mkdir -p {dir}; echo {secret} > {dir}/new; mv {dir}/new {dir}/cluster-secret")
-        }
-        None => format!("rm {dir}/cluster-secret"),
-    };
-    sh(node, &line).map(drop)
 }
 
 // --- what is on the wire ---

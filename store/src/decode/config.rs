@@ -138,11 +138,16 @@ fn encryption(spec: &NetworkConfigSpec, fabric: FabricMode) -> Result<Encryption
     Ok(encryption)
 }
 
+/// WireGuard's sessions have keys of their own, of two minutes.
+const A_YEAR: u32 = 31_536_000;
+/// An association of IPsec has its key as long as that; it runs out of numbers no sooner, however fast it is (docs/ipsec.md).
+const A_WEEK: u32 = 604_800;
+
 fn wireguard(spec: &WireguardSpec, default: WireguardConfig) -> Result<WireguardConfig, Fault> {
     let port = spec.port.unwrap_or(default.port);
     let last = u32::from(u16::MAX - (WireguardConfig::PORTS - 1));
     fields::number("spec.wireguard.port", u32::from(port), 1..=last, "")?;
-    let rotate_after = |secs| rotate_after("spec.wireguard.rotateAfterSeconds", secs);
+    let rotate_after = |secs| rotate_after("spec.wireguard.rotateAfterSeconds", secs, A_YEAR);
     Ok(WireguardConfig {
         port,
         rotation: spec.rotation.unwrap_or(default.rotation),
@@ -152,15 +157,15 @@ fn wireguard(spec: &WireguardSpec, default: WireguardConfig) -> Result<Wireguard
 }
 
 fn ipsec(spec: &IpsecSpec, default: IpsecConfig) -> Result<IpsecConfig, Fault> {
-    let after = spec.rotate_after_seconds.map(|secs| rotate_after("spec.ipsec.rotateAfterSeconds", secs));
+    let after = spec.rotate_after_seconds.map(|secs| rotate_after("spec.ipsec.rotateAfterSeconds", secs, A_WEEK));
     Ok(IpsecConfig {
         rotation: spec.rotation.unwrap_or(default.rotation),
         rotate_after: after.transpose()?.unwrap_or(default.rotate_after),
     })
 }
 
-fn rotate_after(field: &str, secs: u32) -> Result<Duration, Fault> {
-    let secs = fields::number(field, secs, 10..=31_536_000, " seconds")?;
+fn rotate_after(field: &str, secs: u32, at_most: u32) -> Result<Duration, Fault> {
+    let secs = fields::number(field, secs, 10..=at_most, " seconds")?;
     Ok(Duration::from_secs(u64::from(secs)))
 }
 

@@ -53,15 +53,16 @@ pub(super) fn run(report: &mut Report) -> Result<()> {
     let [_, killed, _] = ends(report, &program, "kill")?;
     report.comment(&format!("fabric: {killed} packets lost by engines that were killed"));
     let [_, upgraded, resets] = ends(report, &program, "upgrade")?;
-    report.figure("fabric.engine_upgrade.lost", Value::sum(&[upgraded, resets]), "count");
     drop(program);
-    encrypted(report)?;
+    let encrypted = encrypted(report)?;
+    let lost: Vec<f64> = [upgraded, resets].into_iter().chain(encrypted).collect();
+    report.figure("fabric.engine_upgrade.lost", Value::sum(&lost), "count");
     changes(report)?;
     strict(report)
 }
 
-/// By WireGuard in user space, beside boringtun's own device, whose protocol it is.
-fn encrypted(report: &mut Report) -> Result<()> {
+/// By WireGuard in user space, beside boringtun's own device, whose protocol it is. What upgrades lost, and reset.
+fn encrypted(report: &mut Report) -> Result<[f64; 2]> {
     let folder = command::target_dir().join("boringtun");
     let mut install = command::cargo(&["install", "--quiet", "--locked"]);
     command::run(install.args(BORINGTUN).arg("--root").arg(&folder))?;
@@ -85,7 +86,9 @@ fn encrypted(report: &mut Report) -> Result<()> {
     drop(arms);
     let [probes, killed, _] = ends(report, &program, "kill")?;
     report.comment(&format!("fabric wireguard: {killed} of {probes} packets lost by engines that were killed"));
-    Ok(())
+    let [probes, upgraded, resets] = ends(report, &program, "upgrade")?;
+    report.comment(&format!("fabric wireguard: {upgraded} of {probes} packets lost by upgrades, {resets} resets"));
+    Ok([upgraded, resets])
 }
 
 /// Every ordered pair at every distance; what the worst pair costs.

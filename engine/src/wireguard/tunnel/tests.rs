@@ -17,6 +17,10 @@ struct End {
     peers: BTreeMap<PublicKey, wire::Peer>,
     allowed: BTreeMap<IpNet, PublicKey>,
     tunnel: Tunnel,
+    /// Of the engine that is to be next, while it makes sessions,
+    next: Option<Tunnel>,
+    /// and of the one before, when that does not send any more.
+    before: Option<Tunnel>,
 }
 
 /// A message on its way.
@@ -86,7 +90,8 @@ impl Field {
             let identity = Arc::new(identity.unwrap());
             let (tunnel, _) = Tunnel::new(identity.clone(), None, &BTreeMap::new(), &BTreeMap::new());
             let at = at(number as u8);
-            field.ends.push(End { at, identity, peers: BTreeMap::new(), allowed: BTreeMap::new(), tunnel });
+            let (peers, allowed) = (BTreeMap::new(), BTreeMap::new());
+            field.ends.push(End { at, identity, peers, allowed, tunnel, next: None, before: None });
         }
         for end in 0..count {
             for other in (0..count).filter(|other| *other != end) {
@@ -105,7 +110,7 @@ impl Field {
 
     /// Has an end's tunnel take what is in `peers` and `allowed`; who is new is greeted.
     fn tell(&mut self, end: usize) {
-        let End { at, identity, peers, allowed, tunnel } = &mut self.ends[end];
+        let End { at, identity, peers, allowed, tunnel, .. } = &mut self.ends[end];
         let (now, new) = Tunnel::new(identity.clone(), Some(tunnel), peers, allowed);
         *tunnel = now;
         for peer in new {
@@ -129,12 +134,43 @@ impl Field {
     fn deliver(&mut self, message: &Message) -> Option<Vec<u8>> {
         let clear = message.bytes.windows(CLEAR.len()).any(|window| window == CLEAR);
         assert!(!clear, "the wire tells");
-        let End { at, tunnel, .. } = self.ends.iter().find(|end| end.at == message.to)?;
+        let End { at, tunnel, next, before, .. } = self.ends.iter().find(|end| end.at == message.to)?;
         let mut plain = b"before".to_vec();
         let mut answer = |to, bytes: &[u8]| self.wire.push_back(Message { from: *at, to, bytes: bytes.to_vec() });
-        let range = tunnel.take(message.from, &message.bytes, &mut plain, &mut answer);
+        let mut take = |tunnel: &Tunnel| tunnel.take(message.from, &message.bytes, &mut plain, &mut answer);
+        let first = if is_greeting(&message.bytes) { next.as_ref() } else { None };
+        let taken = match (take(first.unwrap_or(tunnel)), next.as_ref().or(before.as_ref())) {
+            (Taken::NotOurs, Some(other)) => take(other),
+            (taken, _) => taken,
+        };
         assert!(plain.starts_with(b"before"));
-        range.map(|range| plain[range].to_vec())
+        match taken {
+            Taken::Packet(range) => Some(plain[range].to_vec()),
+            Taken::Nothing | Taken::NotOurs => {
+                assert_eq!(plain, b"before");
+                None
+            }
+        }
+    }
+
+    /// An end gets an engine that is to be next, which greets its peers.
+    fn begin_to_give_way(&mut self, end: usize) {
+        let End { at, identity, peers, allowed, next, .. } = &mut self.ends[end];
+        let (tunnel, new) = Tunnel::new(identity.clone(), None, peers, allowed);
+        *next = Some(tunnel);
+        for peer in new {
+            peer.greet(&mut |to, bytes| self.wire.push_back(Message { from: *at, to, bytes: bytes.to_vec() }));
+        }
+    }
+
+    /// From here on it sends, and tells its peers.
+    fn next_sends(&mut self, end: usize) {
+        let End { at, tunnel, next, before, .. } = &mut self.ends[end];
+        let Some(sends) = next.take() else { return };
+        for peer in sends.peers.values() {
+            peer.confirm(&mut |to, bytes| self.wire.push_back(Message { from: *at, to, bytes: bytes.to_vec() }));
+        }
+        *before = Some(std::mem::replace(tunnel, sends));
     }
 
     /// Delivers until nothing is on its way, but for what is `lost`; what came out, in order.
@@ -376,6 +412,48 @@ fn an_end_that_lost_its_sessions_makes_new_ones_at_once() {
     });
     field.run(|_| false);
     assert!(field.carries(1, 0) && field.carries(0, 1));
+}
+
+/// An engine gives way to another one in between packets of both directions, with one message after the other lost, and at both ends
+/// at once or not.
+#[test]
+fn an_engine_that_gives_way_loses_nothing() {
+    for (both, lost) in [(false, 0), (false, DATA), (true, 0), (true, RESPONSE), (true, DATA)] {
+        let mut field = Field::of(2);
+        field.run(|_| false);
+        let ends = if both { vec![0, 1] } else { vec![0] };
+        let packets = [(0, 1), (1, 0)].map(|(from, to)| packet(pod(from, true), pod(to, true), 77));
+        let under_way = |field: &mut Field| (0..2).for_each(|end| assert!(field.seal(end, &packets[end])));
+        let all_came = |field: &mut Field, times: usize, lost: &mut dyn FnMut(&Message) -> bool| {
+            let came = field.run(lost);
+            assert_eq!(came.len(), 2 * times, "{both}");
+            assert!(came.iter().all(|packet| packets.contains(packet)));
+        };
+        under_way(&mut field);
+        ends.iter().for_each(|end| field.begin_to_give_way(*end));
+        under_way(&mut field);
+        // What is lost is what the next ones say, not what carries packets.
+        let mut loses =
+            |message: &Message| message.bytes[0] == lost && message.bytes.len() < 80 + OVERHEAD && lost != 0;
+        all_came(&mut field, 2, &mut loses);
+        under_way(&mut field);
+        if lost == RESPONSE {
+            ends.iter().for_each(|end| {
+                let End { at, next, .. } = &field.ends[*end];
+                for peer in next.iter().flat_map(|next| next.peers.values()) {
+                    peer.greet(&mut |to, bytes| {
+                        field.wire.push_back(Message { from: *at, to, bytes: bytes.to_vec() });
+                    });
+                }
+            });
+        }
+        all_came(&mut field, 1, &mut |_| false);
+        ends.iter().for_each(|end| field.next_sends(*end));
+        under_way(&mut field);
+        all_came(&mut field, 1, &mut |_| false);
+        ends.iter().for_each(|end| field.ends[*end].before = None);
+        assert!(field.carries(0, 1) && field.carries(1, 0), "{both} {lost}");
+    }
 }
 
 #[test]
