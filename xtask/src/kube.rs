@@ -219,12 +219,13 @@ impl Module {
         }
         println!("Building {program} into {}; from cold that takes minutes.", self.folder.display());
         fs::create_dir_all(&self.folder)?;
-        // Renamed when it is whole.
+        // Renamed when it is whole. Whose checkout it is, or whether it is one, is nothing to the build.
         let half = self.folder.join(format!(".{program}"));
         let mut build = Command::new(go(&self.go_mod)?);
         let c = if program == FLANNEL { "1" } else { "0" };
         build.current_dir(&self.path).env("CGO_ENABLED", c).args(how).args([
             "-trimpath",
+            "-buildvcs=false",
             "-tags",
             GO_ALONE,
             "-ldflags",

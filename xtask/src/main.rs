@@ -24,7 +24,7 @@ use std::process::ExitCode;
 /// What a person can type, and what it does: the help text, and what the docs are checked against.
 pub(crate) const COMMANDS: &[(&str, &str)] = &[
     (
-        "test [GROUP…] [--also GROUP…] [--without FEATURE…]",
+        "test [GROUP…] [--also GROUP…] [--without FEATURE…] [--within MINUTES]",
         "prove everything this machine can prove; or only the named groups",
     ),
     ("tidy", "check what compilers do not: crate edges, lengths, docs"),

@@ -4,6 +4,7 @@
 //! it was named with `--without`, and then the summary says how many tests that cost.
 
 mod abreast;
+mod limit;
 
 use crate::{
     command::{self, Result},
@@ -97,6 +98,8 @@ struct Row {
 struct Request<'a> {
     groups: Vec<&'static Group>,
     without: Vec<&'a str>,
+    /// How long all of them may take; as long as they like where nobody says.
+    within: Option<Duration>,
 }
 
 /// Runs the groups named in `args` (none: all that are not long, and those of `--also`), each to its end, and prints the summary.
@@ -109,6 +112,7 @@ pub(crate) fn run(args: &[&str]) -> Result<()> {
         if request.groups.iter().any(|group| group.root) { &[Lane::Build, Lane::Lab] } else { &[Lane::Build] };
     packages::ensure(lanes)?;
     println!("{}", seeds());
+    request.within.into_iter().for_each(limit::start);
     let mut rows = Vec::new();
     for group in &request.groups {
         rows.push(run_group(group, &request.without)?);
@@ -127,11 +131,14 @@ fn seeds() -> String {
 }
 
 fn parse<'a>(args: &[&'a str]) -> Result<Request<'a>> {
-    let (mut groups, mut also, mut without) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut groups, mut also, mut without, mut within) = (Vec::new(), Vec::new(), Vec::new(), None);
     let mut args = args.iter();
     while let Some(arg) = args.next() {
         if *arg == "--without" {
             without.push(*args.next().ok_or("--without wants the name of a kernel feature, as in `--without vxlan`")?);
+        } else if *arg == "--within" {
+            let minutes: Option<u64> = args.next().and_then(|minutes| minutes.parse().ok());
+            within = Some(Duration::from_secs(60 * minutes.ok_or("--within wants minutes, as in `--within 60`")?));
         } else if *arg == "--also" {
             also.push(find(args.next().ok_or("--also wants the name of a group, as in `--also fuzz`")?)?);
         } else {
@@ -142,7 +149,7 @@ fn parse<'a>(args: &[&'a str]) -> Result<Request<'a>> {
         groups = GROUPS.iter().filter(|group| group.always()).collect();
     }
     groups.extend(also);
-    Ok(Request { groups, without })
+    Ok(Request { groups, without, within })
 }
 
 fn find(name: &str) -> Result<&'static Group> {
@@ -158,6 +165,11 @@ fn run_group(group: &'static Group, without: &[&str]) -> Result<Row> {
     let mut counts = Counts::default();
     let mut ok = true;
     for step in group.steps {
+        if limit::is_over() {
+            println!("no time is left for: {step}");
+            ok = false;
+            break;
+        }
         let before = counts;
         ok = match step.strip_suffix(abreast::EACH) {
             // What is long measures, too.
@@ -300,8 +312,10 @@ mod tests {
         let also = parse(&["--also", "fuzz"]).expect("exists");
         assert_eq!(also.groups.len(), GROUPS.iter().filter(|group| group.always()).count() + 1);
         assert_eq!(also.groups.last().map(|group| group.name), Some("fuzz"));
+        assert_eq!(parse(&["unit", "--within", "2"]).expect("minutes").within, Some(Duration::from_secs(120)));
         for (args, part) in [
             (&["unti"][..], "there are: tidy"),
+            (&["--within", "unit"], "wants minutes"),
             (&["--without"], "name of a kernel feature"),
             (&["--also", "fuz"], "is not a group"),
         ] {

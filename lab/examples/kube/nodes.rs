@@ -21,9 +21,6 @@ const METRICS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 947
 const HEALTHZ: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 10248);
 const CHURN_ROUNDS: u64 = 3;
 const CHURN_PODS: u64 = 30;
-/// A kubelet that starts on a busy machine may register its Node only after it has looked in vain for it half a dozen times to
-/// make a CSINode; then it looks again after two minutes, and is not ready before.
-const REGISTERED_LATE: Duration = Duration::from_secs(200);
 /// A runtime takes its time over dozens of pods that nobody waits for.
 const GOODBYE: Duration = Duration::from_secs(180);
 
@@ -82,8 +79,11 @@ fn made_anew(cluster: &Cluster, node: &str) -> Result<()> {
     life::kill_process(cluster, node, KUBELET)?;
     let anew = || said(".metadata.uid").is_ok_and(|now| !now.is_empty() && now != before);
     wait_for(PATIENCE, &format!("another Node {node}"), anew)?;
+    // To make a CSINode it has looked for its Node half a dozen times in vain, and would look again after two minutes and not
+    // be ready before. One that starts finds it.
+    life::kill_process(cluster, node, KUBELET)?;
     let ready = || said(r#".status.conditions[?(@.type=="Ready")].status"#).is_ok_and(|status| status == "True");
-    wait_for(REGISTERED_LATE, &format!("Node {node} to be ready"), ready).map(drop)
+    wait_for(PATIENCE, &format!("Node {node} to be ready"), ready).map(drop)
 }
 
 /// The node itself, for a look at what listens there.
