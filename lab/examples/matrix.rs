@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Map, Value, json};
-use tartan_lab::probe::{Load, Pair, let_pass, ping, wait_for};
+use tartan_lab::probe::{Load, around, let_pass, ping, wait_for};
 use tartan_lab::{Family, Lab, Node};
 
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -116,7 +116,7 @@ impl Row {
     }
 
     fn tcp(&mut self) -> Result<()> {
-        let load = Load::new().tcp_bulk(self.around()).start()?;
+        let load = Load::new().tcp_bulk(around(&self.lab.pod_endpoints())).start()?;
         let_pass(STREAMS_RUN)?;
         let report = load.stop()?;
         ensure!(report.tcp.bytes > 1 << 20, "almost nothing was carried: {report}");
@@ -233,13 +233,8 @@ impl Row {
         if self.carries() == IPSEC { INTERVAL_OF_IPSEC } else { INTERVAL }
     }
 
-    fn around(&self) -> Vec<Pair> {
-        let pods = self.lab.pod_endpoints();
-        pods.iter().cloned().zip(pods.iter().cloned().cycle().skip(1)).collect()
-    }
-
     fn unnoticed(&mut self, event: impl FnOnce(&mut Row) -> Result<()>) -> Result<()> {
-        let around = self.around();
+        let around = around(&self.lab.pod_endpoints());
         let load = Load::new().interval(self.interval()).udp(around.clone()).udp_mtu_sized([around[0].clone()]);
         let load = load.tcp_idle(around).start()?;
         load.wait_for_answers(PROBES, PATIENCE)?;

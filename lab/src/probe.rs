@@ -80,3 +80,8 @@ pub fn pairs(endpoints: &[Endpoint]) -> Vec<Pair> {
     let later = |i: usize| endpoints[i + 1..].iter();
     endpoints.iter().enumerate().flat_map(|(i, a)| later(i).map(move |b| (a.clone(), b.clone()))).collect()
 }
+
+/// Each endpoint with the next one, the last with the first.
+pub fn around(endpoints: &[Endpoint]) -> Vec<Pair> {
+    endpoints.iter().cloned().zip(endpoints.iter().cloned().cycle().skip(1)).collect()
+}

@@ -8,11 +8,11 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use common::{
-    PATIENCE, around, be_in_clear, capture, condition, ends, hex, lab, set, sh, tartan, wait_for_condition,
-    wait_until_sent_by, wait_until_steady, watch_and_be_strict,
+    PATIENCE, be_in_clear, capture, condition, ends, hex, lab, set, sh, tartan, wait_for_condition, wait_until_sent_by,
+    wait_until_steady, watch_and_be_strict,
 };
 use serde_json::json;
-use tartan_lab::probe::{Load, Running, ping, wait_for};
+use tartan_lab::probe::{Load, Running, around, ping, wait_for};
 use tartan_lab::{Family, Lab, Node};
 
 const SECRET: &str = "a secret of the cluster that is long enough";
@@ -22,7 +22,7 @@ const PROBES: u64 = 1_500;
 
 /// What an emulated processor bears that encrypts by AES: without instructions for it, that is its most expensive part.
 fn small_load(lab: &Lab) -> Result<Running> {
-    let pairs = around(lab);
+    let pairs = around(&lab.pod_endpoints());
     let load = Load::new().interval(Duration::from_millis(40)).udp(pairs.clone()).tcp_idle(pairs).start()?;
     load.wait_for_answers(PROBES, PATIENCE)?;
     Ok(load)

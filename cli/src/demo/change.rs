@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use tartan_lab::probe::{Load, LoadReport, Pair, pairs, wait_for};
-use tartan_lab::{Endpoint, Lab};
+use tartan_lab::Lab;
+use tartan_lab::probe::{Load, LoadReport, around, pairs, wait_for};
 
 use crate::client;
 use crate::output::say;
@@ -64,10 +64,6 @@ pub(super) fn is_steady(lab: &Lab, fabric: &str) -> bool {
             status.phase == "steady" && status.fabric == fabric && status.peers.iter().all(by_it)
         })
     })
-}
-
-fn around(pods: &[Endpoint]) -> Vec<Pair> {
-    pods.iter().zip(pods.iter().cycle().skip(1)).map(|(from, to)| (from.clone(), to.clone())).collect()
 }
 
 fn indent(text: &str) -> String {

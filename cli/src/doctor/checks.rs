@@ -215,27 +215,28 @@ pub(super) fn firewall(found: &Found) -> Findings {
         let fix = "leave NetworkConfig spec.hostFirewall: open, and the agent puts one rule before it; or let pods' links (ttp*) pass there";
         findings.push((if found.installed { Error } else { Note }, message, fix.to_owned()));
     }
+    let to_be_let_in = to_be_let_in(&config(found));
     for chain in found.chains.iter().filter(|chain| chain.drops_input) {
-        for (_, port, _) in ports_of(&config(found)) {
+        findings.extend(to_be_let_in.iter().map(|(what, ufw, firewalld)| {
             let message = format!(
-                "{} table {} chain {} drops what it does not let in: see that UDP port {port} of the other nodes is let in",
+                "{} table {} chain {} drops what it does not let in: see that {what} of the other nodes is let in",
                 chain.family, chain.table, chain.name
             );
-            let fix = format!(
-                "e.g. `ufw allow proto udp from NODES to any port {port}`, `firewall-cmd --permanent --add-port={port}/udp`, or a rule of your own"
-            );
-            findings.push((Note, message, fix));
-        }
-        if encrypts_by_ipsec(&config(found)) {
-            let message = format!(
-                "{} table {} chain {} drops what it does not let in: see that IP protocol 50 (ESP) of the other nodes is let in",
-                chain.family, chain.table, chain.name
-            );
-            let fix = "e.g. `ufw allow proto esp from NODES`, `firewall-cmd --permanent --add-protocol=esp`, or a rule of your own";
-            findings.push((Note, message, fix.into()));
-        }
+            let fix =
+                format!("e.g. `ufw allow proto {ufw}`, `firewall-cmd --permanent {firewalld}`, or a rule of your own");
+            (Note, message, fix)
+        }));
     }
     findings
+}
+
+/// What nodes send each other: in words, and as ufw and firewalld call it.
+fn to_be_let_in(config: &Config) -> Vec<(String, String, String)> {
+    let udp = |(_, port, _): (FabricMode, u16, &str)| {
+        (format!("UDP port {port}"), format!("udp from NODES to any port {port}"), format!("--add-port={port}/udp"))
+    };
+    let esp = ("IP protocol 50 (ESP)".into(), "esp from NODES".into(), "--add-protocol=esp".into());
+    ports_of(config).into_iter().map(udp).chain(encrypts_by_ipsec(config).then_some(esp)).collect()
 }
 
 /// UDP ports that the fabric and its fallback need: whose, which, and the key that changes it.

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use tartan_lab::Lab;
-use tartan_lab::probe::{Load, Pair, Running, let_pass, wait_for};
+use tartan_lab::probe::{Load, Running, around, let_pass, wait_for};
 
 use crate::{PATIENCE, Series, Subject, lab, losses, ms, unknown};
 
@@ -89,8 +89,7 @@ impl Restart {
 
 /// UDP and TCP between pods of different nodes and from a node, answered before this returns.
 pub(crate) fn load(lab: &Lab) -> Result<Running> {
-    let pods = lab.pod_endpoints();
-    let around: Vec<Pair> = pods.iter().cloned().zip(pods.iter().cloned().cycle().skip(1)).collect();
+    let around = around(&lab.pod_endpoints());
     let from_node = (lab.node("n1")?.endpoint(), lab.pod("b1")?.endpoint());
     let load = Load::new()
         .udp(around.clone())

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Map, Value, json};
-use tartan_lab::probe::{Load, LoadReport, Pair, Running, wait_for};
+use tartan_lab::probe::{Load, LoadReport, Running, around, wait_for};
 use tartan_lab::{Binaries, Lab, NFT_LISTING, Node};
 
 /// How long anything may take before a test gives it up.
@@ -29,7 +29,7 @@ pub(crate) fn lab(name: &str, fabric: &str) -> Result<Lab> {
 
 /// UDP small and MTU-sized, TCP busy and idle, between pods of different nodes, and from a node to a remote pod.
 pub(crate) fn load(lab: &Lab, probes: u64) -> Result<Running> {
-    let pairs = around(lab);
+    let pairs = around(&lab.pod_endpoints());
     let from_node = (lab.node("n1")?.endpoint(), lab.pod("b1")?.endpoint());
     let load = Load::new()
         .interval(Duration::from_millis(2))
@@ -40,12 +40,6 @@ pub(crate) fn load(lab: &Lab, probes: u64) -> Result<Running> {
         .start()?;
     load.wait_for_answers(probes, PATIENCE)?;
     Ok(load)
-}
-
-/// Each pod with the next one.
-pub(crate) fn around(lab: &Lab) -> Vec<Pair> {
-    let pods = lab.pod_endpoints();
-    pods.iter().cloned().zip(pods.iter().cloned().cycle().skip(1)).collect()
 }
 
 /// Runs `event` under load, `probes` answered before it and `probes` after, and asserts that nobody noticed.
@@ -65,7 +59,7 @@ pub(crate) fn under_load(lab: &mut Lab, probes: u64, event: impl FnOnce(&mut Lab
 
 /// As much as an emulated processor bears: bulk TCP fills its queues, and what they drop is not the change's doing.
 pub(crate) fn gentle_load(lab: &Lab) -> Result<Running> {
-    let pairs = around(lab);
+    let pairs = around(&lab.pod_endpoints());
     let load = Load::new().interval(Duration::from_millis(10)).udp_mtu_sized([pairs[0].clone()]);
     let load = load.udp(pairs.clone()).tcp_idle(pairs).start()?;
     load.wait_for_answers(GENTLE_PROBES, PATIENCE)?;
