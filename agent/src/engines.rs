@@ -232,8 +232,9 @@ fn engine_error(doing: &str, error: &tartan_engine::client::EngineError) -> Kern
 fn wire_steps(op: Op<'_>) -> Vec<wire::Step> {
     let (old, new) = op.sides();
     vec![match (op.key(), new) {
-        (Key::Socket { link }, Some(Object::Socket(Socket { source, port }))) => {
-            wire::Step::Open { link: link.to_string(), socket: wire::Socket { source: *source, port: *port } }
+        (Key::Socket { link }, Some(Object::Socket(Socket { source, port, esp }))) => {
+            let (link, socket) = (link.to_string(), wire::Socket { source: *source, port: *port });
+            if *esp { wire::Step::Hold { link, socket } } else { wire::Step::Open { link, socket } }
         }
         (Key::Socket { link }, _) => wire::Step::Close { link: link.to_string() },
         (Key::Remote { link, dst }, Some(Object::Remote(address))) => {
@@ -268,11 +269,11 @@ fn of_peer(link: &LinkName, public_key: PublicKey, old: Option<&WgPeer>, new: &W
 
 fn in_clear(devices: BTreeMap<String, wire::Device>) -> State {
     let mut state = State::new();
-    for (name, wire::Device { socket, remotes, .. }) in devices {
+    for (name, wire::Device { socket, remotes, held, .. }) in devices {
         let Some(link) = LinkName::new(&name) else { continue };
-        if let Some(wire::Socket { source, port }) = socket {
+        if let Some(wire::Socket { source, port }) = socket.or(held) {
             let key = Key::Socket { link: link.clone() };
-            state.insert(key, Object::Socket(Socket { source, port }), Owner::Read);
+            state.insert(key, Object::Socket(Socket { source, port, esp: held.is_some() }), Owner::Read);
         }
         for (dst, address) in remotes {
             state.insert(Key::Remote { link: link.clone(), dst }, Object::Remote(address), Owner::Read);
@@ -370,14 +371,14 @@ mod tests {
         let path = path("udp");
         let socket = Some(wire::Socket { source: "192.0.2.1".parse().unwrap(), port: 8285 });
         let remotes = BTreeMap::from([("10.0.0.0/24".parse().unwrap(), "192.0.2.2".parse().unwrap())]);
-        let told = engine(&path, ("ttx0", wire::Device { socket, remotes, encrypted: None }));
+        let told = engine(&path, ("ttx0", wire::Device { socket, remotes, ..wire::Device::default() }));
         let fake = Fake::new();
         let mut both = with_engine(&fake, &path, Path::new("/nonexistent"));
 
         let link = LinkName::new("ttx0").unwrap();
         let remote = Key::Remote { link: link.clone(), dst: "10.0.0.0/24".parse().unwrap() };
         let address = Object::Remote("192.0.2.2".parse().unwrap());
-        let socket = Object::Socket(Socket { source: "192.0.2.1".parse().unwrap(), port: 8285 });
+        let socket = Object::Socket(Socket { source: "192.0.2.1".parse().unwrap(), port: 8285, esp: false });
         let steps = vec![
             tun(&link),
             create(Key::Socket { link: link.clone() }, socket),
@@ -417,7 +418,7 @@ mod tests {
             allowed: [(net, wire::PublicKey(peer.0))].into(),
             met: [wire::PublicKey(peer.0)].into(),
         };
-        let has = wire::Device { socket: None, remotes: BTreeMap::new(), encrypted: Some(encrypted) };
+        let has = wire::Device { encrypted: Some(encrypted), ..wire::Device::default() };
         let told = engine(&path, ("ttxs0", has));
 
         let device = Key::WgDevice { link: link.clone() };

@@ -141,6 +141,10 @@ pub struct WireguardSpec {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct IpsecSpec {
+    /// UDP port in which packets are wrapped (RFC 3948; 4500 is usual), where IP protocol 50 does not get through; unless it is said, they are not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(test, schemars(range(min = 1, max = 65535)))]
+    pub udp_port: Option<u16>,
     /// Counted up, all nodes make themselves new keys and go over to them.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[cfg_attr(test, schemars(range(min = 0, max = 4294967295u32)))]

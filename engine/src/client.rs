@@ -134,7 +134,7 @@ impl Client {
     /// Not where there is nothing to carry: it would end at once, again and again.
     fn start(&self, steps: &[Step]) -> Result<UnixStream, EngineError> {
         for step in steps {
-            if let Step::Open { link, .. } | Step::Identify { link, .. } = step
+            if let Step::Open { link, .. } | Step::Hold { link, .. } | Step::Identify { link, .. } = step
                 && nix::net::if_::if_nametoindex(link.as_str()).is_err()
             {
                 return Err(EngineError::NotStarted(io::Error::other(format!("there is no device {link}"))));

@@ -36,12 +36,14 @@ const REMOTES: usize = 200_000;
 const IDLE_MILLIS: u16 = 2_000;
 
 /// What the holder keeps of a device.
-#[derive(Serialize, Deserialize)]
+#[derive(Default, Serialize, Deserialize)]
 struct Stored {
     version: u32,
     devices: Devices,
     #[serde(default)]
     encrypted: BTreeMap<String, wireguard::Stored>,
+    #[serde(default)]
+    held: BTreeMap<String, Socket>,
 }
 
 struct Engine {
@@ -54,6 +56,8 @@ struct Engine {
     has_next: bool,
     devices: BTreeMap<String, Carried>,
     encrypted: BTreeMap<String, wireguard::Device>,
+    /// Sockets that it only has to keep, as the holder does.
+    held: BTreeMap<String, (Socket, OwnedFd)>,
 }
 
 /// When an engine gives way to another program.
@@ -97,6 +101,7 @@ pub fn run() -> io::Result<()> {
         has_next: false,
         devices: BTreeMap::new(),
         encrypted: BTreeMap::new(),
+        held: BTreeMap::new(),
     };
     engine.go_on(kept, ready);
     let engine = Arc::new(Mutex::new(engine));
@@ -183,13 +188,18 @@ fn talk(mut stream: UnixStream, engine: &Arc<Mutex<Engine>>) -> io::Result<()> {
 impl Engine {
     /// Takes up where the one before left off; some devices are `ready`.
     fn go_on(&mut self, mut kept: BTreeMap<String, OwnedFd>, mut ready: BTreeMap<String, wireguard::Device>) {
-        let stored = kept.remove(TABLE).map(load).unwrap_or(Ok((BTreeMap::new(), BTreeMap::new())));
-        let (devices, encrypted) = stored.unwrap_or_else(|error| {
+        let stored = kept.remove(TABLE).map(load).unwrap_or(Ok(Stored::default()));
+        let Stored { devices, encrypted, held, .. } = stored.unwrap_or_else(|error| {
             eprintln!(
                 "tartan engine: what the one before was told cannot be read, and the agent is to say it again: {error}"
             );
-            Default::default()
+            Stored::default()
         });
+        for (name, socket) in held {
+            if let Some(udp) = kept.remove(&held_name(&name)) {
+                self.held.insert(name, (socket, udp));
+            }
+        }
         for (name, stored) in encrypted {
             let (queues, key) = (queues_of(&name, &mut kept), kept.remove(&key_name(&name)));
             let ready = ready.remove(&name).and_then(|device| device.succeed(stored.clone()));
@@ -212,19 +222,20 @@ impl Engine {
         let device = |carried: &Carried| Device {
             socket: carried.socket.filter(|_| carried.is_running()),
             remotes: carried.remotes.iter().map(|(dst, remote)| (*dst, remote.address)).collect(),
-            encrypted: None,
-        };
-        let encrypted = |device: &wireguard::Device| Device {
-            socket: None,
-            remotes: BTreeMap::new(),
-            encrypted: Some(device.holds()),
+            ..Device::default()
         };
         let in_clear = self.devices.iter().map(|(name, carried)| (name.clone(), device(carried)));
-        in_clear.chain(self.encrypted.iter().map(|(name, device)| (name.clone(), encrypted(device)))).collect()
+        let encrypted = self
+            .encrypted
+            .iter()
+            .map(|(name, device)| (name.clone(), Device { encrypted: Some(device.holds()), ..Device::default() }));
+        let held = self.held.iter();
+        let held = held.map(|(name, (socket, _))| (name.clone(), Device { held: Some(*socket), ..Device::default() }));
+        in_clear.chain(encrypted).chain(held).collect()
     }
 
     fn carries_nothing(&self) -> bool {
-        self.devices.is_empty() && self.encrypted.is_empty()
+        self.devices.is_empty() && self.encrypted.is_empty() && self.held.is_empty()
     }
 
     /// `keys` are files with private keys, one for each step that takes one.
@@ -235,6 +246,7 @@ impl Engine {
         for (index, step) in steps.into_iter().enumerate() {
             let done = match step {
                 Step::Open { link, socket } => self.open(&link, socket),
+                Step::Hold { link, socket } => self.hold(link, socket),
                 Step::Close { link } => {
                     self.close(&link);
                     Ok(())
@@ -308,9 +320,22 @@ impl Engine {
         carried.start()
     }
 
+    fn hold(&mut self, name: String, socket: Socket) -> io::Result<()> {
+        self.has_room_for(&name)?;
+        let hears = |of: Socket| (of.source.is_ipv6(), of.port);
+        let there = self.held.remove(&name).filter(|(is, _)| hears(*is) == hears(socket));
+        let udp = match there {
+            Some((_, udp)) => udp,
+            None => socket::of_esp(socket.source.is_ipv6(), socket.port)?,
+        };
+        self.holder.keep(&held_name(&name), &udp)?;
+        self.held.insert(name, (socket, udp));
+        Ok(())
+    }
+
     fn has_room_for(&self, name: &str) -> io::Result<()> {
-        let is_there = self.devices.contains_key(name) || self.encrypted.contains_key(name);
-        if !is_there && self.devices.len() + self.encrypted.len() >= DEVICES {
+        let all = || self.devices.keys().chain(self.encrypted.keys()).chain(self.held.keys());
+        if all().all(|there| there != name) && all().count() >= DEVICES {
             return Err(io::Error::other(format!("an engine carries {DEVICES} devices at most")));
         }
         Ok(())
@@ -334,6 +359,9 @@ impl Engine {
     }
 
     fn close(&mut self, name: &str) {
+        if self.held.remove(name).is_some() {
+            self.holder.let_go(&held_name(name));
+        }
         let in_clear = self.devices.remove(name).map(|carried| carried.queues.len());
         let encrypted = self.encrypted.remove(name).map(|device| device.queues());
         if encrypted.is_some() {
@@ -373,7 +401,8 @@ impl Engine {
             devices.map(|(name, carried)| (name.clone(), (carried.socket, carried.remotes.clone()))).collect();
         let mut table = File::from(memfd_create(c"tartan-engine", MFdFlags::MFD_CLOEXEC)?);
         let encrypted = self.encrypted.iter().map(|(name, device)| (name.clone(), device.told().clone())).collect();
-        table.write_all(&serde_json::to_vec(&Stored { version: VERSION, devices, encrypted })?)?;
+        let held = self.held.iter().map(|(name, (socket, _))| (name.clone(), *socket)).collect();
+        table.write_all(&serde_json::to_vec(&Stored { version: VERSION, devices, encrypted, held })?)?;
         Ok(self.holder.keep(TABLE, &table.into())?)
     }
 
@@ -491,6 +520,11 @@ fn key_name(link: &str) -> String {
     format!("key {link}")
 }
 
+/// How the holder calls a socket that is only kept.
+fn held_name(link: &str) -> String {
+    format!("held {link}")
+}
+
 /// How the holder calls a queue's two descriptors.
 fn names(link: &str, index: usize) -> [String; 2] {
     [format!("tun {link} {index}"), format!("udp {link} {index}")]
@@ -498,7 +532,7 @@ fn names(link: &str, index: usize) -> [String; 2] {
 
 type Devices = BTreeMap<String, (Option<Socket>, Remotes)>;
 
-fn load(table: OwnedFd) -> io::Result<(Devices, BTreeMap<String, wireguard::Stored>)> {
+fn load(table: OwnedFd) -> io::Result<Stored> {
     use std::io::Seek;
     let mut table = File::from(table);
     table.rewind()?;
@@ -506,7 +540,7 @@ fn load(table: OwnedFd) -> io::Result<(Devices, BTreeMap<String, wireguard::Stor
     table.read_to_end(&mut text)?;
     let stored: Stored = serde_json::from_slice(&text)?;
     match stored.version {
-        VERSION => Ok((stored.devices, stored.encrypted)),
+        VERSION => Ok(stored),
         other => Err(io::Error::other(format!("it is of version {other}, not {VERSION}"))),
     }
 }

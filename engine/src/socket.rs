@@ -18,6 +18,9 @@ pub(crate) const ROOM: usize = 65_535;
 /// The kernel's IP_PMTUDISC_OMIT and its twin of IPv6: what is too large for the path is cut, and the word of strangers about
 /// the path does not count.
 static PMTUDISC_OMIT: libc::c_int = 5;
+/// The kernel's include/uapi/linux/udp.h.
+const UDP_ENCAP: libc::c_int = 100;
+static UDP_ENCAP_ESPINUDP: libc::c_int = 2;
 
 /// One that hears peers, beside others on the same port.
 pub(crate) fn listening(v6: bool, port: u16) -> io::Result<OwnedFd> {
@@ -39,14 +42,30 @@ pub(crate) fn of_both(port: u16) -> io::Result<OwnedFd> {
     listen(fd, v6, port)
 }
 
+/// One that only stands there, beside others on the same port: the kernel takes ESP out of what comes (RFC 3948). The rest, of
+/// which nothing is for us, fills the smallest buffer there is.
+pub(crate) fn of_esp(v6: bool, port: u16) -> io::Result<OwnedFd> {
+    let fd = open(v6)?;
+    // Before it is heard: what comes in between would be nobody's.
+    set_int(&fd, libc::IPPROTO_UDP, UDP_ENCAP, &UDP_ENCAP_ESPINUDP)?;
+    setsockopt(&fd, sockopt::RcvBuf, &0)?;
+    setsockopt(&fd, sockopt::ReusePort, &true)?;
+    bind_to_any(&fd, v6, port)?;
+    Ok(fd)
+}
+
 fn listen(fd: OwnedFd, v6: bool, port: u16) -> io::Result<OwnedFd> {
     setsockopt(&fd, sockopt::ReusePort, &true)?;
     setsockopt(&fd, sockopt::UdpGroSegment, &true)?;
-    let any: IpAddr = if v6 { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
-    bind(fd.as_raw_fd(), &SockaddrStorage::from(SocketAddr::new(any, port)))?;
+    bind_to_any(&fd, v6, port)?;
     // More than an unprivileged process may have; less will do.
     let _less = setsockopt(&fd, sockopt::RcvBufForce, &BUFFER).or_else(|_| setsockopt(&fd, sockopt::RcvBuf, &BUFFER));
     Ok(fd)
+}
+
+fn bind_to_any(fd: &OwnedFd, v6: bool, port: u16) -> nix::Result<()> {
+    let any: IpAddr = if v6 { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
+    bind(fd.as_raw_fd(), &SockaddrStorage::from(SocketAddr::new(any, port)))
 }
 
 /// One to send by, from the address that peers know. Its port is any: so peers tell the flows of one of our queues from those
@@ -78,13 +97,17 @@ fn enlarge_sending(fd: &OwnedFd) {
 fn omit_pmtu(fd: &OwnedFd, v6: bool) -> io::Result<()> {
     let (level, option) =
         if v6 { (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER) } else { (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER) };
-    // SAFETY: the option's value is an int, which lives until the call is over.
+    set_int(fd, level, option, &PMTUDISC_OMIT)
+}
+
+fn set_int(fd: &OwnedFd, level: libc::c_int, option: libc::c_int, value: &'static libc::c_int) -> io::Result<()> {
+    // SAFETY: the option's value is an int, which lives for ever.
     let set = unsafe {
         libc::setsockopt(
             fd.as_raw_fd(),
             level,
             option,
-            (&raw const PMTUDISC_OMIT).cast(),
+            std::ptr::from_ref(value).cast(),
             size_of::<libc::c_int>() as libc::socklen_t,
         )
     };

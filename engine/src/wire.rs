@@ -55,6 +55,9 @@ pub struct Program {
 pub enum Step {
     /// Carry this device's packets.
     Open { link: String, socket: Socket },
+    /// Keep a socket at that port at which the kernel takes ESP out of UDP (RFC 3948): it does so as long as there is one. This
+    /// device's packets it carries itself.
+    Hold { link: String, socket: Socket },
     /// No longer.
     Close { link: String },
     /// These addresses are there.
@@ -113,7 +116,7 @@ pub struct Socket {
 }
 
 /// A device.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Device {
     /// None: nothing is carried, the device or the socket is gone.
     pub socket: Option<Socket>,
@@ -121,6 +124,9 @@ pub struct Device {
     /// What it has, if it goes by WireGuard.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub encrypted: Option<Encrypted>,
+    /// What is kept for it, if the kernel carries its packets.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held: Option<Socket>,
 }
 
 /// A device that goes by WireGuard.

@@ -50,6 +50,8 @@ pub enum Instance {
     Ipsec {
         /// Family of the outer packet.
         underlay: Family,
+        /// UDP port in which packets are wrapped (RFC 3948); none: they are not.
+        port: Option<u16>,
         /// How often keys have been made anew.
         rotation: u32,
         /// Number of the cluster's secret that keys are made with.
@@ -93,8 +95,14 @@ impl Instance {
     pub fn encrypted_at(&self) -> Option<u16> {
         match self {
             Instance::Wireguard { port, .. } => Some(*port),
+            Instance::Ipsec { port, .. } => *port,
             _ => None,
         }
+    }
+
+    /// The UDP port that no other instance can have as long as this one does.
+    pub(crate) fn port_alone(&self) -> Option<u16> {
+        self.encrypted_at().filter(|_| matches!(self, Instance::Wireguard { .. }))
     }
 
     /// The UDP port at which it hears what anybody could have sent.
@@ -163,7 +171,11 @@ impl fmt::Display for Instance {
                 write!(f, "wireguard/{underlay}/port{port}/key{rotation}")?;
                 psk.map_or(Ok(()), |psk| write!(f, "/psk{psk:08x}"))
             }
-            Instance::Ipsec { underlay, rotation, psk } => write!(f, "ipsec/{underlay}/key{rotation}/psk{psk:08x}"),
+            Instance::Ipsec { underlay, port, rotation, psk } => {
+                write!(f, "ipsec/{underlay}/")?;
+                port.map_or(Ok(()), |port| write!(f, "port{port}/"))?;
+                write!(f, "key{rotation}/psk{psk:08x}")
+            }
         }
     }
 }
@@ -196,9 +208,14 @@ impl FromStr for Instance {
                     },
                 });
             }
-            ["ipsec", underlay, key, secret] => {
+            ["ipsec", underlay, in_udp @ .., key, secret] => {
                 return Ok(Instance::Ipsec {
                     underlay: family(underlay)?,
+                    port: match in_udp {
+                        [] => None,
+                        [port] => Some(port_of(port).ok_or_else(unknown)?),
+                        _ => return Err(unknown()),
+                    },
                     rotation: key_of(key).ok_or_else(unknown)?,
                     psk: psk_of(secret).ok_or_else(unknown)?,
                 });
@@ -231,7 +248,8 @@ mod tests {
             Instance::Udp { underlay: Family::V6, port: 65535 },
             Instance::Wireguard { underlay: Family::V4, port: 51820, rotation: 0, psk: None },
             Instance::Wireguard { underlay: Family::V6, port: 51823, rotation: u32::MAX, psk: Some(7) },
-            Instance::Ipsec { underlay: Family::V6, rotation: 20_000, psk: u32::MAX },
+            Instance::Ipsec { underlay: Family::V6, port: None, rotation: 20_000, psk: u32::MAX },
+            Instance::Ipsec { underlay: Family::V4, port: Some(4500), rotation: 1, psk: 0 },
         ] {
             assert_eq!(instance.to_string().parse(), Ok(instance));
         }
@@ -254,6 +272,8 @@ mod tests {
             "ipsec/ipv4/key1",
             "ipsec/ipv4/key1/psk",
             "ipsec/ipv4/key1/psk1/port1",
+            "ipsec/ipv4/port65536/key1/psk1",
+            "ipsec/ipv4/port1/port1/key1/psk1",
         ] {
             assert!(name.parse::<Instance>().is_err(), "{name}");
         }

@@ -12,13 +12,16 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use tartan_model::{Advert, Condition, Endpoint, FabricMode, Family, Features, World};
 use tartan_netstate::claims::{ESP_KEY_PREFIX, MAIN_TABLE, PROBE_METRICS, PSK_SUFFIX};
-use tartan_netstate::{EspEnd, EspPeer, Key, Link, LinkKind, Netns, Object, Owner, Route, State, stable_hash};
+use tartan_netstate::{EspEnd, EspPeer, Key, Link, LinkKind, Netns, Object, Owner, Route, Socket, State, stable_hash};
 
 use crate::mtu::device_mtu;
 use crate::wireguard::{own_key, to_key_holder};
 use crate::{Fabric, Hop, Instance, LocalNode, Peer};
 
-pub(crate) struct Ipsec;
+pub(crate) struct Ipsec {
+    /// Wrapped in UDP.
+    pub(crate) in_udp: bool,
+}
 
 impl Fabric for Ipsec {
     /// Whoever makes the device finds out.
@@ -28,10 +31,11 @@ impl Fabric for Ipsec {
 
     fn overhead(&self, underlay: Family) -> u32 {
         // ESP's header 8, the IV 8, at most 3 bytes to fill up with, their length and the next header 2, the tag 16 (RFC 4106
-        // section 6), and the outer IP header.
+        // section 6), UDP's header if there is one (RFC 3948), and the outer IP header.
+        let esp = 8 + 8 + 3 + 2 + 16 + if self.in_udp { 8 } else { 0 };
         match underlay {
-            Family::V4 => 8 + 8 + 3 + 2 + 16 + 20,
-            Family::V6 => 8 + 8 + 3 + 2 + 16 + 40,
+            Family::V4 => esp + 20,
+            Family::V6 => esp + 40,
         }
     }
 
@@ -42,6 +46,11 @@ impl Fabric for Ipsec {
         let link = Link { kind, mac: None, mtu: device_mtu(uplink.mtu, at), group: 0, up: true };
         crate::device::put(&mut state, at.device(), link, at);
         let owner = Owner::Fabric(at.to_string().into());
+        if let Some(port) = at.encrypted_at() {
+            // Several of them can stand side by side: who they are for, packets say themselves.
+            let socket = Socket { source: uplink.address, port, esp: true };
+            state.insert(Key::Socket { link: at.device() }, Object::Socket(socket), owner.clone());
+        }
         if let Some(own) = own_end(node, at) {
             state.insert(Key::EspDevice { link: at.device() }, Object::EspDevice(own), owner);
         }
@@ -49,7 +58,7 @@ impl Fabric for Ipsec {
     }
 
     fn endpoint(&self, node: &LocalNode, at: &Instance) -> Option<Endpoint> {
-        let EspEnd { address, public_key } = own_end(node, at)?;
+        let EspEnd { address, public_key, .. } = own_end(node, at)?;
         Some(Endpoint { instance: Arc::from(at.to_string()), address, mac: None, public_key: Some(public_key) })
     }
 
@@ -94,14 +103,16 @@ fn question_route(node: &LocalNode, at: &Instance, block: &IpNet) -> (Key, Objec
 }
 
 /// The name of the key pair that a node makes for an instance: one for each, since what it is for is that its keys are new.
-pub(crate) fn key_pair(underlay: Family, rotation: u32, psk: u32) -> Arc<str> {
-    format!("{ESP_KEY_PREFIX}{underlay}-{rotation}{PSK_SUFFIX}{psk:08x}").into()
+pub(crate) fn key_pair(at: &Instance) -> Option<Arc<str>> {
+    let Instance::Ipsec { underlay, port, rotation, psk } = at else { return None };
+    let port = port.map(|port| format!("-port{port}")).unwrap_or_default();
+    Some(format!("{ESP_KEY_PREFIX}{underlay}{port}-{rotation}{PSK_SUFFIX}{psk:08x}").into())
 }
 
 /// Behind a NAT a node has none: it changes the address that keys are made for.
 fn own_end(node: &LocalNode, at: &Instance) -> Option<EspEnd> {
     let uplink = node.uplinks.get(at.underlay()?).filter(|uplink| uplink.public.is_none())?;
-    Some(EspEnd { address: uplink.address, public_key: own_key(node, at)? })
+    Some(EspEnd { address: uplink.address, public_key: own_key(node, at)?, port: at.encrypted_at() })
 }
 
 /// Why nothing can be encrypted so, if that is asked for.

@@ -98,6 +98,7 @@ pub fn fabric_of(at: &Instance) -> &'static dyn Fabric {
         Instance::Ipip { .. } => &ipip::Ipip,
         Instance::Udp { .. } => &udp::Udp,
         Instance::Wireguard { .. } => &wireguard::Wireguard,
-        Instance::Ipsec { .. } => &ipsec::Ipsec,
+        Instance::Ipsec { port: None, .. } => &ipsec::Ipsec { in_udp: false },
+        Instance::Ipsec { port: Some(_), .. } => &ipsec::Ipsec { in_udp: true },
     }
 }

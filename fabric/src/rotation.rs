@@ -27,7 +27,7 @@ pub(crate) fn due<'a>(
     let mut due = PerFamily::default();
     for underlay in Family::ALL {
         let number = |rotation| wireguard::instance(&world.config, underlay, rotation, world.secret);
-        let port = Instance::encrypted_at;
+        let port = Instance::port_alone;
         let in_the_way = |of: &Instance| holders.clone().find(|at| *at != of && port(at) == port(of)).copied();
         let (wanted, before) = (number(rotation), number(rotation.wrapping_sub(1)));
         let goes_over_to = match (in_the_way(&wanted), in_the_way(&before)) {
@@ -52,7 +52,8 @@ pub(crate) fn due_of_ipsec(world: &World, now: Instant) -> (PerFamily<Instance>,
     let (counted, again) = counted(world, Some(config.ipsec.rotate_after), now);
     let rotation = config.ipsec.rotation.wrapping_add(counted);
     let mut due = PerFamily::default();
-    Family::ALL.into_iter().for_each(|underlay| due.set(underlay, Instance::Ipsec { underlay, rotation, psk }));
+    let port = config.ipsec.port;
+    Family::ALL.into_iter().for_each(|underlay| due.set(underlay, Instance::Ipsec { underlay, port, rotation, psk }));
     (due, again)
 }
 
@@ -77,14 +78,14 @@ pub(crate) fn one_a_port(wanted: &mut BTreeSet<Instance>, first: [&BTreeSet<Inst
     let rank = |at: &Instance| first.iter().position(|set| set.contains(at)).unwrap_or(first.len());
     let mut holders: BTreeMap<u16, Instance> = BTreeMap::new();
     for at in wanted.iter() {
-        if let Some(port) = at.encrypted_at() {
+        if let Some(port) = at.port_alone() {
             let holder = holders.entry(port).or_insert(*at);
             if rank(at) < rank(holder) {
                 *holder = *at;
             }
         }
     }
-    wanted.retain(|at| at.encrypted_at().is_none_or(|port| holders[&port] == *at));
+    wanted.retain(|at| at.port_alone().is_none_or(|port| holders[&port] == *at));
 }
 
 #[cfg(test)]

@@ -38,7 +38,7 @@ impl Fabric for Udp {
         let mut state = State::new();
         crate::device::put(&mut state, at.device(), link, at);
         let source = node.engine_addresses.get(underlay).copied().unwrap_or(uplink.address);
-        let socket = Socket { source, port };
+        let socket = Socket { source, port, esp: false };
         let owner = Owner::Fabric(at.to_string().into());
         state.insert(Key::Socket { link: at.device() }, Object::Socket(socket), owner);
         state

@@ -89,7 +89,7 @@ pub(crate) fn key_pair(at: &Instance) -> Option<Arc<str>> {
             let psk = psk.map(|psk| format!("{PSK_SUFFIX}{psk:08x}")).unwrap_or_default();
             Some(format!("wireguard-{rotation}{psk}").into())
         }
-        Instance::Ipsec { underlay, rotation, psk } => Some(ipsec::key_pair(*underlay, *rotation, *psk)),
+        Instance::Ipsec { .. } => ipsec::key_pair(at),
         _ => None,
     }
 }

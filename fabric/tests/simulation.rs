@@ -284,7 +284,10 @@ fn is_shorthand(config: &Config) -> bool {
 /// What encrypts, if it can.
 fn encrypted(config: &Config, by: FabricMode, psk: Option<u32>, underlay: Family) -> Option<Instance> {
     match by {
-        FabricMode::Ipsec => Some(Instance::Ipsec { underlay, rotation: config.ipsec.rotation, psk: psk? }),
+        FabricMode::Ipsec => {
+            let IpsecConfig { port, rotation, .. } = config.ipsec;
+            Some(Instance::Ipsec { underlay, port, rotation, psk: psk? })
+        }
         _ => Some(wireguard(config, psk, underlay)),
     }
 }
@@ -368,6 +371,8 @@ fn check_there_and_back(skew: u64, trouble: impl Fn(&mut Cluster)) {
     let esp_strict = Config { strict_encryption: true, ..esp.clone() };
     let esp_rotated = IpsecConfig { rotation: 1, ..vxlan.ipsec.clone() };
     let esp_rotated = Config { ipsec: esp_rotated, ..esp_strict.clone() };
+    let in_udp = IpsecConfig { port: Some(4500), ..vxlan.ipsec.clone() };
+    let in_udp = Config { ipsec: in_udp, ..esp_strict.clone() };
     let mut cluster = start_with(Some(5), skew, delays, vxlan.clone(), &shapes);
     let before = cluster.kept;
     for next in [
@@ -394,7 +399,9 @@ fn check_there_and_back(skew: u64, trouble: impl Fn(&mut Cluster)) {
         &esp,
         &esp_strict,
         &esp_rotated,
+        &in_udp,
         &encrypted,
+        &in_udp,
         &esp_rotated,
         &host_gw,
         &esp,

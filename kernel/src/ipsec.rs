@@ -385,8 +385,8 @@ impl Ipsec {
         let heard = [Direction::In, Direction::Forward];
         let first = heard.iter().flat_map(|direction| added.iter().map(|range| policy(*direction, range))).collect();
         self.send(first, &doing)?;
-        let sa =
-            |spi, reqid, saddr, daddr| Sa { saddr, daddr, spi, reqid, if_id: number, far_end: *public_key, sent: 0 };
+        let (far_end, port) = (*public_key, new.own.port);
+        let sa = |spi, reqid, saddr, daddr| Sa { saddr, daddr, spi, reqid, if_id: number, far_end, port, sent: 0 };
         self.ensure(&sa(pair.spi_in, ESP_IN, new.address, new.own.address), &pair.key_in, &doing)?;
         // One that moves goes at once with the policies that send by it.
         let mut rest = self.ensure(&sa(pair.spi_out, ESP_OUT, new.own.address, new.address), &pair.key_out, &doing)?;
@@ -412,7 +412,10 @@ impl Ipsec {
                 self.known.insert(place);
                 self.send(vec![xfrm::create_sa(sa, key)], doing).map(|()| Vec::new())
             }
-            Some(there) if (there.if_id, there.reqid, there.far_end) != (sa.if_id, sa.reqid, sa.far_end) => {
+            Some(there)
+                if (there.if_id, there.reqid, there.far_end, there.port)
+                    != (sa.if_id, sa.reqid, sa.far_end, sa.port) =>
+            {
                 let theirs = format!("SPI {:#010x} at {} is taken; `tartan rotate` gives all others", sa.spi, sa.daddr);
                 Err(KernelError::Conflict { what: doing.to_owned(), theirs })
             }
@@ -430,7 +433,7 @@ impl Ipsec {
     /// Whether the kernel says so now.
     fn is_anchored(&mut self, link: &LinkName) -> bool {
         let own = self.devices.as_ref().and_then(|devices| devices.get(link)).copied();
-        let Some(EspEnd { address, public_key }) = own else { return false };
+        let Some(EspEnd { address, public_key, .. }) = own else { return false };
         let Ok(Some(xfrm)) = self.xfrm() else { return false };
         matches!(xfrm.association(address, anchor_spi(link, public_key)), Ok(Some(there)) if there.far_end == public_key)
     }
@@ -489,9 +492,9 @@ fn is_about_peer(step: &Step) -> bool {
 fn anchor(link: &LinkName, own: EspEnd) -> Result<Message, KernelError> {
     let key = keys::random::<KEY_BYTES>().map_err(|error| io_error("make a key that nobody knows", &error))?;
     let spi = anchor_spi(link, own.public_key);
-    let EspEnd { address, public_key } = own;
-    let sa =
-        Sa { saddr: address, daddr: address, spi, reqid: ESP_ANCHOR, if_id: if_id(link), far_end: public_key, sent: 0 };
+    let EspEnd { address, public_key, port } = own;
+    let (saddr, daddr, if_id) = (address, address, if_id(link));
+    let sa = Sa { saddr, daddr, spi, reqid: ESP_ANCHOR, if_id, far_end: public_key, port, sent: 0 };
     Ok(xfrm::create_sa(&sa, &key))
 }
 
@@ -516,7 +519,7 @@ impl Held {
     fn anchor(&self, link: &LinkName) -> Option<EspEnd> {
         let is_anchor = |sa: &&Sa| sa.reqid == ESP_ANCHOR && sa.spi == anchor_spi(link, sa.far_end);
         let anchor = self.associations.iter().find(is_anchor)?;
-        Some(EspEnd { address: anchor.daddr, public_key: anchor.far_end })
+        Some(EspEnd { address: anchor.daddr, public_key: anchor.far_end, port: anchor.port })
     }
 
     /// Peers with policies. One whose parts do not fit together is read as one that is nowhere.

@@ -29,6 +29,7 @@ const XFRM_MSG_FLUSHSA: u16 = 0x1c;
 const XFRM_MSG_FLUSHPOLICY: u16 = 0x1d;
 /// Groups of notifications: associations that end of themselves, associations, policies.
 pub(crate) const GROUPS: [u32; 3] = [2, 3, 4];
+const XFRMA_ENCAP: u16 = 4;
 const XFRMA_TMPL: u16 = 5;
 const XFRMA_ALG_AEAD: u16 = 18;
 const XFRMA_REPLAY_ESN_VAL: u16 = 23;
@@ -38,6 +39,8 @@ const XFRM_MODE_TUNNEL: u8 = 1;
 const XFRM_STATE_AF_UNSPEC: u8 = 32;
 const XFRM_STATE_ESN: u8 = 128;
 const XFRM_INF: u64 = u64::MAX;
+/// What is wrapped in UDP by RFC 3948.
+const UDP_ENCAP_ESPINUDP: u16 = 2;
 
 /// Lengths of the structs, and where in them things are.
 const SELECTOR: usize = 56;
@@ -71,6 +74,8 @@ pub(crate) struct Sa {
     pub(crate) reqid: u32,
     pub(crate) if_id: u32,
     pub(crate) far_end: PublicKey,
+    /// UDP port of both ends, if packets are wrapped.
+    pub(crate) port: Option<u16>,
     /// The last number that was sent.
     pub(crate) sent: u64,
 }
@@ -173,6 +178,9 @@ pub(crate) fn create_sa(sa: &Sa, key: &[u8; KEY_BYTES]) -> Message {
     let seen = std::iter::repeat_n(0, words as usize);
     let replay: Vec<u8> = replay.into_iter().chain(seen).flat_map(u32::to_ne_bytes).collect();
     attrs.bytes(XFRMA_REPLAY_ESN_VAL, &replay).bytes(XFRMA_IF_ID, &sa.if_id.to_ne_bytes());
+    if let Some(port) = sa.port {
+        attrs.bytes(XFRMA_ENCAP, &encap_tmpl(port));
+    }
     info.extend_from_slice(&attrs.0);
     Message { kind: XFRM_MSG_NEWSA, flags: NLM_F_CREATE, payload: info }
 }
@@ -249,6 +257,15 @@ fn sa_id(daddr: IpAddr, spi: u32) -> Vec<u8> {
     id
 }
 
+/// An `xfrm_encap_tmpl`: of what kind, both ports, and the address that a transport mode would need.
+fn encap_tmpl(port: u16) -> [u8; 24] {
+    let mut tmpl = [0; 24];
+    tmpl[..2].copy_from_slice(&UDP_ENCAP_ESPINUDP.to_ne_bytes());
+    tmpl[2..4].copy_from_slice(&port.to_be_bytes());
+    tmpl[4..6].copy_from_slice(&port.to_be_bytes());
+    tmpl
+}
+
 fn put_address(bytes: &mut [u8], at: usize, address: IpAddr) {
     match address {
         IpAddr::V4(v4) => bytes[at..at + 4].copy_from_slice(&v4.octets()),
@@ -277,6 +294,7 @@ fn decode_sa(answer: &[u8]) -> Option<Sa> {
         reqid,
         if_id: attr(rest, XFRMA_IF_ID).and_then(|id| number(id, 0))?,
         far_end: PublicKey(*info.first_chunk()?),
+        port: attr(rest, XFRMA_ENCAP).and_then(|tmpl| Some(u16::from_be_bytes(*tmpl.get(4..)?.first_chunk()?))),
         sent,
     })
 }
@@ -347,7 +365,8 @@ mod tests {
         {
             let [saddr, daddr]: [IpAddr; 2] = [saddr, daddr].map(|address| address.parse().unwrap());
             let far_end = PublicKey(std::array::from_fn(|at| at as u8));
-            let sa = Sa { saddr, daddr, spi: 0x0102_0304, reqid: ESP_IN, if_id: 77, far_end, sent: 5 << 32 | 7 };
+            let port = daddr.is_ipv6().then_some(4500);
+            let sa = Sa { saddr, daddr, spi: 0x0102_0304, reqid: ESP_IN, if_id: 77, far_end, port, sent: 5 << 32 | 7 };
             let asked = create_sa(&sa, &[1; KEY_BYTES]).payload;
             assert_eq!(decode_sa(&asked), Some(sa.clone()));
             assert_eq!(decode_sa(&create_sa(&Sa { reqid: 1, ..sa }, &[1; KEY_BYTES]).payload), None, "others'");

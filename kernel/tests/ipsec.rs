@@ -25,13 +25,15 @@ fn link() -> LinkName {
 struct Node {
     kernel: Linux,
     state: State,
+    /// Of ESP in UDP.
+    port: Option<u16>,
 }
 
 impl Node {
     fn start(dir: &Path) -> Node {
         let mut kernel = Linux::open().unwrap().with_keys_in(dir);
         let state = read(&mut kernel);
-        Node { kernel, state }
+        Node { kernel, state, port: None }
     }
 
     fn public_key(&mut self) -> PublicKey {
@@ -54,7 +56,7 @@ impl Node {
         let kind = LinkKind::Xfrm { label: "ipsec/ipv4".into() };
         let made = Link { kind, mac: None, mtu: 1443, group: 0, up: true };
         wanted.insert(Key::Link { ns: Ns::Host, link: link() }, Object::Link(made.into()), Owner::Node);
-        let own = EspEnd { address: own.parse().unwrap(), public_key: self.public_key() };
+        let own = EspEnd { address: own.parse().unwrap(), public_key: self.public_key(), port: self.port };
         wanted.insert(Key::EspDevice { link: link() }, Object::EspDevice(own), Owner::Node);
         let ranges = ["10.2.0.0/24", "10.2.0.0/32", "fd02::/64"].map(|range| range.parse().unwrap());
         let peer = EspPeer::of(peer.parse().unwrap(), own, ranges);
@@ -65,7 +67,7 @@ impl Node {
     /// All of it, without another key than there is.
     fn wanted_again(&mut self, own: &str, peer: &str) -> State {
         let mut wanted = self.state.clone();
-        let own = EspEnd { address: own.parse().unwrap(), public_key: self.public_key() };
+        let own = EspEnd { address: own.parse().unwrap(), public_key: self.public_key(), port: self.port };
         wanted.insert(Key::EspDevice { link: link() }, Object::EspDevice(own), Owner::Node);
         let Object::EspPeer(was) = wanted.get(&Key::EspPeer { link: link(), public_key: PEER }).unwrap().object.clone()
         else {
@@ -183,6 +185,24 @@ fn vm_what_somebody_takes_away_is_made_anew_with_other_keys() {
             });
         }
     }
+}
+
+#[test]
+#[ignore = "wants the kernel modules xfrm_interface and esp4: `cargo xtask vm`"]
+fn vm_associations_wrap_packets_in_udp_and_say_so() {
+    check("udp", |dir| {
+        let mut node = Node { port: Some(4500), ..Node::start(dir) };
+        let wanted = node.wanted("192.0.2.1", "192.0.2.2");
+        assert_eq!(node.become_(&wanted), []);
+        assert_eq!(objects(&Node::start(dir).state), objects(&wanted));
+        let wraps = sh("ip xfrm state | grep 'encap type espinudp sport 4500 dport 4500'");
+        assert_eq!(wraps.lines().count(), 3, "{}", sh("ip xfrm state"));
+        // As long as they are there, they stay what they are.
+        let mut other = Node { port: Some(4501), ..Node::start(dir) };
+        let moved = other.wanted_again("192.0.2.1", "192.0.2.2");
+        assert!(!other.become_(&moved).is_empty());
+        assert_eq!(sh("ip xfrm state | grep 'encap type espinudp'"), wraps);
+    });
 }
 
 #[test]

@@ -26,6 +26,8 @@ use crate::underlay::Underlay;
 const LISTEN: &str = "127.0.0.1:9470";
 /// How long SIGTERM may take: far above what an agent that works needs.
 const STOP_PATIENCE: Duration = Duration::from_secs(10);
+/// An emulated processor that has to share takes longer than any other.
+const READY_PATIENCE: Duration = Duration::from_secs(60);
 /// Lines of the agent's log shown with a failure.
 const TAIL: usize = 30;
 
@@ -300,7 +302,7 @@ impl Node {
             }
             false
         };
-        let waited = wait_for(Duration::from_secs(20), &format!("{}'s agent to be ready", self.name), ready);
+        let waited = wait_for(READY_PATIENCE, &format!("{}'s agent to be ready", self.name), ready);
         if waited.is_err() || self.agent_pid().is_err() {
             return Err(anyhow!("{}'s agent is not ready: {last}\n{}", self.name, self.troubleshooting()));
         }

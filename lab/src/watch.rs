@@ -6,12 +6,12 @@ use anyhow::{Context, Result};
 
 use crate::{Lab, Node};
 
-/// Whatever is of pods' ranges, or wrapped in vxlan, udp or ipip, and what ESP and WireGuard's ports carry. A packet is counted once.
+/// Whatever is of pods' ranges, or wrapped in vxlan, udp or ipip, and what ESP, also in UDP, and WireGuard's ports carry. A packet is counted once.
 const TABLE: &str = "nft 'table netdev watch {
     chain came { type filter hook ingress device eth0 priority 0;
         ip protocol 50 counter accept comment \"encrypted\"
         ip6 nexthdr 50 counter accept comment \"encrypted\"
-        udp dport 51820-51823 counter accept comment \"encrypted\"
+        udp dport { 4500, 51820-51823 } counter accept comment \"encrypted\"
         udp dport { 8472, 8285 } counter accept comment \"clear\"
         ip protocol { 4, 41 } counter accept comment \"clear\"
         ip6 nexthdr { 4, 41 } counter accept comment \"clear\"

@@ -17,6 +17,9 @@ use tartan_lab::{Family, Lab, Node};
 
 const SECRET: &str = "a secret of the cluster that is long enough";
 
+/// Of ESP in UDP.
+const PORT: u16 = 4500;
+
 /// Answered before an event begins and after it has ended.
 const PROBES: u64 = 1_500;
 
@@ -64,10 +67,19 @@ fn keys(node: &Node) -> Result<BTreeSet<String>> {
     Ok(keys.lines().map(str::to_owned).collect())
 }
 
-/// Two nodes with a pod each that talk by IPsec over a family of underlay.
-fn check_both_families(name: &str, underlay: &str, mtu: u32) -> Result<()> {
-    let lab = Lab::builder(name).nodes(2).pods_per_node(1).config("underlay", json!(underlay)).up()?;
+/// Nothing of ESP comes in at any node but in UDP.
+const NO_ESP: &str = "nft 'table netdev noesp {
+    chain came { type filter hook ingress device eth0 priority 0; ip protocol 50 counter drop; ip6 nexthdr 50 counter drop; }
+}'";
+
+/// Two nodes with a pod each that talk by IPsec over a family of underlay; in UDP at that port.
+fn check_both_families(name: &str, underlay: &str, port: Option<u16>, mtu: u32) -> Result<()> {
+    let builder = Lab::builder(name).nodes(2).pods_per_node(1).config("underlay", json!(underlay));
+    let lab = builder.config("ipsec", json!({"udpPort": port})).up()?;
     lab.wait_for_matrix(PATIENCE)?.check()?;
+    if port.is_some() {
+        lab.nodes().iter().try_for_each(|node| sh(node, NO_ESP).map(drop))?;
+    }
     let lab = with_ipsec(lab)?;
     let node = lab.node("n1")?;
     let said = node.status()?;
@@ -102,13 +114,58 @@ fn check_both_families(name: &str, underlay: &str, mtu: u32) -> Result<()> {
 #[test]
 #[ignore = "wants the kernel modules xfrm_interface and esp4: `cargo xtask vm`"]
 fn vm_carries_both_families_over_ipv4() -> Result<()> {
-    check_both_families("esp4", "ipv4", 1443)
+    check_both_families("esp4", "ipv4", None, 1443)
 }
 
 #[test]
 #[ignore = "wants the kernel modules xfrm_interface and esp6: `cargo xtask vm`"]
 fn vm_carries_both_families_over_ipv6() -> Result<()> {
-    check_both_families("esp6", "ipv6", 1423)
+    check_both_families("esp6", "ipv6", None, 1423)
+}
+
+#[test]
+#[ignore = "wants the kernel modules xfrm_interface and esp4: `cargo xtask vm`"]
+fn vm_in_udp_carries_both_families_over_ipv4() -> Result<()> {
+    check_both_families("espudp4", "ipv4", Some(PORT), 1435)
+}
+
+#[test]
+#[ignore = "wants the kernel modules xfrm_interface and esp6: `cargo xtask vm`"]
+fn vm_in_udp_carries_both_families_over_ipv6() -> Result<()> {
+    check_both_families("espudp6", "ipv6", Some(PORT), 1415)
+}
+
+/// Nobody has to take packets out of UDP but the kernel: somebody has to keep the socket.
+#[test]
+#[ignore = "wants the kernel modules xfrm_interface and esp4: `cargo xtask vm`"]
+fn vm_changes_into_udp_and_the_end_of_who_keeps_its_socket_are_not_noticed() -> Result<()> {
+    let mut lab = with_ipsec(lab("espudp", "vxlan")?)?;
+    let load = small_load(&lab)?;
+    set(&mut lab, "ipsec", json!({"udpPort": PORT}))?;
+    wait_until_sent_by(&lab, "ipsec/ipv4/port4500/key")?;
+    let node = lab.node("n1")?;
+    let before = node.processes("tartan-engine")?;
+    ensure!(before.len() == 1, "{} has {} engines", node.name(), before.len());
+    // While nobody is there who could tell another one anything.
+    node.kill_agent()?;
+    sh(node, &format!("kill -9 {}", before[0]))?;
+    let again = || node.processes("tartan-engine").is_ok_and(|now| now.len() == 1 && now != before);
+    wait_for(PATIENCE, "another engine", again)?;
+    load.wait_for_answers(PROBES / 10, PATIENCE)?;
+    node.start_agent()?;
+    node.wait_ready()?;
+    let first = sends_by(lab.node("n2")?)?;
+    set(&mut lab, "ipsec", json!({"udpPort": PORT, "rotation": 1}))?;
+    wait_for(PATIENCE, "new keys", || lab.node("n2").and_then(sends_by).is_ok_and(|by| by != first))
+        .with_context(|| lab.troubleshooting())?;
+    wait_until_sent_by(&lab, "ipsec/ipv4/port4500/key")?;
+    set(&mut lab, "ipsec", json!({}))?;
+    wait_until_sent_by(&lab, "ipsec/ipv4/key")?;
+    let gone = |node: &Node| node.processes("tartan-holder").is_ok_and(|all| all.is_empty());
+    wait_for(PATIENCE, "the end of the socket", || lab.nodes().iter().all(gone))
+        .with_context(|| lab.troubleshooting())?;
+    load.wait_for_answers(PROBES, PATIENCE).with_context(|| lab.troubleshooting())?;
+    load.stop()?.check_nothing_lost().with_context(|| lab.troubleshooting())
 }
 
 #[test]
@@ -284,21 +341,33 @@ const CLEAR: &[u8] = b"what nobody else is to read";
 #[test]
 #[ignore = "wants the kernel modules xfrm_interface and esp4: `cargo xtask vm`"]
 fn vm_the_wire_shows_esp_and_nothing_of_what_is_in_it() -> Result<()> {
-    let lab = Lab::builder("espwire").nodes(2).pods_per_node(1).up()?;
+    check_wire("espwire", None, "ip proto 50")
+}
+
+#[test]
+#[ignore = "wants the kernel modules xfrm_interface and esp4: `cargo xtask vm`"]
+fn vm_the_wire_shows_esp_in_udp_and_nothing_of_what_is_in_it() -> Result<()> {
+    check_wire("espudpwire", Some(PORT), "udp src port 4500 and udp dst port 4500")
+}
+
+fn check_wire(name: &str, port: Option<u16>, filter: &str) -> Result<()> {
+    let builder = Lab::builder(name).nodes(2).pods_per_node(1);
+    let lab = builder.config("ipsec", json!({"udpPort": port})).up()?;
     lab.wait_for_matrix(PATIENCE)?.check()?;
     let lab = with_ipsec(lab)?;
     let (a, b) = (lab.pod("a1")?.endpoint(), lab.pod("b1")?.endpoint());
     let says = a.netns.run(|| UdpSocket::bind((a.v4, 0)))??;
-    let fields = ["ip.src", "ip.dst", "ip.proto", "esp.spi", "esp.sequence", "data.data"];
-    let rows = capture(&lab, "ip proto 50", &[], &fields, || {
+    let fields = ["ip.src", "ip.dst", "ip.proto", "esp.spi", "esp.sequence", "data.data", "udp.payload"];
+    let rows = capture(&lab, filter, &[], &fields, || {
         // Nobody hears it there.
         let _refused = says.send_to(CLEAR, (b.v4, 9));
         drop(ping(&a, b.v4.into(), 84, PATIENCE));
     })?;
     let (ends, in_clear) = (ends(&lab)?, hex(CLEAR));
     for row in &rows {
-        let [src, dst, proto, spi, sequence, all] = &row[..] else { panic!("{row:?}") };
-        ensure!(BTreeSet::from([src.clone(), dst.clone()]) == ends && proto == "50", "{row:?}");
+        let [src, dst, proto, spi, sequence, data, payload] = &row[..] else { panic!("{row:?}") };
+        let (all, wanted) = (format!("{data}{payload}"), if port.is_some() { "17" } else { "50" });
+        ensure!(BTreeSet::from([src.clone(), dst.clone()]) == ends && proto == wanted, "{row:?}");
         ensure!(!spi.is_empty() && !sequence.is_empty(), "RFC 4303 section 2: {row:?}");
         ensure!(!all.replace(':', "").contains(&in_clear), "{row:?}");
     }

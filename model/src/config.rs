@@ -97,6 +97,8 @@ pub struct WireguardConfig {
 /// See `NetworkConfig.spec.ipsec`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IpsecConfig {
+    /// UDP port in which packets are wrapped (RFC 3948); none: they are not.
+    pub port: Option<u16>,
     /// Keys are made anew with each.
     pub rotation: u32,
     /// And whenever so much time has passed, in whole seconds: keys are not for ever.
@@ -215,7 +217,7 @@ impl Default for Config {
             encryption: Encryption::None,
             strict_encryption: false,
             wireguard: WireguardConfig { port: WIREGUARD_PORT, rotation: 0, rotate_after: None, nodes: false },
-            ipsec: IpsecConfig { rotation: 0, rotate_after: Duration::from_secs(86_400) },
+            ipsec: IpsecConfig { port: None, rotation: 0, rotate_after: Duration::from_secs(86_400) },
             cross_subnet: false,
             underlay: None,
             underlay_mtu: None,

@@ -18,6 +18,8 @@ pub struct EspEnd {
     pub address: IpAddr,
     /// Of the key pair on this node's disk that it has.
     pub public_key: PublicKey,
+    /// UDP port of both ends in which packets are wrapped (RFC 3948); none: they are not.
+    pub port: Option<u16>,
 }
 
 /// A peer of a device; its key is in [`crate::Key::EspPeer`]. An association each way, and policies that send to its ranges by the

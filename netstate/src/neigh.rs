@@ -26,4 +26,6 @@ pub struct Socket {
     pub source: IpAddr,
     /// UDP port, the peers' too.
     pub port: u16,
+    /// It is only kept open: the kernel takes ESP out of what comes there (RFC 3948), and sends by itself.
+    pub esp: bool,
 }

@@ -235,8 +235,9 @@ fn to_be_let_in(config: &Config) -> Vec<(String, String, String)> {
     let udp = |(_, port, _): (FabricMode, u16, &str)| {
         (format!("UDP port {port}"), format!("udp from NODES to any port {port}"), format!("--add-port={port}/udp"))
     };
+    let in_ip = encrypts_by_ipsec(config) && config.ipsec.port.is_none();
     let esp = ("IP protocol 50 (ESP)".into(), "esp from NODES".into(), "--add-protocol=esp".into());
-    ports_of(config).into_iter().map(udp).chain(encrypts_by_ipsec(config).then_some(esp)).collect()
+    ports_of(config).into_iter().map(udp).chain(in_ip.then_some(esp)).collect()
 }
 
 /// UDP ports that the fabric and its fallback need: whose, which, and the key that changes it.
@@ -245,7 +246,9 @@ fn ports_of(config: &Config) -> Vec<(FabricMode, u16, &'static str)> {
         (FabricMode::Vxlan, config.vxlan.port, "spec.vxlan.port"),
         (FabricMode::Udp, config.udp_port, "spec.udp.port"),
     ];
-    all.into_iter().filter(|(mode, ..)| uses(config, *mode)).collect()
+    let of_ipsec = config.ipsec.port.filter(|_| encrypts_by_ipsec(config));
+    let of_ipsec = of_ipsec.map(|port| (FabricMode::Ipsec, port, "spec.ipsec.udpPort"));
+    all.into_iter().filter(|(mode, ..)| uses(config, *mode)).chain(of_ipsec).collect()
 }
 
 /// Ports of ours that somebody has.

@@ -123,9 +123,18 @@ fn a_node_by_itself() {
         },
         &["Error modules: module nft_ct|policy|linux-modules-extra", "Warning modules: module vxlan"],
     );
-    for (encryption, wanted) in [
-        (Encryption::Ipsec, &["Error modules: module esp6|ipsec over IPv6", "Note firewall: |IP protocol 50"][..]),
-        (Encryption::Wireguard, &[]),
+    for (encryption, port, wanted) in [
+        (
+            Encryption::Ipsec,
+            None,
+            &["Error modules: module esp6|ipsec over IPv6", "Note firewall: |IP protocol 50"][..],
+        ),
+        (
+            Encryption::Ipsec,
+            Some(4500),
+            &["Error modules: module esp6|ipsec over IPv6", "Note firewall: |UDP port 4500"],
+        ),
+        (Encryption::Wireguard, Some(4500), &[]),
     ] {
         check(
             "what ipsec needs",
@@ -133,6 +142,7 @@ fn a_node_by_itself() {
                 it.modules = [("esp6", Module::Missing), ("xfrm_user", Module::OnDisk)].into();
                 it.chains = vec![chain("INPUT", true)];
                 (cluster.config.fabric, cluster.config.encryption) = (FabricMode::HostGw, encryption);
+                cluster.config.ipsec.port = port;
             },
             wanted,
         );

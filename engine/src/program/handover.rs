@@ -116,7 +116,7 @@ pub(super) fn make_ready(
 ) -> io::Result<BTreeMap<String, wireguard::Device>> {
     let table = kept.remove(TABLE).ok_or_else(|| io::Error::other("nobody knows what to carry"))?;
     let mut devices = BTreeMap::new();
-    for (name, stored) in load(table)?.1 {
+    for (name, stored) in load(table)?.encrypted {
         let (queues, key) = (queues_of(&name, &mut kept), kept.remove(&key_name(&name)));
         if let Some(way) = kept.remove(&format!("{BEFORE}{name}")) {
             devices.insert(name.clone(), wireguard::Device::beside(&name, stored, queues, key, Passage::of(way))?);

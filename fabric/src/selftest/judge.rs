@@ -230,11 +230,14 @@ fn fallen_back(node: &str, peer: &str, Target { at, .. }: &Target) -> Condition 
 fn envelope(at: &Instance) -> String {
     match at {
         Instance::HostGw => "packets under pods' own addresses".into(),
-        Instance::Vxlan { port, .. } | Instance::Udp { port, .. } | Instance::Wireguard { port, .. } => {
+        Instance::Vxlan { port, .. }
+        | Instance::Udp { port, .. }
+        | Instance::Wireguard { port, .. }
+        | Instance::Ipsec { port: Some(port), .. } => {
             format!("packets to UDP port {port}")
         }
         Instance::Ipip { .. } => "packets of IP protocols 4 and 41".into(),
-        Instance::Ipsec { .. } => "packets of IP protocol 50 (ESP)".into(),
+        Instance::Ipsec { port: None, .. } => "packets of IP protocol 50 (ESP)".into(),
     }
 }
 

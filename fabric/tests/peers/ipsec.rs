@@ -1,12 +1,14 @@
 //! IPsec: where there is none, what a device has of a peer, and when packets go by it.
 
 use tartan_model::{Condition, IpsecConfig};
-use tartan_netstate::{EspEnd, EspPeer};
+use tartan_netstate::{EspEnd, EspPeer, Socket};
 
 use super::*;
 
 pub(crate) const IPSEC: &str = "ipsec/ipv4/key3/psk00000007";
+const IN_UDP: &str = "ipsec/ipv4/port4500/key3/psk00000007";
 pub(crate) const PAIR: &str = "ipsec-ipv4-3-psk00000007";
+pub(crate) const PAIR_IN_UDP: &str = "ipsec-ipv4-port4500-3-psk00000007";
 
 /// Encrypting over vxlan, by the third keys.
 fn encrypted() -> Config {
@@ -52,18 +54,30 @@ fn a_pair_goes_by_ipsec_once_it_was_answered_and_never_without_a_secret() {
     check(strict(), None, DUAL, None, &["SecretMissing", "NoCommonFabric"]);
 }
 
-#[test]
-fn a_device_has_every_peer_with_its_ranges_and_where_its_kernel_answers() {
-    let shy = Says { name: SHY, accepts: &[VXLAN4, IPSEC], ..DUAL };
-    let state = fixture(encrypted(), Some(7), shy).plan().state;
-    let link = IPSEC.parse::<Instance>().unwrap().device();
-    let own = EspEnd { address: "192.0.2.1".parse().unwrap(), public_key: key_of("me") };
-    assert!(state.holds(&Key::KeyPair { name: PAIR.into() }, &Object::KeyPair));
+/// What a node wants that goes by this instance, with this key pair.
+fn check_device(port: Option<u16>, name: &'static str, pair: &str, mtu: u32) {
+    let ipsec = IpsecConfig { port, ..encrypted().ipsec };
+    let shy = Says { name: SHY, accepts: if port.is_some() { &[VXLAN4, IN_UDP] } else { &[VXLAN4, IPSEC] }, ..DUAL };
+    let state = fixture(Config { ipsec, ..encrypted() }, Some(7), shy).plan().state;
+    let link = name.parse::<Instance>().unwrap().device();
+    let own = EspEnd { address: "192.0.2.1".parse().unwrap(), public_key: key_of("me"), port };
+    assert!(state.holds(&Key::KeyPair { name: pair.into() }, &Object::KeyPair));
+    let socket = state.get(&Key::Socket { link: link.clone() }).map(|entry| entry.object.clone());
+    let wanted = port.map(|port| Object::Socket(Socket { source: own.address, port, esp: true }));
+    assert_eq!(socket, wanted);
+    let device = &state.get(&Key::Link { ns: Netns::Host, link: link.clone() }).unwrap().object;
+    assert!(matches!(device, Object::Link(link) if link.mtu == mtu), "{device:?}");
     assert!(state.holds(&Key::EspDevice { link: link.clone() }, &Object::EspDevice(own)), "{state:?}");
     let ranges = ["10.2.0.0/24", "10.2.0.0/32", "fd02::/64", "fd02::/128"].map(|range| range.parse().unwrap());
     let peer = EspPeer::of("192.0.2.2".parse().unwrap(), own, ranges);
     let key = Key::EspPeer { link, public_key: key_of(SHY) };
     assert!(state.holds(&key, &Object::EspPeer(peer.into())), "{:?}", state.get(&key));
+}
+
+#[test]
+fn a_device_has_every_peer_with_its_ranges_and_where_its_kernel_answers() {
+    check_device(None, IPSEC, PAIR, 1443);
+    check_device(Some(4500), IN_UDP, PAIR_IN_UDP, 1435);
 }
 
 #[test]

@@ -121,6 +121,7 @@ impl Fixture {
             public_keys: BTreeMap::from([
                 ("wireguard-0".into(), key_of(me.name)),
                 (ipsec::PAIR.into(), key_of(me.name)),
+                (ipsec::PAIR_IN_UDP.into(), key_of(me.name)),
             ]),
             handshakes: peers.iter().flat_map(met).collect(),
         };

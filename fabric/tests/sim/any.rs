@@ -68,7 +68,8 @@ pub(crate) fn any_config() -> impl Strategy<Value = Config> {
             let wireguard = WireguardConfig { rotation: keys.0, rotate_after: keys.1, ..config.wireguard };
             // No store takes strictness without encryption.
             let rotate_after = keys.1.unwrap_or(config.ipsec.rotate_after);
-            let ipsec = IpsecConfig { rotation: keys.0, rotate_after };
+            let port = (keys.0 > 2).then_some(4500);
+            let ipsec = IpsecConfig { port, rotation: keys.0, rotate_after };
             Config { strict_encryption: strict && encrypts(&config), wireguard, ipsec, ..config }
         })
 }

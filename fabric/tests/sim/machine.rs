@@ -9,8 +9,8 @@ use tartan_fabric::Instance;
 use tartan_model::{DefaultRoute, Family, Host, HostLink, PerFamily, Wireguard};
 use tartan_netstate::claims::{MAIN_TABLE, NFT_STRICT_CHAIN, PSK_SUFFIX, ROUTE_METRIC};
 use tartan_netstate::{
-    Entry, EspPeer, Key, Link, LinkKind, LinkName, Mac, Netns, Object, Op, Owner, PublicKey, State, Step, VxlanParams,
-    WgDevice, stable_hash,
+    Entry, EspPeer, Key, Link, LinkKind, LinkName, Mac, Netns, Object, Op, Owner, PublicKey, Socket, State, Step,
+    VxlanParams, WgDevice, stable_hash,
 };
 
 /// See the module.
@@ -223,6 +223,13 @@ impl Machine {
         })
     }
 
+    fn socket(&self, link: &LinkName) -> Option<Socket> {
+        match &self.kernel.get(&Key::Socket { link: link.clone() })?.object {
+            Object::Socket(socket) => Some(*socket),
+            _ => None,
+        }
+    }
+
     fn wireguard(&self, link: &LinkName) -> Option<WgDevice> {
         match &self.kernel.get(&Key::WgDevice { link: link.clone() })?.object {
             Object::WgDevice(device) => Some(*device),
@@ -399,6 +406,11 @@ fn by_esp<'b>(
     if let Some(lacks) = [a, b].into_iter().find(|machine| !machine.associations.contains(&by)) {
         return Err(format!("{} has no association", lacks.name));
     }
+    // Whoever takes packets out of UDP takes no others.
+    let heard_at = b.socket(link).filter(|socket| socket.esp && socket.source.is_ipv6() == peer.address.is_ipv6());
+    if heard_at.map(|socket| socket.port) != peer.own.port {
+        return Err(format!("b hears ESP by {heard_at:?}, and a sends by {:?}", peer.own.port));
+    }
     let lets_in = b.esp_peer(link, |key, peer| key == by.from && peer.allowed.contains(from)).is_some();
     let name = b.devices().map(|(name, _)| name).find(|name| *name == link).filter(|_| lets_in);
     name.ok_or_else(|| "b has no policy for it".into())
@@ -469,10 +481,7 @@ fn by_engine<'b>(
     (from, to): (&IpNet, &IpNet),
 ) -> Result<&'b LinkName, String> {
     let at: Instance = label.parse()?;
-    let listens = |of: &Machine| match of.kernel.get(&Key::Socket { link: at.device() }).map(|entry| &entry.object) {
-        Some(Object::Socket(socket)) => Some(*socket),
-        _ => None,
-    };
+    let listens = |of: &Machine| of.socket(&at.device()).filter(|socket| !socket.esp);
     let remote = |of: &Machine, block: &IpNet| {
         let key = Key::Remote { link: at.device(), dst: *block };
         match of.kernel.get(&key).map(|entry| &entry.object) {

@@ -208,6 +208,7 @@ impl Maker<'_> {
             let socket = Socket {
                 source: ["192.0.2.1", "2001:db8::1"][usize::from(look % 2)].parse().unwrap(),
                 port: 8285 + u16::from(look % 3),
+                esp: false,
             };
             self.put(Key::Socket { link: device.clone() }, Object::Socket(socket));
         }
@@ -269,7 +270,8 @@ impl Maker<'_> {
         self.link(&device, LinkKind::Xfrm { label: format!("ipsec/{}", look % 2).into() }, look);
         let v6 = look % 5 == 4;
         let base = |v6: bool, number| plus(if v6 { "2001:db8::10" } else { "192.0.2.10" }.parse().unwrap(), number);
-        let own = EspEnd { address: base(v6, look % 3), public_key: keys[usize::from(look) % keys.len()] };
+        let port = (there % 2 == 1).then_some(4500);
+        let own = EspEnd { address: base(v6, look % 3), public_key: keys[usize::from(look) % keys.len()], port };
         self.put(Key::EspDevice { link: device.clone() }, Object::EspDevice(own));
         let mut ranges: BTreeMap<IpNet, u8> = BTreeMap::new();
         let choices = [self.byte(), self.byte(), self.byte()];

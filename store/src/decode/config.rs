@@ -24,6 +24,8 @@ const IPIP_OVERHEAD: u32 = 40;
 const UDP_OVERHEAD: u32 = 48;
 const WIREGUARD_OVERHEAD: u32 = 80;
 const IPSEC_OVERHEAD: u32 = 77;
+/// And where that is wrapped in UDP.
+const UDP_HEADER: u32 = 8;
 /// IFNAMSIZ without its final NUL.
 const MAX_LINK_NAME: usize = 15;
 
@@ -83,29 +85,39 @@ fn config(spec: &NetworkConfigSpec) -> Result<Config, Fault> {
     let fabric = word("spec.fabric", &spec.fabric, &FABRICS, default.fabric)?;
     let fallback = word("spec.fallback", &spec.fallback, &FALLBACKS, default.fallback)?;
     let encryption = encryption(spec, fabric)?;
+    let udp_port = spec
+        .udp
+        .as_ref()
+        .and_then(|udp| udp.port)
+        .map_or(Ok(default.udp_port), |port| self::port("spec.udp.port", port))?;
+    let vxlan = vxlan(&spec.vxlan.clone().unwrap_or_default(), default.vxlan)?;
+    let wireguard = wireguard(&spec.wireguard.clone().unwrap_or_default(), default.wireguard)?;
+    let ipsec = ipsec(&spec.ipsec.clone().unwrap_or_default(), default.ipsec)?;
+    let others = wireguard.port..=wireguard.port + (WireguardConfig::PORTS - 1);
+    if let Some(port) = ipsec.port.filter(|port| [vxlan.port, udp_port].contains(port) || others.contains(port)) {
+        let fix = "write one that neither vxlan nor udp nor wireguard has, e.g. 4500";
+        return Err(Fault::value("spec.ipsec.udpPort", port, "another fabric's port", fix));
+    }
     let overhead = |mode| match mode {
         FabricMode::HostGw | FabricMode::None => 0,
         FabricMode::Vxlan => VXLAN_OVERHEAD,
         FabricMode::Ipip => IPIP_OVERHEAD,
         FabricMode::Udp => UDP_OVERHEAD,
         FabricMode::Wireguard => WIREGUARD_OVERHEAD,
+        FabricMode::Ipsec if ipsec.port.is_some() => IPSEC_OVERHEAD + UDP_HEADER,
         FabricMode::Ipsec => IPSEC_OVERHEAD,
     };
     let modes = [Some(fabric), fallback, encryption.mode()];
     let lowest_mtu = MIN_POD_MTU + modes.into_iter().flatten().map(overhead).max().unwrap_or(0);
     Ok(Config {
         fabric,
-        vxlan: vxlan(&spec.vxlan.clone().unwrap_or_default(), default.vxlan)?,
-        udp_port: spec
-            .udp
-            .as_ref()
-            .and_then(|udp| udp.port)
-            .map_or(Ok(default.udp_port), |port| self::port("spec.udp.port", port))?,
+        vxlan,
+        udp_port,
         fallback,
         encryption,
         strict_encryption: spec.strict_encryption.unwrap_or(default.strict_encryption),
-        wireguard: wireguard(&spec.wireguard.clone().unwrap_or_default(), default.wireguard)?,
-        ipsec: ipsec(&spec.ipsec.clone().unwrap_or_default(), default.ipsec)?,
+        wireguard,
+        ipsec,
         cross_subnet: spec.cross_subnet.unwrap_or(default.cross_subnet),
         underlay: word("spec.underlay", &spec.underlay, &UNDERLAYS, default.underlay)?,
         underlay_mtu: spec
@@ -159,6 +171,7 @@ fn wireguard(spec: &WireguardSpec, default: WireguardConfig) -> Result<Wireguard
 fn ipsec(spec: &IpsecSpec, default: IpsecConfig) -> Result<IpsecConfig, Fault> {
     let after = spec.rotate_after_seconds.map(|secs| rotate_after("spec.ipsec.rotateAfterSeconds", secs, A_WEEK));
     Ok(IpsecConfig {
+        port: spec.udp_port.map(|udp_port| port("spec.ipsec.udpPort", udp_port)).transpose()?,
         rotation: spec.rotation.unwrap_or(default.rotation),
         rotate_after: after.transpose()?.unwrap_or(default.rotate_after),
     })
@@ -257,6 +270,7 @@ fn spec(config: &Config) -> NetworkConfigSpec {
         wireguard: (config.wireguard != default.wireguard)
             .then(|| wireguard_spec(&config.wireguard, &default.wireguard)),
         ipsec: (config.ipsec != default.ipsec).then(|| IpsecSpec {
+            udp_port: config.ipsec.port,
             rotation: differing(&config.ipsec.rotation, &default.ipsec.rotation),
             rotate_after_seconds: differing(&config.ipsec.rotate_after, &default.ipsec.rotate_after).map(whole_seconds),
         }),

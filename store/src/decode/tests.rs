@@ -117,11 +117,11 @@ fn a_configuration_is_whole() {
         Config { encryption: Encryption::Wireguard, underlay_mtu: Some(1360), ..default() },
     );
     check_config(
-        "spec: {encryption: ipsec, strictEncryption: true, ipsec: {rotation: 3, rotateAfterSeconds: 3600}}",
+        "spec: {encryption: ipsec, strictEncryption: true, ipsec: {udpPort: 4500, rotation: 3, rotateAfterSeconds: 3600}}",
         Config {
             encryption: Encryption::Ipsec,
             strict_encryption: true,
-            ipsec: IpsecConfig { rotation: 3, rotate_after: Duration::from_secs(3_600) },
+            ipsec: IpsecConfig { port: Some(4500), rotation: 3, rotate_after: Duration::from_secs(3_600) },
             ..default()
         },
     );

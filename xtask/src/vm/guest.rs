@@ -26,7 +26,7 @@ const USUAL_MODULES: &str = "tun veth bridge vxlan ipip sit ip6_tunnel wireguard
 /// How the guest's last line begins; the exit code follows.
 const ENDED: &str = "vm-run: ended with ";
 /// A program that takes longer is killed: a test that hangs must not hold up the run.
-const PATIENCE_SECONDS: u32 = 1200;
+const PATIENCE_SECONDS: u32 = 3600;
 
 /// Runs the program as root in a guest of its own, in this directory, with cargo's and our variables. Gives its exit code.
 ///
