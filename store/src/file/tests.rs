@@ -239,6 +239,28 @@ async fn the_directory_comes_and_goes() {
 }
 
 #[tokio::test]
+async fn what_was_moved_with_its_directory_is_not_gone() {
+    let names: Vec<String> = (0..200).map(|n| format!("p{n}")).collect();
+    let dir = Dir::new();
+    let write = || names.iter().for_each(|name| dir.write(&format!("{name}.yaml"), &pool(name, 1)));
+    write();
+    let mut watching = watch(&dir);
+    watching.until("all", |world| world.pools.len() == names.len()).await;
+    for _ in 0..20 {
+        // One while it is read for what was written, one while it is listed.
+        write();
+        dir.go_away();
+        dir.come_back();
+        dir.go_away();
+        watching.until("away", |world| world.store_away().is_some()).await;
+        assert_eq!(watching.pools().len(), names.len());
+        dir.come_back();
+        watching.until("back", |world| world.store_away().is_none()).await;
+        assert_eq!(watching.pools().len(), names.len());
+    }
+}
+
+#[tokio::test]
 async fn a_moved_ancestor_is_noticed() {
     let dir = Dir::holding(&[("a.yaml", &pool("a", 1))]);
     let [parent, elsewhere] = ["parent", "elsewhere"].map(|name| dir.root.join(name));

@@ -2,6 +2,8 @@
 //!
 //! One session: new inotify instance, watches, then the first read (so nothing between is missed), then changes. What
 //! puts the directory itself in doubt (moved, unmounted, events lost) ends the session, and the next one lists again.
+//! What is read is the one directory that is watched, held open meanwhile: by their paths, all files of a directory that has
+//! just been moved would be gone. Between reads it is not held, for it may be a mount.
 //!
 //! A read takes time, and files are read in the order of their names, not of their writes: so after each read inotify is
 //! asked again, and what was written meanwhile is read again, until nothing was. The kernel has told of a rename before it
@@ -10,9 +12,10 @@
 //! While the directory cannot be listed, watches on the way to it and a growing pause say when to try again.
 
 use std::collections::BTreeSet;
-use std::os::fd::AsFd;
+use std::fs::{File, Metadata};
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -20,7 +23,7 @@ use std::time::Duration;
 use std::{fs, io};
 
 use futures_core::Stream;
-use inotify::{EventMask, Inotify, WatchDescriptor, WatchMask};
+use inotify::{EventMask, Inotify, WatchDescriptor, WatchMask, Watches};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -68,7 +71,19 @@ struct Watcher {
 /// Inotify with a watch on the directory, if it is there, and on what leads to it.
 struct Session {
     inotify: Inotify,
-    dir: io::Result<WatchDescriptor>,
+    dir: io::Result<Watched>,
+}
+
+/// Which directory it is.
+struct Watched {
+    watch: WatchDescriptor,
+    device_and_inode: (u64, u64),
+}
+
+/// The directory held open: its files are found under `path` wherever it is moved to.
+struct Held {
+    path: PathBuf,
+    _open: File,
 }
 
 /// What inotify said.
@@ -138,16 +153,14 @@ impl Watcher {
 
     /// Reads everything; and whether the directory is in doubt already.
     fn list(&mut self, session: &mut Session) -> io::Result<(Listing, bool)> {
-        if let Err(error) = &session.dir {
-            return Err(io::Error::new(error.kind(), error.to_string()));
-        }
+        let held = session.hold(&self.dir)?;
         let mut listing = self.view.begin_list();
-        for name in write::names(&self.dir)? {
-            let reading = read(&self.dir.join(&*name));
+        for name in write::names(&held.path)? {
+            let reading = read(&held.path.join(&*name));
             self.view.take(&mut listing, name, reading);
         }
-        let in_doubt = session.until_still(&self.dir, |name, reading| self.view.take(&mut listing, name, reading));
-        if self.view.has_found_none(&listing) && !self.view.is_empty() && !self.dir.join(write::LOCK).exists() {
+        let in_doubt = session.until_still(&held, |name, reading| self.view.take(&mut listing, name, reading));
+        if self.view.has_found_none(&listing) && !self.view.is_empty() && !held.path.join(write::LOCK).exists() {
             return Err(io::Error::other("it is another directory, with nothing in it; is it not mounted?"));
         }
         Ok((listing, in_doubt))
@@ -158,8 +171,8 @@ impl Watcher {
         loop {
             self.wait(Some(&session.inotify), PollTimeout::NONE)?;
             let mut events = Vec::new();
-            let in_doubt =
-                session.until_still(&self.dir, |name, reading| events.extend(self.view.read(&name, reading)));
+            let Ok(held) = session.hold(&self.dir) else { return Ok(()) };
+            let in_doubt = session.until_still(&held, |name, reading| events.extend(self.view.read(&name, reading)));
             if events.len() > 1 {
                 events = vec![StoreEvent::Moment(events)];
             }
@@ -206,8 +219,8 @@ impl Session {
             io::Error::new(error.kind(), format!("{error}; raise fs.inotify.max_user_instances, if it is used up"))
         })?;
         let mut watches = inotify.watches();
-        let mut dir_watch = || watches.add(dir, WatchMask::ONLYDIR | OF_DIR);
-        let first = dir_watch();
+        let mut watch = || Watched::begin(dir, &mut watches);
+        let first = watch();
         let mut of_ancestor =
             if first.is_err() { WatchMask::CREATE | WatchMask::MOVED_TO | OF_ANCESTOR } else { OF_ANCESTOR };
         for ancestor in dir.ancestors().skip(1) {
@@ -216,17 +229,27 @@ impl Session {
             }
         }
         // It may have come before its parent was watched.
-        let dir = first.or_else(|_| dir_watch());
+        let dir = first.or_else(|_| watch());
         Ok(Session { inotify, dir })
     }
 
+    /// Fails where another directory is in its place.
+    fn hold(&self, dir: &Path) -> io::Result<Held> {
+        let watched = self.dir.as_ref().map_err(|error| io::Error::new(error.kind(), error.to_string()))?;
+        let open = File::open(dir)?;
+        if device_and_inode(&open.metadata()?) != watched.device_and_inode {
+            return Err(io::Error::other("another directory has come in its place"));
+        }
+        Ok(Held { path: format!("/proc/self/fd/{}", open.as_raw_fd()).into(), _open: open })
+    }
+
     /// Reads what has changed until nothing does. Whether the directory itself is in doubt.
-    fn until_still(&mut self, dir: &Path, mut take: impl FnMut(Arc<str>, Reading)) -> bool {
+    fn until_still(&mut self, held: &Held, mut take: impl FnMut(Arc<str>, Reading)) -> bool {
         loop {
-            let changes = self.changes(dir);
+            let changes = self.changes(held);
             let still = changes.files.is_empty();
             for name in changes.files {
-                let reading = read(&dir.join(&*name));
+                let reading = read(&held.path.join(&*name));
                 take(name, reading);
             }
             if still || changes.in_doubt {
@@ -236,16 +259,16 @@ impl Session {
     }
 
     /// Takes everything inotify has.
-    fn changes(&mut self, dir: &Path) -> Changes {
+    fn changes(&mut self, held: &Held) -> Changes {
         let mut changes = Changes::default();
         let mut buffer = vec![0; 16 << 10];
         loop {
             match self.inotify.read_events(&mut buffer) {
                 Ok(events) => {
                     for event in events {
-                        let ours = self.dir.as_ref().is_ok_and(|ours| *ours == event.wd);
+                        let ours = self.dir.as_ref().is_ok_and(|ours| ours.watch == event.wd);
                         let name = event.name.and_then(|name| name.to_str()).filter(|name| ours && is_document(name));
-                        changes.take(dir, event.mask, name);
+                        changes.take(&held.path, event.mask, name);
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return changes,
@@ -257,6 +280,21 @@ impl Session {
             }
         }
     }
+}
+
+// === impl Watched ===
+
+impl Watched {
+    /// What has its path once the watch is there is what is watched, or the watch tells that it was moved.
+    fn begin(dir: &Path, watches: &mut Watches) -> io::Result<Watched> {
+        let watch = watches.add(dir, WatchMask::ONLYDIR | OF_DIR)?;
+        Ok(Watched { watch, device_and_inode: device_and_inode(&fs::metadata(dir)?) })
+    }
+}
+
+/// What tells a file from all others that are there.
+pub(super) fn device_and_inode(metadata: &Metadata) -> (u64, u64) {
+    (metadata.dev(), metadata.ino())
 }
 
 // === impl Changes ===

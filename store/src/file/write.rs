@@ -6,7 +6,6 @@ use std::collections::BTreeSet;
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Write as _};
 use std::ops::Range;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -15,6 +14,7 @@ use tartan_model::{Kind, Object, ObjectId, Revision};
 
 use super::is_document;
 use super::merge::merge;
+use super::watch::device_and_inode;
 use crate::{Expect, WriteError, decode};
 
 /// The file whose lock writers hold.
@@ -62,8 +62,8 @@ impl Locked {
             Err(TryLockError::Error(error)) => return Err(away(&path, &error)),
         }
         // Another directory may have come in its place since.
-        let same = |a: fs::Metadata, b: fs::Metadata| (a.dev(), a.ino()) == (b.dev(), b.ino());
-        let still = lock.metadata().and_then(|ours| Ok(same(ours, fs::metadata(&path)?)));
+        let still =
+            lock.metadata().and_then(|ours| Ok(device_and_inode(&ours) == device_and_inode(&fs::metadata(&path)?)));
         Ok(still.unwrap_or(false).then(|| Locked { dir: dir.to_owned(), _lock: lock }))
     }
 
