@@ -46,7 +46,7 @@ impl Dir {
     }
 
     fn names(&self) -> Vec<String> {
-        write::names(&self.dir).unwrap().iter().map(ToString::to_string).collect()
+        Directory::open(&self.dir).unwrap().names().unwrap().iter().map(ToString::to_string).collect()
     }
 
     /// The file that holds the object, wherever the directory is now.

@@ -2,8 +2,7 @@
 //!
 //! One session: new inotify instance, watches, then the first read (so nothing between is missed), then changes. What
 //! puts the directory itself in doubt (moved, unmounted, events lost) ends the session, and the next one lists again.
-//! What is read is the one directory that is watched, held open meanwhile: by their paths, all files of a directory that has
-//! just been moved would be gone. Between reads it is not held, for it may be a mount.
+//! What is read is the one directory that is watched, held open meanwhile; not between reads, for it may be a mount.
 //!
 //! A read takes time, and files are read in the order of their names, not of their writes: so after each read inotify is
 //! asked again, and what was written meanwhile is read again, until nothing was. The kernel has told of a rename before it
@@ -12,15 +11,13 @@
 //! While the directory cannot be listed, watches on the way to it and a growing pause say when to try again.
 
 use std::collections::BTreeSet;
-use std::fs::{File, Metadata};
-use std::os::fd::{AsFd, AsRawFd};
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::io::{self, Read as _};
+use std::os::fd::AsFd;
+use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
-use std::{fs, io};
 
 use futures_core::Stream;
 use inotify::{EventMask, Inotify, WatchDescriptor, WatchMask, Watches};
@@ -30,6 +27,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use tartan_model::{Kind, StoreEvent};
 use tokio::sync::mpsc;
 
+use super::directory::{Directory, Identity};
 use super::view::{Listing, Reading, View};
 use super::{is_document, write};
 
@@ -77,13 +75,7 @@ struct Session {
 /// Which directory it is.
 struct Watched {
     watch: WatchDescriptor,
-    device_and_inode: (u64, u64),
-}
-
-/// The directory held open: its files are found under `path` wherever it is moved to.
-struct Held {
-    path: PathBuf,
-    _open: File,
+    identity: Identity,
 }
 
 /// What inotify said.
@@ -153,14 +145,14 @@ impl Watcher {
 
     /// Reads everything; and whether the directory is in doubt already.
     fn list(&mut self, session: &mut Session) -> io::Result<(Listing, bool)> {
-        let held = session.hold(&self.dir)?;
+        let dir = session.open(&self.dir)?;
         let mut listing = self.view.begin_list();
-        for name in write::names(&held.path)? {
-            let reading = read(&held.path.join(&*name));
+        for name in dir.names()? {
+            let reading = read(&dir, &name);
             self.view.take(&mut listing, name, reading);
         }
-        let in_doubt = session.until_still(&held, |name, reading| self.view.take(&mut listing, name, reading));
-        if self.view.has_found_none(&listing) && !self.view.is_empty() && !held.path.join(write::LOCK).exists() {
+        let in_doubt = session.until_still(&dir, |name, reading| self.view.take(&mut listing, name, reading));
+        if self.view.has_found_none(&listing) && !self.view.is_empty() && dir.file(write::LOCK).is_err() {
             return Err(io::Error::other("it is another directory, with nothing in it; is it not mounted?"));
         }
         Ok((listing, in_doubt))
@@ -171,8 +163,8 @@ impl Watcher {
         loop {
             self.wait(Some(&session.inotify), PollTimeout::NONE)?;
             let mut events = Vec::new();
-            let Ok(held) = session.hold(&self.dir) else { return Ok(()) };
-            let in_doubt = session.until_still(&held, |name, reading| events.extend(self.view.read(&name, reading)));
+            let Ok(dir) = session.open(&self.dir) else { return Ok(()) };
+            let in_doubt = session.until_still(&dir, |name, reading| events.extend(self.view.read(&name, reading)));
             if events.len() > 1 {
                 events = vec![StoreEvent::Moment(events)];
             }
@@ -234,22 +226,22 @@ impl Session {
     }
 
     /// Fails where another directory is in its place.
-    fn hold(&self, dir: &Path) -> io::Result<Held> {
+    fn open(&self, path: &Path) -> io::Result<Directory> {
         let watched = self.dir.as_ref().map_err(|error| io::Error::new(error.kind(), error.to_string()))?;
-        let open = File::open(dir)?;
-        if device_and_inode(&open.metadata()?) != watched.device_and_inode {
-            return Err(io::Error::other("another directory has come in its place"));
+        let dir = Directory::open(path)?;
+        match dir.identity()? == watched.identity {
+            true => Ok(dir),
+            false => Err(io::Error::other("another directory has come in its place")),
         }
-        Ok(Held { path: format!("/proc/self/fd/{}", open.as_raw_fd()).into(), _open: open })
     }
 
     /// Reads what has changed until nothing does. Whether the directory itself is in doubt.
-    fn until_still(&mut self, held: &Held, mut take: impl FnMut(Arc<str>, Reading)) -> bool {
+    fn until_still(&mut self, dir: &Directory, mut take: impl FnMut(Arc<str>, Reading)) -> bool {
         loop {
-            let changes = self.changes(held);
+            let changes = self.changes(dir);
             let still = changes.files.is_empty();
             for name in changes.files {
-                let reading = read(&held.path.join(&*name));
+                let reading = read(dir, &name);
                 take(name, reading);
             }
             if still || changes.in_doubt {
@@ -259,7 +251,7 @@ impl Session {
     }
 
     /// Takes everything inotify has.
-    fn changes(&mut self, held: &Held) -> Changes {
+    fn changes(&mut self, dir: &Directory) -> Changes {
         let mut changes = Changes::default();
         let mut buffer = vec![0; 16 << 10];
         loop {
@@ -268,7 +260,7 @@ impl Session {
                     for event in events {
                         let ours = self.dir.as_ref().is_ok_and(|ours| ours.watch == event.wd);
                         let name = event.name.and_then(|name| name.to_str()).filter(|name| ours && is_document(name));
-                        changes.take(&held.path, event.mask, name);
+                        changes.take(dir, event.mask, name);
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return changes,
@@ -288,19 +280,14 @@ impl Watched {
     /// What has its path once the watch is there is what is watched, or the watch tells that it was moved.
     fn begin(dir: &Path, watches: &mut Watches) -> io::Result<Watched> {
         let watch = watches.add(dir, WatchMask::ONLYDIR | OF_DIR)?;
-        Ok(Watched { watch, device_and_inode: device_and_inode(&fs::metadata(dir)?) })
+        Ok(Watched { watch, identity: Directory::open(dir)?.identity()? })
     }
-}
-
-/// What tells a file from all others that are there.
-pub(super) fn device_and_inode(metadata: &Metadata) -> (u64, u64) {
-    (metadata.dev(), metadata.ino())
 }
 
 // === impl Changes ===
 
 impl Changes {
-    fn take(&mut self, dir: &Path, mask: EventMask, name: Option<&str>) {
+    fn take(&mut self, dir: &Directory, mask: EventMask, name: Option<&str>) {
         let doubt = EventMask::Q_OVERFLOW
             | EventMask::UNMOUNT
             | EventMask::IGNORED
@@ -309,31 +296,31 @@ impl Changes {
         self.in_doubt |= mask.intersects(doubt);
         let Some(name) = name else { return };
         // A new file is read when its writer closes it; a new link to one is whole at once.
-        if !mask.contains(EventMask::CREATE) || is_link(&dir.join(name)) {
+        if !mask.contains(EventMask::CREATE) || dir.is_link(name) {
             self.files.insert(name.into());
         }
     }
 }
 
-fn is_link(path: &Path) -> bool {
-    path.symlink_metadata().is_ok_and(|there| there.is_symlink() || there.nlink() > 1)
-}
-
-fn read(path: &Path) -> Reading {
-    let metadata = match fs::metadata(path) {
-        Ok(metadata) => metadata,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Reading::Gone,
-        Err(error) => return Reading::Failed(error),
-    };
-    if !metadata.is_file() {
-        return Reading::Failed(io::Error::other("not a file"));
-    }
-    if metadata.len() > MAX_FILE {
-        return Reading::Failed(io::Error::other(format!("larger than {} MiB", MAX_FILE >> 20)));
-    }
-    match fs::read(path) {
+fn read(dir: &Directory, name: &str) -> Reading {
+    match bytes(dir, name) {
         Ok(bytes) => Reading::Bytes(bytes),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Reading::Gone,
         Err(error) => Reading::Failed(error),
     }
+}
+
+fn bytes(dir: &Directory, name: &str) -> io::Result<Vec<u8>> {
+    let file = dir.file(name)?;
+    let metadata = file.metadata()?;
+    if !metadata.is_file() {
+        return Err(io::Error::other("not a file"));
+    }
+    if metadata.len() > MAX_FILE {
+        return Err(io::Error::other(format!("larger than {} MiB", MAX_FILE >> 20)));
+    }
+    // Room for all of it, and a byte more to see its end.
+    let mut bytes = Vec::with_capacity(metadata.len() as usize + 1);
+    file.take(MAX_FILE).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
