@@ -114,6 +114,8 @@ pub fn run() -> io::Result<()> {
             continue;
         }
         if fds[1].any() == Some(true) {
+            // Who is being answered hears the end of it.
+            drop(lock(&engine));
             return Ok(());
         }
         if fds[0].any() != Some(true) {
@@ -178,10 +180,10 @@ fn talk(mut stream: UnixStream, engine: &Arc<Mutex<Engine>>) -> io::Result<()> {
                 continue;
             }
         };
+        // Who has been answered may ask again at once, and is not to be taken by one that is on its way out.
+        let ends = (!matches!(answer, Answer::Holds(_))).then(|| lock(engine));
+        ends.iter().for_each(|engine| engine.end_if_due());
         wire::write(&mut stream, &answer)?;
-        if !matches!(answer, Answer::Holds(_)) {
-            lock(engine).end_if_due();
-        }
     }
 }
 
@@ -305,8 +307,7 @@ impl Engine {
         if carried.socket == Some(socket) && carried.is_running() {
             return Ok(());
         }
-        let hears = |of: Socket| (of.source.is_ipv6(), of.port);
-        if carried.socket.map(hears) == Some(hears(socket)) && carried.is_running() {
+        if carried.socket.map(Socket::hears) == Some(socket.hears()) && carried.is_running() {
             // What is heard meanwhile waits in the same sockets.
             carried.link = None;
             carried.socket = Some(socket);
@@ -322,14 +323,15 @@ impl Engine {
 
     fn hold(&mut self, name: String, socket: Socket) -> io::Result<()> {
         self.has_room_for(&name)?;
-        let hears = |of: Socket| (of.source.is_ipv6(), of.port);
-        let there = self.held.remove(&name).filter(|(is, _)| hears(*is) == hears(socket));
-        let udp = match there {
-            Some((_, udp)) => udp,
-            None => socket::of_esp(socket.source.is_ipv6(), socket.port)?,
-        };
-        self.holder.keep(&held_name(&name), &udp)?;
-        self.held.insert(name, (socket, udp));
+        match self.held.get_mut(&name) {
+            Some((there, _)) if there.hears() == socket.hears() => *there = socket,
+            // One at another port stays until there is a new one: the new port may be somebody's.
+            _ => {
+                let udp = socket::of_esp(socket.source.is_ipv6(), socket.port)?;
+                self.holder.keep(&held_name(&name), &udp)?;
+                self.held.insert(name, (socket, udp));
+            }
+        }
         Ok(())
     }
 
@@ -556,4 +558,58 @@ pub(crate) fn own_program() -> io::Result<(OwnedFd, Program)> {
     let file = File::open("/proc/self/exe")?;
     let program = program_of(&file)?;
     Ok((file.into(), program))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::UdpSocket;
+
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+
+    use super::*;
+
+    /// One that carries nothing, and its holder's end.
+    fn engine() -> (OwnedFd, Engine) {
+        let (holders, theirs) =
+            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap();
+        let engine = Engine {
+            holder: Channel::new(theirs),
+            over: Arc::new(EventFd::new().unwrap()),
+            gives_way: None,
+            has_next: false,
+            devices: BTreeMap::new(),
+            encrypted: BTreeMap::new(),
+            held: BTreeMap::new(),
+        };
+        (holders, engine)
+    }
+
+    #[test]
+    fn a_port_that_is_somebodys_costs_no_socket_that_is_held() {
+        let (_holders, mut engine) = engine();
+        let theirs = UdpSocket::bind("0.0.0.0:0").unwrap();
+        let at = |port| Socket { source: "192.0.2.1".parse().unwrap(), port };
+        let before = (at(4500), UdpSocket::bind("127.0.0.1:0").unwrap().into());
+        engine.held.insert("ttx0".into(), before);
+        let taken = at(theirs.local_addr().unwrap().port());
+        let error = engine.hold("ttx0".into(), taken).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::AddrInUse, "{error}");
+        assert_eq!(engine.holds()["ttx0"].held, Some(at(4500)));
+    }
+
+    #[test]
+    fn who_has_been_answered_finds_no_engine_that_is_about_to_end() {
+        for _ in 0..1000 {
+            let (_holders, engine) = engine();
+            let over = engine.over.clone();
+            let (mut stream, ours) = UnixStream::pair().unwrap();
+            let talking = thread::spawn(move || talk(ours, &Arc::new(Mutex::new(engine))));
+            wire::write(&mut stream, &Question { version: VERSION, ask: Ask::Apply(Vec::new()) }).unwrap();
+            let answer: Answer = wire::read(&mut stream).unwrap();
+            let is_over = poll(&mut [PollFd::new(over.as_fd(), PollFlags::POLLIN)], PollTimeout::ZERO) == Ok(1);
+            assert!(is_over, "{answer:?} came before it was known that nothing is left to be carried");
+            drop(stream);
+            assert!(talking.join().unwrap().is_err(), "nobody asks any more");
+        }
+    }
 }

@@ -115,6 +115,13 @@ pub struct Socket {
     pub port: u16,
 }
 
+impl Socket {
+    /// Whether it is of IPv6, and its port: what a socket cannot change once it is open.
+    pub(crate) fn hears(self) -> (bool, u16) {
+        (self.source.is_ipv6(), self.port)
+    }
+}
+
 /// A device.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Device {

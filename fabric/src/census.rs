@@ -22,8 +22,8 @@ pub(crate) struct Member {
     pub(crate) advert: Arc<Advert>,
     /// Its lease has not run out.
     pub(crate) live: bool,
-    /// When its lease runs out; none: it has none, see `annotated`.
-    until: Option<Instant>,
+    /// When its last sign of life came, if its lease has not run out; see `annotated`.
+    alive: Option<Instant>,
     sends_changed: Option<Instant>,
     /// Its word is what Flannel has annotated its Node with: it hears nobody's word, takes what it always took, and lives
     /// as long as its Node.
@@ -63,7 +63,8 @@ pub(crate) struct Census {
     /// Peers that ask to be acknowledged.
     pub(crate) joining: BTreeSet<Arc<str>>,
     claims: BTreeSet<Claimant>,
-    expiry: BTreeSet<(Instant, Arc<str>)>,
+    /// Last signs of life of live peers. Not when their leases run out: that changes for all of them with each list.
+    alive: BTreeSet<(Instant, Arc<str>)>,
     sends_changed: BTreeSet<(Instant, Arc<str>)>,
     seen: Seen,
 }
@@ -107,7 +108,7 @@ impl Census {
             let member = (name != world.local).then(|| member(world, &name, now)).flatten();
             let before = self.peers.get(&name);
             if before.is_some_and(|before| member.as_ref().is_some_and(|after| before.same_but_heartbeat(after))) {
-                self.renew(world, &name, member.expect("compared with just now"));
+                self.renew(&name, member.expect("compared with just now"));
                 continue;
             }
             self.count_out(&name, &mut changed);
@@ -115,7 +116,7 @@ impl Census {
                 if !all_are_new {
                     changed.extend(member.claims().flat_map(|claim| self.claimants(claim)).cloned());
                 }
-                self.count_in(world, &name, member);
+                self.count_in(&name, member);
             }
             changed.insert(name);
         }
@@ -139,7 +140,7 @@ impl Census {
     fn pack(&mut self) {
         self.peers = std::mem::take(&mut self.peers).into_iter().collect();
         self.claims = std::mem::take(&mut self.claims).into_iter().collect();
-        self.expiry = std::mem::take(&mut self.expiry).into_iter().collect();
+        self.alive = std::mem::take(&mut self.alive).into_iter().collect();
         self.sends_changed = std::mem::take(&mut self.sends_changed).into_iter().collect();
     }
 
@@ -169,17 +170,13 @@ impl Census {
     }
 
     /// When the next lease runs out.
-    pub(crate) fn next_expiry(&self) -> Option<Instant> {
-        self.expiry.first().map(|(at, _)| *at)
+    pub(crate) fn next_expiry(&self, world: &World) -> Option<Instant> {
+        self.alive.first().filter(|_| !world.leases_rest).map(|(at, _)| world.lease_until(*at))
     }
 
     fn stale(&self, world: &World, now: Instant) -> BTreeSet<Arc<str>> {
         let seen = &self.seen;
-        let leases = (seen.lease, seen.leases_from, seen.rest);
-        let others = (&seen.local, seen.flannel.as_ref());
-        if leases != (world.config.lease, world.leases_from, world.leases_rest)
-            || others != (&world.local, world.flannel())
-        {
+        if (&seen.local, seen.flannel.as_ref()) != (&world.local, world.flannel()) {
             return seen.nodes.keys().chain(world.nodes.keys()).cloned().collect();
         }
         let mut names: BTreeSet<Arc<str>> = seen.nodes.diff(&world.nodes).map(|item| key_of(item).clone()).collect();
@@ -189,27 +186,29 @@ impl Census {
             let blocks = [&seen.blocks, &world.blocks].into_iter().filter_map(|blocks| blocks.get(range));
             names.extend(blocks.flat_map(|block| block.nodes()).cloned());
         }
-        names.extend(self.expiry.iter().take_while(|(at, _)| *at <= now).map(|(_, name)| name.clone()));
+        if (seen.lease, seen.leases_from, seen.rest) != (world.config.lease, world.leases_from, world.leases_rest) {
+            let lease_is_out = self.peers.iter().filter(|(_, member)| !member.live || member.annotated);
+            names.extend(lease_is_out.map(|(name, _)| name.clone()));
+        }
+        if !world.leases_rest {
+            let runs_out = self.alive.iter().take_while(|(at, _)| world.lease_until(*at) <= now);
+            names.extend(runs_out.map(|(_, name)| name.clone()));
+        }
         names
     }
 
     /// A peer gave a sign of life and said nothing new.
-    fn renew(&mut self, world: &World, name: &Arc<str>, member: Member) {
-        if let Some(until) = self.peers.get(name).and_then(|before| before.until) {
-            self.expiry.remove(&(until, name.clone()));
+    fn renew(&mut self, name: &Arc<str>, member: Member) {
+        if let Some(at) = self.peers.get(name).and_then(|before| before.alive) {
+            self.alive.remove(&(at, name.clone()));
         }
-        self.expect_sign_of_life(world, name, &member);
+        self.alive.extend(member.alive.map(|at| (at, name.clone())));
         self.peers.insert(name.clone(), Box::new(member));
     }
 
-    fn expect_sign_of_life(&mut self, world: &World, name: &Arc<str>, member: &Member) {
-        if let Some(until) = member.until.filter(|_| member.live && !world.leases_rest) {
-            self.expiry.insert((until, name.clone()));
-        }
-    }
-
-    fn count_in(&mut self, world: &World, name: &Arc<str>, member: Member) {
+    fn count_in(&mut self, name: &Arc<str>, member: Member) {
         if member.live {
+            self.alive.extend(member.alive.map(|at| (at, name.clone())));
             self.sends.add(member.sends());
             self.accepts.add(member.accepts().map(|(instance, _)| instance));
             self.sends_changed.extend(member.sends_changed.map(|at| (at, name.clone())));
@@ -219,7 +218,6 @@ impl Census {
         if member.live && member.advert.joining {
             self.joining.insert(name.clone());
         }
-        self.expect_sign_of_life(world, name, &member);
         for claim in member.claims() {
             self.claims.insert(Claimant { claim, not_live: !member.live, name: name.clone() });
         }
@@ -232,7 +230,7 @@ impl Census {
             self.sends.sub(member.sends());
             self.accepts.sub(member.accepts().map(|(instance, _)| instance));
             member.sends_changed.map(|at| self.sends_changed.remove(&(at, name.clone())));
-            member.until.map(|until| self.expiry.remove(&(until, name.clone())));
+            member.alive.map(|at| self.alive.remove(&(at, name.clone())));
         } else {
             self.not_live.remove(name);
         }
@@ -252,9 +250,8 @@ fn member(world: &World, name: &Arc<str>, now: Instant) -> Option<Member> {
         of.is_empty() || node.uid.is_empty() || *of == node.uid
     };
     let heard = world.adverts.get(name).filter(of_node);
-    let until = heard.map(|heard| world.lease_until(heard));
     // With the store away nobody can give a sign of life: nobody is declared dead for it.
-    let live = heard.is_some() && (world.leases_rest || until.is_some_and(|until| until > now));
+    let live = heard.is_some_and(|heard| world.leases_rest || world.lease_until(heard.at) > now);
     let lowered = world.flannel().filter(|_| !live).and_then(|flannel| flannel::lower(flannel, node));
     let annotated = lowered.is_some();
     let (advert, unclear) = match lowered {
@@ -269,7 +266,7 @@ fn member(world: &World, name: &Arc<str>, now: Instant) -> Option<Member> {
         node: node.clone(),
         advert,
         live: live || annotated,
-        until: until.filter(|_| !annotated),
+        alive: heard.filter(|_| live).map(|heard| heard.at),
         sends_changed: heard.filter(|_| !annotated).map(|heard| heard.sends_changed),
         annotated,
         unclear,
@@ -303,7 +300,7 @@ impl Member {
     }
 
     fn same_but_heartbeat(&self, after: &Member) -> bool {
-        let Member { node, advert, live, until: _, sends_changed, annotated, unclear, unproven } = self;
+        let Member { node, advert, live, alive: _, sends_changed, annotated, unclear, unproven } = self;
         advert.same_but_heartbeat(&after.advert)
             && (node, live, sends_changed, annotated, unclear, unproven)
                 == (&after.node, &after.live, &after.sends_changed, &after.annotated, &after.unclear, &after.unproven)

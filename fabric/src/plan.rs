@@ -165,7 +165,7 @@ pub fn plan<'a>(memo: &'a mut Memo, world: &World, owned: &Owned, now: Instant) 
     (out.underlay_mtu, out.pod_mtu) = (underlay_mtu(node), pod_mtu);
     (out.conditions, out.node, out.targets) = (conditions, common.node, own_targets);
     let turns_at = [wireguard_turns_at, ipsec_turns_at];
-    let wakes = [memo.census.next_expiry(), drained_at, until, join.until].into_iter().chain(turns_at);
+    let wakes = [memo.census.next_expiry(world), drained_at, until, join.until].into_iter().chain(turns_at);
     out.wake_at = wakes.flatten().min();
     (out.open, out.strict) = (join.open, strict);
     &memo.out

@@ -50,13 +50,13 @@ pub(crate) fn collect(world: &World, concerns: &Concerns, node: &Node, now: Inst
 /// off the cluster by hand.
 pub(crate) fn over_at(world: &World, name: &str, uid: &str) -> Option<Instant> {
     let heard = world.adverts.get(name).filter(|heard| *heard.advert.node_uid == *uid)?;
-    Some(world.lease_until(heard) + world.config.cooldown)
+    Some(world.lease_until(heard.at) + world.config.cooldown)
 }
 
 /// Who takes care of the block, and until when it counts as live; this node if no other does.
 fn carer<'a>(world: &'a World, local: &'a Node, block: &Block, now: Instant) -> (&'a Node, Option<Instant>) {
     let others = world.nodes.values().filter_map(|node| {
-        let until = world.lease_until(world.adverts.get(&node.name)?);
+        let until = world.lease_until(world.adverts.get(&node.name)?.at);
         (until > now && node.name != local.name).then_some((&**node, Some(until)))
     });
     let all = others.chain([(local, None)]);

@@ -240,9 +240,9 @@ impl World {
         })
     }
 
-    /// When the lease of a node that was heard then runs out, if nothing more is heard of it.
-    pub fn lease_until(&self, heard: &Heard) -> Instant {
-        self.leases_from.map_or(heard.at, |from| from.max(heard.at)) + self.config.lease
+    /// When the lease of a node that was heard at `at` runs out, if nothing more is heard of it.
+    pub fn lease_until(&self, at: Instant) -> Instant {
+        self.leases_from.map_or(at, |from| from.max(at)) + self.config.lease
     }
 
     /// Why the store cannot be reached, or a part of it; none while all can.

@@ -501,7 +501,7 @@ fn a_list_starts_all_leases_anew_and_a_sign_of_life_its_own() {
     let after = |secs| start + Duration::from_secs(secs);
     let mut world = World::new("n1".into(), Features::default());
     let check = |world: &World, wanted: [Instant; 2]| {
-        let until = ["a", "b"].map(|name| world.lease_until(&world.adverts[name]));
+        let until = ["a", "b"].map(|name| world.lease_until(world.adverts[name].at));
         assert_eq!(until, wanted.map(|from| from + world.config.lease));
     };
     world.store(put(Kind::NodeNetwork, "a", 1), after(0));

@@ -20,9 +20,11 @@ use std::time::Duration;
 use tartan_model::{Kind, Object, ObjectId, Revision, StoreEvent};
 use tokio::time::Instant;
 
+use self::directory::Directory;
 use self::write::Locked;
 use crate::{BoxFuture, BoxStream, Expect, Store, WriteError};
 
+mod directory;
 mod merge;
 mod view;
 mod watch;
@@ -85,15 +87,12 @@ impl Store for FileStore {
 
 /// Every file of a directory that is a store, read once: name and text, in the order in which they count.
 pub fn texts(dir: &Path) -> io::Result<Vec<(String, String)>> {
-    let names = std::fs::read_dir(dir)?.map(|entry| Ok(entry?.file_name().into_string()));
-    let mut names: Vec<String> = names.collect::<io::Result<Vec<_>>>()?.into_iter().flatten().collect();
-    names.retain(|name| is_document(name));
-    names.sort();
-    let read = |name: String| match std::fs::read_to_string(dir.join(&name)) {
-        Ok(text) => Ok((name, text)),
+    let dir = Directory::open(dir)?;
+    let read = |name: &Arc<str>| match dir.file(name).and_then(io::read_to_string) {
+        Ok(text) => Ok((name.to_string(), text)),
         Err(error) => Err(io::Error::new(error.kind(), format!("{name}: {error}"))),
     };
-    names.into_iter().map(read).collect()
+    dir.names()?.iter().map(read).collect()
 }
 
 /// Whether a file of this name is read: YAML, and not hidden as editors' and our own passing files are.

@@ -86,7 +86,7 @@ fn leftovers(world: &World, now: Instant) -> (Vec<Claim>, Option<Instant>) {
     let (mut claims, mut wake_at) = (Vec::new(), None::<Instant>);
     let gone = world.adverts.iter().filter(|(name, _)| !world.nodes.contains_key(*name));
     for (name, heard) in gone.filter(|_| !world.leases_rest) {
-        let at = world.lease_until(heard) + world.config.cooldown;
+        let at = world.lease_until(heard.at) + world.config.cooldown;
         if at > now {
             wake_at = wake_at.into_iter().chain([at]).min();
         } else if !has_a_block(world, name, heard) {

@@ -54,33 +54,52 @@ fn widest_without(ports: &BTreeSet<u16>) -> RangeInclusive<u16> {
     firsts.zip(lasts).map(|(first, last)| first..=last).max_by_key(|ports| ports.len()).expect("there are few ports")
 }
 
-/// Takes the ranges of before out of a state and puts those of now in, leaving alone what stays: there may be thousands.
-pub(super) fn replan(state: &mut State, before: Option<&Nat>, now: &Nat) {
-    let (old, new) = (before.map(elements).unwrap_or_default(), elements(now));
-    for key in old.difference(&new) {
-        state.remove(key);
+/// The ranges in each of the sets, in order and disjoint, as intervals of a set must be.
+#[derive(Default)]
+pub(super) struct Ranges {
+    local: Vec<IpNet>,
+    inside: Vec<IpNet>,
+}
+
+impl Ranges {
+    pub(super) fn of(nat: &Nat) -> Ranges {
+        let multicast = MULTICAST.map(|range| range.parse().expect("a prefix"));
+        let inside = [&nat.local_ranges, &nat.cluster_ranges, &nat.non_masquerade].into_iter().flatten().copied();
+        let inside: Vec<IpNet> = inside.chain(multicast).collect();
+        let [local, inside] = [&nat.local_ranges, &inside].map(|ranges| {
+            let mut ranges = IpNet::aggregate(ranges);
+            ranges.sort_unstable();
+            ranges
+        });
+        Ranges { local, inside }
     }
-    let entry = Arc::new(Entry { object: Object::NftElement(ElementData::default()), owner: Owner::Node });
-    for key in new.into_iter().filter(|key| !old.contains(key)) {
-        state.share(Arc::new(key), entry.clone());
+
+    fn sets(&self) -> [(&'static str, &Vec<IpNet>); 2] {
+        [(LOCAL, &self.local), (INSIDE, &self.inside)]
     }
 }
 
-fn elements(nat: &Nat) -> BTreeSet<Key> {
-    let multicast = MULTICAST.map(|range| range.parse().expect("a prefix"));
-    let inside = [&nat.local_ranges, &nat.cluster_ranges, &nat.non_masquerade].into_iter().flatten().copied();
-    let inside: Vec<IpNet> = inside.chain(multicast).collect();
-    let mut elements = BTreeSet::new();
-    for (stem, ranges) in [(LOCAL, &nat.local_ranges), (INSIDE, &inside)] {
-        let sets = Family::ALL.map(|family| (family, Arc::<str>::from(named(stem, family))));
-        // Intervals of a set must not overlap.
-        elements.extend(IpNet::aggregate(ranges).into_iter().map(|range| {
-            let of_range = |(family, _): &&(Family, Arc<str>)| *family == Family::of_net(&range);
-            let (_, set) = sets.iter().find(of_range).expect("a set for each family");
-            Key::NftElement { set: set.clone(), key: ElementKey::prefix(range) }
-        }));
+/// Takes the ranges of before out of a state and puts those of now in. What stays is left alone and not even named: there
+/// may be thousands.
+pub(super) fn replan(state: &mut State, before: &Ranges, now: &Ranges) {
+    let entry = Arc::new(Entry { object: Object::NftElement(ElementData::default()), owner: Owner::Node });
+    for ((stem, old), (_, new)) in before.sets().into_iter().zip(now.sets()) {
+        let names = Family::ALL.map(|family| Arc::<str>::from(named(stem, family)));
+        let element = |range: &IpNet| {
+            let [v4, v6] = &names;
+            let set = match Family::of_net(range) {
+                Family::V4 => v4,
+                Family::V6 => v6,
+            };
+            Key::NftElement { set: set.clone(), key: ElementKey::prefix(*range) }
+        };
+        for range in old.iter().filter(|range| new.binary_search(range).is_err()) {
+            state.remove(&element(range));
+        }
+        for range in new.iter().filter(|range| old.binary_search(range).is_err()) {
+            state.share(Arc::new(element(range)), entry.clone());
+        }
     }
-    elements
 }
 
 #[cfg(test)]

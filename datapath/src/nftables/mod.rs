@@ -53,6 +53,7 @@ pub struct Nat {
 #[derive(Default)]
 pub struct Nftables {
     nat: Option<Nat>,
+    ranges: masquerade::Ranges,
     node: State,
     /// The part of `node` that is not ranges.
     base: State,
@@ -66,7 +67,9 @@ impl Nftables {
     pub fn plan(&mut self, world: &World, nat: &Nat) -> &State {
         let mut changed = self.nat.as_ref() != Some(nat);
         if changed {
-            masquerade::replan(&mut self.node, self.nat.as_ref(), nat);
+            let ranges = masquerade::Ranges::of(nat);
+            masquerade::replan(&mut self.node, &self.ranges, &ranges);
+            self.ranges = ranges;
             let mut base = base::plan(nat);
             base.replace(&State::new(), &encrypted::plan(nat));
             self.node.replace(&self.base, &base);

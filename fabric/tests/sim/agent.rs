@@ -251,7 +251,7 @@ impl Agent {
         }
         let heard = self.world.adverts.get(peer);
         self.world.nodes.contains_key(peer)
-            && heard.is_some_and(|heard| self.world.leases_rest || self.world.lease_until(heard) > now)
+            && heard.is_some_and(|heard| self.world.leases_rest || self.world.lease_until(heard.at) > now)
     }
 
     /// The kernel is not in the middle of a change.

@@ -46,7 +46,7 @@ impl Dir {
     }
 
     fn names(&self) -> Vec<String> {
-        write::names(&self.dir).unwrap().iter().map(ToString::to_string).collect()
+        Directory::open(&self.dir).unwrap().names().unwrap().iter().map(ToString::to_string).collect()
     }
 
     /// The file that holds the object, wherever the directory is now.
@@ -236,6 +236,28 @@ async fn the_directory_comes_and_goes() {
     fs::create_dir_all(&nested).unwrap();
     fs::write(nested.join("c.yaml"), pool("c", 3)).unwrap();
     until_pools(&mut missing, &["c"]).await;
+}
+
+#[tokio::test]
+async fn what_was_moved_with_its_directory_is_not_gone() {
+    let names: Vec<String> = (0..200).map(|n| format!("p{n}")).collect();
+    let dir = Dir::new();
+    let write = || names.iter().for_each(|name| dir.write(&format!("{name}.yaml"), &pool(name, 1)));
+    write();
+    let mut watching = watch(&dir);
+    watching.until("all", |world| world.pools.len() == names.len()).await;
+    for _ in 0..20 {
+        // One while it is read for what was written, one while it is listed.
+        write();
+        dir.go_away();
+        dir.come_back();
+        dir.go_away();
+        watching.until("away", |world| world.store_away().is_some()).await;
+        assert_eq!(watching.pools().len(), names.len());
+        dir.come_back();
+        watching.until("back", |world| world.store_away().is_none()).await;
+        assert_eq!(watching.pools().len(), names.len());
+    }
 }
 
 #[tokio::test]

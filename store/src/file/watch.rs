@@ -2,6 +2,7 @@
 //!
 //! One session: new inotify instance, watches, then the first read (so nothing between is missed), then changes. What
 //! puts the directory itself in doubt (moved, unmounted, events lost) ends the session, and the next one lists again.
+//! What is read is the one directory that is watched, held open meanwhile; not between reads, for it may be a mount.
 //!
 //! A read takes time, and files are read in the order of their names, not of their writes: so after each read inotify is
 //! asked again, and what was written meanwhile is read again, until nothing was. The kernel has told of a rename before it
@@ -10,23 +11,23 @@
 //! While the directory cannot be listed, watches on the way to it and a growing pause say when to try again.
 
 use std::collections::BTreeSet;
+use std::io::{self, Read as _};
 use std::os::fd::AsFd;
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
-use std::{fs, io};
 
 use futures_core::Stream;
-use inotify::{EventMask, Inotify, WatchDescriptor, WatchMask};
+use inotify::{EventMask, Inotify, WatchDescriptor, WatchMask, Watches};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use tartan_model::{Kind, StoreEvent};
 use tokio::sync::mpsc;
 
+use super::directory::{Directory, Identity};
 use super::view::{Listing, Reading, View};
 use super::{is_document, write};
 
@@ -68,7 +69,13 @@ struct Watcher {
 /// Inotify with a watch on the directory, if it is there, and on what leads to it.
 struct Session {
     inotify: Inotify,
-    dir: io::Result<WatchDescriptor>,
+    dir: io::Result<Watched>,
+}
+
+/// Which directory it is.
+struct Watched {
+    watch: WatchDescriptor,
+    identity: Identity,
 }
 
 /// What inotify said.
@@ -138,16 +145,14 @@ impl Watcher {
 
     /// Reads everything; and whether the directory is in doubt already.
     fn list(&mut self, session: &mut Session) -> io::Result<(Listing, bool)> {
-        if let Err(error) = &session.dir {
-            return Err(io::Error::new(error.kind(), error.to_string()));
-        }
+        let dir = session.open(&self.dir)?;
         let mut listing = self.view.begin_list();
-        for name in write::names(&self.dir)? {
-            let reading = read(&self.dir.join(&*name));
+        for name in dir.names()? {
+            let reading = read(&dir, &name);
             self.view.take(&mut listing, name, reading);
         }
-        let in_doubt = session.until_still(&self.dir, |name, reading| self.view.take(&mut listing, name, reading));
-        if self.view.has_found_none(&listing) && !self.view.is_empty() && !self.dir.join(write::LOCK).exists() {
+        let in_doubt = session.until_still(&dir, |name, reading| self.view.take(&mut listing, name, reading));
+        if self.view.has_found_none(&listing) && !self.view.is_empty() && dir.file(write::LOCK).is_err() {
             return Err(io::Error::other("it is another directory, with nothing in it; is it not mounted?"));
         }
         Ok((listing, in_doubt))
@@ -157,9 +162,11 @@ impl Watcher {
     fn follow(&mut self, session: &mut Session) -> Result<(), Stopped> {
         loop {
             self.wait(Some(&session.inotify), PollTimeout::NONE)?;
+            let Ok(dir) = session.open(&self.dir) else { return Ok(()) };
             let mut events = Vec::new();
-            let in_doubt =
-                session.until_still(&self.dir, |name, reading| events.extend(self.view.read(&name, reading)));
+            let in_doubt = session.until_still(&dir, |name, reading| events.extend(self.view.read(&name, reading)));
+            // A slow reader must not keep it from being unmounted.
+            drop(dir);
             if events.len() > 1 {
                 events = vec![StoreEvent::Moment(events)];
             }
@@ -206,8 +213,8 @@ impl Session {
             io::Error::new(error.kind(), format!("{error}; raise fs.inotify.max_user_instances, if it is used up"))
         })?;
         let mut watches = inotify.watches();
-        let mut dir_watch = || watches.add(dir, WatchMask::ONLYDIR | OF_DIR);
-        let first = dir_watch();
+        let mut watch = || Watched::begin(dir, &mut watches);
+        let first = watch();
         let mut of_ancestor =
             if first.is_err() { WatchMask::CREATE | WatchMask::MOVED_TO | OF_ANCESTOR } else { OF_ANCESTOR };
         for ancestor in dir.ancestors().skip(1) {
@@ -216,17 +223,27 @@ impl Session {
             }
         }
         // It may have come before its parent was watched.
-        let dir = first.or_else(|_| dir_watch());
+        let dir = first.or_else(|_| watch());
         Ok(Session { inotify, dir })
     }
 
+    /// Fails where another directory is in its place.
+    fn open(&self, path: &Path) -> io::Result<Directory> {
+        let watched = self.dir.as_ref().map_err(|error| io::Error::new(error.kind(), error.to_string()))?;
+        let dir = Directory::open(path)?;
+        match dir.identity()? == watched.identity {
+            true => Ok(dir),
+            false => Err(io::Error::other("another directory has come in its place")),
+        }
+    }
+
     /// Reads what has changed until nothing does. Whether the directory itself is in doubt.
-    fn until_still(&mut self, dir: &Path, mut take: impl FnMut(Arc<str>, Reading)) -> bool {
+    fn until_still(&mut self, dir: &Directory, mut take: impl FnMut(Arc<str>, Reading)) -> bool {
         loop {
             let changes = self.changes(dir);
             let still = changes.files.is_empty();
             for name in changes.files {
-                let reading = read(&dir.join(&*name));
+                let reading = read(dir, &name);
                 take(name, reading);
             }
             if still || changes.in_doubt {
@@ -236,14 +253,14 @@ impl Session {
     }
 
     /// Takes everything inotify has.
-    fn changes(&mut self, dir: &Path) -> Changes {
+    fn changes(&mut self, dir: &Directory) -> Changes {
         let mut changes = Changes::default();
         let mut buffer = vec![0; 16 << 10];
         loop {
             match self.inotify.read_events(&mut buffer) {
                 Ok(events) => {
                     for event in events {
-                        let ours = self.dir.as_ref().is_ok_and(|ours| *ours == event.wd);
+                        let ours = self.dir.as_ref().is_ok_and(|ours| ours.watch == event.wd);
                         let name = event.name.and_then(|name| name.to_str()).filter(|name| ours && is_document(name));
                         changes.take(dir, event.mask, name);
                     }
@@ -259,10 +276,20 @@ impl Session {
     }
 }
 
+// === impl Watched ===
+
+impl Watched {
+    /// What has its path once the watch is there is what is watched, or the watch tells that it was moved.
+    fn begin(dir: &Path, watches: &mut Watches) -> io::Result<Watched> {
+        let watch = watches.add(dir, WatchMask::ONLYDIR | OF_DIR)?;
+        Ok(Watched { watch, identity: Directory::open(dir)?.identity()? })
+    }
+}
+
 // === impl Changes ===
 
 impl Changes {
-    fn take(&mut self, dir: &Path, mask: EventMask, name: Option<&str>) {
+    fn take(&mut self, dir: &Directory, mask: EventMask, name: Option<&str>) {
         let doubt = EventMask::Q_OVERFLOW
             | EventMask::UNMOUNT
             | EventMask::IGNORED
@@ -271,31 +298,31 @@ impl Changes {
         self.in_doubt |= mask.intersects(doubt);
         let Some(name) = name else { return };
         // A new file is read when its writer closes it; a new link to one is whole at once.
-        if !mask.contains(EventMask::CREATE) || is_link(&dir.join(name)) {
+        if !mask.contains(EventMask::CREATE) || dir.is_link(name) {
             self.files.insert(name.into());
         }
     }
 }
 
-fn is_link(path: &Path) -> bool {
-    path.symlink_metadata().is_ok_and(|there| there.is_symlink() || there.nlink() > 1)
-}
-
-fn read(path: &Path) -> Reading {
-    let metadata = match fs::metadata(path) {
-        Ok(metadata) => metadata,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Reading::Gone,
-        Err(error) => return Reading::Failed(error),
-    };
-    if !metadata.is_file() {
-        return Reading::Failed(io::Error::other("not a file"));
-    }
-    if metadata.len() > MAX_FILE {
-        return Reading::Failed(io::Error::other(format!("larger than {} MiB", MAX_FILE >> 20)));
-    }
-    match fs::read(path) {
+fn read(dir: &Directory, name: &str) -> Reading {
+    match bytes(dir, name) {
         Ok(bytes) => Reading::Bytes(bytes),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Reading::Gone,
         Err(error) => Reading::Failed(error),
     }
+}
+
+fn bytes(dir: &Directory, name: &str) -> io::Result<Vec<u8>> {
+    let file = dir.file(name)?;
+    let metadata = file.metadata()?;
+    if !metadata.is_file() {
+        return Err(io::Error::other("not a file"));
+    }
+    if metadata.len() > MAX_FILE {
+        return Err(io::Error::other(format!("larger than {} MiB", MAX_FILE >> 20)));
+    }
+    // Room for all of it, and a byte more to see its end.
+    let mut bytes = Vec::with_capacity(metadata.len() as usize + 1);
+    file.take(MAX_FILE).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }

@@ -2,18 +2,16 @@
 //!
 //! Invariant: whoever holds the lock sees every finished write, and a file is only ever replaced by rename.
 
-use std::collections::BTreeSet;
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Write as _};
 use std::ops::Range;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde_yaml_ng::Value;
 use tartan_model::{Kind, Object, ObjectId, Revision};
 
-use super::is_document;
+use super::directory::{Directory, Identity};
 use super::merge::merge;
 use crate::{Expect, WriteError, decode};
 
@@ -37,17 +35,6 @@ struct Found {
     known: Option<(Object, Revision)>,
 }
 
-/// Names of the files that are read, in order.
-pub(super) fn names(dir: &Path) -> io::Result<BTreeSet<Arc<str>>> {
-    let mut names = BTreeSet::new();
-    for entry in fs::read_dir(dir)? {
-        if let Some(name) = entry?.file_name().to_str().filter(|name| is_document(name)) {
-            names.insert(name.into());
-        }
-    }
-    Ok(names)
-}
-
 // === impl Locked ===
 
 impl Locked {
@@ -62,8 +49,7 @@ impl Locked {
             Err(TryLockError::Error(error)) => return Err(away(&path, &error)),
         }
         // Another directory may have come in its place since.
-        let same = |a: fs::Metadata, b: fs::Metadata| (a.dev(), a.ino()) == (b.dev(), b.ino());
-        let still = lock.metadata().and_then(|ours| Ok(same(ours, fs::metadata(&path)?)));
+        let still = lock.metadata().and_then(|ours| Ok(Identity::of(&ours) == Identity::of(&fs::metadata(&path)?)));
         Ok(still.unwrap_or(false).then(|| Locked { dir: dir.to_owned(), _lock: lock }))
     }
 
@@ -108,7 +94,7 @@ impl Locked {
     fn find(&self, id: &ObjectId) -> Result<Vec<Found>, WriteError> {
         let own = own_name(id);
         let mut found = Vec::new();
-        for name in names(&self.dir).map_err(|error| away(&self.dir, &error))? {
+        for name in Directory::open(&self.dir).and_then(|dir| dir.names()).map_err(|error| away(&self.dir, &error))? {
             if *name != *own && is_others(&name) {
                 continue;
             }
