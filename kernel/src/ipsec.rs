@@ -289,7 +289,11 @@ impl Ipsec {
             self.forget(link);
             return self.flush(number, &held);
         };
-        if before.is_none_or(|before| before.public_key != new.public_key) {
+        let same_pair = before.filter(|before| before.public_key == new.public_key);
+        if same_pair.is_some_and(|before| before.port != new.port) {
+            return Err(refused(&doing, "its key pair's associations have another UDP port, and keep it"));
+        }
+        if same_pair.is_none() {
             // Whatever is there was made with another pair, or with one that is spent.
             self.forget(link);
             self.flush(number, &held)?;
@@ -309,7 +313,7 @@ impl Ipsec {
             }
             self.keys.mark_used(new.public_key).map_err(|error| io_error(&doing, &error))?;
             let mut requests = vec![anchor(link, *new)?];
-            requests.extend(before.filter(|before| before.public_key == new.public_key).map(|before| {
+            requests.extend(same_pair.map(|before| {
                 self.known.remove(&(number, before.address, anchor_spi(link, before.public_key)));
                 xfrm::delete_sa(before.address, anchor_spi(link, before.public_key))
             }));
