@@ -25,8 +25,6 @@ const FABRICS: &[(&str, &[&str], &str, &str)] = &[
     ("host-gw",   &["auto"],         "none",      HERE),
     ("host-gw",   &["ipv4", "ipv6"], "wireguard", HERE),
     ("ipip",      &["ipv4", "ipv6"], "none",      "bookworm"),
-    ("vxlan",     &["ipv4", "ipv6"], "ipsec",     "bookworm"),
-    ("ipsec",     &["ipv4", "ipv6"], "none",      "bookworm"),
 ];
 
 /// What is said on the left, and what stands above it.
