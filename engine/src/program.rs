@@ -109,6 +109,8 @@ pub fn run() -> io::Result<()> {
             continue;
         }
         if fds[1].any() == Some(true) {
+            // Who is being answered hears the end of it.
+            drop(lock(&engine));
             return Ok(());
         }
         if fds[0].any() != Some(true) {
@@ -173,10 +175,10 @@ fn talk(mut stream: UnixStream, engine: &Arc<Mutex<Engine>>) -> io::Result<()> {
                 continue;
             }
         };
+        // Who has been answered may ask again at once, and is not to be taken by one that is on its way out.
+        let ends = (!matches!(answer, Answer::Holds(_))).then(|| lock(engine));
+        ends.iter().for_each(|engine| engine.end_if_due());
         wire::write(&mut stream, &answer)?;
-        if !matches!(answer, Answer::Holds(_)) {
-            lock(engine).end_if_due();
-        }
     }
 }
 
@@ -522,4 +524,36 @@ pub(crate) fn own_program() -> io::Result<(OwnedFd, Program)> {
     let file = File::open("/proc/self/exe")?;
     let program = program_of(&file)?;
     Ok((file.into(), program))
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+
+    use super::*;
+
+    #[test]
+    fn who_has_been_answered_finds_no_engine_that_is_about_to_end() {
+        for _ in 0..1000 {
+            let (_holder, theirs) =
+                socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap();
+            let over = Arc::new(EventFd::new().unwrap());
+            let engine = Engine {
+                holder: Channel::new(theirs),
+                over: over.clone(),
+                gives_way: None,
+                has_next: false,
+                devices: BTreeMap::new(),
+                encrypted: BTreeMap::new(),
+            };
+            let (mut stream, ours) = UnixStream::pair().unwrap();
+            let talking = thread::spawn(move || talk(ours, &Arc::new(Mutex::new(engine))));
+            wire::write(&mut stream, &Question { version: VERSION, ask: Ask::Apply(Vec::new()) }).unwrap();
+            let answer: Answer = wire::read(&mut stream).unwrap();
+            let is_over = poll(&mut [PollFd::new(over.as_fd(), PollFlags::POLLIN)], PollTimeout::ZERO) == Ok(1);
+            assert!(is_over, "{answer:?} came before it was known that nothing is left to be carried");
+            drop(stream);
+            assert!(talking.join().unwrap().is_err(), "nobody asks any more");
+        }
+    }
 }

@@ -22,7 +22,7 @@ pub(crate) struct Member {
     pub(crate) advert: Arc<Advert>,
     /// Its lease has not run out.
     pub(crate) live: bool,
-    /// When its last sign of life came; none: it has no lease, see `annotated`.
+    /// When its last sign of life came, if its lease has not run out; see `annotated`.
     alive: Option<Instant>,
     sends_changed: Option<Instant>,
     /// Its word is what Flannel has annotated its Node with: it hears nobody's word, takes what it always took, and lives
@@ -202,7 +202,7 @@ impl Census {
         if let Some(at) = self.peers.get(name).and_then(|before| before.alive) {
             self.alive.remove(&(at, name.clone()));
         }
-        self.alive.extend(member.alive.filter(|_| member.live).map(|at| (at, name.clone())));
+        self.alive.extend(member.alive.map(|at| (at, name.clone())));
         self.peers.insert(name.clone(), Box::new(member));
     }
 
@@ -266,7 +266,7 @@ fn member(world: &World, name: &Arc<str>, now: Instant) -> Option<Member> {
         node: node.clone(),
         advert,
         live: live || annotated,
-        alive: heard.filter(|_| !annotated).map(|heard| heard.at),
+        alive: heard.filter(|_| live).map(|heard| heard.at),
         sends_changed: heard.filter(|_| !annotated).map(|heard| heard.sends_changed),
         annotated,
         unclear,

@@ -68,10 +68,15 @@ fn a_device_made_by_hand_is_a_peer() -> Result<()> {
     wait_until_steady(&lab, "vxlan")?;
     let outside = lab.underlay().outside();
     let (mac, uid) = ("02:00:00:00:00:99", "00000000-0000-4000-8000-000000000099");
-    let said = lab.get("NodeNetwork", "n1")?.context("n1 has said something")?;
-    let mut accepts = said["spec"]["accepts"].as_array().into_iter().flatten();
-    let ours = accepts.find(|end| end["instance"].as_str().is_some_and(|at| at.starts_with("vxlan")));
-    let ours = ours.and_then(|end| end["mac"].as_str()).with_context(|| format!("a MAC in {said}"))?;
+    let told = || -> Option<String> {
+        let said = lab.get("NodeNetwork", "n1").ok()??;
+        let mut accepts = said["spec"]["accepts"].as_array().into_iter().flatten();
+        let ours = accepts.find(|end| end["instance"].as_str().is_some_and(|at| at.starts_with("vxlan")))?;
+        Some(ours["mac"].as_str()?.to_owned())
+    };
+    // A node whose peers are none is steady before it has said what it accepts.
+    wait_for(PATIENCE, "n1 to say its MAC", || told().is_some())?;
+    let ours = &told().context("told just now")?;
     let n1 = lab.node("n1")?.endpoint();
     outside.netns.ip(&format!(
         "link add hand address {mac} type vxlan id 1 dstport 8472 local {} nolearning\nlink set hand mtu 1450 up\n\

@@ -34,6 +34,8 @@ pub(super) struct Found {
     /// The runtime's folder for networks, and the files that it reads there.
     pub(super) cni_conf: String,
     pub(super) cni_files: Vec<String>,
+    /// Where the runtime's own configuration names a folder for networks.
+    pub(super) runtime: Option<Runtime>,
     pub(super) cluster: Option<Cluster>,
     /// What could not be looked at, and why.
     pub(super) unseen: Vec<(&'static str, String)>,
@@ -47,6 +49,13 @@ pub(super) enum Module {
     /// On the disk; the kernel loads it when it is asked for.
     OnDisk,
     Missing,
+}
+
+/// What a container runtime's configuration says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Runtime {
+    pub(super) file: &'static str,
+    pub(super) cni_conf: String,
 }
 
 /// `name = value` in a file.

@@ -22,9 +22,17 @@ use tartan_store::{KubernetesStore, Store};
 use crate::client::SOCKET;
 
 use super::checks::{GC_THRESH, NEEDS, NEEDS_OF_IPSEC, SYSCTLS};
-use super::found::{Cluster, Found, Member, Module, Path, SysctlLine};
+use super::found::{Cluster, Found, Member, Module, Path, Runtime, SysctlLine};
 
 const CNI_CONF: &str = "/etc/cni/net.d";
+/// Of containerd as distributions write it, then as administrators do.
+const RUNTIMES: [&str; 5] = [
+    "/var/lib/rancher/k3s/agent/etc/containerd/config.toml",
+    "/var/lib/rancher/rke2/agent/etc/containerd/config.toml",
+    "/var/snap/microk8s/current/args/containerd.toml",
+    "/run/k0s/containerd-cri.toml",
+    "/etc/containerd/config.toml",
+];
 /// In the order in which systemd-sysctl applies them; of files with one name the first folder's counts.
 const SYSCTL_FOLDERS: [&str; 4] = ["/etc/sysctl.d", "/run/sysctl.d", "/usr/local/lib/sysctl.d", "/usr/lib/sysctl.d"];
 const SYSCTL_FILE: &str = "/etc/sysctl.conf";
@@ -42,7 +50,9 @@ const LISTENS: &str = "0A";
 /// # Errors
 /// No runtime can be had to ask the cluster with.
 pub(super) fn gather(boot: Option<Boot>, store: Option<&str>) -> Result<Found> {
-    let mut found = Found { cni_conf: CNI_CONF.into(), ..Found::default() };
+    let runtime = RUNTIMES.into_iter().find_map(runtime);
+    let cni_conf = runtime.as_ref().map_or(CNI_CONF.into(), |runtime| runtime.cni_conf.clone());
+    let mut found = Found { cni_conf, runtime, ..Found::default() };
     let hostname = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned();
     let node = boot.as_ref().map(|boot| boot.node.clone()).filter(|node| !node.is_empty());
     found.node = node.or_else(|| std::env::var("NODE_NAME").ok()).unwrap_or(hostname);
@@ -191,6 +201,18 @@ fn programs() -> BTreeSet<String> {
 fn is_agents_container() -> bool {
     let name = |process: &str| fs::read_to_string(format!("/proc/{process}/comm")).ok();
     name("1").is_some_and(|first| name("self").is_some_and(|own| own == first))
+}
+
+fn runtime(file: &'static str) -> Option<Runtime> {
+    Some(Runtime { file, cni_conf: conf_dir(&fs::read_to_string(file).ok()?)? })
+}
+
+/// The folder in `conf_dir = "/etc/cni/net.d"`.
+pub(super) fn conf_dir(config: &str) -> Option<String> {
+    let value = |line: &str| line.trim().strip_prefix("conf_dir")?.trim_start().strip_prefix('=').map(str::to_owned);
+    let folder = config.lines().find_map(value)?;
+    let folder = folder.trim().trim_matches(['"', '\'']).trim_end_matches('/');
+    folder.starts_with('/').then(|| folder.to_owned())
 }
 
 fn cni_files(found: &mut Found) {

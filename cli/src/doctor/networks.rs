@@ -4,7 +4,7 @@ use tartan_model::HostLink;
 
 use super::Level::{Error, Warning};
 use super::checks::Findings;
-use super::found::Found;
+use super::found::{Found, Runtime};
 
 /// A network that others make, by what it leaves on a node.
 struct Network {
@@ -17,9 +17,11 @@ struct Network {
     chains: &'static [&'static str],
 }
 
+const FLANNEL: &str = "Flannel";
+
 #[rustfmt::skip]
 const NETWORKS: &[Network] = &[
-    Network { name: "Flannel",     programs: &["flanneld"],                  links: &["flannel", "cni0"],                chains: &["FLANNEL-"] },
+    Network { name: FLANNEL,       programs: &["flanneld"],                  links: &["flannel", "cni0"],                chains: &["FLANNEL-"] },
     Network { name: "Calico",      programs: &["calico-node", "calico-felix"], links: &["cali", "vxlan.calico", "vxlan-v6.calico", "wireguard.cali"], chains: &["cali"] },
     Network { name: "Cilium",      programs: &["cilium-agent"],              links: &["cilium_", "lxc_health"],          chains: &["CILIUM_", "OLD_CILIUM_"] },
     Network { name: "Weave Net",   programs: &["weaver"],                    links: &["weave", "vethwe", "datapath"],    chains: &["WEAVE"] },
@@ -29,10 +31,12 @@ const NETWORKS: &[Network] = &[
 ];
 
 const CONFLIST: &str = "05-tartan.conflist";
+/// Where k3s has its runtime look as long as it runs its own network, which is Flannel and no program by itself.
+const K3S_OWN: &str = "/var/lib/rancher/k3s/agent/etc/cni/net.d";
 
 /// Networks that the runtime asks before ours, and those that run beside it.
 pub(super) fn others(found: &Found) -> Findings {
-    let mut findings = Findings::new();
+    let mut findings = elsewhere(found);
     let folder = &found.cni_conf;
     for file in found.cni_files.iter().filter(|file| file.as_str() < CONFLIST) {
         let message = format!("the runtime uses {folder}/{file}, which sorts before {CONFLIST}");
@@ -54,10 +58,32 @@ pub(super) fn others(found: &Found) -> Findings {
     findings
 }
 
+/// A runtime that does not look where our file is.
+fn elsewhere(found: &Found) -> Findings {
+    let Some(Runtime { file, cni_conf }) = &found.runtime else { return Findings::new() };
+    if cni_conf == K3S_OWN {
+        let message = format!("k3s runs its own Flannel: {file} has the runtime look into {cni_conf}");
+        let fix = "start its servers with --flannel-backend=none --disable-network-policy";
+        return vec![(Error, message, fix.to_owned())];
+    }
+    if *cni_conf == found.cni_conf {
+        return Findings::new();
+    }
+    let message = format!("the runtime looks into {cni_conf} ({file}), and Tartan writes into {}", found.cni_conf);
+    let fix = "tartan install --for DISTRIBUTION has the right folders; else cniConf in the ConfigMap tartan-agent, and the mounts \
+               of DaemonSet tartan-agent"
+        .to_owned();
+    vec![(Error, message, fix)]
+}
+
 /// What is left of networks that do not run any more.
 pub(super) fn leftovers(found: &Found) -> Findings {
     let mut findings = Findings::new();
-    let gone = NETWORKS.iter().filter(|network| !network.programs.iter().any(|it| found.programs.contains(*it)));
+    let of_k3s = found.runtime.as_ref().is_some_and(|runtime| runtime.cni_conf == K3S_OWN);
+    let runs = |network: &&Network| {
+        network.programs.iter().any(|it| found.programs.contains(*it)) || of_k3s && network.name == FLANNEL
+    };
+    let gone = NETWORKS.iter().filter(|network| !runs(network));
     for network in gone {
         let begins = |name: &str, beginnings: &[&str]| beginnings.iter().any(|beginning| name.starts_with(beginning));
         let links = found.host.iter().flat_map(|host| &host.links);

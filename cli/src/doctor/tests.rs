@@ -5,7 +5,7 @@ use std::convert::Infallible;
 use tartan_kernel::foreign::ForeignChain;
 use tartan_model::{Config, Encryption, FabricMode, Features, ForwardBlock, Host, HostLink};
 
-use super::found::{Cluster, Found, Member, Module, Path, SysctlLine};
+use super::found::{Cluster, Found, Member, Module, Path, Runtime, SysctlLine};
 use super::{Level, gather, report, text};
 
 /// A node on which nothing is wrong, in a cluster of two.
@@ -273,6 +273,36 @@ fn other_networks() {
             "Warning leftovers: links of Flannel are left: flannel.1, cni0|ip link delete",
         ],
     );
+}
+
+#[test]
+fn where_the_runtime_looks() {
+    let runtime = |cni_conf: &str| Some(Runtime { file: "/c.toml", cni_conf: cni_conf.into() });
+    check("where our file is", |it, _| it.runtime = runtime("/etc/cni/net.d"), &[]);
+    check(
+        "elsewhere",
+        |it, _| it.runtime = runtime("/elsewhere"),
+        &[
+            "Error networks: the runtime looks into /elsewhere (/c.toml), and Tartan writes into /etc/cni/net.d|install --for",
+        ],
+    );
+    check(
+        "k3s with its own network, whose links are not left over",
+        |it, _| {
+            it.runtime = runtime("/var/lib/rancher/k3s/agent/etc/cni/net.d");
+            it.host = Some(Host { links: vec![link("cni0", "bridge", "")], ..Host::default() });
+        },
+        &["Error networks: k3s runs its own Flannel|--flannel-backend=none"],
+    );
+    for (config, folder) in [
+        ("[plugins.cri.cni]\n  bin_dir = \"/b\"\n  conf_dir = \"/etc/x\"\n", Some("/etc/x")),
+        ("conf_dir='/etc/x/' \n", Some("/etc/x")),
+        ("# conf_dir = '/etc/x'\nconf_directory = '/y'\n", None),
+        ("conf_dir = ''", None),
+        ("", None),
+    ] {
+        assert_eq!(gather::conf_dir(config).as_deref(), folder, "{config}");
+    }
 }
 
 #[test]

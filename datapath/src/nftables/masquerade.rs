@@ -55,7 +55,7 @@ fn widest_without(ports: &BTreeSet<u16>) -> RangeInclusive<u16> {
 }
 
 /// The ranges in each of the sets, in order and disjoint, as intervals of a set must be.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Default)]
 pub(super) struct Ranges {
     local: Vec<IpNet>,
     inside: Vec<IpNet>,

@@ -11,21 +11,19 @@ use std::path::Path;
 use std::sync::Arc;
 
 use nix::dir::Dir;
-use nix::fcntl::{AtFlags, OFlag, openat};
+use nix::fcntl::{AtFlags, OFlag, open, openat};
 use nix::sys::stat::{Mode, SFlag, fstatat};
 
 use super::is_document;
+
+const DIRECTORY: OFlag = OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_CLOEXEC);
 
 /// See the module. It may be a mount, which cannot be unmounted meanwhile.
 pub(super) struct Directory(File);
 
 impl Directory {
     pub(super) fn open(path: &Path) -> io::Result<Directory> {
-        let open = File::open(path)?;
-        match open.metadata()?.is_dir() {
-            true => Ok(Directory(open)),
-            false => Err(io::ErrorKind::NotADirectory.into()),
-        }
+        Ok(Directory(File::from(open(path, DIRECTORY, Mode::empty())?)))
     }
 
     pub(super) fn identity(&self) -> io::Result<Identity> {
@@ -34,9 +32,8 @@ impl Directory {
 
     /// Of the files that are read, in order.
     pub(super) fn names(&self) -> io::Result<BTreeSet<Arc<str>>> {
-        let itself = openat(&self.0, ".", OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
         let mut names = BTreeSet::new();
-        for entry in Dir::from_fd(itself)? {
+        for entry in Dir::openat(&self.0, ".", DIRECTORY, Mode::empty())? {
             names.extend(entry?.file_name().to_str().ok().filter(|name| is_document(name)).map(Arc::from));
         }
         Ok(names)

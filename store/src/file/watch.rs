@@ -162,9 +162,11 @@ impl Watcher {
     fn follow(&mut self, session: &mut Session) -> Result<(), Stopped> {
         loop {
             self.wait(Some(&session.inotify), PollTimeout::NONE)?;
-            let mut events = Vec::new();
             let Ok(dir) = session.open(&self.dir) else { return Ok(()) };
+            let mut events = Vec::new();
             let in_doubt = session.until_still(&dir, |name, reading| events.extend(self.view.read(&name, reading)));
+            // A slow reader must not keep it from being unmounted.
+            drop(dir);
             if events.len() > 1 {
                 events = vec![StoreEvent::Moment(events)];
             }
