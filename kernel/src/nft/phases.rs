@@ -299,42 +299,19 @@ impl Courses {
     /// Rows of what is between: those of what was, or of what will be.
     fn rows_between(&self, state: &State, when: When) -> BTreeMap<Key, Object> {
         let identities = stand(&self.identities, when);
-        let classes: BTreeMap<Of, Stand> = self
-            .classes
-            .iter()
-            .map(|(of, it)| (*of, stand(&it.between, when)))
-            .filter(|(_, it)| !it.is_empty())
-            .collect();
         let mut rows = BTreeMap::new();
-        let mut add = |row: Row, word: &Object| {
-            let also = |stand: Option<&Stand>, number: u32| -> Vec<u32> {
-                let others = stand.and_then(|stand| stand.get(&number)).into_iter().flatten().copied();
-                std::iter::once(number).chain(others).collect()
-            };
-            let of_class = also(classes.get(&row.of), row.class);
-            let of_identity: Vec<Option<u32>> = match row.identity {
-                Some(identity) => also(Some(&identities), identity).into_iter().map(Some).collect(),
-                None => vec![None],
-            };
-            let all = of_identity.iter().flat_map(|identity| of_class.iter().map(move |class| (*identity, *class)));
-            for (identity, class) in all.skip(1) {
-                rows.insert(Row { identity, class, ..row }.key(), word.clone());
-            }
-        };
-        let mut look = |map: SetName, prefix: &[u8]| {
-            for (key, word) in intervals::elements(state, map, prefix) {
-                if let Some(row) = Row::of(key) {
-                    add(row, word);
-                }
-            }
-        };
         for of in self.sets_between(state, identities.is_empty()) {
+            let classes = self.classes.get(&of).map(|it| stand(&it.between, when)).unwrap_or_default();
             let (maps, set) = (of.0.maps(), of.1.to_ne_bytes());
-            if classes.contains_key(&of) {
-                [maps.words, maps.any].into_iter().for_each(|map| look(map, &set));
+            let look_at: Vec<(SetName, Vec<u8>)> = if classes.is_empty() {
+                let of_identity = |identity: &u32| (maps.words, [set, identity.to_ne_bytes()].concat());
+                identities.keys().map(of_identity).collect()
             } else {
-                let of_identity = identities.keys().map(|identity| [set, identity.to_ne_bytes()].concat());
-                of_identity.for_each(|prefix| look(maps.words, &prefix));
+                [maps.words, maps.any].map(|map| (map, set.to_vec())).into()
+            };
+            for (key, word) in look_at.iter().flat_map(|(map, prefix)| intervals::elements(state, *map, prefix)) {
+                let alike = Row::of(key).into_iter().flat_map(|row| row.between(&identities, &classes));
+                rows.extend(alike.map(|row| (row.key(), word.clone())));
             }
         }
         rows
@@ -385,6 +362,15 @@ impl Row {
         let number = |at| number_at(&key.bytes, at * NUMBER);
         let (identity, class) = if words.is_some() { (Some(number(1)?), number(2)?) } else { (None, number(1)?) };
         Some(Row { of: (side, number(0)?), identity, class })
+    }
+
+    /// The rows of what stands for its identity, its class or both.
+    fn between<'a>(self, identities: &'a Stand, classes: &'a Stand) -> impl Iterator<Item = Row> + use<'a> {
+        let stand = |of: &'a Stand, number: u32| of.get(&number).into_iter().flatten().copied();
+        let of_class = std::iter::once(self.class).chain(stand(classes, self.class));
+        let of_identity = self.identity.into_iter().flat_map(move |own| stand(identities, own)).map(Some);
+        let all = std::iter::once(self.identity).chain(of_identity);
+        all.flat_map(move |identity| of_class.clone().map(move |class| Row { identity, class, ..self })).skip(1)
     }
 
     fn key(self) -> Key {
