@@ -13,7 +13,7 @@ use tartan_kernel::nft::Nft;
 use tartan_kernel::{Failure, KernelError};
 use tartan_netstate::nft::{
     AddressSide, Chain, ChainKind, CtKey, ElementData, ElementKey, Expr, Fields, Groups, HookPoint, MetaKey, Nfproto,
-    Reg, Rule, Selector, Set, Type, Verdict, rule,
+    Reg, Rule, Selector, Set, SetName, Type, Verdict, rule,
 };
 use tartan_netstate::{Key, Object, Owner, State, Step, diff};
 
@@ -415,13 +415,13 @@ fn a_table_of_nobody_stays_so_until_another_is_made() {
 #[test]
 fn twenty_thousand_elements_in_one_transaction() {
     let netns = Netns::new();
-    let set: std::sync::Arc<str> = "many".into();
+    let set: SetName = "many".into();
     let elements = (0..20_000_u32).map(|n| {
         let key = Fields::new().addr(Ipv4Addr::from(0x0a00_0000 + n).into()).key();
-        (Key::NftElement { set: set.clone(), key }, Object::NftElement(ElementData::default()))
+        (Key::NftElement { set, key }, Object::NftElement(ElementData::default()))
     });
     let object = Object::NftSet(Set::exact(&[Type::Ipv4Addr]).into());
-    let wanted = table_with(elements.chain([(Key::NftSet { set: set.clone() }, object)]));
+    let wanted = table_with(elements.chain([(Key::NftSet { set }, object)]));
     let generation = netns.run(|| Nft::open().unwrap().generation().unwrap());
     assert_eq!(make(&netns, &State::new(), &wanted), []);
     assert_eq!(netns.run(|| Nft::open().unwrap().generation().unwrap()), generation + 1);
@@ -431,7 +431,7 @@ fn twenty_thousand_elements_in_one_transaction() {
     let mut fewer = wanted.clone();
     for n in (1..20_000_u32).step_by(2) {
         let key = Fields::new().addr(Ipv4Addr::from(0x0a00_0000 + n).into()).key();
-        fewer.remove(&Key::NftElement { set: set.clone(), key });
+        fewer.remove(&Key::NftElement { set, key });
     }
     assert_eq!(make(&netns, &wanted, &fewer), []);
     assert_same(&read(&netns), &fewer);

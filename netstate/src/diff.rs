@@ -13,6 +13,7 @@ use std::sync::Arc;
 use imbl::ordmap::DiffItem;
 use ipnet::IpNet;
 
+use crate::nft::SetName;
 use crate::{Entry, Key, LinkKind, LinkName, Netns, Object, Owner, State, beyond};
 
 /// One step. It shares its key and entries with the states it leads from and to: there may be tens of thousands.
@@ -173,10 +174,10 @@ fn ranges_first(make: &mut Vec<Step>, gone: &mut Vec<Step>, stay: Vec<Step>) -> 
 /// A set whose layout changed loses its elements, and goes only when no rule refers to it: its elements are put in
 /// again, and the chains that look into it are written again.
 fn remake_sets(wanted: &State, make: &mut Vec<Step>, gone: &mut Vec<Step>) {
-    let remade: BTreeSet<Arc<str>> = make
+    let remade: BTreeSet<SetName> = make
         .iter()
         .filter_map(|step| match step.op() {
-            Op::Replace { key: Key::NftSet { set }, .. } => Some(set.clone()),
+            Op::Replace { key: Key::NftSet { set }, .. } => Some(*set),
             _ => None,
         })
         .collect();

@@ -6,9 +6,11 @@
 //! A set is never redefined under its name: what changes its layout changes its name.
 
 mod element;
+mod name;
 mod rule;
 
 pub use element::{ElementData, ElementKey, Fields};
+pub use name::SetName;
 pub use rule::{
     AddressSide, CmpOp, CtDirection, CtKey, Expr, Groups, MetaKey, NatKind, PayloadBase, Reg, Rule, RuleBuilder,
     Selector, Verdict, rule,

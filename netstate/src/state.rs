@@ -31,11 +31,11 @@ pub enum Key {
     /// Our one nft table.
     NftTable,
     /// A set, map or counter map in it.
-    NftSet { set: Arc<str> },
+    NftSet { set: nft::SetName },
     /// A chain with all its rules. Before elements: the kernel loads a large map faster when its rules are there.
     NftChain { chain: Arc<str> },
     /// One element of a set or map, by its encoded key.
-    NftElement { set: Arc<str>, key: nft::ElementKey },
+    NftElement { set: nft::SetName, key: nft::ElementKey },
     /// A device.
     Link { ns: Netns, link: LinkName },
     /// A sysctl of a device of ours, as a path below `/proc/sys/net/{ipv4,ipv6}/conf/LINK` with its family in
@@ -242,11 +242,11 @@ impl State {
 
     /// Entries of those that make sense together only, see [`Key::is_whole`].
     pub fn whole(&self) -> impl Iterator<Item = (&Key, &Entry)> {
-        let prefix = || Arc::<str>::from(crate::claims::NFT_WHOLE_PREFIX);
+        let prefix = crate::claims::NFT_WHOLE_PREFIX;
         let first = [
-            Key::NftSet { set: prefix() },
-            Key::NftChain { chain: prefix() },
-            Key::NftElement { set: prefix(), key: nft::ElementKey::catch_all() },
+            Key::NftSet { set: prefix.into() },
+            Key::NftChain { chain: prefix.into() },
+            Key::NftElement { set: prefix.into(), key: nft::ElementKey::catch_all() },
         ];
         first.into_iter().flat_map(|from| {
             let kind = std::mem::discriminant(&from);
@@ -510,12 +510,12 @@ impl Key {
 
     /// Whether it is one of those that make sense together only: what changes of them goes in as one, or not at all.
     pub fn is_whole(&self) -> bool {
-        match self {
-            Key::NftSet { set: name } | Key::NftChain { chain: name } | Key::NftElement { set: name, .. } => {
-                name.starts_with(crate::claims::NFT_WHOLE_PREFIX)
-            }
-            _ => false,
-        }
+        let name: &str = match self {
+            Key::NftSet { set } | Key::NftElement { set, .. } => set,
+            Key::NftChain { chain } => chain,
+            _ => return false,
+        };
+        name.starts_with(crate::claims::NFT_WHOLE_PREFIX)
     }
 }
 

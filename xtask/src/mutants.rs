@@ -109,7 +109,7 @@ const PHASES: &[Mutant] = &[
     mutant("rows of an identity go before its addresses", "phases.rs", "if !self.gains(identity, row.of) => Phase::Late,", "if !self.gains(identity, row.of) => Phase::Early,"),
     mutant("who gains an identity finds rows that it has no more", "phases.rs", "self.gaining.contains(&identity) || self.gaining_sets.contains(&set)", "false"),
     mutant("what falls back to a range finds rows that it has no more", "phases.rs", "=> falls = true,", "=> falls = false,"),
-    mutant("what anyone may is not said between", "phases.rs", "None => vec![None],", "None => Vec::new(),"),
+    mutant("what anyone may is not said between", "phases.rs", "[maps.words, maps.any].map(", "[maps.words].map("),
     mutant("between is what was, for all that changes", "phases.rs", "if when == When::Before { *old } else { *new }", "*old"),
 ];
 

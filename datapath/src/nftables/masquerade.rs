@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use tartan_model::Family;
-use tartan_netstate::nft::{ElementData, ElementKey, Rule, RuleBuilder, Selector, Set, Type, rule};
+use tartan_netstate::nft::{ElementData, ElementKey, Rule, RuleBuilder, Selector, Set, SetName, Type, rule};
 use tartan_netstate::{Entry, Key, Object, Owner, State};
 use tartan_policy::ir::protocol;
 
@@ -84,14 +84,14 @@ impl Ranges {
 pub(super) fn replan(state: &mut State, before: &Ranges, now: &Ranges) {
     let entry = Arc::new(Entry { object: Object::NftElement(ElementData::default()), owner: Owner::Node });
     for ((stem, old), (_, new)) in before.sets().into_iter().zip(now.sets()) {
-        let names = Family::ALL.map(|family| Arc::<str>::from(named(stem, family)));
+        let names = Family::ALL.map(|family| SetName::from(named(stem, family)));
         let element = |range: &IpNet| {
             let [v4, v6] = &names;
             let set = match Family::of_net(range) {
                 Family::V4 => v4,
                 Family::V6 => v6,
             };
-            Key::NftElement { set: set.clone(), key: ElementKey::prefix(*range) }
+            Key::NftElement { set: *set, key: ElementKey::prefix(*range) }
         };
         for range in old.iter().filter(|range| new.binary_search(range).is_err()) {
             state.remove(&element(range));

@@ -3,9 +3,7 @@
 //! Invariant: an overlap lies within one interval of each state, and every key that is in an interval of both is in
 //! exactly one overlap.
 
-use std::sync::Arc;
-
-use tartan_netstate::nft::ElementKey;
+use tartan_netstate::nft::{ElementKey, SetName};
 use tartan_netstate::{Key, Object, State};
 
 use super::phases::number_in;
@@ -24,11 +22,10 @@ pub(super) struct Overlap {
 /// The elements of a map whose keys begin so, in order.
 pub(super) fn elements<'a>(
     state: &'a State,
-    map: &str,
+    map: SetName,
     prefix: &[u8],
 ) -> impl Iterator<Item = (&'a Key, &'a Object)> + use<'a> {
-    let map: Arc<str> = map.into();
-    let first = Key::NftElement { set: map.clone(), key: ElementKey { bytes: prefix.into(), end: None } };
+    let first = Key::NftElement { set: map, key: ElementKey { bytes: prefix.into(), end: None } };
     let prefix: Box<[u8]> = prefix.into();
     let begins =
         move |key: &Key| matches!(key, Key::NftElement { set, key } if *set == map && key.bytes.starts_with(&prefix));
@@ -36,7 +33,7 @@ pub(super) fn elements<'a>(
 }
 
 /// Those of them that are intervals.
-pub(super) fn of(state: &State, map: &str, prefix: &[u8]) -> Vec<Interval> {
+pub(super) fn of(state: &State, map: SetName, prefix: &[u8]) -> Vec<Interval> {
     let interval = |(key, object): (&Key, &Object)| match key {
         Key::NftElement { key, .. } if key.end.is_some() => Some((key.clone(), number_in(object)?)),
         _ => None,

@@ -29,7 +29,7 @@ use std::sync::Arc;
 
 use nix::errno::Errno;
 use tartan_netstate::claims::NFT_JUDGED_SET;
-use tartan_netstate::nft::{ElementData, ElementKey, Fields, Set, SetKind};
+use tartan_netstate::nft::{ElementData, ElementKey, Fields, Set, SetKind, SetName};
 use tartan_netstate::{Entry, Key, Object, Op, Owner, State, Step};
 
 pub(crate) use batch::fail_together;
@@ -155,6 +155,7 @@ impl Nft {
         for (set, object) in self.dump(encode::GETSET, |_| {}, "read nft sets")?.iter().filter_map(decode::set) {
             // There may be a hundred thousand elements, and few different data.
             let mut alike: BTreeMap<ElementData, Arc<Entry>> = BTreeMap::new();
+            let name = SetName::from(&*set);
             let elements = if object.kind == SetKind::Counts { Vec::new() } else { self.elements(&set, &object)? };
             for (key, object) in elements {
                 let entry = |object| Arc::new(Entry { object, owner: Owner::Read });
@@ -165,9 +166,9 @@ impl Nft {
                     }
                     other => entry(other),
                 };
-                state.share(Arc::new(Key::NftElement { set: set.clone(), key }), entry);
+                state.share(Arc::new(Key::NftElement { set: name, key }), entry);
             }
-            state.insert(Key::NftSet { set }, Object::NftSet(object.into()), Owner::Read);
+            state.insert(Key::NftSet { set: name }, Object::NftSet(object.into()), Owner::Read);
         }
         Ok(state)
     }

@@ -17,13 +17,13 @@
 //! transactions and while the intervals of one are late. All of them together are the change. (`kernel/tests/phases`)
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use tartan_netstate::claims::{
     NFT_ADDRESSES_MAP, NFT_ANY_SUFFIX, NFT_BETWEEN, NFT_CLASSES_SUFFIX, NFT_EGRESS, NFT_INGRESS, NFT_RANGES_MAP,
     NFT_SUBJECTS_MAP, NFT_WHOLE_PREFIX, NFT_WORDS_SUFFIX,
 };
-use tartan_netstate::nft::{ElementData, ElementKey, Fields};
+use tartan_netstate::nft::{ElementData, ElementKey, Fields, SetName};
 use tartan_netstate::{Entry, Generation, Key, Object, Op, Owner, State, Step};
 
 use super::intervals::{self, Interval, Overlap};
@@ -36,9 +36,24 @@ type Steps = Vec<Step>;
 /// What becomes of an object; none: it goes.
 type Becomes = (Arc<Key>, Option<Arc<Entry>>);
 /// Of which rows: ingress or egress, and the set.
-type Of = (&'static str, u32);
+type Of = (Side, u32);
 /// Numbers that stand for one, by that one.
 type Stand = BTreeMap<u32, Vec<u32>>;
+
+/// Whose rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Side {
+    Egress,
+    Ingress,
+}
+
+/// The maps of a side.
+#[derive(Clone, Copy)]
+struct Maps {
+    classes: SetName,
+    words: SetName,
+    any: SetName,
+}
 
 /// A word of a set: for an identity or for anyone without a word of their own, and for a class.
 #[derive(Clone, Copy)]
@@ -57,7 +72,7 @@ enum When {
 
 /// How intervals of some map, or of a set in it, go over.
 struct Course {
-    map: Arc<str>,
+    map: SetName,
     old: Vec<Interval>,
     new: Vec<Interval>,
     /// What they lead to in between.
@@ -193,28 +208,28 @@ impl Courses {
             // What a change has left that was broken off.
             let left = Row::of(changed).into_iter().flat_map(|row| [row.identity.unwrap_or(0), row.class]);
             taken.extend(left.filter(|number| number & NFT_BETWEEN != 0));
-            if let Some((side, key)) = of_side(changed, NFT_CLASSES_SUFFIX) {
+            if let Some((side, key)) = of_side(changed, |maps| maps.classes) {
                 sets.extend(number_at(&key.bytes, 0).map(|set| (side, set)));
             }
             if let Key::NftElement { set, .. } = changed
                 && is_map(changed, NFT_RANGES_MAP)
             {
-                families.insert(set.clone());
+                families.insert(*set);
             }
         }
         for of in sets {
-            let map: Arc<str> = name(of.0, NFT_CLASSES_SUFFIX).into();
+            let map = of.0.maps().classes;
             let prefix = of.1.to_ne_bytes();
-            let [old, new] = [mirror, wanted].map(|state| intervals::of(state, &map, &prefix));
+            let [old, new] = [mirror, wanted].map(|state| intervals::of(state, map, &prefix));
             let mut classes = Classes { old: numbers(&old), new: numbers(&new), ..Classes::default() };
             let taken = &(&taken | &classes.old) | &classes.new;
             let between = lead_between(&old, &new, &taken, &mut classes.between);
             courses.all.push(Course { map, old, new, between });
             courses.classes.insert(of, classes);
         }
-        let both: Vec<(Arc<str>, [Vec<Interval>; 2])> = families
+        let both: Vec<(SetName, [Vec<Interval>; 2])> = families
             .into_iter()
-            .map(|map| (map.clone(), [mirror, wanted].map(|state| intervals::of(state, &map, &[]))))
+            .map(|map| (map, [mirror, wanted].map(|state| intervals::of(state, map, &[]))))
             .collect();
         taken.extend(both.iter().flat_map(|(_, both)| both).flat_map(|each| numbers(each)));
         for (map, [old, new]) in both {
@@ -223,7 +238,7 @@ impl Courses {
         }
         courses.gaining.extend(courses.identities.keys().map(|(_, new)| *new));
         if falls {
-            let around = |family| intervals::of(wanted, &format!("{NFT_RANGES_MAP}{family}"), &[]);
+            let around = |family| intervals::of(wanted, format!("{NFT_RANGES_MAP}{family}").into(), &[]);
             courses.gaining.extend(["4", "6"].into_iter().flat_map(around).map(|(_, number)| number));
         }
         courses
@@ -234,7 +249,7 @@ impl Courses {
         if !key.is_whole() || matches!(key, Key::NftChain { .. }) || Generation::of(key).is_some() {
             return Phase::Last;
         }
-        if is_map(key, NFT_RANGES_MAP) || of_side(key, NFT_CLASSES_SUFFIX).is_some() {
+        if is_map(key, NFT_RANGES_MAP) || of_side(key, |maps| maps.classes).is_some() {
             return Phase::Course;
         }
         let Some(row) = Row::of(key) else { return Phase::Exact };
@@ -259,7 +274,7 @@ impl Courses {
     fn leads(&self, which: impl Fn(&Course) -> bool, there: impl Fn(&Course) -> &Vec<Interval>) -> Vec<Becomes> {
         let mut all = Vec::new();
         for course in self.all.iter().filter(|course| which(course)) {
-            let key = |key: &ElementKey| Key::NftElement { set: course.map.clone(), key: key.clone() };
+            let key = |key: &ElementKey| Key::NftElement { set: course.map, key: key.clone() };
             let there = there(course);
             let stays: BTreeSet<&ElementKey> = there.iter().map(|(key, _)| key).collect();
             let before = course.old.iter().chain(&course.between).filter(|(key, _)| !stays.contains(key));
@@ -274,52 +289,29 @@ impl Courses {
         if classes_only {
             return self.classes.iter().filter(|(_, it)| !it.between.is_empty()).map(|(of, _)| *of).collect();
         }
-        let of_side = |side: &'static str| {
-            let rows = intervals::elements(state, &name(side, NFT_ANY_SUFFIX), &[]).filter_map(|(key, _)| Row::of(key));
+        let of_side = |side: Side| {
+            let rows = intervals::elements(state, side.maps().any, &[]).filter_map(|(key, _)| Row::of(key));
             rows.map(|row| row.of).collect::<Vec<Of>>()
         };
-        SIDES.into_iter().flat_map(of_side).collect()
+        Side::BOTH.into_iter().flat_map(of_side).collect()
     }
 
     /// Rows of what is between: those of what was, or of what will be.
     fn rows_between(&self, state: &State, when: When) -> BTreeMap<Key, Object> {
         let identities = stand(&self.identities, when);
-        let classes: BTreeMap<Of, Stand> = self
-            .classes
-            .iter()
-            .map(|(of, it)| (*of, stand(&it.between, when)))
-            .filter(|(_, it)| !it.is_empty())
-            .collect();
         let mut rows = BTreeMap::new();
-        let mut add = |row: Row, word: &Object| {
-            let also = |stand: Option<&Stand>, number: u32| -> Vec<u32> {
-                let others = stand.and_then(|stand| stand.get(&number)).into_iter().flatten().copied();
-                std::iter::once(number).chain(others).collect()
-            };
-            let of_class = also(classes.get(&row.of), row.class);
-            let of_identity: Vec<Option<u32>> = match row.identity {
-                Some(identity) => also(Some(&identities), identity).into_iter().map(Some).collect(),
-                None => vec![None],
-            };
-            let all = of_identity.iter().flat_map(|identity| of_class.iter().map(move |class| (*identity, *class)));
-            for (identity, class) in all.skip(1) {
-                rows.insert(Row { identity, class, ..row }.key(), word.clone());
-            }
-        };
-        let mut look = |map: &str, prefix: &[u8]| {
-            for (key, word) in intervals::elements(state, map, prefix) {
-                if let Some(row) = Row::of(key) {
-                    add(row, word);
-                }
-            }
-        };
         for of in self.sets_between(state, identities.is_empty()) {
-            let (side, set) = (of.0, of.1.to_ne_bytes());
-            if classes.contains_key(&of) {
-                [NFT_WORDS_SUFFIX, NFT_ANY_SUFFIX].into_iter().for_each(|end| look(&name(side, end), &set));
+            let classes = self.classes.get(&of).map(|it| stand(&it.between, when)).unwrap_or_default();
+            let (maps, set) = (of.0.maps(), of.1.to_ne_bytes());
+            let look_at: Vec<(SetName, Vec<u8>)> = if classes.is_empty() {
+                let of_identity = |identity: &u32| (maps.words, [set, identity.to_ne_bytes()].concat());
+                identities.keys().map(of_identity).collect()
             } else {
-                let of_identity = identities.keys().map(|identity| [set, identity.to_ne_bytes()].concat());
-                of_identity.for_each(|prefix| look(&name(side, NFT_WORDS_SUFFIX), &prefix));
+                [maps.words, maps.any].map(|map| (map, set.to_vec())).into()
+            };
+            for (key, word) in look_at.iter().flat_map(|(map, prefix)| intervals::elements(state, *map, prefix)) {
+                let alike = Row::of(key).into_iter().flat_map(|row| row.between(&identities, &classes));
+                rows.extend(alike.map(|row| (row.key(), word.clone())));
             }
         }
         rows
@@ -365,28 +357,47 @@ fn numbers(intervals: &[Interval]) -> BTreeSet<u32> {
 
 impl Row {
     fn of(key: &Key) -> Option<Row> {
-        let (words, any) = (of_side(key, NFT_WORDS_SUFFIX), of_side(key, NFT_ANY_SUFFIX));
+        let (words, any) = (of_side(key, |maps| maps.words), of_side(key, |maps| maps.any));
         let (side, key) = words.or(any)?;
         let number = |at| number_at(&key.bytes, at * NUMBER);
         let (identity, class) = if words.is_some() { (Some(number(1)?), number(2)?) } else { (None, number(1)?) };
         Some(Row { of: (side, number(0)?), identity, class })
     }
 
+    /// The rows of what stands for its identity, its class or both.
+    fn between<'a>(self, identities: &'a Stand, classes: &'a Stand) -> impl Iterator<Item = Row> + use<'a> {
+        let stand = |of: &'a Stand, number: u32| of.get(&number).into_iter().flatten().copied();
+        let of_class = std::iter::once(self.class).chain(stand(classes, self.class));
+        let of_identity = self.identity.into_iter().flat_map(move |own| stand(identities, own)).map(Some);
+        let all = std::iter::once(self.identity).chain(of_identity);
+        all.flat_map(move |identity| of_class.clone().map(move |class| Row { identity, class, ..self })).skip(1)
+    }
+
     fn key(self) -> Key {
         let (side, set) = self.of;
         let fields = Fields::new().number(set);
-        let (end, fields) = match self.identity {
-            Some(identity) => (NFT_WORDS_SUFFIX, fields.number(identity)),
-            None => (NFT_ANY_SUFFIX, fields),
+        let (set, fields) = match self.identity {
+            Some(identity) => (side.maps().words, fields.number(identity)),
+            None => (side.maps().any, fields),
         };
-        Key::NftElement { set: name(side, end).into(), key: fields.number(self.class).key() }
+        Key::NftElement { set, key: fields.number(self.class).key() }
     }
 }
 
-const SIDES: [&str; 2] = [NFT_EGRESS, NFT_INGRESS];
+// === impl Side ===
 
-fn name(side: &str, end: &str) -> String {
-    format!("{NFT_WHOLE_PREFIX}{side}{end}")
+impl Side {
+    const BOTH: [Side; 2] = [Side::Egress, Side::Ingress];
+
+    fn maps(self) -> Maps {
+        static MAPS: LazyLock<[Maps; 2]> = LazyLock::new(|| {
+            [NFT_EGRESS, NFT_INGRESS].map(|side| {
+                let name = |end| SetName::from(format!("{NFT_WHOLE_PREFIX}{side}{end}"));
+                Maps { classes: name(NFT_CLASSES_SUFFIX), words: name(NFT_WORDS_SUFFIX), any: name(NFT_ANY_SUFFIX) }
+            })
+        });
+        MAPS[self as usize]
+    }
 }
 
 /// The map of identities of addresses that are listed one by one.
@@ -408,11 +419,10 @@ pub(super) fn word(key: &Key, object: &Object) -> Option<u32> {
     number_in(object)
 }
 
-/// Whose map it is, if its name ends so.
-fn of_side<'a>(key: &'a Key, end: &str) -> Option<(&'static str, &'a ElementKey)> {
+/// Whose map it is, if it is this one of a side.
+fn of_side(key: &Key, which: impl Fn(Maps) -> SetName) -> Option<(Side, &ElementKey)> {
     let Key::NftElement { set, key } = key else { return None };
-    let side = set.strip_prefix(NFT_WHOLE_PREFIX)?.strip_suffix(end)?;
-    Some((SIDES.into_iter().find(|it| *it == side)?, key))
+    Some((Side::BOTH.into_iter().find(|side| which(side.maps()) == *set)?, key))
 }
 
 fn element(number: u32) -> Object {
@@ -448,7 +458,7 @@ mod tests {
     }
 
     fn row(identity: Option<u32>, class: u32) -> Key {
-        Row { of: (NFT_EGRESS, 2), identity, class }.key()
+        Row { of: (Side::Egress, 2), identity, class }.key()
     }
 
     fn state(elements: &[(Key, u32)]) -> State {

@@ -94,7 +94,7 @@ impl Lookups {
                 && let Ok(number) = <[u8; 4]>::try_from(&**data)
             {
                 let there = (key.end.clone(), u32::from_ne_bytes(number));
-                maps.entry(set.clone()).or_default().insert(key.bytes.clone(), there);
+                maps.entry(Arc::from(&**set)).or_default().insert(key.bytes.clone(), there);
             }
         }
         Lookups(maps)

@@ -8,7 +8,7 @@ use imbl::OrdMap;
 use ipnet::IpNet;
 use tartan_model::Family;
 use tartan_netstate::Key;
-use tartan_netstate::nft::{ElementKey, Fields};
+use tartan_netstate::nft::{ElementKey, Fields, SetName};
 
 use super::maps::RANGES;
 use crate::nftables::named;
@@ -23,12 +23,12 @@ pub(super) fn disjoint(ranges: &OrdMap<IpNet, u32>, family: Family) -> Vec<(Key,
         of_family.map(|(range, number)| (bits(range.network()), bits(range.broadcast()), *number)).collect();
     // Those around others come before them.
     pieces.sort_by_key(|(first, last, _)| (*first, std::cmp::Reverse(*last)));
-    let set: std::sync::Arc<str> = named(RANGES, family).into();
+    let set: SetName = named(RANGES, family).into();
     let element = |(first, last, number): Piece| {
         let end = last.checked_add(1).filter(|end| family == Family::V6 || *end <= u128::from(u32::MAX));
         let bytes = |at| Fields::new().addr(address(at, family)).key().bytes;
         let key = ElementKey { bytes: bytes(first), end: Some(end.map(bytes).unwrap_or_default()) };
-        (Key::NftElement { set: set.clone(), key }, number)
+        (Key::NftElement { set, key }, number)
     };
     cut(pieces).into_iter().map(element).collect()
 }
