@@ -129,13 +129,21 @@ pub(crate) fn wait_until_steady(lab: &Lab, fabric: &str) -> Result<()> {
 
 /// Waits until every node sends to all its peers by this instance, and has nothing left to do.
 pub(crate) fn wait_until_sent_by(lab: &Lab, instance: &str) -> Result<()> {
-    let by_it = |node: &Node| {
+    wait_until_all_say(lab, instance, |status| status["phase"] == "steady")
+}
+
+/// The same, whatever is left to do.
+pub(crate) fn wait_until_sent_first_by(lab: &Lab, instance: &str) -> Result<()> {
+    wait_until_all_say(lab, instance, |_| true)
+}
+
+fn wait_until_all_say(lab: &Lab, instance: &str, as_well: impl Fn(&Value) -> bool) -> Result<()> {
+    let by_it = |peer: &Value| peer["fabric"].as_str().is_some_and(|by| by.starts_with(instance));
+    let says = |node: &Node| {
         let status = node.status().unwrap_or_default();
-        let peers = status["peers"].as_array().cloned().unwrap_or_default();
-        let all = peers.iter().all(|peer| peer["fabric"].as_str().is_some_and(|by| by.starts_with(instance)));
-        status["phase"] == "steady" && all
+        status["peers"].as_array().is_some_and(|peers| peers.iter().all(by_it)) && as_well(&status)
     };
-    wait_for(PATIENCE, &format!("every node to send by {instance}"), || lab.nodes().iter().all(by_it))
+    wait_for(PATIENCE, &format!("every node to send by {instance}"), || lab.nodes().iter().all(says))
         .map(drop)
         .with_context(|| lab.troubleshooting())
 }
