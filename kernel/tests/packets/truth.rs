@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use tartan_policy::oracle::{Decision, Flow, Judgement, Transport};
+use tartan_policy::oracle::{Cluster, Decision, Flow, Judgement, Transport};
 
 use super::craft::Kind;
 use crate::history::{NODES, State};
@@ -85,6 +85,17 @@ impl Truth {
         (known && namespace_known).then_some(state)
     }
 
+    /// Whether the pod's node asks about its packets at all, of whatever name they are: it does while it knows of a policy.
+    fn asks(&self, body: usize) -> bool {
+        let Some(seat) = self.seats.get(&body) else { return true };
+        let Cluster { network_policies, cluster_policies, admin_policies, baseline_policies, .. } =
+            &self.states[seat.node].cluster;
+        !network_policies.is_empty()
+            || !cluster_policies.is_empty()
+            || !admin_policies.is_empty()
+            || !baseline_policies.is_empty()
+    }
+
     /// How it is once a node knows this, and has these of the pods.
     pub(crate) fn after(&self, node: usize, state: &State, seats: &BTreeMap<usize, Seat>) -> Truth {
         let mut after = self.clone();
@@ -99,6 +110,7 @@ impl Truth {
     /// Whether the sender's node lets it go.
     pub(crate) fn leaves(&self, probe: &Probe) -> bool {
         match probe.from {
+            End::Body(body) if !self.asks(body) => true,
             End::Body(body) => self
                 .knows(body, probe.source)
                 .is_some_and(|state| judge(state, probe).egress.is_none_or(|decision| decision.allowed)),
@@ -110,7 +122,7 @@ impl Truth {
     pub(crate) fn enters(&self, probe: &Probe) -> bool {
         match probe.to {
             // A node is not kept from its own pods.
-            End::Body(body) if self.is_own_pod(probe, body) => true,
+            End::Body(body) if self.is_own_pod(probe, body) || !self.asks(body) => true,
             End::Body(body) => self
                 .knows(body, probe.destination)
                 .is_some_and(|state| judge(state, probe).ingress.is_none_or(|decision| decision.allowed)),
@@ -164,13 +176,14 @@ impl Expected {
     pub(crate) fn under(truths: &[&Truth], probe: &Probe) -> Expected {
         let leaves: Vec<bool> = truths.iter().map(|truth| truth.leaves(probe)).collect();
         let enters: Vec<bool> = truths.iter().map(|truth| truth.enters(probe)).collect();
-        // While a pod is made, or goes, and while two have its address, packets may be lost; and a pod of which its node
-        // knows nothing does not answer it.
+        // While a pod is made, or goes, and while two have its address, packets may be lost; a pod of which its node knows
+        // nothing does not answer it; and nothing has to arrive under a name that is not the sender's.
         let ends = [(probe.from, probe.source), (probe.to, probe.destination)];
         let moves = ends.into_iter().any(|(end, address)| match end {
             End::Body(body) => truths.iter().any(|truth| {
                 let owners = truth.seats.values().filter(|seat| seat.addresses.contains(&address)).count();
-                let unknown = truth.is_own_pod(probe, body) && truth.knows(body, address).is_none();
+                let unknown =
+                    truth.knows(body, address).is_none() && (truth.is_own_pod(probe, body) || !truth.asks(body));
                 owners != 1 || unknown || truth.seats.get(&body) != truths[0].seats.get(&body)
             }),
             End::Node(_) | End::Outside => false,
