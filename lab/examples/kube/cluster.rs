@@ -68,6 +68,8 @@ pub(crate) struct Wants {
     /// Flannel's image.
     pub(crate) flannel: bool,
     pub(crate) stack: Stack,
+    /// Nobody gives nodes podCIDRs: pods' addresses come from pools.
+    pub(crate) pools: bool,
 }
 
 /// What a Node object says of its pods' addresses.
@@ -107,7 +109,7 @@ impl Cluster {
         let (programs, disk, wants) = (&self.programs, self.facts.disk(), self.wants);
         let (control, images) = std::thread::scope(|scope| {
             let images = scope.spawn(|| image::archives(programs, wants, &pki, &disk));
-            let control = Control::start(&control_netns, &seat, &pki, &self.facts.dir, (programs, wants.stack));
+            let control = Control::start(&control_netns, &seat, &pki, &self.facts.dir, (programs, wants));
             (control, images.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
         });
         self.control = Some(control?);
