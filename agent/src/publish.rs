@@ -361,8 +361,8 @@ mod tests {
             hanging.answer_again();
             tokio::time::sleep(PATIENCE + LONGEST_WAIT).await;
             assert!(store.get(hangs).is_some(), "{hangs} was not tried again");
-            let [(_, done), (_, refused), (_, away)] = writes.so_far();
-            assert!(done >= 2 && refused == 0 && away >= 1, "{writes:?}");
+            let [(_, done), _, (_, away)] = writes.so_far();
+            assert!(done >= 2 && away >= 1, "{writes:?}");
             drop(sender);
             publishing.await.unwrap();
         }
