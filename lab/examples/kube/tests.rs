@@ -41,7 +41,7 @@ fn pods_talk_where_nodes_have_no_pod_cidrs() {
     let cluster = Cluster::up("kube-pools", Programs::from_environment().unwrap(), wants).unwrap();
     tartan::define_pools(&cluster).unwrap();
     cluster.kubectl(&["apply", "--filename", &tartan::manifest(&cluster).unwrap()]).unwrap();
-    cluster.wait_for("create", &["node/n1", "node/n2", "node/n3"]).unwrap();
+    cluster.wait_for_nodes().unwrap();
     cluster.wait_until_ready().unwrap();
     pods::run(&cluster, pods::one_a_node(&["n1", "n2", "n3"])).unwrap();
     let talking = pods::endpoints(&cluster, &TALKING).unwrap();
