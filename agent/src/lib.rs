@@ -165,7 +165,8 @@ pub fn assemble(
     let kernel = tartan_kernel::thread::spawn(kernel, report(sender.clone(), vital))?;
     let events = store.watch(&Kind::ALL);
     tokio::spawn(Vital::new("the watch of the store", &alive).around(listen(events, to_inbox(sender.clone()))));
-    let (publisher, publishing) = publish::publisher(store);
+    let writes = Arc::<publish::Writes>::default();
+    let (publisher, publishing) = publish::publisher(store, writes.clone());
     tokio::spawn(Vital::new("the publisher", &alive).around(publishing));
 
     let to_loop = sender.clone();
@@ -176,7 +177,7 @@ pub fn assemble(
         let _ended = to_loop.blocking_send(Input::Snapshot(told));
     })?;
 
-    let agent = Agent::new(world, journal, kernel, publisher, keeper).run(inbox);
+    let agent = Agent::new(world, journal, kernel, (publisher, writes), keeper).run(inbox);
     Ok((sender, async move {
         tokio::select! {
             biased;

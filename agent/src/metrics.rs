@@ -7,7 +7,8 @@ use tartan_api::explain::{Count, Verdict};
 use tartan_api::status::{Path, Peer, Status};
 use tartan_model::Kind;
 
-use crate::status::{Counters, Outcome, Seen};
+use crate::status::{Counters, Outcome, Seen, Times};
+use crate::waiting::Waited;
 
 /// What `/metrics` serves.
 pub fn render(seen: &Seen, counts: &[Count], conntrack: Option<&tartan_kernel::conntrack::Stats>) -> String {
@@ -41,6 +42,8 @@ pub fn render(seen: &Seen, counts: &[Count], conntrack: Option<&tartan_kernel::c
     text.many("tartan_store_events_total", "counter", "What the store has said of objects", events);
     let lists = counters.lists.iter().map(by_kind);
     text.many("tartan_store_lists_total", "counter", "How often a kind was listed as a whole", lists);
+    let writes = counters.writes.map(|(outcome, count)| (labels(&[("outcome", outcome)]), count as f64));
+    text.many("tartan_store_writes_total", "counter", "What writes to the store came to", writes);
     let away = f64::from(u8::from(seen.store_away));
     text.one("tartan_store_away", "gauge", "The store, or a part of it, cannot be reached", away);
     text.one("tartan_inbox_waiting", "gauge", "Inputs that the loop found waiting", counters.waiting as f64);
@@ -110,10 +113,14 @@ fn calls(text: &mut Text, counters: &Counters) {
         };
         labels(&[("verb", verb), ("outcome", outcome)])
     };
-    let counts = counters.calls.iter().map(|(call, (count, _))| (by_outcome(call), *count as f64));
-    text.many("tartan_cni_calls_total", "counter", "Calls of the CNI plugin", counts);
-    let times = counters.calls.iter().map(|(call, (_, took))| (by_outcome(call), took.as_secs_f64()));
-    text.many("tartan_cni_seconds_total", "counter", "Time that calls of the CNI plugin took", times);
+    let calls = counters.calls.iter().map(|(call, times)| (by_outcome(call), times));
+    text.times("tartan_cni_seconds", "Calls of the CNI plugin, from the request to the answer", calls);
+    let Waited { plan, kernel } = counters.waited;
+    let waited =
+        [("plan", plan), ("kernel", kernel)].map(|(what, time)| (labels(&[("for", what)]), time.as_secs_f64()));
+    let help = "Time that ADDs waited for a plan, and for what it needs of the store, and for the kernel";
+    text.many("tartan_cni_add_waited_seconds_total", "counter", help, waited);
+    text.one("tartan_cni_waiting", "gauge", "Calls of the CNI plugin that wait now", counters.callers as f64);
 }
 
 fn paths(text: &mut Text, status: &Status) {
@@ -161,6 +168,23 @@ struct Text(String);
 impl Text {
     fn one(&mut self, name: &str, kind: &str, help: &str, value: f64) {
         self.many(name, kind, help, [(String::new(), value)]);
+    }
+
+    /// A histogram.
+    fn times<'a>(&mut self, name: &str, help: &str, all: impl IntoIterator<Item = (String, &'a Times)>) {
+        let _infallible = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} histogram");
+        for (labels, times) in all {
+            let mut so_far = 0;
+            for (bound, count) in Times::BOUNDS.iter().zip(times.up_to) {
+                so_far += count;
+                let bound = *bound as f64 / 1e3;
+                let _infallible = writeln!(self.0, "{name}_bucket{{{labels},le=\"{bound}\"}} {so_far}");
+            }
+            let Times { count, all, .. } = times;
+            let _infallible = writeln!(self.0, "{name}_bucket{{{labels},le=\"+Inf\"}} {count}");
+            let _infallible =
+                writeln!(self.0, "{name}_sum{{{labels}}} {}\n{name}_count{{{labels}}} {count}", all.as_secs_f64());
+        }
     }
 
     fn many(&mut self, name: &str, kind: &str, help: &str, values: impl IntoIterator<Item = (String, f64)>) {
@@ -212,6 +236,10 @@ mod tests {
         let mut counters = Counters::default();
         counters.cni(Command::Add, Outcome::Done, Duration::from_millis(1500));
         counters.cni(Command::Add, Outcome::Done, Duration::from_millis(500));
+        counters.cni(Command::Add, Outcome::Done, Duration::from_secs(60));
+        counters.waited.kernel = Duration::from_millis(1500);
+        counters.callers = 4;
+        counters.writes = [("done", 1), ("refused", 0), ("away", 5)];
         counters.event(&StoreEvent::Init(Kind::Pod));
         let seen = Seen { status, counters, store_away: true, ..Seen::default() };
         let text = render(&seen, &counts, None);
@@ -230,8 +258,13 @@ mod tests {
             "tartan_policy_subjects 3",
             "tartan_store_away 1",
             r#"tartan_store_lists_total{kind="Pod"} 1"#,
-            r#"tartan_cni_calls_total{verb="ADD",outcome="done"} 2"#,
-            r#"tartan_cni_seconds_total{verb="ADD",outcome="done"} 2"#,
+            r#"tartan_cni_seconds_bucket{verb="ADD",outcome="done",le="1"} 1"#,
+            r#"tartan_cni_seconds_bucket{verb="ADD",outcome="done",le="5"} 2"#,
+            r#"tartan_cni_seconds_bucket{verb="ADD",outcome="done",le="+Inf"} 3"#,
+            r#"tartan_cni_seconds_sum{verb="ADD",outcome="done"} 62"#,
+            r#"tartan_cni_add_waited_seconds_total{for="kernel"} 1.5"#,
+            "tartan_cni_waiting 4",
+            r#"tartan_store_writes_total{outcome="away"} 5"#,
             "tartan_policy_rows 12",
             r#"tartan_policy_judged_packets_total{policy="NetworkPolicy/shop/web",field="spec.ingress[0]",verdict="denied"} 7"#,
         ] {

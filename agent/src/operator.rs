@@ -58,7 +58,7 @@ pub async fn operate(store: Arc<dyn Store>, mut leads: watch::Receiver<bool>, se
         let sender = sender.clone();
         async move { sender.send(event).await.is_ok() }
     }));
-    let (wanted, publishing) = publisher(store);
+    let (wanted, publishing) = publisher(store, Arc::default());
     tokio::spawn(publishing);
     let mut world = World::new("".into(), Features::default());
     let (mut memo, mut without_since) = (plan::Memo::default(), BTreeMap::<Family, Instant>::new());

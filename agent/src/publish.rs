@@ -7,6 +7,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -34,6 +35,14 @@ pub struct Wanted {
     pub claims: Vec<Claim>,
 }
 
+/// How many writes came to what.
+#[derive(Debug, Default)]
+pub struct Writes {
+    done: AtomicU64,
+    refused: AtomicU64,
+    away: AtomicU64,
+}
+
 /// Waits between two tries of a write that the store did not take, or of a claim that is still wanted after it was
 /// tried: twice as long each time.
 const FIRST_WAIT: Duration = Duration::from_millis(50);
@@ -46,10 +55,11 @@ const ACKNOWLEDGING: Duration = Duration::from_millis(10);
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The task that writes; what is sent into the channel is wanted from then on. Ends when the channel is closed.
-pub fn publisher(store: Arc<dyn Store>) -> (watch::Sender<Wanted>, impl Future<Output = ()>) {
+pub fn publisher(store: Arc<dyn Store>, writes: Arc<Writes>) -> (watch::Sender<Wanted>, impl Future<Output = ()>) {
     let (sender, wanted) = watch::channel(Wanted::default());
     let publisher = Publisher {
         store,
+        writes,
         wanted,
         heartbeat: start_of_heartbeat(),
         said: None,
@@ -84,8 +94,27 @@ pub fn holding_on(advert: &Advert, world: &World) -> Advert {
     Advert { edition, ..advert }
 }
 
+impl Writes {
+    /// What they came to, and how often.
+    pub fn so_far(&self) -> [(&'static str, u64); 3] {
+        let Writes { done, refused, away } = self;
+        [("done", done), ("refused", refused), ("away", away)]
+            .map(|(name, count)| (name, count.load(Ordering::Relaxed)))
+    }
+
+    fn count<T>(&self, written: &Result<T, WriteError>) {
+        let count = match written {
+            Ok(_) => &self.done,
+            Err(WriteError::Away(_)) => &self.away,
+            Err(_) => &self.refused,
+        };
+        count.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
 struct Publisher {
     store: Arc<dyn Store>,
+    writes: Arc<Writes>,
     wanted: watch::Receiver<Wanted>,
     heartbeat: u64,
     /// What was last written, without the heartbeat, and when.
@@ -156,7 +185,7 @@ impl Publisher {
     async fn tell(&mut self, wanted: &Wanted) -> Result<(), WriteError> {
         self.told.retain(|told| wanted.words.contains(told));
         for (about, word) in wanted.words.difference(&self.told.clone()) {
-            match in_time(self.store.tell(about.clone(), word.clone())).await {
+            match self.in_time(self.store.tell(about.clone(), word.clone())).await {
                 Ok(()) => debug!("told of {about}: {word:?}"),
                 Err(WriteError::Away(why)) => return Err(WriteError::Away(why)),
                 // It has gone, or is another one by now: the watch brings it.
@@ -181,7 +210,7 @@ impl Publisher {
         };
         let beating = Advert { heartbeat: self.heartbeat, ..advert.clone() };
         let object = Object::NodeNetwork(NodeNetwork { advert: beating.into(), ..network.clone() });
-        in_time(self.store.put(id, object, Expect::Any)).await?;
+        self.in_time(self.store.put(id, object, Expect::Any)).await?;
         self.said = Some((network, Instant::now()));
         Ok(())
     }
@@ -193,7 +222,7 @@ impl Publisher {
             if before.is_some_and(|at| Instant::now() < self.tried[at].again) {
                 continue;
             }
-            match write(&*self.store, claim).await {
+            match self.write(claim).await {
                 Ok(()) => info!("wrote {}", claim.id),
                 Err(WriteError::Away(why)) => return Err(WriteError::Away(why)),
                 // The watch brings what is there instead, and the next plan wants something else.
@@ -205,19 +234,21 @@ impl Publisher {
         }
         Ok(())
     }
-}
 
-async fn write(store: &dyn Store, claim: &Claim) -> Result<(), WriteError> {
-    let expect = claim.expect.clone().map_or(Expect::Absent, Expect::At);
-    match &claim.object {
-        Some(object) => in_time(store.put(claim.id.clone(), object.clone(), expect)).await.map(drop),
-        None => in_time(store.delete(claim.id.clone(), expect)).await,
+    async fn write(&self, claim: &Claim) -> Result<(), WriteError> {
+        let expect = claim.expect.clone().map_or(Expect::Absent, Expect::At);
+        match &claim.object {
+            Some(object) => self.in_time(self.store.put(claim.id.clone(), object.clone(), expect)).await.map(drop),
+            None => self.in_time(self.store.delete(claim.id.clone(), expect)).await,
+        }
     }
-}
 
-async fn in_time<T>(write: impl Future<Output = Result<T, WriteError>>) -> Result<T, WriteError> {
-    let late = |_| Err(WriteError::Away(format!("a write got no answer within {} seconds", PATIENCE.as_secs())));
-    timeout(PATIENCE, write).await.unwrap_or_else(late)
+    async fn in_time<T>(&self, write: impl Future<Output = Result<T, WriteError>>) -> Result<T, WriteError> {
+        let late = |_| Err(WriteError::Away(format!("a write got no answer within {} seconds", PATIENCE.as_secs())));
+        let written = timeout(PATIENCE, write).await.unwrap_or_else(late);
+        self.writes.count(&written);
+        written
+    }
 }
 
 fn longer(wait: Option<Duration>) -> Duration {
@@ -320,7 +351,8 @@ mod tests {
         for (hangs, goes_on) in [(&word, &claim), (&claim, &word)] {
             let store = MemoryStore::new();
             let hanging = Arc::new(Hanging::at(&store, hangs.kind));
-            let (sender, publishing) = publisher(hanging.clone());
+            let writes = Arc::new(Writes::default());
+            let (sender, publishing) = publisher(hanging.clone(), writes.clone());
             let publishing = tokio::spawn(publishing);
             sender.send(wanted()).unwrap();
             tokio::time::sleep(PATIENCE + FIRST_WAIT).await;
@@ -329,6 +361,8 @@ mod tests {
             hanging.answer_again();
             tokio::time::sleep(PATIENCE + LONGEST_WAIT).await;
             assert!(store.get(hangs).is_some(), "{hangs} was not tried again");
+            let [(_, done), _, (_, away)] = writes.so_far();
+            assert!(done >= 2 && away >= 1, "{writes:?}");
             drop(sender);
             publishing.await.unwrap();
         }

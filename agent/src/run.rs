@@ -75,6 +75,7 @@ pub struct Agent {
     journal: Journal,
     kernel: tartan_kernel::thread::Handle,
     publisher: watch::Sender<publish::Wanted>,
+    writes: Arc<publish::Writes>,
     snapshot: Keeper,
     planners: Planners,
     waiting: Waiting,
@@ -99,7 +100,7 @@ impl Agent {
         world: World,
         journal: Journal,
         kernel: tartan_kernel::thread::Handle,
-        publisher: watch::Sender<publish::Wanted>,
+        (publisher, writes): (watch::Sender<publish::Wanted>, Arc<publish::Writes>),
         snapshot: Keeper,
     ) -> Agent {
         Agent {
@@ -107,6 +108,7 @@ impl Agent {
             journal,
             kernel,
             publisher,
+            writes,
             snapshot,
             planners: Planners::default(),
             waiting: Waiting::default(),
@@ -153,6 +155,7 @@ impl Agent {
                     }
                     Input::Cni(request, netns, reply) => self.cni(*request, netns, reply, now),
                     Input::Look(reply) => {
+                        self.counters.writes = self.writes.so_far();
                         // Who asked and went away again is owed nothing.
                         let look = status::look(&self.world, &self.planners, &self.plan, &self.counters, &self.tested);
                         let _gone = reply.send(look);
@@ -183,8 +186,9 @@ impl Agent {
             self.plan.conditions.extend(selftest::conditions(&self.world.local, &self.tested));
             log(&before.conditions, &self.plan.conditions);
             self.want();
-            self.waiting.promise(self.generation, lacks(&self.world, &self.plan));
+            self.waiting.promise(self.generation, lacks(&self.world, &self.plan), Instant::now());
             self.counters.plan(now.elapsed());
+            self.counters.callers = self.waiting.count();
         }
     }
 
@@ -316,6 +320,7 @@ impl Agent {
     /// Answers CNI callers whose objects are in the kernel, and takes back what cannot be or is no longer wanted.
     fn settle(&mut self, now: Instant) {
         let outcome = self.waiting.settle(&self.world, lacks(&self.world, &self.plan), now);
+        self.counters.waited += outcome.waited;
         for id in outcome.answered {
             self.write(Record::Answered { id: id.clone() });
             self.world.answered(&id);

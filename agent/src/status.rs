@@ -16,6 +16,7 @@ use tartan_model::{Condition, Config, Family, Kind, ObjectId, Revision, StoreEve
 use crate::plan::{Plan, Planners, is_known, said_by_the_store};
 use crate::policy::said;
 use crate::selftest::Tested;
+use crate::waiting::Waited;
 
 /// What has happened since the start.
 #[derive(Clone, Debug, Default)]
@@ -31,10 +32,39 @@ pub struct Counters {
     pub events: BTreeMap<Kind, u64>,
     /// How often it listed a kind, or began to.
     pub lists: BTreeMap<Kind, u64>,
+    /// What this node's writes to the store came to, and how often.
+    pub writes: [(&'static str, u64); 3],
     /// Inputs that the loop found waiting when it last looked.
     pub waiting: u64,
-    /// Calls of the CNI plugin by verb and outcome, and how long they took.
-    pub calls: BTreeMap<(&'static str, Outcome), (u64, Duration)>,
+    /// Calls of the CNI plugin by verb and outcome.
+    pub calls: BTreeMap<(&'static str, Outcome), Times>,
+    /// What the ADDs that worked have waited for.
+    pub waited: Waited,
+    /// Calls that wait now.
+    pub callers: usize,
+}
+
+/// How long things took.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Times {
+    pub count: u64,
+    pub all: Duration,
+    /// How many took longer than the bound before and no longer than this one.
+    pub up_to: [u64; Times::BOUNDS.len()],
+}
+
+impl Times {
+    /// In ms. The longest is what a caller is kept waiting at most.
+    pub const BOUNDS: [u64; 10] = [2, 5, 10, 25, 50, 100, 250, 1_000, 5_000, 45_000];
+
+    /// One more.
+    pub fn add(&mut self, took: Duration) {
+        self.count += 1;
+        self.all += took;
+        if let Some(bound) = Times::BOUNDS.iter().position(|bound| took <= Duration::from_millis(*bound)) {
+            self.up_to[bound] += 1;
+        }
+    }
 }
 
 /// What became of a call, to its caller.
@@ -68,9 +98,7 @@ impl Counters {
 
     /// A call of the CNI plugin is over.
     pub fn cni(&mut self, command: Command, outcome: Outcome, took: Duration) {
-        let (count, all) = self.calls.entry((command.as_str(), outcome)).or_default();
-        *count += 1;
-        *all += took;
+        self.calls.entry((command.as_str(), outcome)).or_default().add(took);
     }
 
     /// What the kernel thread did.

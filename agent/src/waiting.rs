@@ -45,6 +45,8 @@ struct Caller {
     /// The plan, or the check, to wait for; none until there is one.
     number: Option<u64>,
     since: Instant,
+    /// When there was a plan to wait for.
+    planned: Instant,
 }
 
 enum What {
@@ -60,6 +62,17 @@ pub struct Outcome {
     pub answered: Vec<Arc<str>>,
     /// Attachments that are to go.
     pub undone: Vec<Arc<str>>,
+    /// What those that were answered had waited for.
+    pub waited: Waited,
+}
+
+/// How long ADDs have waited, by what for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Waited {
+    /// A plan that holds the pod, and that the store says what policy needs to know of it.
+    pub plan: Duration,
+    /// The kernel to have it.
+    pub kernel: Duration,
 }
 
 // === impl CniReply ===
@@ -88,6 +101,15 @@ impl CniReply {
 
     fn is_gone(&self) -> bool {
         self.0.is_closed()
+    }
+}
+
+// === impl Waited ===
+
+impl std::ops::AddAssign for Waited {
+    fn add_assign(&mut self, more: Waited) {
+        self.plan += more.plan;
+        self.kernel += more.kernel;
     }
 }
 
@@ -122,14 +144,14 @@ impl Waiting {
 
     /// There is a plan for all that came so far: this generation; 0 while nothing can be planned. `lacks` says what an
     /// attachment, asked for like this, still lacks to be one that may have connections.
-    pub fn promise(&mut self, generation: u64, lacks: impl Fn(&str, &CniRequest) -> Option<String>) {
+    pub fn promise(&mut self, generation: u64, lacks: impl Fn(&str, &CniRequest) -> Option<String>, now: Instant) {
         for caller in self.callers.iter_mut().filter(|caller| caller.number.is_none()) {
             match &caller.what {
                 // A plan without it is to come, and there is none with it.
                 What::Del if generation == 0 => caller.number = Some(0),
                 _ if generation == 0 => continue,
                 What::Add { id, request } if lacks(id, request).is_some() => continue,
-                _ => caller.number = Some(generation),
+                _ => (caller.number, caller.planned) = (Some(generation), now),
             }
             self.look |= generation == self.generation;
         }
@@ -166,6 +188,8 @@ impl Waiting {
                     let worked = verdict.is_ok();
                     let told = caller.reply.say(verdict);
                     if worked && told {
+                        outcome.waited.plan += caller.planned.saturating_duration_since(caller.since);
+                        outcome.waited.kernel += now.saturating_duration_since(caller.planned);
                         outcome.answered.push(id);
                     } else if !outcome.undone.contains(&id) {
                         outcome.undone.push(id);
@@ -185,6 +209,11 @@ impl Waiting {
         outcome
     }
 
+    /// How many wait.
+    pub fn count(&self) -> usize {
+        self.callers.len()
+    }
+
     /// When to settle though nothing happens.
     pub fn wake_at(&self) -> Option<Instant> {
         let first = self.callers.iter().min_by_key(|caller| caller.since)?;
@@ -192,7 +221,7 @@ impl Waiting {
     }
 
     fn push(&mut self, what: What, number: Option<u64>, reply: CniReply, now: Instant) {
-        self.callers.push(Caller { what, reply, number, since: now });
+        self.callers.push(Caller { what, reply, number, since: now, planned: now });
     }
 }
 

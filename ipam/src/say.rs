@@ -76,7 +76,7 @@ fn no_range(world: &World, counted: &[Counted]) -> Option<Condition> {
         field: "spec.podCIDRs".into(),
         reason: "NoRange",
         message: "this node has no range for pods: its Node has no podCIDR and no enabled IPPool selects it".into(),
-        fix: "give the Node a podCIDR, or create an IPPool whose nodeSelector matches it".into(),
+        fix: "give the Node a podCIDR, or create an IPPool whose nodeSelector matches it; deploy/pool-crds.yaml defines that kind where Calico has not".into(),
     })
 }
 

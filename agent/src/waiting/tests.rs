@@ -18,11 +18,18 @@ struct Loop {
     now: Instant,
     /// Containers of whose pods something is not known yet.
     unknown: BTreeSet<Arc<str>>,
+    waited: Waited,
 }
 
 impl Loop {
     fn new() -> Loop {
-        Loop { world: World::default(), waiting: Waiting::default(), now: Instant::now(), unknown: BTreeSet::new() }
+        Loop {
+            world: World::default(),
+            waiting: Waiting::default(),
+            now: Instant::now(),
+            unknown: BTreeSet::new(),
+            waited: Waited::default(),
+        }
     }
 
     fn add(&mut self, container: &str) -> Receiver<Answer> {
@@ -55,12 +62,13 @@ impl Loop {
     }
 
     fn promise(&mut self, generation: u64) {
-        self.waiting.promise(generation, lacks(&self.unknown));
+        self.waiting.promise(generation, lacks(&self.unknown), self.now);
     }
 
     /// Settles; ids answered and ids undone.
     fn settle(&mut self) -> (Vec<String>, Vec<String>) {
-        let Outcome { answered, undone } = self.waiting.settle(&self.world, lacks(&self.unknown), self.now);
+        let Outcome { answered, undone, waited } = self.waiting.settle(&self.world, lacks(&self.unknown), self.now);
+        self.waited += waited;
         let texts = |ids: Vec<Arc<str>>| ids.iter().map(ToString::to_string).collect();
         (texts(answered), texts(undone))
     }
@@ -275,11 +283,16 @@ fn an_add_waits_for_what_is_not_known_of_its_pod_and_then_for_the_kernel() {
     assert_eq!((heard(&mut a), heard(&mut b)), ("waits".into(), "ok".into()));
     agent.unknown.clear();
     assert_eq!(agent.settle(), (ids(&[]), ids(&[])), "there is no plan with it yet");
+    agent.now += Duration::from_secs(3);
     agent.promise(2);
+    agent.now += Duration::from_secs(1);
     assert_eq!(agent.settle(), (ids(&[]), ids(&[])), "the kernel does not have it yet");
     agent.applied(2, &[]);
+    assert_eq!((agent.waiting.count(), agent.waited), (1, Waited::default()), "who was told nothing still waits");
     assert_eq!(agent.settle(), (ids(&["a/eth0"]), ids(&[])));
     assert_eq!(heard(&mut a), "ok");
+    assert_eq!(agent.waiting.count(), 0);
+    assert_eq!(agent.waited, Waited { plan: Duration::from_secs(3), kernel: Duration::from_secs(1) });
 }
 
 #[test]

@@ -68,6 +68,8 @@ pub(crate) struct Wants {
     /// Flannel's image.
     pub(crate) flannel: bool,
     pub(crate) stack: Stack,
+    /// Nobody gives nodes podCIDRs: pods' addresses come from pools.
+    pub(crate) pools: bool,
 }
 
 /// What a Node object says of its pods' addresses.
@@ -107,7 +109,7 @@ impl Cluster {
         let (programs, disk, wants) = (&self.programs, self.facts.disk(), self.wants);
         let (control, images) = std::thread::scope(|scope| {
             let images = scope.spawn(|| image::archives(programs, wants, &pki, &disk));
-            let control = Control::start(&control_netns, &seat, &pki, &self.facts.dir, (programs, wants.stack));
+            let control = Control::start(&control_netns, &seat, &pki, &self.facts.dir, (programs, wants));
             (control, images.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
         });
         self.control = Some(control?);
@@ -233,12 +235,17 @@ impl Cluster {
         Ok(path.display().to_string())
     }
 
+    /// Waits until every node has registered. Of several that are to come kubectl waits for the first alone.
+    pub(crate) fn wait_for_nodes(&self) -> Result<()> {
+        self.machines.iter().try_for_each(|machine| self.wait_for("create", &[&format!("node/{}", machine.name)]))
+    }
+
     /// Waits until every node has registered and was given its pod CIDRs, one a family.
     pub(crate) fn wait_for_pod_cidrs(&self) -> Result<Vec<NodeCidrs>> {
+        self.wait_for_nodes()?;
+        let last = self.wants.stack.families() - 1;
         for machine in &self.machines {
             let node = format!("node/{}", machine.name);
-            self.wait_for("create", &[&node])?;
-            let last = self.wants.stack.families() - 1;
             self.wait_for(&format!("jsonpath={{.spec.podCIDRs[{last}]}}"), &[&node])?;
         }
         Ok(pod_cidrs(&self.get(&["nodes"])?))

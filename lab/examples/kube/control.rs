@@ -15,6 +15,7 @@ use tartan_lab::probe::wait_for;
 use tartan_lab::{Netns, Seat};
 
 use crate::Programs;
+use crate::cluster::Wants;
 use crate::pki::{Pki, Subject};
 
 /// Addresses of Services; the API server's own is the first of each.
@@ -74,12 +75,12 @@ impl Stack {
 
 impl Control {
     /// Starts all four and waits until the API server is ready.
-    pub(crate) fn start(netns: &Netns, seat: &Seat, pki: &Pki, dir: &Path, run: (&Programs, Stack)) -> Result<Self> {
-        let mut control = Self::bare(netns, seat, pki, dir, run)?;
-        let (programs, stack) = run;
+    pub(crate) fn start(netns: &Netns, seat: &Seat, pki: &Pki, dir: &Path, run: (&Programs, Wants)) -> Result<Self> {
+        let (programs, wants) = run;
+        let mut control = Self::bare(netns, seat, pki, dir, (programs, wants.stack))?;
         let manager = control.user(pki, "manager", "system:kube-controller-manager")?;
         let scheduler = control.user(pki, "scheduler", "system:kube-scheduler")?;
-        control.spawn(&programs.find("kube-controller-manager")?, &controller_manager(pki, stack, &manager))?;
+        control.spawn(&programs.find("kube-controller-manager")?, &controller_manager(pki, wants, &manager))?;
         let scheduler =
             [format!("--kubeconfig={}", scheduler.display()), "--leader-elect=false".into(), LOOPBACK.into()];
         control.spawn(&programs.find("kube-scheduler")?, &scheduler)?;
@@ -281,13 +282,14 @@ fn api_server(pki: &Pki, stack: Stack, seat: &Seat, dir: &Path) -> Vec<String> {
     ]
 }
 
-fn controller_manager(pki: &Pki, stack: Stack, kubeconfig: &Path) -> Vec<String> {
+fn controller_manager(pki: &Pki, wants: Wants, kubeconfig: &Path) -> Vec<String> {
+    let stack = wants.stack;
     let file = |flag: &str, path: &Path| format!("--{flag}={}", path.display());
     vec![
         file("kubeconfig", kubeconfig),
         "--leader-elect=false".into(),
         LOOPBACK.into(),
-        "--allocate-node-cidrs".into(),
+        format!("--allocate-node-cidrs={}", !wants.pools),
         format!("--cluster-cidr={}", stack.of(PODS)),
         format!("--service-cluster-ip-range={}", stack.of(SERVICES)),
         "--use-service-account-credentials".into(),

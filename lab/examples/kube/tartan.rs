@@ -10,6 +10,8 @@ use serde_json::Value;
 use crate::cluster::Cluster;
 
 const MANIFEST: &str = "deploy/tartan.yaml";
+#[cfg(test)]
+const POOLS: &str = "deploy/pool-crds.yaml";
 pub(crate) const NAMESPACE: &str = "--namespace=tartan-system";
 /// What the manifest says of the API server, and where a cluster in which nothing serves Services must be told better.
 const STORE: &str = "store: \"kubernetes:\"";
@@ -19,6 +21,14 @@ pub(crate) fn install(cluster: &Cluster) -> Result<()> {
     cluster.kubectl(&["apply", "--filename", &manifest(cluster)?])?;
     let nodes = cluster.wait_for_pod_cidrs()?;
     cluster.route_to_pods(&nodes)
+}
+
+/// Lets the API server know pools and reservations.
+#[cfg(test)]
+pub(crate) fn define_pools(cluster: &Cluster) -> Result<()> {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(POOLS);
+    cluster.kubectl(&["apply", "--filename", &file.display().to_string()])?;
+    cluster.wait_for("condition=Established", &["crd/ippools.projectcalico.org"])
 }
 
 /// The manifest as this cluster must have it: its path.

@@ -33,6 +33,23 @@ fn pods_talk_where_there_is_ipv6_alone() {
     pods_talk_and_nothing_stays("kube-v6", Stack::V6, tartan::install);
 }
 
+/// Nobody says whence pods' addresses come: the operator, which needs none itself, makes a pool of each family once that has
+/// been so for a minute, and agents claim blocks of them.
+#[test]
+fn pods_talk_where_nodes_have_no_pod_cidrs() {
+    let wants = Wants { pools: true, ..Wants::default() };
+    let cluster = Cluster::up("kube-pools", Programs::from_environment().unwrap(), wants).unwrap();
+    tartan::define_pools(&cluster).unwrap();
+    cluster.kubectl(&["apply", "--filename", &tartan::manifest(&cluster).unwrap()]).unwrap();
+    cluster.wait_for_nodes().unwrap();
+    cluster.wait_until_ready().unwrap();
+    pods::run(&cluster, pods::one_a_node(&["n1", "n2", "n3"])).unwrap();
+    let talking = pods::endpoints(&cluster, &TALKING).unwrap();
+    life::through(&talking, |_| Ok(())).unwrap().check_nothing_lost().unwrap();
+    let blocks = cluster.get(&["ipblocks"]).unwrap();
+    assert_eq!(items(&blocks).len(), 6, "one of each family for each node: {blocks:#}");
+}
+
 /// An agent dies and starts again, and a pod gets another sandbox, while there is no API server; a pod is made when it is
 /// back.
 #[test]

@@ -124,9 +124,7 @@ fn the_startup_taint_goes(cluster: &Cluster) -> Result<()> {
 /// One leads, and may write what it has to: here what is wrong with a pool that is for no node.
 fn the_operator_speaks(cluster: &Cluster) -> Result<()> {
     cluster.wait_for("jsonpath={.spec.holderIdentity}", &[NAMESPACE, "lease/tartan-operator"])?;
-    let kinds = format!("{}/../deploy/pool-crds.yaml", env!("CARGO_MANIFEST_DIR"));
-    cluster.kubectl(&["apply", "--filename", &kinds])?;
-    cluster.wait_for("condition=Established", &["crd/ippools.projectcalico.org"])?;
+    tartan::define_pools(cluster)?;
     let pool = json!({
         "apiVersion": "projectcalico.org/v3", "kind": "IPPool", "metadata": {"name": "nowhere"},
         "spec": {"cidr": "10.99.0.0/16", "nodeSelector": "zone == 'nowhere'"},
