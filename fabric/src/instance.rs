@@ -102,7 +102,10 @@ impl Instance {
 
     /// The UDP port that no other instance can have as long as this one does.
     pub(crate) fn port_alone(&self) -> Option<u16> {
-        self.encrypted_at().filter(|_| matches!(self, Instance::Wireguard { .. }))
+        match self {
+            Instance::Wireguard { port, .. } => Some(*port),
+            _ => None,
+        }
     }
 
     /// The UDP port at which it hears what anybody could have sent.
