@@ -11,9 +11,8 @@ use std::sync::Arc;
 
 use nix::errno::Errno;
 use tartan_model::{Family, Features, Host};
-use tartan_netstate::claims::CT_MARK_JUDGED;
 use tartan_netstate::{
-    Change, Generation, Key, LinkKind, LinkName, Netns, Object, Op, Owner, PodNetns, PublicKey, State, Step,
+    Change, Era, Key, LinkKind, LinkName, Netns, Object, Op, Owner, PodNetns, PublicKey, Stamps, State, Step,
 };
 
 use crate::conntrack::{Conntrack, Effect, Flusher, Owned, Owners, arrival, effect};
@@ -33,6 +32,8 @@ pub struct Linux {
     nft: Nft,
     foreign: Foreign,
     conntrack: Conntrack,
+    /// Connections carry no stamps but those of this era and, until the flusher has been there, of the one before.
+    stamps_are_known: bool,
     flusher: Flusher,
     owners: Owners,
     gravedigger: Gravedigger,
@@ -52,6 +53,7 @@ impl Linux {
             nft: Nft::open()?,
             foreign: Foreign::open()?,
             conntrack: Conntrack::open()?,
+            stamps_are_known: false,
             flusher: Flusher::start()?,
             owners: Owners::default(),
             gravedigger: Gravedigger::start()?,
@@ -142,14 +144,35 @@ impl Linux {
     /// Before an era of generations begins, no connection may carry a stamp that one of them will have.
     fn apply_nft(&mut self, mut nft: Vec<&Step>) -> Vec<Failure> {
         let mut failures = Vec::new();
-        if Generation::begins_era(nft.iter().copied())
-            && let Err(error) = self.conntrack.clear_mark(CT_MARK_JUDGED)
+        let mut era = Era::begun_by(nft.iter().copied());
+        if let Some(begun) = era
+            && let Err(error) = self.forget_stamps(begun)
         {
             failures.extend(fail_together(&nft, &error));
             nft.retain(|step| !step.key().is_whole());
+            era = None;
         }
         failures.extend(self.nft.apply_these(&nft));
+        if let Some(begun) = era {
+            self.flusher.want(Effect::ForgetStamps(begun.stamps.others()));
+            // Refused, or not: whoever does not know walks.
+            self.stamps_are_known &= !failures.iter().any(|failure| failure.key.is_whole());
+        }
         failures
+    }
+
+    /// Waits for a walk only if there was none during the era before: its thread did not come to it, or there was no such era
+    /// in this process's life.
+    fn forget_stamps(&mut self, era: Era) -> Result<(), KernelError> {
+        let left = self.flusher.take([Effect::ForgetStamps(era.stamps)].into_iter());
+        if self.stamps_are_known && era.in_turn && left.is_empty() {
+            return Ok(());
+        }
+        self.stamps_are_known = false;
+        let all = [Stamps::Lower, Stamps::Upper].map(Effect::ForgetStamps);
+        self.conntrack.flush(&all.into())?;
+        self.stamps_are_known = true;
+        Ok(())
     }
 
     /// `made`: ends there of pairs that were made a moment ago.
@@ -283,7 +306,7 @@ impl Kernel for Linux {
             }
         }
         // Before the new owner's end is up.
-        due.extend(self.flusher.take(done().filter_map(arrival)));
+        due.extend(self.flusher.take(done().filter_map(arrival).map(Effect::FlushAddress)));
         if !due.is_empty() && self.conntrack.flush(&due).is_err() {
             due.into_iter().for_each(|effect| self.flusher.want(effect));
         }
