@@ -12,7 +12,8 @@ use std::sync::Arc;
 use nix::errno::Errno;
 use tartan_model::{Family, Features, Host};
 use tartan_netstate::{
-    Change, Era, Key, LinkKind, LinkName, Netns, Object, Op, Owner, PodNetns, PublicKey, Stamps, State, Step,
+    Change, Era, Generation, Key, LinkKind, LinkName, Netns, Object, Op, Owner, PodNetns, PublicKey, Stamps, State,
+    Step,
 };
 
 use crate::conntrack::{Conntrack, Effect, Flusher, Owned, Owners, arrival, effect};
@@ -23,6 +24,7 @@ use crate::namespace::Namespace;
 use crate::netns::PodNetnses;
 use crate::nft::{Nft, fail_together};
 use crate::notify::Notifications;
+use crate::under_way::wait_for_packets;
 use crate::wireguard::Wireguard;
 use crate::{Failure, Kernel, KernelError, Scope, Waker, strangers, sysctl};
 
@@ -151,6 +153,10 @@ impl Linux {
             failures.extend(fail_together(&nft, &error));
             nft.retain(|step| !step.key().is_whole());
             era = None;
+        }
+        // Nothing that an answer of before lets pass may carry the new stamp.
+        if nft.iter().any(|step| matches!(step.op(), Op::Create(key, _) if Generation::of(key).is_some())) {
+            wait_for_packets();
         }
         failures.extend(self.nft.apply_these(&nft));
         if let Some(begun) = era {

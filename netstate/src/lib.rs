@@ -8,6 +8,7 @@
 
 pub mod claims;
 pub mod diff;
+pub mod epoch;
 pub mod esp;
 pub mod generation;
 pub mod layers;
