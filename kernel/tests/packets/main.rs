@@ -72,11 +72,11 @@ fn packets_agree_with_the_oracle_in_three_hundred_worlds() {
 fn report(tally: &Tally) {
     let Tally { checked, wrong, open, traced, trace_wrong, .. } = tally;
     tell(&[
-        format!("figure policy.packets_checked {checked} packets"),
-        format!("figure policy.packets_wrong {wrong} packets"),
-        format!("figure policy.open_window {open} packets"),
+        format!("figure policy.packets_checked {checked} count"),
+        format!("figure policy.packets_wrong {wrong} count"),
+        format!("figure policy.open_window {open} count"),
         format!("# policy.trace_wrong of {traced} connections"),
-        format!("figure policy.trace_wrong {trace_wrong} packets"),
+        format!("figure policy.trace_wrong {trace_wrong} count"),
     ]);
 }
 

@@ -95,8 +95,8 @@ fn idle(cluster: &Cluster) -> Result<BTreeMap<String, usize>> {
         let status = fs::read_to_string(format!("/proc/{agent}/status"))?;
         let [now, peak] = ["VmRSS:", "VmHWM:"].map(|field| mib(&status, field));
         let (now, peak) = (now.context("VmRSS")?, peak.context("VmHWM")?);
-        let cpu = 100.0 * (cpu_of(*agent)? - before).as_secs_f64() / IDLE.as_secs_f64();
-        println!("# kube.rss_idle: {} {now:.1} MiB, at most {peak:.1}; {cpu:.2} % of a core", machine.name);
+        let cpu = (cpu_of(*agent)? - before).as_secs_f64() / IDLE.as_secs_f64();
+        println!("# kube.rss_idle: {} {now:.1} MiB, at most {peak:.1}; {cpu:.4} of a core", machine.name);
         largest.iter_mut().zip([now, peak, cpu]).for_each(|(most, value)| *most = most.max(value));
     }
     ["rss_idle", "rss_idle_peak", "cpu_idle"].into_iter().zip(largest).for_each(|(name, value)| figure(name, value));

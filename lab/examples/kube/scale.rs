@@ -86,8 +86,8 @@ fn a_minute(proxy: &Proxy, node: &Node) -> Result<()> {
     let heard = (self::events(node)? - events) as f64 / took;
     println!("# kube.events_20000: a minute's writes took {took:.1} s");
     figure("events_20000", heard);
-    figure("bytes_20000", (received(node)? - bytes) as f64 / took / 1024.0);
-    figure("cpu_20000", 100.0 * (node.agent_cpu()? - cpu).as_secs_f64() / took);
+    figure("bytes_20000", (received(node)? - bytes) as f64 / took);
+    figure("cpu_20000", (node.agent_cpu()? - cpu).as_secs_f64() / took);
     let status = fs::read_to_string(format!("/proc/{}/status", node.agent_pid()?))?;
     figure("rss_20000", mib(&status, "VmRSS:").context("VmRSS")?);
     figure("rss_20000_peak", mib(&status, "VmHWM:").context("VmHWM")?);

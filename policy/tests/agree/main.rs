@@ -57,7 +57,7 @@ fn report(cases: u64, least: u64) {
         assert!(v4 + v6 >= least && v6 > 0, "{mix:?}: only {v4} and {v6} connections");
         all += v4 + v6;
     }
-    tell(&format!("\n{lines}figure policy.oracle_cases {all} cases\nfigure policy.oracle_wrong 0 cases\n"));
+    tell(&format!("\n{lines}figure policy.oracle_cases {all} count\nfigure policy.oracle_wrong 0 count\n"));
 }
 
 /// Past the harness, which shows to nobody what a test prints that passes.

@@ -40,7 +40,7 @@ fn traces_agree_with_the_oracle() {
         Err(TestError::Abort(reason)) => panic!("POLICY_SEED={seed}: {reason}"),
     }
     println!("{} sides traced, {} changes made and found to allow", traced.get(), changed.get());
-    println!("figure policy.trace_wrong 0 cases");
+    println!("figure policy.trace_wrong 0 count");
 }
 
 /// How many sides were traced, and how many changes tried.

@@ -20,6 +20,7 @@ pub(super) const FIGURES: &[&str] = &[
     "cni.add16_p99.vs_ptp_today",
     "cni.add_hostport_p50.vs_portmap_today",
     "cni.add_p99_relist.vs_quiet",
+    "cni.noise",
 ];
 
 /// The stock plugins of today, for Go to build from its module proxy. Debian's are years older.
@@ -51,11 +52,13 @@ pub(super) fn run(report: &mut Report) -> Result<()> {
             report.missing(figure, &format!("today's plugins could not be built: {error}"));
         }
     }
-    during_relist(report, &program)
+    during_relist(report, &program)?;
+    report.noise("cni.noise");
+    Ok(())
 }
 
 fn sequential(report: &mut Report, program: &Program, stock: &[(&str, &str)]) -> Result<()> {
-    let arms = compared(program, stock, |plugins| format!("seq {plugins} 20"))?;
+    let arms = compared(report, program, stock, |plugins| format!("seq {plugins} 20"))?;
     say(report, "one after the other", stock, &arms);
     for ((_, end), theirs) in stock.iter().zip(&arms[1..]) {
         report.figure(figure("cni.add_p50.vs_ptp", end), arms[0].ratio(theirs, ADD, Samples::p50), "ratio");
@@ -65,7 +68,7 @@ fn sequential(report: &mut Report, program: &Program, stock: &[(&str, &str)]) ->
 }
 
 fn parallel(report: &mut Report, program: &Program, stock: &[(&str, &str)]) -> Result<()> {
-    let arms = compared(program, stock, |plugins| format!("par {plugins} 3"))?;
+    let arms = compared(report, program, stock, |plugins| format!("par {plugins} 3"))?;
     say(report, "16 at once", stock, &arms);
     for ((_, end), theirs) in stock.iter().zip(&arms[1..]) {
         report.figure(figure("cni.add16_p99.vs_ptp", end), arms[0].ratio(theirs, ADD, Samples::p99), "ratio");
@@ -74,7 +77,7 @@ fn parallel(report: &mut Report, program: &Program, stock: &[(&str, &str)]) -> R
 }
 
 fn with_port(report: &mut Report, program: &Program, stock: &[(&str, &str)]) -> Result<()> {
-    let arms = compared(program, stock, |plugins| format!("seq {plugins}+port 5"))?;
+    let arms = compared(report, program, stock, |plugins| format!("seq {plugins}+port 5"))?;
     say(report, "with a port mapping", stock, &arms);
     for ((_, end), theirs) in stock.iter().zip(&arms[1..]) {
         let name = figure("cni.add_hostport_p50.vs_portmap", end);
@@ -87,9 +90,10 @@ fn with_port(report: &mut Report, program: &Program, stock: &[(&str, &str)]) -> 
 fn during_relist(report: &mut Report, program: &Program) -> Result<()> {
     program.ask("fill")?;
     let ask = |question: &'static str| Arm::new(move || program.ask(question));
-    let mut arms = [ask("relist 20"), ask("seq ours 20")];
+    let mut arms = [ask("relist 20"), ask("seq ours 20"), ask("seq ours 20")];
     interleave(ROUNDS, &mut arms)?;
-    let [relist, quiet] = &arms;
+    let [relist, quiet, twin] = &arms;
+    report.twins(twin.ratio(quiet, ADD, Samples::p99).get());
     let times = |arm: &Arm<'_>| {
         let value = |statistic| number(arm.value(ADD, statistic).get());
         format!("p50={} p99={}", value(Samples::p50), value(Samples::p99))
@@ -99,13 +103,15 @@ fn during_relist(report: &mut Report, program: &Program) -> Result<()> {
     Ok(())
 }
 
-/// Ours first, then the stock ones in their order.
+/// Ours first, then the stock ones in their order; the first of them has a twin.
 fn compared<'a>(
+    report: &mut Report,
     program: &'a Program,
     stock: &[(&str, &str)],
     question: impl Fn(&str) -> String,
 ) -> Result<Vec<Arm<'a>>> {
-    let plugins = std::iter::once("ours").chain(stock.iter().map(|(plugins, _)| *plugins));
+    let twin = stock.first().map(|(plugins, _)| *plugins);
+    let plugins = std::iter::once("ours").chain(stock.iter().map(|(plugins, _)| *plugins)).chain(twin);
     let mut arms: Vec<Arm<'a>> = plugins
         .map(|plugins| {
             let question = question(plugins);
@@ -113,6 +119,9 @@ fn compared<'a>(
         })
         .collect();
     interleave(ROUNDS, &mut arms)?;
+    if let (Some(_), Some(twin)) = (twin, arms.pop()) {
+        report.twins(twin.ratio(&arms[1], ADD, Samples::p50).get());
+    }
     Ok(arms)
 }
 

@@ -15,6 +15,7 @@ pub(super) const FIGURES: &[&str] = &[
     "fabric.switch.lost",
     "fabric.switch.resets",
     "fabric.clear_packets",
+    "fabric.noise",
 ];
 
 /// The program of the yardstick, built from crates.io when it is measured.
@@ -38,9 +39,10 @@ const REPEATS: usize = 5;
 pub(super) fn run(report: &mut Report) -> Result<()> {
     let program = Program::start(&["fabric", "udp"])?;
     let ask = |arm: &str| program.ask(&format!("{arm} tcp"));
-    let mut arms = ["ours", "veth"].map(|arm| Arm::new(move || ask(arm)));
+    let mut arms = ["ours", "veth", "veth"].map(|arm| Arm::new(move || ask(arm)));
     interleave(ROUNDS, &mut arms)?;
-    let [ours, veth] = &arms;
+    let [ours, veth, twin] = &arms;
+    report.twins(twin.ratio(veth, 0, Samples::p50).get());
     report.comment(&format!(
         "fabric.udp_tcp ours={} veth={} Gbit/s; both engines together take {} s of processor time for each Gbit",
         number(ours.value(0, Samples::p50).get()),
@@ -57,6 +59,7 @@ pub(super) fn run(report: &mut Report) -> Result<()> {
     let encrypted = encrypted(report)?;
     let lost: Vec<f64> = [upgraded, resets].into_iter().chain(encrypted).collect();
     report.figure("fabric.engine_upgrade.lost", Value::sum(&lost), "count");
+    report.noise("fabric.noise");
     changes(report)?;
     strict(report)
 }
@@ -69,9 +72,10 @@ fn encrypted(report: &mut Report) -> Result<[f64; 2]> {
     let boringtun = folder.join("bin/boringtun-cli").display().to_string();
     let program = Program::start(&["fabric", "wireguard", &boringtun])?;
     let ask = |arm: &str| program.ask(&format!("{arm} tcp"));
-    let mut arms = ["ours", "veth", "boringtun"].map(|arm| Arm::new(move || ask(arm)));
+    let mut arms = ["ours", "veth", "boringtun", "veth"].map(|arm| Arm::new(move || ask(arm)));
     interleave(ROUNDS, &mut arms)?;
-    let [ours, veth, boringtun] = &arms;
+    let [ours, veth, boringtun, twin] = &arms;
+    report.twins(twin.ratio(veth, 0, Samples::p50).get());
     let rate = |arm: &Arm<'_>| number(arm.value(0, Samples::p50).get());
     report.comment(&format!(
         "fabric.wireguard_user_tcp ours={} veth={} boringtun={} Gbit/s; both engines together take {} s of processor time \

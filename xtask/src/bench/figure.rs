@@ -151,12 +151,17 @@ impl Value {
 pub(crate) struct Report {
     owed: BTreeSet<&'static str>,
     missing: Vec<&'static str>,
+    /// Of all ratios of one yardstick to its identical twin, the one farthest from 1, as ≤ 1.
+    noise: f64,
 }
+
+/// What figures are in.
+const UNITS: [&str; 7] = ["ratio", "count", "ms", "us", "s", "mib", "bytes"];
 
 impl Report {
     /// A report that owes these figures.
     pub(crate) fn owing(figures: &[&'static str]) -> Self {
-        Self { owed: figures.iter().copied().collect(), missing: Vec::new() }
+        Self { owed: figures.iter().copied().collect(), missing: Vec::new(), noise: 1.0 }
     }
 
     /// Prints a line that explains figures and is none.
@@ -169,8 +174,20 @@ impl Report {
         if !value.value.is_finite() {
             return self.missing(name, "the value is not a number");
         }
+        assert!(UNITS.contains(&unit), "{name}: {unit} is not one of {UNITS:?}");
         self.settle(name);
         print!("{}", lines(name, value, unit));
+    }
+
+    /// Takes note of what one yardstick is to its identical twin.
+    pub(crate) fn twins(&mut self, ratio: f64) {
+        self.noise = self.noise.min(ratio).min(1.0 / ratio);
+    }
+
+    /// Prints how far twins were from alike: ratios nearer to 1 say nothing.
+    pub(crate) fn noise(&mut self, name: &'static str) {
+        self.comment(&format!("{name}: of all ratios of one yardstick to its twin, the one farthest from 1, as ≤ 1"));
+        self.figure(name, Value::once(self.noise), "ratio");
     }
 
     /// Says why a figure could not be measured; the run then fails.

@@ -78,9 +78,8 @@ fn unit(name: &str) -> &'static str {
         "kube.first_packet_p99" => "ms",
         "kube.first_packet_p99.vs_stock" => "ratio",
         "kube.join_first_packet" | "kube.reboot.back" | "kube.reboot.back.flannel" => "s",
-        "kube.cpu_idle" | "kube.cpu_20000" => "percent",
-        "kube.events_20000" => "1/s",
-        "kube.bytes_20000" => "kib/s",
+        "kube.cpu_idle" | "kube.cpu_20000" => "ratio",
+        "kube.bytes_20000" => "bytes",
         _ => "count",
     }
 }
@@ -95,7 +94,7 @@ mod tests {
         for line in ["kube.rss_idle", "kube.rss_idle much", "kube.other 1", "# kube.rss_idle 3"] {
             assert_eq!(figure(line), None, "{line}");
         }
-        assert_eq!(FIGURES.iter().map(|name| unit(name)).filter(|unit| *unit == "count").count(), 14);
+        assert_eq!(FIGURES.iter().map(|name| unit(name)).filter(|unit| *unit == "count").count(), 15);
     }
 
     #[test]

@@ -39,6 +39,14 @@ pub(crate) struct Group {
     run: fn(&mut Report) -> Result<()>,
 }
 
+impl Group {
+    /// To its own name, and to the first word of its figures' names.
+    fn answers_to(&self, name: &str) -> bool {
+        let begins = |figure: &&str| figure.strip_prefix(name).is_some_and(|rest| rest.starts_with('.'));
+        self.name == name || self.figures.iter().any(begins)
+    }
+}
+
 const fn group(
     name: &'static str,
     figures: &'static [&'static str],
@@ -95,13 +103,16 @@ fn named(names: &[&str]) -> Result<Vec<&'static Group>> {
     if names.is_empty() {
         return Ok(GROUPS.iter().collect());
     }
-    let find = |name: &&str| {
-        GROUPS.iter().find(|group| group.name == *name).ok_or_else(|| {
+    let mut found = Vec::new();
+    for name in names {
+        let before = found.len();
+        found.extend(GROUPS.iter().filter(|group| group.answers_to(name)));
+        if found.len() == before {
             let all: Vec<&str> = GROUPS.iter().map(|group| group.name).collect();
-            format!("`{name}` is not a group of benches; there are: {}", all.join(" ")).into()
-        })
-    };
-    names.iter().map(find).collect()
+            return Err(format!("`{name}` is not a group of benches; there are: {}", all.join(" ")).into());
+        }
+    }
+    Ok(found)
 }
 
 #[cfg(test)]
@@ -125,6 +136,14 @@ mod tests {
         let count = figures.len();
         figures.dedup();
         assert_eq!(figures.len(), count, "one figure in two groups");
+        let of = |name: &str| named(&[name]).expect("a group").iter().map(|group| group.name).collect::<Vec<_>>();
+        assert_eq!(of("policy"), ["verdicts", "policy"], "all that begins with the word");
+        assert_eq!(of("verdicts"), ["verdicts"]);
+        for figure in figures {
+            let word = figure.split('.').next().expect("a word");
+            let printed = named(&[word]).expect("a group").iter().any(|group| group.figures.contains(&figure));
+            assert!(printed, "`bench {word}` does not print {figure}");
+        }
         assert!(named(&["nosie"]).is_err_and(|error| error.to_string().contains("there are: noise")));
     }
 }

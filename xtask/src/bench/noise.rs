@@ -20,7 +20,7 @@ pub(super) fn run(report: &mut Report) -> Result<()> {
     report.figure("noise.start_p50", a.value(0, Samples::p50), "ms");
     report.figure("noise.start_p50.vs_same", a.ratio(b, 0, Samples::p50), "ratio");
     report.figure("noise.start_p99.vs_same", a.ratio(b, 0, Samples::p99), "ratio");
-    report.figure("noise.steal", Value::once(Ticks::read()?.steal_percent_since(&before)), "percent");
+    report.figure("noise.steal", Value::once(Ticks::read()?.steal_since(&before)), "ratio");
     Ok(())
 }
 
@@ -54,8 +54,8 @@ impl Ticks {
         Some(Self { all: ticks.iter().sum(), steal: *ticks.get(7)? })
     }
 
-    fn steal_percent_since(&self, before: &Self) -> f64 {
-        (self.steal - before.steal) / (self.all - before.all) * 100.0
+    fn steal_since(&self, before: &Self) -> f64 {
+        (self.steal - before.steal) / (self.all - before.all)
     }
 }
 
@@ -68,7 +68,7 @@ mod tests {
         let before = Ticks::parse("cpu  100 0 0 100 0 0 0 10 0 0\ncpu0 1").expect("eight fields");
         assert_eq!(before, Ticks { all: 210.0, steal: 10.0 });
         let after = Ticks { all: 310.0, steal: 15.0 };
-        assert_eq!(after.steal_percent_since(&before), 5.0);
+        assert_eq!(after.steal_since(&before), 0.05);
         assert_eq!(Ticks::parse("cpu 1 2 3\n"), None);
     }
 }

@@ -53,20 +53,18 @@ const ARMS: [&str; 4] = ["ours", "twin1", "twin2", "bare"];
 const ROUNDS: usize = 20;
 
 pub(super) fn run(report: &mut Report) -> Result<()> {
-    let mut worst: f64 = 1.0;
     for (path, fabric, pair) in PATHS {
         let program = Program::start(&["path", fabric])?;
         for measure in MEASURES {
-            worst = worst.min(one(report, &program, (path, pair), &measure)?);
+            one(report, &program, (path, pair), &measure)?;
         }
     }
-    report.comment("path.noise: of all ratios of one yardstick to its identical twin, the one farthest from 1, as ≤ 1");
-    report.figure("path.noise", Value::once(worst), "ratio");
+    report.noise("path.noise");
     Ok(())
 }
 
-/// Measures one thing on one path; gives how alike the two yardsticks were.
-fn one(report: &mut Report, program: &Program, (path, pair): (&str, &str), measure: &Measure) -> Result<f64> {
+/// Measures one thing on one path.
+fn one(report: &mut Report, program: &Program, (path, pair): (&str, &str), measure: &Measure) -> Result<()> {
     let Measure { name, unit, .. } = measure;
     let mut arms = ARMS.map(|arm| Arm::new(move || program.ask(&format!("{arm} {name} {pair}"))));
     interleave(ROUNDS, &mut arms)?;
@@ -84,7 +82,8 @@ fn one(report: &mut Report, program: &Program, (path, pair): (&str, &str), measu
         number(measure.against(ours, bare).get())
     ));
     report.figure(figure(path, name), measure.against(ours, twin), "ratio");
-    Ok(noise.min(1.0 / noise))
+    report.twins(noise);
+    Ok(())
 }
 
 // === impl Measure ===

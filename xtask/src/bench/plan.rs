@@ -23,9 +23,9 @@ pub(super) fn run(report: &mut Report) -> Result<()> {
     report.figure("plan.one_change", plans.value(1, Samples::p50), "ms");
     let program = Program::start(&["scale"])?;
     program.ask("relist")?;
-    report.figure("plan.rss_5000", Value::once(program.number("rss")?), "MiB");
+    report.figure("plan.rss_5000", Value::once(program.number("rss")?), "mib");
     report.comment("plan.rss_5000_peak: VmHWM through the start, 250 ADDs and two relists");
-    report.figure("plan.rss_5000_peak", Value::once(program.number("peak")?), "MiB");
+    report.figure("plan.rss_5000_peak", Value::once(program.number("peak")?), "mib");
     Ok(())
 }
 

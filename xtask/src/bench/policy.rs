@@ -22,6 +22,7 @@ pub(super) const FIGURES: &[&str] = &[
     "policy.linear_10000_rr.vs_0",
     "policy.linear_10000_crr.vs_0",
     "policy.bytes_per_pod",
+    "policy.noise",
 ];
 
 /// Figures of the list above, and what measures them.
@@ -33,7 +34,7 @@ struct Part {
 const PARTS: [Part; 3] = [
     Part { figures: 0..3, run: soon::run },
     Part { figures: 3..5, run: cut::run },
-    Part { figures: 5..12, run: cost::run },
+    Part { figures: 5..13, run: cost::run },
 ];
 
 pub(super) fn run(report: &mut Report) -> Result<()> {

@@ -22,7 +22,6 @@ struct Test {
     file: &'static str,
     name: &'static str,
     figures: std::ops::Range<usize>,
-    unit: &'static str,
 }
 
 const TESTS: [Test; 2] = [
@@ -31,14 +30,12 @@ const TESTS: [Test; 2] = [
         file: "agree",
         name: "tables_agree_with_the_oracle_on_a_million_connections",
         figures: 0..2,
-        unit: "cases",
     },
     Test {
         package: "tartan-kernel",
         file: "packets",
         name: "packets_agree_with_the_oracle_in_three_hundred_worlds",
         figures: 2..6,
-        unit: "packets",
     },
 ];
 
@@ -52,7 +49,7 @@ pub(super) fn run(report: &mut Report) -> Result<()> {
 }
 
 fn one(report: &mut Report, test: &Test) -> Result<()> {
-    let Test { package, file, name, figures, unit } = test;
+    let Test { package, file, name, figures } = test;
     let mut cargo = command::cargo(&["test", "--release", "--quiet", "-p", package, "--test", file]);
     command::with_root_runner(&mut cargo);
     let said = command::capture(cargo.args(["--", "--ignored", "--nocapture", "--exact", name]))?;
@@ -60,16 +57,16 @@ fn one(report: &mut Report, test: &Test) -> Result<()> {
         .filter(|line| line.starts_with("POLICY_SEED") || line.starts_with("# policy."))
         .for_each(|line| report.comment(line.trim_start_matches("# ")));
     for name in &FIGURES[figures.clone()] {
-        let value = said.lines().find_map(|line| value(line, name, unit)).ok_or("the test ended without it")?;
-        report.figure(name, Value::once(value), unit);
+        let value = said.lines().find_map(|line| value(line, name)).ok_or("the test ended without it")?;
+        report.figure(name, Value::once(value), "count");
     }
     Ok(())
 }
 
-/// Of a line such as `figure policy.packets_wrong 0 packets`.
-fn value(line: &str, name: &str, unit: &str) -> Option<f64> {
-    let number = line.strip_prefix("figure ")?.strip_prefix(name)?.strip_prefix(' ')?.strip_suffix(unit)?;
-    number.strip_suffix(' ')?.parse().ok()
+/// Of a line such as `figure policy.packets_wrong 0 count`.
+fn value(line: &str, name: &str) -> Option<f64> {
+    let number = line.strip_prefix("figure ")?.strip_prefix(name)?.strip_prefix(' ')?.strip_suffix(" count")?;
+    number.parse().ok()
 }
 
 #[cfg(test)]
@@ -85,13 +82,13 @@ mod tests {
     #[test]
     fn a_figure_is_read_from_its_line_only() {
         let check = |line: &str, want: Option<f64>| {
-            assert_eq!(value(line, "policy.packets_wrong", "packets"), want, "{line}");
+            assert_eq!(value(line, "policy.packets_wrong"), want, "{line}");
         };
-        check("figure policy.packets_wrong 3 packets", Some(3.0));
-        check("figure policy.packets_wrong_too 3 packets", None);
-        check("figure policy.packets_checked 3 packets", None);
-        check("test figure policy.packets_wrong 3 packets", None);
-        check("figure policy.packets_wrong many packets", None);
+        check("figure policy.packets_wrong 3 count", Some(3.0));
+        check("figure policy.packets_wrong_too 3 count", None);
+        check("figure policy.packets_checked 3 count", None);
+        check("test figure policy.packets_wrong 3 count", None);
+        check("figure policy.packets_wrong many count", None);
         check("figure policy.packets_wrong 3 cases", None);
     }
 }

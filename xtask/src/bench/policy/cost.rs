@@ -20,6 +20,7 @@ const ARMS: [(&str, usize, &str); 7] = [
     ("linear_10000", 3, "judged"),
     ("linear_10000_behind_established", 3, "free"),
 ];
+const TWIN: usize = 1;
 const OURS: usize = 2;
 const LINEAR: usize = 5;
 
@@ -35,6 +36,7 @@ pub(super) fn run(report: &mut Report) -> Result<()> {
     for measure in MEASURES {
         one(report, &programs, &measure)?;
     }
+    report.noise("policy.noise");
     Ok(())
 }
 
@@ -52,6 +54,7 @@ fn one(report: &mut Report, programs: &[Program], measure: &Measure) -> Result<(
     });
     let values: Vec<String> = values.collect();
     report.comment(&format!("policy.{} {} {}", measure.name, values.join(" "), measure.unit));
+    report.twins(measure.against(&arms[TWIN], &arms[0]).get());
     let ours = figure("10000", measure).ok_or("every measure has its figure")?;
     report.figure(ours, measure.against(&arms[OURS], &arms[0]), "ratio");
     if let Some(linear) = of_linear() {
