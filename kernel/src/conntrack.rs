@@ -5,8 +5,8 @@
 //! before: then its old connections must be forgotten first, or the new pod would get what was the old one's, and its own
 //! connections would be forgotten instead ([`arrival`]).
 //!
-//! Invariant: entries are flushed when an object arrives or departs ([`effect`]), for no other reason. Deleting what is
-//! absent is success.
+//! Invariant: entries are flushed when an object arrives or departs ([`effect`]), for no other reason, and lose their stamp
+//! when an era of generations is over. Deleting what is absent is success.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -16,8 +16,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use tartan_netstate::claims::{NFT_HOSTPORTS_MAP, POD_LINK_PREFIX};
-use tartan_netstate::{Key, LinkName, Netns, Op};
+use tartan_netstate::claims::{CT_MARK_JUDGED, NFT_HOSTPORTS_MAP, POD_LINK_PREFIX};
+use tartan_netstate::{Key, LinkName, Netns, Op, Stamps};
 
 use crate::KernelError;
 use crate::nfnetlink::{Attrs, Message, NLM_F_DUMP, Nfnetlink, attr, attr_u32};
@@ -84,6 +84,9 @@ pub enum Effect {
     /// A UDP port of the node leads to a pod from now on. Connections to this port without any translation are
     /// forgotten. That never breaks one: the next packet makes a new entry, which is then translated if it must be.
     FlushUntranslated { v6: bool, port: u16 },
+    /// An era of generations has begun after the one that stamped with these. They are taken off the connections that
+    /// carry them, before they come round.
+    ForgetStamps(Stamps),
 }
 
 /// How full the table is, and what was lost for it.
@@ -183,17 +186,20 @@ impl Conntrack {
         Ok(Conntrack { netlink: Nfnetlink::open()? })
     }
 
-    /// Does all of `effects` in one walk. Gives back how many entries went.
+    /// Does all of `effects` in one walk. Gives back how many entries went, or lost their stamp.
     pub fn flush(&mut self, effects: &BTreeSet<Effect>) -> Result<usize, KernelError> {
-        let mut found = Vec::new();
+        let (mut going, mut stamped) = (Vec::new(), Vec::new());
         let walk = message(IPCTNL_MSG_CT_GET, NLM_F_DUMP, 0, Attrs::new());
         self.netlink.request_each(&walk, "find tracked connections", |family, entry| {
             if concerned(family, entry).iter().flatten().any(|effect| effects.contains(effect)) {
-                found.push((family, entry.to_vec()));
+                going.push((family, entry.to_vec()));
+            } else if stamps_on(entry).is_some_and(|stamps| effects.contains(&Effect::ForgetStamps(stamps))) {
+                stamped.push((family, entry.to_vec()));
             }
         })?;
-        found.iter().try_for_each(|(family, entry)| self.delete(*family, entry))?;
-        Ok(found.len())
+        going.iter().try_for_each(|(family, entry)| self.delete(*family, entry))?;
+        stamped.iter().try_for_each(|(family, entry)| self.forget_stamp(*family, entry))?;
+        Ok(going.len() + stamped.len())
     }
 
     /// The addresses that connections were begun from, and are answered from.
@@ -205,24 +211,6 @@ impl Conntrack {
             ends.extend([CTA_TUPLE_ORIG, CTA_TUPLE_REPLY].into_iter().filter_map(source));
         })?;
         Ok(ends)
-    }
-
-    /// Takes these bits out of the marks of all entries; all others stay. Gives back how many entries had any.
-    pub fn clear_mark(&mut self, bits: u32) -> Result<usize, KernelError> {
-        let mut found = Vec::new();
-        let walk = message(IPCTNL_MSG_CT_GET, NLM_F_DUMP, 0, Attrs::new());
-        self.netlink.request_each(&walk, "find marked connections", |family, entry| {
-            if attr_u32(entry, CTA_MARK).unwrap_or(0) & bits != 0 {
-                found.push((family, entry.to_vec()));
-            }
-        })?;
-        for (family, entry) in &found {
-            let mut attrs = copied(entry, &[CTA_TUPLE_ORIG, CTA_ZONE]);
-            attrs.u32(CTA_MARK, 0).u32(CTA_MARK_MASK, bits);
-            let update = message(IPCTNL_MSG_CT_NEW, 0, *family, attrs);
-            gone_is_done(self.netlink.request(&update, "clear a connection's mark"))?;
-        }
-        Ok(found.len())
     }
 
     /// How full the table is.
@@ -248,6 +236,14 @@ impl Conntrack {
         let attrs = copied(entry, &[CTA_TUPLE_ORIG, CTA_ZONE, CTA_ID]);
         let delete = message(IPCTNL_MSG_CT_DELETE, 0, family, attrs);
         gone_is_done(self.netlink.request(&delete, "delete a tracked connection"))
+    }
+
+    /// All other bits of the mark stay. Whose stamp is a newer one by now is judged again, which cuts nobody.
+    fn forget_stamp(&mut self, family: u8, entry: &[u8]) -> Result<(), KernelError> {
+        let mut attrs = copied(entry, &[CTA_TUPLE_ORIG, CTA_ZONE]);
+        attrs.u32(CTA_MARK, 0).u32(CTA_MARK_MASK, CT_MARK_JUDGED);
+        let update = message(IPCTNL_MSG_CT_NEW, 0, family, attrs);
+        gone_is_done(self.netlink.request(&update, "clear a connection's mark"))
     }
 }
 
@@ -287,6 +283,10 @@ fn concerned(family: u8, entry: &[u8]) -> [Option<Effect>; 3] {
     ]
 }
 
+fn stamps_on(entry: &[u8]) -> Option<Stamps> {
+    Stamps::on(attr_u32(entry, CTA_MARK)?)
+}
+
 /// The source address of a tuple.
 fn address(ip: &[u8]) -> Option<IpAddr> {
     let v4 = || Some(IpAddr::from(*attr(ip, CTA_IP_V4_SRC)?.first_chunk::<4>()?));
@@ -320,8 +320,11 @@ impl Flusher {
                     // Locked all the while: who takes one out waits until it is not half done.
                     let mut effects = lock(&effects);
                     let done = effects.is_empty() || conntrack.flush(&effects).is_ok();
-                    if done || tries + 1 == TRIES {
+                    if done {
                         effects.clear();
+                    } else if tries + 1 == TRIES {
+                        // Who begins the next era finds that its stamps are still there.
+                        effects.retain(|effect| matches!(effect, Effect::ForgetStamps(_)));
                     }
                     done
                 });
@@ -347,18 +350,18 @@ impl Flusher {
         let _ = self.wake.as_ref().map(|wake| wake.send(()));
     }
 
-    /// Leaves to the caller what is still to be flushed of these addresses.
-    pub fn take(&self, addresses: impl Iterator<Item = IpAddr>) -> BTreeSet<Effect> {
+    /// Leaves to the caller what of these is still to be done.
+    pub fn take(&self, effects: impl Iterator<Item = Effect>) -> BTreeSet<Effect> {
         // Who has nothing to take out does not wait for a walk.
-        let mut addresses = addresses.peekable();
-        if addresses.peek().is_none() {
+        let mut effects = effects.peekable();
+        if effects.peek().is_none() {
             return BTreeSet::new();
         }
         let mut wanted = lock(&self.wanted);
         if wanted.is_empty() {
             return BTreeSet::new();
         }
-        addresses.map(Effect::FlushAddress).filter(|effect| wanted.remove(effect)).collect()
+        effects.filter(|effect| wanted.remove(effect)).collect()
     }
 
     /// How many walks were given up, since the start.

@@ -41,6 +41,7 @@ mod strangers;
 mod sysctl;
 pub mod thread;
 mod tun;
+mod under_way;
 mod wireguard;
 mod xfrm;
 

@@ -11,9 +11,9 @@ use std::sync::Arc;
 
 use nix::errno::Errno;
 use tartan_model::{Family, Features, Host};
-use tartan_netstate::claims::CT_MARK_JUDGED;
 use tartan_netstate::{
-    Change, Generation, Key, LinkKind, LinkName, Netns, Object, Op, Owner, PodNetns, PublicKey, State, Step,
+    Change, Era, Generation, Key, LinkKind, LinkName, Netns, Object, Op, Owner, PodNetns, PublicKey, Stamps, State,
+    Step,
 };
 
 use crate::conntrack::{Conntrack, Effect, Flusher, Owned, Owners, arrival, effect};
@@ -24,6 +24,7 @@ use crate::namespace::Namespace;
 use crate::netns::PodNetnses;
 use crate::nft::{Nft, fail_together};
 use crate::notify::Notifications;
+use crate::under_way::wait_for_packets;
 use crate::wireguard::Wireguard;
 use crate::{Failure, Kernel, KernelError, Scope, Waker, strangers, sysctl};
 
@@ -33,6 +34,8 @@ pub struct Linux {
     nft: Nft,
     foreign: Foreign,
     conntrack: Conntrack,
+    /// Connections carry no stamps but those of this era and, until the flusher has been there, of the one before.
+    stamps_are_known: bool,
     flusher: Flusher,
     owners: Owners,
     gravedigger: Gravedigger,
@@ -52,6 +55,7 @@ impl Linux {
             nft: Nft::open()?,
             foreign: Foreign::open()?,
             conntrack: Conntrack::open()?,
+            stamps_are_known: false,
             flusher: Flusher::start()?,
             owners: Owners::default(),
             gravedigger: Gravedigger::start()?,
@@ -142,14 +146,39 @@ impl Linux {
     /// Before an era of generations begins, no connection may carry a stamp that one of them will have.
     fn apply_nft(&mut self, mut nft: Vec<&Step>) -> Vec<Failure> {
         let mut failures = Vec::new();
-        if Generation::begins_era(nft.iter().copied())
-            && let Err(error) = self.conntrack.clear_mark(CT_MARK_JUDGED)
+        let mut era = Era::begun_by(nft.iter().copied());
+        if let Some(begun) = era
+            && let Err(error) = self.forget_stamps(begun)
         {
             failures.extend(fail_together(&nft, &error));
             nft.retain(|step| !step.key().is_whole());
+            era = None;
+        }
+        // Nothing that an answer of before lets pass may carry the new stamp.
+        if nft.iter().any(|step| matches!(step.op(), Op::Create(key, _) if Generation::of(key).is_some())) {
+            wait_for_packets();
         }
         failures.extend(self.nft.apply_these(&nft));
+        if let Some(begun) = era {
+            self.flusher.want(Effect::ForgetStamps(begun.stamps.others()));
+            // Refused, or not: whoever does not know walks.
+            self.stamps_are_known &= !failures.iter().any(|failure| failure.key.is_whole());
+        }
         failures
+    }
+
+    /// Waits for a walk only if there was none during the era before: its thread did not come to it, or there was no such era
+    /// in this process's life.
+    fn forget_stamps(&mut self, era: Era) -> Result<(), KernelError> {
+        let left = self.flusher.take([Effect::ForgetStamps(era.stamps)].into_iter());
+        if self.stamps_are_known && era.in_turn && left.is_empty() {
+            return Ok(());
+        }
+        self.stamps_are_known = false;
+        let all = [Stamps::Lower, Stamps::Upper].map(Effect::ForgetStamps);
+        self.conntrack.flush(&all.into())?;
+        self.stamps_are_known = true;
+        Ok(())
     }
 
     /// `made`: ends there of pairs that were made a moment ago.
@@ -283,7 +312,7 @@ impl Kernel for Linux {
             }
         }
         // Before the new owner's end is up.
-        due.extend(self.flusher.take(done().filter_map(arrival)));
+        due.extend(self.flusher.take(done().filter_map(arrival).map(Effect::FlushAddress)));
         if !due.is_empty() && self.conntrack.flush(&due).is_err() {
             due.into_iter().for_each(|effect| self.flusher.want(effect));
         }

@@ -174,7 +174,8 @@ impl Run<'_> {
             (Key::Rule { v6, priority, .. }, old, new) => {
                 // The new one first: packets never meet neither.
                 if let Some(Object::Rule(new)) = new {
-                    self.send(at, [rule::create(*v6, *priority, new)]);
+                    let create = if old.is_none() { rule::create } else { rule::create_beside };
+                    self.send(at, [create(*v6, *priority, new)]);
                 }
                 if let Some(Object::Rule(old)) = old {
                     self.send(at, [rule::delete(*v6, *priority, old)]);

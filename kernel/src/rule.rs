@@ -22,6 +22,12 @@ pub(crate) fn create(v6: bool, priority: u32, rule: &Rule) -> Request {
     Request { message: RouteNetlinkMessage::NewRule(message(v6, priority, rule)), flags: NLM_F_CREATE | NLM_F_EXCL }
 }
 
+/// Beside the one whose place it takes. Asked to refuse what it has, the kernel takes a rule without a source for the
+/// one that has one and is like it otherwise.
+pub(crate) fn create_beside(v6: bool, priority: u32, rule: &Rule) -> Request {
+    Request { flags: NLM_F_CREATE, ..create(v6, priority, rule) }
+}
+
 pub(crate) fn delete(v6: bool, priority: u32, rule: &Rule) -> Request {
     Request { message: RouteNetlinkMessage::DelRule(message(v6, priority, rule)), flags: 0 }
 }

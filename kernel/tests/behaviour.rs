@@ -21,8 +21,8 @@ use tartan_kernel::linux::Linux;
 use tartan_kernel::{Failure, Kernel, KernelError, Scope, Wake};
 use tartan_model::Family;
 use tartan_netstate::{
-    Change, Fdb, Key, Link, LinkKind, Neigh, Netns as Ns, Object, Owner, PodNetns, Route, State, Step, VxlanParams,
-    claims,
+    Change, Fdb, Key, Link, LinkKind, Neigh, Netns as Ns, Object, Owner, PodNetns, Route, Rule, State, Step,
+    VxlanParams, claims,
 };
 
 /// A kernel and the hands of others in it.
@@ -350,6 +350,27 @@ fn a_route_of_ours_that_was_not_known_is_taken_over() {
         let other = Object::Route(Route { scope: tartan_netstate::Scope::Global, ..(*other).clone() }.into());
         made(machine, [(key.clone(), other.clone())]);
         assert!(machine.kernel().read(&Scope::Routes(Family::V4)).unwrap().holds(&key, &other));
+    });
+}
+
+/// Asked whether it has a rule, the kernel takes one with a source for the same one without.
+#[test]
+fn a_rule_loses_its_source() {
+    on_both(|machine| {
+        for (v6, src) in [(false, "0.0.0.0"), (true, "fd00::1")] {
+            let key = Key::Rule { ns: Ns::Host, v6, priority: 7480 };
+            let narrow =
+                Rule { src: Some(src.parse().unwrap()), finds_src: v6, iif: None, udp_sport: None, table: 1000 };
+            let wide = Rule { src: None, finds_src: false, ..narrow.clone() };
+            let [narrow, wide] = [narrow, wide].map(|rule| Object::Rule(rule.into()));
+            made(machine, [(key.clone(), narrow.clone())]);
+            for (old, new) in [(&narrow, &wide), (&wide, &narrow)] {
+                let step = Step::replace(key.clone(), old.clone(), new.clone(), Owner::Node);
+                assert_eq!(machine.kernel().apply(&Change { steps: vec![step] }), []);
+                let family = if v6 { Family::V6 } else { Family::V4 };
+                assert!(machine.kernel().read(&Scope::Routes(family)).unwrap().holds(&key, new), "{new:?}");
+            }
+        }
     });
 }
 

@@ -5,13 +5,18 @@
 mod netns;
 
 use std::collections::BTreeSet;
-use std::time::Duration;
+use std::net::UdpSocket;
+use std::time::{Duration, Instant};
 
 use netns::node::{Lab, attachment, lab, mapping, nat};
 use netns::traffic::{Over, Persistent, sees};
+use tartan_kernel::Kernel as _;
 use tartan_kernel::conntrack::{Conntrack, Effect, Flusher, Stats, effect};
+use tartan_kernel::linux::Linux;
 use tartan_model::Protocol;
-use tartan_netstate::{Change, State, diff};
+use tartan_netstate::claims::NFT_GENERATION_SET;
+use tartan_netstate::nft::{ElementData, Set, Type};
+use tartan_netstate::{Change, Generation, Key, Object, Owner, State, diff};
 
 fn flush(lab: &Lab, address: &str) -> usize {
     let effects = BTreeSet::from([Effect::FlushAddress(address.parse().unwrap())]);
@@ -130,9 +135,85 @@ fn what_was_taken_from_the_flusher_it_leaves_alone() {
     let [back, gone] = ["10.244.1.5", "10.244.1.6"].map(|address| address.parse().unwrap());
     let flusher = lab.node.run(|| Flusher::start().unwrap());
     [back, gone].map(Effect::FlushAddress).into_iter().for_each(|effect| flusher.want(effect));
-    assert_eq!(flusher.take([back].into_iter()), BTreeSet::from([Effect::FlushAddress(back)]));
-    assert_eq!(flusher.take([back].into_iter()), BTreeSet::new(), "it was taken already");
+    let taken = || flusher.take([Effect::FlushAddress(back)].into_iter());
+    assert_eq!(taken(), BTreeSet::from([Effect::FlushAddress(back)]));
+    assert_eq!(taken(), BTreeSet::new(), "it was taken already");
     drop(flusher);
     assert_eq!(entries(&lab, "src=10.244.1.5 dst=203.0.113.9"), 1);
     assert_eq!(entries(&lab, "=10.244.1.6 "), 0);
+}
+
+/// A node whose rules stamp connections, as far as this needs rules: one generation after the other, and one connection.
+struct Stamping {
+    kernel: Linux,
+    now: State,
+    connection: UdpSocket,
+}
+
+impl Stamping {
+    fn begin() -> Stamping {
+        shell("ip link set lo up");
+        let connection = UdpSocket::bind("127.0.0.1:0").unwrap();
+        Stamping { kernel: Linux::open().unwrap(), now: State::new(), connection }
+    }
+
+    fn go_to(&mut self, number: u32) {
+        let mut wanted = State::new();
+        let mut put = |key, object| wanted.insert(key, object, Owner::Policy);
+        put(Key::NftTable, Object::NftTable);
+        put(Key::NftSet { set: NFT_GENERATION_SET.into() }, Object::NftSet(Set::exact(&[Type::Mark]).into()));
+        put(Generation(number).key(), Object::NftElement(ElementData::default()));
+        assert_eq!(self.kernel.apply(&diff(&self.now, &wanted, |_| true)), []);
+        self.now = wanted;
+    }
+
+    /// As the rules of that generation do; a bit of somebody else's comes with it.
+    fn stamp(&self, number: u32) {
+        let mark = Generation(number).stamp_of_both() | 0x80;
+        shell(&format!(
+            "nft 'add table inet foreign
+            add chain inet foreign out {{ type filter hook output priority 0; }}
+            add rule inet foreign out udp dport 9 ct mark set {mark}'"
+        ));
+        self.connection.send_to(b"anything", "127.0.0.1:9").unwrap();
+        shell("nft delete table inet foreign");
+        assert_eq!(self.mark(), mark);
+    }
+
+    fn mark(&self) -> u32 {
+        let all = shell("cat /proc/net/nf_conntrack");
+        let ours = all.lines().find(|line| line.contains("dport=9 ")).unwrap();
+        ours.split(' ').find_map(|word| word.strip_prefix("mark=")).unwrap().parse().unwrap()
+    }
+}
+
+fn shell(script: &str) -> String {
+    let output = std::process::Command::new("sh").args(["-ec", script]).output().unwrap();
+    assert!(output.status.success(), "{script}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+#[test]
+fn stamps_are_forgotten_before_they_come_round() {
+    const ERA: u32 = 63;
+    netns::Netns::new().run(|| {
+        let mut node = Stamping::begin();
+        node.stamp(0);
+        node.go_to(5);
+        assert_eq!(node.mark(), 0x80, "what a life before this one stamped");
+        node.stamp(5);
+        node.go_to(ERA);
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while node.mark() != 0x80 {
+            assert!(Instant::now() < deadline, "in its own time, while the next era is");
+        }
+        node.stamp(ERA + 1);
+        // Its stamps come next: there is no time to wait for who does it in its own.
+        node.go_to(2 * ERA);
+        node.go_to(3 * ERA);
+        assert_eq!(node.mark(), 0x80, "before they come round");
+        node.stamp(3 * ERA);
+        node.go_to(3 * ERA + 1);
+        assert_ne!(node.mark(), 0x80, "within an era they stay");
+    });
 }

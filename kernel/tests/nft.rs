@@ -11,11 +11,12 @@ use ipnet::Ipv4Net;
 use netns::Netns;
 use tartan_kernel::nft::Nft;
 use tartan_kernel::{Failure, KernelError};
+use tartan_netstate::claims::NFT_EPOCH_MAP;
 use tartan_netstate::nft::{
     AddressSide, Chain, ChainKind, CtKey, ElementData, ElementKey, Expr, Fields, Groups, HookPoint, MetaKey, Nfproto,
     Reg, Rule, Selector, Set, SetName, Type, Verdict, rule,
 };
-use tartan_netstate::{Key, Object, Owner, State, Step, diff};
+use tartan_netstate::{Key, Object, Owner, State, Step, diff, epoch};
 
 const GROUPS: Groups = Groups { mask: !2, value: 4 };
 
@@ -562,5 +563,35 @@ proptest::proptest! {
             before = read(&netns);
             assert_same(&before, &wanted);
         }
+    }
+}
+
+/// Which number it is nobody needs to know: only that it is another one, and that there is one.
+#[test]
+fn the_state_of_policy_has_a_number_that_changes_and_comes_back() {
+    let netns = Netns::new();
+    let numbers = || netns.sh("nft -s list map inet tartan policy_epoch | grep elements");
+    let (key, object) = epoch::element();
+    let set = Object::NftSet(Set::map(&[Type::Mark], &[Type::Mark]).into());
+    let wanted = table_with([(Key::NftSet { set: NFT_EPOCH_MAP.into() }, set), (key.clone(), object.clone())]);
+    assert_eq!(make(&netns, &State::new(), &wanted), []);
+    assert_same(&read(&netns), &wanted);
+    let first = numbers();
+    let again = vec![Step::replace(key, object.clone(), object, Owner::Node)];
+    assert_eq!(netns.change(move || Nft::open().unwrap().apply(&again)), []);
+    assert_same(&read(&netns), &wanted);
+    assert_ne!(numbers(), first);
+    for harm in [
+        "flush map inet tartan policy_epoch",
+        "add element inet tartan policy_epoch { 0x7 : 0x8 }",
+        "flush map inet tartan policy_epoch; add element inet tartan policy_epoch { 0x0 : 0x0 }",
+        "flush map inet tartan policy_epoch; add element inet tartan policy_epoch { 0x0 : 0x5, 0x5 : 0x6 }",
+        "flush map inet tartan policy_epoch; add element inet tartan policy_epoch { 0x5 : 0x0, 0x6 : 0x5 }",
+    ] {
+        netns.sh(&format!("nft '{harm}'"));
+        let found = read(&netns);
+        assert_ne!(found, wanted, "{harm}");
+        assert_eq!(make(&netns, &found, &wanted), [], "{harm}");
+        assert_same(&read(&netns), &wanted);
     }
 }

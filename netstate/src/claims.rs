@@ -71,6 +71,8 @@ pub const NFT_SUBJECTS_MAP: &str = "policy_subjects";
 pub const NFT_ADDRESSES_MAP: &str = "policy_addresses";
 /// The map of identities of all others, by range; its name ends with the family's digit.
 pub const NFT_RANGES_MAP: &str = "policy_ranges";
+/// The map that holds the number of what is in force of policy, see [`crate::epoch`].
+pub const NFT_EPOCH_MAP: &str = "policy_epoch";
 /// How the names of policy's maps go on that are about what leaves pods,
 pub const NFT_EGRESS: &str = "egress";
 /// and about what enters them.

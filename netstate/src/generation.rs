@@ -2,10 +2,10 @@
 //!
 //! The rules compare a connection's stamp with a constant of theirs; the whole number is the one element of a set, where
 //! whoever starts anew finds it. There are fewer stamps than numbers, so that they come round: numbers with the same
-//! stamps are of different eras, and before an era begins all connections lose their stamps.
+//! stamps are of different eras, and before an era begins connections lose the stamps that it will have.
 //!
-//! Until the rules are those of the new era, some get one of the old again. So neighbouring eras share no stamp: what was
-//! stamped then loses it before that stamp comes round.
+//! Neighbouring eras share no stamp: one has half of them, the next the other half. So there is an era's time for taking
+//! away what is stamped with those of the one before, while nobody waits for it.
 //!
 //! Invariant: within two eras no two generations have the same stamp, and none has that of a connection never judged.
 
@@ -16,6 +16,24 @@ use crate::{Key, Op, Step};
 /// See the module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Generation(pub u32);
+
+/// The stamps of every second era.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stamps {
+    /// Those of the first era, of number 0.
+    Lower,
+    /// Those of the second.
+    Upper,
+}
+
+/// An era that begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Era {
+    /// Those of its generations.
+    pub stamps: Stamps,
+    /// It follows one that had the others.
+    pub in_turn: bool,
+}
 
 /// How many generations an era has: half of the stamps there are besides 0.
 const ERA: u32 = (CT_MARK_GENERATION >> CT_MARK_GENERATION.trailing_zeros()) / 2;
@@ -58,8 +76,34 @@ impl Generation {
         }
     }
 
-    /// Whether these steps begin an era: then connections must have lost their stamps before.
-    pub fn begins_era<'a>(steps: impl Iterator<Item = &'a Step>) -> bool {
+    fn stamps(self) -> Stamps {
+        if self.0 % (2 * ERA) < ERA { Stamps::Lower } else { Stamps::Upper }
+    }
+}
+
+// === impl Stamps ===
+
+impl Stamps {
+    /// Whose stamp a connection with this mark carries.
+    pub fn on(mark: u32) -> Option<Stamps> {
+        let stamp = (mark & CT_MARK_GENERATION) >> CT_MARK_GENERATION.trailing_zeros();
+        Some(Generation(stamp.checked_sub(1)?).stamps())
+    }
+
+    /// Those that these are not.
+    pub fn others(self) -> Stamps {
+        match self {
+            Stamps::Lower => Stamps::Upper,
+            Stamps::Upper => Stamps::Lower,
+        }
+    }
+}
+
+// === impl Era ===
+
+impl Era {
+    /// The one that these steps begin: then no connection may carry any of its stamps.
+    pub fn begun_by<'a>(steps: impl Iterator<Item = &'a Step>) -> Option<Era> {
         let (mut before, mut after) = (None, None);
         for step in steps {
             match step.op() {
@@ -68,7 +112,10 @@ impl Generation {
                 Op::Replace { .. } => {}
             }
         }
-        after.is_some_and(|after| before.is_none_or(|before| before.era() != after.era()))
+        let (before, after): (Option<Generation>, Generation) = (before, after?);
+        let begins = before.is_none_or(|before| before.era() != after.era());
+        let in_turn = before.is_some_and(|before| before.stamps() != after.stamps());
+        begins.then_some(Era { stamps: after.stamps(), in_turn })
     }
 }
 
@@ -77,6 +124,7 @@ mod tests {
     use super::*;
     use crate::Object;
     use crate::Owner;
+    use crate::claims::CT_MARK_JUDGED;
     use crate::nft::ElementData;
 
     #[test]
@@ -87,6 +135,10 @@ mod tests {
             assert!(stamp != 0 && stamp & !CT_MARK_GENERATION == 0 && seen.insert(stamp), "{number}: {stamp:x}");
             assert_eq!(Generation(number + 2 * ERA).stamp(), stamp);
             assert_eq!(Generation::of(&Generation(number).key()), Some(Generation(number)));
+            let stamps = if number < ERA { Stamps::Lower } else { Stamps::Upper };
+            for mark in [Generation(number).stamp(), Generation(number).stamp_of_both() | !CT_MARK_JUDGED] {
+                assert_eq!(Stamps::on(mark), Some(stamps), "{number}");
+            }
         }
     }
 
@@ -103,17 +155,20 @@ mod tests {
 
     #[test]
     fn an_era_begins_with_a_first_generation_and_when_stamps_come_round() {
-        let check = |before: Option<u32>, after: Option<u32>, wanted: bool| {
+        let check = |before: Option<u32>, after: Option<u32>, wanted: Option<Era>| {
             let object = || Object::NftElement(ElementData::default());
             let gone = before.map(|number| Step::delete(Generation(number).key(), object(), Owner::Policy));
             let made = after.map(|number| Step::create(Generation(number).key(), object(), Owner::Policy));
-            assert_eq!(Generation::begins_era(gone.iter().chain(&made)), wanted, "{before:?} {after:?}");
+            assert_eq!(Era::begun_by(gone.iter().chain(&made)), wanted, "{before:?} {after:?}");
         };
-        check(None, None, false);
-        check(None, Some(7), true);
-        check(Some(7), None, false);
-        check(Some(7), Some(8), false);
-        check(Some(ERA - 1), Some(ERA), true);
-        check(Some(3), Some(3 + 2 * ERA), true);
+        let begins = |stamps, in_turn| Some(Era { stamps, in_turn });
+        check(None, None, None);
+        check(None, Some(7), begins(Stamps::Lower, false));
+        check(Some(7), None, None);
+        check(Some(7), Some(8), None);
+        check(Some(ERA - 1), Some(ERA), begins(Stamps::Upper, true));
+        check(Some(2 * ERA - 1), Some(2 * ERA), begins(Stamps::Lower, true));
+        check(Some(3), Some(3 + 2 * ERA), begins(Stamps::Lower, false));
+        check(Some(u32::MAX), Some(0), begins(Stamps::Lower, false));
     }
 }

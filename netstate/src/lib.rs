@@ -8,6 +8,7 @@
 
 pub mod claims;
 pub mod diff;
+pub mod epoch;
 pub mod esp;
 pub mod generation;
 pub mod layers;
@@ -23,7 +24,7 @@ pub mod wireguard;
 
 pub use diff::{Change, Op, Step, diff};
 pub use esp::{EspEnd, EspPeer};
-pub use generation::Generation;
+pub use generation::{Era, Generation, Stamps};
 pub use layers::Layers;
 pub use link::{Link, LinkKind, LinkName, Mac, VxlanParams, stable_hash};
 pub use neigh::{Fdb, Neigh, Socket};

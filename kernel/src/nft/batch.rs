@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use nix::errno::Errno;
 use tartan_netstate::nft::ElementKey;
-use tartan_netstate::{Key, Object, Op, Step};
+use tartan_netstate::{Key, Object, Op, Step, epoch};
 
 use super::encode::{self, ElementList};
 use crate::nfnetlink::{Message, Refusal};
@@ -47,15 +47,24 @@ struct Known {
     alone: BTreeSet<Index>,
 }
 
-/// Carries out all steps that can be, in one transaction given to `transact`. The table gets these `NFT_TABLE_F_*`.
+/// What a transaction has besides its steps.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Given {
+    /// `NFT_TABLE_F_*` that the table gets.
+    pub(super) table_flags: u32,
+    /// The number that what is in force of policy gets, if it changes: not the one it had, and not 0.
+    pub(super) epoch: u32,
+}
+
+/// Carries out all steps that can be, in one transaction given to `transact`.
 pub(super) fn apply(
     steps: &[&Step],
-    table_flags: u32,
+    given: Given,
     mut transact: impl FnMut(&[&Message]) -> Vec<Refusal>,
 ) -> Vec<Failure> {
     let mut known = Known::default();
     for tries in 1.. {
-        let pieces = compose(steps, table_flags, &known);
+        let pieces = compose(steps, given, &known);
         if pieces.is_empty() {
             break;
         }
@@ -83,7 +92,7 @@ pub(crate) fn fail_together(steps: &[&Step], error: &KernelError) -> Vec<Failure
     first.map(|step| Failure::of(step, error.clone())).collect()
 }
 
-fn compose(steps: &[&Step], table_flags: u32, known: &Known) -> Vec<Piece> {
+fn compose(steps: &[&Step], given: Given, known: &Known) -> Vec<Piece> {
     if let Some((index, _)) =
         steps.iter().enumerate().find(|(_, step)| matches!(step.op(), Op::Delete(Key::NftTable, _)))
     {
@@ -91,7 +100,7 @@ fn compose(steps: &[&Step], table_flags: u32, known: &Known) -> Vec<Piece> {
         let piece = Piece { message: encode::del_table(), about: vec![index], deletes: true, elements: false };
         return if done { Vec::new() } else { vec![piece] };
     }
-    let mut phases = Phases { table_flags, ..Phases::default() };
+    let mut phases = Phases { given, ..Phases::default() };
     for (index, step) in steps.iter().enumerate().filter(|(index, step)| !known.has_failed(*index, step.key())) {
         phases.add(index, step.op(), known);
     }
@@ -101,7 +110,7 @@ fn compose(steps: &[&Step], table_flags: u32, known: &Known) -> Vec<Piece> {
 /// The messages of a transaction by phase.
 #[derive(Default)]
 struct Phases<'a> {
-    table_flags: u32,
+    given: Given,
     tables: Vec<Piece>,
     emptied: Vec<Piece>,
     elements_out: BTreeMap<&'a str, Vec<Element<'a>>>,
@@ -130,7 +139,7 @@ impl<'a> Phases<'a> {
         let out = |message| Piece { message, about: vec![index], deletes: true, elements: false };
         let into = |message| Piece { message, about: vec![index], deletes: false, elements: false };
         match op.key() {
-            Key::NftTable => self.tables.extend(new.map(|_| into(encode::new_table(self.table_flags)))),
+            Key::NftTable => self.tables.extend(new.map(|_| into(encode::new_table(self.given.table_flags)))),
             Key::NftSet { set } => {
                 if old.is_some() {
                     self.sets_out.push(out(encode::del_set(set)));
@@ -154,6 +163,13 @@ impl<'a> Phases<'a> {
                     // A chain that was not known to be there may be there all the same.
                     self.chains_in.extend(old.is_none().then(|| into(encode::flush_chain(chain))));
                     self.rules_in.extend(new.rules.iter().map(|rule| into(encode::new_rule(chain, rule))));
+                }
+            }
+            Key::NftElement { set, .. } if epoch::is_key(op.key()) => {
+                let flush = encode::flush_set(set);
+                match new {
+                    Some(_) => self.rules_in.extend([flush, encode::epoch(self.given.epoch)].map(into)),
+                    None => self.emptied.push(out(flush)),
                 }
             }
             Key::NftElement { set, key } => {
@@ -316,7 +332,7 @@ mod tests {
     /// Applies against a kernel that refuses what `judge` says; gives back who failed and how often it was tried.
     fn check(steps: &[Step], judge: impl Fn(&[&Message]) -> Vec<Refusal>) -> (Vec<String>, usize) {
         let mut tries = 0;
-        let failures = apply(&steps.iter().collect::<Vec<_>>(), 0, |messages| {
+        let failures = apply(&steps.iter().collect::<Vec<_>>(), Given::default(), |messages| {
             tries += 1;
             judge(messages)
         });
@@ -363,7 +379,7 @@ mod tests {
         ];
         for errno in [Errno::ENFILE, Errno::ENOMEM, Errno::EEXIST] {
             let mut sent = Vec::new();
-            let failures = apply(&steps.iter().collect::<Vec<_>>(), 0, |messages| {
+            let failures = apply(&steps.iter().collect::<Vec<_>>(), Given::default(), |messages| {
                 sent = messages.iter().map(|message| message.attrs.0.clone()).collect();
                 refuse(&[6, 0, 1, 0, 0, 8], errno)(messages)
             });

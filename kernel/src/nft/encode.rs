@@ -2,8 +2,8 @@
 //!
 //! Creations do not ask for exclusiveness: all in our table is ours, and what is there already is overwritten.
 
-use tartan_netstate::nft::{Chain, ChainKind, ElementKey, Hook, HookPoint, Rule, Set, SetKind, Type};
-use tartan_netstate::{Object, claims};
+use tartan_netstate::nft::{Chain, ChainKind, ElementKey, Fields, Hook, HookPoint, Rule, Set, SetKind, Type};
+use tartan_netstate::{Object, claims, epoch};
 
 use super::expr;
 use crate::nfnetlink::{Attrs, Message, NLM_F_APPEND, NLM_F_CREATE};
@@ -190,6 +190,22 @@ pub(super) fn del_set(name: &str) -> Message {
     message(DELSET, 0, |attrs| {
         attrs.str(NFTA_SET_NAME, name);
     })
+}
+
+/// Takes all elements out of a set.
+pub(super) fn flush_set(name: &str) -> Message {
+    message(DELSETELEM, 0, |attrs| {
+        attrs.str(NFTA_ELEMENTS_SET, name);
+    })
+}
+
+/// Both elements of [`tartan_netstate::epoch`].
+pub(super) fn epoch(number: u32) -> Message {
+    let mut both = ElementList::new();
+    for (from, to) in [(0, number), (number, 0)] {
+        both.push(&Fields::new().number(from).key(), &Object::NftElement(epoch::data(to)));
+    }
+    both.add_to(claims::NFT_EPOCH_MAP)
 }
 
 /// One message's worth of elements of one set: collects until it is full.

@@ -28,7 +28,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use nix::errno::Errno;
-use tartan_netstate::claims::NFT_JUDGED_SET;
+use tartan_netstate::claims::{NFT_EPOCH_MAP, NFT_JUDGED_SET};
 use tartan_netstate::nft::{ElementData, ElementKey, Fields, Set, SetKind, SetName};
 use tartan_netstate::{Entry, Key, Object, Op, Owner, State, Step};
 
@@ -45,12 +45,16 @@ const NFTA_GEN_ID: u16 = 1;
 /// nf_tables of one network namespace.
 pub struct Nft {
     netlink: Nfnetlink,
+    /// See [`tartan_netstate::epoch`].
+    epoch: u32,
 }
 
 impl Nft {
     /// nf_tables of the calling thread's network namespace.
     pub fn open() -> Result<Nft, KernelError> {
-        Ok(Nft { netlink: Nfnetlink::open()? })
+        // No packet that is under way has read the number that this begins with.
+        let now = std::time::UNIX_EPOCH.elapsed().unwrap_or_default().as_nanos();
+        Ok(Nft { netlink: Nfnetlink::open()?, epoch: (now & u128::from(u32::MAX)) as u32 })
     }
 
     /// The netlink port that notifications of our own transactions carry.
@@ -125,7 +129,9 @@ impl Nft {
             Some(Ok(None)) if table::can_be_owned(&mut self.netlink) => table::OWNED,
             _ => 0,
         };
-        batch::apply(steps, flags, |messages| self.netlink.transact(messages.iter().copied()))
+        self.epoch = self.epoch.checked_add(1).unwrap_or(1);
+        let given = batch::Given { table_flags: flags, epoch: self.epoch };
+        batch::apply(steps, given, |messages| self.netlink.transact(messages.iter().copied()))
     }
 
     /// The `NFT_TABLE_F_*` of our table, if it is there.
@@ -156,7 +162,11 @@ impl Nft {
             // There may be a hundred thousand elements, and few different data.
             let mut alike: BTreeMap<ElementData, Arc<Entry>> = BTreeMap::new();
             let name = SetName::from(&*set);
-            let elements = if object.kind == SetKind::Counts { Vec::new() } else { self.elements(&set, &object)? };
+            let elements = match object.kind {
+                SetKind::Counts => Vec::new(),
+                _ if *set == *NFT_EPOCH_MAP => decode::epoch(self.elements(&set, &object)?),
+                _ => self.elements(&set, &object)?,
+            };
             for (key, object) in elements {
                 let entry = |object| Arc::new(Entry { object, owner: Owner::Read });
                 let entry = match object {

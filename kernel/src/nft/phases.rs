@@ -13,6 +13,9 @@
 //! rows to which nothing leads any more go; the generation                     no old answer is left to be stamped with it
 //! ```
 //!
+//! That all lookups of a packet are of one instant is what the number of the state is for ([`epoch`]), which changes with
+//! each of them.
+//!
 //! Invariant: whatever changes at once, a packet is judged as before the change or as after it, between any two
 //! transactions and while the intervals of one are late. All of them together are the change. (`kernel/tests/phases`)
 
@@ -24,7 +27,7 @@ use tartan_netstate::claims::{
     NFT_SUBJECTS_MAP, NFT_WHOLE_PREFIX, NFT_WORDS_SUFFIX,
 };
 use tartan_netstate::nft::{ElementData, ElementKey, Fields, SetName};
-use tartan_netstate::{Entry, Generation, Key, Object, Op, Owner, State, Step};
+use tartan_netstate::{Entry, Generation, Key, Object, Op, Owner, State, Step, epoch};
 
 use super::intervals::{self, Interval, Overlap};
 
@@ -114,6 +117,19 @@ enum Phase {
 
 /// The steps of each transaction. `mirror` is what they begin from; of policy they are all there is to do.
 pub fn phases(mirror: &State, steps: Steps) -> Vec<Steps> {
+    let mut all = transactions(mirror, steps);
+    if let Some((key, now)) = mirror.get_shared(&epoch::element().0) {
+        for steps in &mut all {
+            let changes = steps.iter().any(|step| step.key().is_whole());
+            if changes && !steps.iter().any(|step| epoch::is_key(step.key())) {
+                steps.push(Step::Replace { key: key.clone(), old: now.clone(), new: now.clone() });
+            }
+        }
+    }
+    all
+}
+
+fn transactions(mirror: &State, steps: Steps) -> Vec<Steps> {
     let makes_sets = |step: &Step| matches!(step.key(), Key::NftTable | Key::NftSet { .. });
     // Where sets are made there is nothing in force that could be half old and half new.
     if steps.is_empty() {

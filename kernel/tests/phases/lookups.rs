@@ -1,5 +1,6 @@
 //! A packet's lookups in policy's maps, one after the other, as the chains make them.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::ops::Bound;
@@ -15,7 +16,51 @@ type Map = BTreeMap<Bytes, (Option<Bytes>, u32)>;
 
 /// All maps at one time.
 #[derive(Clone)]
-pub(crate) struct Lookups(BTreeMap<Arc<str>, Map>);
+pub(crate) struct Lookups {
+    maps: BTreeMap<Arc<str>, Map>,
+    /// The number of the state.
+    pub(crate) epoch: usize,
+}
+
+/// What the kernel goes over to while a packet is judged: after so many of its lookups.
+pub(crate) struct Change<'a> {
+    pub(crate) exact: [&'a Lookups; 2],
+    pub(crate) intervals: [&'a Lookups; 2],
+    pub(crate) after: usize,
+}
+
+/// Whose row a rule asks for: of what is listed, or of what is around it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Whose {
+    Listed,
+    Around,
+}
+
+/// What a rule decides by.
+#[derive(Clone, Copy)]
+enum Decides {
+    /// Its own word, or, without one, anyone's; if it simply passes.
+    Passing,
+    Own,
+    /// If there is none of its own.
+    Anyones,
+}
+
+/// The rules of a chain that judges, without those that only report. (`datapath/src/nftables/policy/judge.rs`)
+const RULES: [(Whose, Decides); 10] = [
+    (Whose::Listed, Decides::Passing),
+    (Whose::Around, Decides::Passing),
+    (Whose::Listed, Decides::Own),
+    (Whose::Listed, Decides::Anyones),
+    (Whose::Around, Decides::Own),
+    (Whose::Around, Decides::Anyones),
+    (Whose::Listed, Decides::Own),
+    (Whose::Listed, Decides::Anyones),
+    (Whose::Around, Decides::Own),
+    (Whose::Around, Decides::Anyones),
+];
+/// How many lookups it takes at most until the first half of them is through.
+pub(crate) const LOOKUPS: usize = 40;
 
 /// A packet that one pod's policies judge.
 pub(crate) struct Packet {
@@ -97,13 +142,12 @@ impl Lookups {
                 maps.entry(Arc::from(&**set)).or_default().insert(key.bytes.clone(), there);
             }
         }
-        Lookups(maps)
+        Lookups { maps, epoch: 0 }
     }
 
     /// Whether it passes, if what is looked up in intervals comes from others.
     pub(crate) fn judge(&self, intervals: &Lookups, packet: &Packet) -> bool {
-        let word = self.word(intervals, packet).unwrap_or(0);
-        matches!(word >> 24 & 0x3f, 1 | 4)
+        passes(self.word(intervals, packet).unwrap_or(0))
     }
 
     /// What is found, to be printed.
@@ -137,18 +181,55 @@ impl Lookups {
     }
 
     fn map<'a>(&'a self, name: &str) -> impl Iterator<Item = (&'a Bytes, &'a (Option<Bytes>, u32))> + use<'a> {
-        self.0.get(name).into_iter().flatten()
+        self.maps.get(name).into_iter().flatten()
     }
 
     fn get(&self, map: &str, key: &[u8]) -> Option<u32> {
-        self.0.get(map)?.get(key).map(|(_, number)| *number)
+        self.maps.get(map)?.get(key).map(|(_, number)| *number)
     }
 
     fn around(&self, map: &str, key: &[u8]) -> Option<u32> {
         let (_, (end, number)) =
-            self.0.get(map)?.range::<[u8], _>((Bound::Unbounded, Bound::Included(key))).next_back()?;
+            self.maps.get(map)?.range::<[u8], _>((Bound::Unbounded, Bound::Included(key))).next_back()?;
         let end = end.as_ref()?;
         (end.is_empty() || *key < **end).then_some(*number)
+    }
+}
+
+fn passes(word: u32) -> bool {
+    matches!(word >> 24 & 0x3f, 1 | 4)
+}
+
+// === impl Change ===
+
+impl Change<'_> {
+    /// Whether it passes; what no rule decides does not.
+    pub(crate) fn judge(&self, packet: &Packet) -> bool {
+        let made = Cell::new(0);
+        RULES.iter().find_map(|rule| self.decide(packet, *rule, &made)).is_some_and(passes)
+    }
+
+    /// The word, if this rule is the one that decides. `made`: lookups before it.
+    fn decide(&self, packet: &Packet, (whose, decides): (Whose, Decides), made: &Cell<usize>) -> Option<u32> {
+        let Packet { maps, subject, remote, l4 } = packet;
+        let next = || usize::from(made.replace(made.get() + 1) >= self.after);
+        let state = self.exact[next()].epoch;
+        let listed = self.exact[next()].get(maps.addresses, remote);
+        let identity = match whose {
+            Whose::Listed => listed?,
+            Whose::Around if listed.is_some() => return None,
+            Whose::Around => self.intervals[next()].around(maps.ranges, remote)?,
+        };
+        let set = self.exact[next()].get(maps.subjects, subject)?.to_ne_bytes();
+        let class = self.intervals[next()].around(maps.classes, &[&set, &**l4].concat())?.to_ne_bytes();
+        let own = self.exact[next()].get(maps.words, &[set, identity.to_ne_bytes(), class].concat());
+        let any = || self.exact[next()].get(maps.any, &[set, class].concat());
+        let word = match decides {
+            Decides::Own => own,
+            Decides::Passing => [own, any()].into_iter().flatten().next().filter(|word| word >> 24 & 0x3f == 1),
+            Decides::Anyones => any().filter(|_| own.is_none()),
+        };
+        word.filter(|_| self.exact[next()].epoch == state)
     }
 }
 

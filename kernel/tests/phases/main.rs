@@ -2,6 +2,8 @@
 //! whatever changes at once, however late the kernel is with intervals, and from wherever a change goes on that was broken
 //! off.
 //!
+//! So it is where the kernel goes over while a packet is judged, after any of its lookups.
+//!
 //! No kernel is needed: maps are what [`phases`] makes of them, and a packet's lookups are made here, plainly.
 //!
 //! `POLICY_CASES` sets how many worlds, `POLICY_SEED` from which seed. A failure prints the seed and the shortest scenario
@@ -18,7 +20,7 @@ use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, Test
 use tartan_datapath::nftables::policy::{Mirrored, Mode, Policy};
 use tartan_kernel::nft::phases;
 use tartan_model::{Attachment, PerFamily, World};
-use tartan_netstate::{Mac, PodNetns, State as Maps, Step, diff};
+use tartan_netstate::{Mac, PodNetns, State as Maps, Step, diff, epoch};
 use tartan_policy::verdicts::{self, Memo};
 
 #[allow(dead_code, reason = "shared")]
@@ -34,7 +36,7 @@ mod worlds;
 mod lookups;
 
 use history::{NODES, Op, State};
-use lookups::{Lookups, packets};
+use lookups::{Change, LOOKUPS, Lookups, packets};
 use worlds::{Event, Scenario, name_of};
 
 /// Worlds of an everyday run: some seconds.
@@ -64,8 +66,13 @@ struct Node {
 type InTransactions = fn(&Maps, Vec<Step>) -> Vec<Vec<Step>>;
 
 /// Ways that are not good enough, which has to show.
-const FAULTS: [(&str, InTransactions); 3] = [
+const FAULTS: [(&str, InTransactions); 4] = [
     ("all at once, with intervals that are late", |_, steps| vec![steps]),
+    ("no number of the state", |mirror, steps| {
+        let mut all = phases(mirror, steps);
+        all.iter_mut().for_each(|steps| steps.retain(|step| !epoch::is_key(step.key())));
+        all
+    }),
     ("the last transaction first", |mirror, steps| {
         let mut all = phases(mirror, steps);
         all.reverse();
@@ -234,7 +241,22 @@ impl Node {
         let mut judged = 0;
         for (turn, steps) in transactions.iter().enumerate() {
             steps.iter().for_each(|step| step.apply_to(&mut self.mirror));
-            let now = Lookups::of(&self.mirror);
+            let mut now = Lookups::of(&self.mirror);
+            now.epoch = last.epoch + usize::from(steps.iter().any(|step| epoch::is_key(step.key())));
+            for (number, (packet, wanted)) in packets.iter().zip(&wanted).enumerate() {
+                // Each packet is met in another place.
+                let after = (number + turn) % LOOKUPS;
+                for intervals in [[&last, &now], [&last, &last]] {
+                    judged += 1;
+                    let passes = Change { exact: [&last, &now], intervals, after }.judge(packet);
+                    if !wanted.contains(&passes) {
+                        let (turn, of) = (turn + 1, transactions.len());
+                        return Err(format!(
+                            "transaction {turn} of {of} after lookup {after}: {packet} is judged unlike before and after"
+                        ));
+                    }
+                }
+            }
             for (intervals, late) in [(&now, ""), (&last, ", intervals are late")] {
                 for (packet, wanted) in packets.iter().zip(&wanted) {
                     judged += 1;

@@ -1,6 +1,10 @@
 //! How one packet is judged by one pod's policies: a few lookups in one rule, then the same again for what does not
 //! simply pass.
 //!
+//! Each rule makes all of its lookups itself, and is worth something only if all were of one state of the maps
+//! ([`tartan_netstate::epoch`]). When they go over to the next one meanwhile, rules after it judge; there are enough for that,
+//! whichever it was.
+//!
 //! A rule cannot hand a register to the next one, and `nft` cannot list a rule in which one lookup's result goes into
 //! another. So each result goes through the packet's mark, whose own value waits in a register, and a rule that needs to
 //! know more begins from the packet again.
@@ -11,7 +15,7 @@
 use tartan_netstate::nft::{CmpOp, CtKey, Expr, MetaKey, Nfproto, Reg, Rule, RuleBuilder, Selector, Verdict, rule};
 
 use super::Mode;
-use super::maps::{ADDRESSES, FINAL, JUDGED, PASS, RANGES, REPORTED, SUBJECTS, VERDICT_BITS, Way};
+use super::maps::{ADDRESSES, EPOCH, FINAL, JUDGED, PASS, RANGES, REPORTED, SUBJECTS, VERDICT_BITS, Way};
 use tartan_netstate::claims::NFLOG_GROUP;
 
 /// Bytes of a packet that a listener gets: enough for all headers that flows are made of.
@@ -28,7 +32,10 @@ const OWN_KEY: [Reg; 3] = [Reg(8), Reg(9), Reg(10)];
 const OWN_WORD: Reg = Reg(11);
 /// `set . class`.
 const ANY_KEY: [Reg; 2] = [Reg(12), Reg(13)];
-const ANY_WORD: Reg = Reg(14);
+/// The key is worth nothing any more by then.
+const ANY_WORD: Reg = Reg(12);
+/// The number of the state in which the rule began.
+const STATE: Reg = Reg(14);
 const MARK: Reg = Reg(15);
 
 /// Whose row is looked for.
@@ -38,8 +45,15 @@ enum Whose {
     Listed,
     /// Of the range around one that is not.
     Around,
-    /// Of all that have no row of their own.
-    Anyone,
+}
+
+/// Which word decides.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Word {
+    /// The identity's own.
+    Own,
+    /// Anyone's, where there is none of its own.
+    Anyones,
 }
 
 /// Packets of which a chain judges.
@@ -57,17 +71,23 @@ pub(super) fn chain(packets: Packets, mode: Mode) -> Vec<Rule> {
         Mode::Enforce => rule("nothing is known of this pod").counter().drop(),
         Mode::Audit | Mode::Off => rule("nothing is known of this pod").counter().returns(),
     };
-    vec![
+    let of = [
+        ("this address", Whose::Listed, Word::Own),
+        ("anyone, address known", Whose::Listed, Word::Anyones),
+        ("the range around it", Whose::Around, Word::Own),
+        ("anyone, address not known", Whose::Around, Word::Anyones),
+    ];
+    let act = |begins: &str| of.map(|(on, whose, word)| packets.act(&format!("{begins} {on}"), whose, word));
+    let reports = of.map(|(on, whose, word)| packets.report(&format!("passes, {on}"), whose, word));
+    let mut rules = vec![
         packets.pass("allowed, address known", Whose::Listed),
         packets.pass("allowed, address not known", Whose::Around),
-        packets.report("passes, this address", Whose::Listed),
-        packets.act("verdict on this address", Whose::Listed),
-        packets.report("passes, the range around it", Whose::Around),
-        packets.act("verdict on the range around it", Whose::Around),
-        packets.report("passes, anyone", Whose::Anyone),
-        packets.act("verdict on anyone", Whose::Anyone),
-        otherwise,
-    ]
+    ];
+    rules.extend(reports.into_iter().zip(act("verdict on")).flat_map(|(report, act)| [report, act]));
+    // Policy has changed among these.
+    rules.extend(act("again, on"));
+    rules.push(otherwise);
+    rules
 }
 
 // === impl Packets ===
@@ -81,7 +101,7 @@ impl Packets {
     /// Allowed by its own word, or, without one, by anyone's.
     fn pass(self, comment: &str, whose: Whose) -> Rule {
         let begun = self.subject_and_class(self.identity(rule(comment), whose));
-        let known = self.anyones_word(self.own_word(begun)).then(Expr::SetMark { sreg: MARK });
+        let known = of_one_state(self.anyones_word(self.own_word(begun)));
         let counted = |rule: RuleBuilder, word| rule.then(Expr::Count { set: JUDGED.into(), sreg: word });
         // The word that decides, whatever it says: where its own is none, that is counted as 0, and then anyone's.
         let own = verdict(counted(known, OWN_WORD), OWN_WORD, PASS);
@@ -89,17 +109,16 @@ impl Packets {
     }
 
     /// What will pass by this word is reported, if it is to be.
-    fn report(self, comment: &str, whose: Whose) -> Rule {
-        let (known, word) = self.word(rule(comment), whose);
-        let these = verdict(known.then(Expr::SetMark { sreg: MARK }), word, REPORTED).limit(REPORTS.0, REPORTS.1);
+    fn report(self, comment: &str, whose: Whose, word: Word) -> Rule {
+        let (known, word) = self.word(rule(comment), whose, word);
+        let these = verdict(known, word, REPORTED).limit(REPORTS.0, REPORTS.1);
         told(these.then(Expr::SetMark { sreg: word })).then(Expr::SetMark { sreg: MARK }).build()
     }
 
     /// What becomes of it by this word; none: the next rule knows.
-    fn act(self, comment: &str, whose: Whose) -> Rule {
-        let (known, word) = self.word(rule(comment), whose);
+    fn act(self, comment: &str, whose: Whose, word: Word) -> Rule {
+        let (known, word) = self.word(rule(comment), whose, word);
         let known = known
-            .then(Expr::SetMark { sreg: MARK })
             .then(Expr::Cmp { sreg: word, op: CmpOp::Neq, data: vec![0; 4] })
             // Whoever ends it reports it, by this mark.
             .then(Expr::SetMark { sreg: word });
@@ -107,16 +126,23 @@ impl Packets {
     }
 
     /// The word, and where it is.
-    fn word(self, rule: RuleBuilder, whose: Whose) -> (RuleBuilder, Reg) {
-        match whose {
-            Whose::Anyone => (self.anyones_word(self.subject_and_class(self.begin(rule))), ANY_WORD),
-            _ => (self.own_word(self.subject_and_class(self.identity(rule, whose))), OWN_WORD),
+    fn word(self, rule: RuleBuilder, whose: Whose, word: Word) -> (RuleBuilder, Reg) {
+        let own = self.own_word(self.subject_and_class(self.identity(rule, whose)));
+        match word {
+            Word::Own => (of_one_state(own), OWN_WORD),
+            Word::Anyones => {
+                let none = |rule: RuleBuilder| rule.then(Expr::Cmp { sreg: OWN_WORD, op: CmpOp::Eq, data: vec![0; 4] });
+                (none(of_one_state(self.anyones_word(own))), ANY_WORD)
+            }
         }
     }
 
     fn begin(self, rule: RuleBuilder) -> RuleBuilder {
         // The chain has no packets of the other family; nft names addresses only where it sees that.
-        rule.nfproto(self.nfproto).then(Expr::Meta { key: MetaKey::Mark, dreg: MARK })
+        let begun = rule.nfproto(self.nfproto).then(Expr::Meta { key: MetaKey::Mark, dreg: MARK });
+        // The number is at 0.
+        let asked = begun.then(Expr::Bitwise { sreg: MARK, dreg: KEY, mask: vec![0; 4], xor: vec![0; 4] });
+        carried(looked_up(asked, EPOCH, KEY), &[STATE]).then(Expr::SetMark { sreg: MARK })
     }
 
     /// Goes on only for addresses that are listed, or that are not.
@@ -179,6 +205,12 @@ pub(super) fn told(rule: RuleBuilder) -> RuleBuilder {
 
 fn looked_up(rule: RuleBuilder, map: &str, key: Reg) -> RuleBuilder {
     rule.then(Expr::Lookup { set: map.into(), sreg: key, dreg: Some(KEY), inverted: false })
+}
+
+/// Goes on, with the packet's own mark, if the state is the one in which the rule began.
+fn of_one_state(rule: RuleBuilder) -> RuleBuilder {
+    let asked = looked_up(rule.then(Expr::SetMark { sreg: MARK }), EPOCH, STATE);
+    carried(asked, &[]).then(Expr::SetMark { sreg: MARK })
 }
 
 /// What was looked up, by way of the mark.

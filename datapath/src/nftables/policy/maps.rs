@@ -5,6 +5,7 @@
 //! other end's address  ──addresses, else ranges──► identity
 //! (set, protocol, destination)  ──classes──► class
 //! (set, identity, class)  ──words, else (set, class) any──► word ──pass, else final──► verdict
+//! 0  ──epoch──► number of the state that all of this is of, before and after
 //! ```
 //!
 //! Classes are intervals: one tree for all sets, looked into once for a connection's first packet. Numbers are in the
@@ -18,7 +19,7 @@ use std::net::IpAddr;
 
 use tartan_model::Family;
 use tartan_netstate::nft::{ElementData, ElementKey, Fields, Nfproto, Selector, Set, Type, Verdict};
-use tartan_netstate::{Key, Object, claims, stable_hash};
+use tartan_netstate::{Key, Object, claims, epoch, stable_hash};
 use tartan_policy::ir::protocol;
 use tartan_policy::verdicts::{ANY, Class, Classes, Rows, Set as PolicySet};
 use tartan_policy::walk;
@@ -46,6 +47,7 @@ pub(super) const FINAL: &str = "policy_final";
 /// How many packets each word has decided.
 pub(super) const JUDGED: &str = claims::NFT_JUDGED_SET;
 pub(super) const GENERATION: &str = claims::NFT_GENERATION_SET;
+pub(super) const EPOCH: &str = claims::NFT_EPOCH_MAP;
 /// Messages of neighbour and group discovery that a pod may send: nobody forwards them.
 pub(super) const DISCOVERY: &str = "policy_discovery";
 const DISCOVERY_TYPES: [u8; 6] = [131, 132, 133, 135, 136, 143];
@@ -169,6 +171,8 @@ pub(super) fn fixed(mode: Mode) -> Vec<(Key, Object)> {
     add(DISCOVERY, Set::exact(&[Type::Icmpv6Type]), discovery.into());
     add(JUDGED, Set::counts(Type::Mark), vec![]);
     add(GENERATION, Set::exact(&[Type::Mark]), vec![]);
+    add(EPOCH, Set::map(&[Type::Mark], &[Type::Mark]), vec![]);
+    all.push(epoch::element());
     all
 }
 
