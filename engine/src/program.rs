@@ -246,14 +246,19 @@ impl Engine {
         let mut failures = BTreeMap::new();
         let mut changed = std::collections::BTreeSet::new();
         for (index, step) in steps.into_iter().enumerate() {
+            let key = matches!(step, Step::Identify { .. }).then(|| keys.next().flatten()).flatten();
             let done = match step {
+                // What this one would have sessions for, the next one would not.
+                Step::Identify { .. } | Step::Meet { .. } | Step::Allow { .. } if self.has_next => {
+                    Err(io::Error::other("it is giving way to another program, which is to be told"))
+                }
                 Step::Open { link, socket } => self.open(&link, socket),
                 Step::Hold { link, socket } => self.hold(link, socket),
                 Step::Close { link } => {
                     self.close(&link);
                     Ok(())
                 }
-                Step::Identify { link, identity } => self.identify(&link, identity, keys.next().flatten()),
+                Step::Identify { link, identity } => self.identify(&link, identity, key),
                 Step::Meet { link, public_key, peer } => {
                     let device = self.encrypted.get_mut(&link);
                     let done = device.map_or_else(|| Err(not_carried(&link)), |device| device.meet(public_key, peer));
@@ -595,6 +600,34 @@ mod tests {
         let error = engine.hold("ttx0".into(), taken).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::AddrInUse, "{error}");
         assert_eq!(engine.holds()["ttx0"].held, Some(at(4500)));
+    }
+
+    #[test]
+    fn who_comes_while_an_engine_gives_way_is_for_the_next_one() {
+        let (_holders, mut engine) = engine();
+        let public_key = wire::PublicKey([7; 32]);
+        let peer = wire::Peer { endpoint: "192.0.2.1:51820".parse().unwrap(), keepalive: 0 };
+        let link = || "ttw0".to_owned();
+        engine.encrypted.insert(link(), wireguard::Device::default());
+        let mut told = |has_next: bool| {
+            engine.has_next = has_next;
+            let steps = vec![
+                Step::Identify { link: link(), identity: Identity { port: 51820, public_key } },
+                Step::Meet { link: link(), public_key, peer },
+                Step::Allow { link: link(), dst: "10.0.0.0/24".parse().unwrap(), public_key },
+                Step::Hold { link: "ttx0".into(), socket: Socket { source: "192.0.2.1".parse().unwrap(), port: 0 } },
+            ];
+            match engine.apply(steps, vec![None]) {
+                Answer::Applied(failures) => failures.into_iter().collect::<Vec<_>>(),
+                other => panic!("{other:?}"),
+            }
+        };
+        let refused = told(true);
+        assert_eq!(refused.iter().map(|(index, _)| *index).collect::<Vec<_>>(), [0, 1, 2]);
+        assert!(refused.iter().all(|(_, says)| says.contains("giving way")), "{refused:?}");
+        // As ever: what is wrong with them is what is said.
+        let refused = told(false);
+        assert!(refused[0].1.contains("private key") && refused[1].1.contains("is not carried"), "{refused:?}");
     }
 
     #[test]

@@ -10,7 +10,7 @@
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use tartan_model::{Family, World};
+use tartan_model::{Family, Passing, World};
 use tartan_netstate::claims::{MAIN_TABLE, STANDBY_METRIC};
 use tartan_netstate::{Key, Netns};
 
@@ -47,7 +47,7 @@ pub(crate) fn of(
     let to = instance(common, member).filter(|to| *to != at && !blocks.is_empty())?;
     let stands = |block: &&IpNet| world.programmed.mirror.get(&standby_route(block)).is_some();
     let blocked = match world.passes.get(&(name.clone(), at.to_string().into())) {
-        Some(passes) => !passes,
+        Some(passing) => *passing == Passing::Nothing,
         None => blocks.iter().any(stands),
     };
     blocked.then(|| Fallback { to, holds: blocks.iter().all(stands) })

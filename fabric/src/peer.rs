@@ -7,12 +7,13 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use tartan_model::{Condition, Config, Encapsulation, Endpoint, FabricMode, Family, World};
+use tartan_model::{Condition, Config, Encapsulation, Endpoint, FabricMode, Family, Passing, World};
 use tartan_netstate::claims::{FABRIC_LINK_PREFIX, MAIN_TABLE, ROUTE_METRIC};
 use tartan_netstate::{Fdb, Key, Neigh, Netns, Object, Owner, Part, Route, Scope, State};
 
 use crate::census::{Census, Member};
 use crate::choose::{Choice, Ground, Manner, choose, target};
+use crate::mtu::MIN_MTU;
 use crate::{Hop, Instance, LocalNode, Peer, fabric_of, fallback, ipip, nodes, ownership, udp};
 
 /// Packets to a peer go, and in clear.
@@ -109,7 +110,8 @@ pub(crate) fn plan(
                 let listens = member.live && !member.annotated;
                 choice = choose(&common.ground, listens, &usable, target, current);
                 if let Some((at, peer)) = hears.iter().find(|(at, _)| Some(*at) == choice.used) {
-                    objects.extend(carry(common, at, peer, (family, &blocks), route_to));
+                    let mtu = narrowed(world, name, at);
+                    objects.extend(carry(common, at, peer, (family, &blocks), mtu, route_to));
                 }
                 // No route leads by a device that is yet to be made.
                 let stands_by = |at: &Instance| {
@@ -117,7 +119,7 @@ pub(crate) fn plan(
                         && Some(*at) == configured
                 };
                 if let Some((at, peer)) = hears.iter().find(|(at, _)| stands_by(at)) {
-                    objects.extend(carry(common, at, peer, (family, &blocks), fallback::standby_route));
+                    objects.extend(carry(common, at, peer, (family, &blocks), None, fallback::standby_route));
                 }
                 state.leaving.extend(kernel.into_iter().filter(|at| Some(*at) != choice.used));
                 state.conditions.extend(shortfall(common, name, member, &hears, family, &choice));
@@ -177,12 +179,27 @@ fn carry(
     at: &Instance,
     to: &Peer<'_>,
     (family, blocks): (Family, &[&IpNet]),
+    mtu: Option<u32>,
     key: impl Fn(&IpNet) -> Key,
 ) -> Vec<(Key, Object)> {
     let fabric = fabric_of(at);
     let Ok(hop) = fabric.hop(&common.node, at, to, family) else { return Vec::new() };
-    let routes = blocks.iter().map(|block| (key(block), Object::Route(route(&common.node, family, &hop).into())));
+    let route = Route { mtu, ..route(&common.node, family, &hop) };
+    let routes = blocks.iter().map(|block| (key(block), Object::Route(route.clone().into())));
     fabric.reach(at, to, family, blocks).into_iter().chain(routes).collect()
+}
+
+/// The largest packet that gets to the peer, where that is less than pods may send: the kernel says so to who sends a larger one,
+/// as it does of a link (RFC 1191, RFC 8201).
+fn narrowed(world: &World, name: &Arc<str>, at: &Instance) -> Option<u32> {
+    // There may be thousands of peers, and names are made to be looked up.
+    if world.passes.is_empty() {
+        return None;
+    }
+    match world.passes.get(&(name.clone(), at.to_string().into()))? {
+        Passing::UpTo(bytes) => Some(MIN_MTU.max(*bytes)),
+        Passing::Nothing | Passing::All => None,
+    }
 }
 
 fn route_to(block: &IpNet) -> Key {

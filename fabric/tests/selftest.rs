@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use proptest::prelude::*;
 use tartan_fabric::Instance;
 use tartan_fabric::selftest::{Finding, Path, Probe, Prober, Standing, Target, conditions, passes};
-use tartan_model::Family;
+use tartan_model::{Family, Passing};
 use tartan_netstate::LinkName;
 
 const MTU: u32 = 1450;
@@ -318,7 +318,7 @@ fn a_way_that_stands_by_is_asked_by_its_link_and_is_good_after_five_rounds() {
     let start = Instant::now();
     let (mut now, mut prober) = (start, Prober::bound([1, 2]));
     prober.want(BTreeMap::from([(path(1), target(1))]), now);
-    let mut run = |prober: &mut Prober, open: bool, until: Option<bool>| {
+    let mut run = |prober: &mut Prober, open: bool, until: Option<Passing>| {
         let began = now;
         while passes(&BTreeMap::new(), &prober.standings()).values().next().copied() != until {
             now = now.max(prober.next().unwrap());
@@ -334,18 +334,18 @@ fn a_way_that_stands_by_is_asked_by_its_link_and_is_good_after_five_rounds() {
         }
         now - began
     };
-    let blocked = run(&mut prober, false, Some(false));
+    let blocked = run(&mut prober, false, Some(Passing::Nothing));
     assert!(blocked < NAMED, "{blocked:?}");
     run(&mut prober, true, None);
-    let back = run(&mut prober, true, Some(true));
+    let back = run(&mut prober, true, Some(Passing::All));
     assert!((Duration::from_secs(6)..Duration::from_secs(20)).contains(&back), "{back:?}");
     run(&mut prober, false, None);
-    run(&mut prober, false, Some(false));
+    run(&mut prober, false, Some(Passing::Nothing));
 }
 
 #[test]
 fn a_way_passes_unless_it_is_blocked() {
-    let check = |findings: &[(Option<Finding>, bool)], wanted: Option<bool>| {
+    let check = |findings: &[(Option<Finding>, bool)], wanted: Option<Passing>| {
         let standing = |(finding, answered): &(Option<Finding>, bool)| Standing {
             target: target(1),
             finding: *finding,
@@ -360,12 +360,16 @@ fn a_way_passes_unless_it_is_blocked() {
     };
     let blocked = Some(Finding::Blocked { heard: true });
     check(&[(None, false)], None);
-    check(&[(None, true)], Some(true));
-    check(&[(blocked, true)], Some(false));
-    check(&[(None, true), (blocked, false)], Some(false));
+    check(&[(None, true)], Some(Passing::All));
+    check(&[(blocked, true)], Some(Passing::Nothing));
+    check(&[(None, true), (blocked, false)], Some(Passing::Nothing));
     // Where another way would be no better.
-    for finding in [Finding::Silent, Finding::OneWay, Finding::Checksum, Finding::Narrow { largest: 1 }] {
-        check(&[(Some(finding), true)], Some(true));
+    for finding in [Finding::Silent, Finding::OneWay, Finding::Checksum] {
+        check(&[(Some(finding), true)], Some(Passing::All));
         check(&[(Some(finding), false)], None);
     }
+    let narrow = |largest| Some(Finding::Narrow { largest });
+    check(&[(None, true), (narrow(1349), true)], Some(Passing::UpTo(1349)));
+    check(&[(narrow(1348), true), (narrow(1349), true)], Some(Passing::UpTo(1348)));
+    check(&[(narrow(1348), true), (blocked, false)], Some(Passing::Nothing));
 }

@@ -42,7 +42,7 @@ pub use cni::{Answer, Attachment, CNI_VERSION, Network, Verb};
 pub use echo::{ECHO_PORT, Echo, HTTP_PORT};
 pub use facts::{Facts, LAB_DIR, Member};
 pub use netns::{Endpoint, Family, NETNS_DIR, Netns, Place};
-pub use node::{NFT_LISTING, Node, cpu_of};
+pub use node::{NFT_LISTING, Node, cpu_of, cpu_of_all};
 pub use pod::{NAMESPACE, Pod, cni_args};
 pub use relay::Relay;
 pub use scenario::Scenario;

@@ -360,7 +360,20 @@ pub fn cpu_of(pid: i32) -> Result<Duration> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
     // The name (field 2) may hold spaces; utime and stime are fields 14 and 15.
     let after_name = stat.rsplit_once(") ").context("a process name in /proc/PID/stat")?.1;
-    let fields: Vec<u64> = after_name.split(' ').skip(11).take(2).filter_map(|f| f.parse().ok()).collect();
+    of_ticks(after_name.split(' ').skip(11).take(2))
+}
+
+/// Processor time of everything that runs here, the kernel's own included.
+pub fn cpu_of_all() -> Result<Duration> {
+    let stat = fs::read_to_string("/proc/stat")?;
+    let all = stat.lines().next().and_then(|line| line.strip_prefix("cpu ")).context("all processors in /proc/stat")?;
+    // user, nice, system; then idle and waiting; then irq and softirq (proc_stat(5)).
+    let fields: Vec<&str> = all.split_whitespace().take(7).collect();
+    of_ticks(fields.into_iter().enumerate().filter(|(index, _)| !(3..=4).contains(index)).map(|(_, field)| field))
+}
+
+fn of_ticks<'a>(fields: impl Iterator<Item = &'a str>) -> Result<Duration> {
+    let ticks: u64 = fields.filter_map(|field| field.parse::<u64>().ok()).sum();
     let hertz = sysconf(SysconfVar::CLK_TCK)?.context("clock ticks a second")?;
-    Ok(Duration::from_millis(fields.iter().sum::<u64>() * 1000 / u64::try_from(hertz)?))
+    Ok(Duration::from_millis(ticks * 1000 / u64::try_from(hertz)?))
 }

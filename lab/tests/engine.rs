@@ -8,7 +8,10 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use common::{PATIENCE, census, lab, sh, tartan, under_load, unnoticed, wait_until_holds, wait_until_steady};
+use common::{
+    GENTLE_PROBES, PATIENCE, census, gentle_load, lab, set, sh, tartan, under_load, unnoticed, wait_until_holds,
+    wait_until_sent_by, wait_until_steady,
+};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
@@ -100,6 +103,39 @@ fn an_upgrade_of_the_engine_is_not_noticed() -> Result<()> {
         Ok(())
     })
     .map(drop)
+}
+
+/// Answers to handshakes are lost on their way to that node.
+const NO_ANSWERS: &str = "nft 'table netdev noanswers {
+    chain came { type filter hook ingress device eth0 priority 0; udp dport 51820-51823 @th,64,8 2 counter drop; }
+}'";
+
+/// The next one would send if it had sessions: it is stopped before it has, and the keys change meanwhile.
+#[test]
+fn an_engine_that_hangs_before_it_takes_over_costs_nothing_and_what_came_meanwhile_is_done() -> Result<()> {
+    let mut lab = lab("wghangs", "wireguard")?;
+    wait_until_steady(&lab, "wireguard")?;
+    let newer = lab.facts().dir.join("tartan-newer");
+    fs::copy(Binaries::beside_this_program()?.tartan, &newer).context("copying the program")?;
+    let load = gentle_load(&lab)?;
+    let node = lab.node("n1")?;
+    let first = process(node, "tartan-engine")?;
+    sh(node, NO_ANSWERS)?;
+    node.set_program(&newer);
+    node.restart_agent()?;
+    let all = || node.processes("tartan-engine").unwrap_or_default();
+    wait_for(PATIENCE, "the next engine", || all().len() == 2).with_context(|| node.troubleshooting())?;
+    let next = all().into_iter().find(|one| *one != first).context("the next one")?;
+    kill(Pid::from_raw(next), Signal::SIGSTOP)?;
+    sh(node, "nft delete table netdev noanswers")?;
+    set(&mut lab, "wireguard", json!({"rotation": 1}))?;
+    let node = lab.node("n1")?;
+    let all = || node.processes("tartan-engine").unwrap_or_default();
+    wait_for(PATIENCE, "the first one to go on alone", || all() == [first]).with_context(|| node.troubleshooting())?;
+    wait_until_sent_by(&lab, "wireguard/ipv4/port51822/key1")?;
+    load.wait_for_answers(GENTLE_PROBES, PATIENCE).with_context(|| lab.troubleshooting())?;
+    load.stop()?.check_nothing_lost().with_context(|| lab.troubleshooting())?;
+    lab.wait_for_matrix(PATIENCE)?.check()
 }
 
 /// As the DaemonSet tartan-holder runs it, on each node.

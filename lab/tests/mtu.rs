@@ -8,12 +8,18 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use common::{PATIENCE, condition, lab, wait_for_condition, wait_until_steady};
 use serde_json::{Map, json};
-use tartan_lab::probe::{Load, ping, wait_for};
-use tartan_lab::{Family, Lab, Node};
+use tartan_lab::probe::{Load, let_pass, ping, wait_for};
+use tartan_lab::{Family, Lab, Node, Underlay};
 
 const SOON: Duration = Duration::from_secs(1);
 /// Probes answered before and after an uplink changes, and bytes of a stream come with them.
 const PROBES: u64 = 1_000;
+
+/// What passes of packets of the underlay, in bytes, where less does than uplinks would take.
+const NARROW: u32 = 1400;
+const STREAMS_RUN: Duration = Duration::from_secs(3);
+/// Bytes of streams that only large packets bring in that time.
+const ENOUGH: u64 = 1 << 20;
 
 /// Whether a packet of so many bytes gets from one pod to another and back.
 fn passes(lab: &Lab, from: &str, to: &str, family: Family, bytes: u32) -> Result<bool> {
@@ -96,28 +102,63 @@ fn streams_pass_between_nodes_of_different_uplinks_and_through_a_change() -> Res
     Ok(())
 }
 
-#[test]
-fn what_a_router_calls_too_big_is_told_with_the_setting_that_helps() -> Result<()> {
-    let mut lab = Lab::builder("mtu-ptb")
+/// A path narrower than both uplinks: pods are told what gets through, and an admin what would help.
+fn check_narrow_path(name: &str, kind: Underlay, underlay: &str, overhead: u32) -> Result<()> {
+    let mut lab = Lab::builder(name)
         .nodes(2)
         .pods_per_node(1)
-        .underlay(tartan_lab::Underlay::Routed)
+        .underlay(kind)
         .fabric("vxlan")
-        .config("underlay", json!("ipv6"))
+        .config("underlay", json!(underlay))
         .up()?;
     lab.wait_for_matrix(PATIENCE)?.check()?;
-    lab.underlay().set_path_mtu(Some(1400))?;
-    // The router tells the node, but a kernel does not pass that on to those whose packets it forwards
-    // (net.ipv4.ip_forward_use_pmtu). The self-test does, and what it says helps.
+    lab.underlay().set_path_mtu(Some(NARROW))?;
+    // A router tells the node, if anybody does, and a kernel does not pass that on to those whose packets it wraps
+    // (net.ipv4.ip_forward_use_pmtu). The self-test does.
     let told = wait_for_condition(lab.node("n1")?, "PathMtuTooSmall")?;
-    ensure!(told["fix"].to_string().contains("spec.underlayMTU to 1400"), "{told}");
-    lab.set_config(&Map::from_iter([("underlayMTU".into(), json!(1400))]))?;
-    let follows = |node: &Node| pod_mtu(node).is_ok_and(|mtu| mtu == 1330);
+    ensure!(told["fix"].to_string().contains(&format!("spec.underlayMTU to {NARROW}")), "{told}");
+    wait_for_condition(lab.node("n2")?, "PathMtuTooSmall")?;
+    let carried = NARROW - overhead;
+    let is_told = |node: &Node| {
+        let routes = ["-4", "-6"].map(|family| node.output(&["ip", family, "route", "show", "proto", "84"]));
+        routes.iter().all(|routes| routes.as_ref().is_ok_and(|routes| routes.contains(&format!("mtu {carried}"))))
+    };
+    wait_for(PATIENCE, "routes to say it", || lab.nodes().iter().all(is_told))
+        .with_context(|| lab.troubleshooting())?;
+    let (a, b) = (lab.pod("a1")?.endpoint(), lab.pod("b1")?.endpoint());
+    // The switch would take a stream's packets for one of 64 KiB, which a card sends as many.
+    if matches!(kind, Underlay::Routed) {
+        let load = Load::new().tcp_bulk([(a.clone(), b.clone()), (b.clone(), a.clone())]).start()?;
+        let_pass(STREAMS_RUN)?;
+        let report = load.stop()?;
+        report.check_nothing_lost().with_context(|| lab.troubleshooting())?;
+        ensure!(report.tcp.bytes > ENOUGH, "large packets do not pass: {report}\n{}", lab.troubleshooting());
+    }
+    for family in Family::BOTH {
+        let to = b.address(family).to_string();
+        ensure!(!passes(&lab, "a1", "b1", family, 1500 - overhead)?, "{family}: it is narrow");
+        let knows = a.netns.output(&["ip", "route", "get", &to])?;
+        ensure!(knows.contains(&format!("mtu {carried}")), "a1 was not told: {knows}\n{}", lab.troubleshooting());
+        ensure!(passes(&lab, "a1", "b1", family, carried)?, "{family}: what fits does not pass");
+    }
+    lab.set_config(&Map::from_iter([("underlayMTU".into(), json!(NARROW))]))?;
+    let follows = |node: &Node| pod_mtu(node).is_ok_and(|mtu| mtu == carried);
     wait_for(PATIENCE, "pods to follow", || lab.nodes().iter().all(follows))?;
     for family in Family::BOTH {
-        ensure!(passes(&lab, "a1", "b1", family, 1330)?, "{family}: what fits does not pass");
+        ensure!(passes(&lab, "a1", "b1", family, carried)?, "{family}: what fits does not pass");
     }
-    let over = || condition(lab.nodes().first().expect("two nodes"), "PathMtuTooSmall").is_none();
-    wait_for(PATIENCE, "nothing to be wrong", over).with_context(|| lab.troubleshooting())?;
+    let over = |node: &Node| condition(node, "PathMtuTooSmall").is_none() && !is_told(node);
+    wait_for(PATIENCE, "nothing to be wrong", || lab.nodes().iter().all(over))
+        .with_context(|| lab.troubleshooting())?;
     Ok(())
+}
+
+#[test]
+fn what_a_router_calls_too_big_is_told_to_pods_and_with_the_setting_that_helps() -> Result<()> {
+    check_narrow_path("mtu-ptb", Underlay::Routed, "ipv6", 70)
+}
+
+#[test]
+fn what_a_switch_drops_without_a_word_is_told_to_pods_too() -> Result<()> {
+    check_narrow_path("mtu-hole", Underlay::L2, "ipv4", 50)
 }

@@ -21,8 +21,19 @@ use crate::{
     NodeCondition, NodeNetwork, Pod, PolicyText, Pool, Reservation, Said, Trouble,
 };
 
-/// Whether packets get to a peer by an instance of a fabric, by both names; what is not known is not there.
-pub type Passes = BTreeMap<(Arc<str>, Arc<str>), bool>;
+/// Which packets get to a peer by an instance of a fabric, by both names; what is not known is not there.
+pub type Passes = BTreeMap<(Arc<str>, Arc<str>), Passing>;
+
+/// Which packets get through, the least first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Passing {
+    /// None.
+    Nothing,
+    /// Those of so many bytes and less.
+    UpTo(u32),
+    /// All that may be sent.
+    All,
+}
 
 /// What a node knows.
 #[derive(Clone, Debug, Default)]

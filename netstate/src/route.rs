@@ -19,7 +19,7 @@ pub struct Route {
     pub onlink: bool,
     /// Always [`Scope::Global`] for IPv6, which has none.
     pub scope: Scope,
-    /// Largest packet this node itself sends there, in bytes (`RTAX_MTU`); none: what the link takes.
+    /// Largest packet this node sends or forwards there, in bytes (`RTAX_MTU`); none: what the link takes.
     pub mtu: Option<u32>,
     /// Header that the device is to put in front.
     pub encap: Option<Encap>,

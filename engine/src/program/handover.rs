@@ -6,7 +6,8 @@
 //! peers it sends, and the first one does not. What was on its way under the first one's sessions has a while to come in; then that
 //! one ends, and the holder gives the next one once more all that is kept.
 //!
-//! Invariant: whatever becomes of the next one, the first one has its sessions, and can go on.
+//! Invariant: whatever becomes of the next one, the first one has its sessions, and can go on. Nobody gets a session with the first
+//! one meanwhile that the next one knows nothing of: new peers and devices are refused, and told again when there is one engine.
 
 use std::collections::BTreeMap;
 use std::io;

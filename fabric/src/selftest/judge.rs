@@ -190,7 +190,7 @@ fn condition(node: &str, peer: &str, finding: Finding, target: &Target, by_softw
             (
                 format!(
                     "packets of more than {largest} bytes between {node} and {peer} by {at} are lost without a word; pods may \
-                     send {mtu}"
+                     send {mtu}, and {node} tells them when they do"
                 ),
                 format!(
                     "give every link on the way the MTU of the nodes' uplinks, or set spec.underlayMTU to {carries}, which \

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use tartan_model::{Family, Passes, World};
+use tartan_model::{Family, Passes, Passing, World};
 
 use super::targets::{carrier, way};
 use super::{Finding, Path, Standing, Target};
@@ -38,16 +38,17 @@ fn target(out: &Out, world: &World, (name, peer): (&Arc<str>, &PeerState), famil
     Some(Target { at, fabric_address, underlay, itself_too, mtu: out.pod_mtu.min(advert.mtu), device })
 }
 
-/// Which instances get through to which peers, as far as that is known: those that carry packets, and those that stand by.
+/// What gets through to which peers by which instances, as far as that is known: those that carry packets, and those that stand by.
 pub fn passes(carrying: &BTreeMap<Path, Standing>, standing_by: &BTreeMap<Path, Standing>) -> Passes {
     let carries = |it: &Standing| match it.finding {
-        Some(Finding::Blocked { .. }) => Some(false),
+        Some(Finding::Blocked { .. }) => Some(Passing::Nothing),
+        Some(Finding::Narrow { largest }) => Some(Passing::UpTo(largest)),
         // Another way would be no better.
-        _ => it.round_trip.map(|_| true),
+        _ => it.round_trip.map(|_| Passing::All),
     };
     let is_back = |it: &Standing| match it.finding {
-        Some(_) => Some(false),
-        None => (it.well >= STEADY).then_some(true),
+        Some(_) => Some(Passing::Nothing),
+        None => (it.well >= STEADY).then_some(Passing::All),
     };
     let mut passes = Passes::new();
     let carrying = carrying.iter().map(|(path, it)| (path, it, carries(it)));
@@ -56,7 +57,8 @@ pub fn passes(carrying: &BTreeMap<Path, Standing>, standing_by: &BTreeMap<Path, 
         if let Some(known) = known {
             let name = Arc::from(it.target.at.to_string());
             // Of two families, or of two words, the worse one counts.
-            *passes.entry((peer.clone(), name)).or_insert(true) &= known;
+            let worst = passes.entry((peer.clone(), name)).or_insert(known);
+            *worst = known.min(*worst);
         }
     }
     passes

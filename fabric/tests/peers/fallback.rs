@@ -26,7 +26,7 @@ fn where_the_fabric_is_blocked_the_fallback_carries_packets_until_it_is_not() {
         let peer = Says { accepts: &[HOST_GW, VXLAN4, UDP4, WIREGUARD], ..DUAL };
         let mut fixture = Fixture::new(Config { fallback: Some(FabricMode::Udp), ..config }, ME, &[peer]);
         let mut memo = Memo::default();
-        let mut found = |fixture: &mut Fixture, passes: Option<bool>, want: (&str, Option<&str>, usize)| {
+        let mut found = |fixture: &mut Fixture, passes: Option<Passing>, want: (&str, Option<&str>, usize)| {
             let key = ("dual".into(), at.into());
             // Before its lease is over.
             fixture.hear(&peer);
@@ -44,13 +44,13 @@ fn where_the_fabric_is_blocked_the_fallback_carries_packets_until_it_is_not() {
             next
         };
         found(&mut fixture, None, (at, None, 0));
-        found(&mut fixture, Some(true), (at, None, 0));
+        found(&mut fixture, Some(Passing::All), (at, None, 0));
         // No packet goes another way before the way back is in the kernel.
-        let next = found(&mut fixture, Some(false), (UDP4, Some(at), 2));
+        let next = found(&mut fixture, Some(Passing::Nothing), (UDP4, Some(at), 2));
         assert_eq!(ways(&fixture, &next).0, at);
         // An agent that starts anew knows it from the kernel.
         found(&mut fixture, None, (UDP4, Some(at), 2));
-        found(&mut fixture, Some(true), (at, None, 0));
+        found(&mut fixture, Some(Passing::All), (at, None, 0));
         found(&mut fixture, None, (at, None, 0));
     }
 }
@@ -60,7 +60,7 @@ fn there_is_no_fallback_where_none_is_configured_or_allowed_or_the_peer_does_not
     const UDP4: &str = "udp/ipv4/port8285";
     let check = |config: Config, accepts: &'static [&'static str], at: &str| {
         let mut fixture = Fixture::new(config.clone(), ME, &[Says { accepts, ..DUAL }]);
-        fixture.world.passes = Arc::new(BTreeMap::from([(("dual".into(), at.into()), false)]));
+        fixture.world.passes = Arc::new(BTreeMap::from([(("dual".into(), at.into()), Passing::Nothing)]));
         fixture.at_rest();
         let out = fixture.plan();
         assert_eq!(ways(&fixture, &out), (at.into(), None, 0), "{config:?}");
@@ -75,7 +75,7 @@ fn there_is_no_fallback_where_none_is_configured_or_allowed_or_the_peer_does_not
     // Nor does what is blocked stand behind it before there is a device.
     let mut fixture = Fixture::new(falls_back(host_gw()), ME, &[Says { accepts: &[HOST_GW, UDP4, WIREGUARD], ..DUAL }]);
     fixture.world.config = Config { encryption: Encryption::Wireguard, ..falls_back(host_gw()) }.into();
-    fixture.world.passes = Arc::new(BTreeMap::from([(("dual".into(), WIREGUARD.into()), false)]));
+    fixture.world.passes = Arc::new(BTreeMap::from([(("dual".into(), WIREGUARD.into()), Passing::Nothing)]));
     let (used, behind, _) = ways(&fixture, &fixture.plan());
     assert_eq!((used.as_str(), behind), (HOST_GW, None));
     fixture.at_rest();

@@ -4,6 +4,7 @@
 
 mod fallback;
 mod ipsec;
+mod narrow;
 mod nodes;
 
 use std::collections::BTreeMap;
@@ -13,7 +14,7 @@ use std::time::{Duration, Instant};
 use tartan_fabric::{Instance, Memo, Out, Owned, plan};
 use tartan_model::{
     Across, Advert, Config, Encapsulation, Encryption, Endpoint, FabricMode, Family, Features, Heard, Host, HostLink,
-    Node, PerFamily, Pool, Programmed, Said, Selector, Wireguard, World,
+    Node, Passing, PerFamily, Pool, Programmed, Said, Selector, Wireguard, World,
 };
 use tartan_netstate::{Key, LinkKind, Mac, Netns, Object, Owner, PublicKey, State, WgPeer};
 

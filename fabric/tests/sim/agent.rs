@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use tartan_fabric::{Memo, Out, Owned, plan};
-use tartan_model::{Advert, Clock, Config, Features, Kind, PerFamily, Programmed, StoreEvent, World};
+use tartan_model::{Advert, Clock, Config, Features, Kind, Passing, PerFamily, Programmed, StoreEvent, World};
 use tartan_netstate::claims::NFT_STRICT_CHAIN;
 use tartan_netstate::nft::Chain;
 use tartan_netstate::{Key, Object, Owner, State, Step, diff};
@@ -90,13 +90,18 @@ impl Agent {
         self.world.store(StoreEvent::Away(None, "cut off".into()), now);
     }
 
-    /// The self-test says of each way to each peer whether packets get there, by the bits of a number: whatever it says.
+    /// The self-test says of each way to each peer which packets get there, by the bits of a number: whatever it says.
     pub(crate) fn tested(&mut self, mut bits: u64) {
         let mut passes = std::collections::BTreeMap::new();
         for (peer, heard) in &self.world.adverts {
             for end in &heard.advert.accepts {
                 bits = bits.rotate_right(1);
-                passes.insert((peer.clone(), end.instance.clone()), bits & 1 == 1);
+                let passing = match bits & 0b11 {
+                    0b11 => Passing::All,
+                    0b01 => Passing::UpTo(1_280 + (bits >> 32) as u32 % 256),
+                    _ => Passing::Nothing,
+                };
+                passes.insert((peer.clone(), end.instance.clone()), passing);
             }
         }
         self.world.passes = passes.into();

@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use tartan_lab::{Lab, Netns};
+use tartan_lab::{Lab, Netns, cpu_of_all};
 
 use crate::load::Pair;
 use crate::{Series, Subject, lab, unknown};
@@ -49,11 +49,14 @@ impl Path {
 }
 
 impl Subject for Path {
-    /// `ARM tcp|rr|crr|pps across|local`
+    /// `ARM tcp|rr|crr|pps across|local`; of tcp also the seconds of processor time for each Gbit, both ends' included.
     fn measure(&mut self, question: &[&str]) -> Result<Series> {
         let &[arm, what, place] = question else { return Err(unknown(question)) };
         let pair = self.pairs.iter().find(|((a, p), _)| (*a, *p) == (arm, place)).map(|(_, pair)| pair);
-        Ok(vec![vec![pair.with_context(|| unknown(question))?.measure(what)?]])
+        let (pair, before) = (pair.with_context(|| unknown(question))?, cpu_of_all()?);
+        let (value, took) = pair.timed(what)?;
+        let for_each = (cpu_of_all()? - before).as_secs_f64() / (value * took.as_secs_f64());
+        Ok([value].into_iter().chain((what == "tcp").then_some(for_each)).map(|value| vec![value]).collect())
     }
 }
 

@@ -81,6 +81,14 @@ fn one(report: &mut Report, program: &Program, (path, pair): (&str, &str), measu
         number(noise),
         number(measure.against(ours, bare).get())
     ));
+    if *name == "tcp" {
+        let of = |(name, arm): (&&str, &Arm<'_>)| format!("{name}={}", number(arm.value(1, Samples::p50).get()));
+        let all: Vec<String> = ARMS.iter().zip(&arms).map(of).collect();
+        report.comment(&format!(
+            "path.{path}.tcp {} s of processor time for each Gbit, both ends' included",
+            all.join(" ")
+        ));
+    }
     report.figure(figure(path, name), measure.against(ours, twin), "ratio");
     report.twins(noise);
     Ok(())
