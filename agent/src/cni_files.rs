@@ -26,6 +26,10 @@ use crate::run::Input;
 const PLUGIN: &str = "tartan-cni";
 /// Before what others usually call theirs.
 const CONFLIST: &str = "05-tartan.conflist";
+/// A runtime takes the newest of the list that it knows. Those of before there was a list, containerd 1.6 and 1.7 among them, know the
+/// first alone, and would have no pod with a result of the second.
+const OLDEST: &str = "1.0.0";
+const NEWEST: &str = "1.1.0";
 /// Endings that runtimes read.
 const READ: [&str; 3] = [".conf", ".conflist", ".json"];
 const READY_YET: Duration = Duration::from_millis(100);
@@ -117,7 +121,10 @@ fn conflist(boot: &Boot) -> Value {
         "stateDir": boot.state_dir,
         "capabilities": {"portMappings": true, "ips": true, "mac": true, "bandwidth": true},
     });
-    json!({"cniVersion": "1.1.0", "name": "tartan", "plugins": [plugin]})
+    let mut list = json!({"name": "tartan", "plugins": [plugin]});
+    list["cniVersion"] = OLDEST.into();
+    list["cniVersions"] = [OLDEST, NEWEST].as_slice().into();
+    list
 }
 
 /// Our file with what others have put into it: istio-cni and the like add themselves to the one that the runtime reads. As
@@ -131,7 +138,7 @@ fn beside_others(ours: Value, there: &[u8]) -> Vec<u8> {
         return written(&ours);
     };
     *own = ours["plugins"][0].clone();
-    for key in ["cniVersion", "name"] {
+    for key in ["cniVersion", "cniVersions", "name"] {
         merged[key] = ours[key].clone();
     }
     if merged == found { there.to_vec() } else { written(&merged) }
@@ -201,6 +208,7 @@ mod tests {
         assert_eq!(put_all(&boot, false).unwrap(), [dir.join("00-other.conflist")]);
         let there: Value = serde_json::from_slice(&fs::read(dir.join(CONFLIST)).unwrap()).unwrap();
         assert_eq!(there["plugins"][0]["socket"], "/run/tartan/tartan.sock");
+        assert_eq!((&there["cniVersion"], &there["cniVersions"]), (&json!("1.0.0"), &json!(["1.0.0", "1.1.0"])));
         let lead_to_ours = [
             (
                 "00-multus.conf",
@@ -236,6 +244,13 @@ mod tests {
         let before = inode(CONFLIST);
         put_all(&boot, false).unwrap();
         assert_eq!(inode(CONFLIST), before, "nothing of ours is new");
+        // By an agent of before there were two versions.
+        let mut old = list.clone();
+        old["cniVersion"] = "1.1.0".into();
+        old.as_object_mut().unwrap().remove("cniVersions");
+        fs::write(dir.join(CONFLIST), old.to_string()).unwrap();
+        put_all(&boot, false).unwrap();
+        assert_eq!(serde_json::from_slice::<Value>(&fs::read(dir.join(CONFLIST)).unwrap()).unwrap(), list);
         let moved = Boot { socket: "/run/other.sock".into(), ..boot.clone() };
         put_all(&moved, true).unwrap();
         let there: Value = serde_json::from_slice(&fs::read(dir.join(CONFLIST)).unwrap()).unwrap();

@@ -47,6 +47,11 @@ pub fn render(seen: &Seen, counts: &[Count], conntrack: Option<&tartan_kernel::c
     let away = f64::from(u8::from(seen.store_away));
     text.one("tartan_store_away", "gauge", "The store, or a part of it, cannot be reached", away);
     text.one("tartan_inbox_waiting", "gauge", "Inputs that the loop found waiting", counters.waiting as f64);
+    let (count, oldest) = counters.kernel_waiting;
+    let help = "News and wanted states that the kernel thread has not come to";
+    text.one("tartan_kernel_inbox_waiting", "gauge", help, count as f64);
+    let help = "How long the oldest of them has waited";
+    text.one("tartan_kernel_inbox_oldest_seconds", "gauge", help, oldest.as_secs_f64());
     calls(&mut text, counters);
     text.many(
         "tartan_peer_live",
@@ -239,6 +244,7 @@ mod tests {
         counters.cni(Command::Add, Outcome::Done, Duration::from_secs(60));
         counters.waited.kernel = Duration::from_millis(1500);
         counters.callers = 4;
+        counters.kernel_waiting = (3, Duration::from_millis(2500));
         counters.writes = [("done", 1), ("refused", 0), ("away", 5)];
         counters.event(&StoreEvent::Init(Kind::Pod));
         let seen = Seen { status, counters, store_away: true, ..Seen::default() };
@@ -264,6 +270,8 @@ mod tests {
             r#"tartan_cni_seconds_sum{verb="ADD",outcome="done"} 62"#,
             r#"tartan_cni_add_waited_seconds_total{for="kernel"} 1.5"#,
             "tartan_cni_waiting 4",
+            "tartan_kernel_inbox_waiting 3",
+            "tartan_kernel_inbox_oldest_seconds 2.5",
             r#"tartan_store_writes_total{outcome="away"} 5"#,
             "tartan_policy_rows 12",
             r#"tartan_policy_judged_packets_total{policy="NetworkPolicy/shop/web",field="spec.ingress[0]",verdict="denied"} 7"#,

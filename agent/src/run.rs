@@ -156,6 +156,7 @@ impl Agent {
                     Input::Cni(request, netns, reply) => self.cni(*request, netns, reply, now),
                     Input::Look(reply) => {
                         self.counters.writes = self.writes.so_far();
+                        self.counters.kernel_waiting = self.kernel.waiting();
                         // Who asked and went away again is owed nothing.
                         let look = status::look(&self.world, &self.planners, &self.plan, &self.counters, &self.tested);
                         let _gone = reply.send(look);

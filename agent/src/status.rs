@@ -36,6 +36,8 @@ pub struct Counters {
     pub writes: [(&'static str, u64); 3],
     /// Inputs that the loop found waiting when it last looked.
     pub waiting: u64,
+    /// What the kernel thread has not come to yet, and how long the oldest of it has waited.
+    pub kernel_waiting: (usize, Duration),
     /// Calls of the CNI plugin by verb and outcome.
     pub calls: BTreeMap<(&'static str, Outcome), Times>,
     /// What the ADDs that worked have waited for.

@@ -143,6 +143,16 @@ mod tests {
     }
 
     #[test]
+    fn who_has_folders_of_the_node_may_write_there_under_selinux() {
+        let documents = MANIFEST.split("\n---\n").chain(TAKE_BACK.split("\n---\n"));
+        let of_the_node: Vec<&str> = documents.filter(|document| document.contains("hostPath:")).collect();
+        assert_eq!(of_the_node.len(), 3, "agent, holder, and what takes all back");
+        for document in of_the_node {
+            assert_eq!(document.matches("              type: spc_t #").count(), 1, "{document}");
+        }
+    }
+
+    #[test]
     fn only_what_a_distribution_does_otherwise_changes() {
         use Distribution::{K0s, K3s, Kubeadm, Microk8s, Rke2, Talos};
         for distribution in [Kubeadm, K3s, Rke2, K0s] {

@@ -93,6 +93,11 @@ impl Handle {
     pub fn check_pod(&self, check: u64, ns: PodNetns) {
         self.inbox.put(|news| news.check.push((check, ns)));
     }
+
+    /// How much was handed in, or told by the kernel, that the thread has not come to; and how long the oldest of it has waited.
+    pub fn waiting(&self) -> (usize, Duration) {
+        self.inbox.waiting()
+    }
 }
 
 impl Drop for Handle {

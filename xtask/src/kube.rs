@@ -25,9 +25,9 @@ use std::{
 /// The Kubernetes that is meant when none is named: a folder of `kube/`.
 pub(crate) const NEWEST: &str = "1.36";
 /// The folders of `kube/` with what is there whatever the Kubernetes: what a node runs, containerd and stock plugins;
-/// CoreDNS; and Flannel with the plugins it stands on. Each has versions of its own, so that a change of one does not
+/// CoreDNS; Flannel with the plugins it stands on; and the library of older runtimes. Each has versions of its own, so that a change of one does not
 /// build the others anew.
-const COMMON: [&str; 3] = ["node", "coredns", FLANNEL];
+const COMMON: [&str; 4] = ["node", "coredns", FLANNEL, "libcni"];
 const FLANNEL: &str = "flannel";
 /// Names and users are looked up without the C library, whatever else needs C.
 const GO_ALONE: &str = "netgo,osusergo";

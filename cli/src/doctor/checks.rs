@@ -1,6 +1,8 @@
 //! Checks of this node by itself.
 
-use tartan_model::{Config, FabricMode};
+use std::ops::RangeInclusive;
+
+use tartan_model::{Config, FabricMode, WireguardConfig};
 
 use super::Level::{self, Error, Note, Warning};
 use super::found::{Found, Module};
@@ -30,6 +32,14 @@ pub(super) const NEEDS: &[Need] = &[
     need("tun",                  false, "the fabric udp"),
     need("nfnetlink_log",        false, "`tartan flows`"),
     need("nft_log",              false, "`tartan flows`"),
+];
+
+/// Needed where the fabric is ipip, and nowhere else. Whether the kernel has them is not asked of it: that would load them.
+#[rustfmt::skip]
+pub(super) const NEEDS_OF_IPIP: &[Need] = &[
+    need("ipip",       true, "the fabric ipip, for IPv4 over IPv4"),
+    need("sit",        true, "the fabric ipip, for IPv6 over IPv4"),
+    need("ip6_tunnel", true, "the fabric ipip over IPv6"),
 ];
 
 /// Needed by nodes that encrypt by IPsec, and by no others.
@@ -98,8 +108,8 @@ fn uses(config: &Config, mode: FabricMode) -> bool {
     config.fabric == mode || config.fallback == Some(mode)
 }
 
-fn encrypts_by_ipsec(config: &Config) -> bool {
-    config.encrypts_by() == Some(FabricMode::Ipsec)
+fn encrypts_by(config: &Config, mode: FabricMode) -> bool {
+    config.encrypts_by() == Some(mode)
 }
 
 /// What the kernel can do, as it was asked.
@@ -144,8 +154,10 @@ pub(super) fn modules(found: &Found) -> Findings {
         let fix = "install the rest of the kernel's modules (linux-modules-extra-$(uname -r), kernel-modules-extra), or a kernel that has it";
         (if need.always { Error } else { Warning }, message, fix.to_owned())
     };
-    let of_ipsec = if encrypts_by_ipsec(&config(found)) { NEEDS_OF_IPSEC } else { &[] };
-    NEEDS.iter().chain(of_ipsec).filter(missing).map(finding).collect()
+    let config = config(found);
+    let of_ipip = if uses(&config, FabricMode::Ipip) { NEEDS_OF_IPIP } else { &[] };
+    let of_ipsec = if encrypts_by(&config, FabricMode::Ipsec) { NEEDS_OF_IPSEC } else { &[] };
+    NEEDS.iter().chain(of_ipip).chain(of_ipsec).filter(missing).map(finding).collect()
 }
 
 /// Values that are wrong now, and files that will make them so.
@@ -217,38 +229,56 @@ pub(super) fn firewall(found: &Found) -> Findings {
     }
     let to_be_let_in = to_be_let_in(&config(found));
     for chain in found.chains.iter().filter(|chain| chain.drops_input) {
-        findings.extend(to_be_let_in.iter().map(|(what, ufw, firewalld)| {
+        findings.extend(to_be_let_in.iter().map(|(what, how)| {
             let message = format!(
                 "{} table {} chain {} drops what it does not let in: see that {what} of the other nodes is let in",
                 chain.family, chain.table, chain.name
             );
-            let fix =
-                format!("e.g. `ufw allow proto {ufw}`, `firewall-cmd --permanent {firewalld}`, or a rule of your own");
-            (Note, message, fix)
+            (Note, message, format!("e.g. {how}, or a rule of your own"))
         }));
     }
     findings
 }
 
-/// What nodes send each other: in words, and as ufw and firewalld call it.
-fn to_be_let_in(config: &Config) -> Vec<(String, String, String)> {
-    let udp = |(_, port, _): (FabricMode, u16, &str)| {
-        (format!("UDP port {port}"), format!("udp from NODES to any port {port}"), format!("--add-port={port}/udp"))
+/// What nodes send each other, and how it is let in.
+fn to_be_let_in(config: &Config) -> Vec<(String, String)> {
+    let udp = |(_, ports, _): (FabricMode, RangeInclusive<u16>, &str)| {
+        let (first, last) = (ports.start(), ports.end());
+        let [ufw, firewalld, said] = match first == last {
+            true => [first.to_string(), first.to_string(), format!("UDP port {first}")],
+            false => [format!("{first}:{last}"), format!("{first}-{last}"), format!("UDP ports {first} to {last}")],
+        };
+        let ufw = format!("`ufw allow proto udp from NODES to any port {ufw}`");
+        (said, format!("{ufw}, `firewall-cmd --permanent --add-port={firewalld}/udp`"))
     };
-    let in_ip = encrypts_by_ipsec(config) && config.ipsec.port.is_none();
-    let esp = ("IP protocol 50 (ESP)".into(), "esp from NODES".into(), "--add-protocol=esp".into());
-    ports_of(config).into_iter().map(udp).chain(in_ip.then_some(esp)).collect()
+    let ipip = (
+        "IP protocols 4 and 41 (ipip)".to_owned(),
+        "`firewall-cmd --permanent --add-protocol=ipencap --add-protocol=ipv6`, `iptables -I INPUT -p 4 -s NODES -j ACCEPT` and the \
+         same of -p 41"
+            .to_owned(),
+    );
+    let esp = (
+        "IP protocol 50 (ESP)".to_owned(),
+        "`ufw allow proto esp from NODES`, `firewall-cmd --permanent --add-protocol=esp`".to_owned(),
+    );
+    let by_esp = encrypts_by(config, FabricMode::Ipsec) && config.ipsec.port.is_none();
+    let in_ip = [(uses(config, FabricMode::Ipip), ipip), (by_esp, esp)];
+    let in_ip = in_ip.into_iter().filter_map(|(is_used, how)| is_used.then_some(how));
+    ports_of(config).into_iter().map(udp).chain(in_ip).collect()
 }
 
-/// UDP ports that the fabric and its fallback need: whose, which, and the key that changes it.
-fn ports_of(config: &Config) -> Vec<(FabricMode, u16, &'static str)> {
+/// UDP ports that the fabric, its fallback and encryption need: whose, which, and the key that changes them.
+fn ports_of(config: &Config) -> Vec<(FabricMode, RangeInclusive<u16>, &'static str)> {
+    let wireguard = config.wireguard.port;
     let all = [
-        (FabricMode::Vxlan, config.vxlan.port, "spec.vxlan.port"),
-        (FabricMode::Udp, config.udp_port, "spec.udp.port"),
+        (FabricMode::Vxlan, config.vxlan.port..=config.vxlan.port, "spec.vxlan.port"),
+        (FabricMode::Udp, config.udp_port..=config.udp_port, "spec.udp.port"),
+        (FabricMode::Wireguard, wireguard..=wireguard + (WireguardConfig::PORTS - 1), "spec.wireguard.port"),
     ];
-    let of_ipsec = config.ipsec.port.filter(|_| encrypts_by_ipsec(config));
-    let of_ipsec = of_ipsec.map(|port| (FabricMode::Ipsec, port, "spec.ipsec.udpPort"));
-    all.into_iter().filter(|(mode, ..)| uses(config, *mode)).chain(of_ipsec).collect()
+    let is_used = |mode: FabricMode| uses(config, mode) || encrypts_by(config, mode);
+    let of_ipsec = config.ipsec.port.filter(|_| encrypts_by(config, FabricMode::Ipsec));
+    let of_ipsec = of_ipsec.map(|port| (FabricMode::Ipsec, port..=port, "spec.ipsec.udpPort"));
+    all.into_iter().filter(|(mode, ..)| is_used(*mode)).chain(of_ipsec).collect()
 }
 
 /// Ports of ours that somebody has.
@@ -257,9 +287,12 @@ pub(super) fn ports(found: &Found) -> Findings {
     if found.installed {
         return findings;
     }
-    for (mode, port, key) in ports_of(&config(found)).into_iter().filter(|(_, port, _)| found.udp.contains(port)) {
-        let vxlan = found.host.iter().flat_map(|host| &host.links).find(|link| &*link.kind == "vxlan");
-        let who = vxlan.map_or_else(|| "a program".to_owned(), |link| format!("the device {}", link.name));
+    let taken = |ports: RangeInclusive<u16>| found.udp.range(ports).next().copied();
+    let needed = ports_of(&config(found)).into_iter();
+    for (mode, port, key) in needed.filter_map(|(mode, ports, key)| Some((mode, taken(ports)?, key))) {
+        let mut links = found.host.iter().flat_map(|host| &host.links);
+        let device = links.find(|link| *link.kind == *mode.to_string());
+        let who = device.map_or_else(|| "a program".to_owned(), |link| format!("the device {}", link.name));
         let message = format!("UDP port {port}, which the fabric {mode} needs, is taken by {who}");
         let fix = format!(
             "take it away (`ss -lunp 'sport = {port}'` shows a program, `ip link delete` takes a device), or set NetworkConfig {key}"

@@ -21,7 +21,7 @@ use tartan_store::{KubernetesStore, Store};
 
 use crate::client::SOCKET;
 
-use super::checks::{GC_THRESH, NEEDS, NEEDS_OF_IPSEC, SYSCTLS};
+use super::checks::{GC_THRESH, NEEDS, NEEDS_OF_IPIP, NEEDS_OF_IPSEC, SYSCTLS};
 use super::found::{Cluster, Found, Member, Module, Path, Runtime, SysctlLine};
 
 const CNI_CONF: &str = "/etc/cni/net.d";
@@ -113,7 +113,7 @@ fn modules(found: &mut Found) {
     if built_in.is_none() || on_disk.is_none() {
         found.unseen.push(("kernel modules on the disk", format!("{} is not there", folder.display())));
     }
-    for need in NEEDS.iter().chain(NEEDS_OF_IPSEC) {
+    for need in NEEDS.iter().chain(NEEDS_OF_IPIP).chain(NEEDS_OF_IPSEC) {
         let is_there = loaded.contains(need.module) || FilePath::new("/sys/module").join(need.module).exists();
         let state = match (&built_in, &on_disk) {
             _ if is_there => Module::There,

@@ -134,7 +134,11 @@ fn a_node_by_itself() {
             Some(4500),
             &["Error modules: module esp6|ipsec over IPv6", "Note firewall: |UDP port 4500"],
         ),
-        (Encryption::Wireguard, Some(4500), &[]),
+        (
+            Encryption::Wireguard,
+            Some(4500),
+            &["Note firewall: |UDP ports 51820 to 51823|to any port 51820:51823|--add-port=51820-51823/udp"],
+        ),
     ] {
         check(
             "what ipsec needs",
@@ -143,6 +147,23 @@ fn a_node_by_itself() {
                 it.chains = vec![chain("INPUT", true)];
                 (cluster.config.fabric, cluster.config.encryption) = (FabricMode::HostGw, encryption);
                 cluster.config.ipsec.port = port;
+            },
+            wanted,
+        );
+    }
+    for (fabric, wanted) in [
+        (
+            FabricMode::Ipip,
+            &["Error modules: module ip6_tunnel|the fabric ipip over IPv6", "Note firewall: |IP protocols 4 and 41"][..],
+        ),
+        (FabricMode::None, &[]),
+    ] {
+        check(
+            "what ipip needs",
+            |it, cluster| {
+                it.modules = [("ip6_tunnel", Module::Missing), ("sit", Module::OnDisk)].into();
+                it.chains = vec![chain("INPUT", true)];
+                cluster.config.fabric = fabric;
             },
             wanted,
         );
@@ -233,6 +254,11 @@ fn firewalls_and_ports() {
         "a program",
         |it, _| it.udp = [8472].into(),
         &["Warning ports: UDP port 8472|taken by a program|spec.vxlan.port"],
+    );
+    check(
+        "a program at one of wireguard's ports",
+        |it, cluster| (it.udp, cluster.config.encryption) = ([51_822].into(), Encryption::Wireguard),
+        &["Warning ports: UDP port 51822, which the fabric wireguard needs|taken by a program|spec.wireguard.port"],
     );
     check(
         "a program, where two ports are needed",

@@ -2,7 +2,7 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tartan_netstate::{PodNetns, State};
 
@@ -28,11 +28,16 @@ pub(super) struct News {
     /// Pods to look into, each with the number of the check.
     pub(super) check: Vec<(u64, PodNetns)>,
     pub(super) stop: bool,
+    /// When the first of it came.
+    since: Option<Instant>,
 }
 
 impl Inbox {
     pub(super) fn put(&self, change: impl FnOnce(&mut News)) {
-        change(&mut self.lock());
+        let mut news = self.lock();
+        news.since.get_or_insert_with(Instant::now);
+        change(&mut news);
+        drop(news);
         self.bell.notify_one();
     }
 
@@ -46,6 +51,12 @@ impl Inbox {
                 news.wakes.push(wake);
             }
         });
+    }
+
+    /// How much is there that nobody has taken, and how long the oldest of it has been.
+    pub(super) fn waiting(&self) -> (usize, Duration) {
+        let news = self.lock();
+        (news.count(), news.since.map_or(Duration::ZERO, |since| since.elapsed()))
     }
 
     /// Takes everything; waits until there is something, or until then.
@@ -70,6 +81,29 @@ impl Inbox {
 
 impl News {
     fn is_there(&self) -> bool {
-        self.stop || self.wanted.is_some() || !(self.wakes.is_empty() && self.lent.is_empty() && self.check.is_empty())
+        self.stop || self.count() > 0
+    }
+
+    fn count(&self) -> usize {
+        usize::from(self.wanted.is_some()) + self.wakes.len() + self.lent.len() + self.check.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_nobody_has_taken_waits() {
+        let inbox = Inbox::default();
+        assert_eq!(inbox.waiting(), (0, Duration::ZERO));
+        inbox.put(|news| news.wanted = Some((1, State::new())));
+        inbox.put(|news| news.wanted = Some((2, State::new())));
+        let first = inbox.lock().since;
+        inbox.wake(Wake::Host);
+        assert_eq!(inbox.waiting().0, 2, "of wanted states the latest, and the news");
+        assert!(first.is_some() && inbox.lock().since == first, "what comes later makes nothing younger");
+        assert_eq!(inbox.take(None).wanted.map(|(generation, _)| generation), Some(2));
+        assert_eq!(inbox.waiting(), (0, Duration::ZERO));
     }
 }

@@ -158,16 +158,28 @@ impl Cluster {
 
     /// Ends all that runs on the node and its network, and starts it again from its disk.
     pub(crate) fn reboot(&mut self, name: &str) -> Result<()> {
+        let node = self.shut_down(name)?;
+        self.boot(&node)
+    }
+
+    /// Ends all that runs on the node, and its network: what it can be started from again.
+    pub(crate) fn shut_down(&mut self, name: &str) -> Result<Spec> {
         let at = self.machines.iter().position(|machine| machine.name == name);
         let machine = self.machines.remove(at.with_context(|| format!("there is no node {name:?}"))?);
         let ground = self.ground.as_ref().context("nodes come after what they are made of")?;
         let (spec, netns) = machine.end()?;
         ground.underlay.netns().ip(&format!("link delete {name}\n"))?;
         netns.delete()?;
-        let netns = Netns::create(netns.name())?;
-        let number = name.trim_start_matches('n').parse()?;
-        let seat = ground.underlay.plug_in(name, number, &netns)?;
-        self.machines.push(Machine::start(&spec, &netns, seat)?);
+        Ok(spec)
+    }
+
+    /// Starts a node from its disk.
+    pub(crate) fn boot(&mut self, spec: &Spec) -> Result<()> {
+        let ground = self.ground.as_ref().context("nodes come after what they are made of")?;
+        let netns = Netns::create(&format!("{}{}", self.facts.prefix(), spec.name))?;
+        let number = spec.name.trim_start_matches('n').parse()?;
+        let seat = ground.underlay.plug_in(&spec.name, number, &netns)?;
+        self.machines.push(Machine::start(spec, &netns, seat)?);
         Ok(())
     }
 

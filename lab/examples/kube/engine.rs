@@ -10,6 +10,7 @@ use crate::agents::TARTAN;
 use crate::cluster::{Cluster, items};
 use crate::life;
 use crate::pods::{self, PATIENCE};
+use crate::tartan;
 use crate::tests::{TALKING, with_a_pod_a_node};
 
 /// What all nodes hear and may send on.
@@ -24,13 +25,7 @@ fn instances(cluster: &Cluster) -> Result<BTreeSet<String>> {
 }
 
 fn set_fabric(cluster: &Cluster, fabric: &str) -> Result<()> {
-    let config = json!({
-        "apiVersion": "tartan.dev/v1alpha1",
-        "kind": "NetworkConfig",
-        "metadata": {"name": "default"},
-        "spec": {"fabric": fabric},
-    });
-    pods::apply(cluster, "config.json", vec![config])?;
+    tartan::configure(cluster, json!({"fabric": fabric}))?;
     let gone_over =
         || instances(cluster).is_ok_and(|all| !all.is_empty() && all.iter().all(|at| at.starts_with(fabric)));
     wait_for(PATIENCE, &format!("the cluster to go over to {fabric}"), gone_over).map(drop)

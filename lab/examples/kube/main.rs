@@ -38,6 +38,8 @@ mod pki;
 mod pods;
 #[cfg(test)]
 mod policies;
+#[cfg(test)]
+mod runtime;
 mod scale;
 #[cfg(test)]
 mod services;

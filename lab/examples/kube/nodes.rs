@@ -14,7 +14,7 @@ use crate::pods::{self, PATIENCE};
 use crate::tests::{TALKING, with_a_pod_a_node};
 
 const KUBELET: &str = "kubelet\0";
-const CONTAINERD: &str = "containerd\0";
+pub(crate) const CONTAINERD: &str = "containerd\0";
 /// Where an agent serves its metrics on its node.
 const METRICS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9470);
 /// Where a kubelet says that it works.
@@ -53,11 +53,7 @@ fn what_befalls_one_node_is_nothing_to_other_pods() {
 
 /// Dozens of pods start on a node and are deleted by force, again and again; its agent lets go of each.
 fn churn(cluster: &Cluster, node: &str) -> Result<()> {
-    let pods_there = || -> Result<u64> {
-        let (_, metrics) = http_get(&local(cluster, node)?, METRICS, "/metrics")?;
-        let pods = metrics.lines().find_map(|line| line.strip_prefix("tartan_pods ")).context("tartan_pods")?;
-        Ok(pods.parse()?)
-    };
+    let pods_there = || metric(cluster, node, "tartan_pods")?.context("tartan_pods");
     let before = pods_there()?;
     for round in 0..CHURN_ROUNDS {
         let pods = (0..CHURN_PODS).map(|number| pods::paused(&format!("churn-{round}-{number}"), node, "churn"));
@@ -68,6 +64,13 @@ fn churn(cluster: &Cluster, node: &str) -> Result<()> {
     }
     let gone = || pods_there().is_ok_and(|pods| pods == before);
     wait_for(GOODBYE, "the addresses of pods that were deleted by force to be free", gone).map(drop)
+}
+
+/// What the node's agent counts; none of what it has no line for.
+pub(crate) fn metric(cluster: &Cluster, node: &str, name: &str) -> Result<Option<u64>> {
+    let (_, metrics) = http_get(&local(cluster, node)?, METRICS, "/metrics")?;
+    let value = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    Ok(value.map(str::parse).transpose()?)
 }
 
 /// The Node is deleted and registers anew: another UID, other pod CIDRs.

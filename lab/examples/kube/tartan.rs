@@ -31,6 +31,15 @@ pub(crate) fn define_pools(cluster: &Cluster) -> Result<()> {
     cluster.wait_for("condition=Established", &["crd/ippools.projectcalico.org"])
 }
 
+/// The cluster's one NetworkConfig says this from now on.
+#[cfg(test)]
+pub(crate) fn configure(cluster: &Cluster, spec: Value) -> Result<()> {
+    let config = serde_json::json!({
+        "apiVersion": "tartan.dev/v1alpha1", "kind": "NetworkConfig", "metadata": {"name": "default"}, "spec": spec,
+    });
+    crate::pods::apply(cluster, "config.json", vec![config])
+}
+
 /// The manifest as this cluster must have it: its path.
 pub(crate) fn manifest(cluster: &Cluster) -> Result<String> {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(MANIFEST);

@@ -2,12 +2,12 @@
 //! nothing stays.
 
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tartan_lab::Census;
-use tartan_lab::probe::Running;
+use tartan_lab::probe::{Running, wait_for};
 
 use crate::agents::TARTAN;
 use crate::cluster::{Cluster, Wants, items};
@@ -15,6 +15,10 @@ use crate::control::Stack;
 use crate::flannel::Backend;
 use crate::pods::{self, SERVER_PORT};
 use crate::{Programs, life, mixed, stock, tartan};
+
+/// Shorter than anybody would have them, so that the end of both can be waited for.
+const LEASE: Duration = Duration::from_secs(20);
+const COOLDOWN: Duration = Duration::from_secs(20);
 
 /// What the harness itself can do, and what Tartan is compared with.
 #[test]
@@ -38,7 +42,7 @@ fn pods_talk_where_there_is_ipv6_alone() {
 #[test]
 fn pods_talk_where_nodes_have_no_pod_cidrs() {
     let wants = Wants { pools: true, ..Wants::default() };
-    let cluster = Cluster::up("kube-pools", Programs::from_environment().unwrap(), wants).unwrap();
+    let mut cluster = Cluster::up("kube-pools", Programs::from_environment().unwrap(), wants).unwrap();
     tartan::define_pools(&cluster).unwrap();
     cluster.kubectl(&["apply", "--filename", &tartan::manifest(&cluster).unwrap()]).unwrap();
     cluster.wait_for_nodes().unwrap();
@@ -48,6 +52,46 @@ fn pods_talk_where_nodes_have_no_pod_cidrs() {
     life::through(&talking, |_| Ok(())).unwrap().check_nothing_lost().unwrap();
     let blocks = cluster.get(&["ipblocks"]).unwrap();
     assert_eq!(items(&blocks).len(), 6, "one of each family for each node: {blocks:#}");
+    a_node_goes_and_comes_back_as_another(&mut cluster).unwrap();
+}
+
+/// Its blocks are free once its lease and the cool-down are over, and no sooner; then its word is gone. Started again, with
+/// what it has on its disk of the life before, it claims blocks anew.
+fn a_node_goes_and_comes_back_as_another(cluster: &mut Cluster) -> Result<()> {
+    let config = json!({"leaseSeconds": LEASE.as_secs(), "cooldownSeconds": COOLDOWN.as_secs()});
+    tartan::configure(cluster, config)?;
+    let others = pods::endpoints(cluster, &TALKING[..2])?;
+    let event = |_: &Running| {
+        let since = Instant::now();
+        let off = cluster.shut_down("n3")?;
+        cluster.kubectl(&["delete", "node", "n3"])?;
+        let free = || blocks_of(cluster, "n3").is_ok_and(|count| count == 0);
+        let took = wait_for(3 * (LEASE + COOLDOWN), "the blocks of a node that is gone to be free", free)
+            .map(|_| since.elapsed())?;
+        // A sign of life may have been a part of its lease old, and so may what others know of the time.
+        ensure!(took >= LEASE / 2 + COOLDOWN, "they were free after {took:?}");
+        cluster.wait_for("delete", &["nodenetwork/n3"])?;
+        for node in ["n1", "n2"] {
+            ensure!(blocks_of(cluster, node)? == 2, "{node} has lost blocks");
+        }
+        cluster.boot(&off)
+    };
+    life::through(&others, event)?.check_nothing_lost()?;
+
+    cluster.wait_for_nodes()?;
+    cluster.wait_until_ready()?;
+    cluster.kubectl(&["delete", "pod", "on-n3", "--force", "--grace-period=0", "--ignore-not-found"])?;
+    pods::run(cluster, vec![pods::pod("again-n3", "n3")])?;
+    let again = &pods::endpoints(cluster, &["again-n3"])?[0];
+    let reached = || others.iter().all(|pod| pods::answers(pod, again) && pods::answers(again, pod));
+    wait_for(pods::PATIENCE, "a pod of the node that came back to be reached", reached)?;
+    ensure!(blocks_of(cluster, "n3")? == 2, "one of each family");
+    Ok(())
+}
+
+fn blocks_of(cluster: &Cluster, node: &str) -> Result<usize> {
+    let blocks = cluster.get(&["ipblocks"])?;
+    Ok(items(&blocks).iter().filter(|block| block["spec"]["node"] == node).count())
 }
 
 /// An agent dies and starts again, and a pod gets another sandbox, while there is no API server; a pod is made when it is
