@@ -161,6 +161,10 @@ impl Linux {
         failures.extend(self.nft.apply_these(&nft));
         if let Some(begun) = era {
             self.flusher.want(Effect::ForgetStamps(begun.stamps.others()));
+            // Until this transaction rules of anything gave stamps, of this era's too.
+            if !begun.in_turn {
+                self.flusher.want(Effect::ForgetStamps(begun.stamps));
+            }
             // Refused, or not: whoever does not know walks.
             self.stamps_are_known &= !failures.iter().any(|failure| failure.key.is_whole());
         }

@@ -46,10 +46,10 @@ pub struct Node {
     agent: Mutex<Option<Child>>,
 }
 
-/// Lists a node's nft rules, for a shell. Whose the tables are, counts, the order of what has none and how often something
-/// was revoked are left out.
+/// Lists a node's nft rules, for a shell. Whose the tables are, counts, the order of what has none, how often something was
+/// revoked and how often policy changed are left out.
 pub const NFT_LISTING: &str = "nft list tables; nft -s list ruleset | sed -E 's/ # progname .*//; /^\\tflags (owner)?$/{N;d}; s/^(table .*|\\})$//; \
-         /ct mark/{s/0x..000000/STAMP/g; s/0x..ffffff/REST/g}; /set policy_generation/,/}/s/0x.*/N }/; \
+         /ct mark/{s/0x..000000/STAMP/g; s/0x..ffffff/REST/g}; /(set policy_generation|map policy_epoch)/,/}/s/0x.*/N }/; \
          /set policy_judged/,/}/{/elements|^ *\\t*0x/d}' | \
          tr '\\n' '\\r' | sed -E 's/^\\r//; s/\\r\\r+/\\n/g' | sort";
 

@@ -167,9 +167,10 @@ impl<'a> Phases<'a> {
             }
             Key::NftElement { set, .. } if epoch::is_key(op.key()) => {
                 let flush = encode::flush_set(set);
-                match new {
-                    Some(_) => self.rules_in.extend([flush, encode::epoch(self.given.epoch)].map(into)),
-                    None => self.emptied.push(out(flush)),
+                match (old, new) {
+                    (_, Some(_)) => self.rules_in.extend([flush, encode::epoch(self.given.epoch)].map(into)),
+                    (Some(_), None) => self.emptied.push(out(flush)),
+                    (None, None) => {}
                 }
             }
             Key::NftElement { set, key } => {

@@ -118,20 +118,31 @@ enum Phase {
 /// The steps of each transaction. `mirror` is what they begin from; of policy they are all there is to do.
 pub fn phases(mirror: &State, steps: Steps) -> Vec<Steps> {
     let mut all = transactions(mirror, steps);
-    if let Some((key, now)) = mirror.get_shared(&epoch::element().0) {
-        for steps in &mut all {
-            let changes = steps.iter().any(|step| step.key().is_whole());
-            if changes && !steps.iter().any(|step| epoch::is_key(step.key())) {
+    let mut there = mirror.get_shared(&epoch::element().0).map(|(key, now)| (key.clone(), now.clone()));
+    for steps in &mut all {
+        let changes = steps.iter().any(|step| step.key().is_whole());
+        match (steps.iter().find(|step| epoch::is_key(step.key())), &there) {
+            (Some(Step::Create(key, new) | Step::Replace { key, new, .. }), _) => {
+                there = Some((key.clone(), new.clone()))
+            }
+            (Some(Step::Delete(..)), _) => there = None,
+            (None, Some((key, now))) if changes => {
                 steps.push(Step::Replace { key: key.clone(), old: now.clone(), new: now.clone() });
             }
+            (None, _) => {}
         }
     }
     all
 }
 
 fn transactions(mirror: &State, steps: Steps) -> Vec<Steps> {
-    let makes_sets = |step: &Step| matches!(step.key(), Key::NftTable | Key::NftSet { .. });
-    // Where sets are made there is nothing in force that could be half old and half new.
+    let makes_sets = |step: &Step| match step.key() {
+        Key::NftTable => true,
+        key @ Key::NftSet { .. } => key.is_whole(),
+        _ => false,
+    };
+    // Where policy's sets are made nothing of it is in force that could be half old and half new, unless another build made
+    // the others.
     if steps.is_empty() {
         return Vec::new();
     }

@@ -172,7 +172,7 @@ impl Packets {
         let subject = looked_up(asked, &self.named(SUBJECTS), KEY)
             .then(Selector::L4proto.load(self.nfproto, CLASS_KEY[1]))
             .then(self.destination());
-        let asked = carried(subject, &[OWN_KEY[0], ANY_KEY[0], CLASS_KEY[0]]);
+        let asked = carried(subject, &[OWN_KEY[0], ANY_KEY[0], CLASS_KEY[0]]).then(Expr::SetMark { sreg: MARK });
         carried(looked_up(asked, &self.way.side.classes(), CLASS_KEY[0]), &[OWN_KEY[2], ANY_KEY[1]])
     }
 
