@@ -110,7 +110,7 @@ const PHASES: &[Mutant] = &[
     mutant("who gains an identity finds rows that it has no more", "phases.rs", "self.gaining.contains(&identity) || self.gaining_sets.contains(&set)", "false"),
     mutant("what falls back to a range finds rows that it has no more", "phases.rs", "=> falls = true,", "=> falls = false,"),
     mutant("what anyone may is not said between", "phases.rs", "[maps.words, maps.any].map(", "[maps.words].map("),
-    mutant("a packet can tell that it met two states", "phases.rs", "if changes && !steps", "if !changes && !steps"),
+    mutant("a packet can tell that it met two states", "phases.rs", "(None, Some((key, now))) if changes =>", "(None, Some((key, now))) if !changes =>"),
     mutant("between is what was, for all that changes", "phases.rs", "if when == When::Before { *old } else { *new }", "*old"),
 ];
 

@@ -82,11 +82,15 @@ fn made_anew(cluster: &Cluster, node: &str) -> Result<()> {
     life::kill_process(cluster, node, KUBELET)?;
     let anew = || said(".metadata.uid").is_ok_and(|now| !now.is_empty() && now != before);
     wait_for(PATIENCE, &format!("another Node {node}"), anew)?;
-    // To make a CSINode it has looked for its Node half a dozen times in vain, and would look again after two minutes and not
-    // be ready before. One that starts finds it.
-    life::kill_process(cluster, node, KUBELET)?;
+    look_again(cluster, node)?;
     let ready = || said(r#".status.conditions[?(@.type=="Ready")].status"#).is_ok_and(|status| status == "True");
     wait_for(PATIENCE, &format!("Node {node} to be ready"), ready).map(drop)
+}
+
+/// To make a CSINode a kubelet may have looked for its Node half a dozen times in vain, and would look again after two minutes and
+/// not be ready before. One that starts finds it.
+pub(crate) fn look_again(cluster: &Cluster, node: &str) -> Result<()> {
+    life::kill_process(cluster, node, KUBELET)
 }
 
 /// The node itself, for a look at what listens there.

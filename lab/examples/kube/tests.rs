@@ -14,7 +14,7 @@ use crate::cluster::{Cluster, Wants, items};
 use crate::control::Stack;
 use crate::flannel::Backend;
 use crate::pods::{self, SERVER_PORT};
-use crate::{Programs, life, mixed, stock, tartan};
+use crate::{Programs, life, mixed, nodes, stock, tartan};
 
 /// Shorter than anybody would have them, so that the end of both can be waited for.
 const LEASE: Duration = Duration::from_secs(20);
@@ -79,6 +79,7 @@ fn a_node_goes_and_comes_back_as_another(cluster: &mut Cluster) -> Result<()> {
     life::through(&others, event)?.check_nothing_lost()?;
 
     cluster.wait_for_nodes()?;
+    nodes::look_again(cluster, "n3")?;
     cluster.wait_until_ready()?;
     cluster.kubectl(&["delete", "pod", "on-n3", "--force", "--grace-period=0", "--ignore-not-found"])?;
     pods::run(cluster, vec![pods::pod("again-n3", "n3")])?;
