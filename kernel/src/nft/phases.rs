@@ -568,4 +568,18 @@ mod tests {
         check(&after, &made, &[&[('+', set), ('+', address(1)), ('+', row(Some(77), 8))]]);
         check(&before, &before, &[]);
     }
+
+    #[test]
+    fn a_set_of_others_changes_nothing_and_each_transaction_of_policy_has_its_number() {
+        let (number, object) = epoch::element();
+        let mut before = state(&[(address(1), 77), (ports(2, 0, 91), 8), (row(None, 8), 1), (row(Some(77), 8), 2)]);
+        before.insert(number.clone(), object, Owner::Policy);
+        let mut after = before.clone();
+        after.remove(&address(1));
+        after.remove(&row(Some(77), 8));
+        let set = Key::NftSet { set: "encrypted4".into() };
+        after.insert(set.clone(), Object::NftSet(tartan_netstate::nft::Set::exact(&[]).into()), Owner::Node);
+        let number = || ('=', number.clone());
+        check(&before, &after, &[&[('-', address(1)), number()], &[('-', row(Some(77), 8)), ('+', set), number()]]);
+    }
 }
