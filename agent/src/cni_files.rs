@@ -121,10 +121,7 @@ fn conflist(boot: &Boot) -> Value {
         "stateDir": boot.state_dir,
         "capabilities": {"portMappings": true, "ips": true, "mac": true, "bandwidth": true},
     });
-    let mut list = json!({"name": "tartan", "plugins": [plugin]});
-    list["cniVersion"] = OLDEST.into();
-    list["cniVersions"] = [OLDEST, NEWEST].as_slice().into();
-    list
+    json!({"cniVersion": OLDEST, "cniVersions": [OLDEST, NEWEST], "name": "tartan", "plugins": [plugin]})
 }
 
 /// Our file with what others have put into it: istio-cni and the like add themselves to the one that the runtime reads. As

@@ -36,6 +36,15 @@ pub(crate) fn instance(common: &Common, member: &Member) -> Option<Instance> {
     (allowed && member.live && !member.annotated && member.accepts().any(|(accepts, _)| accepts == at)).then_some(at)
 }
 
+/// What gets to the peer by `at`, as far as the self-test knows.
+pub(crate) fn passing(world: &World, name: &Arc<str>, at: Instance) -> Option<Passing> {
+    // There may be thousands of peers, and names are made to be looked up.
+    if world.passes.is_empty() {
+        return None;
+    }
+    world.passes.get(&(name.clone(), at.to_string().into())).copied()
+}
+
 /// Whether the peer's ranges are to be reached otherwise than by `at`, and how.
 pub(crate) fn of(
     world: &World,
@@ -46,8 +55,8 @@ pub(crate) fn of(
 ) -> Option<Fallback> {
     let to = instance(common, member).filter(|to| *to != at && !blocks.is_empty())?;
     let stands = |block: &&IpNet| world.programmed.mirror.get(&standby_route(block)).is_some();
-    let blocked = match world.passes.get(&(name.clone(), at.to_string().into())) {
-        Some(passing) => *passing == Passing::Nothing,
+    let blocked = match passing(world, name, at) {
+        Some(passing) => passing == Passing::Nothing,
         None => blocks.iter().any(stands),
     };
     blocked.then(|| Fallback { to, holds: blocks.iter().all(stands) })

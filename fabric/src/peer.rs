@@ -192,12 +192,8 @@ fn carry(
 /// The largest packet that gets to the peer, where that is less than pods may send: the kernel says so to who sends a larger one,
 /// as it does of a link (RFC 1191, RFC 8201).
 fn narrowed(world: &World, name: &Arc<str>, at: &Instance) -> Option<u32> {
-    // There may be thousands of peers, and names are made to be looked up.
-    if world.passes.is_empty() {
-        return None;
-    }
-    match world.passes.get(&(name.clone(), at.to_string().into()))? {
-        Passing::UpTo(bytes) => Some(MIN_MTU.max(*bytes)),
+    match fallback::passing(world, name, *at)? {
+        Passing::UpTo(bytes) => Some(MIN_MTU.max(bytes)),
         Passing::Nothing | Passing::All => None,
     }
 }

@@ -13,7 +13,7 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use netns::Netns;
+use netns::{Netns, shell};
 use place::pod_netns;
 use states::{mac, name};
 use tartan_kernel::fake::Fake;
@@ -121,12 +121,6 @@ fn on_both(test: fn(&mut dyn Machine)) {
     let pod = Netns::new();
     let node = Netns::new();
     node.run(move || test(&mut Real { kernel: Linux::open().unwrap(), ns: pod_netns(&pod), pod: Some(pod) }));
-}
-
-fn shell(script: &str) -> String {
-    let output = std::process::Command::new("sh").args(["-ec", script]).output().unwrap();
-    assert!(output.status.success(), "{script}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 fn sh(script: &str) {

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use netns::node::{Lab, attachment, lab, mapping, nat};
 use netns::traffic::{Over, Persistent, sees};
+use netns::{Netns, shell};
 use tartan_kernel::Kernel as _;
 use tartan_kernel::conntrack::{Conntrack, Effect, Flusher, Stats, effect};
 use tartan_kernel::linux::Linux;
@@ -187,16 +188,10 @@ impl Stamping {
     }
 }
 
-fn shell(script: &str) -> String {
-    let output = std::process::Command::new("sh").args(["-ec", script]).output().unwrap();
-    assert!(output.status.success(), "{script}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
-
 #[test]
 fn stamps_are_forgotten_before_they_come_round() {
     const ERA: u32 = 63;
-    netns::Netns::new().run(|| {
+    Netns::new().run(|| {
         let mut node = Stamping::begin();
         node.stamp(0);
         node.go_to(5);

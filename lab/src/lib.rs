@@ -206,6 +206,16 @@ impl Lab {
         &self.scenario
     }
 
+    /// The agent's program in another file, so another one to whoever tells programs apart: to upgrade to.
+    pub fn another_program(&self, name: &str) -> Result<PathBuf> {
+        let (program, another) =
+            (&self.binaries.as_ref().context("a lab with agents")?.tartan, self.facts.dir.join(name));
+        // What runs cannot be written to.
+        let _none = fs::remove_file(&another);
+        fs::copy(program, &another).with_context(|| format!("copying {}", program.display()))?;
+        Ok(another)
+    }
+
     /// What other processes know of it.
     pub fn facts(&self) -> &Facts {
         &self.facts

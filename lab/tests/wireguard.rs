@@ -17,7 +17,7 @@ use common::{
 };
 use serde_json::json;
 use tartan_lab::probe::{Talk, Transport, ping, wait_for};
-use tartan_lab::{Binaries, Family, Lab, Node};
+use tartan_lab::{Family, Lab, Node};
 
 /// From the last answer before an engine was killed to the first one after. Handshakes that got no answer are tried again after
 /// five seconds only (REKEY_TIMEOUT, section 6.1 of the WireGuard paper).
@@ -287,9 +287,7 @@ fn the_end_of_an_agent_is_not_noticed_and_that_of_an_engine_not_for_long() -> Re
 fn an_upgrade_of_the_engine_is_not_noticed() -> Result<()> {
     let lab = lab("wgupgrade", "wireguard")?;
     wait_until_steady(&lab, "wireguard")?;
-    let program = Binaries::beside_this_program()?.tartan;
     let load = gentle_load(&lab)?;
-    let [newer, newest] = ["tartan-newer", "tartan-newest"].map(|name| lab.facts().dir.join(name));
     let upgrade = |node: &Node, to: &Path| {
         node.set_program(to);
         node.restart_agent().map(drop)
@@ -300,13 +298,13 @@ fn an_upgrade_of_the_engine_is_not_noticed() -> Result<()> {
         // None where the kernel encrypts.
         engines.len() < 2 && engines.iter().all(runs)
     };
-    fs::copy(&program, &newer).context("copying the program")?;
+    let newer = lab.another_program("tartan-newer")?;
     for node in lab.nodes() {
         upgrade(node, &newer)?;
         wait_for(PATIENCE, "the newer engine", || runs(node, &newer)).with_context(|| node.troubleshooting())?;
     }
     load.wait_for_answers(GENTLE_PROBES, PATIENCE).with_context(|| lab.troubleshooting())?;
-    fs::copy(&program, &newest).context("copying the program")?;
+    let newest = lab.another_program("tartan-newest")?;
     lab.nodes().iter().try_for_each(|node| upgrade(node, &newest))?;
     let all_run = || lab.nodes().iter().all(|node| runs(node, &newest));
     wait_for(PATIENCE, "the newest engines", all_run).with_context(|| lab.troubleshooting())?;

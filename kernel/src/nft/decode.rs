@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tartan_netstate::nft::{Chain, ChainKind, ElementData, ElementKey, Hook, HookPoint, Rule, Set, SetKind, Verdict};
-use tartan_netstate::{Key, Object, claims, epoch};
+use tartan_netstate::{Object, claims, epoch};
 
 use super::encode::{
     NF_ACCEPT, NFT_ELEM_CATCHALL, NFT_ELEM_INTERVAL_END, NFT_SET_ANONYMOUS, NFT_SET_EVAL, NFT_SET_INTERVAL,
@@ -93,12 +93,10 @@ pub(super) fn set(reply: &Reply) -> Option<(Arc<str>, Set)> {
 /// The object that stands for them, if they are as they should be: what is put in its place leaves nothing of others.
 pub(super) fn epoch(elements: Vec<(ElementKey, Object)>) -> Vec<(ElementKey, Object)> {
     let data = |key: &ElementKey| Object::NftElement(ElementData((*key.bytes).into()));
-    let Ok([(from, to), (back, zero)]) = <[_; 2]>::try_from(elements) else { return Vec::new() };
-    let is_pair = from != back && data(&from) == zero && data(&back) == to;
-    match epoch::element() {
-        (Key::NftElement { key, .. }, object) if is_pair && [&from, &back].contains(&&key) => vec![(key, object)],
-        _ => Vec::new(),
-    }
+    let is_pair =
+        matches!(&*elements, [(from, to), (back, zero)] if from != back && data(from) == *zero && data(back) == *to);
+    let zero = |(key, _): &(ElementKey, Object)| is_pair && *key.bytes == [0; 4];
+    elements.into_iter().find(zero).map(|(key, _)| (key, Object::NftElement(epoch::data(0)))).into_iter().collect()
 }
 
 /// An element as the kernel has it: an interval is two.

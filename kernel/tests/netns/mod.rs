@@ -91,6 +91,13 @@ impl Netns {
     }
 }
 
+/// Runs a shell script in the calling thread's namespace; it must succeed. Gives its output back.
+pub fn shell(script: &str) -> String {
+    let output = Command::new("sh").args(["-ec", script]).output().unwrap();
+    assert!(output.status.success(), "{script}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
 impl Drop for Netns {
     fn drop(&mut self) {
         self.jobs.take();

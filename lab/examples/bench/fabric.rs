@@ -1,7 +1,6 @@
 //! Fabrics that a program carries: one TCP stream beside the same over a bare veth pair, and the end of that program under
 //! load.
 
-use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
@@ -11,7 +10,7 @@ use tartan_lab::{Lab, Netns, Node};
 
 use crate::boringtun::Boringtun;
 use crate::load::Pair;
-use crate::{PATIENCE, Series, Subject, binaries, lab, losses, unknown};
+use crate::{PATIENCE, Series, Subject, lab, losses, unknown};
 
 /// Probes answered before an event begins.
 const BEFORE: u64 = 5_000;
@@ -48,16 +47,11 @@ impl Fabric {
     }
 
     fn happen(&mut self, event: &str) -> Result<()> {
-        let program = binaries()?.tartan;
-        let newer = self.lab.facts().dir.join("tartan-newer");
         for node in self.lab.nodes() {
             let before = engine(node)?;
             match event {
-                // Another file, so another program to whoever tells them apart.
                 "upgrade" => {
-                    let _none = fs::remove_file(&newer);
-                    fs::copy(&program, &newer).context("copying the program")?;
-                    node.set_program(&newer);
+                    node.set_program(&self.lab.another_program("tartan-newer")?);
                     node.restart_agent()?;
                 }
                 "kill" => drop(node.output(&["kill", "-9", &before.to_string()])?),

@@ -110,18 +110,16 @@ fn compared<'a>(
     stock: &[(&str, &str)],
     question: impl Fn(&str) -> String,
 ) -> Result<Vec<Arm<'a>>> {
-    let twin = stock.first().map(|(plugins, _)| *plugins);
-    let plugins = std::iter::once("ours").chain(stock.iter().map(|(plugins, _)| *plugins)).chain(twin);
+    let plugins = std::iter::once(&("ours", "")).chain(stock).chain(stock.first());
     let mut arms: Vec<Arm<'a>> = plugins
-        .map(|plugins| {
+        .map(|(plugins, _)| {
             let question = question(plugins);
             Arm::new(move || program.ask(&question))
         })
         .collect();
     interleave(ROUNDS, &mut arms)?;
-    if let (Some(_), Some(twin)) = (twin, arms.pop()) {
-        report.twins(twin.ratio(&arms[1], ADD, Samples::p50).get());
-    }
+    let twin = arms.pop().ok_or("nothing was compared")?;
+    report.twins(twin.ratio(&arms[1], ADD, Samples::p50).get());
     Ok(arms)
 }
 

@@ -48,7 +48,7 @@ enum Whose {
 }
 
 /// Which word decides.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy)]
 enum Word {
     /// The identity's own.
     Own,
@@ -77,15 +77,17 @@ pub(super) fn chain(packets: Packets, mode: Mode) -> Vec<Rule> {
         ("the range around it", Whose::Around, Word::Own),
         ("anyone, address not known", Whose::Around, Word::Anyones),
     ];
-    let act = |begins: &str| of.map(|(on, whose, word)| packets.act(&format!("{begins} {on}"), whose, word));
-    let reports = of.map(|(on, whose, word)| packets.report(&format!("passes, {on}"), whose, word));
+    let act = |begins: &str, (on, whose, word)| packets.act(&format!("{begins} {on}"), whose, word);
     let mut rules = vec![
         packets.pass("allowed, address known", Whose::Listed),
         packets.pass("allowed, address not known", Whose::Around),
     ];
-    rules.extend(reports.into_iter().zip(act("verdict on")).flat_map(|(report, act)| [report, act]));
+    for (on, whose, word) in of {
+        rules.push(packets.report(&format!("passes, {on}"), whose, word));
+        rules.push(act("verdict on", (on, whose, word)));
+    }
     // Policy has changed among these.
-    rules.extend(act("again, on"));
+    rules.extend(of.map(|these| act("again, on", these)));
     rules.push(otherwise);
     rules
 }
@@ -131,8 +133,8 @@ impl Packets {
         match word {
             Word::Own => (of_one_state(own), OWN_WORD),
             Word::Anyones => {
-                let none = |rule: RuleBuilder| rule.then(Expr::Cmp { sreg: OWN_WORD, op: CmpOp::Eq, data: vec![0; 4] });
-                (none(of_one_state(self.anyones_word(own))), ANY_WORD)
+                let without_own = Expr::Cmp { sreg: OWN_WORD, op: CmpOp::Eq, data: vec![0; 4] };
+                (of_one_state(self.anyones_word(own)).then(without_own), ANY_WORD)
             }
         }
     }
