@@ -12,6 +12,7 @@
 //! Invariants: everything a lab makes carries its name and the holder's pid (`tt-NAME-PID-…`, `/run/tartan-lab/NAME-PID`);
 //! no packet leaves its namespaces; it is removed when the `Lab` is dropped, and by the next lab if its holder died.
 
+mod binaries;
 mod cgroups;
 mod cleanup;
 mod cni;
@@ -36,6 +37,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail};
 use serde_json::{Map, Value, json};
 
+pub use binaries::Binaries;
 pub use cgroups::Hierarchy;
 pub use cleanup::{Census, Difference, down, remove, remove_leftovers};
 pub use cni::{Answer, Attachment, CNI_VERSION, Network, Verb};
@@ -49,15 +51,6 @@ pub use scenario::Scenario;
 pub use signals::{Asked, Signals};
 pub use underlay::{Kind as Underlay, Seat, Underlay as UnderlayControl};
 pub use watch::Seen;
-
-/// The programs a lab runs.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Binaries {
-    /// `tartan`: run as `tartan agent --config BOOT.yaml`.
-    pub tartan: PathBuf,
-    /// `tartan-cni`; its file name is the netconf's `type`.
-    pub cni: PathBuf,
-}
 
 /// A lab to be.
 #[derive(Debug, Clone)]
@@ -77,26 +70,6 @@ pub struct Lab {
     scenario: Scenario,
     binaries: Option<Binaries>,
     facts: Facts,
-}
-
-// === impl Binaries ===
-
-impl Binaries {
-    /// Those cargo built beside the running program (a test is in `deps` below them, an example in `examples`).
-    pub fn beside_this_program() -> Result<Self> {
-        let program = std::env::current_exe()?;
-        let directory = program.parent().context("the running program has a directory")?;
-        let is_below = directory.ends_with("deps") || directory.ends_with("examples");
-        let directory = directory.parent().filter(|_| is_below).unwrap_or(directory);
-        let find = |name: &str| {
-            let file = directory.join(name);
-            match file.exists() {
-                true => Ok(file),
-                false => Err(anyhow!("{} is missing: run `cargo build -p tartan-cli -p tartan-cni`", file.display())),
-            }
-        };
-        Ok(Self { tartan: find("tartan")?, cni: find("tartan-cni")? })
-    }
 }
 
 // === impl Builder ===
