@@ -56,6 +56,22 @@ impl Dir {
     }
 }
 
+#[test]
+fn a_file_is_as_it_was_if_all_its_bytes_are() {
+    let dir = Dir::new();
+    let of = Directory::open(&dir.dir).unwrap();
+    for length in [0, 1, 8191, 8192, 8193, 100_000] {
+        let text = "x".repeat(length);
+        dir.write("pods.yaml", &text);
+        let is_still = |text: &str| watch::is_still(&of, "pods.yaml", &view::hash(text.as_bytes()));
+        assert!(is_still(&text), "{length} bytes");
+        assert!(!is_still(&format!("{text}x")), "{length} bytes are not one more");
+        assert!(length == 0 || !is_still(&format!("{}y", &text[1..])), "the last of {length} is another");
+    }
+    fs::remove_file(dir.dir.join("pods.yaml")).unwrap();
+    assert!(!watch::is_still(&of, "pods.yaml", &view::hash(b"")), "it is gone");
+}
+
 impl Drop for Dir {
     fn drop(&mut self) {
         let removed = fs::remove_dir_all(&self.root);

@@ -12,6 +12,9 @@ use tartan_model::{Condition, Kind, Object, ObjectId, Revision, StoreEvent};
 
 use crate::decode;
 
+/// Of a file's bytes.
+pub(super) use siphasher::sip128::SipHasher13 as Hasher;
+
 /// What came of reading a file.
 pub(super) enum Reading {
     Gone,
@@ -95,10 +98,15 @@ impl View {
         listing.missing.len() == self.files.len()
     }
 
+    /// The hash of a file of which all is known: one with the same bytes holds the same.
+    pub(super) fn known(&self, name: &str) -> Option<&Revision> {
+        self.files.get(name).filter(|file| file.said.is_empty() && !file.blind).map(|file| &file.hash)
+    }
+
     /// Takes a reading of one of its files, perhaps once more.
     pub(super) fn take(&mut self, listing: &mut Listing, name: Arc<str>, reading: Reading) {
         if !matches!(reading, Reading::Gone) {
-            listing.missing.remove(&name);
+            listing.found(&name);
             self.list(listing, &name, reading);
         } else if self.files.contains_key(&name) {
             listing.missing.insert(name);
@@ -162,9 +170,6 @@ impl View {
     /// Puts a reading in place of the file's earlier one; returns the objects of either, and what each was before.
     fn absorb(&mut self, name: &Arc<str>, reading: Reading) -> BTreeMap<ObjectId, Option<Held>> {
         let before = self.files.get(name);
-        if before.is_some_and(|before| before.is_of(&reading)) {
-            return BTreeMap::new();
-        }
         let file = File::of(name, reading, before, &self.kinds);
         let objects = before.into_iter().chain(&file).flat_map(File::ids);
         let touched = objects.map(|id| (id.clone(), self.held(id).cloned())).collect();
@@ -228,6 +233,15 @@ impl View {
     }
 }
 
+// === impl Listing ===
+
+impl Listing {
+    /// One of the view's files is as it was.
+    pub(super) fn found(&mut self, name: &str) {
+        self.missing.remove(name);
+    }
+}
+
 // === impl File ===
 
 impl File {
@@ -238,12 +252,6 @@ impl File {
     fn get(&self, id: &ObjectId) -> Option<&Held> {
         let at = self.objects.binary_search_by(|(there, _)| there.cmp(id)).ok()?;
         Some(&self.objects[at].1)
-    }
-
-    /// Whether to understand these bytes would come to what it holds: a list of thousands of files mostly finds them as they were.
-    fn is_of(&self, reading: &Reading) -> bool {
-        let whole = self.said.is_empty() && !self.blind;
-        matches!(reading, Reading::Bytes(bytes) if whole && hash(bytes) == self.hash)
     }
 
     /// What a file holds after a reading; none when it is gone.
@@ -359,8 +367,8 @@ impl Draft {
     }
 }
 
-fn hash(bytes: &[u8]) -> Revision {
-    siphasher::sip128::SipHasher13::new().hash(bytes).as_u128().into()
+pub(super) fn hash(bytes: &[u8]) -> Revision {
+    Hasher::new().hash(bytes).as_u128().into()
 }
 
 fn duplicate(id: &ObjectId, first: &str, second: &str) -> Condition {

@@ -11,7 +11,9 @@
 //! While the directory cannot be listed, watches on the way to it and a growing pause say when to try again.
 
 use std::collections::BTreeSet;
-use std::io::{self, Read as _};
+use std::fs::File;
+use std::hash::Hasher as _;
+use std::io::{self, BufRead as _, BufReader, Read as _};
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::pin::Pin;
@@ -24,11 +26,12 @@ use inotify::{EventMask, Inotify, WatchDescriptor, WatchMask, Watches};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use tartan_model::{Kind, StoreEvent};
+use siphasher::sip128::Hasher128 as _;
+use tartan_model::{Kind, Revision, StoreEvent};
 use tokio::sync::mpsc;
 
 use super::directory::{Directory, Identity};
-use super::view::{Listing, Reading, View};
+use super::view::{Hasher, Listing, Reading, View};
 use super::{is_document, write};
 
 /// Events that wait for a slow reader before the thread does.
@@ -148,8 +151,12 @@ impl Watcher {
         let dir = session.open(&self.dir)?;
         let mut listing = self.view.begin_list();
         for name in dir.names()? {
-            let reading = read(&dir, &name);
-            self.view.take(&mut listing, name, reading);
+            if self.view.known(&name).is_some_and(|hash| is_still(&dir, &name, hash)) {
+                listing.found(&name);
+            } else {
+                let reading = read(&dir, &name);
+                self.view.take(&mut listing, name, reading);
+            }
         }
         let in_doubt = session.until_still(&dir, |name, reading| self.view.take(&mut listing, name, reading));
         if self.view.has_found_none(&listing) && !self.view.is_empty() && dir.file(write::LOCK).is_err() {
@@ -312,7 +319,33 @@ fn read(dir: &Directory, name: &str) -> Reading {
     }
 }
 
+/// Whether a file's bytes have that hash. A list, which mostly finds that they do, has no more than a few of them in memory.
+pub(super) fn is_still(dir: &Directory, name: &str, hash: &Revision) -> bool {
+    let hash_of = || {
+        let (file, _) = document(dir, name)?;
+        let (mut bytes, mut hasher) = (BufReader::new(file.take(MAX_FILE)), Hasher::new());
+        loop {
+            let part = bytes.fill_buf()?;
+            hasher.write(part);
+            match part.len() {
+                0 => return io::Result::Ok(Revision::from(hasher.finish128().as_u128())),
+                length => bytes.consume(length),
+            }
+        }
+    };
+    hash_of().is_ok_and(|there| there == *hash)
+}
+
 fn bytes(dir: &Directory, name: &str) -> io::Result<Vec<u8>> {
+    let (file, length) = document(dir, name)?;
+    // Room for all of it, and a byte more to see its end.
+    let mut bytes = Vec::with_capacity(length as usize + 1);
+    file.take(MAX_FILE).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// The file, and its length.
+fn document(dir: &Directory, name: &str) -> io::Result<(File, u64)> {
     let file = dir.file(name)?;
     let metadata = file.metadata()?;
     if !metadata.is_file() {
@@ -321,8 +354,5 @@ fn bytes(dir: &Directory, name: &str) -> io::Result<Vec<u8>> {
     if metadata.len() > MAX_FILE {
         return Err(io::Error::other(format!("larger than {} MiB", MAX_FILE >> 20)));
     }
-    // Room for all of it, and a byte more to see its end.
-    let mut bytes = Vec::with_capacity(metadata.len() as usize + 1);
-    file.take(MAX_FILE).read_to_end(&mut bytes)?;
-    Ok(bytes)
+    Ok((file, metadata.len()))
 }
