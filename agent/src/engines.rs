@@ -114,10 +114,6 @@ impl WithEngines {
         };
         let opened: Vec<LinkName> = steps.iter().filter_map(opened).collect();
         let may_start = !opened.is_empty();
-        let failure = |step: &Step, says: &str| {
-            let doing = format!("have an engine with {}", step.key());
-            Failure::of(step, KernelError::Engine { doing, says: says.to_owned() })
-        };
         let (mut told, mut about, mut keys, mut failures) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for step in steps {
             let of_it = wire_steps(step.op());
@@ -222,6 +218,15 @@ impl Kernel for WithEngines {
     fn give_back(&mut self, ns: &PodNetns) {
         self.kernel.give_back(ns);
     }
+}
+
+fn failure(step: &Step, says: &str) -> Failure {
+    let doing = format!("have an engine with {}", step.key());
+    let error = match says {
+        wire::GIVES_WAY => KernelError::EngineGivesWay { doing },
+        says => KernelError::Engine { doing, says: says.to_owned() },
+    };
+    Failure::of(step, error)
 }
 
 fn engine_error(doing: &str, error: &tartan_engine::client::EngineError) -> KernelError {
@@ -465,6 +470,13 @@ mod tests {
         assert!(able.state().holds(&device, &made(own)) && both.wireguard().unwrap().handshakes.is_empty());
         std::fs::remove_file(path).unwrap();
         std::fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[test]
+    fn an_engine_that_gives_way_is_told_from_one_that_cannot() {
+        let step = tun(&LinkName::new("ttxs0").unwrap());
+        let gives_way = |says: &str| matches!(failure(&step, says).error, KernelError::EngineGivesWay { .. });
+        assert!(gives_way(wire::GIVES_WAY) && !gives_way("no room"));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tartan_model::{Attachment, Kind, NAMELESS, World};
+use tartan_model::{Attachment, Kind, NAMELESS, Why, World};
 use tartan_netstate::Owner;
 
 /// Far longer than a runtime is away while it is upgraded.
@@ -21,7 +21,7 @@ pub struct Leftovers(BTreeMap<Arc<str>, Instant>);
 impl Leftovers {
     /// Those whose time is over.
     pub fn update(&mut self, world: &World, now: Instant) -> Vec<Arc<str>> {
-        let gone = world.programmed.failures.iter().filter(|failed| failed.netns_gone);
+        let gone = world.programmed.failures.iter().filter(|failed| failed.why == Why::NetnsGone);
         let ids = gone.filter_map(|failed| match &failed.owner {
             Owner::Pod(id) => Some(id),
             _ => None,
@@ -57,14 +57,14 @@ mod tests {
     fn world(now: Instant) -> World {
         let mut world = whole(now);
         attached(&mut world, "a", &json!({}));
-        fail(&mut world, true);
+        fail(&mut world, Why::NetnsGone);
         world
     }
 
-    fn fail(world: &mut World, netns_gone: bool) {
+    fn fail(world: &mut World, why: Why) {
         let key = Key::Link { ns: Netns::Host, link: tartan_datapath::pod::host_link("a/eth0") };
         let owner = Owner::Pod("a/eth0".into());
-        world.programmed.failures = [Failed { key, owner, error: "refused".into(), netns_gone }].into();
+        world.programmed.failures = [Failed { key, owner, error: "refused".into(), why }].into();
     }
 
     fn some_pod() -> Pod {
@@ -87,14 +87,14 @@ mod tests {
         };
         let nothing = |_: &mut World| {};
         assert_eq!(over(&nothing, &nothing), (true, 1));
-        assert_eq!(over(&|it| fail(it, false), &nothing), (false, 0), "the kernel has its namespace");
+        assert_eq!(over(&|it| fail(it, Why::Refused), &nothing), (false, 0), "the kernel has its namespace");
         let known = |it: &mut World| {
             let pod = it.attachments["a/eth0"].pod();
             it.pods.insert(pod.as_str().into(), some_pod().into());
         };
         assert_eq!(over(&known, &nothing), (false, 0), "the cluster has the Pod");
         assert_eq!(over(&nothing, &known), (true, 0), "it comes back");
-        assert_eq!(over(&nothing, &|it| fail(it, false)), (true, 0), "it is found again");
+        assert_eq!(over(&nothing, &|it| fail(it, Why::Refused)), (true, 0), "it is found again");
         let away = |it: &mut World| it.store(StoreEvent::Away(None, "cut off".into()), began);
         assert_eq!(over(&away, &nothing), (false, 0), "the store is away");
         let unread = |it: &mut World| {

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use tartan_model::{Attachment, Condition, Failed, World};
+use tartan_model::{Attachment, Condition, Failed, Why, World};
 use tartan_netstate::{Key, Owner};
 
 /// A condition for each object that the kernel refuses now, and one if it cannot even be read. What hangs on a link that is
@@ -23,10 +23,27 @@ pub fn conditions(world: &World) -> impl Iterator<Item = Condition> {
         .programmed
         .failures
         .iter()
-        .filter(|failed| !on_one(&failed.key))
+        .filter(|failed| failed.why != Why::EngineGivesWay && !on_one(&failed.key))
         .map(|failed| condition(world, failed))
         .collect();
-    unknown.into_iter().chain(failures).chain(hidden(world))
+    unknown.into_iter().chain(failures).chain(passed_on(world)).chain(hidden(world))
+}
+
+/// One condition for all that an engine leaves to the next one: nothing is wrong with them.
+fn passed_on(world: &World) -> Option<Condition> {
+    let waits = || world.programmed.failures.iter().filter(|failed| failed.why == Why::EngineGivesWay);
+    let first = waits().next()?;
+    Some(Condition {
+        about: format!("Node/{}", world.local),
+        field: String::new(),
+        reason: "EngineGivesWay",
+        message: format!(
+            "the engine is giving way to another program, and tells that one alone of what is new: {} waits, and {} more",
+            first.key,
+            waits().count() - 1
+        ),
+        fix: "nothing: it is done in a second or less, in eight where a peer is down; if this stays, the other program does not start, and the log of the engine's holder (the DaemonSet tartan-holder) says why".into(),
+    })
 }
 
 /// A condition for each pod whose inside this agent cannot find.
@@ -45,7 +62,7 @@ fn hidden(world: &World) -> impl Iterator<Item = Condition> {
 }
 
 fn condition(world: &World, failed: &Failed) -> Condition {
-    let Failed { key, owner, error, netns_gone: _ } = failed;
+    let Failed { key, owner, error, why: _ } = failed;
     let (about, field, fix) = blame(world, owner);
     // Most errors begin with what was tried, the object included.
     let message = match error.contains(&key.to_string()) {
@@ -110,7 +127,7 @@ mod tests {
     use std::time::Instant;
 
     use tartan_model::{Features, Programmed};
-    use tartan_netstate::{LinkName, Netns};
+    use tartan_netstate::{LinkName, Netns, PublicKey};
 
     use super::*;
 
@@ -119,7 +136,7 @@ mod tests {
         let check = |owner: Owner, about: &str, field: &str| {
             let mut world = World::new("n1".into(), Features::default());
             let key = Key::Sysctl { ns: Netns::Host, name: "ipv4/ip_forward".into() };
-            let failures = Arc::from([Failed { key, owner, error: "write: EROFS".into(), netns_gone: false }]);
+            let failures = Arc::from([Failed { key, owner, error: "write: EROFS".into(), why: Why::Refused }]);
             let programmed = Programmed { failures, ..Programmed::default() };
             world.programmed(programmed, Arc::default(), Instant::now());
             let said: Vec<Condition> = conditions(&world).collect();
@@ -140,7 +157,7 @@ mod tests {
         let [one, other] = ["ttx1", "ttx2"].map(|name| LinkName::new(name).unwrap());
         let link = |name: &LinkName| Key::Link { ns: Netns::Host, link: name.clone() };
         let sysctl = |name: &LinkName| Key::LinkSysctl { ns: Netns::Host, link: name.clone(), name: "ipv4/x".into() };
-        let failed = |key| Failed { key, owner: Owner::Node, error: "no".into(), netns_gone: false };
+        let failed = |key| Failed { key, owner: Owner::Node, error: "no".into(), why: Why::Refused };
         let failures = [link(&one), sysctl(&one), sysctl(&other)].map(failed);
         world.programmed(
             Programmed { failures: failures.into(), ..Programmed::default() },
@@ -153,11 +170,28 @@ mod tests {
     }
 
     #[test]
+    fn what_an_engine_leaves_to_the_next_one_is_no_refusal() {
+        let mut world = World::new("n1".into(), Features::default());
+        let link = LinkName::new("ttxs0").unwrap();
+        let failed = |number: u8, why| {
+            let key = Key::WgPeer { link: link.clone(), public_key: PublicKey([number; 32]) };
+            Failed { key, owner: Owner::Fabric("wireguard/ipv4".into()), error: "no".into(), why }
+        };
+        let failures =
+            Arc::from([failed(1, Why::EngineGivesWay), failed(2, Why::Refused), failed(3, Why::EngineGivesWay)]);
+        world.programmed(Programmed { failures, ..Programmed::default() }, Arc::default(), Instant::now());
+        let said: Vec<Condition> = conditions(&world).collect();
+        let reasons: Vec<(&str, &str)> = said.iter().map(|it| (it.reason, &*it.about)).collect();
+        assert_eq!(reasons, [("KernelRefused", "NetworkConfig/default"), ("EngineGivesWay", "Node/n1")]);
+        assert!(said[1].message.ends_with(" waits, and 1 more") && !said[1].fix.contains("modprobe"), "{said:?}");
+    }
+
+    #[test]
     fn the_object_is_named_once() {
         let mut world = World::new("n1".into(), Features::default());
         let key = Key::Sysctl { ns: Netns::Host, name: "ipv4/ip_forward".into() };
         let (error, name) = (format!("add {key}: EROFS").into(), key.to_string());
-        let failures = Arc::from([Failed { key, owner: Owner::Peer("n2".into()), error, netns_gone: false }]);
+        let failures = Arc::from([Failed { key, owner: Owner::Peer("n2".into()), error, why: Why::Refused }]);
         world.programmed(Programmed { failures, ..Programmed::default() }, Arc::default(), Instant::now());
         let said: Vec<Condition> = conditions(&world).collect();
         assert_eq!(said[0].message, format!("the kernel refuses to add {name}: EROFS"));

@@ -13,7 +13,7 @@ use tartan_api::cni::{CniRequest, Command};
 use tartan_fabric::selftest::Sample;
 use tartan_kernel::KernelError;
 use tartan_kernel::thread::Applied;
-use tartan_model::{Clock, Condition, Failed, Kind, NodeCondition, ObjectId, Programmed, StoreEvent, World};
+use tartan_model::{Clock, Condition, Failed, Kind, NodeCondition, ObjectId, Programmed, StoreEvent, Why, World};
 use tartan_netstate::State;
 use tartan_store::Word;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -208,7 +208,11 @@ impl Agent {
                 key: failure.key.clone(),
                 owner: failure.owner.clone(),
                 error: failure.error.to_string().into(),
-                netns_gone: matches!(failure.error, KernelError::NetnsGone(_)),
+                why: match failure.error {
+                    KernelError::NetnsGone(_) => Why::NetnsGone,
+                    KernelError::EngineGivesWay { .. } => Why::EngineGivesWay,
+                    _ => Why::Refused,
+                },
             })
             .collect();
         self.counters.applied(&applied);

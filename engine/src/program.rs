@@ -250,7 +250,7 @@ impl Engine {
             let done = match step {
                 // What this one would have sessions for, the next one would not.
                 Step::Identify { .. } | Step::Meet { .. } | Step::Allow { .. } if self.has_next => {
-                    Err(io::Error::other("it is giving way to another program, which is to be told"))
+                    Err(io::Error::other(wire::GIVES_WAY))
                 }
                 Step::Open { link, socket } => self.open(&link, socket),
                 Step::Hold { link, socket } => self.hold(link, socket),
@@ -624,7 +624,7 @@ mod tests {
         };
         let refused = told(true);
         assert_eq!(refused.iter().map(|(index, _)| *index).collect::<Vec<_>>(), [0, 1, 2]);
-        assert!(refused.iter().all(|(_, says)| says.contains("giving way")), "{refused:?}");
+        assert!(refused.iter().all(|(_, says)| says == wire::GIVES_WAY), "{refused:?}");
         // As ever: what is wrong with them is what is said.
         let refused = told(false);
         assert!(refused[0].1.contains("private key") && refused[1].1.contains("is not carried"), "{refused:?}");

@@ -41,6 +41,9 @@ pub enum Ask {
     Succeed(Program),
 }
 
+/// What an engine answers to a step that is for the next one. Agents tell it from what is wrong, so it stays as it is.
+pub const GIVES_WAY: &str = "it is giving way to another program, which is to be told";
+
 /// A program's file, told from others by these.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Program {

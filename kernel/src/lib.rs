@@ -143,6 +143,9 @@ pub enum KernelError {
     /// An engine is not there, or could not do it.
     #[error("{doing}: {says}")]
     Engine { doing: String, says: String },
+    /// An engine leaves it to the program that goes on in its place.
+    #[error("{doing}: the engine is giving way to another program, which is to be told")]
+    EngineGivesWay { doing: String },
     /// What the node's own value was could not be put on record, and was left as it is.
     #[error("its value from before could not be put on record, so it is not changed: {0}")]
     NotNoted(String),

@@ -38,4 +38,4 @@ pub use pool::{Across, Block, Encapsulation, Holder, Part, Pool, Reservation};
 pub use selector::Selector;
 pub use time::{http_date, rfc3339};
 pub use workload::{NamedPort, Namespace, Pod, PolicyText};
-pub use world::{Failed, Passes, Passing, Programmed, World};
+pub use world::{Failed, Passes, Passing, Programmed, Why, World};

@@ -140,8 +140,18 @@ pub struct Failed {
     pub key: Key,
     pub owner: Owner,
     pub error: Arc<str>,
+    pub why: Why,
+}
+
+/// Why something failed, as far as anything follows from it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Why {
+    /// It is not done.
+    Refused,
     /// The network namespace it should be in is gone.
-    pub netns_gone: bool,
+    NetnsGone,
+    /// The engine leaves it to the program that goes on in its place.
+    EngineGivesWay,
 }
 
 // === impl World ===

@@ -74,7 +74,12 @@ impl Small {
 
 fn failed(failure: &tartan_kernel::Failure) -> tartan_model::Failed {
     let error = failure.error.to_string().into();
-    tartan_model::Failed { key: failure.key.clone(), owner: failure.owner.clone(), error, netns_gone: false }
+    tartan_model::Failed {
+        key: failure.key.clone(),
+        owner: failure.owner.clone(),
+        error,
+        why: tartan_model::Why::Refused,
+    }
 }
 
 /// Takes this process into a namespace with one link, which has this address.

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde_json::json;
 use tartan_api::cni::{Command, NetConf, NetnsFile, PodName, Version};
-use tartan_model::{Failed, PerFamily};
+use tartan_model::{Failed, PerFamily, Why};
 use tartan_netstate::{LinkName, Mac, PodNetns};
 use tokio::sync::oneshot::Receiver;
 use tokio::sync::oneshot::error::TryRecvError;
@@ -56,7 +56,7 @@ impl Loop {
             key: Key::Link { ns: Netns::Host, link: LinkName::new("ttp1").unwrap() },
             owner: Owner::Pod(Attachment::id_of(container, "eth0")),
             error: "File exists (os error 17)".into(),
-            netns_gone: false,
+            why: Why::Refused,
         };
         self.world.programmed.failures = refused.iter().map(failed).collect();
     }

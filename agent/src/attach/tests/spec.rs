@@ -1,6 +1,6 @@
 //! The rows of the CNI spec (1.1.0) that the agent answers for.
 
-use tartan_model::{Advert, Endpoint, Failed, Said};
+use tartan_model::{Advert, Endpoint, Failed, Said, Why};
 use tartan_netstate::{Key, Netns, Owner};
 
 use super::*;
@@ -105,7 +105,7 @@ fn status_tells_what_is_wrong_with_all_pods_from_what_is_wrong_with_some() {
         let mut world = whole(Instant::now());
         let key = Key::NftTable;
         world.programmed.failures =
-            [Failed { key, owner, error: "Operation not supported".into(), netns_gone: false }].into();
+            [Failed { key, owner, error: "Operation not supported".into(), why: Why::Refused }].into();
         check(&world, &status, expected);
     };
     let refused = "51 the kernel refuses what all pods of this node need: nft table";
@@ -121,7 +121,7 @@ fn status_tells_what_is_wrong_with_all_pods_from_what_is_wrong_with_some() {
         world.said = Some(Said::heard(Advert { accepts: vec![end], ..Advert::default() }.into()));
         let (key, owner) = (Key::NftTable, Owner::Fabric("ipip/ipv4".into()));
         world.programmed.failures =
-            [Failed { key, owner, error: "Unknown device type".into(), netns_gone: false }].into();
+            [Failed { key, owner, error: "Unknown device type".into(), why: Why::Refused }].into();
         check(&world, &status, expected);
     };
     by("ipip/ipv4", refused);
@@ -238,7 +238,7 @@ fn check_finds_what_the_kernel_refused() {
     let refuse = |world: &mut World, _: &mut CniRequest| {
         let key = Key::Link { ns: Netns::Host, link: LinkName::new("ttp1").unwrap() };
         let owner = Owner::Pod("a/eth0".into());
-        world.programmed.failures = [Failed { key, owner, error: "EPERM".into(), netns_gone: false }].into();
+        world.programmed.failures = [Failed { key, owner, error: "EPERM".into(), why: Why::Refused }].into();
     };
     check_after(refuse, "103 pod shop/a: the kernel refused link ttp1 in host: EPERM");
 }
