@@ -194,12 +194,8 @@ impl Row {
 
     /// Those by which nodes send.
     fn instances(&self) -> Result<BTreeSet<String>> {
-        let mut instances = BTreeSet::new();
-        for node in self.lab.nodes() {
-            let said = node.status()?;
-            instances.extend(peers(&said).map(|peer| peer["fabric"].as_str().unwrap_or_default().to_owned()));
-        }
-        Ok(instances)
+        let by = self.lab.nodes().iter().map(Node::sends_by).collect::<Result<Vec<_>>>()?;
+        Ok(by.into_iter().flatten().collect())
     }
 
     fn set(&mut self, key: &str, value: Value) -> Result<()> {

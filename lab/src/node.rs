@@ -284,6 +284,13 @@ impl Node {
         Ok(status)
     }
 
+    /// The instances by which it sends to its peers, as the agent says.
+    pub fn sends_by(&self) -> Result<BTreeSet<String>> {
+        let status = self.status()?;
+        let by = status["peers"].as_array().into_iter().flatten().filter_map(|peer| peer["fabric"].as_str());
+        Ok(by.map(str::to_owned).collect())
+    }
+
     /// Waits until the agent says it is ready (its first full pass is done). Returns how long that took.
     pub fn wait_ready(&self) -> Result<Duration> {
         let start = Instant::now();

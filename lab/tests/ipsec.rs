@@ -47,16 +47,9 @@ fn with_ipsec(mut lab: Lab) -> Result<Lab> {
     Ok(lab)
 }
 
-/// The instances by which a node sends to its peers.
-fn all_sends_by(node: &Node) -> Result<BTreeSet<String>> {
-    let status = node.status()?;
-    let by = status["peers"].as_array().into_iter().flatten().filter_map(|peer| peer["fabric"].as_str());
-    Ok(by.map(str::to_owned).collect())
-}
-
 /// The instance by which a node sends to all its peers.
 fn sends_by(node: &Node) -> Result<String> {
-    let by = all_sends_by(node)?;
+    let by = node.sends_by()?;
     ensure!(by.len() == 1, "{} sends by {by:?}", node.name());
     by.first().cloned().context("it sends")
 }
@@ -245,7 +238,7 @@ fn vm_new_keys_are_not_noticed() -> Result<()> {
     set(&mut lab, "ipsec", json!({"rotateAfterSeconds": every}))?;
     for _ in 0..2 {
         let mut another = || {
-            let now = all_sends_by(lab.node("n1")?)?;
+            let now = lab.node("n1")?.sends_by()?;
             let is_new = !now.is_subset(&instances);
             instances.extend(now);
             anyhow::Ok(is_new)
