@@ -42,8 +42,8 @@ pub(crate) const COMMANDS: &[(&str, &str)] = &[
         "Kubernetes' own network tests against Tartan: `bench e2e`, or the specs whose names match a FOCUS",
     ),
     (
-        "vm [--kernel bookworm|trixie|backports]… [-- CARGO-TEST-ARGUMENTS]",
-        "tests under a kernel of Debian's, in QEMU, for what this machine's own lacks",
+        "vm [--kernel bookworm|trixie|backports]… [--short | -- CARGO-TEST-ARGUMENTS]",
+        "tests under a kernel of Debian's, in QEMU, for what this machine's own lacks; `--short`: those of CI",
     ),
     ("image [ARCH…]", "the container image, for this machine's architecture or the named ones, in one archive"),
     ("gen", "write the generated tables of the docs and the definitions in deploy/ again"),

@@ -9,6 +9,7 @@ mod limit;
 use crate::{
     command::{self, Result},
     packages::{self, Lane},
+    vm::LEFT_OUT,
 };
 use std::{
     hash::{BuildHasher, Hasher, RandomState},
@@ -66,7 +67,7 @@ pub(crate) const GROUPS: &[Group] = &[
     group("fuzz",   When::Named,  false, "inputs made from the stored ones, for a while", &["cargo test -p tartan-store -p tartan-agent -p tartan-engine -p tartan-cni --lib --bins -- --ignored --nocapture fuzz"]),
     group("mutants", When::Named, false, "that tests notice known mistakes, made on purpose in a copy", &["xtask mutants"]),
     group("long",   When::Named,  true,  "the ignored tests: long random runs, many repeats", &["cargo build -p tartan-cli -p tartan-cni", "cargo build --profile demo -p tartan-cli", "cargo test -p tartan-lab --test * -- --ignored --skip vm_", "cargo test -p tartan-policy --test * -- --ignored", "cargo test -p tartan-kernel --test packets -- --ignored"]),
-    group("vm",     When::Named,  false, "what this machine's kernel lacks, under Debian's in QEMU", &["xtask vm"]),
+    group("vm",     When::Named,  false, "some of what this machine's kernel lacks, under Debian 12's in QEMU", &["xtask vm --short"]),
     group("kube",   When::Named,  false, "a real Kubernetes on this machine",             &["xtask kube test"]),
     group("e2e",    When::Named,  false, "Kubernetes' own conformance tests of networks", &["xtask kube e2e \\[Conformance\\]"]),
 ];
@@ -91,6 +92,8 @@ struct Row {
     group: &'static Group,
     took: Duration,
     counts: Counts,
+    /// Lines by which it said what it left out.
+    left_out: Vec<String>,
     ok: bool,
 }
 
@@ -162,7 +165,7 @@ fn find(name: &str) -> Result<&'static Group> {
 fn run_group(group: &'static Group, without: &[&str]) -> Result<Row> {
     println!("\n=== {}: {}", group.name, group.about);
     let start = Instant::now();
-    let mut counts = Counts::default();
+    let (mut counts, mut left_out) = (Counts::default(), Vec::new());
     let mut ok = true;
     for step in group.steps {
         if limit::is_over() {
@@ -176,7 +179,10 @@ fn run_group(group: &'static Group, without: &[&str]) -> Result<Row> {
             Some(package) if group.always() => {
                 abreast::run(package, |step| step_command(group, step, without), &mut counts)?
             }
-            _ => command::stream(&mut step_command(group, step, without)?, |line| counts.add(line))?,
+            _ => command::stream(&mut step_command(group, step, without)?, |line| {
+                counts.add(line);
+                left_out.extend(line.starts_with(LEFT_OUT).then(|| line.to_owned()));
+            })?,
         };
         if ok && step.starts_with("cargo test") && counts == before {
             println!("no test ran: {step}");
@@ -186,7 +192,7 @@ fn run_group(group: &'static Group, without: &[&str]) -> Result<Row> {
             break;
         }
     }
-    Ok(Row { group, took: start.elapsed(), counts, ok })
+    Ok(Row { group, took: start.elapsed(), counts, left_out, ok })
 }
 
 fn step_command(group: &Group, step: &str, without: &[&str]) -> Result<Command> {
@@ -268,8 +274,9 @@ fn summary(rows: &[Row], without: &[&str]) -> String {
     let total = |count: fn(&Row) -> u32| rows.iter().map(count).sum::<u32>();
     if !without.is_empty() {
         let tests = total(|row| row.counts.filtered);
-        text += &format!("left out with --without {}: {tests} tests\n", without.join(" "));
+        text += &format!("{LEFT_OUT}with --without {}: {tests} tests\n", without.join(" "));
     }
+    text.extend(rows.iter().flat_map(|row| &row.left_out).map(|line| format!("{line}\n")));
     let skipped: Vec<&str> =
         GROUPS.iter().map(|group| group.name).filter(|name| !rows.iter().any(|row| row.group.name == *name)).collect();
     if !skipped.is_empty() {
@@ -345,14 +352,18 @@ mod tests {
             group: find(name).expect("exists"),
             took: Duration::from_secs(90),
             counts,
+            left_out: vec![format!("left out of {name}")],
             ok,
         };
         let kernel = Counts { passed: 4, filtered: 2, ..Counts::default() };
         let rows = [row("clippy", Counts::default(), false), row("kernel", kernel, true)];
         let text = summary(&rows, &["vxlan"]);
-        for part in
-            ["kernel        1.5       4", "--without vxlan: 2 tests", "FAILED: clippy\n", "not asked for: tidy,"]
-        {
+        for part in [
+            "kernel        1.5       4",
+            "--without vxlan: 2 tests\nleft out of clippy\nleft out of kernel\n",
+            "FAILED: clippy\n",
+            "not asked for: tidy,",
+        ] {
             assert!(text.contains(part), "{part:?} is not in {text}");
         }
         assert!(text.ends_with("\n4 passed, 1 failed"), "{text}");

@@ -116,7 +116,7 @@ fn script(program: &str, args: &[&str]) -> Result<String> {
     let mut text = String::from("export TERM=dumb\nstty raw -F /dev/ttyS1\nip link set lo up\n");
     text += &format!("modprobe --all --quiet {USUAL_MODULES}\n");
     for (name, value) in env::vars() {
-        let ours = ["CARGO", "RUST", "TARTAN_"].iter().any(|prefix| name.starts_with(prefix));
+        let ours = ["CARGO", "RUST", "TARTAN_", "PROPTEST_"].iter().any(|prefix| name.starts_with(prefix));
         if ours || ["PATH", "HOME", "LD_LIBRARY_PATH"].contains(&&*name) {
             text += &format!("export {name}={}\n", quoted(&value));
         }
