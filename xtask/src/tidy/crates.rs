@@ -32,12 +32,12 @@ pub(crate) const CRATES: &[Crate] = &[
     krate("kernel",   "door",        17000, &["model", "netstate"]),
     krate("engine",   "door",        3800, &[]),
     krate("store",    "door",        6800, &["api", "model", "netstate"]),
-    krate("agent",    "program",     10850, &["api", "model", "netstate", "ipam", "fabric", "policy", "datapath", "kernel", "engine", "store"]),
+    krate("agent",    "program",     10900, &["api", "model", "netstate", "ipam", "fabric", "policy", "datapath", "kernel", "engine", "store"]),
     krate("cli",      "program",     4000, &["api", "model", "policy", "kernel", "engine", "store", "agent", "lab"]),
     krate("cni",      "program",     1500, &["api"]),
     krate("lab",      "development", 13700, &["api"]),
     krate("fuzz",     "development", 600, &[]),
-    krate("xtask",    "development", 4400, &[]),
+    krate("xtask",    "development", 4500, &[]),
 ];
 
 /// A dependency that only some crates may have below them, and why.
