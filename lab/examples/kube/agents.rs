@@ -2,6 +2,7 @@
 //!
 //! Invariant: whoever was to be replaced or killed is another process when a function returns.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
@@ -9,6 +10,7 @@ use tartan_lab::probe::{Running, wait_for};
 
 use crate::cluster::Cluster;
 use crate::life::{self, ANSWERS};
+use crate::machine::Machine;
 use crate::pods::PATIENCE;
 
 /// One a node, one after another, each until it is ready.
@@ -32,19 +34,23 @@ impl Agents {
         [format!("--namespace={}", self.namespace), format!("daemonset/{}", self.set)]
     }
 
-    /// Replaces each by another one of the same kind.
-    pub(crate) fn restart(self, cluster: &Cluster) -> Result<usize> {
+    /// Replaces each by another one of the same kind: as [`Agents::roll`].
+    pub(crate) fn restart(self, cluster: &Cluster) -> Result<Vec<String>> {
         let [namespace, set] = self.in_kubectl();
         self.roll(cluster, &["rollout", "restart", &namespace, &set])
     }
 
-    /// Has kubectl replace the agents, node by node: how many nodes went out of service meanwhile.
-    pub(crate) fn roll(self, cluster: &Cluster, how: &[&str]) -> Result<usize> {
-        let before = ready_since(cluster)?;
+    /// Has kubectl replace the agents, node by node: which nodes went out of service meanwhile, and why.
+    pub(crate) fn roll(self, cluster: &Cluster, how: &[&str]) -> Result<Vec<String>> {
+        let (before, said) = (ready_since(cluster)?, last_words(cluster));
         self.replace(cluster, how)?;
-        let after = ready_since(cluster)?;
-        ensure!(before.len() == after.len(), "there were other nodes before: {before:?}, {after:?}");
-        Ok(before.iter().zip(&after).filter(|(before, after)| before != after).count())
+        let (after, now) = (ready_since(cluster)?, last_words(cluster));
+        ensure!(before.keys().eq(after.keys()), "there were other nodes before: {before:?}, {after:?}");
+        let flipped = after.keys().filter(|node| before[*node] != after[*node]);
+        let why = |node: &String| now.get(node).filter(|why| said.get(node) != Some(*why));
+        Ok(flipped
+            .map(|node| format!("{node}: {}", why(node).map_or("its kubelet does not say why", |it| it)))
+            .collect())
     }
 
     fn replace(self, cluster: &Cluster, how: &[&str]) -> Result<()> {
@@ -77,7 +83,14 @@ impl Agents {
 }
 
 /// When each node last became ready, or ceased to be.
-fn ready_since(cluster: &Cluster) -> Result<Vec<String>> {
-    let since = "jsonpath={range .items[*]}{.status.conditions[?(@.type=='Ready')].lastTransitionTime}{'\\n'}{end}";
-    Ok(cluster.kubectl(&["get", "nodes", "--output", since])?.lines().map(str::to_owned).collect())
+fn ready_since(cluster: &Cluster) -> Result<BTreeMap<String, String>> {
+    let since = "jsonpath={range .items[*]}{.metadata.name} {.status.conditions[?(@.type=='Ready')].lastTransitionTime}{'\\n'}{end}";
+    let nodes = cluster.kubectl(&["get", "nodes", "--output", since])?;
+    Ok(nodes.lines().filter_map(|line| line.split_once(' ')).map(|(name, at)| (name.into(), at.into())).collect())
+}
+
+/// What each node's kubelet said when it last took its node out of service.
+fn last_words(cluster: &Cluster) -> BTreeMap<String, String> {
+    let said = |machine: &Machine| Some((machine.name.clone(), machine.last_said("kubelet", "Node became not ready")?));
+    cluster.machines().iter().filter_map(said).collect()
 }

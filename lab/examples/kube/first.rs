@@ -44,7 +44,9 @@ pub(crate) fn times(cluster: &Cluster, plugin: &str) -> Result<[Vec<f64>; 2]> {
     let mut times = [Vec::new(), Vec::new()];
     for machine in cluster.machines() {
         machine.run(&["mv", &real, &plugin])?;
-        for line in machine.run(&["cat", TIMES])?.lines() {
+        let said = machine.run(&["cat", TIMES])?;
+        machine.run(&["rm", TIMES])?;
+        for line in said.lines() {
             let read = line.split_once(' ').and_then(|(add, answer)| Some([add.parse().ok()?, answer.parse().ok()?]));
             let read: [f64; 2] = read.with_context(|| format!("{}: {line}", machine.name))?;
             times.iter_mut().zip(read).for_each(|(times, time)| times.push(time));

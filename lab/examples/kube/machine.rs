@@ -126,6 +126,12 @@ impl Machine {
         Ok(fs::metadata(self.disk.join(format!("{program}.log")))?.created()?)
     }
 
+    /// The last line of a program's log that has this in it.
+    pub(crate) fn last_said(&self, program: &str, what: &str) -> Option<String> {
+        let log = fs::read_to_string(self.disk.join(format!("{program}.log"))).ok()?;
+        log.lines().rfind(|line| line.contains(what)).map(str::to_owned)
+    }
+
     /// A command that runs in all of the node's namespaces.
     fn inside(&self, argv: &[&str]) -> Result<Command> {
         let mut command = Command::new("nsenter");

@@ -6,7 +6,7 @@
 //! hold    makes the cluster and keeps it until SIGTERM (it is the lab's holder)
 //! down    ends a cluster that `up` made
 //! e2e     Kubernetes' own network tests on a cluster made for them; all that Tartan is held to, or those in focus
-//! measure figures of clusters made for them; all, or those of the parts named: tartan, flannel, mixed, scale
+//! measure figures of clusters made for them; all, or those of the parts named: tartan, first, flannel, mixed, scale
 //! machine (internal) joins a node's cgroups and becomes its namespaces
 //! init    (internal) PID 1 of a node
 //! flannel-plugin (internal) stands in for Flannel's plugin
@@ -17,6 +17,7 @@
 #![allow(clippy::print_stdout, reason = "its output is its product")]
 
 mod agents;
+mod at_once;
 mod beside;
 mod cluster;
 mod control;

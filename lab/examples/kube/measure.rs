@@ -5,20 +5,18 @@
 use std::collections::BTreeMap;
 use std::env;
 use std::fs;
-use std::net::IpAddr;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, bail, ensure};
 use tartan_lab::probe::{LoadReport, Talk, Transport, wait_for};
-use tartan_lab::{Echo, Endpoint, Family, Signals, cpu_of};
+use tartan_lab::{Echo, Family, Signals, cpu_of};
 
 use crate::Programs;
 use crate::agents::TARTAN;
 use crate::cluster::{Cluster, Wants};
 use crate::machine::Machine;
-use crate::{beside, first, life, mixed, pods, scale, stock, tartan};
+use crate::{at_once, beside, life, mixed, pods, scale, tartan};
 
-const PODS_AT_ONCE: usize = 100;
 /// How long agents and API server are left alone before they are looked at.
 const QUIET: Duration = Duration::from_secs(15);
 const IDLE: Duration = Duration::from_secs(60);
@@ -32,8 +30,13 @@ const PATIENCE: Duration = Duration::from_secs(300);
 type Part = (&'static str, fn() -> Result<()>);
 
 /// What is measured by itself, on clusters of its own.
-const PARTS: [Part; 4] =
-    [("tartan", whole_life), ("flannel", beside::flannel), ("mixed", mixed::measure), ("scale", scale::run)];
+const PARTS: [Part; 5] = [
+    ("tartan", whole_life),
+    ("first", at_once::measure),
+    ("flannel", beside::flannel),
+    ("mixed", mixed::measure),
+    ("scale", scale::run),
+];
 
 /// Takes all figures, or those of some parts.
 pub(crate) fn run(parts: &[&str]) -> Result<()> {
@@ -43,7 +46,7 @@ pub(crate) fn run(parts: &[&str]) -> Result<()> {
     PARTS.iter().filter(|(name, _)| parts.is_empty() || parts.contains(name)).try_for_each(|(_, measure)| measure())
 }
 
-/// A cluster through all that befalls it, and pods that start beside those of a stock network.
+/// A cluster through all that befalls it.
 fn whole_life() -> Result<()> {
     let mut cluster =
         Cluster::up("kube-bench", Programs::from_environment()?, Wants { previous: true, ..Wants::default() })?;
@@ -52,13 +55,11 @@ fn whole_life() -> Result<()> {
     pods::run(&cluster, pods::one_a_node(&["n1", "n2", "n3"]))?;
     let idle = idle(&cluster)?;
     rolls(&cluster)?;
-    let first = pods_at_once(&cluster, &idle)?;
+    requests_per_pod(&cluster, &idle)?;
     away(&mut cluster)?;
     let manifest = tartan::manifest(&cluster)?;
     beside::survive(&mut cluster, TARTAN, &manifest, "")?;
-    join(&mut cluster)?;
-    drop(cluster);
-    beside_stock(first)
+    join(&mut cluster)
 }
 
 pub(crate) fn figure(name: &str, value: f64) {
@@ -114,12 +115,13 @@ fn rolls(cluster: &Cluster) -> Result<()> {
     let talking = pods::endpoints(cluster, &TALKING)?;
     let (now, before) = (tartan::manifest(cluster)?, tartan::previous_manifest(cluster)?);
     for (name, manifest, pod) in [("downgrade.lost", before, "downgraded"), ("upgrade.lost", now, "upgraded")] {
-        let mut out_of_service = 0;
+        let mut out_of_service = Vec::new();
         let report = life::through(&talking, |_| {
             out_of_service = TARTAN.roll(cluster, &["apply", "--filename", &manifest])?;
             Ok(())
         })?;
-        println!("# kube.{name}: {out_of_service} nodes went out of service meanwhile");
+        println!("# kube.{name}: {} nodes went out of service meanwhile", out_of_service.len());
+        out_of_service.iter().for_each(|why| println!("# kube.{name}: {why}"));
         pods::run(cluster, vec![pods::pod(pod, "n2")])?;
         let [new] = &pods::endpoints(cluster, &[pod])?[..] else { bail!("one pod was asked for") };
         ensure!(talking.iter().all(|pod| pods::answers(pod, new)), "pod {pod} is not reached by all");
@@ -129,60 +131,15 @@ fn rolls(cluster: &Cluster) -> Result<()> {
 }
 
 /// `idle` is what agents ask in a minute in which no pod starts.
-fn pods_at_once(cluster: &Cluster, idle: &BTreeMap<String, usize>) -> Result<f64> {
-    let (mut took, mut first) = (Duration::ZERO, 0.0);
-    let many = requests_in(cluster, || {
-        (took, first) = start_many(cluster, "tartan-cni")?;
-        Ok(())
-    })?;
-    figure("first_packet_p99", first);
-    let share = took.as_secs_f64() / IDLE.as_secs_f64();
+fn requests_per_pod(cluster: &Cluster, idle: &BTreeMap<String, usize>) -> Result<()> {
+    let start = Instant::now();
+    let many = requests_in(cluster, || at_once::start(cluster, "tartan-cni").map(drop))?;
+    let share = start.elapsed().as_secs_f64() / IDLE.as_secs_f64();
     let beside = |kind: &String| idle.get(kind).copied().unwrap_or_default() as f64 * share;
     let more: f64 = many.iter().map(|(kind, count)| (*count as f64 - beside(kind)).max(0.0)).sum();
     println!("# kube.api_requests_per_pod: while pods started: {many:?}; in an idle minute: {idle:?}");
-    figure("api_requests_per_pod", more / PODS_AT_ONCE as f64);
-    // Until their nodes have let go of them.
-    cluster.kubectl(&["delete", "pods", "--selector=many", "--wait"])?;
-    Ok(first)
-}
-
-/// Starts pods on all nodes: how long until all are ready, and 99 of 100 first packets in ms.
-fn start_many(cluster: &Cluster, plugin: &str) -> Result<(Duration, f64)> {
-    let talking = pods::endpoints(cluster, &TALKING)?;
-    let _echoes = talking.iter().map(|pod| Echo::serve(&pod.netns, &pod.name)).collect::<Result<Vec<_>>>()?;
-    // Each node's pods ask the next node's.
-    let addresses = |pod: &Endpoint| [IpAddr::from(pod.v4), pod.v6.into()];
-    first::watch(cluster, plugin, talking.iter().cycle().skip(1).map(addresses))?;
-    let paused = |number: usize| pods::paused(&format!("many-{number}"), &format!("n{}", number % 3 + 1), "many");
-    let start = Instant::now();
-    pods::apply(cluster, "many.json", (0..PODS_AT_ONCE).map(paused).collect())?;
-    let timeout = format!("--timeout={}s", PATIENCE.as_secs());
-    cluster.kubectl(&["wait", "--for=condition=Ready", &timeout, "pods", "--selector=many"])?;
-    let took = start.elapsed();
-    let times = first::times(cluster, plugin)?;
-    println!("# kube.first_packet: {plugin}: all {PODS_AT_ONCE} pods were ready after {:.1} s", took.as_secs_f64());
-    for (what, times) in ["in the plugin", "until an answer"].into_iter().zip(&times) {
-        ensure!(times.len() == PODS_AT_ONCE, "{} pods of {PODS_AT_ONCE} had a first packet", times.len());
-        let [half, most, slowest] = [50, 99, 100].map(|percent| rank(times, percent));
-        println!("# kube.first_packet: {plugin}: {what} p50 {half:.1} ms, p99 {most:.1}, slowest {slowest:.1}");
-    }
-    Ok((took, rank(&times[1], 99)))
-}
-
-/// The same with the stock network, on a cluster of its own.
-fn beside_stock(ours: f64) -> Result<()> {
-    let cluster = Cluster::up("kube-bench", Programs::from_environment()?, Wants::default())?;
-    stock::install(&cluster)?;
-    cluster.wait_until_ready()?;
-    pods::run(&cluster, pods::one_a_node(&["n1", "n2", "n3"]))?;
-    let (_, stock) = start_many(&cluster, "ptp")?;
-    figure("first_packet_p99.vs_stock", ours / stock);
-    Ok(())
-}
-
-/// The smallest that so many percent do not exceed; of sorted values.
-fn rank(values: &[f64], percent: usize) -> f64 {
-    values[(percent * values.len()).div_ceil(100).max(1) - 1]
+    figure("api_requests_per_pod", more / at_once::PODS as f64);
+    at_once::end(cluster)
 }
 
 /// What agents ask the API server meanwhile: how often, by verb and path.
@@ -250,20 +207,13 @@ fn join(cluster: &mut Cluster) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::{by_kind, mib, rank};
+    use super::{by_kind, mib};
 
     #[test]
     fn memory_is_read_by_its_field() {
         assert_eq!(mib("VmHWM:\t  4096 kB\nVmRSS:\t  2048 kB\n", "VmRSS:"), Some(2.0));
         assert_eq!(mib("VmHWM:\t  4096 kB\n", "VmRSS:"), None);
         assert_eq!(mib("VmRSS:\t  many kB\n", "VmRSS:"), None);
-    }
-
-    #[test]
-    fn a_rank_is_a_value_that_was_measured() {
-        let hundred: Vec<f64> = (1..=100).map(f64::from).collect();
-        assert_eq!([50, 99, 100].map(|percent| rank(&hundred, percent)), [50.0, 99.0, 100.0]);
-        assert_eq!([1, 50, 51].map(|percent| rank(&[1.0, 3.0], percent)), [1.0, 1.0, 3.0]);
     }
 
     #[test]

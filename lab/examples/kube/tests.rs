@@ -119,7 +119,7 @@ fn without_agents_and_a_node_packets_go_on() {
     let mut cluster = with_a_pod_a_node("kube-life");
     let talking = pods::endpoints(&cluster, &TALKING).unwrap();
     let event = |_: &Running| {
-        assert_eq!(TARTAN.restart(&cluster)?, 0, "nodes went out of service");
+        assert_eq!(TARTAN.restart(&cluster)?, [""; 0], "nodes went out of service");
         Ok(())
     };
     life::through(&talking, event).unwrap().check_nothing_lost().unwrap();
