@@ -22,7 +22,7 @@ mod engines;
 pub mod found;
 #[cfg(test)]
 mod hanging;
-pub mod http;
+mod http;
 mod inherited;
 pub mod journal;
 pub mod leftover;
@@ -63,6 +63,7 @@ use tartan_kernel::linux::Linux;
 use tartan_kernel::thread::Applied;
 use tartan_model::{Kind, StoreEvent, World};
 use tartan_store::{FileStore, KubernetesStore, Store};
+use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tracing::{error, info, warn};
@@ -131,7 +132,11 @@ async fn start(boot: &Boot, holds: bool) -> Result<()> {
     tokio::spawn(beside::keep(inbox.clone(), given));
     socket::serve(&boot.socket, &boot.state_dir, inbox.clone(), store, denied::Reports::listen())?;
     if let Some(address) = boot.listen {
-        http::serve(address, inbox.clone()).await?;
+        let listener = TcpListener::bind(address).await.with_context(|| format!(
+            "listen: cannot bind {address}; another program has it, or the node has no such address. Change `listen` in the boot file"
+        ))?;
+        let inbox = inbox.clone();
+        tokio::spawn(http::serve(listener, move |asked| http::of_agent(inbox.clone(), asked)));
     }
     let _self_test = selftest::start(inbox.clone()).context("starting the thread of the path self-test")?;
     tokio::spawn(cni_files::keep(boot.clone(), inbox.clone()));

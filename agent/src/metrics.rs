@@ -13,7 +13,7 @@ use crate::waiting::Waited;
 /// What `/metrics` serves.
 pub fn render(seen: &Seen, counts: &[Count], conntrack: Option<&tartan_kernel::conntrack::Stats>) -> String {
     let Seen { status, counters, .. } = seen;
-    let mut text = Text(String::new());
+    let mut text = Text::default();
     text.one(
         "tartan_ready",
         "gauge",
@@ -35,18 +35,7 @@ pub fn render(seen: &Seen, counts: &[Count], conntrack: Option<&tartan_kernel::c
     text.one("tartan_kernel_applying_seconds_total", "counter", "Time that kernel changes took", applying);
     let repaired = "Kernel changes made because somebody else changed what is ours";
     text.one("tartan_kernel_repairs_total", "counter", repaired, counters.repaired as f64);
-    text.one("tartan_plans_total", "counter", "Plans made", counters.plans as f64);
-    text.one("tartan_planning_seconds_total", "counter", "Time spent planning", counters.planning.as_secs_f64());
-    let by_kind = |(kind, count): (&Kind, &u64)| (labels(&[("kind", kind.as_str())]), *count as f64);
-    let events = counters.events.iter().map(by_kind);
-    text.many("tartan_store_events_total", "counter", "What the store has said of objects", events);
-    let lists = counters.lists.iter().map(by_kind);
-    text.many("tartan_store_lists_total", "counter", "How often a kind was listed as a whole", lists);
-    let writes = counters.writes.map(|(outcome, count)| (labels(&[("outcome", outcome)]), count as f64));
-    text.many("tartan_store_writes_total", "counter", "What writes to the store came to", writes);
-    let away = f64::from(u8::from(seen.store_away));
-    text.one("tartan_store_away", "gauge", "The store, or a part of it, cannot be reached", away);
-    text.one("tartan_inbox_waiting", "gauge", "Inputs that the loop found waiting", counters.waiting as f64);
+    of_every_loop(&mut text, counters, seen.store_away);
     let (count, oldest) = counters.kernel_waiting;
     let help = "News and wanted states that the kernel thread has not come to";
     text.one("tartan_kernel_inbox_waiting", "gauge", help, count as f64);
@@ -109,6 +98,22 @@ pub fn render(seen: &Seen, counts: &[Count], conntrack: Option<&tartan_kernel::c
     text.0
 }
 
+/// What every loop does: plans, of what the store says, and writes to it.
+pub(crate) fn of_every_loop(text: &mut Text, counters: &Counters, is_away: bool) {
+    text.one("tartan_plans_total", "counter", "Plans made", counters.plans as f64);
+    text.one("tartan_planning_seconds_total", "counter", "Time spent planning", counters.planning.as_secs_f64());
+    let by_kind = |(kind, count): (&Kind, &u64)| (labels(&[("kind", kind.as_str())]), *count as f64);
+    let events = counters.events.iter().map(by_kind);
+    text.many("tartan_store_events_total", "counter", "What the store has said of objects", events);
+    let lists = counters.lists.iter().map(by_kind);
+    text.many("tartan_store_lists_total", "counter", "How often a kind was listed as a whole", lists);
+    let writes = counters.writes.map(|(outcome, count)| (labels(&[("outcome", outcome)]), count as f64));
+    text.many("tartan_store_writes_total", "counter", "What writes to the store came to", writes);
+    let away = f64::from(u8::from(is_away));
+    text.one("tartan_store_away", "gauge", "The store, or a part of it, cannot be reached", away);
+    text.one("tartan_inbox_waiting", "gauge", "Inputs that the loop found waiting", counters.waiting as f64);
+}
+
 fn calls(text: &mut Text, counters: &Counters) {
     let by_outcome = |(verb, outcome): &(&'static str, Outcome)| {
         let outcome = match outcome {
@@ -161,17 +166,18 @@ fn name(verdict: Verdict) -> &'static str {
 }
 
 /// Labels as the text format has them. What a user named may hold anything.
-fn labels(pairs: &[(&str, &str)]) -> String {
+pub(crate) fn labels(pairs: &[(&str, &str)]) -> String {
     let escaped = |value: &str| value.replace('\\', r"\\").replace('"', r#"\""#).replace('\n', r"\n");
     let pairs: Vec<String> = pairs.iter().map(|(name, value)| format!("{name}=\"{}\"", escaped(value))).collect();
     pairs.join(",")
 }
 
 /// Metrics text under construction.
-struct Text(String);
+#[derive(Default)]
+pub(crate) struct Text(pub(crate) String);
 
 impl Text {
-    fn one(&mut self, name: &str, kind: &str, help: &str, value: f64) {
+    pub(crate) fn one(&mut self, name: &str, kind: &str, help: &str, value: f64) {
         self.many(name, kind, help, [(String::new(), value)]);
     }
 
@@ -192,7 +198,7 @@ impl Text {
         }
     }
 
-    fn many(&mut self, name: &str, kind: &str, help: &str, values: impl IntoIterator<Item = (String, f64)>) {
+    pub(crate) fn many(&mut self, name: &str, kind: &str, help: &str, values: impl IntoIterator<Item = (String, f64)>) {
         let _infallible = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}");
         for (labels, value) in values {
             let labels = if labels.is_empty() { labels } else { format!("{{{labels}}}") };

@@ -1,6 +1,7 @@
 //! `tartan agent`, `tartan operator` and `tartan uninstall`: the commands that read the boot file; and the two that carry
 //! packets for an agent.
 
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -26,10 +27,10 @@ pub(crate) fn run(config: &Path, node: Option<String>, holds: bool) -> Result<Ex
 }
 
 /// Runs the operator until SIGTERM or SIGINT.
-pub(crate) fn operate(config: &Path, namespace: &str, identity: &str) -> Result<ExitCode> {
+pub(crate) fn operate(config: &Path, listen: Option<SocketAddr>, namespace: &str, identity: &str) -> Result<ExitCode> {
     let boot = read(config)?;
     log(&boot.log)?;
-    tartan_agent::operator::run(&boot, namespace, identity).map(|()| ExitCode::SUCCESS)
+    tartan_agent::operator::run(&boot, listen, namespace, identity).map(|()| ExitCode::SUCCESS)
 }
 
 /// Takes back what is ours.

@@ -16,6 +16,7 @@ mod status;
 #[global_allocator]
 static ALLOCATOR: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -44,6 +45,9 @@ enum Tartan {
         /// Boot file (YAML); of its keys store and log count
         #[arg(long, default_value = "/etc/tartan/boot.yaml")]
         config: PathBuf,
+        /// Address and port of /metrics, /healthz and /readyz; none: not served
+        #[arg(long)]
+        listen: Option<SocketAddr>,
         /// Namespace of the Lease that decides who leads
         #[arg(long, env = "POD_NAMESPACE", default_value = "tartan-system")]
         namespace: String,
@@ -190,7 +194,9 @@ enum Tartan {
 fn main() -> ExitCode {
     let result = match Tartan::parse() {
         Tartan::Agent { config, node, no_hold } => agent::run(&config, node, !no_hold),
-        Tartan::Operator { config, namespace, identity } => agent::operate(&config, &namespace, &identity),
+        Tartan::Operator { config, listen, namespace, identity } => {
+            agent::operate(&config, listen, &namespace, &identity)
+        }
         Tartan::Status { cluster: true, from, output, .. } => cluster::run(&from, output),
         Tartan::Status { at, output, .. } => client::status_command(&at, output),
         Tartan::Apply { file, at, output } => client::apply(&at, &file, output),

@@ -1,7 +1,7 @@
 //! What the operator wants, as tables; and the whole of it on the store in memory.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -10,10 +10,12 @@ use tartan_model::{
     PolicyText, Pool, Revision, Selector, StoreEvent, World,
 };
 use tartan_store::{Expect, MemoryStore, Store, Word};
-use tokio::sync::watch;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{mpsc, watch};
 
-use super::operate;
 use super::plan::{Memo, PATIENCE, Plan, plan};
+use super::{operate, serve};
 
 const LEASE: Duration = Duration::from_secs(40);
 const COOLDOWN: Duration = Duration::from_secs(30);
@@ -294,6 +296,72 @@ async fn until(what: &str, is_so: impl Fn() -> bool) {
     assert!(waited, "waited in vain until {what}");
 }
 
+/// What is answered to a GET; none if nobody listens.
+async fn get(address: SocketAddr, path: &str) -> Option<String> {
+    let mut stream = TcpStream::connect(address).await.ok()?;
+    let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.ok()?;
+    Some(answer)
+}
+
+/// Two operators of one node have one address between them; the second one's store is away.
+#[tokio::test]
+async fn an_operator_says_how_it_stands_and_the_second_of_a_node_once_the_first_has_gone() {
+    let (store, away) = (MemoryStore::new(), MemoryStore::new());
+    for (id, object) in [pool("a", "10.7.0.0/16", "all()"), pool("b", "10.7.128.0/17", "all()")] {
+        store.put(id, object, Expect::Any).await.unwrap();
+    }
+    away.go_away("it is out");
+    let address = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let (leads, led) = watch::channel(false);
+    let operator = |store: MemoryStore| {
+        let ((sender, questions), led) = (mpsc::channel(1), led.clone());
+        tokio::spawn(async move {
+            tokio::select! {
+                () = serve(address, sender) => unreachable!("it serves for ever"),
+                ended = operate(Arc::new(store), led, None, questions) => ended,
+            }
+        })
+    };
+    let has = |path: &'static str, part: &'static str| async move {
+        let said = async || get(address, path).await.is_some_and(|said| said.contains(part));
+        let looking = async {
+            while !said().await {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let waited = tokio::time::timeout(Duration::from_secs(60), looking).await.is_ok();
+        assert!(waited, "waited in vain for {part:?} at {path}: {:?}", get(address, path).await);
+    };
+    let first = operator(store);
+    has("/readyz", "200 OK").await;
+    has("/metrics", "\ntartan_operator_leads 0\n").await;
+    let second = operator(away);
+    leads.send(true).unwrap();
+    has("/metrics", "\ntartan_operator_leads 1\n").await;
+    has("/metrics", "\ntartan_operator_objects_at_fault{kind=\"IPPool\"} 1\n").await;
+    has("/metrics", "\ntartan_store_lists_total{kind=\"Node\"} 1\n").await;
+    has("/metrics", "\ntartan_store_writes_total{outcome=\"done\"} 2\n").await;
+    first.abort();
+    has("/readyz", "503 Service Unavailable").await;
+    has("/readyz", "waiting for the store: it is out").await;
+    has("/healthz", "200 OK").await;
+    has("/metrics", "\ntartan_store_away 1\n").await;
+    second.abort();
+}
+
+#[tokio::test]
+async fn a_loop_that_answers_nothing_is_not_healthy() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(crate::http::serve(listener, async |_| None));
+    for path in ["/healthz", "/readyz", "/metrics"] {
+        assert!(get(address, path).await.unwrap().starts_with("HTTP/1.1 503 "), "{path}");
+    }
+}
+
 #[tokio::test]
 async fn only_who_leads_writes() {
     let store = MemoryStore::new();
@@ -308,7 +376,7 @@ async fn only_who_leads_writes() {
         store.put(id, object, Expect::Any).await.unwrap();
     }
     let (leads, led) = watch::channel(false);
-    let operator = tokio::spawn(operate(Arc::new(store.clone()), led, None));
+    let operator = tokio::spawn(operate(Arc::new(store.clone()), led, None, mpsc::channel(1).1));
     tokio::time::sleep(Duration::from_millis(200)).await;
     assert!(store.get(&gone).is_some() && store.diagnosis(&pool_id).is_none(), "it does not lead");
     leads.send(true).unwrap();

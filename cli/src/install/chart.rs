@@ -1,7 +1,7 @@
 //! The Helm chart in `deploy/chart/`, made of the manifest that `tartan install` prints: the same places vary.
 //!
 //! Invariant: rendered with its own values, in the namespace of the manifest, the chart is the manifest, object for object,
-//! but for the Namespace, which Helm makes, and the definitions of pools beside it. `cargo xtask gen` writes it; the test fails while a file is not what it is made of.
+//! but for the Namespace, which Helm makes, and the definitions of others' kinds beside it. `cargo xtask gen` writes it; the test fails while a file is not what it is made of.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -37,6 +37,8 @@ log: info
 operator:
   enabled: true
   replicas: 2
+  # Where an operator serves its metrics, as above.
+  listen: 127.0.0.1:9471
 # IPPools: {NAME: {cidr: 10.244.0.0/16, …}}
 pools: {}
 "#;
@@ -60,7 +62,11 @@ const SCHEMA: &str = r#"{
     "operator": {
       "type": "object",
       "additionalProperties": false,
-      "properties": {"enabled": {"type": "boolean"}, "replicas": {"type": "integer", "minimum": 1}}
+      "properties": {
+        "enabled": {"type": "boolean"},
+        "replicas": {"type": "integer", "minimum": 1},
+        "listen": {"type": "string", "pattern": ":9471$"}
+      }
     },
     "pools": {"type": "object", "additionalProperties": {"type": "object", "required": ["cidr"]}}
   }
@@ -110,16 +116,15 @@ fn files() -> BTreeMap<String, String> {
         documents(MANIFEST).into_iter().partition(|text| kind(text) == "CustomResourceDefinition");
     let (operator, agent): (Vec<&str>, Vec<&str>) =
         rest.into_iter().filter(|text| kind(text) != "Namespace").partition(|text| text.contains("tartan-operator"));
-    let pools: Vec<&str> = documents(POOLS);
     let mut files = BTreeMap::from([
         ("Chart.yaml".to_owned(), format!("{HEADER}{chart}")),
         ("values.yaml".to_owned(), format!("{HEADER}{}", VALUES.replace("VERSION", version))),
         ("values.schema.json".to_owned(), SCHEMA.to_owned()),
         ("templates/agent.yaml".to_owned(), template(&agent, None)),
         ("templates/operator.yaml".to_owned(), template(&operator, Some("operator.enabled"))),
-        // Helm makes them before anything of their kinds, where they are not there: Calico's own are left alone.
+        // Helm makes them before anything of their kinds, where they are not there: others' own are left alone.
         ("crds/tartan.yaml".to_owned(), plain(&definitions)),
-        ("crds/pools.yaml".to_owned(), plain(&pools)),
+        ("crds/pools.yaml".to_owned(), plain(&documents(POOLS))),
         ("templates/config.yaml".to_owned(), CONFIG.to_owned()),
         ("templates/pools.yaml".to_owned(), POOL.to_owned()),
         ("templates/NOTES.txt".to_owned(), NOTES.to_owned()),
@@ -175,6 +180,7 @@ fn template(documents: &[&str], only_if: Option<&str>) -> String {
             "    listen: {{ .Values.listen | quote }}\n    log: {{ .Values.log }}\n".to_owned(),
         ),
         ("replicas: 2\n", "replicas: {{ .Values.operator.replicas }}\n".to_owned()),
+        ("--listen=127.0.0.1:9471\n", "--listen={{ .Values.operator.listen }}\n".to_owned()),
         ("      containers:\n", format!("{pull}      containers:\n")),
         (&format!("namespace: {NAMESPACE}"), "namespace: {{ .Release.Namespace }}".to_owned()),
         (&format!("system:serviceaccount:{NAMESPACE}:"), "system:serviceaccount:{{ .Release.Namespace }}:".to_owned()),
@@ -390,7 +396,7 @@ fn with_its_own_values_the_chart_is_the_manifest() {
 #[test]
 fn every_value_is_where_it_should_be() {
     let values = "{image: 'r/x:1', imagePullSecrets: [{name: s}], apiServer: 'https://[fd00::1]:6443', config: {fabric: host-gw}, \
-                  paths: {cniBin: /a, cniConf: /b}, listen: '[::]:9470', log: debug, operator: {replicas: 1}, \
+                  paths: {cniBin: /a, cniConf: /b}, listen: '[::]:9470', log: debug, operator: {replicas: 1, listen: '[::]:9471'}, \
                   pools: {p: {cidr: 10.9.0.0/16}, q: {cidr: 'fd00::/64'}}}";
     let objects: BTreeMap<String, Value> =
         rendered(values, "elsewhere").into_iter().map(|object| (name(&object), object)).collect();
@@ -401,7 +407,7 @@ fn every_value_is_where_it_should_be() {
         }
     };
     check("DaemonSet/tartan-agent", &["image: r/x:1", "- name: s", "path: /a", "path: /b", "namespace: elsewhere"]);
-    check("Deployment/tartan-operator", &["image: r/x:1", "- name: s", "replicas: 1"]);
+    check("Deployment/tartan-operator", &["image: r/x:1", "- name: s", "replicas: 1", "- --listen=[::]:9471"]);
     check(
         "ConfigMap/tartan-agent",
         &["kubernetes:https://[fd00::1]:6443", "[::]:9470", "log: debug", "cniBin: /a", "cniConf: /b"],

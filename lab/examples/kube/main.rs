@@ -35,6 +35,8 @@ mod measure;
 mod mixed;
 #[cfg(test)]
 mod nodes;
+#[cfg(test)]
+mod operator;
 mod pki;
 mod pods;
 #[cfg(test)]

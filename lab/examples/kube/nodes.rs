@@ -68,7 +68,12 @@ fn churn(cluster: &Cluster, node: &str) -> Result<()> {
 
 /// What the node's agent counts; none of what it has no line for.
 pub(crate) fn metric(cluster: &Cluster, node: &str, name: &str) -> Result<Option<u64>> {
-    let (_, metrics) = http_get(&local(cluster, node)?, METRICS, "/metrics")?;
+    counted(cluster, node, METRICS, name)
+}
+
+/// The same of whoever serves metrics there on the node.
+pub(crate) fn counted(cluster: &Cluster, node: &str, at: SocketAddr, name: &str) -> Result<Option<u64>> {
+    let (_, metrics) = http_get(&local(cluster, node)?, at, "/metrics")?;
     let value = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
     Ok(value.map(str::parse).transpose()?)
 }

@@ -14,7 +14,7 @@ use crate::cluster::{Cluster, Wants, items};
 use crate::control::Stack;
 use crate::flannel::Backend;
 use crate::pods::{self, SERVER_PORT};
-use crate::{Programs, life, mixed, nodes, stock, tartan};
+use crate::{Programs, life, mixed, nodes, operator, stock, tartan};
 
 /// Shorter than anybody would have them, so that the end of both can be waited for.
 const LEASE: Duration = Duration::from_secs(20);
@@ -52,6 +52,7 @@ fn pods_talk_where_nodes_have_no_pod_cidrs() {
     life::through(&talking, |_| Ok(())).unwrap().check_nothing_lost().unwrap();
     let blocks = cluster.get(&["ipblocks"]).unwrap();
     assert_eq!(items(&blocks).len(), 6, "one of each family for each node: {blocks:#}");
+    operator::one_that_hangs_is_replaced(&cluster).unwrap();
     a_node_goes_and_comes_back_as_another(&mut cluster).unwrap();
 }
 
