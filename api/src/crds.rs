@@ -11,6 +11,7 @@ use schemars::{JsonSchema, Schema};
 use serde_json::{Map, Value, json};
 
 use crate::kinds::{self, Conditions, IPPoolSpec, IPReservationSpec};
+use crate::policy::{self, ClusterNetworkPolicySpec};
 use crate::tartan::{self, CONFIG_NAME, IPBlockSpec, NetworkConfigSpec, NodeNetworkSpec};
 
 /// Asks for the files to be written.
@@ -19,6 +20,9 @@ const HEADER: &str = "# Made by `cargo xtask gen`: definitions of the types in t
 
 /// What the operator says of an object.
 const ACCEPTED: (&str, &str) = ("Accepted", ".status.conditions[?(@.type==\"Accepted\")].status");
+
+/// An API server asks where a kind of Kubernetes' own groups was agreed on.
+const APPROVED: &str = "https://github.com/kubernetes-sigs/network-policy-api/pull/300";
 
 /// What would be a claim on more than a block, or one that others do not meet.
 const BLOCK_RULES: [(&str, &str); 2] = [
@@ -54,6 +58,7 @@ fn the_definitions_are_current() {
     check("tartan.yaml", &format!("{ours}---\n{agent}---\n{operator}"));
     check("crds.yaml", &ours);
     check("pool-crds.yaml", &definitions(&[ip_pool(), ip_reservation()]));
+    check("policy-crds.yaml", &definitions(&[cluster_network_policy()]));
 }
 
 fn network_config() -> Kind {
@@ -135,6 +140,20 @@ fn ip_reservation() -> Kind {
     }
 }
 
+fn cluster_network_policy() -> Kind {
+    Kind {
+        api_version: policy::CLUSTER_API_VERSION,
+        kind: "ClusterNetworkPolicy",
+        plural: "clusternetworkpolicies",
+        short: &["cnp"],
+        about: "What pods may talk to, said for the whole cluster. For clusters without the API's own definition.",
+        spec: schema::<ClusterNetworkPolicySpec>(),
+        status: Some(schema::<Conditions>()),
+        columns: &[("Tier", ".spec.tier"), ("Priority", ".spec.priority"), ("Age", ".metadata.creationTimestamp")],
+        rules: Vec::new(),
+    }
+}
+
 fn definitions(kinds: &[Kind]) -> String {
     let documents = kinds.iter().map(|kind| serde_yaml_ng::to_string(&kind.definition()).unwrap());
     // kubectl reads YAML 1.1, where a bare `off` is a boolean, and no value of an enum of texts.
@@ -172,8 +191,8 @@ fn structural(schema: &mut Value) {
     match schema {
         Value::Object(map) => {
             for unwanted in ["$schema", "title", "nullable", "default", "additionalProperties"] {
-                // A property may have such a name; it is then an object itself.
-                if !matches!(map.get(unwanted), Some(Value::Object(_))) {
+                // Values of any name are of a kind that is said.
+                if unwanted != "additionalProperties" || !matches!(map.get(unwanted), Some(Value::Object(_))) {
                     map.remove(unwanted);
                 }
             }
@@ -185,7 +204,13 @@ fn structural(schema: &mut Value) {
             if let Some(Value::Array(words)) = map.get_mut("enum") {
                 words.retain(|word| !word.is_null());
             }
-            map.values_mut().for_each(structural);
+            for (key, value) in map {
+                match value {
+                    // A property may have any name.
+                    Value::Object(named) if key == "properties" => named.values_mut().for_each(structural),
+                    value => structural(value),
+                }
+            }
         }
         Value::Array(list) => list.iter_mut().for_each(structural),
         _ => {}
@@ -199,16 +224,21 @@ impl Kind {
         let column = |(name, path): &(&str, &str)| {
             let kind = match *path {
                 ".metadata.creationTimestamp" => "date",
-                ".spec.mtu" => "integer",
+                ".spec.mtu" | ".spec.priority" => "integer",
                 ".spec.disabled" => "boolean",
                 _ => "string",
             };
             json!({"name": name, "type": kind, "jsonPath": path})
         };
+        let mut metadata =
+            json!({"name": format!("{}.{group}", self.plural), "labels": {"app.kubernetes.io/part-of": "tartan"}});
+        if group.ends_with(".k8s.io") {
+            metadata["annotations"] = json!({"api-approved.kubernetes.io": APPROVED});
+        }
         json!({
             "apiVersion": "apiextensions.k8s.io/v1",
             "kind": "CustomResourceDefinition",
-            "metadata": {"name": format!("{}.{group}", self.plural), "labels": {"app.kubernetes.io/part-of": "tartan"}},
+            "metadata": metadata,
             "spec": {
                 "group": group,
                 "scope": "Cluster",

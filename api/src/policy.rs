@@ -19,6 +19,7 @@ pub const ADMIN_API_VERSION: &str = "policy.networking.k8s.io/v1alpha1";
 
 /// meta/v1 LabelSelector.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", default)]
 pub struct LabelSelector {
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
@@ -29,10 +30,13 @@ pub struct LabelSelector {
 
 /// meta/v1 LabelSelectorRequirement.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[cfg_attr(test, schemars(extend("required" = ["key", "operator"])))]
 #[serde(default)]
 pub struct Requirement {
     pub key: String,
     /// `In`, `NotIn`, `Exists`, `DoesNotExist`.
+    #[cfg_attr(test, schemars(extend("enum" = ["In", "NotIn", "Exists", "DoesNotExist"])))]
     pub operator: String,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub values: Vec<String>,
@@ -120,36 +124,66 @@ pub type ClusterNetworkPolicy = Envelope<ClusterNetworkPolicySpec>;
 
 /// `spec` of a ClusterNetworkPolicy.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[cfg_attr(test, schemars(extend("required" = ["tier", "priority", "subject"])))]
 #[serde(default)]
 pub struct ClusterNetworkPolicySpec {
-    /// `Admin` or `Baseline`.
+    /// `Admin`: before NetworkPolicies; or `Baseline`: where none of them is for the pod.
+    #[cfg_attr(test, schemars(extend("enum" = ["Admin", "Baseline"])))]
     pub tier: String,
+    /// Within its tier; 0 comes first.
+    #[cfg_attr(test, schemars(range(min = 0, max = 1000)))]
     pub priority: u16,
+    /// The pods that it is for: by `namespaces` or `pods`.
+    #[cfg_attr(test, schemars(extend("x-kubernetes-validations" = [
+        {"rule": "has(self.namespaces) || has(self.pods)", "message": "a subject is pods: write namespaces or pods"}
+    ])))]
     pub subject: ClusterPeer,
+    /// For packets to them; the first rule that matches decides.
+    #[cfg_attr(test, schemars(length(max = 25), extend("x-kubernetes-validations" = [
+        {"rule": "self.all(rule, has(rule.from) && !has(rule.to))", "message": "an ingress rule has `from`"},
+        {"rule": "self.all(rule, !has(rule.from) || rule.from.all(peer, has(peer.namespaces) || has(peer.pods)))",
+         "message": "packets come from namespaces or pods"}
+    ])))]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub ingress: Vec<ClusterRule>,
+    /// For packets from them; the first rule that matches decides.
+    #[cfg_attr(test, schemars(length(max = 25), extend("x-kubernetes-validations" = [
+        {"rule": "self.all(rule, has(rule.to) && !has(rule.from))", "message": "an egress rule has `to`"}
+    ])))]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub egress: Vec<ClusterRule>,
 }
 
 /// A rule of a ClusterNetworkPolicy; `from` is ingress rules', `to` is egress rules'.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[cfg_attr(test, schemars(extend("required" = ["action"])))]
 #[serde(default)]
 pub struct ClusterRule {
+    /// For people.
+    #[cfg_attr(test, schemars(length(max = 100)))]
     #[serde(skip_serializing_if = "String::is_empty")]
     pub name: String,
-    /// `Accept`, `Deny` or `Pass`.
+    /// `Accept`, `Deny`, or `Pass` to the next tier.
+    #[cfg_attr(test, schemars(extend("enum" = ["Accept", "Deny", "Pass"])))]
     pub action: String,
+    #[cfg_attr(test, schemars(length(min = 1, max = 25)))]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub from: Vec<ClusterPeer>,
+    #[cfg_attr(test, schemars(length(min = 1, max = 25)))]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub to: Vec<ClusterPeer>,
+    /// All where absent.
+    #[cfg_attr(test, schemars(length(min = 1, max = 25)))]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub protocols: Vec<ClusterProtocol>,
 }
 
 /// The subject of a policy, or a peer of a rule: exactly one field is set.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[cfg_attr(test, schemars(extend("minProperties" = 1, "maxProperties" = 1)))]
 #[serde(rename_all = "camelCase", default)]
 pub struct ClusterPeer {
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -158,22 +192,33 @@ pub struct ClusterPeer {
     pub pods: Option<NamespacedPod>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub nodes: Option<LabelSelector>,
+    /// Address ranges, as `10.0.0.0/8` or `fd00::/8`.
+    #[cfg_attr(test, schemars(length(min = 1, max = 25), inner(length(max = 43)), extend("x-kubernetes-validations" = [
+        {"rule": "self.all(range, isCIDR(range))", "message": "an address range is as 10.0.0.0/8"}
+    ])))]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub networks: Vec<String>,
+    /// Not resolved yet: a rule that has them is told of, and denies or matches nothing.
+    #[cfg_attr(test, schemars(length(min = 1, max = 25)))]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub domain_names: Vec<String>,
 }
 
 /// Pods of some namespaces.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[cfg_attr(test, schemars(extend("required" = ["podSelector"])))]
 #[serde(rename_all = "camelCase", default)]
 pub struct NamespacedPod {
+    /// Those of all namespaces where absent.
     pub namespace_selector: LabelSelector,
     pub pod_selector: LabelSelector,
 }
 
 /// ClusterNetworkPolicyProtocol: exactly one field is set.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[cfg_attr(test, schemars(extend("minProperties" = 1, "maxProperties" = 1)))]
 #[serde(rename_all = "camelCase", default)]
 pub struct ClusterProtocol {
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -188,6 +233,8 @@ pub struct ClusterProtocol {
 
 /// What of a transport protocol is matched.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[cfg_attr(test, schemars(extend("required" = ["destinationPort"])))]
 #[serde(rename_all = "camelCase", default)]
 pub struct TransportMatch {
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -196,8 +243,11 @@ pub struct TransportMatch {
 
 /// A number or a range: exactly one is set.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[cfg_attr(test, schemars(extend("minProperties" = 1, "maxProperties" = 1)))]
 #[serde(default)]
 pub struct ClusterPort {
+    #[cfg_attr(test, schemars(range(min = 1, max = 65535)))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub number: Option<u16>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -206,9 +256,15 @@ pub struct ClusterPort {
 
 /// From `start` to `end`, both of them too.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[cfg_attr(test, schemars(extend("required" = ["start", "end"], "x-kubernetes-validations" = [
+    {"rule": "self.start < self.end", "message": "a range ends above its start"}
+])))]
 #[serde(default)]
 pub struct PortRange {
+    #[cfg_attr(test, schemars(range(min = 1, max = 65535)))]
     pub start: u16,
+    #[cfg_attr(test, schemars(range(min = 1, max = 65535)))]
     pub end: u16,
 }
 

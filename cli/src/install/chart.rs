@@ -17,6 +17,7 @@ const WRITE: &str = "TARTAN_GEN";
 const HEADER: &str = "# Made by `cargo xtask gen`.\n";
 const NAMESPACE: &str = "tartan-system";
 const POOLS: &str = include_str!("../../../deploy/pool-crds.yaml");
+const POLICIES: &str = include_str!("../../../deploy/policy-crds.yaml");
 
 const VALUES: &str = r#"# The image of agent and operator; name it in your registry.
 image: tartan.dev/tartan:VERSION
@@ -125,6 +126,7 @@ fn files() -> BTreeMap<String, String> {
         // Helm makes them before anything of their kinds, where they are not there: others' own are left alone.
         ("crds/tartan.yaml".to_owned(), plain(&definitions)),
         ("crds/pools.yaml".to_owned(), plain(&documents(POOLS))),
+        ("crds/policies.yaml".to_owned(), plain(&documents(POLICIES))),
         ("templates/config.yaml".to_owned(), CONFIG.to_owned()),
         ("templates/pools.yaml".to_owned(), POOL.to_owned()),
         ("templates/NOTES.txt".to_owned(), NOTES.to_owned()),
@@ -381,7 +383,7 @@ fn with_its_own_values_the_chart_is_the_manifest() {
     wanted.remove(&format!("Namespace/{NAMESPACE}")).unwrap();
     for object in rendered("{}", NAMESPACE) {
         let (name, mut object) = (name(&object), object);
-        if name.ends_with(".projectcalico.org") {
+        if name.ends_with(".projectcalico.org") || name.ends_with(".policy.networking.k8s.io") {
             continue;
         }
         // The default of the boot file, said out loud.

@@ -7,6 +7,7 @@ mod scripted;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use serde_json::{Value, json};
 use tartan_model::{Availability, Kind, NodeCondition, NodeNetwork, Object, ObjectId, Placement, StoreEvent};
 use tokio::sync::watch;
 
@@ -424,29 +425,49 @@ async fn a_kind_that_is_installed_later_is_found(server: &Arc<ApiServer>) {
     for wanted in ["init", "synced", "init", "synced"] {
         assert_eq!(said(&watching.next().await), wanted);
     }
-    let (group, plural) = ("policy.networking.k8s.io", "clusternetworkpolicies");
-    let schema = r#"{"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": true}}"#;
-    let approved = r#"{"api-approved.kubernetes.io": "https://github.com/kubernetes/enhancements"}"#;
-    server
-        .apply(&format!(
-            r#"{{"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
-                "metadata": {{"name": "{plural}.{group}", "annotations": {approved}}},
-                "spec": {{"group": "{group}", "scope": "Cluster",
-                    "names": {{"kind": "ClusterNetworkPolicy", "plural": "{plural}", "singular": "clusternetworkpolicy"}},
-                    "versions": [{{"name": "v1alpha2", "served": true, "storage": true, "schema": {schema}}}]}}}}"#
-        ))
-        .unwrap();
-    server.kubectl(&["wait", "--for=condition=Established", "crd", &format!("{plural}.{group}")]).unwrap();
-    server
-        .apply(&format!(
-            r#"{{"apiVersion": "{group}/v1alpha2", "kind": "ClusterNetworkPolicy", "metadata": {{"name": "p"}},
-                "spec": {{"tier": "Admin", "priority": 1, "subject": {{"namespaces": {{}}}}}}}}"#
-        ))
-        .unwrap();
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/policy-crds.yaml");
+    server.kubectl(&["apply", "--filename", file]).unwrap();
+    let definition = "crd/clusternetworkpolicies.policy.networking.k8s.io";
+    server.kubectl(&["wait", "--for=condition=Established", definition]).unwrap();
+    what_a_cluster_network_policy_may_not_say(server);
     // A question comes within 40 seconds, and not at the latest that any kind is looked for: 300.
     while watching.world.policies.is_empty() {
         watching.next_within(Duration::from_secs(100)).await;
     }
+}
+
+/// The one that it may say is there then.
+fn what_a_cluster_network_policy_may_not_say(server: &ApiServer) {
+    let written = |spec: Value| {
+        let (version, kind) = ("policy.networking.k8s.io/v1alpha2", "ClusterNetworkPolicy");
+        let object = json!({"apiVersion": version, "kind": kind, "metadata": {"name": "p"}, "spec": spec});
+        server.apply(&object.to_string())
+    };
+    let spec = |ingress: Value, egress: Value| json!({"tier": "Admin", "priority": 1, "subject": {"namespaces": {}}, "ingress": ingress, "egress": egress});
+    let pods = json!({"pods": {"podSelector": {"matchLabels": {"a": "b"}}}});
+    let port =
+        |port: Value| json!([{"action": "Deny", "from": [pods], "protocols": [{"tcp": {"destinationPort": port}}]}]);
+    let to = |peer: Value| spec(json!([]), json!([{"action": "Accept", "to": [peer]}]));
+    for (wrong, why) in [
+        (json!({"tier": "Admin", "priority": 1}), "spec.subject: Required value"),
+        (json!({"tier": "High", "priority": 1, "subject": {"namespaces": {}}}), "spec.tier: Unsupported value"),
+        (json!({"tier": "Admin", "priority": 1001, "subject": {"namespaces": {}}}), "spec.priority: Invalid value"),
+        (json!({"tier": "Admin", "priority": 1, "subject": {}}), "a subject is pods"),
+        (json!({"tier": "Admin", "priority": 1, "subject": {"networks": ["10.0.0.0/8"]}}), "a subject is pods"),
+        (spec(json!([{"action": "Accept", "to": [pods]}]), json!([])), "an ingress rule has `from`"),
+        (spec(json!([]), json!([{"action": "Accept", "from": [pods]}])), "an egress rule has `to`"),
+        (spec(json!([{"action": "Accept", "from": [{"networks": ["::/0"]}]}]), json!([])), "packets come from"),
+        (spec(port(json!({"range": {"start": 9, "end": 9}})), json!([])), "a range ends above its start"),
+        (spec(port(json!({"number": 0})), json!([])), "should be greater than or equal to 1"),
+        (to(json!({"networks": ["10.0.0.0"]})), "an address range is as 10.0.0.0/8"),
+        (to(json!({"networks": ["10.0.0.0/8"], "namespaces": {}})), "must have at most 1 item"),
+        (to(json!({"addresses": ["10.0.0.0/8"]})), "unknown field"),
+    ] {
+        let said = written(wrong.clone()).expect_err(&wrong.to_string());
+        assert!(said.contains(why), "{wrong}: {said}");
+    }
+    let ingress = port(json!({"range": {"start": 8, "end": 9}}));
+    written(spec(ingress, json!([{"action": "Pass", "to": [{"networks": ["::/0", "10.0.0.0/8"]}]}]))).unwrap();
 }
 
 async fn of_two_that_want_to_one_leads(server: &Arc<ApiServer>) {
