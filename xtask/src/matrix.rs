@@ -19,6 +19,7 @@ const HERE: &str = "here";
 const FABRICS: &[(&str, &[&str], &str, &str)] = &[
     ("vxlan",     &["ipv4", "ipv6"], "none",      HERE),
     ("vxlan",     &["ipv4", "ipv6"], "wireguard", HERE),
+    ("vxlan",     &["ipv4"],         "ipsec",     "bookworm"),
     ("udp",       &["ipv4", "ipv6"], "none",      HERE),
     ("udp",       &["ipv4", "ipv6"], "wireguard", HERE),
     ("wireguard", &["ipv4", "ipv6"], "none",      HERE),
@@ -45,7 +46,7 @@ const HEAD: &str = "# What works on which fabric
 Written by `cargo xtask matrix`, which does all of it with three nodes in network namespaces: IPv4 and IPv6 pods, an echo of
 every size, streams, and probes through whatever happens, of which none may be lost, but by a killed engine that encrypts. Alone, `host-gw` has no
 outer packet, so both families of underlay are one row. WireGuard is a program's where it says `here`, and the kernel's under one of Debian's,
-which runs in QEMU. Where nothing is encrypted there are no keys.
+which runs in QEMU; ipip and IPsec are the kernel's. Where nothing is encrypted there are no keys.
 
 ";
 
