@@ -21,7 +21,7 @@ const SECRET: &str = "a secret of the cluster that is long enough";
 const PORT: u16 = 4500;
 
 /// Answered before an event begins and after it has ended.
-const PROBES: u64 = 1_500;
+const PROBES: u64 = 3_000;
 
 /// What an emulated processor bears that encrypts by AES: without instructions for it, that is its most expensive part.
 fn small_load(lab: &Lab) -> Result<Running> {
