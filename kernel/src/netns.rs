@@ -18,7 +18,9 @@ use crate::netlink::Refusal;
 /// Where pods' namespaces are found: descriptors that the runtime handed over, else their paths.
 pub(crate) struct PodNetnses {
     home: File,
-    lent: BTreeMap<(u64, u64), OwnedFd>,
+    /// By all that is known of one: the number of a namespace that has gone is the next one's, and what was wanted of the
+    /// one that has gone must not be done in that.
+    lent: BTreeMap<PodNetns, OwnedFd>,
 }
 
 impl PodNetnses {
@@ -30,11 +32,11 @@ impl PodNetnses {
 
     /// Uses `fd` for this namespace until [`PodNetnses::give_back`].
     pub(crate) fn lend(&mut self, ns: &PodNetns, fd: OwnedFd) {
-        self.lent.insert((ns.dev, ns.ino), fd);
+        self.lent.insert(ns.clone(), fd);
     }
 
     pub(crate) fn give_back(&mut self, ns: &PodNetns) {
-        self.lent.remove(&(ns.dev, ns.ino));
+        self.lent.remove(ns);
     }
 
     /// Does `work` inside. The calling thread is at home.
@@ -55,7 +57,7 @@ impl PodNetnses {
 
     pub(crate) fn open(&self, ns: &PodNetns) -> Result<OwnedFd, KernelError> {
         let gone = || KernelError::NetnsGone(ns.clone());
-        let fd = match self.lent.get(&(ns.dev, ns.ino)) {
+        let fd = match self.lent.get(ns) {
             Some(lent) => lent.try_clone().map_err(|_| gone())?,
             None => OwnedFd::from(File::open(&*ns.path).map_err(|_| gone())?),
         };
@@ -75,5 +77,27 @@ impl Drop for Visit<'_> {
             // Lost in a pod's namespace, this thread would take it for the node's.
             std::process::abort();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Two pods' namespaces of one number, of which the first has gone.
+    #[test]
+    fn a_descriptor_is_lent_for_its_own_pod_and_not_for_one_that_had_its_number_before() {
+        let file = File::open("/proc/thread-self/ns/net").unwrap();
+        let found = fstat(&file).unwrap();
+        let ns = |path: &str| PodNetns { dev: found.st_dev, ino: found.st_ino, path: path.into() };
+        let (before, now) = (ns("/run/netns/no-such-netns-before"), ns("/run/netns/no-such-netns-now"));
+        let mut pods = PodNetnses::from_here().unwrap();
+        pods.lend(&now, file.into());
+        assert!(pods.open(&now).is_ok());
+        assert!(matches!(pods.open(&before), Err(KernelError::NetnsGone(ns)) if ns == before));
+        pods.give_back(&before);
+        assert!(pods.open(&now).is_ok());
+        pods.give_back(&now);
+        assert!(pods.open(&now).is_err());
     }
 }
