@@ -370,10 +370,14 @@ fn the_number_of_a_class_says_which_packets_it_has() {
     assert!([80, 443, 450, 9].into_iter().all(|port| one(port) == again(port)));
 }
 
-/// A world with one server and what a step makes of it: what differs in the state, and whether a generation began.
-fn change(of: impl FnOnce(&mut World)) -> (tartan_netstate::Change, bool) {
+/// One server, one policy, and one pod elsewhere: who is allowed what nobody else is, and who could be denied what anyone may.
+const ALLOWED: [(u8, u8); 4] = [(5, 0), (2, 0), (0, 2), (2, 4)];
+const NOT_DENIED: [(u8, u8); 4] = [(5, 0), (2, 0), (0, 7), (2, 12)];
+
+/// What becomes of such a world: what differs in the state, and whether a generation began.
+fn change(steps: [(u8, u8); 4], of: impl FnOnce(&mut World)) -> (tartan_netstate::Change, bool) {
     let (mut world, mut memo, mut policy) = (world(), verdicts::Memo::default(), Policy::default());
-    for (what, which) in [(5, 0), (2, 0), (0, 2), (2, 4)] {
+    for (what, which) in steps {
         step(&mut world, what, which);
     }
     let before = policy.plan(&world, &verdicts::plan(&mut memo, &world).tables, Mode::Enforce).clone();
@@ -385,7 +389,7 @@ fn change(of: impl FnOnce(&mut World)) -> (tartan_netstate::Change, bool) {
 #[test]
 fn what_comes_and_goes_is_elements_and_what_takes_away_begins_a_generation() {
     let check = |what: &str, revokes: bool, of: &dyn Fn(&mut World)| {
-        let (change, began) = change(of);
+        let (change, began) = change(ALLOWED, of);
         assert_eq!(began, revokes, "{what}");
         let is_element = |key: &Key| matches!(key, Key::NftElement { .. });
         let chains = change.steps.iter().filter(|step| !is_element(step.key())).count();
@@ -417,6 +421,13 @@ fn what_comes_and_goes_is_elements_and_what_takes_away_begins_a_generation() {
     check("a policy that is for others", false, &|world| step(world, 0, 6));
     check("a policy that isolates", true, &|world| step(world, 0, 5));
     check("no policy is left", false, &|world| step(world, 0, 2));
+}
+
+#[test]
+fn who_comes_to_be_denied_what_anyone_may_is_judged_again() {
+    let pod = |app: &'static str| Some(Stored::Pod(pod(4, app).into()));
+    let begins = |app| change(NOT_DENIED, |world| store(world, pod_id(4), pod(app))).1;
+    assert_eq!(["x", "z"].map(begins), [true, false]);
 }
 
 /// Without policies nothing begins a generation: what was stamped before is judged again when there is one.
@@ -529,7 +540,7 @@ fn where_a_packet_itself_would_have_to_be_asked_the_answer_that_denies_is_taken(
 #[test]
 fn what_ipvs_passes_on_is_of_the_pod_whose_address_it_has() {
     for there in [true, false] {
-        let (change, begun) = change(|world| ipvs(world, there));
+        let (change, begun) = change(ALLOWED, |world| ipvs(world, there));
         assert_eq!(begun, there, "what was judged before may have been translated since");
         let of_no_link = change.steps.iter().filter(|step| match step.key() {
             Key::NftElement { key, .. } => key.bytes.starts_with(&[0; 16]) && key.bytes.len() > 16,
