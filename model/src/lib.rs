@@ -17,6 +17,7 @@ pub mod pod;
 pub mod pool;
 pub mod selector;
 pub mod time;
+mod unlisted;
 pub mod workload;
 pub mod world;
 

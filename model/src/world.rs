@@ -16,6 +16,7 @@ use tartan_netstate::{Key, LinkName, Owner, PodNetns, State};
 
 use crate::host::Part;
 use crate::object::{Kind, Object, ObjectId, Revision, StoreEvent};
+use crate::unlisted::Unlisted;
 use crate::{
     Advert, Attachment, Block, Clock, Condition, Config, Features, Flannel, Heard, Host, HostLink, Namespace, Node,
     NodeCondition, NodeNetwork, Pod, PolicyText, Pool, Reservation, Said, Trouble,
@@ -107,9 +108,8 @@ pub struct World {
     /// Kinds of which a list has been complete.
     complete: BTreeSet<Kind>,
     synced: BTreeSet<Kind>,
-    /// Names known at `Init` that nothing was said of since, for each kind whose list is under way: shared with what is known, not
-    /// the list's own, which would be as many texts more.
-    unlisted: BTreeMap<Kind, BTreeSet<Arc<str>>>,
+    /// For each kind whose list is under way.
+    unlisted: BTreeMap<Kind, Unlisted>,
 }
 
 /// How far the kernel has come.
@@ -276,7 +276,7 @@ impl World {
         match event {
             StoreEvent::Init(kind) => {
                 self.is_back(kind);
-                self.unlisted.insert(kind, self.names(kind));
+                self.unlisted.insert(kind, Unlisted::of(self.names(kind)));
             }
             StoreEvent::Put(id, object, revision) => {
                 self.listed(&id);
@@ -385,7 +385,7 @@ impl World {
 
     fn listed(&mut self, id: &ObjectId) {
         if let Some(names) = self.unlisted.get_mut(&id.kind) {
-            names.remove(&id.name);
+            names.listed(&id.name);
         }
     }
 
@@ -506,16 +506,15 @@ impl World {
             self.leases_rest = false;
             self.leases_from = Some(at);
         }
-        for name in self.unlisted.remove(&kind).into_iter().flatten() {
+        for name in self.unlisted.remove(&kind).into_iter().flat_map(Unlisted::rest) {
             self.delete(&ObjectId { kind, name });
         }
     }
 
-    fn names(&self, kind: Kind) -> BTreeSet<Arc<str>> {
-        let invalid = self.invalid.keys().filter(|id| id.kind == kind).map(|id| id.name.clone());
-        let known: BTreeSet<Arc<str>> = match kind {
+    fn names(&self, kind: Kind) -> Vec<Arc<str>> {
+        let mut names: Vec<Arc<str>> = match kind {
             Kind::Node => self.nodes.keys().cloned().collect(),
-            Kind::NetworkConfig => BTreeSet::new(),
+            Kind::NetworkConfig => Vec::new(),
             Kind::NodeNetwork => self.adverts.keys().cloned().collect(),
             Kind::IpPool => self.pools.keys().cloned().collect(),
             Kind::IpReservation => self.reservations.keys().cloned().collect(),
@@ -530,7 +529,8 @@ impl World {
                 self.policies.keys().filter(|id| id.kind == kind).map(|id| id.name.clone()).collect()
             }
         };
-        known.into_iter().chain(invalid).collect()
+        names.extend(self.invalid.keys().filter(|id| id.kind == kind).map(|id| id.name.clone()));
+        names
     }
 }
 
