@@ -11,9 +11,9 @@ use std::time::{Duration, Instant, SystemTime};
 
 use tartan_api::cni::{CniRequest, Command};
 use tartan_fabric::selftest::Sample;
-use tartan_kernel::KernelError;
+use tartan_kernel::Failure;
 use tartan_kernel::thread::Applied;
-use tartan_model::{Clock, Condition, Failed, Kind, NodeCondition, ObjectId, Programmed, StoreEvent, Why, World};
+use tartan_model::{Clock, Condition, Kind, NodeCondition, ObjectId, Programmed, StoreEvent, World};
 use tartan_netstate::State;
 use tartan_store::Word;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -201,20 +201,7 @@ impl Agent {
     }
 
     fn applied(&mut self, applied: Applied, now: Instant) {
-        let failures: Arc<[Failed]> = applied
-            .failures
-            .iter()
-            .map(|failure| Failed {
-                key: failure.key.clone(),
-                owner: failure.owner.clone(),
-                error: failure.error.to_string().into(),
-                why: match failure.error {
-                    KernelError::NetnsGone(_) => Why::NetnsGone,
-                    KernelError::EngineGivesWay { .. } => Why::EngineGivesWay,
-                    _ => Why::Refused,
-                },
-            })
-            .collect();
+        let failures = applied.failures.iter().map(Failure::told).collect();
         self.counters.applied(&applied);
         if self.world.programmed.generation == 0 && applied.generation > 0 {
             info!("ready: the first full pass is done");

@@ -48,7 +48,7 @@ mod xfrm;
 use std::os::fd::OwnedFd;
 
 pub use scope::Scope;
-use tartan_model::{Features, Host, Wireguard};
+use tartan_model::{Failed, Features, Host, Why, Wireguard};
 use tartan_netstate::{Change, Key, LinkName, Object, PodNetns, State, Step};
 
 /// A kernel, real or fake. Blocking; called from one thread.
@@ -120,6 +120,16 @@ impl Failure {
     /// Why this step did not work.
     pub fn of(step: &Step, error: KernelError) -> Failure {
         Failure { key: step.key().clone(), owner: step.owner().clone(), error }
+    }
+
+    /// What World knows of it.
+    pub fn told(&self) -> Failed {
+        let why = match self.error {
+            KernelError::NetnsGone(_) => Why::NetnsGone,
+            KernelError::EngineGivesWay { .. } => Why::EngineGivesWay,
+            _ => Why::Refused,
+        };
+        Failed { key: self.key.clone(), owner: self.owner.clone(), error: self.error.to_string().into(), why }
     }
 }
 

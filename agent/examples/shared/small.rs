@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use nix::sched::{CloneFlags, unshare};
 use tartan_agent::plan::{Plan, Planners};
-use tartan_kernel::Kernel as _;
 use tartan_kernel::linux::Linux;
 use tartan_kernel::thread::{Applied, Handle, spawn};
+use tartan_kernel::{Failure, Kernel as _};
 use tartan_model::{Features, Programmed, World};
 
 /// See the module.
@@ -64,21 +64,11 @@ impl Small {
             generation: applied.generation,
             pods_generation: applied.pods_generation,
             mirror: applied.mirror,
-            failures: applied.failures.iter().map(failed).collect(),
+            failures: applied.failures.iter().map(Failure::told).collect(),
             read: true,
             ..Programmed::default()
         };
         self.world.programmed(programmed, applied.host, Instant::now());
-    }
-}
-
-fn failed(failure: &tartan_kernel::Failure) -> tartan_model::Failed {
-    let error = failure.error.to_string().into();
-    tartan_model::Failed {
-        key: failure.key.clone(),
-        owner: failure.owner.clone(),
-        error,
-        why: tartan_model::Why::Refused,
     }
 }
 
