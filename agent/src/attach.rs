@@ -166,7 +166,7 @@ fn status(world: &World, ipam: &mut tartan_ipam::Memo, request: &CniRequest, now
     match request.netconf.ipam_type() {
         // That one is asked by the plugin.
         Some(_) => Ok(()),
-        None => addresses::any_left(world, ipam, now),
+        None => addresses::has_some(world, ipam, now),
     }
 }
 

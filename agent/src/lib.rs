@@ -12,14 +12,13 @@
 //! kernel keeps what it has, the journal what was promised, and the next start goes on from both.
 
 pub mod attach;
-pub mod beside;
 pub mod cni_files;
 pub mod conditions;
 mod counts;
 pub mod denied;
 pub mod edit;
 mod engines;
-pub mod found;
+pub mod former_network;
 #[cfg(test)]
 mod hanging;
 mod http;
@@ -40,6 +39,7 @@ pub mod selftest;
 pub mod snapshot;
 pub mod socket;
 pub mod status;
+pub mod sysctls_before;
 pub mod uninstall;
 pub mod waiting;
 
@@ -69,9 +69,9 @@ use tokio::sync::mpsc;
 use tracing::{error, info, warn};
 
 use crate::engines::WithEngines;
-use crate::found::Noting;
 use crate::journal::{Journal, Replayed};
 use crate::run::{Agent, Input};
+use crate::sysctls_before::Noting;
 use crate::uninstall::Report;
 
 /// Told of by its end, however that comes, a panic included: the agent cannot do without it.
@@ -127,9 +127,9 @@ async fn start(boot: &Boot, holds: bool) -> Result<()> {
     let (inbox, agent) = assemble(&boot.node, &boot.state_dir, boot_id.trim(), Box::new(kernel), store.clone())?;
     tokio::spawn(secret::keep(inbox.clone(), tartan_kernel::secret::path(&boot.state_dir)));
     // Before anybody can ask for an address.
-    let given = beside::given();
+    let given = former_network::given();
     inbox.send(Input::Given(given.clone())).await.context("the loop has ended")?;
-    tokio::spawn(beside::keep(inbox.clone(), given));
+    tokio::spawn(former_network::keep(inbox.clone(), given));
     socket::serve(&boot.socket, &boot.state_dir, inbox.clone(), store, denied::Reports::listen())?;
     if let Some(address) = boot.listen {
         let listener = TcpListener::bind(address).await.with_context(|| format!(

@@ -42,7 +42,7 @@ struct ClusterRanges {
     ranges: Vec<IpNet>,
 }
 
-/// What is wanted of the three executors, and what is wrong.
+/// What is wanted of the executors (`run.rs`), and what is wrong.
 #[derive(Clone, Debug, Default)]
 pub struct Plan {
     /// For the kernel thread; none before World is known: the kernel keeps what it has.

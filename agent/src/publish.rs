@@ -188,7 +188,7 @@ impl Publisher {
             match self.in_time(self.store.tell(about.clone(), word.clone())).await {
                 Ok(()) => debug!("told of {about}: {word:?}"),
                 Err(WriteError::Away(why)) => return Err(WriteError::Away(why)),
-                // It has gone, or is another one by now: the watch brings it.
+                // It has gone, or is another one by now: the watch brings it. Or nothing is to be said of it.
                 Err(error) => info!("{error}"),
             }
             self.told.insert((about.clone(), word.clone()));

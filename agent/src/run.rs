@@ -1,6 +1,6 @@
 //! The loop. It alone owns World, and it never waits for anything but its inbox and the clock.
 //!
-//! Everything that takes time is done by the executors (kernel thread, publisher, snapshot, waiting callers), each of
+//! Everything that takes time is done by the executors (kernel thread, publisher, snapshot), each of
 //! which takes the latest wanted value and reports back through the inbox.
 
 use std::collections::BTreeSet;
@@ -27,7 +27,7 @@ use crate::selftest::{self, Paths, Tested};
 use crate::snapshot::keeper::{Keeper, Told};
 use crate::status::Outcome;
 use crate::waiting::{CniReply, Waiting};
-use crate::{beside, cni_files, conditions, denied, policy, publish, recorded, secret, status};
+use crate::{cni_files, conditions, denied, former_network, policy, publish, recorded, secret, status};
 
 /// Everything that can happen to an agent.
 pub enum Input {
@@ -38,7 +38,7 @@ pub enum Input {
     /// A snapshot is on the disk, or does not get there.
     Snapshot(Told),
     /// What the network before has given to containers that still run.
-    Given(beside::Given),
+    Given(former_network::Given),
     /// Flannel's plugin wants to know the node's subnets; none while no Flannel is spoken.
     SubnetEnv(oneshot::Sender<Option<String>>),
     /// The cluster's secret is another one, or its file will not do.
@@ -151,7 +151,7 @@ impl Agent {
                     Input::Secret(Err(why)) => self.secret_refused = Some(why),
                     Input::OthersFirst(files) => self.others_first = files,
                     Input::SubnetEnv(reply) => {
-                        drop(reply.send(beside::subnet_env(&self.world, self.planners.fabric().pod_mtu)));
+                        drop(reply.send(former_network::subnet_env(&self.world, self.planners.fabric().pod_mtu)));
                     }
                     Input::Cni(request, netns, reply) => self.cni(*request, netns, reply, now),
                     Input::Look(reply) => {

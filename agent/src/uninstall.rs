@@ -13,7 +13,7 @@ use nix::errno::Errno;
 use tartan_kernel::{Failure, Kernel, KernelError, Scope};
 use tartan_netstate::{Change, Key, Object, Owner, State, Step, diff};
 
-use crate::found;
+use crate::sysctls_before;
 
 /// What was taken back.
 #[derive(Clone, Debug, Default, serde::Serialize)]
@@ -34,7 +34,7 @@ pub fn uninstall(kernel: &mut dyn Kernel, state_dir: &Path) -> Result<Report> {
         ours.replace(&State::new(), &read);
     }
     let removal = diff(&ours, &State::new(), |_| true);
-    let found = found::load(state_dir)?;
+    let found = sysctls_before::load(state_dir)?;
     let restoration = give_back(&found);
     let mut failures = kernel.apply(&removal);
     let (gone, refused): (Vec<_>, Vec<_>) = kernel.apply(&restoration).into_iter().partition(is_gone);

@@ -8,8 +8,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::kinds::ObjectMeta;
 
-/// Name of the ConfigMap, in whatever namespace.
+/// Name of the ConfigMap.
 pub const CONFIG_MAP: &str = "kube-flannel-cfg";
+/// Namespaces it is read from: those of Flannel's manifests, now and before. Anyone may make one of that name elsewhere.
+pub const NAMESPACES: [&str; 2] = ["kube-flannel", "kube-system"];
 /// Its key.
 pub const NET_CONF: &str = "net-conf.json";
 

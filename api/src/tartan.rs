@@ -227,7 +227,7 @@ pub struct Acknowledged {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", default)]
 pub struct Endpoint {
-    /// The instance's name, which holds all its parameters: `host-gw/ipv4`, `vxlan/ipv4/vni1/port8472`.
+    /// The instance's name, which holds all its parameters: `host-gw`, `vxlan/ipv4/vni1/port8472`.
     pub instance: String,
     /// Underlay address to send to.
     pub address: String,

@@ -16,6 +16,8 @@ mod chart;
 
 const MANIFEST: &str = include_str!("../../deploy/tartan.yaml");
 const TAKE_BACK: &str = include_str!("../../deploy/uninstall.yaml");
+/// Where the manifest puts everything.
+pub(crate) const NAMESPACE: &str = "tartan-system";
 const IMAGE: &str = concat!("image: tartan.dev/tartan:", env!("CARGO_PKG_VERSION"));
 const STORE: &str = r#"store: "kubernetes:""#;
 /// Where kubeadm's runtime has plugins and their configuration; the agent sees both where the node has them.
@@ -83,10 +85,19 @@ pub(crate) fn run(distribution: Distribution, api_server: Option<&str>, image: O
 /// Prints what takes all back on every node.
 ///
 /// # Errors
-/// What is said to be the image's name is none.
-pub(crate) fn take_back(distribution: Distribution, image: Option<&str>) -> Result<ExitCode> {
-    say(format_args!("{}", at_home(TAKE_BACK, &distribution.ways(), image)?.trim_end()))?;
+/// What is said to be the name of the image, or of the namespace, is none.
+pub(crate) fn take_back(distribution: Distribution, image: Option<&str>, namespace: &str) -> Result<ExitCode> {
+    say(format_args!("{}", taken_back(distribution, image, namespace)?.trim_end()))?;
     Ok(ExitCode::SUCCESS)
+}
+
+fn taken_back(distribution: Distribution, image: Option<&str>, namespace: &str) -> Result<String> {
+    ensure!(
+        !namespace.is_empty() && namespace.chars().all(|c| matches!(c, 'a'..='z' | '0'..='9' | '-')),
+        "--namespace: `{namespace}` is no name of a namespace"
+    );
+    let text = at_home(TAKE_BACK, &distribution.ways(), image)?;
+    Ok(text.replace(&format!("namespace: {NAMESPACE}"), &format!("namespace: {namespace}")))
 }
 
 fn manifest(distribution: Distribution, api_server: Option<&str>, image: Option<&str>) -> Result<String> {
@@ -183,12 +194,13 @@ mod tests {
 
     #[test]
     fn all_is_taken_back_from_where_it_was_put() {
-        let told = at_home(TAKE_BACK, &Distribution::Microk8s.ways(), Some("registry.example/tartan")).unwrap();
+        let told = taken_back(Distribution::Microk8s, Some("registry.example/tartan"), "elsewhere").unwrap();
         for place in ["/var/snap/microk8s/current/opt/cni/bin", "/var/snap/microk8s/current/args/cni-network"] {
             assert_eq!(told.matches(&format!("hostPath: {{path: {place},")).count(), 1, "{place} in\n{told}");
         }
         assert_eq!(told.matches("image: registry.example/tartan\n").count(), 2, "{told}");
-        assert_eq!(at_home(TAKE_BACK, &USUAL, None).unwrap(), TAKE_BACK);
+        assert_eq!(told.matches("  namespace: elsewhere\n").count(), 1, "{told}");
+        assert_eq!(taken_back(Distribution::Kubeadm, None, NAMESPACE).unwrap(), TAKE_BACK);
     }
 
     #[test]
@@ -202,5 +214,7 @@ mod tests {
         check(Some("10.0.0.1:6443"), None, api_server);
         check(None, Some("x\n  evil: 1"), "--image: `x\n  evil: 1` is no name of an image");
         check(None, Some(""), "--image: `` is no name of an image");
+        let error = taken_back(Distribution::Kubeadm, None, "a/b").unwrap_err().to_string();
+        assert_eq!(error, "--namespace: `a/b` is no name of a namespace");
     }
 }

@@ -182,6 +182,9 @@ enum Tartan {
         /// With --for: the image, where it is in your registry
         #[arg(long, requires = "distribution")]
         image: Option<String>,
+        /// With --for: the namespace that Tartan is in
+        #[arg(long, requires = "distribution", default_value = install::NAMESPACE)]
+        namespace: String,
         /// Boot file (YAML)
         #[arg(long, default_value = "/etc/tartan/boot.yaml")]
         config: PathBuf,
@@ -218,8 +221,8 @@ fn main() -> ExitCode {
         Tartan::Wait => loop {
             std::thread::park();
         },
-        Tartan::Uninstall { distribution: Some(distribution), image, .. } => {
-            install::take_back(distribution, image.as_deref())
+        Tartan::Uninstall { distribution: Some(distribution), image, namespace, .. } => {
+            install::take_back(distribution, image.as_deref(), &namespace)
         }
         Tartan::Uninstall { config, output, .. } => agent::uninstall(&config, output),
     };

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use tartan_netstate::claims::{WIREGUARD_PORT, WIREGUARD_PORTS};
+use tartan_netstate::claims::{UDP_PORT, VXLAN_PORT, VXLAN_VNI, WIREGUARD_PORT, WIREGUARD_PORTS};
 
 use crate::Family;
 
@@ -211,8 +211,8 @@ impl Default for Config {
     fn default() -> Config {
         Config {
             fabric: FabricMode::Vxlan,
-            vxlan: VxlanConfig { vni: 1, port: 8472, learning: false, gbp: false },
-            udp_port: 8285,
+            vxlan: VxlanConfig { vni: VXLAN_VNI, port: VXLAN_PORT, learning: false, gbp: false },
+            udp_port: UDP_PORT,
             fallback: None,
             encryption: Encryption::None,
             strict_encryption: false,

@@ -138,6 +138,8 @@ pub const UNREACHABLE_METRIC: u32 = 4_294_967_294;
 pub const VXLAN_VNI: u32 = 1;
 /// See [`VXLAN_VNI`].
 pub const VXLAN_PORT: u16 = 8472;
+/// Default port of packets in UDP, by no device of the kernel's: Flannel's.
+pub const UDP_PORT: u16 = 8285;
 
 /// Request numbers (`reqid`) of IPsec associations: of those that are heard by,
 pub const ESP_IN: u32 = 0x7474_0001;

@@ -176,11 +176,6 @@ impl Set {
     pub fn verdict_map(key: &[Type]) -> Set {
         Set { data_len: VERDICT_LEN, data_type: NFT_DATA_VERDICT, ..Set::exact(key) }
     }
-
-    /// Whether its elements say what becomes of a packet.
-    pub fn is_verdict_map(&self) -> bool {
-        self.data_type == NFT_DATA_VERDICT
-    }
 }
 
 // === impl Type ===

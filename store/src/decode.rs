@@ -24,6 +24,7 @@ mod pool;
 mod split;
 mod workload;
 
+pub(crate) use self::flannel::is_flannels;
 pub(crate) use self::json::from_json;
 pub use self::node::encode_condition;
 
@@ -177,7 +178,7 @@ fn decode(ObjectId { kind, name }: &ObjectId, body: &str) -> Result<Object, Faul
         Kind::IpBlock => pool::decode_block(&fault::typed(body)?).map(|read| Object::Block(read.into())),
         Kind::Namespace => workload::decode_namespace(&fault::typed(body)?).map(|read| Object::Namespace(read.into())),
         Kind::Pod => workload::decode_pod(&fault::typed(body)?).map(|read| Object::Pod(read.into())),
-        Kind::ConfigMap => flannel::decode(&fault::typed(body)?).map(|read| Object::Flannel(read.into())),
+        Kind::ConfigMap => flannel::decode(name, &fault::typed(body)?).map(|read| Object::Flannel(read.into())),
         Kind::NetworkPolicy
         | Kind::ClusterNetworkPolicy
         | Kind::AdminNetworkPolicy

@@ -36,8 +36,11 @@ pub(super) fn of(
     })
 }
 
-/// Whether a pod that asks for nothing in particular could get its addresses.
-pub(super) fn any_left(world: &World, ipam: &mut Memo, now: Instant) -> Result<(), CniError> {
-    tartan_ipam::any_left(ipam, world, now)
-        .map_err(|refused| CniError::new(code::NOT_AVAILABLE, refused.to_string(), ""))
+/// Whether this node has addresses to give. That all are used is a matter of the pod that wants one: a node that is out of
+/// service for it would have its pods evicted, and they would fill up the next one.
+pub(super) fn has_some(world: &World, ipam: &mut Memo, now: Instant) -> Result<(), CniError> {
+    match tartan_ipam::any_left(ipam, world, now) {
+        Ok(()) | Err(Refused::Exhausted(_)) => Ok(()),
+        Err(refused) => Err(CniError::new(code::NOT_AVAILABLE, refused.to_string(), "")),
+    }
 }

@@ -106,7 +106,7 @@ async fn pods_from_before_are_shown_with_their_bridge_and_whether_they_are_under
     agent.until("the pod is under policy, and what is nobody's is not", |status| status.adopted == shown(true)).await;
     rig.put_config(Config { policy: PolicyMode::Off, ..Config::default() }).await;
     agent.until("policy is off", |status| status.adopted == shown(false)).await;
-    agent.given(tartan_agent::beside::Given::new()).await;
+    agent.given(tartan_agent::former_network::Given::new()).await;
     agent.until("the pod has gone", |status| status.adopted.is_empty()).await;
     agent.stop().await.unwrap();
 }

@@ -302,7 +302,7 @@ impl Running {
     }
 
     /// What the network before has given to containers that still run.
-    pub(crate) async fn given(&self, given: tartan_agent::beside::Given) {
+    pub(crate) async fn given(&self, given: tartan_agent::former_network::Given) {
         assert!(self.inbox.send(Input::Given(given)).await.is_ok(), "the agent has ended");
     }
 

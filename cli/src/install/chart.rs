@@ -1,7 +1,8 @@
 //! The Helm chart in `deploy/chart/`, made of the manifest that `tartan install` prints: the same places vary.
 //!
 //! Invariant: rendered with its own values, in the namespace of the manifest, the chart is the manifest, object for object,
-//! but for the Namespace, which Helm makes, and the definitions of others' kinds beside it. `cargo xtask gen` writes it; the test fails while a file is not what it is made of.
+//! but for the Namespace, which Helm makes, the definitions of others' kinds beside it, and what makes agents anew for a boot
+//! file that differs. `cargo xtask gen` writes it; the test fails while a file is not what it is made of.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -10,12 +11,11 @@ use std::path::{Path, PathBuf};
 use clap::ValueEnum;
 use serde_yaml_ng::Value;
 
-use super::{CNI_BIN, CNI_CONF, Distribution, IMAGE, MANIFEST, STORE, USUAL};
+use super::{CNI_BIN, CNI_CONF, Distribution, IMAGE, MANIFEST, NAMESPACE, STORE, USUAL};
 
 /// Asks for the files to be written.
 const WRITE: &str = "TARTAN_GEN";
 const HEADER: &str = "# Made by `cargo xtask gen`.\n";
-const NAMESPACE: &str = "tartan-system";
 const POOLS: &str = include_str!("../../../deploy/pool-crds.yaml");
 const POLICIES: &str = include_str!("../../../deploy/policy-crds.yaml");
 
@@ -31,7 +31,7 @@ config: {}
 paths:
   cniBin: /opt/cni/bin
   cniConf: /etc/cni/net.d
-# Where agents serve their metrics: "[::]:9470" for Prometheus, on every address of the node. The port is what probes ask.
+# Where agents serve their metrics: "[::]:9470" for Prometheus, on every address of the node. Probes ask 127.0.0.1 at that port.
 listen: 127.0.0.1:9470
 # `error`, `warn`, `info`, `debug` or `trace`.
 log: info
@@ -58,7 +58,7 @@ const SCHEMA: &str = r#"{
       "additionalProperties": false,
       "properties": {"cniBin": {"type": "string", "pattern": "^/"}, "cniConf": {"type": "string", "pattern": "^/"}}
     },
-    "listen": {"type": "string", "pattern": ":9470$"},
+    "listen": {"enum": ["127.0.0.1:9470", "0.0.0.0:9470", "[::]:9470"]},
     "log": {"enum": ["error", "warn", "info", "debug", "trace"]},
     "operator": {
       "type": "object",
@@ -66,7 +66,7 @@ const SCHEMA: &str = r#"{
       "properties": {
         "enabled": {"type": "boolean"},
         "replicas": {"type": "integer", "minimum": 1},
-        "listen": {"type": "string", "pattern": ":9471$"}
+        "listen": {"enum": ["127.0.0.1:9471", "0.0.0.0:9471", "[::]:9471"]}
       }
     },
     "pools": {"type": "object", "additionalProperties": {"type": "object", "required": ["cidr"]}}
@@ -101,10 +101,19 @@ const NOTES: &str =
 Where Pod Security is enforced by default, the namespace has to allow host network:
   kubectl label namespace {{ .Release.Namespace }} pod-security.kubernetes.io/enforce=privileged
 
+The way back: `tartan uninstall --help`, before `helm uninstall`, which leaves what is in the nodes' kernels.
+
 Helm leaves definitions as they are: before an upgrade, kubectl apply -f crds/tartan.yaml of the new chart.
 
 Before and after: `tartan doctor` on a node.
 ";
+
+/// Where the template of the agents' pods begins.
+const POD_OF_AGENT: &str = "    metadata:\n      labels:\n        app.kubernetes.io/name: tartan-agent\n";
+/// An agent reads its boot file once, as it starts.
+const BOOT: &str = r#"annotations:
+        tartan.dev/boot: "kubernetes:{{ .Values.apiServer }} {{ .Values.listen }} {{ .Values.log }}"
+      labels:"#;
 
 /// Every file of the chart, by its path in it.
 fn files() -> BTreeMap<String, String> {
@@ -184,6 +193,7 @@ fn template(documents: &[&str], only_if: Option<&str>) -> String {
         ("replicas: 2\n", "replicas: {{ .Values.operator.replicas }}\n".to_owned()),
         ("--listen=127.0.0.1:9471\n", "--listen={{ .Values.operator.listen }}\n".to_owned()),
         ("      containers:\n", format!("{pull}      containers:\n")),
+        (POD_OF_AGENT, POD_OF_AGENT.replacen("labels:", BOOT, 1)),
         (&format!("namespace: {NAMESPACE}"), "namespace: {{ .Release.Namespace }}".to_owned()),
         (&format!("system:serviceaccount:{NAMESPACE}:"), "system:serviceaccount:{{ .Release.Namespace }}:".to_owned()),
     ] {
@@ -376,6 +386,12 @@ fn name(object: &Value) -> String {
     format!("{}/{}", object["kind"].as_str().unwrap(), object["metadata"]["name"].as_str().unwrap())
 }
 
+/// Takes out of the DaemonSet of agents what makes its pods anew when it differs.
+fn restarted_by(agents: &mut Value) -> String {
+    let metadata = agents["spec"]["template"]["metadata"].as_mapping_mut().unwrap();
+    metadata.remove("annotations").unwrap()["tartan.dev/boot"].as_str().unwrap().to_owned()
+}
+
 #[test]
 fn with_its_own_values_the_chart_is_the_manifest() {
     let mut wanted: BTreeMap<String, Value> =
@@ -389,6 +405,9 @@ fn with_its_own_values_the_chart_is_the_manifest() {
         // The default of the boot file, said out loud.
         if let Some(boot) = object.get_mut("data").and_then(|data| data.get_mut("boot.yaml")) {
             *boot = boot.as_str().unwrap().replace("log: info\n", "").into();
+        }
+        if name == "DaemonSet/tartan-agent" {
+            assert_eq!(restarted_by(&mut object), "kubernetes: 127.0.0.1:9470 info");
         }
         assert_eq!(Some(object), wanted.remove(&name), "{name}");
     }
@@ -408,7 +427,17 @@ fn every_value_is_where_it_should_be() {
             assert!(text(object).contains(part), "{part:?} is not in {}", text(object));
         }
     };
-    check("DaemonSet/tartan-agent", &["image: r/x:1", "- name: s", "path: /a", "path: /b", "namespace: elsewhere"]);
+    check(
+        "DaemonSet/tartan-agent",
+        &[
+            "boot: kubernetes:https://[fd00::1]:6443 [::]:9470 debug",
+            "image: r/x:1",
+            "- name: s",
+            "path: /a",
+            "path: /b",
+            "namespace: elsewhere",
+        ],
+    );
     check("Deployment/tartan-operator", &["image: r/x:1", "- name: s", "replicas: 1", "- --listen=[::]:9471"]);
     check(
         "ConfigMap/tartan-agent",
@@ -430,7 +459,8 @@ fn distributions_differ_by_values_the_chart_has() {
         let objects = rendered(&values, NAMESPACE);
         let manifest = super::manifest(*distribution, None, None).unwrap();
         let wanted = parsed(&manifest).into_iter().find(|object| name(object) == "DaemonSet/tartan-agent");
-        let got = objects.into_iter().find(|object| name(object) == "DaemonSet/tartan-agent");
+        let mut got = objects.into_iter().find(|object| name(object) == "DaemonSet/tartan-agent");
+        got.as_mut().map(restarted_by).unwrap();
         assert_eq!(got, wanted, "{distribution:?}");
     }
 }

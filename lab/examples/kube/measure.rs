@@ -135,7 +135,9 @@ fn requests_per_pod(cluster: &Cluster, idle: &BTreeMap<String, usize>) -> Result
     let start = Instant::now();
     let many = requests_in(cluster, || at_once::start(cluster, "tartan-cni").map(drop))?;
     let share = start.elapsed().as_secs_f64() / IDLE.as_secs_f64();
-    let beside = |kind: &String| idle.get(kind).copied().unwrap_or_default() as f64 * share;
+    // What comes at intervals may fall into that time once more, of each agent.
+    let once_more = cluster.machines().len() as f64;
+    let beside = |kind: &String| idle.get(kind).map_or(0.0, |count| *count as f64 * share + once_more);
     let more: f64 = many.iter().map(|(kind, count)| (*count as f64 - beside(kind)).max(0.0)).sum();
     println!("# kube.api_requests_per_pod: while pods started: {many:?}; in an idle minute: {idle:?}");
     figure("api_requests_per_pod", more / at_once::PODS as f64);

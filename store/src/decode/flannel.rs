@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde_json::Value;
-use tartan_api::flannel::{Backend, CONFIG_MAP, ConfigMap, NET_CONF, NetConf};
+use tartan_api::flannel::{Backend, CONFIG_MAP, ConfigMap, NAMESPACES, NET_CONF, NetConf};
 use tartan_api::kinds::ObjectMeta;
 use tartan_model::{Config, Family, Flannel, FlannelBackend, PerFamily};
 
@@ -13,10 +13,17 @@ use super::fields;
 /// What Flannel takes where no backend is named.
 const DEFAULT_BACKEND: &str = "udp";
 
-pub(super) fn decode(document: &ConfigMap) -> Result<Flannel, Fault> {
-    let name = &document.metadata.name;
-    if name != CONFIG_MAP {
-        let fix = format!("take it out: of ConfigMaps Tartan reads Flannel's only, {CONFIG_MAP}");
+/// Whether the ConfigMap of that name, NAMESPACE/NAME, is Flannel's.
+pub(crate) fn is_flannels(name: &str) -> bool {
+    name.split_once('/').is_some_and(|(namespace, name)| NAMESPACES.contains(&namespace) && name == CONFIG_MAP)
+}
+
+pub(super) fn decode(name: &str, document: &ConfigMap) -> Result<Flannel, Fault> {
+    if !is_flannels(name) {
+        let fix = format!(
+            "take it out: of ConfigMaps Tartan reads Flannel's only, {CONFIG_MAP} in {}",
+            NAMESPACES.join(" or ")
+        );
         return Err(Fault::value("metadata.name", name, "not a ConfigMap of the network", fix));
     }
     let field = format!("data.{NET_CONF}");

@@ -28,7 +28,7 @@ fn decode(id: &ObjectId, json: &str) -> Result<Object, Fault> {
         Kind::IpBlock => pool::decode_block(&typed(json)?).map(|read| Object::Block(read.into())),
         Kind::Namespace => workload::decode_namespace(&typed(json)?).map(|read| Object::Namespace(read.into())),
         Kind::Pod => workload::decode_pod(&typed(json)?).map(|read| Object::Pod(read.into())),
-        Kind::ConfigMap => flannel::decode(&typed(json)?).map(|read| Object::Flannel(read.into())),
+        Kind::ConfigMap => flannel::decode(&id.name, &typed(json)?).map(|read| Object::Flannel(read.into())),
         // One small object: YAML reads JSON, and knows the keys that there are.
         Kind::NetworkConfig => super::decode(id, json),
         Kind::NetworkPolicy

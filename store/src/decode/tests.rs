@@ -350,7 +350,9 @@ fn flannels_config_map_is_read_as_flannel_reads_it() {
     );
     wrong(&text(r#"{"Backend": {"Type": 7}}"#), "data.net-conf.json.backend.type");
     let other = text("{}").replace("kube-flannel-cfg", "kube-proxy");
-    wrong(&other, "metadata.name is `kube-proxy`: not a ConfigMap of the network");
+    wrong(&other, "metadata.name is `kube-flannel/kube-proxy`: not a ConfigMap of the network");
+    let elsewhere = text("{}").replace("namespace: kube-flannel", "namespace: web");
+    wrong(&elsewhere, "metadata.name is `web/kube-flannel-cfg`: not a ConfigMap of the network");
     wrong(&text("{}").replace("net-conf.json", "x"), "data.net-conf.json is missing");
 }
 
@@ -376,7 +378,7 @@ fn our_own_come_back_as_they_were() {
             public_key: None,
         }]
         .into(),
-        sends: vec!["host-gw/ipv4".into()],
+        sends: vec!["host-gw".into()],
         joining: true,
         acknowledges: Some([tartan_model::Acknowledged { node: "n2".into(), edition: 7 }].into()),
         edition: 3,

@@ -81,6 +81,27 @@ async fn check(what: &str, script: Vec<(&str, Answer)>, wanted: &[&str]) {
     }
 }
 
+/// Whoever may make ConfigMaps in a namespace could hold up agents that start, or speak for Flannel.
+#[tokio::test]
+async fn a_config_map_with_the_name_of_flannels_is_nothing_elsewhere() {
+    let map = |namespace: &str| {
+        let conf = if namespace == "web" { "{" } else { r#"{\"Network\": \"10.244.0.0/16\"}"# };
+        format!(
+            r#"{{"metadata":{{"name":"kube-flannel-cfg","namespace":"{namespace}","resourceVersion":"7"}},"data":{{"net-conf.json":"{conf}"}}}}"#
+        )
+    };
+    let items = ["kube-flannel", "web"].map(map).join(",");
+    let list = format!(r#"{{"kind":"ConfigMapList","metadata":{{"resourceVersion":"7"}},"items":[{items}]}}"#);
+    let frames =
+        [frame("MODIFIED", &map("web")), frame("DELETED", &map("web")), frame("DELETED", &map("kube-flannel"))];
+    let server = Scripted::start(vec![Answer::with(200, list), Answer::with(200, frames.concat())]).await;
+    let mut watching = Watching::of(&KubernetesStore::paced(&server.url(), BRISK).unwrap(), &[Kind::ConfigMap]);
+    for wanted in ["init", "Put(", "synced", "delete kube-flannel/kube-flannel-cfg"] {
+        let told = said(&watching.next().await);
+        assert!(told.starts_with(wanted), "{told:?}, not {wanted:?}");
+    }
+}
+
 #[tokio::test]
 async fn a_watch_goes_on_where_it_was() {
     let ok = |body: String| Answer::with(200, body);
@@ -552,9 +573,23 @@ async fn a_node_is_told_its_condition_and_loses_its_taint() {
 #[tokio::test]
 async fn a_node_of_another_uid_is_left_alone() {
     let refused = r#"{"message":"Node "n1" is invalid: metadata.uid: field is immutable","code":422}"#;
-    let server = Scripted::start(vec![Answer::with(422, refused.to_owned())]).await;
+    let error = told_by(422, refused).await;
+    assert!(matches!(error, WriteError::Refused(..)), "{error}");
+}
+
+/// An admission policy, or a namespace that is being deleted: it must not hold up what is written next.
+#[tokio::test]
+async fn what_is_forbidden_for_one_object_is_not_an_api_server_that_is_away() {
+    let error = told_by(403, r#"{"message":"unable to create: being terminated","code":403}"#).await;
+    assert!(matches!(error, WriteError::Refused(..)), "{error}");
+    let error = told_by(503, r#"{"message":"overloaded","code":503}"#).await;
+    assert!(matches!(error, WriteError::Away(..)), "{error}");
+}
+
+/// What comes of a word about a node that the API server answers so.
+async fn told_by(code: u16, body: &str) -> WriteError {
+    let server = Scripted::start(vec![Answer::with(code, body.to_owned())]).await;
     let store = KubernetesStore::open(&server.url()).unwrap();
     let word = Word::Available(Availability { node_uid: "u1".into(), available: true });
-    let error = store.tell(node(), word).await.unwrap_err();
-    assert!(matches!(error, WriteError::Refused(..)), "{error}");
+    store.tell(node(), word).await.unwrap_err()
 }

@@ -338,10 +338,14 @@ impl Follower {
         Ok(None)
     }
 
-    /// Tells what an object is, unless that is what was told last.
+    /// Tells what an object is, unless that is what was told last. No selector leaves out namespaces: of what is called as
+    /// Flannel's ConfigMap is, only that one is an object of ours.
     async fn object(&mut self, json: &str) -> Result<(), Unheard> {
         let Ok(Header { metadata }) = serde_json::from_str(json) else { return Ok(()) };
         let name = metadata.name(self.kind);
+        if self.kind == Kind::ConfigMap && !decode::is_flannels(&name) {
+            return Ok(());
+        }
         let id = ObjectId { kind: self.kind, name: name.clone() };
         match decode::from_json(&id, ORIGIN, json) {
             Ok(object) => {

@@ -199,11 +199,14 @@ pub(super) fn settle<T>(id: &ObjectId, trouble: Trouble) -> Result<Done<T>, Writ
     }
 }
 
+/// What the API server says of one object, an admission policy or a namespace that is being deleted included, says nothing of
+/// the next one.
 pub(super) fn refused(id: &ObjectId, trouble: Trouble) -> WriteError {
     match trouble {
         Trouble::Status { code: StatusCode::UNPROCESSABLE_ENTITY | StatusCode::BAD_REQUEST, message } => {
             WriteError::Refused(id.clone(), message)
         }
+        Trouble::Status { code: StatusCode::FORBIDDEN, .. } => WriteError::Refused(id.clone(), trouble.to_string()),
         trouble => WriteError::Away(trouble.to_string()),
     }
 }
