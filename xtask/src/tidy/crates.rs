@@ -28,7 +28,7 @@ pub(crate) const CRATES: &[Crate] = &[
     krate("ipam",     "planner",     2700, &["model", "netstate"]),
     krate("fabric",   "planner",     7900, &["api", "model", "netstate"]),
     krate("policy",   "planner",     8000, &["api", "model"]),
-    krate("datapath", "planner",     4100, &["model", "netstate", "policy"]),
+    krate("datapath", "planner",     4000, &["model", "netstate", "policy"]),
     krate("kernel",   "door",        17050, &["model", "netstate"]),
     krate("engine",   "door",        3800, &[]),
     krate("store",    "door",        6900, &["api", "model", "netstate"]),
