@@ -96,7 +96,7 @@ impl Planners {
             cluster_ranges: self.ranges.of(world).to_vec(),
             non_masquerade: world.config.non_masquerade.clone(),
             masquerade: world.config.masquerade,
-            between_nodes: world.config.ports_between_nodes(),
+            between_nodes: fabric.between_nodes.clone(),
             unwraps_at: fabric.receives.iter().filter_map(Instance::unwraps_at).collect(),
             by_ipsec: fabric.receives.iter().any(|at| matches!(at, Instance::Ipsec { .. })),
             encrypted_at: fabric.receives.iter().filter_map(Instance::encrypted_at).collect(),
@@ -106,7 +106,7 @@ impl Planners {
         self.layers.set(0, &fabric.state);
         self.layers.set(1, pods);
         self.layers.set(2, &self.inherited.beside(world, self.nat.plan(world, &nat)));
-        let policy = self.policy.plan(world);
+        let policy = self.policy.plan(world, &fabric.between_nodes);
         self.layers.set(3, &policy.state);
         let firewall = self.firewall.plan(world);
         self.layers.set(4, &firewall.state);

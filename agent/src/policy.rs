@@ -64,8 +64,8 @@ const NAMES: usize = 10;
 // === impl Policy ===
 
 impl Policy {
-    /// What policy wants; nothing while there is nothing to go by.
-    pub(crate) fn plan(&mut self, world: &World) -> Wanted {
+    /// What policy wants; nothing while there is nothing to go by. `between_nodes`: UDP ports at which nodes unwrap packets.
+    pub(crate) fn plan(&mut self, world: &World, between_nodes: &BTreeSet<u16>) -> Wanted {
         let Some(moment) = world.of_one_moment() else { return Wanted::default() };
         let mode = moment.config.policy;
         if mode == PolicyMode::Off && std::mem::take(&mut self.used) {
@@ -81,18 +81,18 @@ impl Policy {
         });
         let nothing = Tables::default();
         let tables = out.as_ref().map_or(&nothing, |out| &out.tables);
-        let state = self.state(world, tables, mode);
+        let state = self.state(world, tables, mode, between_nodes);
         Wanted { state, out, from_before: self.nft.from_before().clone() }
     }
 
-    fn state(&mut self, world: &World, tables: &Tables, mode: PolicyMode) -> State {
+    fn state(&mut self, world: &World, tables: &Tables, mode: PolicyMode, between_nodes: &BTreeSet<u16>) -> State {
         if world.inherited.is_empty() {
             self.start = None;
         }
         if let Some(Start::AsFound(found)) = &mut self.start {
             return found.kept(world).clone();
         }
-        let planned = self.nft.plan(world, tables, mode).clone();
+        let planned = self.nft.plan(world, tables, mode, between_nodes).clone();
         if self.start.is_some() || world.inherited.is_empty() {
             return planned;
         }

@@ -154,6 +154,12 @@ impl Census {
         self.accepts.iter()
     }
 
+    /// Instances some peer says it receives on, whether it is live or not.
+    pub(crate) fn hears(&self) -> impl Iterator<Item = Instance> {
+        let silent = self.not_live.iter().filter_map(|name| self.peers.get(name));
+        self.accepts.iter().copied().chain(silent.flat_map(|member| member.accepts().map(|(at, _)| at)))
+    }
+
     /// The first of those who claim it; it is theirs.
     pub(crate) fn holder(&self, claim: Claim) -> Option<&Arc<str>> {
         self.claimants(claim).next()

@@ -55,6 +55,8 @@ pub struct Out {
     pub receives: BTreeSet<Instance>,
     /// Those it is to receive on whoever its peers are.
     pub targets: BTreeSet<Instance>,
+    /// UDP ports at which a node may unwrap what anybody could have sent.
+    pub between_nodes: BTreeSet<u16>,
     /// Look again then, if nothing happens before.
     pub wake_at: Option<Instant>,
 }
@@ -160,7 +162,11 @@ pub fn plan<'a>(memo: &'a mut Memo, world: &World, owned: &Owned, now: Instant) 
     let strict = world.config.strict_encryption && (common.ground.strict || sends.iter().all(Instance::is_encrypted));
     conditions.extend((world.config.strict_encryption && !strict).then(|| memo.strict_waits(world)));
     let drained_at = memo.drained_at(world).filter(|at| *at > now);
+    // A node that is silent may hear what it said last.
+    let heard = memo.out.receives.iter().copied().chain(memo.census.hears());
+    let between_nodes = heard.filter_map(|at| at.unwraps_at()).chain(world.config.ports_between_nodes()).collect();
     let out = &mut memo.out;
+    out.between_nodes = between_nodes;
     out.advert = world.local_node().is_some().then_some(advert);
     (out.underlay_mtu, out.pod_mtu) = (underlay_mtu(node), pod_mtu);
     (out.conditions, out.node, out.targets) = (conditions, common.node, own_targets);

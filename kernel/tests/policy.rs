@@ -552,7 +552,7 @@ fn what_the_kernel_refuses_in_part_it_refuses_whole() {
     judged.lab.world.policies.clear();
     let tables = verdicts::plan(&mut judged.tables, &judged.lab.world).tables.clone();
     let mut wanted = judged.nftables.plan(&judged.lab.world, &nat()).clone();
-    wanted.merge(judged.policy.plan(&judged.lab.world, &tables, Mode::Enforce), &mut Vec::new());
+    wanted.merge(judged.policy.plan(&judged.lab.world, &tables, Mode::Enforce, &nat().between_nodes), &mut Vec::new());
     let good = wanted.clone();
     let bad = ElementKey { bytes: [1; 99].into(), end: None };
     let bad = Key::NftElement { set: "policy_ingress_words".into(), key: bad };

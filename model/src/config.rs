@@ -3,6 +3,7 @@
 //! Invariant: a `Config` is always whole and usable. A bad document is refused with the key, the value and the fix,
 //! and the last good one goes on.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -201,9 +202,9 @@ impl Config {
         in_its_place.or(Some(self.fabric).filter(|mode| mode.encrypts()))
     }
 
-    /// UDP ports at which packets between nodes arrive that anybody could have sent: those of fabrics that do not encrypt.
-    pub fn ports_between_nodes(&self) -> [u16; 2] {
-        [self.vxlan.port, self.udp_port]
+    /// UDP ports at which packets between nodes are to arrive that anybody could have sent: those of fabrics that do not encrypt.
+    pub fn ports_between_nodes(&self) -> BTreeSet<u16> {
+        BTreeSet::from([self.vxlan.port, self.udp_port])
     }
 }
 

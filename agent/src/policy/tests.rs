@@ -63,7 +63,7 @@ fn put_policies(world: &mut World, json: &str, count: usize) {
 fn lacking(world: &World, attachment: &Attachment) -> String {
     let mut world = world.clone();
     world.attach(attachment.clone());
-    let Wanted { state, out, .. } = Policy::default().plan(&world);
+    let Wanted { state, out, .. } = Policy::default().plan(&world, &BTreeSet::new());
     let plan = Plan { state: Some(state), policy: out, ..Plan::default() };
     lacks(&world, &plan, attachment, "").unwrap_or_default()
 }
@@ -160,7 +160,7 @@ fn a_pod_waits_for_its_own_object_and_not_for_one_of_its_name() {
         world.pods.insert("shop/a".into(), Pod { uid: uid_of(known), ..pod("n1") }.into());
         let attachment = attachment("shop", "a");
         world.attach(attachment.clone());
-        let Wanted { state, .. } = Policy::default().plan(&world);
+        let Wanted { state, .. } = Policy::default().plan(&world, &BTreeSet::new());
         let plan = Plan { state: Some(state), ..Plan::default() };
         let lacks = lacks(&world, &plan, &attachment, said);
         let want = "what this node has heard of Pod shop/a is of another one that had this name";
@@ -196,13 +196,13 @@ fn off_is_off_and_back_on_is_as_from_the_start() {
     world.pods.insert("shop/a".into(), pod("n1").into());
     put_policies(&mut world, "{\"spec\":{\"podSelector\":{}}}", 1);
     let mut planner = Policy::default();
-    let tables = planner.plan(&world).out.unwrap().tables;
+    let tables = planner.plan(&world, &BTreeSet::new()).out.unwrap().tables;
     assert!(tables.subjects.contains_key("shop/a"));
     set_mode(&mut world, PolicyMode::Off);
-    let off = planner.plan(&world);
+    let off = planner.plan(&world, &BTreeSet::new());
     assert!(off.out.is_none() && off.state.is_empty());
     set_mode(&mut world, PolicyMode::Enforce);
-    assert_eq!(planner.plan(&world).out.unwrap().tables, tables);
+    assert_eq!(planner.plan(&world, &BTreeSet::new()).out.unwrap().tables, tables);
 }
 
 #[test]
@@ -214,7 +214,7 @@ fn what_is_open_that_policies_shut_is_said() {
         world.attach(attachment("shop", name));
     }
     let said = |world: &World| {
-        let out = Policy::default().plan(world).out;
+        let out = Policy::default().plan(world, &BTreeSet::new()).out;
         not_enforced(world, out.as_ref()).map(|said| (said.reason, said.message))
     };
     for mode in [PolicyMode::Enforce, PolicyMode::Audit, PolicyMode::Off] {
@@ -237,7 +237,7 @@ fn a_pod_that_runs_without_its_object_is_said() {
     world.attach(Attachment { answered: true, ..attachment("shop", "a") });
     world.attach(attachment("shop", "still-waits"));
     let said = |world: &World| {
-        let out = Policy::default().plan(world).out.unwrap();
+        let out = Policy::default().plan(world, &BTreeSet::new()).out.unwrap();
         cut_off(world, &out.tables).map(|said| (said.about, said.message)).collect::<Vec<_>>()
     };
     assert_eq!(said(&world), [], "without a policy everything passes");
@@ -278,7 +278,7 @@ fn what_does_not_hold_for_pods_of_the_network_before_is_said() {
     world.pods.insert("shop/old".into(), old(&["10.244.1.2", "fd00::2"]));
     Arc::make_mut(&mut world.host).unfiltered = Family::ALL.map(|family| ("cni0".into(), family)).into();
     let said = |world: &World| -> Vec<(&str, String)> {
-        let Wanted { out, from_before, .. } = Policy::default().plan(world);
+        let Wanted { out, from_before, .. } = Policy::default().plan(world, &BTreeSet::new());
         super::from_before(world, &out.unwrap().tables, &from_before)
             .into_iter()
             .map(|it| (it.reason, it.message))
@@ -302,7 +302,7 @@ fn faults_of_policies_are_said_up_to_a_number() {
     for (faults, shown) in [(0, 0), (1, 1), (SAID, SAID), (SAID + 3, SAID + 1)] {
         let mut world = whole();
         put_policies(&mut world, "{\"spec\":{\"podSelector\":{},\"colour\":1}}", faults);
-        let said = said(&Policy::default().plan(&world).out.unwrap());
+        let said = said(&Policy::default().plan(&world, &BTreeSet::new()).out.unwrap());
         assert_eq!(said.len(), shown, "{said:#?}");
         let more = said.iter().find(|it| it.reason == "MoreToSay").map(|it| it.message.clone());
         assert_eq!(more.as_deref(), (faults > SAID).then_some("3 more faults of policies are not shown"));
@@ -326,7 +326,7 @@ fn start(policy: &mut Policy, world: &World, held: &State) -> (World, State) {
         world.host.clone(),
         Instant::now(),
     );
-    let state = policy.plan(&started).state;
+    let state = policy.plan(&started, &BTreeSet::new()).state;
     (started, state)
 }
 
@@ -345,7 +345,7 @@ fn running() -> (World, State) {
     from_before(&mut world, &["10.244.1.2"]);
     world.pods.insert("shop/old".into(), Pod { addresses: [[10, 244, 1, 2].into()].into(), ..pod("n1") }.into());
     put_policies(&mut world, "{\"spec\":{\"podSelector\":{}}}", 1);
-    let held = Policy::default().plan(&world).state;
+    let held = Policy::default().plan(&world, &BTreeSet::new()).state;
     (world, held)
 }
 
@@ -361,13 +361,13 @@ fn what_the_kernel_holds_of_policies_goes_on_as_planned_if_it_is_what_was_planne
     assert_eq!(held.differing_keys(&state).count(), 0, "not even the generation");
     // A pod that the snapshot knows of is added, and one that goes is gone.
     started.detach(&Attachment::id_of("b", "eth0"), Instant::now());
-    let without = policy.plan(&started).state;
+    let without = policy.plan(&started, &BTreeSet::new()).state;
     assert!(without.len() < held.len(), "{without:?}");
     started.attach(attachment("shop", "b"));
     let not_generation = |state: &State| -> BTreeSet<Key> {
         keys(state).into_iter().filter(|key| Generation::of(key).is_none()).collect()
     };
-    assert_eq!(not_generation(&policy.plan(&started).state), not_generation(&held));
+    assert_eq!(not_generation(&policy.plan(&started, &BTreeSet::new()).state), not_generation(&held));
 }
 
 #[test]
@@ -383,21 +383,21 @@ fn what_the_kernel_holds_of_policies_stays_if_it_is_something_else() {
     assert_eq!(lacks(&started, &plan, &attachment("shop", "b"), ""), None, "the kernel has it");
     // Nothing comes in that may not fit, and only what was of a pod that is gone goes.
     started.attach(attachment("shop", "c"));
-    assert_eq!(keys(&policy.plan(&started).state), keys(&held));
+    assert_eq!(keys(&policy.plan(&started, &BTreeSet::new()).state), keys(&held));
     started.detach(&Attachment::id_of("a", "eth0"), Instant::now());
-    let gone = &keys(&held) - &keys(&policy.plan(&started).state);
+    let gone = &keys(&held) - &keys(&policy.plan(&started, &BTreeSet::new()).state);
     assert_eq!(gone, nft::keys(&attachment("shop", "a")).filter(|key| held.get(key).is_some()).collect());
     // A pod of the network before goes with its address.
-    let before = keys(&policy.plan(&started).state);
+    let before = keys(&policy.plan(&started, &BTreeSet::new()).state);
     let of_old: BTreeSet<Key> = nft::keys_from_before(&started).filter(|key| held.get(key).is_some()).collect();
     started.given.clear();
-    assert_eq!((&before - &keys(&policy.plan(&started).state), of_old.len()), (of_old.clone(), 3));
+    assert_eq!((&before - &keys(&policy.plan(&started, &BTreeSet::new()).state), of_old.len()), (of_old.clone(), 3));
     // Now all is read, and it is what the store says: judged anew, since nobody knows what was revoked meanwhile.
     for kind in Kind::ALL {
         started.store(StoreEvent::Init(kind), Instant::now());
         started.store(StoreEvent::Synced(kind), Instant::now());
     }
-    let whole = policy.plan(&started).state;
+    let whole = policy.plan(&started, &BTreeSet::new()).state;
     let generation = |state: &State| state.iter().find_map(|(key, _)| Generation::of(key)).unwrap();
     assert!(generation(&whole) > generation(&held));
 }

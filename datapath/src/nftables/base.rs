@@ -16,6 +16,7 @@
 //! Towards pods the source is translated to the fabric address, never masqueraded: the kernel kills masqueraded
 //! connections when their output device changes, so a change of the fabric would cut them.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -93,7 +94,7 @@ fn chains(nat: &Nat) -> Vec<(&'static str, Chain)> {
 /// (`policy/chains.rs`): here, of those for other nodes, what would begin a connection.
 pub(super) fn wrapped(
     begun: fn(&'static str) -> RuleBuilder,
-    between_nodes: &[u16],
+    between_nodes: &BTreeSet<u16>,
 ) -> impl Iterator<Item = RuleBuilder> {
     let by = move || begun("only nodes wrap packets");
     let ports = between_nodes.iter().map(move |port| by().udp_dport(*port));
@@ -131,7 +132,7 @@ fn loopback() -> IpNet {
 fn source_translation(nat: &Nat) -> Vec<Rule> {
     let towards_pods = rule("a destination was translated").ct_status_dnat().jump(TOWARDS_PODS);
     let families = Family::ALL.into_iter().filter(|_| nat.masquerade);
-    let ports = nat.encrypted_at.iter().copied().chain(nat.between_nodes).collect();
+    let ports = &nat.encrypted_at | &nat.between_nodes;
     let out = families.flat_map(|family| masquerade::rules_of(family, &ports));
     [towards_pods].into_iter().chain(out).collect()
 }

@@ -36,7 +36,7 @@ pub struct Nat {
     /// Packets from pods to everywhere else leave under the node's address.
     pub masquerade: bool,
     /// UDP ports at which nodes of this cluster unwrap packets.
-    pub between_nodes: [u16; 2],
+    pub between_nodes: BTreeSet<u16>,
     /// Those at which devices here do.
     pub unwraps_at: BTreeSet<u16>,
     /// IPsec encrypts: what is to be encrypted so comes by a second time, on its way out of the uplink, and is not encrypted yet.

@@ -15,7 +15,7 @@ fn nat() -> Nat {
         cluster_ranges: vec!["10.244.0.0/16".parse().unwrap(), "fd00::/16".parse().unwrap()],
         non_masquerade: vec!["192.168.0.0/16".parse().unwrap()],
         masquerade: true,
-        between_nodes: [8472, 8285],
+        between_nodes: BTreeSet::from([8472, 8285]),
         unwraps_at: BTreeSet::from([8472, 8285]),
         by_ipsec: false,
         encrypted_at: BTreeSet::new(),

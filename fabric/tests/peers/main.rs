@@ -6,15 +6,16 @@ mod fallback;
 mod ipsec;
 mod narrow;
 mod nodes;
+mod word;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tartan_fabric::{Instance, Memo, Out, Owned, plan};
 use tartan_model::{
     Across, Advert, Config, Encapsulation, Encryption, Endpoint, FabricMode, Family, Features, Heard, Host, HostLink,
-    Node, Passing, PerFamily, Pool, Programmed, Said, Selector, Wireguard, World,
+    Node, Passing, PerFamily, Pool, Programmed, Said, Selector, VxlanConfig, Wireguard, World,
 };
 use tartan_netstate::{Key, LinkKind, Mac, Netns, Object, Owner, PublicKey, State, WgPeer};
 

@@ -98,7 +98,7 @@ impl Judged {
             };
             tables.sets = tables.sets.iter().map(other).collect();
         }
-        let policy = self.policy.plan(&self.lab.world, &tables, self.mode);
+        let policy = self.policy.plan(&self.lab.world, &tables, self.mode, &nat().between_nodes);
         let mut wanted = self.nftables.plan(&self.lab.world, &nat()).clone();
         wanted.merge(policy, &mut Vec::new());
         let change = diff(&self.applied, &wanted, |_| true);

@@ -119,7 +119,7 @@ impl Node {
     fn think(&mut self) {
         let Planners { pods, nat, verdicts, policy, layers, .. } = &mut self.planners;
         let tables = &verdicts::plan(verdicts, &self.world).tables;
-        let policy = policy.plan(&self.world, tables, Mode::Enforce).clone();
+        let policy = policy.plan(&self.world, tables, Mode::Enforce, &translation().between_nodes).clone();
         layers.set(0, pods.plan(&self.world, Mtu { link: 1500, route: 1500 }));
         layers.set(1, nat.plan(&self.world, &translation()));
         let before = std::mem::replace(&mut self.policy, policy.clone());
@@ -155,7 +155,7 @@ fn translation() -> Nat {
         cluster_ranges: ranges,
         non_masquerade: Vec::new(),
         masquerade: true,
-        between_nodes: [8472, 8285],
+        between_nodes: BTreeSet::from([8472, 8285]),
         unwraps_at: BTreeSet::from([8472, 8285]),
         by_ipsec: false,
         encrypted_at: BTreeSet::new(),

@@ -221,7 +221,7 @@ impl Node {
     fn learn(&mut self, mut world: World, stop: usize, in_transactions: InTransactions) -> Result<u64, String> {
         world.programmed.mirror = self.mirror.clone();
         let tables = &verdicts::plan(&mut self.verdicts, &world).tables;
-        let wanted = self.policy.plan(&world, tables, Mode::Enforce).clone();
+        let wanted = self.policy.plan(&world, tables, Mode::Enforce, &BTreeSet::new()).clone();
         let all = in_transactions(&self.mirror, diff::diff(&self.mirror, &wanted, |_| true).steps);
         let broken_off = stop < all.len() && !self.mirror.is_empty();
         let judged = self.go_over(&wanted, &all[..if broken_off { stop } else { all.len() }])?;

@@ -15,6 +15,8 @@
 //! generation and of as many pods as it has here, because every pod concerned lets it pass, or because it is one of the few
 //! that are never judged.
 
+use std::collections::BTreeSet;
+
 use tartan_model::Family;
 use tartan_netstate::claims::{
     CT_MARK_GENERATION, CT_MARK_JUDGED, NFT_POLICY_INPUT_PRIORITY, NFT_POLICY_PRIORITY, NFT_RAW_PRIORITY,
@@ -121,7 +123,7 @@ pub(super) fn generation(generation: Generation) -> [(Key, Object); 4] {
 }
 
 /// The chains around those of pods. `between_nodes`: UDP ports at which nodes unwrap packets.
-pub(super) fn judging(mode: Mode, between_nodes: &[u16]) -> [(Key, Object); 5] {
+pub(super) fn judging(mode: Mode, between_nodes: &BTreeSet<u16>) -> [(Key, Object); 5] {
     [
         (THROUGH, through(mode, between_nodes)),
         (THROUGH_BACK, through_back()),
@@ -132,7 +134,7 @@ pub(super) fn judging(mode: Mode, between_nodes: &[u16]) -> [(Key, Object); 5] {
     .map(regular)
 }
 
-fn through(mode: Mode, between_nodes: &[u16]) -> Vec<Rule> {
+fn through(mode: Mode, between_nodes: &BTreeSet<u16>) -> Vec<Rule> {
     let mut rules: Vec<Rule> = Family::ALL.map(|family| to_itself(from_pod, family)).into();
     rules.extend(others_errors(mode, from_pod));
     rules.extend(errors_about_judged(JUDGED_BY_ALL));
@@ -160,7 +162,7 @@ fn through_back() -> Vec<Rule> {
     ]
 }
 
-fn to_node(mode: Mode, between_nodes: &[u16]) -> Vec<Rule> {
+fn to_node(mode: Mode, between_nodes: &BTreeSet<u16>) -> Vec<Rule> {
     let mut rules = vec![judged(JUDGED)];
     rules.extend(others_errors(mode, from_pod));
     rules.extend([
@@ -186,7 +188,7 @@ fn from_node() -> Vec<Rule> {
     rules
 }
 
-fn passed_on(mode: Mode, between_nodes: &[u16]) -> Vec<Rule> {
+fn passed_on(mode: Mode, between_nodes: &BTreeSet<u16>) -> Vec<Rule> {
     let mut rules = vec![judged(JUDGED_BY_ALL)];
     rules.extend(Family::ALL.map(|family| to_itself(from_anywhere, family)));
     rules.extend(others_errors(mode, from_anywhere));
@@ -318,7 +320,7 @@ fn by_other_addresses(mode: Mode) -> Vec<Rule> {
 }
 
 /// A Service may have led it there, or an older connection, from before the port was one of nodes.
-fn to_be_unwrapped(mode: Mode, from: Begun, between_nodes: &[u16]) -> Vec<Rule> {
+fn to_be_unwrapped(mode: Mode, from: Begun, between_nodes: &BTreeSet<u16>) -> Vec<Rule> {
     let all = base::wrapped(from, between_nodes).map(|rule| rule.counter().drop());
     if mode == Mode::Enforce { all.collect() } else { Vec::new() }
 }

@@ -24,7 +24,7 @@ mod pods;
 mod ranges;
 mod revoked;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -72,7 +72,7 @@ struct Seen {
     attachments: OrdMap<Arc<str>, Arc<Attachment>>,
     /// kube-proxy translates by IPVS.
     ipvs: bool,
-    between_nodes: [u16; 2],
+    between_nodes: BTreeSet<u16>,
     /// Pods of the network before, and what they were found in, beside [`Here`].
     from_before: Arc<[FromBefore]>,
     given: OrdMap<IpAddr, Arc<str>>,
@@ -90,8 +90,8 @@ struct Numbers {
 // === impl Policy ===
 
 impl Policy {
-    /// What these tables want, for this node's attachments. Nothing if policy is off.
-    pub fn plan(&mut self, world: &World, tables: &Tables, mode: Mode) -> &State {
+    /// What these tables want, for this node's attachments, where nodes unwrap packets at these UDP ports. Nothing if policy is off.
+    pub fn plan(&mut self, world: &World, tables: &Tables, mode: Mode, between_nodes: &BTreeSet<u16>) -> &State {
         if mode == Mode::Off {
             // Connections may carry its stamp until the next one begins.
             *self = Policy { generation: self.generation, seen: Seen { mode, ..Seen::default() }, ..Policy::default() };
@@ -99,7 +99,6 @@ impl Policy {
         }
         let first = self.state.is_empty();
         let ipvs = world.host.links.iter().any(|link| &*link.name == IPVS_LINK);
-        let between_nodes = world.config.ports_between_nodes();
         let bridges = pods::bridges(world);
         let are_others = (!bridges.is_empty() && self.here.learn(world))
             || self.seen.bridges != bridges
@@ -114,7 +113,7 @@ impl Policy {
             tables: tables.clone(),
             attachments: world.attachments.clone(),
             ipvs,
-            between_nodes,
+            between_nodes: between_nodes.clone(),
             from_before,
             given: world.given.clone(),
             bridges,
@@ -129,7 +128,7 @@ impl Policy {
         }
         self.sets(&before.tables.sets, &tables.sets);
         self.pods(&before);
-        if first || before.mode != mode || before.between_nodes != between_nodes {
+        if first || before.mode != mode || before.between_nodes != *between_nodes {
             self.judging();
         }
         let in_force = generation_in(&world.programmed.mirror);

@@ -26,7 +26,7 @@ pub(super) fn is_anything(before: &Seen, after: &Seen) -> bool {
     }
     (before.mode != Mode::Enforce && after.mode == Mode::Enforce)
         || before.ipvs != after.ipvs
-        || before.between_nodes != after.between_nodes
+        || !after.between_nodes.is_subset(&before.between_nodes)
         || (!before.tables.judged && after.tables.judged)
         || subjects(before, after)
         || rows(&before.tables, &after.tables)

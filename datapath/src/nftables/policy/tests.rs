@@ -21,6 +21,8 @@ use tartan_policy::walk::{self, Packet};
 use super::*;
 use crate::nftables::named;
 
+/// At which nodes unwrap packets: it matters to no packet here.
+const PORTS: BTreeSet<u16> = BTreeSet::new();
 /// What policies there may be: name, and spec.
 const POLICIES: [(&str, &str); 9] = [
     ("a/nothing-in", r#"{"podSelector":{},"policyTypes":["Ingress"]}"#),
@@ -283,9 +285,9 @@ proptest! {
         for several in steps {
             several.into_iter().for_each(|(what, which)| step(&mut world, what, which));
             let tables = verdicts::plan(&mut memo, &world).tables.clone();
-            let state = policy.plan(&world, &tables, Mode::Enforce).clone();
+            let state = policy.plan(&world, &tables, Mode::Enforce, &PORTS).clone();
             world.programmed.mirror = state.clone();
-            let anew = Policy::default().plan(&world, &tables, Mode::Enforce).clone();
+            let anew = Policy::default().plan(&world, &tables, Mode::Enforce, &PORTS).clone();
             let hooks = chains::hooks(Mode::Enforce, true, Generation(0));
             let asked_by = hooks.iter().filter(|(key, _)| state.get(key).is_some()).count();
             prop_assert_eq!(asked_by, if tables.judged { 4 } else { 0 });
@@ -380,9 +382,9 @@ fn change(steps: [(u8, u8); 4], of: impl FnOnce(&mut World)) -> (tartan_netstate
     for (what, which) in steps {
         step(&mut world, what, which);
     }
-    let before = policy.plan(&world, &verdicts::plan(&mut memo, &world).tables, Mode::Enforce).clone();
+    let before = policy.plan(&world, &verdicts::plan(&mut memo, &world).tables, Mode::Enforce, &PORTS).clone();
     of(&mut world);
-    let after = policy.plan(&world, &verdicts::plan(&mut memo, &world).tables, Mode::Enforce).clone();
+    let after = policy.plan(&world, &verdicts::plan(&mut memo, &world).tables, Mode::Enforce, &PORTS).clone();
     (diff(&before, &after, |_| true), generation_in(&before) != generation_in(&after))
 }
 
@@ -423,6 +425,24 @@ fn what_comes_and_goes_is_elements_and_what_takes_away_begins_a_generation() {
     check("no policy is left", false, &|world| step(world, 0, 2));
 }
 
+/// An older connection may lead to a port that is one of nodes from now on.
+#[test]
+fn a_port_at_which_nodes_come_to_unwrap_begins_a_generation() {
+    let (mut world, mut memo, mut policy) = (world(), verdicts::Memo::default(), Policy::default());
+    for (what, which) in ALLOWED {
+        step(&mut world, what, which);
+    }
+    let tables = verdicts::plan(&mut memo, &world).tables.clone();
+    for (ports, generation) in [(&[8472, 8285][..], 0), (&[4789, 8472, 8285], 1), (&[4789, 8285], 1), (&[53, 8285], 2)]
+    {
+        let ports = ports.iter().copied().collect();
+        let state = policy.plan(&world, &tables, Mode::Enforce, &ports);
+        assert_eq!(generation_in(state), Some(Generation(generation)), "{ports:?}");
+        let drops: Vec<_> = chains::judging(Mode::Enforce, &ports).into();
+        assert!(drops.iter().all(|(key, object)| state.holds(key, object)), "{ports:?}");
+    }
+}
+
 #[test]
 fn who_comes_to_be_denied_what_anyone_may_is_judged_again() {
     let pod = |app: &'static str| Some(Stored::Pod(pod(4, app).into()));
@@ -436,7 +456,7 @@ fn where_nobody_asks_nothing_is_taken_away() {
     let (mut world, mut memo, mut policy) = (world(), verdicts::Memo::default(), Policy::default());
     let mut plan = |world: &World| {
         let tables = verdicts::plan(&mut memo, world).tables.clone();
-        generation_in(policy.plan(world, &tables, Mode::Enforce)).expect("there is one").0
+        generation_in(policy.plan(world, &tables, Mode::Enforce, &PORTS)).expect("there is one").0
     };
     for (what, which) in [(5, 0), (2, 0), (0, 2)] {
         step(&mut world, what, which);
@@ -460,7 +480,7 @@ fn a_start_goes_on_where_the_last_life_ended_and_off_leaves_nothing() {
     }
     let plan = |policy: &mut Policy, world: &mut World, mode| {
         let tables = verdicts::plan(&mut verdicts::Memo::default(), world).tables.clone();
-        world.programmed.mirror = policy.plan(world, &tables, mode).clone();
+        world.programmed.mirror = policy.plan(world, &tables, mode, &PORTS).clone();
         generation_in(&world.programmed.mirror)
     };
     let at = |number| Some(Generation(number));
@@ -501,7 +521,8 @@ fn audit_stops_nothing() {
     assert_eq!(enforced[&0x43], Verdict::Goto(chains::REJECTED.into()));
     assert!(verdicts(Mode::Audit).into_values().all(|verdict| verdict == Verdict::Continue));
     let drops = |mode: Mode| {
-        let judging = chains::judging(mode, &[8472]).into_iter().chain(chains::generation(Generation(0)));
+        let judging =
+            chains::judging(mode, &BTreeSet::from([8472])).into_iter().chain(chains::generation(Generation(0)));
         let all = chains::fixed(mode).into_iter().chain(chains::hooks(mode, true, Generation(0))).chain(judging);
         let chains = all.filter_map(|(key, object)| match object {
             Object::NftChain(chain) if key != denied() => Some(chain),
