@@ -358,20 +358,24 @@ impl Ipsec {
         failures
     }
 
-    /// Policies of packets that come, and then both associations. Gives what is left to do.
+    /// Policies of packets that come, and then both associations. Gives what is left to do, which is about packets that are sent. Of
+    /// either direction all is done in the order of the steps: a range that one peer loses is another's, and its policy has no other name.
     fn associate(&mut self, op: Op<'_>) -> Result<Vec<Message>, KernelError> {
         let Key::EspPeer { link, public_key } = op.key() else { return Ok(Vec::new()) };
         let number = if_id(link);
         let (old, new) = op.sides();
         let [old, new] = [old, new].map(|side| side.and_then(Object::as_esp_peer));
-        let gone = |direction, ranges: &mut dyn Iterator<Item = &IpNet>| -> Vec<Message> {
-            ranges.map(|range| xfrm::delete_policy(direction, *range, number)).collect()
-        };
-        let Some(new) = new else {
-            let ranges = old.map(|old| &*old.allowed).unwrap_or_default();
-            return Ok(Direction::ALL.into_iter().flat_map(|direction| gone(direction, &mut ranges.iter())).collect());
-        };
         let doing = crate::namespace::doing(op);
+        let allowed = |side: Option<&EspPeer>| side.map(|side| side.allowed.clone()).unwrap_or_default();
+        let taken: Vec<IpNet> = beyond(&allowed(old), &allowed(new)).copied().collect();
+        let gone = |direction| -> Vec<Message> {
+            taken.iter().map(|range| xfrm::delete_policy(direction, *range, number)).collect()
+        };
+        let heard = [Direction::In, Direction::Forward];
+        let Some(new) = new else {
+            self.send(heard.into_iter().flat_map(gone).collect(), &doing)?;
+            return Ok(gone(Direction::Out));
+        };
         let in_use = self.devices.as_ref().and_then(|devices| devices.get(link)).map(|own| own.public_key);
         if in_use != Some(new.own.public_key) {
             return Err(refused(&doing, "its key pair is not in use"));
@@ -386,19 +390,18 @@ impl Ipsec {
                 if out { (pair.spi_out, Some((new.own.address, new.address))) } else { (pair.spi_in, None) };
             xfrm::put_policy(&Policy { direction, range: *range, if_id: number, spi, between })
         };
-        let heard = [Direction::In, Direction::Forward];
-        let first = heard.iter().flat_map(|direction| added.iter().map(|range| policy(*direction, range))).collect();
-        self.send(first, &doing)?;
+        let of = |direction| {
+            let mut all = gone(direction);
+            all.extend(added.iter().map(|range| policy(direction, range)));
+            all
+        };
+        self.send(heard.into_iter().flat_map(of).collect(), &doing)?;
         let (far_end, port) = (*public_key, new.own.port);
         let sa = |spi, reqid, saddr, daddr| Sa { saddr, daddr, spi, reqid, if_id: number, far_end, port, sent: 0 };
         self.ensure(&sa(pair.spi_in, ESP_IN, new.address, new.own.address), &pair.key_in, &doing)?;
         // One that moves goes at once with the policies that send by it.
         let mut rest = self.ensure(&sa(pair.spi_out, ESP_OUT, new.own.address, new.address), &pair.key_out, &doing)?;
-        rest.extend(added.iter().map(|range| policy(Direction::Out, range)));
-        let taken: Vec<&IpNet> = beyond(old.map_or(&[], |old| &old.allowed), &new.allowed).collect();
-        for direction in Direction::ALL {
-            rest.extend(gone(direction, &mut taken.iter().copied()));
-        }
+        rest.extend(of(Direction::Out));
         Ok(rest)
     }
 

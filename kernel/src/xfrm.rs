@@ -338,8 +338,7 @@ fn address(bytes: &[u8], at: usize, family: u16) -> Option<IpAddr> {
 // === impl Direction ===
 
 impl Direction {
-    /// In the order in which policies go: first those that send.
-    pub(crate) const ALL: [Direction; 3] = [Direction::Out, Direction::In, Direction::Forward];
+    const ALL: [Direction; 3] = [Direction::In, Direction::Out, Direction::Forward];
 
     fn number(self) -> u8 {
         match self {

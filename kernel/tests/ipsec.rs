@@ -7,6 +7,7 @@ mod netns;
 use std::path::Path;
 use std::process::Command;
 
+use ipnet::IpNet;
 use netns::Netns;
 use tartan_kernel::linux::Linux;
 use tartan_kernel::{Failure, Kernel, Scope};
@@ -16,6 +17,9 @@ use tartan_netstate::{
 
 const PAIR: &str = "ipsec-ipv4-0";
 const PEER: PublicKey = PublicKey([9; 32]);
+/// Keys are in order, and so are steps about them.
+const BEFORE_IT: PublicKey = PublicKey([8; 32]);
+const RANGES: &[&str] = &["10.2.0.0/24", "10.2.0.0/32", "fd02::/64"];
 
 fn link() -> LinkName {
     LinkName::new("ttxs0").unwrap()
@@ -58,9 +62,7 @@ impl Node {
         wanted.insert(Key::Link { ns: Ns::Host, link: link() }, Object::Link(made.into()), Owner::Node);
         let own = EspEnd { address: own.parse().unwrap(), public_key: self.public_key(), port: self.port };
         wanted.insert(Key::EspDevice { link: link() }, Object::EspDevice(own), Owner::Node);
-        let ranges = ["10.2.0.0/24", "10.2.0.0/32", "fd02::/64"].map(|range| range.parse().unwrap());
-        let peer = EspPeer::of(peer.parse().unwrap(), own, ranges);
-        wanted.insert(Key::EspPeer { link: link(), public_key: PEER }, Object::EspPeer(peer.into()), Owner::Node);
+        put_peer(&mut wanted, PEER, EspPeer::of(peer.parse().unwrap(), own, ranges(RANGES)));
         wanted
     }
 
@@ -77,6 +79,14 @@ impl Node {
         wanted.insert(Key::EspPeer { link: link(), public_key: PEER }, Object::EspPeer(peer.into()), Owner::Node);
         wanted
     }
+}
+
+fn ranges(texts: &[&str]) -> Vec<IpNet> {
+    texts.iter().map(|range| range.parse().unwrap()).collect()
+}
+
+fn put_peer(wanted: &mut State, public_key: PublicKey, peer: EspPeer) {
+    wanted.insert(Key::EspPeer { link: link(), public_key }, Object::EspPeer(peer.into()), Owner::Node);
 }
 
 fn read(kernel: &mut Linux) -> State {
@@ -185,6 +195,32 @@ fn vm_what_somebody_takes_away_is_made_anew_with_other_keys() {
             });
         }
     }
+}
+
+/// A peer that has another key, as after a boot, and ranges that go from one node to another.
+#[test]
+#[ignore = "wants the kernel modules xfrm_interface and esp4: `cargo xtask vm`"]
+fn vm_a_range_that_passes_to_another_key_is_heard_from_that_one() {
+    check("passes", |dir| {
+        let mut node = Node::start(dir);
+        let alone = node.wanted("192.0.2.1", "192.0.2.2");
+        let own = EspEnd { address: "192.0.2.1".parse().unwrap(), public_key: node.public_key(), port: None };
+        let [first, rest] = [&RANGES[..1], &RANGES[1..]];
+        let none: &[&str] = &[];
+        for (of_peer, of_other) in
+            [(RANGES, none), (none, RANGES), (first, rest), (rest, first), (none, rest), (RANGES, none)]
+        {
+            let mut wanted = alone.clone();
+            wanted.remove(&Key::EspPeer { link: link(), public_key: PEER });
+            for (public_key, address, of) in [(PEER, "192.0.2.2", of_peer), (BEFORE_IT, "192.0.2.3", of_other)] {
+                if !of.is_empty() {
+                    put_peer(&mut wanted, public_key, EspPeer::of(address.parse().unwrap(), own, ranges(of)));
+                }
+            }
+            assert_eq!(node.become_(&wanted), [], "{of_peer:?} {of_other:?}");
+            assert_eq!(objects(&node.state), objects(&wanted), "{of_peer:?} {of_other:?}");
+        }
+    });
 }
 
 #[test]
