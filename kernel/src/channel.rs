@@ -55,7 +55,7 @@ impl Channel {
         let first = self.sequence.next(requests.len());
         let mut datagram = Vec::new();
         for (sequence, message) in (first..).zip(requests) {
-            message.append(&mut datagram, NLM_F_ACK, sequence);
+            message.append(&mut datagram, NLM_F_ACK, sequence, self.port);
         }
         let mut results: Vec<Option<Result<(), Refusal>>> = vec![None; requests.len()];
         let mut unknown = self.socket.send(&datagram, 0).err();
@@ -77,7 +77,7 @@ impl Channel {
         let sequence = self.sequence.next(1);
         let mut datagram = Vec::new();
         let ack = if request.flags & NLM_F_DUMP == NLM_F_DUMP { 0 } else { NLM_F_ACK };
-        request.append(&mut datagram, ack, sequence);
+        request.append(&mut datagram, ack, sequence, self.port);
         self.socket.send(&datagram, 0).map_err(|error| Refusal::of(&error))?;
         let (mut answers, mut mixed) = (Vec::new(), false);
         loop {
@@ -96,13 +96,14 @@ impl Channel {
 }
 
 impl Message {
-    fn append(&self, to: &mut Vec<u8>, ack: u16, sequence: u32) {
+    /// With the port of its socket: XFRM takes who asks from there, and says so to those who listen.
+    fn append(&self, to: &mut Vec<u8>, ack: u16, sequence: u32, port: u32) {
         let length = u32::try_from(NLMSG_HEADER + self.payload.len()).expect("a request is small");
         to.extend_from_slice(&length.to_ne_bytes());
         to.extend_from_slice(&self.kind.to_ne_bytes());
         to.extend_from_slice(&(self.flags | ack | NLM_F_REQUEST).to_ne_bytes());
         to.extend_from_slice(&sequence.to_ne_bytes());
-        to.extend_from_slice(&0_u32.to_ne_bytes());
+        to.extend_from_slice(&port.to_ne_bytes());
         to.extend_from_slice(&self.payload);
         to.resize(to.len().next_multiple_of(4), 0);
     }

@@ -6,11 +6,12 @@ mod netns;
 
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use ipnet::IpNet;
 use netns::Netns;
 use tartan_kernel::linux::Linux;
-use tartan_kernel::{Failure, Kernel, Scope};
+use tartan_kernel::{Failure, Kernel, Scope, Wake};
 use tartan_netstate::{
     EspEnd, EspPeer, Key, Link, LinkKind, LinkName, Netns as Ns, Object, Owner, PublicKey, State, diff,
 };
@@ -220,6 +221,31 @@ fn vm_a_range_that_passes_to_another_key_is_heard_from_that_one() {
             assert_eq!(node.become_(&wanted), [], "{of_peer:?} {of_other:?}");
             assert_eq!(objects(&node.state), objects(&wanted), "{of_peer:?} {of_other:?}");
         }
+    });
+}
+
+#[test]
+#[ignore = "wants the kernel modules xfrm_interface and esp4: `cargo xtask vm`"]
+fn vm_what_a_node_takes_away_itself_is_no_loss_that_it_is_told_of() {
+    check("told", |dir| {
+        let mut node = Node::start(dir);
+        let wanted = node.wanted("192.0.2.1", "192.0.2.2");
+        assert_eq!(node.become_(&wanted), []);
+        let (tell, told) = std::sync::mpsc::channel();
+        node.kernel.subscribe(Box::new(move |wake| tell.send(wake).unwrap_or_default())).unwrap();
+        let mut without = wanted.clone();
+        without.remove(&Key::EspPeer { link: link(), public_key: PEER });
+        assert_eq!(node.become_(&without), []);
+        // Of each sort one is told after the other, in turn: after so many addresses nothing is left that came before them.
+        let is_last = |wake: &Wake| matches!(wake, Wake::Now(Key::Address { address, .. }, _) if address.to_string() == "198.51.100.30/32");
+        sh("for n in $(seq 30); do ip addr add 198.51.100.$n/32 dev lo; done");
+        let loss = Wake::Changed(Scope::Wireguard);
+        let next = || told.recv_timeout(Duration::from_secs(10)).unwrap();
+        let before: Vec<Wake> = std::iter::from_fn(|| Some(next()).filter(|wake| !is_last(wake))).collect();
+        assert!(!before.contains(&loss), "{before:?}");
+        let between = "src 10.99.0.0/24 dst 10.98.0.0/24 dir in";
+        sh(&format!("ip xfrm policy add {between}; ip xfrm policy delete {between}"));
+        while next() != loss {}
     });
 }
 
