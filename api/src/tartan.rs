@@ -171,6 +171,11 @@ pub struct NodeAddressSpec {
     pub can_reach: Option<String>,
 }
 
+/// Instances that a node may say that it sends on. Others come to hear some of them for its sake, and say so.
+pub const MOST_SENDS: usize = 64;
+/// And that it hears, or no longer accepts.
+pub const MOST_ENDS: usize = 128;
+
 /// What a node tells its peers (the Advert) and the cluster about itself; named as the node.
 pub type NodeNetwork = Envelope<NodeNetworkSpec, Conditions>;
 
@@ -191,11 +196,14 @@ pub struct NodeNetworkSpec {
     /// MTU of this node's pods, in force.
     pub mtu: u32,
     /// What this node can receive on, now.
+    #[cfg_attr(test, schemars(length(max = MOST_ENDS)))]
     pub accepts: Vec<Endpoint>,
     /// What it no longer accepts and may still hear, with the address and the key it has there: peers know its packets by them.
     #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[cfg_attr(test, schemars(length(max = MOST_ENDS)))]
     pub leaving: Vec<Endpoint>,
     /// Names of all instances this node may still send on.
+    #[cfg_attr(test, schemars(length(max = MOST_SENDS)))]
     pub sends: Vec<String>,
     /// This node is new, and asks its peers to acknowledge what it says.
     #[serde(skip_serializing_if = "std::ops::Not::not")]

@@ -149,6 +149,13 @@ impl Census {
         self.sends.iter()
     }
 
+    /// The same, those first that most of them may send on.
+    pub(crate) fn sends_by_number(&self) -> Vec<Instance> {
+        let mut all: Vec<(&Instance, &usize)> = self.sends.0.iter().collect();
+        all.sort_by_key(|(_, count)| std::cmp::Reverse(**count));
+        all.into_iter().map(|(at, _)| *at).collect()
+    }
+
     /// Instances some live peer receives on.
     pub(crate) fn accepts(&self) -> impl Iterator<Item = &Instance> {
         self.accepts.iter()

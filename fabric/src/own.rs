@@ -141,6 +141,23 @@ pub(crate) fn is_strict(world: &World) -> bool {
     world.programmed.mirror.get(&Key::NftChain { chain: NFT_STRICT_CHAIN.into() }).is_some()
 }
 
+/// What peers say that they may send on, and there is no room for.
+pub(crate) fn unheard(world: &World, unheard: &[Instance]) -> Option<Condition> {
+    let names: Vec<String> = unheard.iter().take(3).map(Instance::to_string).collect();
+    (!unheard.is_empty()).then(|| Condition {
+        about: format!("Node/{}", world.local),
+        field: "NodeNetwork spec.sends".into(),
+        reason: "TooManyFabrics",
+        message: format!(
+            "{} does not hear {} instances that others say they may send on, {} among them: it hears too many for others' sake",
+            world.local,
+            unheard.len(),
+            names.join(", ")
+        ),
+        fix: "see which NodeNetwork has these in spec.sends, and what else than that node's agent writes it".into(),
+    })
+}
+
 /// A condition for each instance that is called for and that this kernel cannot do.
 pub(crate) fn unsupported(world: &World, called_for: &BTreeSet<Instance>) -> Vec<Condition> {
     let missing = |at: &Instance| Some((*at, fabric_of(at).needs(&world.features).err()?));

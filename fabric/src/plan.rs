@@ -20,6 +20,10 @@ use crate::mtu::{pod_mtu, underlay_mtu};
 use crate::peer::{self, Common, PeerState};
 use crate::{Instance, LocalNode, flannel, ipsec, join, nodes, own, rotation, udp};
 
+/// Instances that a node receives on for its peers' sake alone. Whoever can write one NodeNetwork could have all nodes make devices
+/// and keys without end. With these an engine has room for the node's own.
+const MOST_FOR_OTHERS: usize = 8;
+
 /// What other planners and the kernel say about this node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Owned {
@@ -128,7 +132,7 @@ pub fn plan<'a>(memo: &'a mut Memo, world: &World, owned: &Owned, now: Instant) 
         changed.extend(memo.census.peers.keys().chain(memo.out.peers.keys()).cloned());
         memo.common = Some(common.clone());
     }
-    let wanted = memo.replan(world, &common, &own_targets, &word, changed, now);
+    let (wanted, unheard) = memo.replan(world, &common, &own_targets, &word, changed, now);
 
     let (node, ready) = (&common.node, &common.ground.ready);
     let in_use = memo.out.receives.iter().chain(memo.census.sends()).chain(memo.census.accepts());
@@ -156,6 +160,7 @@ pub fn plan<'a>(memo: &'a mut Memo, world: &World, owned: &Owned, now: Instant) 
     memo.out.state.replace(&memo.own, &state);
     memo.own = state;
     conditions.extend(own::unsupported(world, &wanted));
+    conditions.extend(own::unheard(world, &unheard));
     conditions.extend(ipsec::impossible(world, node));
     conditions.extend(memo.troubled.iter().flat_map(|name| memo.out.peers[name].conditions.iter().cloned()));
     conditions.extend(join.condition.clone());
@@ -272,7 +277,7 @@ impl Memo {
         }
     }
 
-    /// Plans what changed again. Returns what there is reason to receive on.
+    /// Plans what changed again. Returns what there is reason to receive on, and what is not received on in spite of one.
     fn replan(
         &mut self,
         world: &World,
@@ -281,7 +286,7 @@ impl Memo {
         word: &Word,
         mut changed: BTreeSet<Arc<str>>,
         now: Instant,
-    ) -> BTreeSet<Instance> {
+    ) -> (BTreeSet<Instance>, Vec<Instance>) {
         for name in &changed {
             if self.census.not_live.contains(name) {
                 self.count_out(name);
@@ -289,7 +294,7 @@ impl Memo {
                 self.replan_peer(world, common, name);
             }
         }
-        let wanted = self.wanted(world, own_targets, word, now);
+        let (wanted, unheard) = self.wanted(world, own_targets, word, now);
         let mut receives = &wanted | &word.accepts;
         let there: BTreeSet<Instance> = common.ground.devices.values().copied().collect();
         // A device that has lost its key lets nothing out until it has another; without it routes would lead elsewhere.
@@ -310,19 +315,29 @@ impl Memo {
         for name in changed {
             self.replan_peer(world, common, &name);
         }
-        wanted
+        (wanted, unheard)
     }
 
     /// Instances there is reason to receive on: those this node or a peer is configured for, those a peer may still
-    /// send on, those this node sends on itself, and for the drain time whatever peers were told.
-    fn wanted(&self, world: &World, own_targets: &BTreeSet<Instance>, word: &Word, now: Instant) -> BTreeSet<Instance> {
-        let theirs = self.census.sends().chain(self.targets.iter());
-        let mut wanted: BTreeSet<Instance> =
-            own_targets.iter().chain(theirs).chain(self.sends.iter()).copied().collect();
+    /// send on, those this node sends on itself, and for the drain time whatever peers were told. And what there is no room for.
+    fn wanted(
+        &self,
+        world: &World,
+        own_targets: &BTreeSet<Instance>,
+        word: &Word,
+        now: Instant,
+    ) -> (BTreeSet<Instance>, Vec<Instance>) {
+        let own = own_targets.iter().chain(self.targets.iter()).chain(self.sends.iter());
+        let mut wanted: BTreeSet<Instance> = own.copied().collect();
+        let room = MOST_FOR_OTHERS.saturating_sub(word.accepts.difference(&wanted).count());
+        let theirs = self.census.sends_by_number().into_iter().filter(|at| !wanted.contains(at));
+        let (told, mut new): (Vec<Instance>, Vec<Instance>) = theirs.partition(|at| word.accepts.contains(at));
+        let unheard = new.split_off(room.min(new.len()));
+        wanted.extend(told.into_iter().chain(new));
         if self.drained_at(world).is_some_and(|at| at > now) {
             wanted.extend(&word.accepts);
         }
-        wanted
+        (wanted, unheard)
     }
 
     fn drained_at(&self, world: &World) -> Option<Instant> {

@@ -28,3 +28,55 @@ fn ports_between_nodes_are_those_at_which_any_of_them_may_unwrap() {
     fixture.at_rest();
     assert_eq!(fixture.plan().between_nodes, BTreeSet::from([4789, 8285]));
 }
+
+impl Fixture {
+    /// The peer says all that it said, and that it may send on these.
+    fn sends(&mut self, peer: &Says, sends: &[String]) {
+        self.hear(peer);
+        let heard = &self.world.adverts[peer.name];
+        let sends = sends.iter().map(|at| at.as_str().into()).collect();
+        let advert = Advert { sends, ..Advert::clone(&heard.advert) }.into();
+        self.world.adverts.insert(peer.name.into(), Heard { advert, ..heard.clone() });
+    }
+}
+
+/// However many it names, and however often it names others.
+#[test]
+fn one_nodes_word_does_not_have_all_others_make_things_without_end() {
+    let honest = Says { name: "honest", underlay: &["192.0.2.9"], blocks: &["10.9.0.0/24"], accepts: &[VXLAN4] };
+    let other = Says { name: "another", underlay: &["192.0.2.8"], blocks: &["10.8.0.0/24"], accepts: &[VXLAN4] };
+    let check = |instance: fn(usize) -> String, most: usize| {
+        let mut fixture = Fixture::new(vxlan(), ME, &[DUAL, honest, other]);
+        let made = |state: &State| {
+            let is_made = |key: &Key| matches!(key, Key::KeyPair { .. } | Key::Link { .. });
+            state.iter().filter(|(key, _)| is_made(key)).count()
+        };
+        let before = made(&fixture.plan().state);
+        for round in 0..10 {
+            let names: Vec<String> = (round * 20..round * 20 + 20).map(instance).collect();
+            fixture.sends(&DUAL, &names);
+            for peer in [honest, other] {
+                fixture.sends(&peer, &[VXLAN4.into()]);
+            }
+            let out = fixture.plan();
+            assert!(made(&out.state) <= before + most, "{}", names[0]);
+            let said: Vec<_> = out.conditions.iter().filter(|said| said.reason == "TooManyFabrics").collect();
+            assert!(said.len() == 1 && said[0].message.contains("instances that others say"), "{:?}", out.conditions);
+            fixture.at_rest();
+            assert!(made(&fixture.plan().state) <= before + most, "{}", names[0]);
+        }
+        // What the node itself is to hear comes all the same.
+        fixture.world.config = Arc::new(config(FabricMode::Ipip, false));
+        assert!(fixture.plan().receives.contains(&IPIP4.parse().unwrap()));
+    };
+    check(|n| format!("vxlan/ipv4/vni{n}/port53"), 8);
+    check(|n| format!("udp/ipv4/port{}", n + 1), 8);
+    check(|n| format!("wireguard/ipv4/port51820/key{n}"), 9);
+    // First what most of them may send on.
+    let mut fixture = Fixture::new(vxlan(), ME, &[DUAL, honest, other]);
+    let names: Vec<String> = (0..20).map(|n| format!("udp/ipv4/port{}", n + 1)).collect();
+    fixture.sends(&DUAL, &names);
+    fixture.sends(&honest, &[VXLAN6.into()]);
+    fixture.sends(&other, &[VXLAN6.into()]);
+    assert!(fixture.plan().receives.contains(&VXLAN6.parse().unwrap()));
+}

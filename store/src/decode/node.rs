@@ -95,6 +95,9 @@ pub(super) fn decode_network(name: &Arc<str>, document: &tartan::NodeNetwork) ->
 
 fn decode_advert(name: &Arc<str>, document: &tartan::NodeNetwork) -> Result<Advert, Fault> {
     let spec = &document.spec;
+    few("spec.accepts", spec.accepts.len(), tartan::MOST_ENDS)?;
+    few("spec.leaving", spec.leaving.len(), tartan::MOST_ENDS)?;
+    few("spec.sends", spec.sends.len(), tartan::MOST_SENDS)?;
     let ends = |field, of: &[tartan::Endpoint]| {
         let end = |(i, end): (usize, &tartan::Endpoint)| endpoint(&format!("spec.{field}[{i}]"), end);
         of.iter().enumerate().map(end).collect::<Result<Vec<Endpoint>, Fault>>()
@@ -121,6 +124,15 @@ fn decode_advert(name: &Arc<str>, document: &tartan::NodeNetwork) -> Result<Adve
         edition: spec.edition,
         heartbeat: spec.heartbeat,
     })
+}
+
+/// Of what every other node makes something: devices, keys, names to compare.
+fn few(field: &str, count: usize, most: usize) -> Result<(), Fault> {
+    if count <= most {
+        return Ok(());
+    }
+    let message = format!("{field} has {count} entries, and {most} at most are taken");
+    Err(Fault::new(field, "TooMany", message, "the node's agent writes it: see what else writes NodeNetwork objects"))
 }
 
 /// What a node says of itself, as its document has it.
