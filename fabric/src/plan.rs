@@ -294,7 +294,7 @@ impl Memo {
                 self.replan_peer(world, common, name);
             }
         }
-        let (wanted, unheard) = self.wanted(world, own_targets, word, now);
+        let (wanted, unheard) = self.wanted(world, common.ground.strict, own_targets, word, now);
         let mut receives = &wanted | &word.accepts;
         let there: BTreeSet<Instance> = common.ground.devices.values().copied().collect();
         // A device that has lost its key lets nothing out until it has another; without it routes would lead elsewhere.
@@ -323,14 +323,17 @@ impl Memo {
     fn wanted(
         &self,
         world: &World,
+        strict: bool,
         own_targets: &BTreeSet<Instance>,
         word: &Word,
         now: Instant,
     ) -> (BTreeSet<Instance>, Vec<Instance>) {
-        let own = own_targets.iter().chain(self.targets.iter()).chain(self.sends.iter());
+        // Once nothing leaves in clear nothing more is taken in so, whatever peers say; who was told may go on.
+        let allowed = |at: &&Instance| !strict || at.is_encrypted() || word.accepts.contains(*at);
+        let own = own_targets.iter().chain(self.targets.iter().filter(allowed)).chain(self.sends.iter());
         let mut wanted: BTreeSet<Instance> = own.copied().collect();
         let room = MOST_FOR_OTHERS.saturating_sub(word.accepts.difference(&wanted).count());
-        let theirs = self.census.sends_by_number().into_iter().filter(|at| !wanted.contains(at));
+        let theirs = self.census.sends_by_number().into_iter().filter(|at| allowed(&at) && !wanted.contains(at));
         let (told, mut new): (Vec<Instance>, Vec<Instance>) = theirs.partition(|at| word.accepts.contains(at));
         let unheard = new.split_off(room.min(new.len()));
         wanted.extend(told.into_iter().chain(new));

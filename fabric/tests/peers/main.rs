@@ -17,6 +17,7 @@ use tartan_model::{
     Across, Advert, Config, Encapsulation, Encryption, Endpoint, FabricMode, Family, Features, Heard, Host, HostLink,
     Node, Passing, PerFamily, Pool, Programmed, Said, Selector, VxlanConfig, Wireguard, World,
 };
+use tartan_netstate::claims::NFT_STRICT_CHAIN;
 use tartan_netstate::{Key, LinkKind, Mac, Netns, Object, Owner, PublicKey, State, WgPeer};
 
 const HOST_GW: &str = "host-gw";

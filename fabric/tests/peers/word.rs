@@ -80,3 +80,34 @@ fn one_nodes_word_does_not_have_all_others_make_things_without_end() {
     fixture.sends(&other, &[VXLAN6.into()]);
     assert!(fixture.plan().receives.contains(&VXLAN6.parse().unwrap()));
 }
+
+/// Anybody on the underlay could send as any pod there.
+#[test]
+fn strict_no_peers_word_opens_a_door_in_clear() {
+    let peer = Says { accepts: &[VXLAN4, WIREGUARD], ..DUAL };
+    let strict = Config { encryption: Encryption::Wireguard, strict_encryption: true, ..vxlan() };
+    let check = |config: &Config, is_strict: bool, was_told: bool, hears: bool| {
+        let mut fixture = Fixture::new(config.clone(), ME, &[peer]);
+        let theirs = "vxlan/ipv4/vni7/port53";
+        fixture.sends(&peer, &[theirs.into(), "wireguard/ipv4/port51822/key1".into()]);
+        if is_strict {
+            let chain = Key::NftChain { chain: NFT_STRICT_CHAIN.into() };
+            fixture.world.programmed.mirror.insert(chain, Object::NftTable, Owner::Node);
+        }
+        if was_told {
+            let own = Arc::clone(&fixture.world.said.as_ref().unwrap().last);
+            let end = Endpoint { instance: theirs.into(), ..advert(&DUAL).accepts[1].clone() };
+            let accepts = own.accepts.iter().cloned().chain([end]).collect();
+            fixture.world.said = Some(Said::heard(Advert { accepts, ..Advert::clone(&own) }.into()));
+        }
+        let out = fixture.plan();
+        assert_eq!(out.receives.contains(&theirs.parse().unwrap()), hears, "{is_strict} {was_told}");
+        assert!(out.state.holds(&Key::KeyPair { name: "wireguard-1".into() }, &Object::KeyPair), "{:?}", out.state);
+    };
+    check(&strict, true, false, false);
+    // What it may be sent already it hears until nobody does.
+    check(&strict, true, true, true);
+    // Some pair still goes over: those that are not strict yet lose nothing.
+    check(&strict, false, false, true);
+    check(&vxlan(), false, false, true);
+}
