@@ -30,8 +30,9 @@ use crate::{Failure, KernelError};
 
 /// SPIs up to this one mean something else (RFC 4303 section 2.1).
 const LAST_RESERVED_SPI: u32 = 255;
-/// What an association that is made in another's place leaves out: more than is sent while that is done.
-const LEFT_OUT: u64 = 1 << 20;
+/// What an association that is made in another's place leaves out: more than is sent while that is done, of all peers in turn.
+/// The far end, which has half of a number's bits from the packets, follows less than 2^32 at once (RFC 4303 appendix A2).
+const LEFT_OUT: u64 = 1 << 28;
 /// Of an echo request.
 const BYTES: u32 = 64;
 

@@ -286,7 +286,7 @@ fn vm_addresses_that_change_take_no_number_back() {
         assert_eq!(node.become_(&moved), []);
         assert_eq!(objects(&node.state), objects(&moved));
         assert!(
-            numbers().contains("src 192.0.2.7 dst 192.0.2.2") && numbers().contains("oseq 0x10000"),
+            numbers().contains("src 192.0.2.7 dst 192.0.2.2") && numbers().contains("oseq 0x1000000"),
             "{}",
             numbers()
         );
