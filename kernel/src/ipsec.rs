@@ -319,8 +319,8 @@ impl Ipsec {
                 xfrm::delete_sa(before.address, anchor_spi(link, before.public_key))
             }));
             if let Err(error) = self.send(requests, &doing) {
-                // Nothing was made with it.
-                if before.is_none() {
+                // Nothing was made with it. An answer that was lost does not say so.
+                if before.is_none() && self.has_no_anchor(link, *new) {
                     self.keys.unmark(&name).map_err(|error| io_error(&doing, &error))?;
                 }
                 return Err(error);
@@ -436,6 +436,12 @@ impl Ipsec {
                 Ok(Vec::new())
             }
         }
+    }
+
+    /// Whether the kernel says that there is none.
+    fn has_no_anchor(&mut self, link: &LinkName, own: EspEnd) -> bool {
+        let Ok(xfrm) = self.xfrm() else { return false };
+        xfrm.is_none_or(|xfrm| matches!(xfrm.association(own.address, anchor_spi(link, own.public_key)), Ok(None)))
     }
 
     /// Whether the kernel says so now.

@@ -249,6 +249,29 @@ fn vm_what_a_node_takes_away_itself_is_no_loss_that_it_is_told_of() {
     });
 }
 
+/// Somebody has an association by the number of the anchor.
+#[test]
+#[ignore = "wants the kernel modules xfrm_interface and esp4: `cargo xtask vm`"]
+fn vm_a_pair_that_the_kernel_took_nothing_of_is_as_new() {
+    check("refused", |dir| {
+        let mut node = Node::start(dir);
+        let wanted = node.wanted("192.0.2.1", "192.0.2.2");
+        let own = node.public_key();
+        let all = [link().as_str().as_bytes(), &own.0, &own.0].concat();
+        let digest = ring::digest::digest(&ring::digest::SHA256, &all);
+        let spi: String = digest.as_ref()[..4].iter().map(|byte| format!("{byte:02x}")).collect();
+        let theirs = format!("src 192.0.2.1 dst 192.0.2.1 proto esp spi 0x{spi}");
+        let key = "5a".repeat(36);
+        sh(&format!("ip xfrm state add {theirs} mode tunnel aead 'rfc4106(gcm(aes))' 0x{key} 128"));
+        let refused = node.become_(&wanted);
+        assert!(refused.iter().any(|failure| failure.key == Key::EspDevice { link: link() }), "{refused:?}");
+        sh(&format!("ip xfrm state delete dst 192.0.2.1 proto esp spi 0x{spi}"));
+        assert_eq!(node.become_(&wanted), []);
+        assert_eq!(objects(&node.state), objects(&wanted));
+        assert_eq!(node.public_key(), own);
+    });
+}
+
 #[test]
 #[ignore = "wants the kernel modules xfrm_interface and esp4: `cargo xtask vm`"]
 fn vm_associations_wrap_packets_in_udp_and_say_so() {
