@@ -3,12 +3,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use tartan_model::{Condition, Family, HostLink, World};
 use tartan_netstate::claims::{
     FABRIC_LINK_PREFIX, IPV4_FORWARDING, IPV6_FORWARDING, MAIN_TABLE, NFT_STRICT_CHAIN, UNREACHABLE_METRIC,
 };
-use tartan_netstate::{Entry, Key, LinkName, Netns, Object, Owner, Route, Scope, State};
+use tartan_netstate::{Entry, Key, LinkName, Netns, Object, Owner, PublicKey, Route, Scope, State};
 
 use crate::mtu::carried;
 use crate::plan::Owned;
@@ -134,6 +135,20 @@ pub(crate) fn devices(world: &World) -> BTreeMap<LinkName, Instance> {
         _ => None,
     };
     entries.map_while(device).filter_map(|(link, instance)| Some((link, instance?))).collect()
+}
+
+/// This node's own keys. One that a device has stays the node's as long as there is no other, though somebody deleted its file: without the
+/// device packets would take whatever way is left.
+pub(crate) fn keys(world: &World, devices: &BTreeMap<LinkName, Instance>) -> BTreeMap<Arc<str>, PublicKey> {
+    let mut keys = world.host.wireguard.public_keys.clone();
+    for (link, at) in devices {
+        let device = world.programmed.mirror.get(&Key::WgDevice { link: link.clone() });
+        if let (Some(pair), Some(Object::WgDevice(has))) = (wireguard::key_pair(at), device.map(|entry| &entry.object))
+        {
+            keys.entry(pair).or_insert(has.public_key);
+        }
+    }
+    keys
 }
 
 /// Whether the kernel lets nothing go to peers' pods in clear.

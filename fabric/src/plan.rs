@@ -114,7 +114,7 @@ pub fn plan<'a>(memo: &'a mut Memo, world: &World, owned: &Owned, now: Instant) 
         encrypts_from: nodes::sources(world, &uplinks),
         wireguard,
         ipsec,
-        public_keys: world.host.wireguard.public_keys.clone(),
+        public_keys: own::keys(world, &devices),
         uplinks,
     };
     let pools = pools(world);

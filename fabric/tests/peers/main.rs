@@ -18,7 +18,7 @@ use tartan_model::{
     Node, Passing, PerFamily, Pool, Programmed, Said, Selector, VxlanConfig, Wireguard, World,
 };
 use tartan_netstate::claims::NFT_STRICT_CHAIN;
-use tartan_netstate::{Key, LinkKind, Mac, Netns, Object, Owner, PublicKey, State, WgPeer};
+use tartan_netstate::{Key, LinkKind, Mac, Netns, Object, Owner, PublicKey, State, WgDevice, WgPeer};
 
 const HOST_GW: &str = "host-gw";
 const VXLAN4: &str = "vxlan/ipv4/vni1/port8472";
@@ -415,6 +415,28 @@ fn a_device_has_every_peer_that_may_send_and_the_key_comes_first() {
     let is_device = |key: &Key| key.as_link().is_some_and(|(_, name)| name == link) || key.is_wireguard();
     assert!(out.state.holds(&Key::KeyPair { name: "wireguard-0".into() }, &Object::KeyPair));
     assert!(!out.state.iter().any(|(key, _)| is_device(key)), "no device before there is a key: {:?}", out.state);
+}
+
+#[test]
+fn a_device_goes_on_with_the_key_that_it_has_until_there_is_another() {
+    let encrypted = Config { encryption: Encryption::Wireguard, ..vxlan() };
+    let mut fixture = Fixture::new(encrypted, ME, &[Says { accepts: &[VXLAN4, WIREGUARD], ..DUAL }]);
+    let with_key = |key: Option<PublicKey>, fixture: &mut Fixture| {
+        let mut host = Host::clone(&fixture.world.host);
+        host.wireguard.public_keys.retain(|name, _| **name != *"wireguard-0");
+        host.wireguard.public_keys.extend(key.map(|key| ("wireguard-0".into(), key)));
+        fixture.world.host = Arc::new(host);
+        fixture.plan()
+    };
+    let before = fixture.plan();
+    // Somebody deleted the file.
+    fixture.world.programmed.mirror.remove(&Key::KeyPair { name: "wireguard-0".into() });
+    let without = with_key(None, &mut fixture);
+    assert_eq!((&without.state, &without.advert), (&before.state, &before.advert));
+    let made = with_key(Some(key_of("new")), &mut fixture).state;
+    let link = WIREGUARD.parse::<Instance>().unwrap().device();
+    let device = WgDevice { listen_port: 51820, public_key: key_of("new") };
+    assert!(made.holds(&Key::WgDevice { link }, &Object::WgDevice(device)), "{made:?}");
 }
 
 #[test]
