@@ -5,7 +5,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use tartan_kernel::keys::{Keys, secret_of};
+use tartan_kernel::keys::Keys;
 use tartan_kernel::secret::Secret;
 use tartan_model::Condition;
 use tokio::sync::mpsc;
@@ -25,8 +25,7 @@ pub fn look(path: &std::path::Path) -> Found {
 
 /// What the node goes by when it starts: where its file will not do, what its newest keys were made with.
 pub fn at_first(found: &Found, keys: &Keys) -> Option<u32> {
-    let of_keys = || keys.all().unwrap_or_default().keys().filter_map(|name| secret_of(name)).next_back();
-    found.clone().unwrap_or_else(|_| of_keys())
+    found.clone().unwrap_or_else(|_| keys.newest_secret().unwrap_or_default())
 }
 
 /// Tells what the file says, and what else it comes to say, for as long as the loop runs.
@@ -59,6 +58,7 @@ pub fn condition(node: &str, why: &str) -> Condition {
 mod tests {
     use std::fs;
     use std::os::unix::fs::PermissionsExt;
+    use std::time::SystemTime;
 
     use super::*;
 
@@ -68,15 +68,28 @@ mod tests {
         let (path, keys) = (tartan_kernel::secret::path(&state_dir), Keys::of(&state_dir.join(crate::KEYS)));
         assert_eq!((look(&path), at_first(&look(&path), &keys)), (Ok(None), None));
         fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(&path, [b'x'; 44]).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
-        let id = look(&path).unwrap().unwrap();
-        assert_eq!(at_first(&look(&path), &keys), Some(id));
-        keys.make("wireguard-1").unwrap();
-        keys.make(&format!("wireguard-2-psk{id:08x}")).unwrap();
-        fs::write(&path, "short").unwrap();
+        let change = |byte: u8| {
+            fs::write(&path, [byte; 44]).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+            look(&path).unwrap().unwrap()
+        };
+        // By name that of the secret before comes last, beside each of these.
+        for pair in ["wireguard-10", "ipsec-ipv4-12"] {
+            let before = format!("wireguard-9-psk{:08x}", change(b'x'));
+            keys.make(&before).unwrap();
+            let file = state_dir.join(crate::KEYS).join(format!("{before}.key"));
+            let made = SystemTime::now() - Duration::from_secs(60);
+            fs::File::options().write(true).open(file).unwrap().set_modified(made).unwrap();
+            let id = change(b'y');
+            assert_eq!(at_first(&look(&path), &keys), Some(id));
+            let now = format!("{pair}-psk{id:08x}");
+            keys.make(&now).unwrap();
+            keys.make("wireguard-11").unwrap();
+            fs::write(&path, "short").unwrap();
+            assert_eq!(at_first(&look(&path), &keys), Some(id), "{now}");
+            keys.remove(&now).unwrap();
+        }
         let refused = look(&path);
-        assert_eq!(at_first(&refused, &keys), Some(id), "{refused:?}");
         assert!(condition("n1", &refused.unwrap_err()).message.contains("it has 5 bytes"));
         fs::remove_dir_all(state_dir).unwrap();
     }

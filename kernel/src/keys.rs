@@ -137,6 +137,20 @@ impl Keys {
         Ok(keys)
     }
 
+    /// The secret that the pair was made with that was made last, of those with one.
+    ///
+    /// # Errors
+    /// The directory or a file in it cannot be read.
+    pub fn newest_secret(&self) -> io::Result<Option<u32>> {
+        let mut newest = None;
+        for name in self.all()?.keys() {
+            if let Some(secret) = secret_of(name) {
+                newest = newest.max(Some((fs::metadata(self.path(name))?.modified()?, secret)));
+            }
+        }
+        Ok(newest.map(|(_, secret)| secret))
+    }
+
     /// The private half of that key.
     ///
     /// # Errors
@@ -181,7 +195,7 @@ impl Keys {
 }
 
 /// Of which secret a pair of that name has something.
-pub fn secret_of(name: &str) -> Option<u32> {
+fn secret_of(name: &str) -> Option<u32> {
     u32::from_str_radix(name.rsplit_once(PSK_SUFFIX)?.1, 16).ok()
 }
 
