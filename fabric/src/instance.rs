@@ -186,8 +186,34 @@ impl fmt::Display for Instance {
 impl FromStr for Instance {
     type Err = String;
 
+    /// An instance has one name: with a plus sign, zeros or capitals that are not in it, it is none.
     fn from_str(name: &str) -> Result<Instance, String> {
-        let unknown = || format!("'{name}' is not a fabric this version of Tartan knows");
+        let instance = Instance::parse(name)?;
+        let mut rest = Rest(name);
+        match fmt::write(&mut rest, format_args!("{instance}")) {
+            Ok(()) if rest.0.is_empty() => Ok(instance),
+            _ => Err(unknown(name)),
+        }
+    }
+}
+
+/// What is left of a name while that is written which it is compared with.
+struct Rest<'a>(&'a str);
+
+impl fmt::Write for Rest<'_> {
+    fn write_str(&mut self, part: &str) -> fmt::Result {
+        self.0 = self.0.strip_prefix(part).ok_or(fmt::Error)?;
+        Ok(())
+    }
+}
+
+fn unknown(name: &str) -> String {
+    format!("'{name}' is not a fabric this version of Tartan knows")
+}
+
+impl Instance {
+    fn parse(name: &str) -> Result<Instance, String> {
+        let unknown = || unknown(name);
         let family = |name: &str| Family::ALL.into_iter().find(|family| family.as_str() == name).ok_or_else(unknown);
         let parts: Vec<&str> = name.split('/').collect();
         let port_of = |port: &str| port.strip_prefix("port").and_then(|port| port.parse().ok());
@@ -277,6 +303,14 @@ mod tests {
             "ipsec/ipv4/key1/psk1/port1",
             "ipsec/ipv4/port65536/key1/psk1",
             "ipsec/ipv4/port1/port1/key1/psk1",
+            // Nor has one a second name.
+            "vxlan/ipv4/vni01/port8472",
+            "vxlan/ipv4/vni1/port+8472",
+            "udp/ipv4/port08285",
+            "wireguard/ipv4/port51820/key+0",
+            "wireguard/ipv4/port51820/key0/psk7",
+            "wireguard/ipv4/port51820/key0/psk0000000A",
+            "ipsec/ipv4/key1/psk000000007",
         ] {
             assert!(name.parse::<Instance>().is_err(), "{name}");
         }
