@@ -5,6 +5,7 @@
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, RwLock};
+use std::time::Instant;
 
 use nix::errno::Errno;
 use nix::sys::eventfd::EventFd;
@@ -143,7 +144,8 @@ fn from_peers(queue: &Queue, shared: &Shared, stop: &EventFd) {
         let mut joined = Joined::default();
         let mut write = |pieces: &[&[u8]]| put(&queue.tun, pieces);
         for (from, packet) in inbox.packets() {
-            let is_theirs = |(src, _)| table.get(src).is_some_and(|remote| remote.may_send_from(from.ip()));
+            let is_theirs =
+                |(src, _)| table.get(src).is_some_and(|remote| remote.may_send_from(from.ip(), Instant::now));
             if !inner::addresses(packet).is_some_and(is_theirs) {
                 continue;
             }

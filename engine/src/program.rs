@@ -394,8 +394,7 @@ impl Engine {
         }
         let before = carried.remotes.get(&dst).copied();
         if before.is_none_or(|before| before.address != address) {
-            let remote = Remote { address, previous: before.map(|before| before.address) };
-            carried.remotes.insert(dst, remote);
+            carried.remotes.insert(dst, Remote::at(address, before));
             changed.insert(link);
         }
         Ok(())

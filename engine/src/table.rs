@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -12,7 +13,17 @@ pub(crate) struct Remote {
     pub(crate) address: IpAddr,
     /// Where it was before. Its kernel goes on sending from there for a while, whatever it has told.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) previous: Option<IpAddr>,
+    previous: Option<IpAddr>,
+    /// And until when it may; counted anew by a program that goes on.
+    #[serde(skip, default = "leave")]
+    until: Instant,
+}
+
+/// So long, which is longer than a node counts as alive that says nothing: whoever has the address then is somebody else.
+const LEAVE: Duration = Duration::from_secs(60);
+
+fn leave() -> Instant {
+    Instant::now() + LEAVE
 }
 
 /// Ranges and who has them.
@@ -26,9 +37,14 @@ pub(crate) struct Table<T> {
 }
 
 impl Remote {
+    /// One at this address, in place of the one before.
+    pub(crate) fn at(address: IpAddr, before: Option<Remote>) -> Remote {
+        Remote { address, previous: before.map(|before| before.address), until: leave() }
+    }
+
     /// Whether a packet of its ranges may come from this underlay address.
-    pub(crate) fn may_send_from(&self, address: IpAddr) -> bool {
-        self.address == address || self.previous == Some(address)
+    pub(crate) fn may_send_from(&self, address: IpAddr, now: impl FnOnce() -> Instant) -> bool {
+        self.address == address || self.previous == Some(address) && now() < self.until
     }
 }
 
@@ -97,6 +113,21 @@ mod tests {
         if v6 { IpAddr::V6(wide.into()) } else { v4 }
     }
 
+    #[test]
+    fn who_had_a_range_before_may_send_for_a_while() {
+        let [first, second, other] = [1, 2, 3].map(|low| address(true, low << 4));
+        let remote = Remote::at(second, Some(Remote::at(first, None)));
+        let stored: Remote = serde_json::from_slice(&serde_json::to_vec(&remote).unwrap()).unwrap();
+        for remote in [remote, stored] {
+            let may = |from, secs| remote.may_send_from(from, || Instant::now() + Duration::from_secs(secs));
+            assert_eq!(
+                [first, second, other].map(|from| (may(from, 50), may(from, 70))),
+                [(true, false), (true, true), (false, false)]
+            );
+        }
+        assert!(!Remote::at(second, None).may_send_from(first, Instant::now));
+    }
+
     proptest! {
         #[test]
         fn the_longest_prefix_has_it(
@@ -105,7 +136,7 @@ mod tests {
         ) {
             let net = |(n, (v6, low, len)): (usize, &(bool, u32, u8))| {
                 let len = if *v6 { *len } else { len % 33 };
-                let remote = Remote { address: address(false, n as u32), previous: None };
+                let remote = Remote::at(address(false, n as u32), None);
                 (IpNet::new(address(*v6, *low), len).unwrap().trunc(), remote)
             };
             let remotes: Remotes = nets.iter().enumerate().map(net).collect();
