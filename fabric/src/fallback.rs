@@ -11,13 +11,12 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use tartan_model::{Family, Passing, World};
-use tartan_netstate::claims::{MAIN_TABLE, STANDBY_METRIC};
-use tartan_netstate::{Key, Netns};
 
 use crate::Instance;
 use crate::census::Member;
 use crate::choose::wrapped;
 use crate::peer::Common;
+use crate::route::standby_route;
 
 /// What stands in for an instance towards a peer.
 #[derive(Clone, Copy, Debug)]
@@ -60,9 +59,4 @@ pub(crate) fn of(
         None => blocks.iter().any(stands),
     };
     blocked.then(|| Fallback { to, holds: blocks.iter().all(stands) })
-}
-
-/// Where the way stands that is blocked.
-pub(crate) fn standby_route(block: &IpNet) -> Key {
-    Key::Route { ns: Netns::Host, table: MAIN_TABLE, dst: *block, metric: STANDBY_METRIC }
 }

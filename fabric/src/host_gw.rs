@@ -1,10 +1,9 @@
 //! host-gw: no encapsulation; a peer's own address is the next hop, so both must be on one link.
 
 use std::net::IpAddr;
-use std::sync::Arc;
 
 use ipnet::IpNet;
-use tartan_model::{Condition, Endpoint, Family, Features};
+use tartan_model::{Advert, Condition, Endpoint, Family, Features};
 use tartan_netstate::{Key, Object, Owner, State};
 
 use crate::{Fabric, Hop, Instance, LocalNode, Peer, Uplink};
@@ -37,12 +36,7 @@ impl Fabric for HostGw {
 
     fn endpoint(&self, node: &LocalNode, at: &Instance) -> Option<Endpoint> {
         let (_, uplink) = node.uplinks.iter().next()?;
-        Some(Endpoint {
-            instance: Arc::from(at.to_string()),
-            address: uplink.advertised(),
-            mac: None,
-            public_key: None,
-        })
+        Some(at.heard_at(uplink.advertised()))
     }
 
     fn hop(&self, node: &LocalNode, _: &Instance, to: &Peer<'_>, family: Family) -> Result<Hop, Condition> {
@@ -57,6 +51,10 @@ impl Fabric for HostGw {
 
     fn reach(&self, _: &Instance, _: &Peer<'_>, _: Family, _: &[&IpNet]) -> Vec<(Key, Object)> {
         Vec::new()
+    }
+
+    fn endpoint_in_kernel(&self, _: &State, at: &Instance, to: &Advert, _: &[&IpNet]) -> Option<Endpoint> {
+        to.addresses.iter().next().map(|(_, address)| at.heard_at(*address))
     }
 }
 

@@ -5,9 +5,10 @@
 
 use std::cell::RefCell;
 use std::fmt;
+use std::net::IpAddr;
 use std::str::FromStr;
 
-use tartan_model::{FabricMode, Family};
+use tartan_model::{Endpoint, FabricMode, Family};
 use tartan_netstate::claims::{ENCRYPTED_LINK_PREFIX, FABRIC_LINK_PREFIX};
 use tartan_netstate::{Link, LinkKind, LinkName, VxlanParams, stable_hash};
 
@@ -128,6 +129,26 @@ impl Instance {
     /// Whether it takes in only what it knows the sender of, so that every peer has to stand in it.
     pub(crate) fn knows_senders(&self) -> bool {
         matches!(self, Instance::Udp { .. } | Instance::Wireguard { .. } | Instance::Ipsec { .. })
+    }
+
+    /// What its packets are to those on the way.
+    pub(crate) fn envelope(&self) -> String {
+        match self {
+            Instance::HostGw => "packets under pods' own addresses".into(),
+            Instance::Vxlan { port, .. }
+            | Instance::Udp { port, .. }
+            | Instance::Wireguard { port, .. }
+            | Instance::Ipsec { port: Some(port), .. } => {
+                format!("packets to UDP port {port}")
+            }
+            Instance::Ipip { .. } => "packets of IP protocols 4 and 41".into(),
+            Instance::Ipsec { port: None, .. } => "packets of IP protocol 50 (ESP)".into(),
+        }
+    }
+
+    /// What a node that hears it at that address says, where there is no more to say.
+    pub(crate) fn heard_at(&self, address: IpAddr) -> Endpoint {
+        Endpoint { instance: self.to_string().into(), address, mac: None, public_key: None }
     }
 
     /// The instance whose device this is.

@@ -7,14 +7,14 @@
 //! eight bytes and is for tunnels in tunnels.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::sync::Arc;
 
 use ipnet::IpNet;
-use tartan_model::{Condition, Endpoint, Family, Features};
+use tartan_model::{Advert, Condition, Endpoint, Family, Features};
 use tartan_netstate::claims::FABRIC_LINK_PREFIX;
-use tartan_netstate::{Encap, Key, Link, LinkKind, LinkName, Object, State, stable_hash};
+use tartan_netstate::{Encap, Key, Link, LinkKind, LinkName, Object, Route, State, stable_hash};
 
 use crate::mtu::device_mtu;
+use crate::route::{route_at, route_to};
 use crate::{Fabric, Hop, Instance, LocalNode, Peer, Uplink};
 
 pub(crate) struct Ipip;
@@ -45,12 +45,7 @@ impl Fabric for Ipip {
 
     fn endpoint(&self, node: &LocalNode, at: &Instance) -> Option<Endpoint> {
         let uplink = node.uplinks.get(at.underlay()?)?;
-        Some(Endpoint {
-            instance: Arc::from(at.to_string()),
-            address: uplink.advertised(),
-            mac: None,
-            public_key: None,
-        })
+        Some(at.heard_at(uplink.advertised()))
     }
 
     fn hop(&self, node: &LocalNode, at: &Instance, to: &Peer<'_>, family: Family) -> Result<Hop, Condition> {
@@ -73,6 +68,11 @@ impl Fabric for Ipip {
     fn reach(&self, _: &Instance, _: &Peer<'_>, _: Family, _: &[&IpNet]) -> Vec<(Key, Object)> {
         Vec::new()
     }
+
+    fn endpoint_in_kernel(&self, kernel: &State, at: &Instance, _: &Advert, blocks: &[&IpNet]) -> Option<Endpoint> {
+        let address = blocks.iter().find_map(|block| leads_to(route_at(kernel, &route_to(block))?))?;
+        Some(at.heard_at(address))
+    }
 }
 
 pub(crate) fn of_other_family(at: &Instance, to: &Peer<'_>) -> Condition {
@@ -86,7 +86,7 @@ pub(crate) fn of_other_family(at: &Instance, to: &Peer<'_>) -> Condition {
 }
 
 /// Where a route by a device of this fabric leads.
-pub(crate) fn endpoint_of(route: &tartan_netstate::Route) -> Option<IpAddr> {
+fn leads_to(route: &Route) -> Option<IpAddr> {
     if let Some(Encap { dst, .. }) = route.encap {
         return Some(dst.into());
     }
@@ -122,8 +122,6 @@ fn compatible(address: Ipv4Addr) -> Ipv6Addr {
 
 #[cfg(test)]
 mod tests {
-    use tartan_netstate::Route;
-
     use super::*;
 
     #[test]
@@ -131,10 +129,10 @@ mod tests {
         let dev = || LinkName::new("ttx0").unwrap();
         let peer: Ipv4Addr = "192.0.2.2".parse().unwrap();
         let (src, dst) = ("2001:db8::1".parse().unwrap(), "2001:db8::2".parse().unwrap());
-        assert_eq!(endpoint_of(&Route::via(peer.into(), dev())), Some(peer.into()));
-        assert_eq!(endpoint_of(&Route::via(compatible(peer).into(), dev())), Some(peer.into()));
+        assert_eq!(leads_to(&Route::via(peer.into(), dev())), Some(peer.into()));
+        assert_eq!(leads_to(&Route::via(compatible(peer).into(), dev())), Some(peer.into()));
         let carried = Route { encap: Some(Encap { src, dst }), ..Route::on_link(dev()) };
-        assert_eq!(endpoint_of(&carried), Some(dst.into()));
-        assert_eq!(endpoint_of(&Route::on_link(dev())), None);
+        assert_eq!(leads_to(&carried), Some(dst.into()));
+        assert_eq!(leads_to(&Route::on_link(dev())), None);
     }
 }

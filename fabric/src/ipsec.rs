@@ -59,7 +59,7 @@ impl Fabric for Ipsec {
 
     fn endpoint(&self, node: &LocalNode, at: &Instance) -> Option<Endpoint> {
         let EspEnd { address, public_key, .. } = own_end(node, at)?;
-        Some(Endpoint { instance: Arc::from(at.to_string()), address, mac: None, public_key: Some(public_key) })
+        Some(Endpoint { public_key: Some(public_key), ..at.heard_at(address) })
     }
 
     fn hop(&self, _: &LocalNode, at: &Instance, to: &Peer<'_>, _: Family) -> Result<Hop, Condition> {

@@ -3,7 +3,7 @@
 //! Invariant: pure and total. What cannot be honoured is a condition beside the value, and a peer that cannot be
 //! reached has no route rather than a wrong one.
 //!
-//! A new mode is one file like [`vxlan`] and a row in [`fabric_of`].
+//! A new mode is one file like [`vxlan`] and a variant of [`Instance`]; what else has to know of it, ARCHITECTURE.md lists.
 
 pub mod address;
 pub mod advert;
@@ -24,6 +24,7 @@ mod ownership;
 pub mod peer;
 pub mod plan;
 mod rotation;
+mod route;
 pub mod selftest;
 mod udp;
 mod vxlan;
@@ -64,6 +65,18 @@ pub trait Fabric: Sync {
     /// What it takes to hear a peer in particular, whatever carries packets to it: a peer may send these ranges' packets.
     fn admit(&self, _node: &LocalNode, _at: &Instance, _advert: &Advert, _blocks: &[IpNet]) -> Vec<(Key, Object)> {
         Vec::new()
+    }
+
+    /// Where packets to these ranges of a peer go in the kernel, for when it says nothing of the instance any more; none where
+    /// what the kernel shows is not enough to go on sending there.
+    fn endpoint_in_kernel(
+        &self,
+        _kernel: &State,
+        _at: &Instance,
+        _to: &Advert,
+        _blocks: &[&IpNet],
+    ) -> Option<Endpoint> {
+        None
     }
 }
 

@@ -8,13 +8,14 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use tartan_model::{Condition, Config, Encapsulation, Endpoint, FabricMode, Family, Passing, World};
-use tartan_netstate::claims::{FABRIC_LINK_PREFIX, MAIN_TABLE, ROUTE_METRIC};
-use tartan_netstate::{Fdb, Key, Neigh, Netns, Object, Owner, Part, Route, Scope, State};
+use tartan_netstate::claims::FABRIC_LINK_PREFIX;
+use tartan_netstate::{Key, Object, Owner, Part, Route, State};
 
 use crate::census::{Census, Member};
 use crate::choose::{Choice, Ground, Manner, choose, target};
 use crate::mtu::MIN_MTU;
-use crate::{Hop, Instance, LocalNode, Peer, fabric_of, fallback, ipip, nodes, ownership, udp};
+use crate::route::{route_at, route_by, route_to, standby_route};
+use crate::{Instance, LocalNode, Peer, fabric_of, fallback, nodes, ownership};
 
 /// Packets to a peer go, and in clear.
 const UNENCRYPTED: &str = "Unencrypted";
@@ -97,7 +98,7 @@ pub(crate) fn plan(
                 state.clings |= kept.is_some();
                 let endpoint = |at: Instance| {
                     let told = advert.known_as(&at.to_string()).cloned();
-                    told.or_else(|| endpoint_in_kernel(world, at, member, &blocks))
+                    told.or_else(|| fabric_of(&at).endpoint_in_kernel(&world.programmed.mirror, &at, advert, &blocks))
                 };
                 let kept = kept.and_then(|at| Some((at, endpoint(at)?)));
                 let mut hears = hears.clone();
@@ -119,7 +120,7 @@ pub(crate) fn plan(
                         && Some(*at) == configured
                 };
                 if let Some((at, peer)) = hears.iter().find(|(at, _)| stands_by(at)) {
-                    objects.extend(carry(common, at, peer, (family, &blocks), None, fallback::standby_route));
+                    objects.extend(carry(common, at, peer, (family, &blocks), None, standby_route));
                 }
                 state.leaving.extend(kernel.into_iter().filter(|at| Some(*at) != choice.used));
                 state.conditions.extend(shortfall(common, name, member, &hears, family, &choice));
@@ -184,7 +185,7 @@ fn carry(
 ) -> Vec<(Key, Object)> {
     let fabric = fabric_of(at);
     let Ok(hop) = fabric.hop(&common.node, at, to, family) else { return Vec::new() };
-    let route = Route { mtu, ..route(&common.node, family, &hop) };
+    let route = Route { mtu, ..route_by(&hop, &common.node, family) };
     let routes = blocks.iter().map(|block| (key(block), Object::Route(route.clone().into())));
     fabric.reach(at, to, family, blocks).into_iter().chain(routes).collect()
 }
@@ -198,61 +199,14 @@ fn narrowed(world: &World, name: &Arc<str>, at: &Instance) -> Option<u32> {
     }
 }
 
-fn route_to(block: &IpNet) -> Key {
-    Key::Route { ns: Netns::Host, table: MAIN_TABLE, dst: *block, metric: ROUTE_METRIC }
-}
-
-fn route(node: &LocalNode, family: Family, hop: &Hop) -> Route {
-    let src = node.fabric_addresses.get(family).copied();
-    // IPv4 calls a route with a next hop global, one without local to its link.
-    let scope = if family == Family::V4 && hop.via.is_none() { Scope::Link } else { Scope::Global };
-    Route { via: hop.via, src, onlink: hop.onlink, scope, encap: hop.encap, ..Route::on_link(hop.dev.clone()) }
-}
-
 /// What carries packets to this range in the kernel, as far as it was read or acknowledged.
 fn in_kernel(world: &World, common: &Common, block: &IpNet) -> Option<Instance> {
-    let Object::Route(route) = &world.programmed.mirror.get(&route_to(block))?.object else { return None };
+    let route = route_at(&world.programmed.mirror, &route_to(block))?;
     let dev = route.dev.as_ref()?;
     if dev.as_str().starts_with(FABRIC_LINK_PREFIX) {
         return common.ground.devices.get(dev).copied();
     }
     route.via.is_some().then_some(Instance::HostGw)
-}
-
-/// Where packets to these ranges go in the kernel, by an instance of which the peer says nothing any more.
-fn endpoint_in_kernel(world: &World, at: Instance, member: &Member, blocks: &[&IpNet]) -> Option<Endpoint> {
-    let object = |key: Key| world.programmed.mirror.get(&key).map(|entry| &entry.object);
-    let (address, mac) = match at {
-        Instance::HostGw => (*member.advert.addresses.iter().next()?.1, None),
-        Instance::Ipip { .. } => {
-            let address = blocks.iter().find_map(|block| match object(route_to(block))? {
-                Object::Route(route) => ipip::endpoint_of(route),
-                _ => None,
-            })?;
-            (address, None)
-        }
-        Instance::Udp { .. } => {
-            let address = blocks.iter().find_map(|block| match object(udp::remote(&at, block))? {
-                Object::Remote(address) => Some(*address),
-                _ => None,
-            })?;
-            (address, None)
-        }
-        // It would have told its key, if it had one.
-        Instance::Wireguard { .. } | Instance::Ipsec { .. } => return None,
-        Instance::Vxlan { .. } => {
-            let link = at.device();
-            let via = blocks.iter().find_map(|block| match object(route_to(block))? {
-                Object::Route(route) if route.dev.as_ref() == Some(&link) => route.via,
-                _ => None,
-            });
-            let neigh = Key::Neigh { ns: Netns::Host, link: link.clone(), address: via? };
-            let Object::Neigh(Neigh { mac }) = object(neigh)? else { return None };
-            let Object::Fdb(Fdb { dst }) = object(Key::Fdb { link, mac: *mac })? else { return None };
-            (*dst, Some(*mac))
-        }
-    };
-    Some(Endpoint { instance: at.to_string().into(), address, mac, public_key: None })
 }
 
 /// Why packets of a family do not go as the configuration asks, unless time will mend it.

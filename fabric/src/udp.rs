@@ -5,7 +5,6 @@
 //! that peer does. All peers there are stand in its table as long as it listens, whatever carries packets to them.
 
 use std::net::IpAddr;
-use std::sync::Arc;
 
 use ipnet::IpNet;
 use tartan_model::{Advert, Condition, Endpoint, Family, Features, PerFamily};
@@ -48,12 +47,7 @@ impl Fabric for Udp {
         let underlay = at.underlay()?;
         let uplink = node.uplinks.get(underlay)?;
         let ours = node.engine_addresses.get(underlay).copied().unwrap_or(uplink.address);
-        Some(Endpoint {
-            instance: Arc::from(at.to_string()),
-            address: uplink.public.unwrap_or(ours),
-            mac: None,
-            public_key: None,
-        })
+        Some(at.heard_at(uplink.public.unwrap_or(ours)))
     }
 
     fn hop(&self, _: &LocalNode, at: &Instance, to: &Peer<'_>, _: Family) -> Result<Hop, Condition> {
@@ -78,6 +72,14 @@ impl Fabric for Udp {
             .flat_map(|address| blocks.iter().map(|block| (remote(at, block), Object::Remote(*address))))
             .collect()
     }
+
+    fn endpoint_in_kernel(&self, kernel: &State, at: &Instance, _: &Advert, blocks: &[&IpNet]) -> Option<Endpoint> {
+        let address = blocks.iter().find_map(|block| match kernel.get(&remote(at, block))?.object {
+            Object::Remote(address) => Some(address),
+            _ => None,
+        })?;
+        Some(at.heard_at(address))
+    }
 }
 
 /// Where an engine's packets come from: as long as the node has it, the address that peers were told, since from another they
@@ -97,7 +99,7 @@ pub(crate) fn addresses(uplinks: &PerFamily<Uplink>, said: Option<&Advert>) -> P
 }
 
 /// What the engine keeps of a peer's range.
-pub(crate) fn remote(at: &Instance, block: &IpNet) -> Key {
+fn remote(at: &Instance, block: &IpNet) -> Key {
     Key::Remote { link: at.device(), dst: *block }
 }
 

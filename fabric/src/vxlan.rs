@@ -6,13 +6,13 @@
 //! the fabric changes, the very route that is being replaced does. One device carries both families of pods.
 
 use std::net::{IpAddr, Ipv6Addr};
-use std::sync::Arc;
 
 use ipnet::IpNet;
-use tartan_model::{Condition, Endpoint, Family, Features};
+use tartan_model::{Advert, Condition, Endpoint, Family, Features};
 use tartan_netstate::{Fdb, Key, Link, LinkKind, Mac, Neigh, Netns, Object, State, VxlanParams, stable_hash};
 
 use crate::mtu::device_mtu;
+use crate::route::{route_at, route_to};
 use crate::{Fabric, Hop, Instance, LocalNode, Peer};
 
 pub(crate) struct Vxlan;
@@ -48,12 +48,7 @@ impl Fabric for Vxlan {
 
     fn endpoint(&self, node: &LocalNode, at: &Instance) -> Option<Endpoint> {
         let uplink = node.uplinks.get(at.underlay()?)?;
-        Some(Endpoint {
-            instance: Arc::from(at.to_string()),
-            address: uplink.advertised(),
-            mac: Some(vtep_mac(node, at)),
-            public_key: None,
-        })
+        Some(Endpoint { mac: Some(vtep_mac(node, at)), ..at.heard_at(uplink.advertised()) })
     }
 
     fn hop(&self, _: &LocalNode, at: &Instance, to: &Peer<'_>, family: Family) -> Result<Hop, Condition> {
@@ -85,6 +80,17 @@ impl Fabric for Vxlan {
         let neigh = Key::Neigh { ns: Netns::Host, link: device.clone(), address: via };
         let fdb = Key::Fdb { link: device, mac };
         vec![(neigh, Object::Neigh(Neigh { mac })), (fdb, Object::Fdb(Fdb { dst: to.endpoint.address }))]
+    }
+
+    fn endpoint_in_kernel(&self, kernel: &State, at: &Instance, _: &Advert, blocks: &[&IpNet]) -> Option<Endpoint> {
+        let link = at.device();
+        let via = blocks.iter().find_map(|block| {
+            route_at(kernel, &route_to(block)).filter(|route| route.dev.as_ref() == Some(&link))?.via
+        })?;
+        let neigh = Key::Neigh { ns: Netns::Host, link: link.clone(), address: via };
+        let Object::Neigh(Neigh { mac }) = kernel.get(&neigh)?.object else { return None };
+        let Object::Fdb(Fdb { dst }) = kernel.get(&Key::Fdb { link, mac })?.object else { return None };
+        Some(Endpoint { mac: Some(mac), ..at.heard_at(dst) })
     }
 }
 

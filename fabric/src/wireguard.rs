@@ -55,7 +55,7 @@ impl Fabric for Wireguard {
     fn endpoint(&self, node: &LocalNode, at: &Instance) -> Option<Endpoint> {
         let uplink = node.uplinks.get(at.underlay()?)?;
         let public_key = Some(own_key(node, at)?);
-        Some(Endpoint { instance: Arc::from(at.to_string()), address: uplink.advertised(), mac: None, public_key })
+        Some(Endpoint { public_key, ..at.heard_at(uplink.advertised()) })
     }
 
     fn hop(&self, _: &LocalNode, at: &Instance, to: &Peer<'_>, _: Family) -> Result<Hop, Condition> {

@@ -140,7 +140,7 @@ pub fn conditions(
 
 fn condition(node: &str, peer: &str, finding: Finding, target: &Target, by_software: &BTreeSet<LinkName>) -> Condition {
     let Target { at, underlay, itself_too, mtu, .. } = target;
-    let envelope = envelope(at);
+    let envelope = at.envelope();
     let (message, fix) = match finding {
         Finding::Blocked { heard } => (
             format!(
@@ -212,7 +212,7 @@ fn condition(node: &str, peer: &str, finding: Finding, target: &Target, by_softw
 }
 
 fn fallen_back(node: &str, peer: &str, Target { at, .. }: &Target) -> Condition {
-    let envelope = envelope(at);
+    let envelope = at.envelope();
     Condition {
         about: format!("Node/{peer}"),
         field: String::new(),
@@ -223,21 +223,6 @@ fn fallen_back(node: &str, peer: &str, Target { at, .. }: &Target) -> Condition 
         fix: format!(
             "let {envelope} pass between nodes, in both directions; {node} tries every few seconds and goes back by itself"
         ),
-    }
-}
-
-/// What the fabric's packets are to those on the way.
-fn envelope(at: &Instance) -> String {
-    match at {
-        Instance::HostGw => "packets under pods' own addresses".into(),
-        Instance::Vxlan { port, .. }
-        | Instance::Udp { port, .. }
-        | Instance::Wireguard { port, .. }
-        | Instance::Ipsec { port: Some(port), .. } => {
-            format!("packets to UDP port {port}")
-        }
-        Instance::Ipip { .. } => "packets of IP protocols 4 and 41".into(),
-        Instance::Ipsec { port: None, .. } => "packets of IP protocol 50 (ESP)".into(),
     }
 }
 

@@ -7,7 +7,7 @@ use tartan_model::{Family, Passes, Passing, World};
 
 use super::targets::{carrier, way};
 use super::{Finding, Path, Standing, Target};
-use crate::fallback::standby_route;
+use crate::route::standby_route;
 use crate::{Out, PeerState};
 
 /// Rounds in a row that have to be well until packets go back: a way that comes and goes is none.
