@@ -15,10 +15,6 @@ impl Fabric for HostGw {
         Ok(())
     }
 
-    fn overhead(&self, _: Family) -> u32 {
-        0
-    }
-
     fn receive(&self, node: &LocalNode, at: &Instance) -> State {
         let loose = |uplink: &Uplink| {
             // Strict (1) would drop what still comes in here while our own route already, or still, points elsewhere.

@@ -87,6 +87,12 @@ impl Instance {
         }
     }
 
+    /// Bytes that it adds to a packet.
+    pub(crate) fn overhead(&self) -> u32 {
+        let in_udp = matches!(self, Instance::Ipsec { port: Some(_), .. });
+        self.underlay().map_or(0, |underlay| self.mode().overhead(underlay, in_udp))
+    }
+
     /// Whether what it carries cannot be read on the way.
     pub fn is_encrypted(&self) -> bool {
         matches!(self, Instance::Wireguard { .. } | Instance::Ipsec { .. })

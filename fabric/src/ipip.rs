@@ -26,13 +26,6 @@ impl Fabric for Ipip {
         Ok(())
     }
 
-    fn overhead(&self, underlay: Family) -> u32 {
-        match underlay {
-            Family::V4 => 20,
-            Family::V6 => 40,
-        }
-    }
-
     fn receive(&self, node: &LocalNode, at: &Instance) -> State {
         let Some(uplink) = at.underlay().and_then(|underlay| node.uplinks.get(underlay)) else { return State::new() };
         let mut state = State::new();

@@ -18,25 +18,12 @@ use crate::mtu::device_mtu;
 use crate::wireguard::{own_key, to_key_holder};
 use crate::{Fabric, Hop, Instance, LocalNode, Peer};
 
-pub(crate) struct Ipsec {
-    /// Wrapped in UDP.
-    pub(crate) in_udp: bool,
-}
+pub(crate) struct Ipsec;
 
 impl Fabric for Ipsec {
     /// Whoever makes the device finds out.
     fn needs(&self, _: &Features) -> Result<(), &'static str> {
         Ok(())
-    }
-
-    fn overhead(&self, underlay: Family) -> u32 {
-        // ESP's header 8, the IV 8, at most 3 bytes to fill up with, their length and the next header 2, the tag 16 (RFC 4106
-        // section 6), UDP's header if there is one (RFC 3948), and the outer IP header.
-        let esp = 8 + 8 + 3 + 2 + 16 + if self.in_udp { 8 } else { 0 };
-        match underlay {
-            Family::V4 => esp + 20,
-            Family::V6 => esp + 40,
-        }
     }
 
     fn receive(&self, node: &LocalNode, at: &Instance) -> State {

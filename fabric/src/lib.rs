@@ -47,9 +47,6 @@ pub trait Fabric: Sync {
     /// Whether this kernel can do it; if not, what is missing.
     fn needs(&self, have: &Features) -> Result<(), &'static str>;
 
-    /// Bytes that it adds to a packet on an underlay of that family.
-    fn overhead(&self, underlay: Family) -> u32;
-
     /// All it takes to hear: devices, addresses, sysctls. Also all it takes to be able to send at all.
     fn receive(&self, node: &LocalNode, at: &Instance) -> State;
 
@@ -111,7 +108,6 @@ pub fn fabric_of(at: &Instance) -> &'static dyn Fabric {
         Instance::Ipip { .. } => &ipip::Ipip,
         Instance::Udp { .. } => &udp::Udp,
         Instance::Wireguard { .. } => &wireguard::Wireguard,
-        Instance::Ipsec { port: None, .. } => &ipsec::Ipsec { in_udp: false },
-        Instance::Ipsec { port: Some(_), .. } => &ipsec::Ipsec { in_udp: true },
+        Instance::Ipsec { .. } => &ipsec::Ipsec,
     }
 }

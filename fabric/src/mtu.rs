@@ -1,8 +1,6 @@
 //! MTU: one rule for devices, one for pods.
 
-use tartan_model::Family;
-
-use crate::{Instance, LocalNode, fabric_of};
+use crate::{Instance, LocalNode};
 
 /// The smallest MTU we ever set: what IPv6 needs (RFC 8200 §5).
 pub(crate) const MIN_MTU: u32 = 1280;
@@ -12,8 +10,7 @@ const DEFAULT_MTU: u32 = 1500;
 
 /// MTU of an instance's device, or of what can be sent through it: the underlay's less the overhead.
 pub(crate) fn device_mtu(underlay_mtu: u32, at: &Instance) -> u32 {
-    let overhead = fabric_of(at).overhead(at.underlay().unwrap_or(Family::V4));
-    underlay_mtu.saturating_sub(overhead).max(MIN_MTU)
+    underlay_mtu.saturating_sub(at.overhead()).max(MIN_MTU)
 }
 
 /// Largest packet that this node gets through an instance; none where it has no uplink for it.
@@ -40,6 +37,7 @@ pub(crate) fn underlay_mtu(node: &LocalNode) -> u32 {
 mod tests {
     use super::*;
     use crate::Uplink;
+    use tartan_model::Family;
     use tartan_netstate::LinkName;
 
     fn check(v4: Option<u32>, v6: Option<u32>, in_use: &[Instance], want: u32) {
@@ -84,5 +82,8 @@ mod tests {
         let wireguard = |underlay| Instance::Wireguard { underlay, port: 51820, rotation: 0, psk: None };
         check(Some(1500), None, &[wireguard(Family::V4), v4], 1440);
         check(Some(1500), Some(1500), &[wireguard(Family::V6), v6], 1420);
+        let ipsec = |underlay, port| Instance::Ipsec { underlay, port, rotation: 0, psk: 0 };
+        check(Some(1500), None, &[ipsec(Family::V4, None)], 1443);
+        check(Some(1500), Some(1500), &[ipsec(Family::V6, Some(4500)), v6], 1415);
     }
 }

@@ -8,13 +8,12 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use tartan_model::{Condition, Config, Encapsulation, Endpoint, FabricMode, Family, Passing, World};
-use tartan_netstate::claims::FABRIC_LINK_PREFIX;
-use tartan_netstate::{Key, Object, Owner, Part, Route, State};
+use tartan_netstate::{Key, LinkName, Object, Owner, Part, Route, State};
 
 use crate::census::{Census, Member};
 use crate::choose::{Choice, Ground, Manner, choose, target};
 use crate::mtu::MIN_MTU;
-use crate::route::{route_at, route_by, route_to, standby_route};
+use crate::route::{carrier, route_at, route_by, route_to, standby_route};
 use crate::{Instance, LocalNode, Peer, fabric_of, fallback, nodes, ownership};
 
 /// Packets to a peer go, and in clear.
@@ -89,8 +88,10 @@ pub(crate) fn plan(
             }
             let mut choice = Choice { target, ..Choice::default() };
             if !blocks.is_empty() {
+                let mirror = &world.programmed.mirror;
+                let of_device = |device: &LinkName| common.ground.devices.get(device).copied();
                 let kernel: BTreeSet<Instance> =
-                    blocks.iter().filter_map(|block| in_kernel(world, common, block)).collect();
+                    blocks.iter().filter_map(|block| carrier(route_at(mirror, &route_to(block))?, of_device)).collect();
                 let current = target.filter(|at| kernel.contains(at)).or_else(|| kernel.first().copied());
                 // A peer that says "I won't" has not heard yet that packets come: it will when it hears, and waits for that.
                 // Who has gone over to Flannel will never hear.
@@ -98,7 +99,7 @@ pub(crate) fn plan(
                 state.clings |= kept.is_some();
                 let endpoint = |at: Instance| {
                     let told = advert.known_as(&at.to_string()).cloned();
-                    told.or_else(|| fabric_of(&at).endpoint_in_kernel(&world.programmed.mirror, &at, advert, &blocks))
+                    told.or_else(|| fabric_of(&at).endpoint_in_kernel(mirror, &at, advert, &blocks))
                 };
                 let kept = kept.and_then(|at| Some((at, endpoint(at)?)));
                 let mut hears = hears.clone();
@@ -197,16 +198,6 @@ fn narrowed(world: &World, name: &Arc<str>, at: &Instance) -> Option<u32> {
         Passing::UpTo(bytes) => Some(MIN_MTU.max(bytes)),
         Passing::Nothing | Passing::All => None,
     }
-}
-
-/// What carries packets to this range in the kernel, as far as it was read or acknowledged.
-fn in_kernel(world: &World, common: &Common, block: &IpNet) -> Option<Instance> {
-    let route = route_at(&world.programmed.mirror, &route_to(block))?;
-    let dev = route.dev.as_ref()?;
-    if dev.as_str().starts_with(FABRIC_LINK_PREFIX) {
-        return common.ground.devices.get(dev).copied();
-    }
-    route.via.is_some().then_some(Instance::HostGw)
 }
 
 /// Why packets of a family do not go as the configuration asks, unless time will mend it.

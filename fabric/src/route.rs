@@ -1,11 +1,11 @@
-//! Routes to peers' ranges: where they stand in the kernel, and what they say.
+//! Routes to peers' ranges: where they stand in the kernel, what they say, and what carries packets that take them.
 
 use ipnet::IpNet;
 use tartan_model::Family;
-use tartan_netstate::claims::{MAIN_TABLE, ROUTE_METRIC, STANDBY_METRIC};
-use tartan_netstate::{Key, Netns, Object, Route, Scope, State};
+use tartan_netstate::claims::{FABRIC_LINK_PREFIX, MAIN_TABLE, ROUTE_METRIC, STANDBY_METRIC};
+use tartan_netstate::{Key, LinkName, Netns, Object, Route, Scope, State};
 
-use crate::{Hop, LocalNode};
+use crate::{Hop, Instance, LocalNode};
 
 /// Where the route stands that packets take.
 pub(crate) fn route_to(block: &IpNet) -> Key {
@@ -23,6 +23,19 @@ pub(crate) fn route_at<'a>(kernel: &'a State, place: &Key) -> Option<&'a Route> 
         Object::Route(route) => Some(route),
         _ => None,
     }
+}
+
+/// What carries packets that take this route; `of_device` says whose device one of ours is.
+pub(crate) fn carrier(route: &Route, of_device: impl Fn(&LinkName) -> Option<Instance>) -> Option<Instance> {
+    match route.dev.as_ref()? {
+        dev if is_ours(dev) => of_device(dev),
+        _ => route.via.is_some().then_some(Instance::HostGw),
+    }
+}
+
+/// Whether it is a device of some fabric.
+pub(crate) fn is_ours(device: &LinkName) -> bool {
+    device.as_str().starts_with(FABRIC_LINK_PREFIX)
 }
 
 /// The route by that next hop.

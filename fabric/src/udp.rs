@@ -21,14 +21,6 @@ impl Fabric for Udp {
         Ok(())
     }
 
-    fn overhead(&self, underlay: Family) -> u32 {
-        // UDP 8, and the outer IP header.
-        match underlay {
-            Family::V4 => 8 + 20,
-            Family::V6 => 8 + 40,
-        }
-    }
-
     fn receive(&self, node: &LocalNode, at: &Instance) -> State {
         let Instance::Udp { underlay, port } = *at else { return State::new() };
         let Some(uplink) = node.uplinks.get(underlay) else { return State::new() };

@@ -22,14 +22,6 @@ impl Fabric for Vxlan {
         if have.vxlan { Ok(()) } else { Err("the kernel cannot make VXLAN devices; load or enable the vxlan module") }
     }
 
-    fn overhead(&self, underlay: Family) -> u32 {
-        // Inner Ethernet 14, VXLAN 8, UDP 8, and the outer IP header.
-        match underlay {
-            Family::V4 => 14 + 8 + 8 + 20,
-            Family::V6 => 14 + 8 + 8 + 40,
-        }
-    }
-
     fn receive(&self, node: &LocalNode, at: &Instance) -> State {
         let Instance::Vxlan { underlay, vni, port, gbp } = *at else { return State::new() };
         let Some(uplink) = node.uplinks.get(underlay) else { return State::new() };

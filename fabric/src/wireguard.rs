@@ -29,14 +29,6 @@ impl Fabric for Wireguard {
         Ok(())
     }
 
-    fn overhead(&self, underlay: Family) -> u32 {
-        // A data message's header 16 and tag 16, UDP 8, and the outer IP header.
-        match underlay {
-            Family::V4 => 16 + 16 + 8 + 20,
-            Family::V6 => 16 + 16 + 8 + 40,
-        }
-    }
-
     fn receive(&self, node: &LocalNode, at: &Instance) -> State {
         let mut state = State::new();
         let (Instance::Wireguard { underlay, port, .. }, Some(public_key)) = (*at, own_key(node, at)) else {

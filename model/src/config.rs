@@ -182,6 +182,27 @@ impl FabricMode {
     pub fn encrypts(self) -> bool {
         matches!(self, FabricMode::Wireguard | FabricMode::Ipsec)
     }
+
+    /// Bytes that it adds to a packet on an underlay of that family. IPsec's own can be wrapped in UDP.
+    pub fn overhead(self, underlay: Family, in_udp: bool) -> u32 {
+        const UDP: u32 = 8;
+        let ip = match underlay {
+            Family::V4 => 20,
+            Family::V6 => 40,
+        };
+        match self {
+            FabricMode::HostGw | FabricMode::None => 0,
+            FabricMode::Ipip => ip,
+            FabricMode::Udp => ip + UDP,
+            // VXLAN's own header, and the inner Ethernet one.
+            FabricMode::Vxlan => ip + UDP + 8 + 14,
+            // A data message's header and tag.
+            FabricMode::Wireguard => ip + UDP + 16 + 16,
+            // ESP's header 8, the IV 8, at most 3 bytes to fill up with, their length and the next header 2, the tag 16 (RFC 4106
+            // section 6), and UDP's header if there is one (RFC 3948).
+            FabricMode::Ipsec => ip + 8 + 8 + 3 + 2 + 16 + if in_udp { UDP } else { 0 },
+        }
+    }
 }
 
 impl Encryption {

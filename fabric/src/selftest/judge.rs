@@ -6,7 +6,7 @@ use tartan_model::Condition;
 use tartan_netstate::LinkName;
 
 use super::{Path, Standing, Target};
-use crate::{Instance, fabric_of};
+use crate::Instance;
 
 /// Peers named in one condition at most; there may be thousands.
 const NAMED: usize = 8;
@@ -186,7 +186,7 @@ fn condition(node: &str, peer: &str, finding: Finding, target: &Target, by_softw
             ),
         ),
         Finding::Narrow { largest } => {
-            let carries = largest + fabric_of(at).overhead(at.underlay().unwrap_or(tartan_model::Family::V4));
+            let carries = largest + at.overhead();
             (
                 format!(
                     "packets of more than {largest} bytes between {node} and {peer} by {at} are lost without a word; pods may \

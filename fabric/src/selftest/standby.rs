@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tartan_model::{Family, Passes, Passing, World};
 
-use super::targets::{carrier, way};
+use super::targets::{carried_by, way};
 use super::{Finding, Path, Standing, Target};
 use crate::route::standby_route;
 use crate::{Out, PeerState};
@@ -32,7 +32,7 @@ fn target(out: &Out, world: &World, (name, peer): (&Arc<str>, &PeerState), famil
     let advert = &world.adverts.get(name)?.advert;
     let (fabric_address, route) = way(world, peer, advert, family, standby_route)?;
     let device = Some(route.dev.clone()?);
-    let at = carrier(world, route)?;
+    let at = carried_by(world, route)?;
     let underlay = advert.endpoint(&at.to_string())?.address;
     let itself_too = peer.to_itself.is_some();
     Some(Target { at, fabric_address, underlay, itself_too, mtu: out.pod_mtu.min(advert.mtu), device })

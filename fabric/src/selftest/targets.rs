@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use tartan_model::{Advert, Family, PerFamily, World};
-use tartan_netstate::claims::{FABRIC_LINK_PREFIX, MAIN_TABLE, ROUTE_METRIC};
 use tartan_netstate::{Key, LinkName, Netns, Object, Route};
 
+use crate::route::{carrier, is_ours, route_at, route_to};
 use crate::{Instance, Out, PeerState, own};
 
 /// The way to a peer, for one family of packets.
@@ -99,9 +99,8 @@ fn holds_any(blocks: &[IpNet], addresses: &BTreeSet<IpAddr>) -> bool {
 
 fn target(out: &Out, world: &World, peer: &PeerState, advert: &Advert, family: Family) -> Option<Target> {
     out.node.fabric_addresses.get(family)?;
-    let carrying = |dst: &IpNet| Key::Route { ns: Netns::Host, table: MAIN_TABLE, dst: *dst, metric: ROUTE_METRIC };
-    let (fabric_address, route) = way(world, peer, advert, family, carrying)?;
-    let at = carrier(world, route)?;
+    let (fabric_address, route) = way(world, peer, advert, family, route_to)?;
+    let at = carried_by(world, route)?;
     // Pools may have other ranges of the peer reached otherwise; what is tested is the way to its own address.
     peer.used().find(|used| *used == at)?;
     let underlay = match at {
@@ -123,21 +122,17 @@ pub(super) fn way<'a>(
 ) -> Option<(IpAddr, &'a Route)> {
     let fabric_address = *advert.fabric_addresses.get(family)?;
     let block = peer.blocks.iter().find(|block| block.contains(&fabric_address))?;
-    match &world.programmed.mirror.get(&place(block))?.object {
-        Object::Route(route) => Some((fabric_address, route)),
-        _ => None,
-    }
+    Some((fabric_address, route_at(&world.programmed.mirror, &place(block))?))
 }
 
-/// What carries packets that take this route.
-pub(super) fn carrier(world: &World, route: &Route) -> Option<Instance> {
-    let Some(device) = route.dev.clone().filter(is_ours) else { return Some(Instance::HostGw) };
-    match &world.programmed.mirror.get(&Key::Link { ns: Netns::Host, link: device })?.object {
-        Object::Link(link) => Instance::of_device(link),
-        _ => None,
-    }
-}
-
-fn is_ours(device: &LinkName) -> bool {
-    device.as_str().starts_with(FABRIC_LINK_PREFIX)
+/// What carries packets that take this route, by the devices in this kernel.
+pub(super) fn carried_by(world: &World, route: &Route) -> Option<Instance> {
+    let of_device = |device: &LinkName| {
+        let link = Key::Link { ns: Netns::Host, link: device.clone() };
+        match &world.programmed.mirror.get(&link)?.object {
+            Object::Link(link) => Instance::of_device(link),
+            _ => None,
+        }
+    };
+    carrier(route, of_device)
 }

@@ -18,14 +18,6 @@ use super::fields;
 
 /// What IPv6 needs of every link (RFC 8200 §5).
 const MIN_POD_MTU: u32 = 1280;
-/// What fabrics add to a packet at most: over an IPv6 underlay.
-const VXLAN_OVERHEAD: u32 = 70;
-const IPIP_OVERHEAD: u32 = 40;
-const UDP_OVERHEAD: u32 = 48;
-const WIREGUARD_OVERHEAD: u32 = 80;
-const IPSEC_OVERHEAD: u32 = 77;
-/// And where that is wrapped in UDP.
-const UDP_HEADER: u32 = 8;
 /// IFNAMSIZ without its final NUL.
 const MAX_LINK_NAME: usize = 15;
 
@@ -98,16 +90,9 @@ fn config(spec: &NetworkConfigSpec) -> Result<Config, Fault> {
         let fix = "write one that neither vxlan nor udp nor wireguard has, e.g. 4500";
         return Err(Fault::value("spec.ipsec.udpPort", port, "another fabric's port", fix));
     }
-    let overhead = |mode| match mode {
-        FabricMode::HostGw | FabricMode::None => 0,
-        FabricMode::Vxlan => VXLAN_OVERHEAD,
-        FabricMode::Ipip => IPIP_OVERHEAD,
-        FabricMode::Udp => UDP_OVERHEAD,
-        FabricMode::Wireguard => WIREGUARD_OVERHEAD,
-        FabricMode::Ipsec if ipsec.port.is_some() => IPSEC_OVERHEAD + UDP_HEADER,
-        FabricMode::Ipsec => IPSEC_OVERHEAD,
-    };
     let modes = [Some(fabric), fallback, encryption.mode()];
+    // The larger of the two families.
+    let overhead = |mode: FabricMode| mode.overhead(Family::V6, ipsec.port.is_some());
     let lowest_mtu = MIN_POD_MTU + modes.into_iter().flatten().map(overhead).max().unwrap_or(0);
     Ok(Config {
         fabric,
