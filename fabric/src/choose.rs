@@ -18,6 +18,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use tartan_model::{Across, Config, Encapsulation, Encryption, FabricMode, Family, PerFamily, World};
@@ -38,6 +39,16 @@ pub(crate) struct Ground {
     pub(crate) strict: bool,
     /// Own addresses under which the kernel can send encrypted what is for others' own ones.
     pub(crate) encrypts_from: PerFamily<IpAddr>,
+}
+
+/// What the plan for every peer depends on.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Common {
+    pub(crate) config: Arc<Config>,
+    /// Pools that say for themselves how packets to their addresses cross nodes, in order.
+    pub(crate) pools: Vec<(IpNet, Encapsulation)>,
+    pub(crate) node: LocalNode,
+    pub(crate) ground: Ground,
 }
 
 /// The outcome for one family of packets to one peer.
@@ -76,6 +87,23 @@ pub(crate) fn target(
         FabricMode::HostGw => Some(Instance::HostGw),
         _ if manner.cross_subnet && on_one_link(node, theirs, packets) => Some(Instance::HostGw),
         mode => wrapped(config, node, mode, both),
+    }
+}
+
+// === impl Common ===
+
+impl Common {
+    /// Ranges of a family, by how packets to them are to cross nodes; without any, that of the configuration.
+    pub(crate) fn by_manner<'a>(&self, blocks: &'a [IpNet], family: Family) -> BTreeMap<Manner, Vec<&'a IpNet>> {
+        let mut by_manner: BTreeMap<Manner, Vec<&IpNet>> = BTreeMap::new();
+        for block in blocks.iter().filter(|block| Family::of_net(block) == family) {
+            let pool = self.pools.iter().find(|(range, _)| range.contains(block)).map(|(_, says)| *says);
+            by_manner.entry(Manner::of(&self.config, pool)).or_default().push(block);
+        }
+        if by_manner.is_empty() {
+            by_manner.insert(Manner::of(&self.config, None), Vec::new());
+        }
+        by_manner
     }
 }
 

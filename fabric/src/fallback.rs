@@ -14,8 +14,7 @@ use tartan_model::{Family, Passing, World};
 
 use crate::Instance;
 use crate::census::Member;
-use crate::choose::wrapped;
-use crate::peer::Common;
+use crate::choose::{Common, wrapped};
 use crate::route::standby_route;
 
 /// What stands in for an instance towards a peer.

@@ -26,8 +26,10 @@ pub mod plan;
 mod rotation;
 mod route;
 pub mod selftest;
+mod shortfall;
 mod udp;
 mod vxlan;
+mod way;
 mod wireguard;
 
 use std::net::IpAddr;

@@ -19,8 +19,8 @@ use tartan_netstate::claims::{MAIN_TABLE, NODES_PRIORITIES, NODES_TABLE, ROUTE_M
 use tartan_netstate::{Key, LinkName, Netns, Object, Route, Rule, Scope};
 
 use crate::census::Member;
-use crate::choose::Ground;
-use crate::peer::{Common, PeerState};
+use crate::choose::{Common, Ground};
+use crate::peer::PeerState;
 use crate::{Instance, LocalNode, Uplink};
 
 /// Labels of nodes on which API servers run, whatever they say.

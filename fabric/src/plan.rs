@@ -15,9 +15,9 @@ use tartan_netstate::{Key, LinkName, Netns, Owner, Part, PublicKey, State};
 use crate::address::{self, Chosen};
 use crate::advert::{self, Word};
 use crate::census::{Census, Claim, Counts};
-use crate::choose::{Ground, own_targets, pools};
+use crate::choose::{Common, Ground, own_targets, pools};
 use crate::mtu::{pod_mtu, underlay_mtu};
-use crate::peer::{self, Common, PeerState};
+use crate::peer::{self, PeerState};
 use crate::{Instance, LocalNode, flannel, ipsec, join, nodes, own, rotation, udp};
 
 /// Instances that a node receives on for its peers' sake alone. Whoever can write one NodeNetwork could have all nodes make devices
