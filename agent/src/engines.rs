@@ -16,7 +16,7 @@ use tartan_engine::client::Client;
 use tartan_engine::wire;
 use tartan_kernel::keys::Keys;
 use tartan_kernel::{Failure, Kernel, KernelError, Scope, Wake, Waker};
-use tartan_model::{Features, Host, Wireguard};
+use tartan_model::{EncryptionState, Features, Host};
 use tartan_netstate::claims::ENCRYPTED_LINK_PREFIX;
 use tartan_netstate::{
     Change, Key, LinkName, Object, Op, Owner, PodNetns, PublicKey, Socket, State, Step, WgDevice, WgPeer,
@@ -102,7 +102,7 @@ impl WithEngines {
         self.engine.watch(move || {
             if let Some(wake) = &*wake.lock().unwrap_or_else(PoisonError::into_inner) {
                 wake(Wake::Changed(Scope::Engines));
-                wake(Wake::Changed(Scope::Wireguard));
+                wake(Wake::Changed(Scope::Encryption));
             }
         });
     }
@@ -163,7 +163,7 @@ impl Kernel for WithEngines {
             scope => self.kernel.read(scope)?,
         };
         match scope {
-            Scope::Wireguard if self.encrypts() => self.add_encrypted(&mut state, |_| true)?,
+            Scope::Encryption if self.encrypts() => self.add_encrypted(&mut state, |_| true)?,
             Scope::Link(name) if name.as_str().starts_with(ENCRYPTED_LINK_PREFIX) && self.encrypts() => {
                 self.add_encrypted(&mut state, |link| link == name)?;
             }
@@ -176,16 +176,16 @@ impl Kernel for WithEngines {
         self.kernel.host()
     }
 
-    fn wireguard(&mut self) -> Result<Wireguard, KernelError> {
-        let mut wireguard = self.kernel.wireguard()?;
+    fn encryption(&mut self) -> Result<EncryptionState, KernelError> {
+        let mut encryption = self.kernel.encryption()?;
         if self.encrypts() {
             for (name, device) in self.devices()? {
                 let (Some(link), Some(device)) = (LinkName::new(&name), device.encrypted) else { continue };
                 let met = |key: &wire::PublicKey| ((link.clone(), PublicKey(key.0)), device.met.contains(key));
-                wireguard.handshakes.extend(device.peers.keys().map(met));
+                encryption.handshakes.extend(device.peers.keys().map(met));
             }
         }
-        Ok(wireguard)
+        Ok(encryption)
     }
 
     fn apply(&mut self, change: &Change) -> Vec<Failure> {
@@ -447,13 +447,13 @@ mod tests {
         assert_eq!(files, [std::fs::read_to_string(dir.join("wireguard-0.key")).unwrap()]);
         assert!(fake.state().get(route(&link).key()).is_some() && fake.state().len() == 2);
 
-        for scope in [Scope::Wireguard, Scope::Link(link.clone())] {
+        for scope in [Scope::Encryption, Scope::Link(link.clone())] {
             let read = both.read(&scope).unwrap();
             assert!(wanted.iter().all(|(key, object)| read.holds(key, object)), "{scope:?}: {read:?}");
         }
         assert!(both.read(&Scope::Engines).unwrap().is_empty());
         assert!(!both.read(&Scope::Link(LinkName::new("ttxs1").unwrap())).unwrap().holds(&device, &made(own)));
-        assert_eq!(both.wireguard().unwrap().handshakes, [((link.clone(), peer), true)].into());
+        assert_eq!(both.encryption().unwrap().handshakes, [((link.clone(), peer), true)].into());
 
         // Of a key that is not here nothing is told.
         let failures = both.apply(&Change { steps: steps(&[(device.clone(), made(peer))]) });
@@ -467,7 +467,7 @@ mod tests {
         assert_eq!(told.recv().unwrap().0, [wire::Step::Close { link: link.to_string() }]);
         let failures = both.apply(&Change { steps: vec![tun(&link), create(device.clone(), made(own))] });
         assert!(failures.is_empty(), "{failures:?}");
-        assert!(able.state().holds(&device, &made(own)) && both.wireguard().unwrap().handshakes.is_empty());
+        assert!(able.state().holds(&device, &made(own)) && both.encryption().unwrap().handshakes.is_empty());
         std::fs::remove_file(path).unwrap();
         std::fs::remove_dir_all(dir).unwrap();
     }

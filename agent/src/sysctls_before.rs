@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use tartan_kernel::{Failure, Kernel, KernelError, Scope, Waker};
-use tartan_model::{Features, Host, Wireguard};
+use tartan_model::{EncryptionState, Features, Host};
 use tartan_netstate::{Change, Key, LinkName, Netns, Object, Op, PodNetns, State, Step};
 
 const FILE: &str = "sysctls.json";
@@ -59,8 +59,8 @@ impl Kernel for Noting {
         self.kernel.host()
     }
 
-    fn wireguard(&mut self) -> Result<Wireguard, KernelError> {
-        self.kernel.wireguard()
+    fn encryption(&mut self) -> Result<EncryptionState, KernelError> {
+        self.kernel.encryption()
     }
 
     fn apply(&mut self, change: &Change) -> Vec<Failure> {
@@ -200,8 +200,8 @@ mod tests {
             Ok(Host::default())
         }
 
-        fn wireguard(&mut self) -> Result<Wireguard, KernelError> {
-            Ok(Wireguard::default())
+        fn encryption(&mut self) -> Result<EncryptionState, KernelError> {
+            Ok(EncryptionState::default())
         }
 
         fn apply(&mut self, _: &Change) -> Vec<Failure> {

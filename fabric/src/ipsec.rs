@@ -7,15 +7,13 @@
 //!
 //! Invariant: without a secret of the cluster there is no such instance.
 
-use std::sync::Arc;
-
 use ipnet::IpNet;
 use tartan_model::{Advert, Condition, Endpoint, FabricMode, Family, Features, World};
-use tartan_netstate::claims::{ESP_KEY_PREFIX, MAIN_TABLE, PROBE_METRICS, PSK_SUFFIX};
+use tartan_netstate::claims::{MAIN_TABLE, PROBE_METRICS};
 use tartan_netstate::{EspEnd, EspPeer, Key, Link, LinkKind, Netns, Object, Owner, Route, Socket, State, stable_hash};
 
+use crate::key::{own_key, to_key_holder};
 use crate::mtu::device_mtu;
-use crate::wireguard::{own_key, to_key_holder};
 use crate::{Fabric, Hop, Instance, LocalNode, Peer};
 
 pub(crate) struct Ipsec;
@@ -87,13 +85,6 @@ fn question_route(node: &LocalNode, at: &Instance, block: &IpNet) -> (Key, Objec
     let metric = PROBE_METRICS.start + number as u32;
     let route = Route { src: node.fabric_addresses.v6, ..Route::on_link(at.device()) };
     (Key::Route { ns: Netns::Host, table: MAIN_TABLE, dst: *block, metric }, Object::Route(route.into()))
-}
-
-/// The name of the key pair that a node makes for an instance: one for each, since what it is for is that its keys are new.
-pub(crate) fn key_pair(at: &Instance) -> Option<Arc<str>> {
-    let Instance::Ipsec { underlay, port, rotation, psk } = at else { return None };
-    let port = port.map(|port| format!("-port{port}")).unwrap_or_default();
-    Some(format!("{ESP_KEY_PREFIX}{underlay}{port}-{rotation}{PSK_SUFFIX}{psk:08x}").into())
 }
 
 /// Behind a NAT a node has none: it changes the address that keys are made for.

@@ -17,6 +17,7 @@ mod instance;
 mod ipip;
 mod ipsec;
 mod join;
+mod key;
 mod mtu;
 mod nodes;
 mod own;

@@ -11,9 +11,10 @@ use tartan_netstate::claims::{
 };
 use tartan_netstate::{Entry, Key, LinkName, Netns, Object, Owner, PublicKey, Route, Scope, State};
 
+use crate::key::key_pair;
 use crate::mtu::carried;
 use crate::plan::Owned;
-use crate::{Instance, LocalNode, fabric_of, wireguard};
+use crate::{Instance, LocalNode, fabric_of};
 
 /// Links, addresses, routes and sysctls of the node itself.
 pub(crate) fn state(
@@ -26,9 +27,9 @@ pub(crate) fn state(
     // Before the device: peers are told of its key with it.
     let possible = called_for.iter().filter(|at| fabric_of(at).needs(&world.features).is_ok());
     for at in receives.iter().chain(possible) {
-        let Some(name) = wireguard::key_pair(at) else { continue };
+        let Some(name) = key_pair(at) else { continue };
         // With another secret than the one that there is none can be made.
-        let is_there = world.host.wireguard.public_keys.contains_key(&name);
+        let is_there = world.host.encryption.public_keys.contains_key(&name);
         if at.psk().is_some_and(|psk| Some(psk) != world.secret) && !is_there {
             continue;
         }
@@ -140,11 +141,10 @@ pub(crate) fn devices(world: &World) -> BTreeMap<LinkName, Instance> {
 /// This node's own keys. One that a device has stays the node's as long as there is no other, though somebody deleted its file: without the
 /// device packets would take whatever way is left.
 pub(crate) fn keys(world: &World, devices: &BTreeMap<LinkName, Instance>) -> BTreeMap<Arc<str>, PublicKey> {
-    let mut keys = world.host.wireguard.public_keys.clone();
+    let mut keys = world.host.encryption.public_keys.clone();
     for (link, at) in devices {
         let device = world.programmed.mirror.get(&Key::WgDevice { link: link.clone() });
-        if let (Some(pair), Some(Object::WgDevice(has))) = (wireguard::key_pair(at), device.map(|entry| &entry.object))
-        {
+        if let (Some(pair), Some(Object::WgDevice(has))) = (key_pair(at), device.map(|entry| &entry.object)) {
             keys.entry(pair).or_insert(has.public_key);
         }
     }

@@ -254,7 +254,7 @@ impl Memo {
 
     /// Peers with whom a handshake came about, or has to come about again.
     fn shook_hands(&mut self, world: &World) -> BTreeSet<Arc<str>> {
-        let now = &world.host.wireguard.handshakes;
+        let now = &world.host.encryption.handshakes;
         if self.handshakes == *now {
             return BTreeSet::new();
         }

@@ -188,7 +188,7 @@ impl<'a> To<'a> {
         if matches!(at, Instance::Ipsec { .. }) && !peer.fabric_addresses.iter().any(in_common) {
             return false;
         }
-        let handshakes = &self.world.host.wireguard.handshakes;
+        let handshakes = &self.world.host.encryption.handshakes;
         peer.endpoint.public_key.is_some_and(|key| handshakes.get(&(at.device(), key)) != Some(&true))
     }
 }

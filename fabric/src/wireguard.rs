@@ -11,15 +11,14 @@
 //! Invariant: only addresses of pods and of nodes' fabric ends go through it, and what nodes say to each other if it is asked for
 //! (`nodes.rs`). What goes to the API server goes as it went before, so nothing that keys are learned from depends on keys.
 
-use std::sync::Arc;
-
 use ipnet::IpNet;
 use tartan_model::{Advert, Condition, Config, Endpoint, Family, Features};
-use tartan_netstate::claims::{PSK_SUFFIX, WIREGUARD_KEEPALIVE_SECS};
-use tartan_netstate::{Key, Link, LinkKind, Object, Owner, PublicKey, State, WgDevice, WgPeer};
+use tartan_netstate::claims::WIREGUARD_KEEPALIVE_SECS;
+use tartan_netstate::{Key, Link, LinkKind, Object, Owner, State, WgDevice, WgPeer};
 
+use crate::key::{own_key, to_key_holder};
 use crate::mtu::device_mtu;
-use crate::{Fabric, Hop, Instance, LocalNode, Peer, ipsec};
+use crate::{Fabric, Hop, Instance, LocalNode, Peer};
 
 pub(crate) struct Wireguard;
 
@@ -74,23 +73,6 @@ pub(crate) fn instance(config: &Config, underlay: Family, rotation: u32, psk: Op
     Instance::Wireguard { underlay, port, rotation, psk }
 }
 
-/// The name of the key pair that every node makes for an instance.
-pub(crate) fn key_pair(at: &Instance) -> Option<Arc<str>> {
-    match at {
-        Instance::Wireguard { rotation, psk, .. } => {
-            let psk = psk.map(|psk| format!("{PSK_SUFFIX}{psk:08x}")).unwrap_or_default();
-            Some(format!("wireguard-{rotation}{psk}").into())
-        }
-        Instance::Ipsec { .. } => ipsec::key_pair(at),
-        _ => None,
-    }
-}
-
-/// This node's own for an instance, once there is one.
-pub(crate) fn own_key(node: &LocalNode, at: &Instance) -> Option<PublicKey> {
-    node.public_keys.get(&key_pair(at)?).copied()
-}
-
 /// A peer with what is its own.
 fn peer(at: &Instance, end: &Endpoint, own: impl Iterator<Item = IpNet>) -> Option<(Key, Object)> {
     let (Instance::Wireguard { underlay, port, .. }, Some(public_key)) = (at, end.public_key) else { return None };
@@ -100,25 +82,4 @@ fn peer(at: &Instance, end: &Endpoint, own: impl Iterator<Item = IpNet>) -> Opti
     let endpoint = (end.address, *port).into();
     let itself = WgPeer::of(endpoint, WIREGUARD_KEEPALIVE_SECS, own);
     Some((Key::WgPeer { link: at.device(), public_key }, Object::WgPeer(itself.into())))
-}
-
-/// The next hop to a peer by a device in which peers stand with their keys.
-pub(crate) fn to_key_holder(at: &Instance, to: &Peer<'_>) -> Result<Hop, Condition> {
-    if Some(Family::of(to.endpoint.address)) != at.underlay() {
-        return Err(crate::ipip::of_other_family(at, to));
-    }
-    if to.endpoint.public_key.is_none() {
-        return Err(without_key(at, to));
-    }
-    Ok(Hop { via: None, dev: at.device(), onlink: false, encap: None })
-}
-
-fn without_key(at: &Instance, to: &Peer<'_>) -> Condition {
-    Condition {
-        about: format!("NodeNetwork/{}", to.name),
-        field: "spec.accepts".into(),
-        reason: "EndpointWithoutKey",
-        message: format!("{} says it hears {at}, and not by which key", to.name),
-        fix: format!("look at the agent of {}: its NodeNetwork object is written by it alone", to.name),
-    }
 }

@@ -8,7 +8,7 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use nix::errno::Errno;
-use tartan_model::{Features, Host, Wireguard};
+use tartan_model::{EncryptionState, Features, Host};
 use tartan_netstate::claims::DYING_LINK_GROUPS;
 use tartan_netstate::{
     Change, Entry, Key, Link, LinkKind, LinkName, Netns, Object, Op, Owner, PodNetns, PublicKey, State, Step,
@@ -109,7 +109,7 @@ impl Fake {
     /// Every peer that a WireGuard or IPsec device has now answers it, of which a kernel tells nothing.
     pub fn shake_hands(&self) {
         let mut inside = self.lock();
-        inside.met = inside.wireguard_peers().collect();
+        inside.met = inside.encrypted_peers().collect();
     }
 
     /// The step after `steps` more fails, and works when tried again.
@@ -227,7 +227,7 @@ impl Inside {
         }
     }
 
-    fn wireguard_peers(&self) -> impl Iterator<Item = (LinkName, PublicKey)> {
+    fn encrypted_peers(&self) -> impl Iterator<Item = (LinkName, PublicKey)> {
         self.state.iter().filter_map(|(key, _)| match key {
             Key::WgPeer { link, public_key } | Key::EspPeer { link, public_key } => Some((link.clone(), *public_key)),
             _ => None,
@@ -403,15 +403,15 @@ impl Kernel for Fake {
         Ok(self.lock().host.clone())
     }
 
-    fn wireguard(&mut self) -> Result<Wireguard, KernelError> {
+    fn encryption(&mut self) -> Result<EncryptionState, KernelError> {
         let inside = self.lock();
         let key_pair = |(key, _): (&Key, &Entry)| match key {
             // Any key will do that is this name's alone.
             Key::KeyPair { name } => Some((name.clone(), PublicKey([stable_hash(name).to_be_bytes()[0]; 32]))),
             _ => None,
         };
-        let handshakes = inside.wireguard_peers().map(|peer| (peer.clone(), inside.met.contains(&peer))).collect();
-        Ok(Wireguard { public_keys: inside.state.iter().filter_map(key_pair).collect(), handshakes })
+        let handshakes = inside.encrypted_peers().map(|peer| (peer.clone(), inside.met.contains(&peer))).collect();
+        Ok(EncryptionState { public_keys: inside.state.iter().filter_map(key_pair).collect(), handshakes })
     }
 
     fn apply(&mut self, change: &Change) -> Vec<Failure> {

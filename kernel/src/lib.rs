@@ -48,7 +48,7 @@ mod xfrm;
 use std::os::fd::OwnedFd;
 
 pub use scope::Scope;
-use tartan_model::{Failed, Features, Host, Why, Wireguard};
+use tartan_model::{EncryptionState, Failed, Features, Host, Why};
 use tartan_netstate::{Change, Key, LinkName, Object, PodNetns, State, Step};
 
 /// A kernel, real or fake. Blocking; called from one thread.
@@ -67,7 +67,7 @@ pub trait Kernel: Send {
 
     /// What there is of WireGuard and IPsec beside the state, of which the kernel tells nothing. Not a part of [`Kernel::host`], which takes
     /// longer to read.
-    fn wireguard(&mut self) -> Result<Wireguard, KernelError>;
+    fn encryption(&mut self) -> Result<EncryptionState, KernelError>;
 
     /// Carries the steps out in order and goes on after a failure. Empty: all done. Of those that make sense together only
     /// ([`Key::is_whole`]) all fail with one, and for each owner one is told.

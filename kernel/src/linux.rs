@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use nix::errno::Errno;
-use tartan_model::{Family, Features, Host};
+use tartan_model::{EncryptionState, Family, Features, Host};
 use tartan_netstate::{
     Change, Era, Generation, Key, LinkKind, LinkName, Netns, Object, Op, Owner, PodNetns, PublicKey, Stamps, State,
     Step,
@@ -255,7 +255,7 @@ impl Kernel for Linux {
             Scope::Foreign => state = self.foreign.read()?,
             // Who has engines asks them.
             Scope::Engines => {}
-            Scope::Wireguard => {
+            Scope::Encryption => {
                 let links = self.host.links(&nobody)?;
                 self.wireguard_door().read(links.of_wireguard().collect(), &mut state)?;
                 self.ipsec_door().read(&links.of_ipsec(), &mut state)?;
@@ -273,11 +273,11 @@ impl Kernel for Linux {
         Ok(Host { forward_blocks: self.foreign.blocks()?, ..crate::host::read(&mut self.host.netlink)? })
     }
 
-    fn wireguard(&mut self) -> Result<tartan_model::Wireguard, KernelError> {
+    fn encryption(&mut self) -> Result<EncryptionState, KernelError> {
         let public_keys = self.public_keys()?;
         let mut handshakes = self.wireguard_door().handshakes()?;
         handshakes.extend(self.ipsec_door().handshakes());
-        Ok(tartan_model::Wireguard { public_keys, handshakes })
+        Ok(EncryptionState { public_keys, handshakes })
     }
 
     fn apply(&mut self, change: &Change) -> Vec<Failure> {

@@ -142,7 +142,7 @@ impl Listener {
         match receive(socket, buffer, libc::MSG_DONTWAIT) {
             Ok(()) if !parts(buffer).any(|part| others(&part)) => {}
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            _ => (self.wake)(Wake::Changed(Scope::Wireguard)),
+            _ => (self.wake)(Wake::Changed(Scope::Encryption)),
         }
     }
 

@@ -26,7 +26,7 @@ pub enum Scope {
     /// All that is in engines.
     Engines,
     /// What our WireGuard and IPsec devices have, and this node's key pairs.
-    Wireguard,
+    Encryption,
     /// The values of these sysctls.
     Sysctls(Vec<Key>),
     /// What is ours inside a pod: these ends of our links, and what hangs on them.
@@ -37,7 +37,7 @@ impl Scope {
     /// Everything that is not inside pods and no sysctl.
     pub fn of_node() -> impl Iterator<Item = Scope> {
         let of_family = |of| [Scope::Neighbours(of), Scope::Routes(of)];
-        [Scope::Links, Scope::Fdb, Scope::Nft, Scope::Foreign, Scope::Engines, Scope::Wireguard]
+        [Scope::Links, Scope::Fdb, Scope::Nft, Scope::Foreign, Scope::Engines, Scope::Encryption]
             .into_iter()
             .chain(Family::ALL.into_iter().flat_map(of_family))
     }
@@ -64,7 +64,7 @@ impl Scope {
             Scope::Nft => key.is_nft(),
             Scope::Foreign => matches!(key, Key::ForwardOpening { .. }),
             Scope::Engines => key.is_in_engine(),
-            Scope::Wireguard => key.is_wireguard() || key.is_esp() || matches!(key, Key::KeyPair { .. }),
+            Scope::Encryption => key.is_wireguard() || key.is_esp() || matches!(key, Key::KeyPair { .. }),
             Scope::Sysctls(keys) => keys.contains(key),
             Scope::Link(name) => in_host && !is_sysctl(key) && !key.is_in_engine() && is_on(key, object, name),
             Scope::Pod { ns, .. } => matches!(key.netns(), Netns::Pod(of) if **of == *ns) && !is_sysctl(key),

@@ -42,7 +42,7 @@ impl Node {
     }
 
     fn public_key(&mut self) -> PublicKey {
-        self.kernel.wireguard().unwrap().public_keys[PAIR]
+        self.kernel.encryption().unwrap().public_keys[PAIR]
     }
 
     /// Has the kernel be so, as far as it will.
@@ -91,7 +91,7 @@ fn put_peer(wanted: &mut State, public_key: PublicKey, peer: EspPeer) {
 }
 
 fn read(kernel: &mut Linux) -> State {
-    let read = [Scope::Links, Scope::Wireguard].map(|scope| kernel.read(&scope).unwrap());
+    let read = [Scope::Links, Scope::Encryption].map(|scope| kernel.read(&scope).unwrap());
     read.iter().flat_map(|state| state.iter().map(|(key, entry)| (key.clone(), entry.clone()))).collect()
 }
 
@@ -239,7 +239,7 @@ fn vm_what_a_node_takes_away_itself_is_no_loss_that_it_is_told_of() {
         // Of each sort one is told after the other, in turn: after so many addresses nothing is left that came before them.
         let is_last = |wake: &Wake| matches!(wake, Wake::Now(Key::Address { address, .. }, _) if address.to_string() == "198.51.100.30/32");
         sh("for n in $(seq 30); do ip addr add 198.51.100.$n/32 dev lo; done");
-        let loss = Wake::Changed(Scope::Wireguard);
+        let loss = Wake::Changed(Scope::Encryption);
         let next = || told.recv_timeout(Duration::from_secs(10)).unwrap();
         let before: Vec<Wake> = std::iter::from_fn(|| Some(next()).filter(|wake| !is_last(wake))).collect();
         assert!(!before.contains(&loss), "{before:?}");

@@ -19,7 +19,7 @@ use states::state;
 use tartan_kernel::linux::Linux;
 use tartan_kernel::thread::{Applied, Handle, spawn};
 use tartan_kernel::{Failure, Kernel, KernelError, Scope, Waker};
-use tartan_model::{Features, Host, Wireguard};
+use tartan_model::{EncryptionState, Features, Host};
 use tartan_netstate::{Change, Key, LinkName, Object, Owner, PodNetns, State, claims};
 
 /// A node with two pods, and the thread at work in it.
@@ -168,8 +168,8 @@ impl Kernel for Counted {
         self.linux.host()
     }
 
-    fn wireguard(&mut self) -> Result<Wireguard, KernelError> {
-        self.linux.wireguard()
+    fn encryption(&mut self) -> Result<EncryptionState, KernelError> {
+        self.linux.encryption()
     }
 
     fn apply(&mut self, change: &Change) -> Vec<Failure> {

@@ -583,18 +583,18 @@ fn a_handshake_is_looked_for_until_it_has_come_about_though_nobody_tells() {
     wanted.insert(Key::Link { ns: Netns::Host, link: link.clone() }, Object::Link(device.into()), Owner::Node);
     let node = Node::on(Fake::new());
     node.handle.want(1, wanted.clone());
-    let told = node.wait("the public half of the key", |applied| !applied.host.wireguard.public_keys.is_empty());
-    assert!(told.host.wireguard.handshakes.is_empty());
+    let told = node.wait("the public half of the key", |applied| !applied.host.encryption.public_keys.is_empty());
+    assert!(told.host.encryption.handshakes.is_empty());
 
     let public_key = PublicKey([7; 32]);
     let peer = WgPeer::of("192.0.2.2:51820".parse().unwrap(), 25, []);
     wanted.insert(Key::WgPeer { link: link.clone(), public_key }, Object::WgPeer(peer.into()), Owner::Node);
     node.handle.want(2, wanted.clone());
     let of = (link, public_key);
-    node.wait("the peer without a handshake", |applied| applied.host.wireguard.handshakes.get(&of) == Some(&false));
+    node.wait("the peer without a handshake", |applied| applied.host.encryption.handshakes.get(&of) == Some(&false));
     node.fake.shake_hands();
-    node.wait("the handshake", |applied| applied.host.wireguard.handshakes.get(&of) == Some(&true));
+    node.wait("the handshake", |applied| applied.host.encryption.handshakes.get(&of) == Some(&true));
     wanted.remove(&name_of_key());
     node.handle.want(3, wanted);
-    node.wait("the end of the key", |applied| applied.host.wireguard.public_keys.is_empty());
+    node.wait("the end of the key", |applied| applied.host.encryption.public_keys.is_empty());
 }

@@ -27,17 +27,17 @@ pub struct Host {
     pub default_routes: Vec<DefaultRoute>,
     /// Chains of others that drop what pods send through this node.
     pub forward_blocks: Vec<ForwardBlock>,
-    pub wireguard: Wireguard,
+    pub encryption: EncryptionState,
     /// Bridges of others on which packets of a family go from port to port past all rules about forwarded ones.
     pub unfiltered: BTreeSet<(Arc<str>, Family)>,
 }
 
-/// What only comes about by what is wanted: no plan can say it before.
+/// What of WireGuard and IPsec only comes about by what is wanted: no plan can say it before.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Wireguard {
+pub struct EncryptionState {
     /// The public halves of this node's key pairs, by name.
     pub public_keys: BTreeMap<Arc<str>, PublicKey>,
-    /// Every peer of a device, and whether there was a handshake with it.
+    /// Every peer of a device, and whether there was a handshake with it; by IPsec, whether it has answered.
     pub handshakes: BTreeMap<(LinkName, PublicKey), bool>,
 }
 

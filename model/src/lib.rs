@@ -29,7 +29,7 @@ pub use config::{
 };
 pub use features::Features;
 pub use flannel::{Flannel, FlannelBackend};
-pub use host::{DefaultRoute, ForwardBlock, Host, HostLink, Wireguard};
+pub use host::{DefaultRoute, EncryptionState, ForwardBlock, Host, HostLink};
 pub use labels::{Labelled, Labels};
 pub use memo::Memo;
 pub use node::{Acknowledged, Advert, Annotations, Availability, Endpoint, Heard, Node, NodeNetwork, Placement, Said};

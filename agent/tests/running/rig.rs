@@ -18,8 +18,8 @@ use tartan_kernel::fake::Fake;
 use tartan_kernel::{Failure, Kernel, KernelError, Scope, Waker};
 use tartan_model::workload::NAMESPACE_NAME_LABEL;
 use tartan_model::{
-    Advert, Config, DefaultRoute, Endpoint, Features, Host, HostLink, Kind, Namespace, Node, NodeNetwork, Object,
-    ObjectId, PerFamily, Pod, Pool, Selector, Wireguard, World,
+    Advert, Config, DefaultRoute, EncryptionState, Endpoint, Features, Host, HostLink, Kind, Namespace, Node,
+    NodeNetwork, Object, ObjectId, PerFamily, Pod, Pool, Selector, World,
 };
 use tartan_netstate::{Change, Key, LinkName, Mac, Netns, PodNetns, State};
 use tartan_store::{Expect, MemoryStore, Store};
@@ -68,8 +68,8 @@ impl Kernel for Dying {
         self.0.host()
     }
 
-    fn wireguard(&mut self) -> Result<Wireguard, KernelError> {
-        self.0.wireguard()
+    fn encryption(&mut self) -> Result<EncryptionState, KernelError> {
+        self.0.encryption()
     }
 
     fn apply(&mut self, _: &Change) -> Vec<Failure> {

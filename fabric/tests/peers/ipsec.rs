@@ -21,7 +21,7 @@ fn fixture(config: Config, secret: Option<u32>, peer: Says) -> Fixture {
     fixture.world.secret = secret;
     let device = IPSEC.parse::<Instance>().unwrap().device();
     let mut host = Host::clone(&fixture.world.host);
-    host.wireguard.handshakes.insert((device, key_of(peer.name)), peer.name != SHY);
+    host.encryption.handshakes.insert((device, key_of(peer.name)), peer.name != SHY);
     fixture.world.host = Arc::new(host);
     fixture.hear(&peer);
     fixture.at_rest();
@@ -91,7 +91,7 @@ fn a_node_without_the_pair_or_behind_a_nat_is_told_to_nobody() {
     assert!(told(&node));
     // The kernel has lost what was made with it. The device stays, and drops what it is given.
     let mut host = Host::clone(&node.world.host);
-    host.wireguard.public_keys.remove(PAIR);
+    host.encryption.public_keys.remove(PAIR);
     node.world.host = Arc::new(host);
     assert!(!told(&node));
     let link = IPSEC.parse::<Instance>().unwrap().device();

@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 
 use tartan_fabric::{Instance, Memo, Out, Owned, plan};
 use tartan_model::{
-    Across, Advert, Config, Encapsulation, Encryption, Endpoint, FabricMode, Family, Features, Heard, Host, HostLink,
-    Node, Passing, PerFamily, Pool, Programmed, Said, Selector, VxlanConfig, Wireguard, World,
+    Across, Advert, Config, Encapsulation, Encryption, EncryptionState, Endpoint, FabricMode, Family, Features, Heard,
+    Host, HostLink, Node, Passing, PerFamily, Pool, Programmed, Said, Selector, VxlanConfig, World,
 };
 use tartan_netstate::claims::NFT_STRICT_CHAIN;
 use tartan_netstate::{Key, LinkKind, Mac, Netns, Object, Owner, PublicKey, State, WgDevice, WgPeer};
@@ -120,7 +120,7 @@ impl Fixture {
         let esp = ipsec::IPSEC.parse::<Instance>().unwrap().device();
         let devices = [device, esp];
         let met = |peer: &Says| devices.clone().map(|device| ((device, key_of(peer.name)), peer.name != SHY));
-        let wireguard = Wireguard {
+        let encryption = EncryptionState {
             public_keys: BTreeMap::from([
                 ("wireguard-0".into(), key_of(me.name)),
                 (ipsec::PAIR.into(), key_of(me.name)),
@@ -128,7 +128,7 @@ impl Fixture {
             ]),
             handshakes: peers.iter().flat_map(met).collect(),
         };
-        world.host = Arc::new(Host { links: vec![link], wireguard, ..Host::default() });
+        world.host = Arc::new(Host { links: vec![link], encryption, ..Host::default() });
         world.nodes.insert(me.name.into(), Arc::new(node(&me)));
         let own = advert(&me);
         let owned = Owned { blocks: own.blocks, fabric_addresses: own.fabric_addresses, mtu_in_force: None };
@@ -410,7 +410,7 @@ fn a_device_has_every_peer_that_may_send_and_the_key_comes_first() {
 
     let mut keyless = Fixture::new(encrypted, ME, &[shy]);
     keyless.world.programmed = Programmed { read: true, ..Programmed::default() };
-    keyless.world.host = Arc::new(Host { wireguard: Wireguard::default(), ..Host::clone(&keyless.world.host) });
+    keyless.world.host = Arc::new(Host { encryption: EncryptionState::default(), ..Host::clone(&keyless.world.host) });
     let out = keyless.plan();
     let is_device = |key: &Key| key.as_link().is_some_and(|(_, name)| name == link) || key.is_wireguard();
     assert!(out.state.holds(&Key::KeyPair { name: "wireguard-0".into() }, &Object::KeyPair));
@@ -423,8 +423,8 @@ fn a_device_goes_on_with_the_key_that_it_has_until_there_is_another() {
     let mut fixture = Fixture::new(encrypted, ME, &[Says { accepts: &[VXLAN4, WIREGUARD], ..DUAL }]);
     let with_key = |key: Option<PublicKey>, fixture: &mut Fixture| {
         let mut host = Host::clone(&fixture.world.host);
-        host.wireguard.public_keys.retain(|name, _| **name != *"wireguard-0");
-        host.wireguard.public_keys.extend(key.map(|key| ("wireguard-0".into(), key)));
+        host.encryption.public_keys.retain(|name, _| **name != *"wireguard-0");
+        host.encryption.public_keys.extend(key.map(|key| ("wireguard-0".into(), key)));
         fixture.world.host = Arc::new(host);
         fixture.plan()
     };

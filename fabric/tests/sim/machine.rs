@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use tartan_fabric::Instance;
-use tartan_model::{DefaultRoute, Family, Host, HostLink, PerFamily, Wireguard};
+use tartan_model::{DefaultRoute, EncryptionState, Family, Host, HostLink, PerFamily};
 use tartan_netstate::claims::{MAIN_TABLE, NFT_STRICT_CHAIN, PSK_SUFFIX, ROUTE_METRIC};
 use tartan_netstate::{
     Entry, EspPeer, Key, Link, LinkKind, LinkName, Mac, Netns, Object, Op, Owner, PublicKey, Socket, State, Step,
@@ -71,7 +71,7 @@ impl Machine {
         let has = |family: &Family| self.addresses.iter().any(|net| Family::of_net(net) == *family);
         Host {
             links: vec![link("eth0", self.addresses.clone(), false), link("lo", Vec::new(), true)],
-            wireguard: Wireguard {
+            encryption: EncryptionState {
                 public_keys: self.keys.clone(),
                 handshakes: self.encrypted_peers().map(|peer| (peer.clone(), self.met.contains(&peer))).collect(),
             },

@@ -125,8 +125,8 @@ pub(super) fn scope_of(key: &Key) -> Scope {
         Key::NftTable | Key::NftSet { .. } | Key::NftChain { .. } | Key::NftElement { .. } => Scope::Nft,
         Key::ForwardOpening { .. } => Scope::Foreign,
         Key::Socket { .. } | Key::Remote { .. } => Scope::Engines,
-        Key::KeyPair { .. } | Key::WgDevice { .. } | Key::WgPeer { .. } => Scope::Wireguard,
-        Key::EspDevice { .. } | Key::EspPeer { .. } => Scope::Wireguard,
+        Key::KeyPair { .. } | Key::WgDevice { .. } | Key::WgPeer { .. } => Scope::Encryption,
+        Key::EspDevice { .. } | Key::EspPeer { .. } => Scope::Encryption,
     }
 }
 

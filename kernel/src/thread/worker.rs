@@ -60,10 +60,10 @@ pub(super) struct Worker {
     host_read_at: Instant,
     full_read_at: Instant,
     look_at: Instant,
-    /// When to look at WireGuard, of which the kernel tells nothing; while handshakes are awaited, this long after the last look.
-    wireguard_at: Option<Instant>,
-    wireguard_rest: Duration,
-    knows_wireguard: bool,
+    /// When to look at encryption, of which the kernel tells nothing; while handshakes are awaited, this long after the last look.
+    encryption_at: Option<Instant>,
+    encryption_rest: Duration,
+    knows_encryption: bool,
 
     wanted: Option<(u64, State)>,
     /// The rest of the last difference.
@@ -113,9 +113,9 @@ impl Worker {
             host_read_at: now,
             full_read_at: now,
             look_at: now + LOOK,
-            wireguard_at: Some(now),
-            wireguard_rest: HANDSHAKES_AT_FIRST,
-            knows_wireguard: false,
+            encryption_at: Some(now),
+            encryption_rest: HANDSHAKES_AT_FIRST,
+            knows_encryption: false,
             wanted: None,
             steps: Steps::default(),
             planned: 0,
@@ -165,7 +165,7 @@ impl Worker {
                 self.look_at = now + LOOK;
             }
             let looks = [self.full_read_at, self.look_at];
-            next = self.work(now).into_iter().chain(looks).chain(self.wireguard_at).min();
+            next = self.work(now).into_iter().chain(looks).chain(self.encryption_at).min();
         }
     }
 
@@ -227,7 +227,7 @@ impl Worker {
     fn mark_all(&mut self) {
         self.dirty.mark_node();
         self.host_is_dirty = true;
-        self.wireguard_at.get_or_insert_with(Instant::now);
+        self.encryption_at.get_or_insert_with(Instant::now);
         if let (true, Some((_, wanted))) = (self.read_once, &self.wanted) {
             self.dirty.mark_wanted(&self.mirror, wanted);
         }
@@ -335,8 +335,8 @@ impl Worker {
         if self.host_is_dirty && now >= self.host_read_at {
             self.read_host(now);
         }
-        if self.wireguard_at.is_some_and(|at| at <= now) {
-            self.read_wireguard(now);
+        if self.encryption_at.is_some_and(|at| at <= now) {
+            self.read_encryption(now);
         }
         let host_again = self.host_is_dirty.then_some(self.host_read_at);
         if !self.dirty.is_clean() {
@@ -348,8 +348,8 @@ impl Worker {
                 return host_again;
             }
             // Nor must devices because their keys have not.
-            if !self.knows_wireguard {
-                return self.wireguard_at;
+            if !self.knows_encryption {
+                return self.encryption_at;
             }
             self.first_read();
             return Some(now);
@@ -411,24 +411,24 @@ impl Worker {
     fn read_host(&mut self, now: Instant) {
         self.host_is_dirty = false;
         match self.kernel.host() {
-            Ok(host) => self.learn(Host { wireguard: self.host.wireguard.clone(), ..host }),
+            Ok(host) => self.learn(Host { encryption: self.host.encryption.clone(), ..host }),
             Err(_) => self.host_is_dirty = true,
         }
         let ended = Instant::now();
         self.host_read_at = ended + (ended - now) * HOST_REST;
     }
 
-    fn read_wireguard(&mut self, now: Instant) {
-        let read = self.kernel.wireguard();
+    fn read_encryption(&mut self, now: Instant) {
+        let read = self.kernel.encryption();
         let again = match &read {
-            Ok(wireguard) => wireguard.handshakes.values().any(|met| !met),
+            Ok(encryption) => encryption.handshakes.values().any(|met| !met),
             Err(_) => true,
         };
-        self.wireguard_at = again.then(|| now + self.wireguard_rest);
-        self.wireguard_rest = (self.wireguard_rest * 2).min(HANDSHAKES_AT_LAST);
-        if let Ok(wireguard) = read {
-            self.knows_wireguard = true;
-            self.learn(Host { wireguard, ..Host::clone(&self.host) });
+        self.encryption_at = again.then(|| now + self.encryption_rest);
+        self.encryption_rest = (self.encryption_rest * 2).min(HANDSHAKES_AT_LAST);
+        if let Ok(encryption) = read {
+            self.knows_encryption = true;
+            self.learn(Host { encryption, ..Host::clone(&self.host) });
         }
     }
 
@@ -600,12 +600,12 @@ impl Worker {
             op if matches!(op.key(), Key::ForwardOpening { .. }) => self.host_is_dirty = true,
             // There is a key, or a handshake begins.
             op if matches!(op.key(), Key::KeyPair { .. } | Key::WgPeer { .. } | Key::EspPeer { .. }) => {
-                (self.wireguard_at, self.wireguard_rest) = (Some(now), HANDSHAKES_AT_FIRST);
+                (self.encryption_at, self.encryption_rest) = (Some(now), HANDSHAKES_AT_FIRST);
             }
             // With its associations a key pair is spent.
             Op::Delete(Key::EspDevice { .. }, _) => {
-                self.dirty.mark(Scope::Wireguard);
-                (self.wireguard_at, self.wireguard_rest) = (Some(now), HANDSHAKES_AT_FIRST);
+                self.dirty.mark(Scope::Encryption);
+                (self.encryption_at, self.encryption_rest) = (Some(now), HANDSHAKES_AT_FIRST);
             }
             _ => {}
         }
