@@ -9,8 +9,10 @@
 //! tried again by itself, later and later, and holds nothing up.
 
 mod backoff;
+mod burial;
 mod dirty;
 mod groups;
+mod handshakes;
 mod inbox;
 mod mirror;
 mod newborn;

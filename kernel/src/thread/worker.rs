@@ -16,8 +16,10 @@ use tartan_netstate::{Change, Key, Netns, Object, Op, Owner, PodNetns, State, St
 
 use super::Applied;
 use super::backoff::Backoff;
+use super::burial::{Burial, Next};
 use super::dirty::{Dirty, scope_of, scope_told, sysctls};
 use super::groups::{BULK, Group, by_pod, first_of_whole, rank};
+use super::handshakes::Handshakes;
 use super::inbox::{Inbox, News};
 use super::mirror::{condemn, dying, forget_link, is_dying, out_of_the_way, share, take_applied, take_read};
 use super::newborn::Newborn;
@@ -37,13 +39,6 @@ const FULL_READ: Duration = Duration::from_secs(300);
 const LOOK: Duration = Duration::from_secs(10);
 /// Reading what is not ours takes at most one part in so many of this thread's time.
 const HOST_REST: u32 = 20;
-/// How soon handshakes that are awaited are looked for, at first and at last.
-const HANDSHAKES_AT_FIRST: Duration = Duration::from_millis(20);
-const HANDSHAKES_AT_LAST: Duration = Duration::from_secs(5);
-/// Condemned links are deleted once pods have been quiet for this long,
-const QUIET: Duration = Duration::from_millis(50);
-/// or after this time at the latest. All of them: the kernel knows them by their group only.
-const PATIENCE: Duration = Duration::from_secs(1);
 
 pub(super) struct Worker {
     kernel: Box<dyn Kernel>,
@@ -60,10 +55,7 @@ pub(super) struct Worker {
     host_read_at: Instant,
     full_read_at: Instant,
     look_at: Instant,
-    /// When to look at encryption, of which the kernel tells nothing; while handshakes are awaited, this long after the last look.
-    encryption_at: Option<Instant>,
-    encryption_rest: Duration,
-    knows_encryption: bool,
+    handshakes: Handshakes,
 
     wanted: Option<(u64, State)>,
     /// The rest of the last difference.
@@ -74,14 +66,11 @@ pub(super) struct Worker {
     unsettled: bool,
     backoff: Backoff,
     per_chunk: usize,
-    pods_busy_at: Instant,
     /// Descriptors we have, and the generation that was wanted before they came.
     lent: Vec<(PodNetns, u64)>,
     /// Pods whose inside could not be found when it was read last.
     hidden: BTreeSet<PodNetns>,
-    dying_since: Option<Instant>,
-    /// Links that are being deleted, and since when.
-    burial: Option<(Instant, BTreeSet<Key>)>,
+    burial: Burial,
     newborn: Newborn,
 
     generation: u64,
@@ -113,20 +102,16 @@ impl Worker {
             host_read_at: now,
             full_read_at: now,
             look_at: now + LOOK,
-            encryption_at: Some(now),
-            encryption_rest: HANDSHAKES_AT_FIRST,
-            knows_encryption: false,
+            handshakes: Handshakes::new(now),
             wanted: None,
             steps: Steps::default(),
             planned: 0,
             unsettled: false,
             backoff: Backoff::default(),
             per_chunk: 64,
-            pods_busy_at: now,
             lent: Vec::new(),
             hidden: BTreeSet::new(),
-            dying_since: None,
-            burial: None,
+            burial: Burial::new(now),
             newborn: Newborn::default(),
             generation: 0,
             pods_generation: 0,
@@ -165,7 +150,7 @@ impl Worker {
                 self.look_at = now + LOOK;
             }
             let looks = [self.full_read_at, self.look_at];
-            next = self.work(now).into_iter().chain(looks).chain(self.encryption_at).min();
+            next = self.work(now).into_iter().chain(looks).chain(self.handshakes.next()).min();
         }
     }
 
@@ -216,7 +201,7 @@ impl Worker {
         // All that hung on it is gone, whatever has its name when we look: sysctls are not told of.
         if let (Some((ns, link)), None) = (key.as_link(), now) {
             forget_link(&mut self.mirror, &ns, &link);
-            if self.burial.as_mut().is_some_and(|(_, links)| links.remove(key)) {
+            if self.burial.gone(key) {
                 self.news = true;
                 return;
             }
@@ -227,7 +212,7 @@ impl Worker {
     fn mark_all(&mut self) {
         self.dirty.mark_node();
         self.host_is_dirty = true;
-        self.encryption_at.get_or_insert_with(Instant::now);
+        self.handshakes.doubt(Instant::now());
         if let (true, Some((_, wanted))) = (self.read_once, &self.wanted) {
             self.dirty.mark_wanted(&self.mirror, wanted);
         }
@@ -301,8 +286,8 @@ impl Worker {
     /// which a pod then has everything, if it has.
     fn pods_first(&mut self, steps: Vec<Step>, ahead: Option<u64>, now: Instant) {
         // A link in the way of one pod's can be another's.
-        for Group { pod, steps } in by_pod(out_of_the_way(&self.mirror, self.burial.is_some(), steps)) {
-            self.pods_busy_at = now;
+        for Group { pod, steps } in by_pod(out_of_the_way(&self.mirror, self.burial.is_under_way(), steps)) {
+            self.burial.pods_are_busy(now);
             self.apply(steps, false);
             if let (Some(id), Some(generation)) = (pod, ahead) {
                 self.pods_ahead.insert(id, generation);
@@ -335,7 +320,7 @@ impl Worker {
         if self.host_is_dirty && now >= self.host_read_at {
             self.read_host(now);
         }
-        if self.encryption_at.is_some_and(|at| at <= now) {
+        if self.handshakes.next().is_some_and(|at| at <= now) {
             self.read_encryption(now);
         }
         let host_again = self.host_is_dirty.then_some(self.host_read_at);
@@ -348,8 +333,8 @@ impl Worker {
                 return host_again;
             }
             // Nor must devices because their keys have not.
-            if !self.knows_encryption {
-                return self.encryption_at;
+            if !self.handshakes.are_known() {
+                return self.handshakes.next();
             }
             self.first_read();
             return Some(now);
@@ -419,15 +404,9 @@ impl Worker {
     }
 
     fn read_encryption(&mut self, now: Instant) {
-        let read = self.kernel.encryption();
-        let again = match &read {
-            Ok(encryption) => encryption.handshakes.values().any(|met| !met),
-            Err(_) => true,
-        };
-        self.encryption_at = again.then(|| now + self.encryption_rest);
-        self.encryption_rest = (self.encryption_rest * 2).min(HANDSHAKES_AT_LAST);
-        if let Ok(encryption) = read {
-            self.knows_encryption = true;
+        let read = self.kernel.encryption().ok();
+        self.handshakes.looked(read.as_ref(), now);
+        if let Some(encryption) = read {
             self.learn(Host { encryption, ..Host::clone(&self.host) });
         }
     }
@@ -524,7 +503,7 @@ impl Worker {
             self.news = true;
         }
         // A runtime may put its next pod into the namespace that the last one has just left.
-        let steps = out_of_the_way(&self.mirror, self.burial.is_some(), steps);
+        let steps = out_of_the_way(&self.mirror, self.burial.is_under_way(), steps);
         let (since, failures) = (Instant::now(), self.carry_out(steps));
         let now = Instant::now();
         self.applying += now - since;
@@ -577,10 +556,7 @@ impl Worker {
     /// What a step that was tried means for others.
     fn after(&mut self, op: Op<'_>, now: Instant) {
         self.news |= self.backoff.forget(op.key());
-        // What is told of it from now on may be about another one.
-        if let Some((_, links)) = &mut self.burial {
-            links.remove(op.key());
-        }
+        self.burial.gone(op.key());
         match op {
             Op::Create(key @ Key::Link { ns, link }, _) => {
                 if *ns == Netns::Host {
@@ -600,12 +576,12 @@ impl Worker {
             op if matches!(op.key(), Key::ForwardOpening { .. }) => self.host_is_dirty = true,
             // There is a key, or a handshake begins.
             op if matches!(op.key(), Key::KeyPair { .. } | Key::WgPeer { .. } | Key::EspPeer { .. }) => {
-                (self.encryption_at, self.encryption_rest) = (Some(now), HANDSHAKES_AT_FIRST);
+                self.handshakes.began(now);
             }
             // With its associations a key pair is spent.
             Op::Delete(Key::EspDevice { .. }, _) => {
                 self.dirty.mark(Scope::Encryption);
-                (self.encryption_at, self.encryption_rest) = (Some(now), HANDSHAKES_AT_FIRST);
+                self.handshakes.began(now);
             }
             _ => {}
         }
@@ -615,34 +591,22 @@ impl Worker {
     fn bury(&mut self, now: Instant) -> Option<Instant> {
         let wanted = self.wanted.as_ref().map(|(_, wanted)| wanted);
         let unwanted = |key: &Key| wanted.is_some_and(|wanted| wanted.get(key).is_none());
-        let links: Vec<(Key, Object)> =
-            dying(&self.mirror).into_iter().filter(|(key, _)| unwanted(key) && !self.backoff.holds(key, now)).collect();
-        if self.burial.as_ref().is_some_and(|(_, buried)| buried.is_empty()) {
-            self.burial = None;
-        }
-        if links.is_empty() {
-            (self.dying_since, self.burial) = (None, None);
-            return None;
-        }
-        if let Some((began, _)) = self.burial {
-            if now < began + PATIENCE {
-                return Some(began + PATIENCE);
+        let mut links = dying(&self.mirror);
+        links.retain(|key, _| unwanted(key) && !self.backoff.holds(key, now));
+        match self.burial.next(links.keys(), now) {
+            Next::Wait(until) => until,
+            Next::Bury(until) => {
+                self.kernel.bury();
+                Some(until)
             }
-            // It has not worked, and this one says why.
-            self.burial = None;
-            self.apply(links.into_iter().map(|(key, object)| Step::delete(key, object, Owner::Read)).collect(), false);
-            self.news = true;
-            return Some(now);
+            // One by one they say why.
+            Next::Failed => {
+                let delete = |(key, object)| Step::delete(key, object, Owner::Read);
+                self.apply(links.into_iter().map(delete).collect(), false);
+                self.news = true;
+                Some(now)
+            }
         }
-        let since = *self.dying_since.get_or_insert(now);
-        let due = (self.pods_busy_at + QUIET).max(since + QUIET).min(since + PATIENCE);
-        if now < due {
-            return Some(due);
-        }
-        self.kernel.bury();
-        self.dying_since = None;
-        self.burial = Some((now, links.into_iter().map(|(key, _)| key).collect()));
-        Some(now + PATIENCE)
     }
 
     /// What was wanted with them is done. Kept longer, they would keep a namespace alive whose pod is gone.

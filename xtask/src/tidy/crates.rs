@@ -29,7 +29,7 @@ pub(crate) const CRATES: &[Crate] = &[
     krate("fabric",   "planner",     8100, &["api", "model", "netstate"]),
     krate("policy",   "planner",     8000, &["api", "model"]),
     krate("datapath", "planner",     4000, &["model", "netstate", "policy"]),
-    krate("kernel",   "door",        17200, &["model", "netstate"]),
+    krate("kernel",   "door",        17300, &["model", "netstate"]),
     krate("engine",   "door",        3800, &[]),
     krate("store",    "door",        6900, &["api", "model", "netstate"]),
     krate("agent",    "program",     11150, &["api", "model", "netstate", "ipam", "fabric", "policy", "datapath", "kernel", "engine", "store"]),
