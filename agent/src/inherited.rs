@@ -45,7 +45,7 @@ impl Inherited {
     fn look(&mut self, world: &World) {
         if self.found.differing_keys(&world.inherited).next().is_some() {
             // What policy's are together is its own affair.
-            let not_pods = |(key, entry): &(&Key, &Entry)| !key.is_whole() && !is_of_a_pod(key, &entry.object);
+            let not_pods = |(key, entry): &(&Key, &Entry)| !key.is_of_policy() && !is_of_a_pod(key, &entry.object);
             let kept = world.inherited.iter().filter(not_pods);
             let kept = kept.map(|(key, entry)| (key.clone(), entry.clone())).collect();
             *self = Inherited { found: world.inherited.clone(), kept, layers: Layers::default() };

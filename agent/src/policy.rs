@@ -128,7 +128,7 @@ impl Found {
 }
 
 fn entries_of_policy(state: &State) -> impl Iterator<Item = (Key, tartan_netstate::Entry)> + '_ {
-    state.whole().map(|(key, entry)| (key.clone(), entry.clone()))
+    state.of_policy().map(|(key, entry)| (key.clone(), entry.clone()))
 }
 
 /// That policies are not in force must not go without a word.

@@ -320,7 +320,7 @@ impl Agent {
 
 /// Of what the kernel holds, what is policy's.
 fn of_policy(state: &State) -> BTreeMap<Key, tartan_netstate::Object> {
-    let all = state.iter().filter(|(key, _)| key.is_whole());
+    let all = state.iter().filter(|(key, _)| key.is_of_policy());
     all.map(|(key, entry)| (key.clone(), entry.object.clone())).collect()
 }
 

@@ -73,8 +73,7 @@ pub fn plan<'a>(memo: &'a mut Memo, world: &World, now: Instant) -> &'a Out {
     let mut wake_at = counted.iter().filter_map(Counted::wake_at).min();
     let mut conditions = say::conditions(world, &memo.concerns, &counted);
     let mut claims = Vec::new();
-    // Before all is read, or while the store is away, what is missing proves nothing.
-    if let Some(node) = world.local_node().filter(|_| is_whole(world)) {
+    if let Some(node) = world.local_node().filter(|_| may_claim(world)) {
         let mut steps = Steps::new(world, node, &counted, &own, &memo.supply, now);
         steps.plan(&memo.concerns);
         conditions.append(&mut steps.conditions);
@@ -104,7 +103,8 @@ impl Memo {
     }
 }
 
-fn is_whole(world: &World) -> bool {
+/// Before all that blocks are claimed by is read, or while the store is away, what is missing proves nothing.
+fn may_claim(world: &World) -> bool {
     let kinds = [Kind::Node, Kind::NodeNetwork, Kind::IpPool, Kind::IpReservation, Kind::IpBlock];
     world.store_away().is_none() && kinds.into_iter().all(|kind| world.is_synced(kind))
 }

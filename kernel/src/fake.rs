@@ -427,13 +427,13 @@ impl Kernel for Fake {
             inside.remove(&key);
         }
         let mut failures = Vec::new();
-        // What makes sense together only is refused together.
-        let mut whole = change.steps.iter().map(Step::key).filter(|key| key.is_whole());
-        let refused = whole.find_map(|key| inside.failing.get(key).copied());
+        // What is of policy is refused together.
+        let mut of_policy = change.steps.iter().map(Step::key).filter(|key| key.is_of_policy());
+        let refused = of_policy.find_map(|key| inside.failing.get(key).copied());
         let refused = refused.map(|errno| KernelError::Refused { doing: "do all of it".into(), errno, says: None });
         failures
             .extend(refused.iter().flat_map(|error| fail_together(&change.steps.iter().collect::<Vec<_>>(), error)));
-        for step in change.steps.iter().filter(|step| refused.is_none() || !step.key().is_whole()) {
+        for step in change.steps.iter().filter(|step| refused.is_none() || !step.key().is_of_policy()) {
             if let Err(error) = inside.step(step.op()) {
                 failures.push(Failure::of(step, error));
             }

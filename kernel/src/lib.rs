@@ -69,8 +69,8 @@ pub trait Kernel: Send {
     /// longer to read.
     fn encryption(&mut self) -> Result<EncryptionState, KernelError>;
 
-    /// Carries the steps out in order and goes on after a failure. Empty: all done. Of those that make sense together only
-    /// ([`Key::is_whole`]) all fail with one, and for each owner one is told.
+    /// Carries the steps out in order and goes on after a failure. Empty: all done. Of those of policy
+    /// ([`Key::is_of_policy`]) all fail with one, and for each owner one is told.
     fn apply(&mut self, change: &Change) -> Vec<Failure>;
 
     /// Somebody has begun to read what is sent into a link of the node's: returns when the kernel has noticed, or when it takes

@@ -151,7 +151,7 @@ impl Linux {
             && let Err(error) = self.forget_stamps(begun)
         {
             failures.extend(fail_together(&nft, &error));
-            nft.retain(|step| !step.key().is_whole());
+            nft.retain(|step| !step.key().is_of_policy());
             era = None;
         }
         // Nothing that an answer of before lets pass may carry the new stamp.
@@ -166,7 +166,7 @@ impl Linux {
                 self.flusher.want(Effect::ForgetStamps(begun.stamps));
             }
             // Refused, or not: whoever does not know walks.
-            self.stamps_are_known &= !failures.iter().any(|failure| failure.key.is_whole());
+            self.stamps_are_known &= !failures.iter().any(|failure| failure.key.is_of_policy());
         }
         failures
     }

@@ -214,7 +214,7 @@ fn a_failing_object_stops_no_other_and_is_tried_again() {
 }
 
 #[test]
-fn what_makes_sense_together_only_goes_in_together() {
+fn what_is_of_policy_goes_in_together() {
     let element = |port: u16| Key::NftElement { set: "policy_s".into(), key: Fields::new().port(port).key() };
     let with = |ports: &[u16]| {
         let mut state = full();
@@ -239,7 +239,7 @@ fn what_makes_sense_together_only_goes_in_together() {
     node.wait("all of it", |applied| applied.failures.is_empty());
     assert!(is(&node.fake.state(), &with(&[1, 2, 3])));
     let last = node.fake.changes().pop().unwrap();
-    assert_eq!(last.steps.iter().filter(|step| step.key().is_whole()).count(), 3, "not in one piece");
+    assert_eq!(last.steps.iter().filter(|step| step.key().is_of_policy()).count(), 3, "not in one piece");
 }
 
 #[test]

@@ -62,9 +62,8 @@ pub const NFT_POLICY_PRIORITY: i32 = 0;
 /// The same for what ends on this node: after IPVS has taken what it passes on (`NF_IP_PRI_NAT_SRC - 1`), whose destination
 /// is only known when it leaves again. Of two hooks with one priority the younger one comes first, so it is not that one.
 pub const NFT_POLICY_INPUT_PRIORITY: i32 = NFT_SRCNAT_PRIORITY;
-/// How the names of chains, sets and maps begin that make sense together only: of what changes in them all goes in, or
-/// nothing.
-pub const NFT_WHOLE_PREFIX: &str = "policy_";
+/// How the names of policy's chains, sets and maps begin, and nobody else's: see [`crate::Key::is_of_policy`].
+pub const NFT_POLICY_PREFIX: &str = "policy_";
 /// The map of pods of this node, by link and address, to their sets; its name ends with the family's digit.
 pub const NFT_SUBJECTS_MAP: &str = "policy_subjects";
 /// The map of addresses that policy tells apart one by one; its name ends with the family's digit.

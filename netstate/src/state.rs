@@ -240,9 +240,9 @@ impl State {
         self.entries.range::<_, Key>((Bound::Included(first), Bound::Unbounded)).map(|(key, entry)| (&**key, &**entry))
     }
 
-    /// Entries of those that make sense together only, see [`Key::is_whole`].
-    pub fn whole(&self) -> impl Iterator<Item = (&Key, &Entry)> {
-        let prefix = crate::claims::NFT_WHOLE_PREFIX;
+    /// Entries of policy's part of the nft table, see [`Key::is_of_policy`].
+    pub fn of_policy(&self) -> impl Iterator<Item = (&Key, &Entry)> {
+        let prefix = crate::claims::NFT_POLICY_PREFIX;
         let first = [
             Key::NftSet { set: prefix.into() },
             Key::NftChain { chain: prefix.into() },
@@ -250,8 +250,8 @@ impl State {
         ];
         first.into_iter().flat_map(|from| {
             let kind = std::mem::discriminant(&from);
-            let is_whole = move |key: &Key| std::mem::discriminant(key) == kind && key.is_whole();
-            self.entries_from(&from).take_while(move |(key, _)| is_whole(key))
+            let is_of_policy = move |key: &Key| std::mem::discriminant(key) == kind && key.is_of_policy();
+            self.entries_from(&from).take_while(move |(key, _)| is_of_policy(key))
         })
     }
 
@@ -508,14 +508,15 @@ impl Key {
         matches!(self, Key::NftTable | Key::NftSet { .. } | Key::NftChain { .. } | Key::NftElement { .. })
     }
 
-    /// Whether it is one of those that make sense together only: what changes of them goes in as one, or not at all.
-    pub fn is_whole(&self) -> bool {
+    /// Whether it is policy's, by its name, whoever owns it. These make sense together only: what changes of them goes in as
+    /// one, or not at all.
+    pub fn is_of_policy(&self) -> bool {
         let name: &str = match self {
             Key::NftSet { set } | Key::NftElement { set, .. } => set,
             Key::NftChain { chain } => chain,
             _ => return false,
         };
-        name.starts_with(crate::claims::NFT_WHOLE_PREFIX)
+        name.starts_with(crate::claims::NFT_POLICY_PREFIX)
     }
 }
 

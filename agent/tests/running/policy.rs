@@ -40,12 +40,12 @@ async fn isolated() -> (Rig, Running) {
 }
 
 fn of_policy(state: &State) -> Vec<Key> {
-    state.iter().map(|(key, _)| key).filter(|key| key.is_whole()).cloned().collect()
+    state.iter().map(|(key, _)| key).filter(|key| key.is_of_policy()).cloned().collect()
 }
 
 fn steps(changes: &[Change]) -> Vec<String> {
     let steps = changes.iter().flat_map(|change| &change.steps);
-    steps.filter(|step| step.key().is_whole()).map(|step| format!("{:?}", step.op())).collect()
+    steps.filter(|step| step.key().is_of_policy()).map(|step| format!("{:?}", step.op())).collect()
 }
 
 #[tokio::test]
@@ -88,7 +88,7 @@ async fn what_the_kernel_was_told_after_the_snapshot_stays_until_the_store_is_re
     std::fs::create_dir(rig.dir.join("snapshot.json.next")).unwrap();
     let before = rig.kernel.state();
     label(&rig, "b", "shut").await;
-    let moved = |state: &State| before.differing_keys(state).any(Key::is_whole);
+    let moved = |state: &State| before.differing_keys(state).any(Key::is_of_policy);
     agent.until("it has the other's policies", |_| moved(&rig.kernel.state())).await;
     agent.until("all is done", |status| status.ready).await;
     tokio::time::sleep(crate::A_WHILE).await;

@@ -1,8 +1,9 @@
 //! The nft steps of a change as one transaction.
 //!
 //! Invariant: all steps that the kernel does not refuse come into force at one instant, and a refused one stops no
-//! other, but for those that make sense together only ([`Key::is_whole`]): of them all come into force or none. The kernel names every message it refuses; that step is taken out and the rest tried again. Nothing is half
-//! done: a transaction is in force as a whole or not at all, so what it would replace stays until it works.
+//! other, but for those of policy ([`Key::is_of_policy`]): of them all come into force or none. The kernel names every
+//! message it refuses; that step is taken out and the rest tried again. Nothing is half done: a transaction is in force
+//! as a whole or not at all, so what it would replace stays until it works.
 //!
 //! Order within: chains are emptied first, so that nothing refers to what is deleted next; then all deletions, chains
 //! last (a verdict map refers to them); then all creations, elements last (the kernel loads a large map faster when its
@@ -39,8 +40,8 @@ struct Piece {
 #[derive(Default)]
 struct Known {
     failed: BTreeMap<Index, KernelError>,
-    /// Why those that make sense together only have failed.
-    whole: Option<KernelError>,
+    /// Why those of policy have failed.
+    policy: Option<KernelError>,
     /// What these would delete is gone.
     gone: BTreeSet<Index>,
     /// Elements of a message that was refused: now each in a message of its own, to find the guilty one.
@@ -79,16 +80,16 @@ pub(super) fn apply(
         known.learn(steps, &pieces, &refusals);
     }
     let failure = |(index, error): (Index, KernelError)| Failure::of(steps[index], error);
-    let together = known.whole.map(|error| fail_together(steps, &error)).unwrap_or_default();
+    let together = known.policy.map(|error| fail_together(steps, &error)).unwrap_or_default();
     known.failed.into_iter().map(failure).chain(together).collect()
 }
 
-/// Failures of all steps that make sense together only. There may be hundreds of thousands: for each owner one stands for
+/// Failures of all steps of policy. There may be hundreds of thousands: for each owner one stands for
 /// all.
 pub(crate) fn fail_together(steps: &[&Step], error: &KernelError) -> Vec<Failure> {
     let mut told = BTreeSet::new();
-    let whole = steps.iter().filter(|step| step.key().is_whole());
-    let first = whole.filter(|step| told.insert(step.owner()));
+    let of_policy = steps.iter().filter(|step| step.key().is_of_policy());
+    let first = of_policy.filter(|step| told.insert(step.owner()));
     first.map(|step| Failure::of(step, error.clone())).collect()
 }
 
@@ -255,11 +256,10 @@ impl Known {
         }
     }
 
-    /// The transaction is too large, or memory too small, and what makes sense together only is most of it: all else is
-    /// tried without that first.
+    /// The transaction is too large, or memory too small, and policy is most of it: all else is tried without that first.
     fn fail_largest(&mut self, steps: &[&Step], refusal: &Refusal) {
-        match steps.iter().position(|step| step.key().is_whole()) {
-            Some(index) if self.whole.is_none() => self.fail(steps, index, refusal),
+        match steps.iter().position(|step| step.key().is_of_policy()) {
+            Some(index) if self.policy.is_none() => self.fail(steps, index, refusal),
             _ => self.fail_rest(steps, refusal),
         }
     }
@@ -272,15 +272,15 @@ impl Known {
 
     fn fail(&mut self, steps: &[&Step], index: Index, refusal: &Refusal) {
         let step = steps[index];
-        if step.key().is_whole() {
-            self.whole.get_or_insert_with(|| refused(&doing(step.op()), refusal));
+        if step.key().is_of_policy() {
+            self.policy.get_or_insert_with(|| refused(&doing(step.op()), refusal));
         } else {
             self.failed.entry(index).or_insert_with(|| refused(&doing(step.op()), refusal));
         }
     }
 
     fn has_failed(&self, index: Index, key: &Key) -> bool {
-        self.failed.contains_key(&index) || self.whole.is_some() && key.is_whole()
+        self.failed.contains_key(&index) || self.policy.is_some() && key.is_of_policy()
     }
 }
 
@@ -369,7 +369,7 @@ mod tests {
     }
 
     #[test]
-    fn what_makes_sense_together_only_fails_together() {
+    fn what_is_of_policy_fails_together() {
         let steps = [
             table(),
             chain("policy_a"),

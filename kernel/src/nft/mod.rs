@@ -102,7 +102,8 @@ impl Nft {
     /// be others'. What cannot be forgotten now is the next time.
     pub fn forget_counts(&mut self, table: &State) {
         let Ok(counts) = self.counts(NFT_JUDGED_SET) else { return };
-        let held: BTreeSet<u32> = table.whole().filter_map(|(key, entry)| phases::word(key, &entry.object)).collect();
+        let held: BTreeSet<u32> =
+            table.of_policy().filter_map(|(key, entry)| phases::word(key, &entry.object)).collect();
         // 0 is what looked for a word of its own and found none.
         let gone = counts.into_keys().filter(|word| *word != 0 && !held.contains(word));
         let forget = |word| {

@@ -23,8 +23,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, LazyLock};
 
 use tartan_netstate::claims::{
-    NFT_ADDRESSES_MAP, NFT_ANY_SUFFIX, NFT_BETWEEN, NFT_CLASSES_SUFFIX, NFT_EGRESS, NFT_INGRESS, NFT_RANGES_MAP,
-    NFT_SUBJECTS_MAP, NFT_WHOLE_PREFIX, NFT_WORDS_SUFFIX,
+    NFT_ADDRESSES_MAP, NFT_ANY_SUFFIX, NFT_BETWEEN, NFT_CLASSES_SUFFIX, NFT_EGRESS, NFT_INGRESS, NFT_POLICY_PREFIX,
+    NFT_RANGES_MAP, NFT_SUBJECTS_MAP, NFT_WORDS_SUFFIX,
 };
 use tartan_netstate::nft::{ElementData, ElementKey, Fields, SetName};
 use tartan_netstate::{Entry, Generation, Key, Object, Op, Owner, State, Step, epoch};
@@ -120,7 +120,7 @@ pub fn phases(mirror: &State, steps: Steps) -> Vec<Steps> {
     let mut all = transactions(mirror, steps);
     let mut there = mirror.get_shared(&epoch::element().0).map(|(key, now)| (key.clone(), now.clone()));
     for steps in &mut all {
-        let changes = steps.iter().any(|step| step.key().is_whole());
+        let changes = steps.iter().any(|step| step.key().is_of_policy());
         match (steps.iter().find(|step| epoch::is_key(step.key())), &there) {
             (Some(Step::Create(key, new) | Step::Replace { key, new, .. }), _) => {
                 there = Some((key.clone(), new.clone()))
@@ -138,7 +138,7 @@ pub fn phases(mirror: &State, steps: Steps) -> Vec<Steps> {
 fn transactions(mirror: &State, steps: Steps) -> Vec<Steps> {
     let makes_sets = |step: &Step| match step.key() {
         Key::NftTable => true,
-        key @ Key::NftSet { .. } => key.is_whole(),
+        key @ Key::NftSet { .. } => key.is_of_policy(),
         _ => false,
     };
     // Where policy's sets are made nothing of it is in force that could be half old and half new, unless another build made
@@ -146,11 +146,11 @@ fn transactions(mirror: &State, steps: Steps) -> Vec<Steps> {
     if steps.is_empty() {
         return Vec::new();
     }
-    if steps.iter().any(makes_sets) || !steps.iter().any(|step| step.key().is_whole()) {
+    if steps.iter().any(makes_sets) || !steps.iter().any(|step| step.key().is_of_policy()) {
         return vec![steps];
     }
     let mut wanted = mirror.clone();
-    steps.iter().filter(|step| step.key().is_whole()).for_each(|step| step.apply_to(&mut wanted));
+    steps.iter().filter(|step| step.key().is_of_policy()).for_each(|step| step.apply_to(&mut wanted));
     let courses = Courses::of(mirror, &wanted, &steps);
     let (mut early, mut exact, mut late, mut last) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for step in steps {
@@ -273,7 +273,7 @@ impl Courses {
 
     fn phase(&self, op: Op<'_>) -> Phase {
         let key = op.key();
-        if !key.is_whole() || matches!(key, Key::NftChain { .. }) || Generation::of(key).is_some() {
+        if !key.is_of_policy() || matches!(key, Key::NftChain { .. }) || Generation::of(key).is_some() {
             return Phase::Last;
         }
         if is_map(key, NFT_RANGES_MAP) || of_side(key, |maps| maps.classes).is_some() {
@@ -419,7 +419,7 @@ impl Side {
     fn maps(self) -> Maps {
         static MAPS: LazyLock<[Maps; 2]> = LazyLock::new(|| {
             [NFT_EGRESS, NFT_INGRESS].map(|side| {
-                let name = |end| SetName::from(format!("{NFT_WHOLE_PREFIX}{side}{end}"));
+                let name = |end| SetName::from(format!("{NFT_POLICY_PREFIX}{side}{end}"));
                 Maps { classes: name(NFT_CLASSES_SUFFIX), words: name(NFT_WORDS_SUFFIX), any: name(NFT_ANY_SUFFIX) }
             })
         });

@@ -7,10 +7,10 @@ use std::sync::Arc;
 
 use tartan_netstate::{Key, Netns, Op, Owner, Step};
 
-/// Of steps that make sense together only, for each owner the first: there may be hundreds of thousands.
-pub(super) fn first_of_whole(steps: &[Step]) -> BTreeMap<Owner, Key> {
+/// Of steps of policy, for each owner the first: there may be hundreds of thousands.
+pub(super) fn first_of_policy(steps: &[Step]) -> BTreeMap<Owner, Key> {
     let mut first = BTreeMap::new();
-    for step in steps.iter().filter(|step| step.key().is_whole()) {
+    for step in steps.iter().filter(|step| step.key().is_of_policy()) {
         if !first.contains_key(step.owner()) {
             first.insert(step.owner().clone(), step.key().clone());
         }
@@ -49,7 +49,7 @@ pub(super) const BULK: u8 = 2;
 pub(super) fn rank(step: &Step) -> u8 {
     let key = step.key();
     match (step.op(), step.owner()) {
-        _ if key.is_whole() => 0,
+        _ if key.is_of_policy() => 0,
         // Those that stand in nobody's way are condemned.
         (Op::Delete(Key::Link { ns: Netns::Host, .. }, _), _) => 0,
         (_, Owner::Pod(_)) => 1,

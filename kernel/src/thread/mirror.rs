@@ -50,8 +50,8 @@ fn lost(mirror: &State, scope: &Scope, read: &State) -> Vec<Key> {
 /// Takes in what was carried out of these steps. Their entries are those of the wanted state.
 pub(super) fn take_applied(mirror: &mut State, steps: &[Step], failures: &[Failure]) {
     let failed: BTreeSet<&Key> = failures.iter().map(|failure| &failure.key).collect();
-    let whole_failed = failures.iter().any(|failure| failure.key.is_whole());
-    let has_failed = |key: &Key| failed.contains(key) || whole_failed && key.is_whole();
+    let policy_failed = failures.iter().any(|failure| failure.key.is_of_policy());
+    let has_failed = |key: &Key| failed.contains(key) || policy_failed && key.is_of_policy();
     for step in steps.iter().filter(|step| !has_failed(step.key())) {
         step.apply_to(mirror);
         if let Op::Replace { key, new, .. } = step.op()

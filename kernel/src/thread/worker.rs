@@ -18,7 +18,7 @@ use super::Applied;
 use super::backoff::Backoff;
 use super::burial::{Burial, Next};
 use super::dirty::{Dirty, scope_of, scope_told, sysctls};
-use super::groups::{BULK, Group, by_pod, first_of_whole, rank};
+use super::groups::{BULK, Group, by_pod, first_of_policy, rank};
 use super::handshakes::Handshakes;
 use super::inbox::{Inbox, News};
 use super::mirror::{condemn, dying, forget_link, is_dying, out_of_the_way, share, take_applied, take_read};
@@ -228,7 +228,7 @@ impl Worker {
             return;
         };
         let mut changed: BTreeSet<Key> = before.differing_keys(&state).cloned().collect();
-        self.add_rest_of_whole(&state, &mut changed);
+        self.add_rest_of_policy(&state, &mut changed);
         for key in &changed {
             self.backoff.forget(key);
         }
@@ -252,10 +252,10 @@ impl Worker {
         }
     }
 
-    /// What makes sense together only is applied together: with what is still to be done, or has failed.
-    fn add_rest_of_whole(&self, wanted: &State, changed: &mut BTreeSet<Key>) {
-        if changed.iter().any(Key::is_whole) {
-            changed.extend(self.mirror.differing_keys(wanted).filter(|key| key.is_whole()).cloned());
+    /// What is of policy is applied together: with what is still to be done, or has failed.
+    fn add_rest_of_policy(&self, wanted: &State, changed: &mut BTreeSet<Key>) {
+        if changed.iter().any(Key::is_of_policy) {
+            changed.extend(self.mirror.differing_keys(wanted).filter(|key| key.is_of_policy()).cloned());
         }
     }
 
@@ -428,8 +428,8 @@ impl Worker {
         self.steps = Steps::new(self.in_order(all));
         self.planned = generation;
         let held = |step: &Step| self.backoff.holds(step.key(), now);
-        let whole_is_held = self.steps.iter().any(|step| step.key().is_whole() && held(step));
-        self.steps.retain(|step| !(held(step) || whole_is_held && step.key().is_whole()));
+        let policy_is_held = self.steps.iter().any(|step| step.key().is_of_policy() && held(step));
+        self.steps.retain(|step| !(held(step) || policy_is_held && step.key().is_of_policy()));
         if !self.steps.is_empty() {
             return true;
         }
@@ -517,14 +517,14 @@ impl Worker {
         self.unsettled = true;
     }
 
-    /// One transaction after the other. Of what makes sense together only nothing more is done once one has failed: it would
+    /// One transaction after the other. Of policy nothing more is done once one has failed: it would
     /// take away what is still in use.
     fn carry_out(&mut self, steps: Vec<Step>) -> Vec<Failure> {
-        let whole = first_of_whole(&steps);
+        let firsts = first_of_policy(&steps);
         let (mut failures, mut stopped) = (Vec::new(), None);
         for mut steps in phases(&self.mirror, steps) {
             if stopped.is_some() {
-                steps.retain(|step| !step.key().is_whole());
+                steps.retain(|step| !step.key().is_of_policy());
             }
             let change = Change { steps };
             let failed = self.kernel.apply(&change);
@@ -533,12 +533,13 @@ impl Worker {
             for step in &change.steps {
                 self.after(step.op(), now);
             }
-            let (of_whole, others): (Vec<_>, Vec<_>) = failed.into_iter().partition(|failure| failure.key.is_whole());
-            stopped = stopped.or(of_whole.into_iter().next().map(|failure| failure.error));
+            let (of_policy, others): (Vec<_>, Vec<_>) =
+                failed.into_iter().partition(|failure| failure.key.is_of_policy());
+            stopped = stopped.or(of_policy.into_iter().next().map(|failure| failure.error));
             failures.extend(others);
         }
         if let Some(error) = stopped {
-            failures.extend(whole.into_iter().map(|(owner, key)| Failure { key, owner, error: error.clone() }));
+            failures.extend(firsts.into_iter().map(|(owner, key)| Failure { key, owner, error: error.clone() }));
         }
         failures
     }

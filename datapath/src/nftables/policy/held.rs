@@ -41,12 +41,12 @@ impl Mirrored {
     pub fn held(&mut self, mirror: &State) -> &Held {
         let before = std::mem::replace(&mut self.seen, mirror.clone());
         if before.is_empty() {
-            for (key, entry) in mirror.whole() {
+            for (key, entry) in mirror.of_policy() {
                 numbers(key, &entry.object).for_each(|(of, number)| self.count(of, number, true));
             }
             return &self.held;
         }
-        for key in before.differing_keys(mirror).filter(|key| key.is_whole()) {
+        for key in before.differing_keys(mirror).filter(|key| key.is_of_policy()) {
             for (state, add) in [(&before, false), (mirror, true)] {
                 if let Some(entry) = state.get(key) {
                     numbers(key, &entry.object).for_each(|(of, number)| self.count(of, number, add));

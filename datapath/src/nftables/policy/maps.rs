@@ -91,7 +91,7 @@ impl Side {
     }
 
     fn map(self, suffix: &str) -> String {
-        format!("{}{}{suffix}", claims::NFT_WHOLE_PREFIX, self.name())
+        format!("{}{}{suffix}", claims::NFT_POLICY_PREFIX, self.name())
     }
 
     pub(super) fn classes(self) -> String {

@@ -12,7 +12,7 @@
 //! revoked ([`revoked`]): connections judged before are then judged again, whichever end sends. While there is no policy in
 //! the whole cluster, the four chains above are not there, and no packet pays.
 //!
-//! Invariants: what changes is refused as a whole or not at all ([`Key::is_whole`]); while it comes into force, a packet
+//! Invariants: what changes is refused as a whole or not at all ([`Key::is_of_policy`]); while it comes into force, a packet
 //! finds the old answer or the new one, and no third ([`maps::numbers`]); `plan(memo, world) == plan(empty, world)` where
 //! the kernel holds what the memo planned.
 
@@ -155,7 +155,7 @@ impl Policy {
             (None, None) => self.begin(Generation(0)),
             (None, Some(there)) => {
                 self.begin(there);
-                if mirror.whole().count() != self.state.len() || !mirror.holds_all(&self.state) {
+                if mirror.of_policy().count() != self.state.len() || !mirror.holds_all(&self.state) {
                     self.begin(there.next(None));
                 }
             }
