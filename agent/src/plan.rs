@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use imbl::OrdMap;
 use ipnet::IpNet;
-use tartan_datapath::nftables::Nat;
+use tartan_datapath::nftables::{self, Nftables};
 use tartan_datapath::pod::Mtu;
 use tartan_fabric::Instance;
 use tartan_model::{Advert, Annotations, Availability, Condition, Node, Pool, World};
@@ -27,7 +27,7 @@ pub struct Planners {
     pods: tartan_datapath::pod::Pods,
     mtu_in_force: tartan_datapath::mtu::InForce,
     ranges: ClusterRanges,
-    nat: tartan_datapath::nftables::Nftables,
+    nftables: Nftables,
     firewall: tartan_datapath::firewall::Firewall,
     policy: Policy,
     layers: Layers<5>,
@@ -90,7 +90,7 @@ impl Planners {
         let fabric = tartan_fabric::plan(&mut self.fabric, world, &owned, now);
         let mtu = Mtu { link: fabric.underlay_mtu, route: fabric.pod_mtu };
         let pods = self.pods.plan(world, mtu);
-        let nat = Nat {
+        let given = nftables::Given {
             fabric_address: owned.fabric_addresses,
             local_ranges: owned.blocks,
             cluster_ranges: self.ranges.of(world).to_vec(),
@@ -105,7 +105,7 @@ impl Planners {
         };
         self.layers.set(0, &fabric.state);
         self.layers.set(1, pods);
-        self.layers.set(2, &self.inherited.beside(world, self.nat.plan(world, &nat)));
+        self.layers.set(2, &self.inherited.beside(world, self.nftables.plan(world, &given)));
         let policy = self.policy.plan(world, &fabric.between_nodes);
         self.layers.set(3, &policy.state);
         let firewall = self.firewall.plan(world);
@@ -117,7 +117,8 @@ impl Planners {
         conditions.extend(policy.out.iter().flat_map(|out| policy::cut_off(world, &out.tables)));
         let from_before = |out: &verdicts::Out| policy::from_before(world, &out.tables, &policy.from_before);
         conditions.extend(policy.out.iter().flat_map(from_before));
-        conditions.extend(self.layers.conflicts().chain(self.nat.conflicts()).map(|two| conflict(&world.local, two)));
+        conditions
+            .extend(self.layers.conflicts().chain(self.nftables.conflicts()).map(|two| conflict(&world.local, two)));
         conditions.extend((!world.is_whole()).then(|| from_memory(world)));
         let advert = fabric.advert.as_ref().filter(|_| world.is_whole());
         Plan {

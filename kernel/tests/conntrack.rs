@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::net::UdpSocket;
 use std::time::{Duration, Instant};
 
-use netns::node::{Lab, attachment, lab, mapping, nat};
+use netns::node::{Lab, attachment, given, lab, mapping};
 use netns::traffic::{Over, Persistent, sees};
 use netns::{Netns, shell};
 use tartan_kernel::Kernel as _;
@@ -36,14 +36,14 @@ fn entries(lab: &Lab, with: &str) -> usize {
 #[test]
 fn a_client_that_keeps_sending_follows_the_port_to_the_next_pod() {
     let mut lab = lab();
-    let first = lab.apply(&State::new(), &nat());
+    let first = lab.apply(&State::new(), &given());
     let clients = [Persistent::new(&lab.client, "192.0.2.1:8080"), Persistent::new(&lab.client, "[2001:db8::1]:8080")];
     assert!(clients.iter().all(Persistent::is_answered));
     // Pod 1 goes, and its port goes to pod 2.
     lab.pods[0].sh("ip link del eth0");
     lab.world.detach("c5/eth0", std::time::Instant::now());
     lab.world.attach(attachment(6, vec![mapping(Protocol::Udp, "-", 8080)]));
-    lab.apply(&first, &nat());
+    lab.apply(&first, &given());
     assert!(!clients.iter().any(Persistent::is_answered), "the entry still leads to the pod that is gone");
     assert!(flush(&lab, "10.244.1.5") > 0);
     assert!(clients[0].is_answered());
@@ -56,13 +56,13 @@ fn a_client_that_keeps_sending_follows_the_port_to_the_next_pod() {
 fn a_client_that_sent_before_there_was_a_port_reaches_it_after() {
     let lab = lab();
     let none = Lab { world: Default::default(), ..lab };
-    let before = none.apply(&State::new(), &nat());
+    let before = none.apply(&State::new(), &given());
     let clients =
         [Persistent::new(&none.client, "192.0.2.1:8080"), Persistent::new(&none.client, "[2001:db8::1]:8080")];
     assert!(!clients.iter().any(Persistent::is_answered));
     let mut lab = none;
     lab.world.attach(attachment(5, vec![mapping(Protocol::Udp, "-", 8080)]));
-    let after = lab.apply(&before, &nat());
+    let after = lab.apply(&before, &given());
     // A translated connection to the same port number elsewhere must survive.
     let translated = Persistent::new(&lab.pods[1], "192.0.2.2:8080");
     assert!(translated.is_answered());
@@ -76,7 +76,7 @@ fn a_client_that_sent_before_there_was_a_port_reaches_it_after() {
 #[test]
 fn flushing_an_address_takes_what_it_began_and_what_reaches_it_and_nothing_else() {
     let lab = lab();
-    lab.apply(&State::new(), &nat());
+    lab.apply(&State::new(), &given());
     let [pod1, pod2] = &lab.pods;
     sees(pod1, Over::Udp, "203.0.113.9:80", "192.0.2.1");
     sees(pod2, Over::Udp, "203.0.113.9:80", "192.0.2.1");
@@ -94,7 +94,7 @@ fn flushing_an_address_takes_what_it_began_and_what_reaches_it_and_nothing_else(
 #[test]
 fn the_table_is_counted() {
     let lab = lab();
-    lab.apply(&State::new(), &nat());
+    lab.apply(&State::new(), &given());
     sees(&lab.pods[0], Over::Udp, "203.0.113.9:80", "192.0.2.1");
     let count = |name: &str| -> u32 {
         lab.node.sh(&format!("cat /proc/sys/net/netfilter/nf_conntrack_{name}")).trim().parse().unwrap()
@@ -108,7 +108,7 @@ fn the_table_is_counted() {
 #[test]
 fn the_flusher_flushes_soon_and_finishes_when_it_is_dropped() {
     let lab = lab();
-    lab.apply(&State::new(), &nat());
+    lab.apply(&State::new(), &given());
     let [pod1, pod2] = &lab.pods;
     sees(pod1, Over::Udp, "203.0.113.9:80", "192.0.2.1");
     sees(pod2, Over::Udp, "203.0.113.9:80", "192.0.2.1");
@@ -129,7 +129,7 @@ fn the_flusher_flushes_soon_and_finishes_when_it_is_dropped() {
 #[test]
 fn what_was_taken_from_the_flusher_it_leaves_alone() {
     let lab = lab();
-    lab.apply(&State::new(), &nat());
+    lab.apply(&State::new(), &given());
     for pod in &lab.pods {
         sees(pod, Over::Udp, "203.0.113.9:80", "192.0.2.1");
     }

@@ -8,9 +8,9 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
-use netns::node::{attachment, lab, mapping, nat};
+use netns::node::{attachment, given, lab, mapping};
 use netns::traffic::{Over, refused, sees, serve};
-use tartan_datapath::nftables::Nat;
+use tartan_datapath::nftables::Given;
 use tartan_model::Protocol;
 use tartan_netstate::State;
 
@@ -20,7 +20,7 @@ fn the_table_reads_well() {
     lab.world.detach("c6/eth0", std::time::Instant::now());
     // One element a map: a hash lists several in an order of its own.
     lab.world.attach(attachment(5, vec![mapping(Protocol::Tcp, "-", 8080)]));
-    lab.apply(&State::new(), &nat());
+    lab.apply(&State::new(), &given());
     assert_eq!(lab.node.listing(), include_str!("nat/listing.txt"));
 }
 
@@ -32,7 +32,7 @@ fn host_ports_from_everywhere() {
     for over in [Tcp, Udp] {
         refused(client, over, "192.0.2.1:8080");
     }
-    lab.apply(&State::new(), &nat());
+    lab.apply(&State::new(), &given());
     for over in [Tcp, Udp] {
         // From outside, from another pod: the source stays.
         sees(client, over, "192.0.2.1:8080", "192.0.2.2");
@@ -67,10 +67,10 @@ fn host_ports_from_everywhere() {
 #[test]
 fn a_port_goes_with_its_pod() {
     let mut lab = lab();
-    let before = lab.apply(&State::new(), &nat());
+    let before = lab.apply(&State::new(), &given());
     sees(&lab.client, Over::Tcp, "192.0.2.1:8080", "192.0.2.2");
     lab.world.detach("c5/eth0", std::time::Instant::now());
-    lab.apply(&before, &nat());
+    lab.apply(&before, &given());
     refused(&lab.client, Over::Tcp, "192.0.2.1:8080");
 }
 
@@ -78,7 +78,7 @@ fn a_port_goes_with_its_pod() {
 fn masquerade_only_to_outside_the_cluster() {
     let lab = lab();
     let [pod1, pod2] = &lab.pods;
-    let before = lab.apply(&State::new(), &nat());
+    let before = lab.apply(&State::new(), &given());
     for over in [Over::Tcp, Over::Udp] {
         sees(pod1, over, "203.0.113.9:80", "192.0.2.1");
         sees(pod1, over, "[2001:db8:9::9]:80", "2001:db8::1");
@@ -90,7 +90,7 @@ fn masquerade_only_to_outside_the_cluster() {
         sees(pod2, over, "[fd00:1::5]:80", "fd00:1::6");
         sees(&lab.client, over, "10.244.1.5:80", "192.0.2.2");
     }
-    lab.apply(&before, &Nat { masquerade: false, ..nat() });
+    lab.apply(&before, &Given { masquerade: false, ..given() });
     sees(pod1, Over::Tcp, "203.0.113.9:80", "10.244.1.5");
     sees(pod1, Over::Tcp, "[2001:db8:9::9]:80", "fd00:1::5");
 }
@@ -100,7 +100,7 @@ fn masquerade_only_to_outside_the_cluster() {
 #[test]
 fn masqueraded_packets_leave_from_no_port_that_nodes_hear_each_other_at() {
     let lab = lab();
-    lab.apply(&State::new(), &nat());
+    lab.apply(&State::new(), &given());
     for address in ["203.0.113.9", "[2001:db8:9::9]"] {
         let to: SocketAddr = format!("{address}:7").parse().unwrap();
         let server = lab.client.run(move || UdpSocket::bind(to).unwrap());
@@ -125,7 +125,7 @@ fn ask_once(to: SocketAddr) -> UdpSocket {
 }
 
 fn is_of_pods(address: IpAddr) -> bool {
-    let mut ranges = nat().cluster_ranges.into_iter();
+    let mut ranges = given().cluster_ranges.into_iter();
     ranges.any(|range| range.contains(&address))
 }
 
@@ -133,7 +133,7 @@ fn is_of_pods(address: IpAddr) -> bool {
 #[test]
 fn a_pod_does_not_reach_the_nodes_loopback() {
     let lab = lab();
-    lab.apply(&State::new(), &nat());
+    lab.apply(&State::new(), &given());
     lab.node.sh("nft 'add table inet watch
               add chain inet watch input { type filter hook input priority 0; }
               add rule inet watch input ip daddr 127.0.0.1 udp dport 7777 counter'");
@@ -157,7 +157,7 @@ fn a_pod_does_not_speak_for_nodes() {
     let lab = lab();
     serve(&lab.client, "[::]:8472");
     serve(&lab.node, "[::]:8472");
-    lab.apply(&State::new(), &nat());
+    lab.apply(&State::new(), &given());
     let pod = &lab.pods[0];
     for to in ["192.0.2.1", "[2001:db8::1]", "192.0.2.2", "[2001:db8::2]"] {
         refused(pod, Over::Udp, &format!("{to}:8472"));
@@ -173,8 +173,10 @@ fn nothing_goes_to_other_nodes_pods_in_clear_where_that_is_strict() {
     let lab = lab();
     let [pod1, pod2] = &lab.pods;
     let theirs = ["10.244.9.9:80", "[fd00:9::9]:80"];
-    let before =
-        lab.apply(&State::new(), &Nat { encrypted_at: BTreeSet::from([51820]), by_ipsec: true, strict: true, ..nat() });
+    let before = lab.apply(
+        &State::new(),
+        &Given { encrypted_at: BTreeSet::from([51820]), by_ipsec: true, strict: true, ..given() },
+    );
     for over in [Over::Tcp, Over::Udp] {
         for from in [pod1, &lab.node] {
             theirs.iter().for_each(|to| refused(from, over, to));
@@ -200,6 +202,6 @@ fn nothing_goes_to_other_nodes_pods_in_clear_where_that_is_strict() {
     theirs.iter().zip(["10.244.1.0", "fd00:1::"]).for_each(|(to, seen)| sees(&lab.node, Over::Tcp, to, seen));
     lab.node.sh("ip route replace 10.244.9.9 via 192.0.2.2; ip route replace fd00:9::9 via 2001:db8::2");
     theirs.iter().for_each(|to| refused(pod1, Over::Tcp, to));
-    lab.apply(&before, &nat());
+    lab.apply(&before, &given());
     theirs.iter().zip(["10.244.1.5", "fd00:1::5"]).for_each(|(to, seen)| sees(pod1, Over::Tcp, to, seen));
 }

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use netns::judged::{CLIENT_TO_80, Judged, NOTHING_IN, NOTHING_OUT, OF_NOBODY, judged};
 use netns::nflog::Reports;
-use netns::node::nat;
+use netns::node::given;
 use netns::traffic::{Echo, Over, Persistent, Stream, ask_in_vain, pings, refused, sees, serve};
 use tartan_datapath::nftables::policy::{Mode, Policy};
 use tartan_kernel::linux::Linux;
@@ -551,8 +551,9 @@ fn what_the_kernel_refuses_in_part_it_refuses_whole() {
     let mut judged = judged(&[("in", NOTHING_IN)]);
     judged.lab.world.policies.clear();
     let tables = verdicts::plan(&mut judged.tables, &judged.lab.world).tables.clone();
-    let mut wanted = judged.nftables.plan(&judged.lab.world, &nat()).clone();
-    wanted.merge(judged.policy.plan(&judged.lab.world, &tables, Mode::Enforce, &nat().between_nodes), &mut Vec::new());
+    let mut wanted = judged.nftables.plan(&judged.lab.world, &given()).clone();
+    wanted
+        .merge(judged.policy.plan(&judged.lab.world, &tables, Mode::Enforce, &given().between_nodes), &mut Vec::new());
     let good = wanted.clone();
     let bad = ElementKey { bytes: [1; 99].into(), end: None };
     let bad = Key::NftElement { set: "policy_ingress_words".into(), key: bad };

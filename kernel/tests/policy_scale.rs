@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use netns::Netns;
-use netns::node::{Lab, attachment, lab, nat};
+use netns::node::{Lab, attachment, given, lab};
 use tartan_datapath::nftables::policy::{Mode, Policy, held};
 use tartan_kernel::nft::{Nft, phases};
 use tartan_model::{Features, World};
@@ -84,7 +84,7 @@ fn what_policy_costs_a_node_of_a_large_cluster() {
     let mut tables = tables();
     let mut policy = Policy::default();
     let (before, began) = (resident(), Instant::now());
-    let mut wanted = policy.plan(&world, &tables, Mode::Enforce, &nat().between_nodes).clone();
+    let mut wanted = policy.plan(&world, &tables, Mode::Enforce, &given().between_nodes).clone();
     println!(
         "first plan: {:?}, {} entries, {} bytes an entry",
         began.elapsed(),
@@ -124,7 +124,7 @@ fn what_policy_costs_a_node_of_a_large_cluster() {
             change(&mut tables, run);
             world.programmed.mirror = wanted.clone();
             let began = Instant::now();
-            let next = policy.plan(&world, &tables, Mode::Enforce, &nat().between_nodes).clone();
+            let next = policy.plan(&world, &tables, Mode::Enforce, &given().between_nodes).clone();
             planned.push(began.elapsed());
             let (steps, made, took) = apply(&wanted, &next);
             assert!(steps <= most, "{what}: {steps} steps");
@@ -214,7 +214,7 @@ fn what_policy_costs_a_connection() {
             let lab = lab();
             if let Some(tables) = tables {
                 let mut wanted =
-                    Policy::default().plan(&lab.world, &tables, Mode::Enforce, &nat().between_nodes).clone();
+                    Policy::default().plan(&lab.world, &tables, Mode::Enforce, &given().between_nodes).clone();
                 wanted.insert(Key::NftTable, Object::NftTable, Owner::Node);
                 let change = diff(&State::new(), &wanted, |_| true);
                 assert_eq!(lab.node.change(move || Nft::open().unwrap().apply(&change.steps)), []);

@@ -8,7 +8,7 @@
 //! what counts.
 
 use tartan_api::cni::{CniError, CniRequest, code};
-use tartan_datapath::nftables::{Nat, Nftables};
+use tartan_datapath::nftables::{Given, Nftables};
 use tartan_datapath::pod::{Mtu, Pods};
 use tartan_model::{Attachment, Family, World};
 use tartan_netstate::{Key, Owner, PodNetns};
@@ -79,7 +79,7 @@ fn wanted(world: &World, attachment: &Attachment) -> Vec<Key> {
     let mut alone = World::new(world.local.clone(), world.features.clone());
     alone.attach(attachment.clone());
     let (mut pods, mut nftables) = (Pods::default(), Nftables::default());
-    let all = pods.plan(&alone, Mtu::default()).iter().chain(nftables.plan(&alone, &Nat::default()).iter());
+    let all = pods.plan(&alone, Mtu::default()).iter().chain(nftables.plan(&alone, &Given::default()).iter());
     let own = all.filter(|(key, entry)| matches!(entry.owner, Owner::Pod(_)) && !matches!(key, Key::LinkSysctl { .. }));
     own.map(|(key, _)| key.clone()).collect()
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::json;
 use tartan_api::cni::{NetConf, NetnsFile, PodName, Version};
-use tartan_datapath::nftables::{Nat, Nftables};
+use tartan_datapath::nftables::{Given, Nftables};
 use tartan_datapath::pod::{Mtu, Pods, host_mac, pod_mac};
 use tartan_ipam::Memo;
 use tartan_model::{
@@ -93,7 +93,7 @@ pub(crate) fn attached(world: &mut World, container: &str, keys: &Value) -> Atta
     world.attach(attachment.clone());
     let (mut pods, mut nftables) = (Pods::default(), Nftables::default());
     world.programmed.mirror = pods.plan(world, Mtu { link: 1500, route: 1450 }).clone();
-    world.programmed.mirror.merge(nftables.plan(world, &Nat::default()), &mut Vec::new());
+    world.programmed.mirror.merge(nftables.plan(world, &Given::default()), &mut Vec::new());
     attachment
 }
 

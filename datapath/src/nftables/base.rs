@@ -1,13 +1,4 @@
-//! Chains, sets and maps of the table, all of them there from the start.
-//!
-//! ```text
-//! raw_prerouting    filter -300   no connection is kept of what is unwrapped here
-//! raw_input         filter -300   what a pod must not send to this node: to its loopback, tests of paths, what is wrapped
-//! raw_output        filter -300   no connection is kept of what was wrapped here
-//! nat_prerouting    nat    -100   to an address of this node  ──► hostports; wrapped by a pod, for another node
-//! nat_output        nat    -100   the same, sent by this node ──► hostports
-//! nat_postrouting   nat     100   towards pods: the fabric address; out of the cluster: masquerade
-//! ```
+//! What is not tracked, and where addresses are translated: chains, sets and maps that are there from the start.
 //!
 //! All packets of pods come by `raw_prerouting`, so each rule there costs, and the hook itself: it is there only where something is
 //! unwrapped. What can be asked of fewer is asked elsewhere: of what is for this node at its input, of a connection's first
@@ -28,7 +19,7 @@ use tartan_netstate::nft::{AddressSide, Chain, ChainKind, HookPoint, Rule, RuleB
 use tartan_netstate::{Key, Object, Owner, State};
 use tartan_policy::ir::protocol;
 
-use super::{Nat, hostport, masquerade, named, nfproto};
+use super::{Given, hostport, masquerade, named, nfproto};
 
 /// IPv4 in IP, and IPv6 in IP (RFC 2003, RFC 2473).
 const WRAPS: [u8; 2] = [4, 41];
@@ -38,7 +29,7 @@ const TOWARDS_PODS: &str = "towards_pods";
 /// A pod's packet that passes through the node and comes back to the same pod.
 pub(super) const HAIRPIN: &str = "hairpin";
 
-pub(super) fn plan(nat: &Nat) -> State {
+pub(super) fn plan(given: &Given) -> State {
     let mut state = State::new();
     state.insert(Key::NftTable, Object::NftTable, Owner::Node);
     for family in Family::ALL {
@@ -46,19 +37,19 @@ pub(super) fn plan(nat: &Nat) -> State {
             state.insert(Key::NftSet { set: name.into() }, Object::NftSet(set.into()), Owner::Node);
         }
     }
-    for (name, chain) in chains(nat) {
+    for (name, chain) in chains(given) {
         state.insert(Key::NftChain { chain: name.into() }, Object::NftChain(chain.into()), Owner::Node);
     }
     state
 }
 
-fn chains(nat: &Nat) -> Vec<(&'static str, Chain)> {
+fn chains(given: &Given) -> Vec<(&'static str, Chain)> {
     use ChainKind::{Filter, Nat as Translate};
     // Each flow inside has a source port of its own outside, and answers come under another: an entry for each way of each
     // flow, and none that an answer meets.
-    let unwrapped = nat.unwraps_at.iter().map(|port| rule("between nodes").udp_dport(*port));
+    let unwrapped = given.unwraps_at.iter().map(|port| rule("between nodes").udp_dport(*port));
     // A node sends from the port at which it hears, so others' answers are told from it.
-    let encrypted = nat.encrypted_at.iter().map(|port| rule("encrypted between nodes").udp_between(*port));
+    let encrypted = given.encrypted_at.iter().map(|port| rule("encrypted between nodes").udp_between(*port));
     let outer: Vec<RuleBuilder> = unwrapped.chain(encrypted).collect();
     let mut untracked = Vec::new();
     if !outer.is_empty() {
@@ -72,19 +63,19 @@ fn chains(nat: &Nat) -> Vec<(&'static str, Chain)> {
     let came = [to_node(), rule("TCP wraps nothing").l4proto(protocol::TCP).returns()];
     let came = came
         .into_iter()
-        .chain(wrapped(rule, &nat.between_nodes).map(|rule| rule.iifgroup(POD_LINK_GROUPS).drop()))
+        .chain(wrapped(rule, &given.between_nodes).map(|rule| rule.iifgroup(POD_LINK_GROUPS).drop()))
         .collect();
     let hostports = [no_loopback_of_pods().iifgroup(POD_LINK_GROUPS).saddr(loopback()).drop()].into_iter();
     let always = [
-        ("raw_input", Chain::base(Filter, HookPoint::Input, NFT_RAW_PRIORITY, to_this_node(nat))),
+        ("raw_input", Chain::base(Filter, HookPoint::Input, NFT_RAW_PRIORITY, to_this_node(given))),
         ("nat_prerouting", Chain::base(Translate, HookPoint::Prerouting, NFT_DSTNAT_PRIORITY, came)),
         ("nat_output", Chain::base(Translate, HookPoint::Output, NFT_DSTNAT_PRIORITY, vec![to_node()])),
         (hostport::CHAIN, Chain::regular(hostports.chain(Family::ALL.into_iter().flat_map(hostport::rules)).collect())),
         (
             "nat_postrouting",
-            Chain::base(Translate, HookPoint::Postrouting, NFT_SRCNAT_PRIORITY, source_translation(nat)),
+            Chain::base(Translate, HookPoint::Postrouting, NFT_SRCNAT_PRIORITY, source_translation(given)),
         ),
-        (TOWARDS_PODS, Chain::regular(towards_pods(nat))),
+        (TOWARDS_PODS, Chain::regular(towards_pods(given))),
     ];
     untracked.into_iter().chain(always).collect()
 }
@@ -105,12 +96,12 @@ pub(super) fn wrapped(
 /// forwarded is not heard there (kernel/src/echo.rs).
 ///
 /// A node's own connections through 127.0.0.1 to a pod are translated: their answers have that address here again.
-fn to_this_node(nat: &Nat) -> Vec<Rule> {
+fn to_this_node(given: &Given) -> Vec<Rule> {
     let mut rules = vec![
         rule("not from a pod").not_iifgroup(POD_LINK_GROUPS).returns(),
         rule("only nodes test paths").udp_dport(SELFTEST_PORT).drop(),
     ];
-    rules.extend(wrapped(rule, &nat.between_nodes).map(RuleBuilder::drop));
+    rules.extend(wrapped(rule, &given.between_nodes).map(RuleBuilder::drop));
     rules.extend([
         rule("answers").ct_direction_reply().returns(),
         no_loopback_of_pods().daddr(loopback()).drop(),
@@ -129,16 +120,16 @@ fn loopback() -> IpNet {
     "127.0.0.0/8".parse().expect("a prefix")
 }
 
-fn source_translation(nat: &Nat) -> Vec<Rule> {
+fn source_translation(given: &Given) -> Vec<Rule> {
     let towards_pods = rule("a destination was translated").ct_status_dnat().jump(TOWARDS_PODS);
-    let families = Family::ALL.into_iter().filter(|_| nat.masquerade);
-    let ports = &nat.encrypted_at | &nat.between_nodes;
+    let families = Family::ALL.into_iter().filter(|_| given.masquerade);
+    let ports = &given.encrypted_at | &given.between_nodes;
     let out = families.flat_map(|family| masquerade::rules_of(family, &ports));
     [towards_pods].into_iter().chain(out).collect()
 }
 
 /// Of what came for a port of the node.
-fn towards_pods(nat: &Nat) -> Vec<Rule> {
+fn towards_pods(given: &Given) -> Vec<Rule> {
     let of = |(family, fabric_address): (Family, &IpAddr)| {
         let hairpin = rule("a pod through the node to itself").within(
             nfproto(family),
@@ -151,5 +142,5 @@ fn towards_pods(nat: &Nat) -> Vec<Rule> {
             .fib_local(AddressSide::Saddr);
         [hairpin.snat_to(*fabric_address), node.snat_to(*fabric_address)]
     };
-    nat.fabric_address.iter().flat_map(of).collect()
+    given.fabric_address.iter().flat_map(of).collect()
 }

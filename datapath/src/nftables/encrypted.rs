@@ -19,16 +19,16 @@ use tartan_netstate::nft::{
 };
 use tartan_netstate::{Key, Object, Owner, State};
 
-use super::{Nat, masquerade, named, nfproto};
+use super::{Given, masquerade, named, nfproto};
 
 /// The ranges that all pods have their addresses from.
 const CLUSTER: &str = "cluster";
 /// Before others translate sources.
 const PRIORITY: i32 = NFT_SRCNAT_PRIORITY - 1;
 
-pub(super) fn plan(nat: &Nat) -> State {
+pub(super) fn plan(given: &Given) -> State {
     let mut state = State::new();
-    if nat.encrypted_at.is_empty() && !nat.by_ipsec && !nat.strict {
+    if given.encrypted_at.is_empty() && !given.by_ipsec && !given.strict {
         return state;
     }
     let mut put = |key: Key, object: Object| state.insert(key, object, Owner::Node);
@@ -36,20 +36,20 @@ pub(super) fn plan(nat: &Nat) -> State {
         let set = Set::intervals(Type::addr(nfproto(family)));
         put(Key::NftSet { set: named(CLUSTER, family).into() }, Object::NftSet(set.into()));
     }
-    for range in IpNet::aggregate(&nat.cluster_ranges) {
+    for range in IpNet::aggregate(&given.cluster_ranges) {
         let set = named(CLUSTER, Family::of_net(&range)).into();
         put(Key::NftElement { set, key: ElementKey::prefix(range) }, Object::NftElement(ElementData::default()));
     }
-    let sources = Chain::base(ChainKind::Nat, HookPoint::Postrouting, PRIORITY, sources(nat));
+    let sources = Chain::base(ChainKind::Nat, HookPoint::Postrouting, PRIORITY, sources(given));
     put(Key::NftChain { chain: "encrypted_sources".into() }, Object::NftChain(sources.into()));
-    if nat.strict {
-        let chain = Chain::base(ChainKind::Filter, HookPoint::Postrouting, NFT_POLICY_PRIORITY, strict(nat));
+    if given.strict {
+        let chain = Chain::base(ChainKind::Filter, HookPoint::Postrouting, NFT_POLICY_PRIORITY, strict(given));
         put(Key::NftChain { chain: NFT_STRICT_CHAIN.into() }, Object::NftChain(chain.into()));
     }
     state
 }
 
-fn sources(nat: &Nat) -> Vec<Rule> {
+fn sources(given: &Given) -> Vec<Rule> {
     let encrypted = |says: &str| rule(says).oifname_prefix(ENCRYPTED_LINK_PREFIX);
     let elsewhere =
         |rule: RuleBuilder, family, side| rule.not_within(nfproto(family), &[side], &named(CLUSTER, family));
@@ -60,12 +60,12 @@ fn sources(nat: &Nat) -> Vec<Rule> {
     let to_pod = |(family, fabric_address): (Family, &IpAddr)| {
         elsewhere(encrypted("peers know this node's own ranges"), family, Selector::Saddr).snat_to(*fabric_address)
     };
-    nat.encrypts_from.iter().map(to_node).chain(nat.fabric_address.iter().map(to_pod)).collect()
+    given.encrypts_from.iter().map(to_node).chain(given.fabric_address.iter().map(to_pod)).collect()
 }
 
-fn strict(nat: &Nat) -> Vec<Rule> {
+fn strict(given: &Given) -> Vec<Rule> {
     let encrypted = rule("it leaves encrypted").oifname_prefix(ENCRYPTED_LINK_PREFIX).returns();
-    let by_ipsec = nat.by_ipsec.then(|| rule("it is about to be encrypted").ipsec().returns());
+    let by_ipsec = given.by_ipsec.then(|| rule("it is about to be encrypted").ipsec().returns());
     let to_pod = rule("to a pod here").oifgroup(POD_LINK_GROUPS).returns();
     let in_clear = |family| {
         rule("to another node's pod in clear")

@@ -13,7 +13,7 @@ use tartan_netstate::nft::{ElementData, ElementKey, Rule, RuleBuilder, Selector,
 use tartan_netstate::{Entry, Key, Object, Owner, State};
 use tartan_policy::ir::protocol;
 
-use super::{Nat, named, nfproto};
+use super::{Given, named, nfproto};
 
 /// The ranges of this node's pods.
 pub(super) const LOCAL: &str = "pods";
@@ -62,11 +62,11 @@ pub(super) struct Ranges {
 }
 
 impl Ranges {
-    pub(super) fn of(nat: &Nat) -> Ranges {
+    pub(super) fn of(given: &Given) -> Ranges {
         let multicast = MULTICAST.map(|range| range.parse().expect("a prefix"));
-        let inside = [&nat.local_ranges, &nat.cluster_ranges, &nat.non_masquerade].into_iter().flatten().copied();
+        let inside = [&given.local_ranges, &given.cluster_ranges, &given.non_masquerade].into_iter().flatten().copied();
         let inside: Vec<IpNet> = inside.chain(multicast).collect();
-        let [local, inside] = [&nat.local_ranges, &inside].map(|ranges| {
+        let [local, inside] = [&given.local_ranges, &inside].map(|ranges| {
             let mut ranges = IpNet::aggregate(ranges);
             ranges.sort_unstable();
             ranges

@@ -1,9 +1,26 @@
-//! The nft table of one node: address translation for its pods.
+//! The nft table of one node: address translation for its pods, what is not tracked, and what may not leave in clear. What
+//! policies say of packets is in the same table, and planned by [`policy`] for itself.
+//!
+//! ```text
+//! raw_prerouting     prerouting   -300  base       no connection is kept of what is unwrapped here
+//! policy_source      prerouting   -300  policy     a pod sends under its own addresses only
+//! nat_prerouting     prerouting   -100  base       to an address of this node ──► hostports; wrapped by a pod: dropped
+//! raw_input          input        -300  base       what a pod must not send to this node: tests of paths, what is wrapped
+//! policy_input       input         100  policy     is it judged: from pods to this node,
+//! policy_forward     forward         0  policy     through this node,
+//! policy_output      output          0  policy     and from this node to pods
+//! raw_output         output       -300  base       no connection is kept of what was wrapped here
+//! nat_output         output       -100  base       sent by this node to an address of its own ──► hostports
+//! encrypted_only     postrouting     0  encrypted  to other nodes' pods in clear: nothing, where that is strict
+//! encrypted_sources  postrouting    99  encrypted  by a device that encrypts: under an address that peers take
+//! nat_postrouting    postrouting   100  base       towards pods: the fabric address; out of the cluster: masquerade
+//! ```
 //!
 //! Chains and sets are the same on every node and never change with a pod: a pod adds elements. What depends on the
 //! node's ranges is [`masquerade`], what depends on a pod is [`hostport`], and [`base`] is where both hang.
 //!
-//! No chain here accepts what is forwarded, which could not overrule anybody else's verdict, and only [`encrypted`] drops of it.
+//! Policy's apart, no chain accepts what is forwarded, which could not overrule anybody else's verdict; and of it only
+//! [`encrypted`] drops anything, but for what pods wrap.
 //!
 //! Invariant: `plan(memo, world) == plan(empty, world)`.
 
@@ -22,9 +39,9 @@ use tartan_model::{Attachment, Family, Memo, PerFamily, World};
 use tartan_netstate::nft::Nfproto;
 use tartan_netstate::{Conflict, State};
 
-/// What address translation depends on besides the pods.
+/// What it depends on besides the pods: of this node, of the fabrics that it has, and of the cluster.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Nat {
+pub struct Given {
     /// This node's fabric address of each family: what translated packets towards pods carry as their source.
     pub fabric_address: PerFamily<IpAddr>,
     /// The ranges this node's pods have their addresses from.
@@ -49,10 +66,10 @@ pub struct Nat {
     pub strict: bool,
 }
 
-/// The table, and what it was computed from.
+/// The table but for policy, and what it was computed from.
 #[derive(Default)]
 pub struct Nftables {
-    nat: Option<Nat>,
+    given: Option<Given>,
     ranges: masquerade::Ranges,
     node: State,
     /// The part of `node` that is not ranges.
@@ -63,18 +80,18 @@ pub struct Nftables {
 }
 
 impl Nftables {
-    /// What this node's pods and ranges want of the nft table.
-    pub fn plan(&mut self, world: &World, nat: &Nat) -> &State {
-        let mut changed = self.nat.as_ref() != Some(nat);
+    /// All of the table but what is policy's.
+    pub fn plan(&mut self, world: &World, given: &Given) -> &State {
+        let mut changed = self.given.as_ref() != Some(given);
         if changed {
-            let ranges = masquerade::Ranges::of(nat);
+            let ranges = masquerade::Ranges::of(given);
             masquerade::replan(&mut self.node, &self.ranges, &ranges);
             self.ranges = ranges;
-            let mut base = base::plan(nat);
-            base.replace(&State::new(), &encrypted::plan(nat));
+            let mut base = base::plan(given);
+            base.replace(&State::new(), &encrypted::plan(given));
             self.node.replace(&self.base, &base);
             self.base = base;
-            self.nat = Some(nat.clone());
+            self.given = Some(given.clone());
         }
         let matters = |state: Option<&State>| state.is_some_and(|state| !state.is_empty());
         self.ports.update(

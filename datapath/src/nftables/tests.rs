@@ -5,11 +5,12 @@ use std::collections::BTreeSet;
 use proptest::prelude::*;
 use tartan_model::{Features, PortMapping, Protocol};
 use tartan_netstate::{Key, Mac, Object, Owner, PodNetns, diff};
+use tartan_policy::verdicts::Tables;
 
 use super::*;
 
-fn nat() -> Nat {
-    Nat {
+fn given() -> Given {
+    Given {
         fabric_address: PerFamily::first_of(["10.244.1.0".parse().unwrap(), "fd00:1::".parse().unwrap()]),
         local_ranges: vec!["10.244.1.0/24".parse().unwrap(), "fd00:1::/64".parse().unwrap()],
         cluster_ranges: vec!["10.244.0.0/16".parse().unwrap(), "fd00::/16".parse().unwrap()],
@@ -80,7 +81,7 @@ fn pod_owned(state: &State) -> BTreeSet<String> {
 fn elements_of_a_pod() {
     let check = |mappings: &[&str], wanted: &[&str]| {
         let mut planner = Nftables::default();
-        let found = pod_owned(planner.plan(&world(&[pod(5, mappings)]), &nat()));
+        let found = pod_owned(planner.plan(&world(&[pod(5, mappings)]), &given()));
         assert_eq!(found, wanted.iter().map(|line| (*line).to_owned()).collect(), "{mappings:?}");
     };
     let (pod4, pod6) = ("0af40105", "fd000001000000000000000000000005");
@@ -117,11 +118,11 @@ fn elements_of_a_pod() {
 fn a_port_two_pods_want_stays_with_the_first_and_goes_to_the_other_when_it_leaves() {
     let mut planner = Nftables::default();
     let mut world = world(&[pod(5, &["tcp - 80 80"]), pod(6, &["tcp - 80 8080"])]);
-    planner.plan(&world, &nat());
+    planner.plan(&world, &given());
     let named: BTreeSet<_> = planner.conflicts().iter().map(|conflict| conflict.lost.to_string()).collect();
     assert_eq!(named, BTreeSet::from(["pod c6/eth0".to_owned()]));
     world.detach("c5/eth0", std::time::Instant::now());
-    let owned = pod_owned(planner.plan(&world, &nat()));
+    let owned = pod_owned(planner.plan(&world, &given()));
     assert!(owned.contains("hostports4 0600000000500000 0af401061f900000"), "{owned:?}");
     assert_eq!(planner.conflicts(), []);
 }
@@ -130,25 +131,25 @@ fn a_port_two_pods_want_stays_with_the_first_and_goes_to_the_other_when_it_leave
 fn a_pod_adds_no_rule() {
     let (mut before, mut after) = (Nftables::default(), Nftables::default());
     let full = world(&[pod(5, &["tcp - 80 80", "udp 127.0.0.1 53 53"])]);
-    let change = diff(before.plan(&world(&[]), &nat()), after.plan(&full, &nat()), |_| true);
+    let change = diff(before.plan(&world(&[]), &given()), after.plan(&full, &given()), |_| true);
     let elements = |key: &Key| matches!(key, Key::NftElement { .. } | Key::LinkSysctl { .. });
     assert!(change.steps.iter().all(|step| elements(step.key()) && *step.owner() == Owner::Pod("c5/eth0".into())));
 }
 
 #[test]
 fn without_masquerade_nothing_masquerades() {
-    let rules_of = |chain: &str, nat: &Nat| {
+    let rules_of = |chain: &str, given: &Given| {
         let mut planner = Nftables::default();
-        let chain = planner.plan(&world(&[]), nat).get(&Key::NftChain { chain: chain.into() }).cloned();
+        let chain = planner.plan(&world(&[]), given).get(&Key::NftChain { chain: chain.into() }).cloned();
         match chain.map(|entry| entry.object) {
             Some(Object::NftChain(chain)) => chain.rules.clone(),
             other => panic!("{other:?}"),
         }
     };
-    let counts = |nat: &Nat| ["nat_postrouting", "towards_pods"].map(|chain| rules_of(chain, nat).len());
-    assert_eq!(counts(&nat()), [5, 4]);
-    assert_eq!(counts(&Nat { masquerade: false, ..nat() }), [1, 4]);
-    assert_eq!(counts(&Nat { masquerade: false, fabric_address: PerFamily::default(), ..nat() }), [1, 0]);
+    let counts = |given: &Given| ["nat_postrouting", "towards_pods"].map(|chain| rules_of(chain, given).len());
+    assert_eq!(counts(&given()), [5, 4]);
+    assert_eq!(counts(&Given { masquerade: false, ..given() }), [1, 4]);
+    assert_eq!(counts(&Given { masquerade: false, fabric_address: PerFamily::default(), ..given() }), [1, 0]);
 }
 
 #[test]
@@ -156,13 +157,13 @@ fn overlapping_ranges_become_disjoint_intervals() {
     let check = |ranges: &[&str], wanted: &[&str]| {
         let ranges = ranges.iter().map(|range| range.parse().unwrap()).collect();
         let mut planner = Nftables::default();
-        let nat = Nat { cluster_ranges: ranges, ..Nat::default() };
+        let given = Given { cluster_ranges: ranges, ..Given::default() };
         let of_inside = |key: &Key| match key {
             Key::NftElement { set, key } if set.starts_with("inside") => Some(key.to_string()),
             _ => None,
         };
-        let found: Vec<_> = planner.plan(&world(&[]), &nat).iter().filter_map(|(key, _)| of_inside(key)).collect();
-        assert_eq!(found, wanted, "{nat:?}");
+        let found: Vec<_> = planner.plan(&world(&[]), &given).iter().filter_map(|(key, _)| of_inside(key)).collect();
+        assert_eq!(found, wanted, "{given:?}");
     };
     let multicast6 = "ff000000000000000000000000000000-";
     check(&[], &["e0000000-f0000000", multicast6]);
@@ -171,6 +172,28 @@ fn overlapping_ranges_become_disjoint_intervals() {
         &["0a000000-0c000000", "e0000000-f0000000", multicast6],
     );
     check(&["0.0.0.0/0", "::/0"], &["00000000-", "00000000000000000000000000000000-"]);
+}
+
+#[test]
+fn the_head_names_every_chain_that_hangs_on_a_hook() {
+    let given = Given { encrypted_at: BTreeSet::from([51820]), strict: true, ..given() };
+    let tables = Tables { judged: true, ..Tables::default() };
+    let mut state = Nftables::default().plan(&world(&[]), &given).clone();
+    let enforce = policy::Mode::Enforce;
+    let of_policy = policy::Policy::default().plan(&world(&[]), &tables, enforce, &given.between_nodes).clone();
+    state.merge(&of_policy, &mut Vec::new());
+    let hung = |(key, entry): (&Key, &tartan_netstate::Entry)| {
+        let (Key::NftChain { chain }, Object::NftChain(it)) = (key, &entry.object) else { return None };
+        let hook = it.hook?;
+        Some([chain.to_string(), format!("{:?}", hook.point).to_lowercase(), hook.priority.to_string()])
+    };
+    let head = include_str!("mod.rs").lines().map_while(|line| line.strip_prefix("//!"));
+    let row = |line: &str| {
+        let words: Vec<_> = line.split_whitespace().take(3).map(str::to_owned).collect();
+        <[String; 3]>::try_from(words).ok().filter(|[.., priority]| priority.parse::<i32>().is_ok())
+    };
+    let told: BTreeSet<_> = head.filter_map(row).collect();
+    assert_eq!(told, state.iter().filter_map(hung).collect());
 }
 
 proptest! {
@@ -183,17 +206,17 @@ proptest! {
     ) {
         let mut planner = Nftables::default();
         let mut world = world(&[]);
-        let mut nat = nat();
+        let mut given = given();
         for (n, port, flip) in steps {
             let text = format!("tcp - {port} 80");
             match (flip, port) {
-                (true, 0) => nat.masquerade = !nat.masquerade,
+                (true, 0) => given.masquerade = !given.masquerade,
                 (true, _) => world.detach(&format!("c{n}/eth0"), std::time::Instant::now()),
                 (false, 0) => world.attach(pod(n, &[])),
                 (false, _) => world.attach(pod(n, &[&text])),
             }
             let mut anew = Nftables::default();
-            prop_assert_eq!(planner.plan(&world, &nat), anew.plan(&world, &nat));
+            prop_assert_eq!(planner.plan(&world, &given), anew.plan(&world, &given));
             prop_assert_eq!(planner.conflicts(), anew.conflicts());
         }
     }

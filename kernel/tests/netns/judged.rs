@@ -11,7 +11,7 @@ use tartan_model::{Kind, Labels, Namespace, Object as Stored, ObjectId, Pod, Pol
 use tartan_netstate::{Change, Generation, State, diff};
 use tartan_policy::verdicts::{self, Rows, Set, Tables};
 
-use super::node::{Lab, lab, nat};
+use super::node::{Lab, given, lab};
 
 /// Lets app=client reach port 80 of app=server.
 pub const CLIENT_TO_80: &str = r#"{"podSelector":{"matchLabels":{"app":"server"}},
@@ -98,8 +98,8 @@ impl Judged {
             };
             tables.sets = tables.sets.iter().map(other).collect();
         }
-        let policy = self.policy.plan(&self.lab.world, &tables, self.mode, &nat().between_nodes);
-        let mut wanted = self.nftables.plan(&self.lab.world, &nat()).clone();
+        let policy = self.policy.plan(&self.lab.world, &tables, self.mode, &given().between_nodes);
+        let mut wanted = self.nftables.plan(&self.lab.world, &given()).clone();
         wanted.merge(policy, &mut Vec::new());
         let change = diff(&self.applied, &wanted, |_| true);
         let ops = change.clone();

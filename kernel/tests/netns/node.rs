@@ -8,7 +8,7 @@
 //! ```
 
 use std::collections::BTreeSet;
-use tartan_datapath::nftables::{Nat, Nftables};
+use tartan_datapath::nftables::{Given, Nftables};
 use tartan_datapath::pod::host_link;
 use tartan_kernel::nft::Nft;
 use tartan_model::{Attachment, Features, PerFamily, PortMapping, Protocol, World};
@@ -25,9 +25,9 @@ pub struct Lab {
     pub world: World,
 }
 
-/// What the node's NAT depends on.
-pub fn nat() -> Nat {
-    Nat {
+/// What the node's table depends on besides its pods.
+pub fn given() -> Given {
+    Given {
         fabric_address: PerFamily::first_of(["10.244.1.0".parse().unwrap(), "fd00:1::".parse().unwrap()]),
         local_ranges: vec!["10.244.1.0/24".parse().unwrap(), "fd00:1::/64".parse().unwrap()],
         cluster_ranges: vec!["10.244.0.0/16".parse().unwrap(), "fd00::/16".parse().unwrap()],
@@ -141,8 +141,8 @@ pub fn lab() -> Lab {
 
 impl Lab {
     /// Makes the node equal to the plan, sysctls included.
-    pub fn apply(&self, from: &State, nat: &Nat) -> State {
-        let wanted = Nftables::default().plan(&self.world, nat).clone();
+    pub fn apply(&self, from: &State, given: &Given) -> State {
+        let wanted = Nftables::default().plan(&self.world, given).clone();
         let change = diff(from, &wanted, |_| true);
         for key in change.steps.iter().map(Step::key) {
             if let (Key::LinkSysctl { ns: Namespace::Host, link, name }, Some(Object::Sysctl(value))) =

@@ -5,7 +5,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::Instant;
 
 use tartan_datapath::nftables::policy::{Mirrored, Mode, Policy};
-use tartan_datapath::nftables::{Nat, Nftables};
+use tartan_datapath::nftables::{Given, Nftables};
 use tartan_datapath::pod::{Mtu, Pods};
 use tartan_kernel::Failure;
 use tartan_kernel::linux::Linux;
@@ -42,7 +42,7 @@ pub(crate) struct Node {
 #[derive(Default)]
 struct Planners {
     pods: Pods,
-    nat: Nftables,
+    nftables: Nftables,
     verdicts: verdicts::Memo,
     policy: Policy,
     held: Mirrored,
@@ -117,11 +117,11 @@ impl Node {
     }
 
     fn think(&mut self) {
-        let Planners { pods, nat, verdicts, policy, layers, .. } = &mut self.planners;
+        let Planners { pods, nftables, verdicts, policy, layers, .. } = &mut self.planners;
         let tables = &verdicts::plan(verdicts, &self.world).tables;
-        let policy = policy.plan(&self.world, tables, Mode::Enforce, &translation().between_nodes).clone();
+        let policy = policy.plan(&self.world, tables, Mode::Enforce, &given().between_nodes).clone();
         layers.set(0, pods.plan(&self.world, Mtu { link: 1500, route: 1500 }));
-        layers.set(1, nat.plan(&self.world, &translation()));
+        layers.set(1, nftables.plan(&self.world, &given()));
         let before = std::mem::replace(&mut self.policy, policy.clone());
         let steps = match self.fault {
             Some(fault) if before.differing_keys(&policy).next().is_some() => fault(&self.told, &policy),
@@ -147,9 +147,9 @@ impl Node {
     }
 }
 
-fn translation() -> Nat {
+fn given() -> Given {
     let ranges = ["10.0.0.0/16", "fd00:a::/64"].map(|range| range.parse().unwrap()).to_vec();
-    Nat {
+    Given {
         fabric_address: PerFamily::default(),
         local_ranges: ranges.clone(),
         cluster_ranges: ranges,

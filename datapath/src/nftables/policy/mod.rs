@@ -1,10 +1,10 @@
 //! The verdict tables in the nft table: which packets of this node's pods pass, and which do not.
 //!
 //! ```text
-//! policy_source    prerouting -300  a pod sends under its own addresses only
-//! policy_forward   forward       0  ┐ judged since the last revocation? ──► passes at once
-//! policy_input     input        99  ├ else egress of the pod it leaves, ingress of the pod it enters;
-//! policy_output    output        0  ┘ what passes is stamped with the generation
+//! policy_source   a pod sends under its own addresses only
+//! policy_forward  ┐ judged since the last revocation? ──► passes at once
+//! policy_input    ├ else egress of the pod it leaves, ingress of the pod it enters;
+//! policy_output   ┘ what passes is stamped with the generation
 //! ```
 //!
 //! All that depends on pods, addresses and policies is elements of maps ([`maps`]); the chains ([`chains`], [`judge`]) are
