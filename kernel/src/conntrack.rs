@@ -17,11 +17,11 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use tartan_netstate::claims::{CT_MARK_JUDGED, NFT_HOSTPORTS_MAP, POD_LINK_PREFIX};
+use tartan_netstate::policy::Element;
 use tartan_netstate::{Key, LinkName, Netns, Op, Stamps};
 
 use crate::KernelError;
 use crate::nfnetlink::{Attrs, Message, NLM_F_DUMP, Nfnetlink, attr, attr_u32};
-use crate::nft::is_addresses;
 
 /// What comes within this time of the first goes in the same walk.
 const TOGETHER: Duration = Duration::from_millis(50);
@@ -130,14 +130,11 @@ pub fn arrival(op: Op<'_>) -> Option<IpAddr> {
         Op::Create(Key::Neigh { ns: Netns::Host, link, address }, _) if link.as_str().starts_with(POD_LINK_PREFIX) => {
             Some(*address)
         }
-        Op::Create(Key::NftElement { set, key }, _) | Op::Replace { key: Key::NftElement { set, key }, .. }
-            if is_addresses(set) =>
-        {
-            let v4 = || Some(IpAddr::from(<[u8; 4]>::try_from(&*key.bytes).ok()?));
-            let v6 = || Some(IpAddr::from(<[u8; 16]>::try_from(&*key.bytes).ok()?));
-            v4().or_else(v6)
-        }
-        _ => None,
+        Op::Create(key, _) | Op::Replace { key, .. } => match Element::of(key) {
+            Some(Element::Address(address)) => Some(address),
+            _ => None,
+        },
+        Op::Delete(..) => None,
     }
 }
 

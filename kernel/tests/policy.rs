@@ -334,7 +334,7 @@ fn only_icmp(rows: &mut Rows, kinds: [u8; 2]) {
     let classes = Classes::of(&wanted.iter().collect::<Vec<_>>(), &BTreeSet::new());
     let allowed =
         [classes.class(1, u16::from_be_bytes([kinds[0], 0])), classes.class(58, u16::from_be_bytes([kinds[1], 0]))];
-    let word = |class| Word(if allowed.contains(&class) { 1 << 24 } else { 2 << 24 });
+    let word = |class| Word::new(if allowed.contains(&class) { Verdict::Allow } else { Verdict::Deny }, 0);
     let count = u32::try_from(classes.count()).unwrap();
     *rows = Rows {
         words: (0..count).map(|class| ((verdicts::ANY, class), word(class))).collect(),
@@ -451,7 +451,10 @@ fn audit_lets_everything_pass_and_off_leaves_nothing() {
 fn who_is_rejected_is_told() {
     let mut judged = judged(&[("in", NOTHING_IN)]);
     judged.remade = Some(|rows| {
-        let reject = |word: Word| if word.verdict() == Verdict::Deny { Word(3 << 24 | word.rule()) } else { word };
+        let reject = |word: Word| match word.verdict() {
+            Verdict::Deny => Word::new(Verdict::Reject, word.rule()),
+            _ => word,
+        };
         rows.words = rows.words.iter().map(|(place, word)| (*place, reject(*word))).collect();
     });
     judged.apply();
@@ -486,7 +489,7 @@ fn what_is_denied_or_audited_is_reported_with_its_word() {
     // What a rule lets pass and wants to be reported: no dialect has such rules yet.
     judged.mode = Mode::Enforce;
     judged.remade = Some(|rows| {
-        let logged = |word: Word| if word.verdict() == Verdict::Allow { Word(word.0 | 1 << 30) } else { word };
+        let logged = |word: Word| if word.verdict() == Verdict::Allow { Word(word.0 | Word::LOGGED) } else { word };
         rows.words = rows.words.iter().map(|(place, word)| (*place, logged(*word))).collect();
     });
     judged.policies(&[("in", CLIENT_TO_80)]);

@@ -23,6 +23,7 @@ use tartan_model::{Features, World};
 use tartan_netstate::{Key, Object, Owner, State, Step, diff};
 use tartan_policy::ir::{L4Match, Port, Ports, ProtocolIs};
 use tartan_policy::verdicts::{Classes, Rows, Set, Tables, Word};
+use tartan_policy::walk::Verdict;
 
 const ADDRESSES: u32 = 50_000;
 const IDENTITIES: u32 = 30_000;
@@ -31,8 +32,8 @@ const RUNS: u32 = 50;
 const SLICES: usize = 15;
 const SLICE: Duration = Duration::from_millis(300);
 
-const ALLOW: Word = Word(1 << 24 | 7);
-const DENY: Word = Word(2 << 24 | 9);
+const ALLOW: Word = Word::new(Verdict::Allow, 7);
+const DENY: Word = Word::new(Verdict::Deny, 9);
 
 fn rows(count: u32) -> Rows {
     let ports = |port| Ports { one_of: Some([Port::Range(port, port)].into()), none_of: [].into() };

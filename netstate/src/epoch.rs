@@ -11,21 +11,16 @@
 //! Invariant: a transaction that changes anything of policy has a step of this object.
 
 use crate::claims::NFT_EPOCH_MAP;
-use crate::nft::{ElementData, Fields};
-use crate::{Key, Object};
+use crate::nft::Fields;
+use crate::{Key, Object, policy};
 
 /// The object that stands for both elements.
 pub fn element() -> (Key, Object) {
     let key = Key::NftElement { set: NFT_EPOCH_MAP.into(), key: Fields::new().number(0).key() };
-    (key, Object::NftElement(data(0)))
+    (key, policy::leads_to(0))
 }
 
 /// Whether it is this object's.
 pub fn is_key(key: &Key) -> bool {
     matches!(key, Key::NftElement { set, key } if **set == *NFT_EPOCH_MAP && *key.bytes == [0; 4])
-}
-
-/// A number as the map holds it.
-pub fn data(number: u32) -> ElementData {
-    Fields::new().number(number).data()
 }

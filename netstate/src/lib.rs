@@ -17,6 +17,7 @@ pub mod neigh;
 pub mod netns;
 pub mod nft;
 pub mod part;
+pub mod policy;
 mod qdisc;
 pub mod route;
 pub mod state;

@@ -34,13 +34,14 @@ mod tests {
     use tartan_model::{Kind, ObjectId};
 
     use super::*;
+    use crate::walk::Verdict::{Allow, Deny};
 
     #[test]
     fn words_of_rules_that_are_there_are_named_and_others_are_left_out() {
         let source = ObjectId { kind: Kind::NetworkPolicy, name: "shop/web".into() };
         let rules = OrdMap::unit(7, Arc::new(RuleRef { source, path: "spec.ingress[0]".into() }));
-        let allowed_by = |rule: u32| 1 << 24 | rule;
-        let counts = [(0, 40), (allowed_by(0), 9), (allowed_by(7), 3), (2 << 24 | 7, 2), (allowed_by(8), 1)];
+        let word = |verdict, rule| Word::new(verdict, rule).0;
+        let counts = [(0, 40), (word(Allow, 0), 9), (word(Allow, 7), 3), (word(Deny, 7), 2), (word(Allow, 8), 1)];
         let of = |object: &str, field: &str, verdict, packets| Count {
             object: object.into(),
             field: field.into(),

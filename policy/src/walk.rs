@@ -31,15 +31,15 @@ pub struct End {
     pub address: IpAddr,
 }
 
-/// What becomes of a packet.
+/// What becomes of a packet; by the number that stands for it in a [`Word`](crate::verdicts::Word).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Verdict {
-    Allow,
-    Deny,
+    Allow = 1,
+    Deny = 2,
     /// As `Deny`, and the sender is told.
-    Reject,
+    Reject = 3,
     /// A policy that is only tried would have denied it.
-    Audit,
+    Audit = 4,
 }
 
 /// A verdict, and what it rests on.
@@ -210,6 +210,13 @@ fn decided(action: Action, mode: Mode, rank: &Rank, path: &Arc<str>, logged: boo
         _ => Verdict::Deny,
     };
     Decision { verdict, rule: Some(RuleRef { source: rank.source.clone(), path: path.clone() }), logged }
+}
+
+// === impl Verdict ===
+
+impl Verdict {
+    /// All of them.
+    pub const ALL: [Verdict; 4] = [Verdict::Allow, Verdict::Deny, Verdict::Reject, Verdict::Audit];
 }
 
 /// Whether the packet goes on.

@@ -106,10 +106,10 @@ const PHASES: &[Mutant] = &[
     mutant("what is between goes on saying what was said", "phases.rs", "    exact.extend(soon.iter().map(|(key, word)| made(key.clone(), word.clone())));\n", ""),
     mutant("rows of a new class come when it is in use", "phases.rs", "_ if is_new => Phase::Early,", "_ if is_new => Phase::Late,"),
     mutant("rows of a class that goes, go while it is in use", "phases.rs", "(Op::Delete(..), _) if is_gone => Phase::Late,", "(Op::Delete(..), _) if is_gone => Phase::Early,"),
-    mutant("rows of an identity go before its addresses", "phases.rs", "if !self.gains(identity, row.of) => Phase::Late,", "if !self.gains(identity, row.of) => Phase::Early,"),
+    mutant("rows of an identity go before its addresses", "phases.rs", "if !self.gains(identity, of) => Phase::Late,", "if !self.gains(identity, of) => Phase::Early,"),
     mutant("who gains an identity finds rows that it has no more", "phases.rs", "self.gaining.contains(&identity) || self.gaining_sets.contains(&set)", "false"),
     mutant("what falls back to a range finds rows that it has no more", "phases.rs", "=> falls = true,", "=> falls = false,"),
-    mutant("what anyone may is not said between", "phases.rs", "[maps.words, maps.any].map(", "[maps.words].map("),
+    mutant("what anyone may is not said between", "phases.rs", "[side.words(), side.any()].map(", "[side.words()].map("),
     mutant("a packet can tell that it met two states", "phases.rs", "(None, Some((key, now))) if changes =>", "(None, Some((key, now))) if !changes =>"),
     mutant("between is what was, for all that changes", "phases.rs", "if when == When::Before { *old } else { *new }", "*old"),
 ];

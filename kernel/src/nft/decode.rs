@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tartan_netstate::nft::{Chain, ChainKind, ElementData, ElementKey, Hook, HookPoint, Rule, Set, SetKind, Verdict};
-use tartan_netstate::{Object, claims, epoch};
+use tartan_netstate::{Object, claims, policy};
 
 use super::encode::{
     NF_ACCEPT, NFT_ELEM_CATCHALL, NFT_ELEM_INTERVAL_END, NFT_SET_ANONYMOUS, NFT_SET_EVAL, NFT_SET_INTERVAL,
@@ -96,7 +96,7 @@ pub(super) fn epoch(elements: Vec<(ElementKey, Object)>) -> Vec<(ElementKey, Obj
     let is_pair =
         matches!(&*elements, [(from, to), (back, zero)] if from != back && data(from) == *zero && data(back) == *to);
     let zero = |(key, _): &(ElementKey, Object)| is_pair && *key.bytes == [0; 4];
-    elements.into_iter().find(zero).map(|(key, _)| (key, Object::NftElement(epoch::data(0)))).into_iter().collect()
+    elements.into_iter().find(zero).map(|(key, _)| (key, policy::leads_to(0))).into_iter().collect()
 }
 
 /// An element as the kernel has it: an interval is two.

@@ -3,7 +3,7 @@
 //! Creations do not ask for exclusiveness: all in our table is ours, and what is there already is overwritten.
 
 use tartan_netstate::nft::{Chain, ChainKind, ElementKey, Fields, Hook, HookPoint, Rule, Set, SetKind, Type};
-use tartan_netstate::{Object, claims, epoch};
+use tartan_netstate::{Object, claims, policy};
 
 use super::expr;
 use crate::nfnetlink::{Attrs, Message, NLM_F_APPEND, NLM_F_CREATE};
@@ -203,7 +203,7 @@ pub(super) fn flush_set(name: &str) -> Message {
 pub(super) fn epoch(number: u32) -> Message {
     let mut both = ElementList::new();
     for (from, to) in [(0, number), (number, 0)] {
-        both.push(&Fields::new().number(from).key(), &Object::NftElement(epoch::data(to)));
+        both.push(&Fields::new().number(from).key(), &policy::leads_to(to));
     }
     both.add_to(claims::NFT_EPOCH_MAP)
 }

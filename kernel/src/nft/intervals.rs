@@ -4,9 +4,8 @@
 //! exactly one overlap.
 
 use tartan_netstate::nft::{ElementKey, SetName};
+use tartan_netstate::policy::led_to;
 use tartan_netstate::{Key, Object, State};
-
-use super::phases::number_in;
 
 /// An interval, and the number that it leads to.
 pub(super) type Interval = (ElementKey, u32);
@@ -35,7 +34,7 @@ pub(super) fn elements<'a>(
 /// Those of them that are intervals.
 pub(super) fn of(state: &State, map: SetName, prefix: &[u8]) -> Vec<Interval> {
     let interval = |(key, object): (&Key, &Object)| match key {
-        Key::NftElement { key, .. } if key.end.is_some() => Some((key.clone(), number_in(object)?)),
+        Key::NftElement { key, .. } if key.end.is_some() => Some((key.clone(), led_to(object)?)),
         _ => None,
     };
     elements(state, map, prefix).filter_map(interval).collect()

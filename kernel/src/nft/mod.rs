@@ -30,10 +30,10 @@ use std::sync::Arc;
 use nix::errno::Errno;
 use tartan_netstate::claims::{NFT_EPOCH_MAP, NFT_JUDGED_SET};
 use tartan_netstate::nft::{ElementData, ElementKey, Fields, Set, SetKind, SetName};
+use tartan_netstate::policy::{Row, led_to};
 use tartan_netstate::{Entry, Key, Object, Op, Owner, State, Step};
 
 pub(crate) use batch::fail_together;
-pub(crate) use phases::is_addresses;
 pub use phases::phases;
 
 use crate::nfnetlink::{Attrs, Message, NLM_F_DUMP, Nfnetlink, Reply, attr_u32};
@@ -102,8 +102,8 @@ impl Nft {
     /// be others'. What cannot be forgotten now is the next time.
     pub fn forget_counts(&mut self, table: &State) {
         let Ok(counts) = self.counts(NFT_JUDGED_SET) else { return };
-        let held: BTreeSet<u32> =
-            table.of_policy().filter_map(|(key, entry)| phases::word(key, &entry.object)).collect();
+        let word = |(key, entry): (&Key, &Entry)| Row::of(key).and_then(|_| led_to(&entry.object));
+        let held: BTreeSet<u32> = table.of_policy().filter_map(word).collect();
         // 0 is what looked for a word of its own and found none.
         let gone = counts.into_keys().filter(|word| *word != 0 && !held.contains(word));
         let forget = |word| {

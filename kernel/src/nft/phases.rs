@@ -20,51 +20,23 @@
 //! transactions and while the intervals of one are late. All of them together are the change. (`kernel/tests/phases`)
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 
-use tartan_netstate::claims::{
-    NFT_ADDRESSES_MAP, NFT_ANY_SUFFIX, NFT_BETWEEN, NFT_CLASSES_SUFFIX, NFT_EGRESS, NFT_INGRESS, NFT_POLICY_PREFIX,
-    NFT_RANGES_MAP, NFT_SUBJECTS_MAP, NFT_WORDS_SUFFIX,
-};
-use tartan_netstate::nft::{ElementData, ElementKey, Fields, SetName};
+use tartan_netstate::claims::NFT_BETWEEN;
+use tartan_netstate::nft::{ElementKey, Nfproto, SetName};
+use tartan_netstate::policy::{Element, Row, Side, leads_to, led_to, prefix, ranges};
 use tartan_netstate::{Entry, Generation, Key, Object, Op, Owner, State, Step, epoch};
 
 use super::intervals::{self, Interval, Overlap};
-
-/// Bytes of a number in keys and data of policy's maps.
-const NUMBER: usize = 4;
 
 /// One transaction.
 type Steps = Vec<Step>;
 /// What becomes of an object; none: it goes.
 type Becomes = (Arc<Key>, Option<Arc<Entry>>);
-/// Of which rows: ingress or egress, and the set.
+/// Whose rows, and of which set.
 type Of = (Side, u32);
 /// Numbers that stand for one, by that one.
 type Stand = BTreeMap<u32, Vec<u32>>;
-
-/// Whose rows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Side {
-    Egress,
-    Ingress,
-}
-
-/// The maps of a side.
-#[derive(Clone, Copy)]
-struct Maps {
-    classes: SetName,
-    words: SetName,
-    any: SetName,
-}
-
-/// A word of a set: for an identity or for anyone without a word of their own, and for a class.
-#[derive(Clone, Copy)]
-struct Row {
-    of: Of,
-    identity: Option<u32>,
-    class: u32,
-}
 
 /// What was, or what will be.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -220,34 +192,34 @@ impl Courses {
         let (mut sets, mut families, mut taken) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
         let mut falls = false;
         for step in steps {
-            let changed = step.key();
-            match step.op() {
-                Op::Create(key, new) | Op::Replace { key, new, .. } if is_map(key, NFT_ADDRESSES_MAP) => {
-                    courses.gaining.extend(number_in(new));
+            let Some(changed) = Element::of(step.key()) else { continue };
+            match (changed, step.op()) {
+                (Element::Address(_), Op::Create(_, new) | Op::Replace { new, .. }) => {
+                    courses.gaining.extend(led_to(new));
                 }
                 // Then it is one of those around it.
-                Op::Delete(key, _) if is_map(key, NFT_ADDRESSES_MAP) => falls = true,
-                Op::Create(key, new) | Op::Replace { key, new, .. } if is_map(key, NFT_SUBJECTS_MAP) => {
-                    courses.gaining_sets.extend(number_in(new));
+                (Element::Address(_), Op::Delete(..)) => falls = true,
+                (Element::Subject, Op::Create(_, new) | Op::Replace { new, .. }) => {
+                    courses.gaining_sets.extend(led_to(new));
                 }
-                _ => {}
-            }
-            // What a change has left that was broken off.
-            let left = Row::of(changed).into_iter().flat_map(|row| [row.identity.unwrap_or(0), row.class]);
-            taken.extend(left.filter(|number| number & NFT_BETWEEN != 0));
-            if let Some((side, key)) = of_side(changed, |maps| maps.classes) {
-                sets.extend(number_at(&key.bytes, 0).map(|set| (side, set)));
-            }
-            if let Key::NftElement { set, .. } = changed
-                && is_map(changed, NFT_RANGES_MAP)
-            {
-                families.insert(*set);
+                (Element::Subject, Op::Delete(..)) => {}
+                (Element::Range(nfproto), _) => {
+                    families.insert(nfproto);
+                }
+                (Element::Class { side, set }, _) => {
+                    sets.insert((side, set));
+                }
+                (Element::Row(row), _) => {
+                    // What a change has left that was broken off.
+                    let left = row.identity.into_iter().chain([row.class]);
+                    taken.extend(left.filter(|number| number & NFT_BETWEEN != 0));
+                }
             }
         }
         for of in sets {
-            let map = of.0.maps().classes;
-            let prefix = of.1.to_ne_bytes();
-            let [old, new] = [mirror, wanted].map(|state| intervals::of(state, map, &prefix));
+            let (side, set) = of;
+            let map = side.classes();
+            let [old, new] = [mirror, wanted].map(|state| intervals::of(state, map, &prefix(set, None)));
             let mut classes = Classes { old: numbers(&old), new: numbers(&new), ..Classes::default() };
             let taken = &(&taken | &classes.old) | &classes.new;
             let between = lead_between(&old, &new, &taken, &mut classes.between);
@@ -256,6 +228,7 @@ impl Courses {
         }
         let both: Vec<(SetName, [Vec<Interval>; 2])> = families
             .into_iter()
+            .map(ranges)
             .map(|map| (map, [mirror, wanted].map(|state| intervals::of(state, map, &[]))))
             .collect();
         taken.extend(both.iter().flat_map(|(_, both)| both).flat_map(|each| numbers(each)));
@@ -265,8 +238,8 @@ impl Courses {
         }
         courses.gaining.extend(courses.identities.keys().map(|(_, new)| *new));
         if falls {
-            let around = |family| intervals::of(wanted, format!("{NFT_RANGES_MAP}{family}").into(), &[]);
-            courses.gaining.extend(["4", "6"].into_iter().flat_map(around).map(|(_, number)| number));
+            let around = |nfproto| intervals::of(wanted, ranges(nfproto), &[]);
+            courses.gaining.extend(Nfproto::BOTH.into_iter().flat_map(around).map(|(_, number)| number));
         }
         courses
     }
@@ -276,11 +249,13 @@ impl Courses {
         if !key.is_of_policy() || matches!(key, Key::NftChain { .. }) || Generation::of(key).is_some() {
             return Phase::Last;
         }
-        if is_map(key, NFT_RANGES_MAP) || of_side(key, |maps| maps.classes).is_some() {
-            return Phase::Course;
-        }
-        let Some(row) = Row::of(key) else { return Phase::Exact };
-        let classes = self.classes.get(&row.of);
+        let row = match Element::of(key) {
+            Some(Element::Range(_) | Element::Class { .. }) => return Phase::Course,
+            Some(Element::Subject | Element::Address(_)) | None => return Phase::Exact,
+            Some(Element::Row(row)) => row,
+        };
+        let of = (row.side, row.set);
+        let classes = self.classes.get(&of);
         let is_new = classes.is_some_and(|it| it.new.contains(&row.class) && !it.old.contains(&row.class));
         let is_gone = classes.is_some_and(|it| !it.new.contains(&row.class));
         match (op, row.identity) {
@@ -288,7 +263,7 @@ impl Courses {
             _ if is_new => Phase::Early,
             (Op::Delete(..), _) if is_gone => Phase::Late,
             // Whom it is about then, it was about before: until it goes, they are judged as before.
-            (Op::Delete(..), Some(identity)) if !self.gains(identity, row.of) => Phase::Late,
+            (Op::Delete(..), Some(identity)) if !self.gains(identity, of) => Phase::Late,
             _ => Phase::Exact,
         }
     }
@@ -306,7 +281,7 @@ impl Courses {
             let stays: BTreeSet<&ElementKey> = there.iter().map(|(key, _)| key).collect();
             let before = course.old.iter().chain(&course.between).filter(|(key, _)| !stays.contains(key));
             all.extend(before.map(|(it, _)| gone(key(it))));
-            all.extend(there.iter().map(|(it, number)| made(key(it), element(*number))));
+            all.extend(there.iter().map(|(it, number)| made(key(it), leads_to(*number))));
         }
         all
     }
@@ -317,8 +292,8 @@ impl Courses {
             return self.classes.iter().filter(|(_, it)| !it.between.is_empty()).map(|(of, _)| *of).collect();
         }
         let of_side = |side: Side| {
-            let rows = intervals::elements(state, side.maps().any, &[]).filter_map(|(key, _)| Row::of(key));
-            rows.map(|row| row.of).collect::<Vec<Of>>()
+            let rows = intervals::elements(state, side.any(), &[]).filter_map(|(key, _)| Row::of(key));
+            rows.map(|row| (row.side, row.set)).collect::<Vec<Of>>()
         };
         Side::BOTH.into_iter().flat_map(of_side).collect()
     }
@@ -329,15 +304,14 @@ impl Courses {
         let mut rows = BTreeMap::new();
         for of in self.sets_between(state, identities.is_empty()) {
             let classes = self.classes.get(&of).map(|it| stand(&it.between, when)).unwrap_or_default();
-            let (maps, set) = (of.0.maps(), of.1.to_ne_bytes());
-            let look_at: Vec<(SetName, Vec<u8>)> = if classes.is_empty() {
-                let of_identity = |identity: &u32| (maps.words, [set, identity.to_ne_bytes()].concat());
-                identities.keys().map(of_identity).collect()
+            let (side, set) = of;
+            let look_at: Vec<(SetName, Box<[u8]>)> = if classes.is_empty() {
+                identities.keys().map(|identity| (side.words(), prefix(set, Some(*identity)))).collect()
             } else {
-                [maps.words, maps.any].map(|map| (map, set.to_vec())).into()
+                [side.words(), side.any()].map(|map| (map, prefix(set, None))).into()
             };
             for (key, word) in look_at.iter().flat_map(|(map, prefix)| intervals::elements(state, *map, prefix)) {
-                let alike = Row::of(key).into_iter().flat_map(|row| row.between(&identities, &classes));
+                let alike = Row::of(key).into_iter().flat_map(|row| rows_alike(row, &identities, &classes));
                 rows.extend(alike.map(|row| (row.key(), word.clone())));
             }
         }
@@ -380,97 +354,19 @@ fn numbers(intervals: &[Interval]) -> BTreeSet<u32> {
     intervals.iter().map(|(_, number)| *number).collect()
 }
 
-// === impl Row ===
-
-impl Row {
-    fn of(key: &Key) -> Option<Row> {
-        let (words, any) = (of_side(key, |maps| maps.words), of_side(key, |maps| maps.any));
-        let (side, key) = words.or(any)?;
-        let number = |at| number_at(&key.bytes, at * NUMBER);
-        let (identity, class) = if words.is_some() { (Some(number(1)?), number(2)?) } else { (None, number(1)?) };
-        Some(Row { of: (side, number(0)?), identity, class })
-    }
-
-    /// The rows of what stands for its identity, its class or both.
-    fn between<'a>(self, identities: &'a Stand, classes: &'a Stand) -> impl Iterator<Item = Row> + use<'a> {
-        let stand = |of: &'a Stand, number: u32| of.get(&number).into_iter().flatten().copied();
-        let of_class = std::iter::once(self.class).chain(stand(classes, self.class));
-        let of_identity = self.identity.into_iter().flat_map(move |own| stand(identities, own)).map(Some);
-        let all = std::iter::once(self.identity).chain(of_identity);
-        all.flat_map(move |identity| of_class.clone().map(move |class| Row { identity, class, ..self })).skip(1)
-    }
-
-    fn key(self) -> Key {
-        let (side, set) = self.of;
-        let fields = Fields::new().number(set);
-        let (set, fields) = match self.identity {
-            Some(identity) => (side.maps().words, fields.number(identity)),
-            None => (side.maps().any, fields),
-        };
-        Key::NftElement { set, key: fields.number(self.class).key() }
-    }
-}
-
-// === impl Side ===
-
-impl Side {
-    const BOTH: [Side; 2] = [Side::Egress, Side::Ingress];
-
-    fn maps(self) -> Maps {
-        static MAPS: LazyLock<[Maps; 2]> = LazyLock::new(|| {
-            [NFT_EGRESS, NFT_INGRESS].map(|side| {
-                let name = |end| SetName::from(format!("{NFT_POLICY_PREFIX}{side}{end}"));
-                Maps { classes: name(NFT_CLASSES_SUFFIX), words: name(NFT_WORDS_SUFFIX), any: name(NFT_ANY_SUFFIX) }
-            })
-        });
-        MAPS[self as usize]
-    }
-}
-
-/// The map of identities of addresses that are listed one by one.
-pub(crate) fn is_addresses(set: &str) -> bool {
-    is_of_family(set, NFT_ADDRESSES_MAP)
-}
-
-fn is_map(key: &Key, stem: &str) -> bool {
-    matches!(key, Key::NftElement { set, .. } if is_of_family(set, stem))
-}
-
-fn is_of_family(set: &str, stem: &str) -> bool {
-    matches!(set.strip_prefix(stem), Some("4" | "6"))
-}
-
-/// The word that a row holds.
-pub(super) fn word(key: &Key, object: &Object) -> Option<u32> {
-    Row::of(key)?;
-    number_in(object)
-}
-
-/// Whose map it is, if it is this one of a side.
-fn of_side(key: &Key, which: impl Fn(Maps) -> SetName) -> Option<(Side, &ElementKey)> {
-    let Key::NftElement { set, key } = key else { return None };
-    Some((Side::BOTH.into_iter().find(|side| which(side.maps()) == *set)?, key))
-}
-
-fn element(number: u32) -> Object {
-    Object::NftElement(Fields::new().number(number).data())
-}
-
-/// The number that an element leads to.
-pub(super) fn number_in(object: &Object) -> Option<u32> {
-    match object {
-        Object::NftElement(ElementData(bytes)) => number_at(bytes, 0),
-        _ => None,
-    }
-}
-
-fn number_at(bytes: &[u8], at: usize) -> Option<u32> {
-    Some(u32::from_ne_bytes(bytes.get(at..at + NUMBER)?.try_into().ok()?))
+/// The rows of what stands for the identity of this one, its class or both.
+fn rows_alike<'a>(row: Row, identities: &'a Stand, classes: &'a Stand) -> impl Iterator<Item = Row> + use<'a> {
+    let stand = |of: &'a Stand, number: u32| of.get(&number).into_iter().flatten().copied();
+    let of_class = std::iter::once(row.class).chain(stand(classes, row.class));
+    let of_identity = row.identity.into_iter().flat_map(move |own| stand(identities, own)).map(Some);
+    let all = std::iter::once(row.identity).chain(of_identity);
+    all.flat_map(move |identity| of_class.clone().map(move |class| Row { identity, class, ..row })).skip(1)
 }
 
 #[cfg(test)]
 mod tests {
     use tartan_netstate::diff;
+    use tartan_netstate::nft::Fields;
 
     use super::*;
 
@@ -485,12 +381,12 @@ mod tests {
     }
 
     fn row(identity: Option<u32>, class: u32) -> Key {
-        Row { of: (Side::Egress, 2), identity, class }.key()
+        Row { side: Side::Egress, set: 2, identity, class }.key()
     }
 
     fn state(elements: &[(Key, u32)]) -> State {
         let mut state = State::new();
-        elements.iter().for_each(|(key, number)| state.insert(key.clone(), element(*number), Owner::Policy));
+        elements.iter().for_each(|(key, number)| state.insert(key.clone(), leads_to(*number), Owner::Policy));
         state
     }
 

@@ -12,15 +12,11 @@ use std::sync::Arc;
 
 use crate::ir::{Action, Entity, L4, L4Match, Mode, Nets, Port, SourcePorts};
 use crate::traits::{Holds, Traits};
-use crate::walk::Verdict;
+use crate::walk;
 
 use super::classes::{Class, Classes};
 use super::selections::SelectionId;
-
-/// A verdict with the number of the rule that it rests on, as a datapath's maps hold it: the upper byte says what to
-/// do, the others which rule. Rule 0 is none.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Word(pub u32);
+use super::word::Word;
 
 /// What a class cannot tell: what is left to ask of a packet itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -100,68 +96,6 @@ struct Asked {
     of_some: BTreeMap<Class, Vec<(usize, Holds)>>,
 }
 
-const LOGGED: u32 = 1 << 30;
-
-// === impl Word ===
-
-impl Word {
-    /// No rule decided.
-    pub(super) const DEFAULT: Word = Word(1 << 24);
-
-    pub(super) fn new(verdict: Verdict, rule: u32) -> Word {
-        let code: u32 = match verdict {
-            Verdict::Allow => 1,
-            Verdict::Deny => 2,
-            Verdict::Reject => 3,
-            Verdict::Audit => 4,
-        };
-        Word(code << 24 | rule)
-    }
-
-    pub(super) fn of_action(action: Action, mode: Mode, rule: u32) -> Word {
-        let verdict = match action {
-            Action::Allow => Verdict::Allow,
-            _ if mode == Mode::Audit => Verdict::Audit,
-            Action::Reject => Verdict::Reject,
-            _ => Verdict::Deny,
-        };
-        Word::new(verdict, rule)
-    }
-
-    /// What to do.
-    pub fn verdict(self) -> Verdict {
-        match self.0 >> 24 & 7 {
-            1 => Verdict::Allow,
-            3 => Verdict::Reject,
-            4 => Verdict::Audit,
-            _ => Verdict::Deny,
-        }
-    }
-
-    /// Number of the rule; 0: none decided.
-    pub fn rule(self) -> u32 {
-        self.0 & 0x00ff_ffff
-    }
-
-    /// Whether it lets pass what no rule has decided.
-    pub fn is_nobodys(self) -> bool {
-        self == Word::DEFAULT
-    }
-
-    /// Whether a rule asks for a report.
-    pub fn is_logged(self) -> bool {
-        self.0 & LOGGED != 0
-    }
-
-    fn logged(self) -> Word {
-        Word(self.0 | LOGGED)
-    }
-
-    fn passes(self) -> bool {
-        matches!(self.verdict(), Verdict::Allow | Verdict::Audit)
-    }
-}
-
 // === impl Outcome ===
 
 impl Outcome {
@@ -197,7 +131,7 @@ impl Outcome {
     fn unless_passed(&self, otherwise: &Outcome) -> Outcome {
         let mut residual = Vec::new();
         for (asks, word) in self.ways() {
-            if word.passes() {
+            if walk::passes(word.verdict()) {
                 residual.extend(otherwise.ways().map(|(more, word)| Residual { asks: [asks, more].concat(), word }));
             } else {
                 residual.push(Residual { asks: asks.to_vec(), word });

@@ -30,12 +30,14 @@ mod places;
 mod rows;
 mod selections;
 mod sets;
+mod word;
 
 pub use classes::{Cell, Class, Classes};
-pub use flatten::{Ask, Residual, Word};
+pub use flatten::{Ask, Residual};
 pub use identities::{ANY, Identity, reserved};
 pub use rows::Rows;
 pub use sets::Set;
+pub use word::Word;
 
 use crate::dialect::{self, Lowered};
 use crate::ir::{Direction, Policy, Program, Rank, RuleRef};
@@ -46,9 +48,6 @@ use mentions::Mentions;
 use numbers::Numbers;
 use selections::Selections;
 use sets::Sets;
-
-/// Rule numbers share a word with the verdict.
-const MAX_RULE: u32 = 0x00ff_ffff;
 
 /// What policy wants of a datapath.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -129,7 +128,7 @@ impl Default for Memo {
         Memo {
             lowered: Cache::default(),
             mentions: Mentions::default(),
-            rules: Numbers::new(1, MAX_RULE),
+            rules: Numbers::new(1, Word::RULE_BITS),
             identities: Identities::new(),
             selections: Selections::default(),
             sets: Sets::default(),

@@ -9,10 +9,11 @@ use std::sync::Arc;
 use imbl::OrdMap;
 
 use super::classes::{Class, Classes};
-use super::flatten::{Ask, Course, Line, Outcome, Packets, Residual, Word, Written, by_source};
+use super::flatten::{Ask, Course, Line, Outcome, Packets, Residual, Written, by_source};
 use super::identities::{ANY, Identities, Identity};
 use super::numbers::Numbers;
 use super::selections::{SelectionId, Selections};
+use super::word::Word;
 use crate::ir::{
     DefaultAction, Direction, Entity, Is, L4, L4Match, Mode, Peers, Port, Program, Rank, Rule, RuleRef, Rules, Scope,
     Term,

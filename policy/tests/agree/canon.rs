@@ -74,7 +74,7 @@ fn identity(tables: &Tables, number: u32) -> Option<Arc<Identity>> {
 fn rows(tables: &Tables, rows: &Rows) -> BTreeMap<Place, (Meaning, Vec<String>)> {
     let meaning = |word: Word| {
         assert!(word.rule() == 0 || tables.rules.contains_key(&word.rule()), "{word:?} rests on no rule");
-        (word.0 >> 24, tables.rules.get(&word.rule()).cloned())
+        (word.0 & Word::VERDICT_BITS, tables.rules.get(&word.rule()).cloned())
     };
     let row = |((number, class), word): (&(u32, u32), &Word)| {
         let residual = rows.residual.get(&(*number, *class));

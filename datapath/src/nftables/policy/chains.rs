@@ -25,12 +25,13 @@ use tartan_netstate::claims::{
 use tartan_netstate::nft::{
     AddressSide, Chain, ChainKind, CtDirection, Expr, HookPoint, Nfproto, Rule, RuleBuilder, Selector, rule,
 };
+use tartan_netstate::policy::Side;
 use tartan_netstate::{Generation, Key, Object};
 use tartan_policy::ir::protocol;
 
 use super::Mode;
 use super::judge::{self, Packets, REPORTS};
-use super::maps::{self, BRIDGES, DISCOVERY, SELF, SOURCES, Side, Way};
+use super::maps::{self, BRIDGES, DISCOVERY, SELF, SOURCES, Way};
 use crate::nftables::{base, named};
 
 /// Where packets end, with their word as mark.

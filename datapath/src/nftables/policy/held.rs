@@ -5,10 +5,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use tartan_netstate::policy::{Element, led_to};
 use tartan_netstate::{Key, Object, State};
-use tartan_policy::verdicts::Held;
-
-use super::maps::{ADDRESSES, RANGES, SUBJECTS, Side};
+use tartan_policy::verdicts::{Held, Word};
 
 /// The numbers, and the mirror they were counted in.
 #[derive(Default)]
@@ -25,9 +24,6 @@ enum Of {
     Identity,
     Rule,
 }
-
-/// The bits of a word that say which rule.
-const RULE_BITS: u32 = 0x00ff_ffff;
 
 /// Numbers in the maps of a mirror.
 pub fn held(mirror: &State) -> Held {
@@ -74,27 +70,18 @@ impl Mirrored {
     }
 }
 
-/// What an element holds; 0 stands for nothing.
+/// What an element holds; 0 is none.
 fn numbers(key: &Key, object: &Object) -> impl Iterator<Item = (Of, u32)> {
-    let Key::NftElement { set, key } = key else { return [None; 3].into_iter().flatten() };
-    let word = |bytes: &[u8], at: usize| {
-        let four = bytes.get(at..at + 4)?.try_into().ok()?;
-        Some(u32::from_ne_bytes(four)).filter(|number| *number != 0)
+    let number = led_to(object).unwrap_or(0);
+    let all = match Element::of(key) {
+        Some(Element::Subject) => [Some((Of::Set, number)), None, None],
+        Some(Element::Address(_) | Element::Range(_)) => [Some((Of::Identity, number)), None, None],
+        Some(Element::Class { set, .. }) => [Some((Of::Set, set)), None, None],
+        Some(Element::Row(row)) => {
+            let identity = row.identity.map(|identity| (Of::Identity, identity));
+            [Some((Of::Set, row.set)), identity, Some((Of::Rule, Word(number).rule()))]
+        }
+        None => [None; 3],
     };
-    let of_key = |of: Of, at: usize| word(&key.bytes, at).map(|number| (of, number));
-    let data = || match object {
-        Object::NftElement(data) => word(&data.0, 0),
-        _ => None,
-    };
-    let rule = || data().map(|word| (Of::Rule, word & RULE_BITS)).filter(|(_, rule)| *rule != 0);
-    let is = |name: &dyn Fn(Side) -> String| Side::BOTH.into_iter().any(|side| **set == *name(side));
-    let all = match set.trim_end_matches(['4', '6']) {
-        SUBJECTS => [data().map(|number| (Of::Set, number)), None, None],
-        ADDRESSES | RANGES => [data().map(|number| (Of::Identity, number)), None, None],
-        _ if is(&Side::words) => [of_key(Of::Set, 0), of_key(Of::Identity, 4), rule()],
-        _ if is(&Side::any) => [of_key(Of::Set, 0), rule(), None],
-        _ if is(&Side::classes) => [of_key(Of::Set, 0), None, None],
-        _ => [None; 3],
-    };
-    all.into_iter().flatten()
+    all.into_iter().flatten().filter(|(_, number)| *number != 0)
 }

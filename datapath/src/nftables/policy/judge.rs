@@ -15,8 +15,9 @@
 use tartan_netstate::nft::{CmpOp, CtKey, Expr, MetaKey, Nfproto, Reg, Rule, RuleBuilder, Selector, Verdict, rule};
 
 use super::Mode;
-use super::maps::{ADDRESSES, EPOCH, FINAL, JUDGED, PASS, RANGES, REPORTED, SUBJECTS, VERDICT_BITS, Way};
+use super::maps::{ADDRESSES, EPOCH, FINAL, JUDGED, PASS, RANGES, REPORTED, SUBJECTS, Way};
 use tartan_netstate::claims::NFLOG_GROUP;
+use tartan_policy::verdicts;
 
 /// Bytes of a packet that a listener gets: enough for all headers that flows are made of.
 const SNAPLEN: u32 = 128;
@@ -222,6 +223,6 @@ fn carried(rule: RuleBuilder, to: &[Reg]) -> RuleBuilder {
 }
 
 fn verdict(rule: RuleBuilder, word: Reg, map: &str) -> RuleBuilder {
-    let (mask, xor) = (VERDICT_BITS.to_ne_bytes().to_vec(), vec![0; 4]);
+    let (mask, xor) = (verdicts::Word::VERDICT_BITS.to_ne_bytes().to_vec(), vec![0; 4]);
     rule.then(Expr::Bitwise { sreg: word, dreg: KEY, mask, xor }).then(Expr::VerdictMap { map: map.into(), sreg: KEY })
 }

@@ -1,15 +1,9 @@
-//! Names, layouts and elements of policy's sets and maps.
+//! Policy's sets and maps, and the elements of those that lead to a word: what those say is in [`tartan_netstate::policy`], what
+//! a word says in [`Word`].
 //!
 //! ```text
-//! (pod's link, pod's address)  ──subjects──► set
-//! other end's address  ──addresses, else ranges──► identity
-//! (set, protocol, destination)  ──classes──► class
-//! (set, identity, class)  ──words, else (set, class) any──► word ──pass, else final──► verdict
-//! 0  ──epoch──► number of the state that all of this is of, before and after
+//! word  ──pass, else reported, and final──► verdict
 //! ```
-//!
-//! Classes are intervals: one tree for all sets, looked into once for a connection's first packet. Numbers are in the
-//! machine's order, because they travel in the packet's mark.
 //!
 //! Invariant: a map that is asked without being known to have an answer has a catch-all element: without an answer a
 //! rule ends, and the mark would stay as it is.
@@ -19,9 +13,10 @@ use std::net::IpAddr;
 
 use tartan_model::Family;
 use tartan_netstate::nft::{ElementData, ElementKey, Fields, Nfproto, Selector, Set, Type, Verdict};
+use tartan_netstate::policy::{Row, Side, class_key, leads_to};
 use tartan_netstate::{Key, Object, claims, epoch, stable_hash};
 use tartan_policy::ir::protocol;
-use tartan_policy::verdicts::{ANY, Class, Classes, Rows, Set as PolicySet};
+use tartan_policy::verdicts::{ANY, Class, Classes, Rows, Set as PolicySet, Word};
 use tartan_policy::walk;
 
 use super::Mode;
@@ -52,59 +47,12 @@ pub(super) const EPOCH: &str = claims::NFT_EPOCH_MAP;
 pub(super) const DISCOVERY: &str = "policy_discovery";
 const DISCOVERY_TYPES: [u8; 6] = [131, 132, 133, 135, 136, 143];
 
-/// The bits of a word that say what to do.
-pub(super) const VERDICT_BITS: u32 = 0xff00_0000;
-const LOGGED: u32 = 1 << 30;
-
-/// Which of a pod's policies judge.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Side {
-    Egress,
-    Ingress,
-}
-
 /// What a packet is to the pod that is judged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Way {
     pub(super) side: Side,
     /// It goes against the direction of its connection.
     pub(super) back: bool,
-}
-
-// === impl Side ===
-
-impl Side {
-    pub(super) const BOTH: [Side; 2] = [Side::Egress, Side::Ingress];
-
-    pub(super) fn rows(self, set: &PolicySet) -> &Rows {
-        match self {
-            Side::Egress => &set.egress,
-            Side::Ingress => &set.ingress,
-        }
-    }
-
-    fn name(self) -> &'static str {
-        match self {
-            Side::Egress => claims::NFT_EGRESS,
-            Side::Ingress => claims::NFT_INGRESS,
-        }
-    }
-
-    fn map(self, suffix: &str) -> String {
-        format!("{}{}{suffix}", claims::NFT_POLICY_PREFIX, self.name())
-    }
-
-    pub(super) fn classes(self) -> String {
-        self.map(claims::NFT_CLASSES_SUFFIX)
-    }
-
-    pub(super) fn words(self) -> String {
-        self.map(claims::NFT_WORDS_SUFFIX)
-    }
-
-    pub(super) fn any(self) -> String {
-        self.map(claims::NFT_ANY_SUFFIX)
-    }
 }
 
 // === impl Way ===
@@ -139,7 +87,7 @@ pub(super) fn fixed(mode: Mode) -> Vec<(Key, Object)> {
         let element = |(key, object)| (Key::NftElement { set: name.into(), key }, object);
         all.extend(elements.into_iter().map(element));
     };
-    let otherwise_none = || vec![(ElementKey::catch_all(), Object::NftElement(number(0)))];
+    let otherwise_none = || vec![(ElementKey::catch_all(), leads_to(0))];
     for family in Family::ALL {
         let addr = Type::addr(nfproto(family));
         add(&named(SUBJECTS, family), Set::map(&[Type::Ifname, addr], &[Type::Mark]), vec![]);
@@ -156,12 +104,12 @@ pub(super) fn fixed(mode: Mode) -> Vec<(Key, Object)> {
         add(&side.any(), Set::map(&place[..2], &[Type::Mark]), otherwise_none());
     }
     let verdicts = |list: &[(u32, Verdict)]| {
-        let element = |(code, verdict): &(u32, Verdict)| {
-            (Fields::new().number(code << 24).key(), Object::NftVerdict(verdict.clone()))
-        };
+        let element =
+            |(bits, verdict): &(u32, Verdict)| (Fields::new().number(*bits).key(), Object::NftVerdict(verdict.clone()));
         list.iter().map(element).collect()
     };
-    add(PASS, Set::verdict_map(&[Type::Mark]), verdicts(&[(0, Verdict::Continue), (1, Verdict::Return)]));
+    let allowed = Word::new(walk::Verdict::Allow, 0).0;
+    add(PASS, Set::verdict_map(&[Type::Mark]), verdicts(&[(0, Verdict::Continue), (allowed, Verdict::Return)]));
     let finals = finals(mode);
     let passing: Vec<_> = finals.iter().filter(|(_, verdict)| *verdict == Verdict::Continue).cloned().collect();
     add(REPORTED, Set::verdict_map(&[Type::Mark]), verdicts(&passing));
@@ -176,39 +124,35 @@ pub(super) fn fixed(mode: Mode) -> Vec<(Key, Object)> {
     all
 }
 
-/// By verdict code, all of them. Those that go on pass.
+/// By the bits of words that say what to do, all of them. Those that go on pass.
 fn finals(mode: Mode) -> Vec<(u32, Verdict)> {
-    let logged = LOGGED >> 24;
-    let stop = |chain: &str| match mode {
-        Mode::Enforce => Verdict::Goto(chain.into()),
-        Mode::Audit | Mode::Off => Verdict::Continue,
+    let becomes = |verdict| match (verdict, mode) {
+        (walk::Verdict::Deny, Mode::Enforce) => Verdict::Goto(DENIED.into()),
+        (walk::Verdict::Reject, Mode::Enforce) => Verdict::Goto(REJECTED.into()),
+        _ => Verdict::Continue,
     };
-    let of = |code: u32, verdict: Verdict| [(code, verdict.clone()), (code | logged, verdict)];
-    let stopped = [of(2, stop(DENIED)), of(3, stop(REJECTED))];
-    let passing = [of(1, Verdict::Continue), of(4, Verdict::Continue)];
-    stopped.into_iter().chain(passing).flatten().collect()
+    let of = |verdict| {
+        let word = Word::new(verdict, 0).0;
+        [word, word | Word::LOGGED].map(|bits| (bits, becomes(verdict)))
+    };
+    walk::Verdict::ALL.into_iter().flat_map(of).collect()
 }
 
-/// A number as the data of a map.
-pub(super) fn number(number: u32) -> ElementData {
-    Fields::new().number(number).data()
-}
-
-fn element(set: impl AsRef<str>, fields: Fields) -> Key {
-    Key::NftElement { set: set.as_ref().into(), key: fields.key() }
+pub(super) fn rows(side: Side, set: &PolicySet) -> &Rows {
+    match side {
+        Side::Egress => &set.egress,
+        Side::Ingress => &set.ingress,
+    }
 }
 
 /// Where the identity of an address is.
 pub(super) fn address(address: IpAddr) -> Key {
-    element(named(ADDRESSES, Family::of(address)), Fields::new().addr(address))
+    Key::NftElement { set: named(ADDRESSES, Family::of(address)).into(), key: Fields::new().addr(address).key() }
 }
 
 /// Where the word of a class is, for an identity or [`ANY`]; of a class its number in the map.
 pub(super) fn row(side: Side, set: u32, (identity, class): (u32, u32)) -> Key {
-    match identity {
-        ANY => element(side.any(), Fields::new().number(set).number(class)),
-        _ => element(side.words(), Fields::new().number(set).number(identity).number(class)),
-    }
+    Row { side, set, identity: (identity != ANY).then_some(identity), class }.key()
 }
 
 /// Places whose words may not be what they were.
@@ -258,12 +202,12 @@ pub(super) fn classes(side: Side, set: u32, classes: &Classes) -> Vec<(Key, u32)
     let mut all = Vec::new();
     let numbers = numbers(classes);
     let mut add = |from: (u8, u16), to: (u8, u16), class: Class| {
-        let of = |(protocol, destination)| Fields::new().number(set).proto(protocol).port(destination);
+        let of = |(protocol, destination)| class_key(set, protocol, destination);
         // What comes after the last key, though no packet has it: then two intervals never touch.
-        let mut end = of(to).key();
+        let mut end = of(to);
         end.bytes[11] = 1;
-        let key = ElementKey { end: Some(end.bytes), ..of(from).key() };
-        all.push((Key::NftElement { set: side.classes().into(), key }, numbers[class as usize]));
+        let key = ElementKey { end: Some(end.bytes), ..of(from) };
+        all.push((Key::NftElement { set: side.classes(), key }, numbers[class as usize]));
     };
     if classes.count() == 0 {
         return all;

@@ -32,6 +32,7 @@ use imbl::OrdMap;
 use imbl::ordmap::DiffItem;
 use tartan_model::{Attachment, Family, HostLink, World};
 use tartan_netstate::nft::{ElementData, ElementKey};
+use tartan_netstate::policy::{Side, leads_to};
 use tartan_netstate::{Entry, Generation, Key, Object, Owner, Part, State};
 use tartan_policy::verdicts::{Class, Rows, Set, Tables};
 
@@ -41,7 +42,6 @@ pub use pods::{
 };
 pub use tartan_model::PolicyMode as Mode;
 
-use maps::Side;
 use pods::Here;
 
 /// The link that kube-proxy makes for the addresses of Services, in the mode in which IPVS translates them.
@@ -224,7 +224,7 @@ impl Policy {
                 DiffItem::Remove(number, old) => (*number, old, &nothing),
             };
             for side in Side::BOTH {
-                self.rows(side, number, side.rows(old), side.rows(new));
+                self.rows(side, number, maps::rows(side, old), maps::rows(side, new));
             }
         }
     }
@@ -309,8 +309,7 @@ impl Numbers {
             self.entries.retain(|_, entry| Arc::strong_count(entry) > 1);
             self.limit = (self.entries.len() * 2).max(1024);
         }
-        let object = Object::NftElement(maps::number(number));
-        let entry = Arc::new(Entry { object, owner: Owner::Policy });
+        let entry = Arc::new(Entry { object: leads_to(number), owner: Owner::Policy });
         self.entries.insert(number, entry.clone());
         entry
     }

@@ -13,11 +13,12 @@ use imbl::OrdMap;
 use imbl::ordmap::DiffItem;
 use tartan_model::{Attachment, Family, HostLink, Pod, World};
 use tartan_netstate::nft::{ElementData, Fields};
+use tartan_netstate::policy::leads_to;
 use tartan_netstate::{Key, LinkName, Object, Owner, Part, State};
 use tartan_policy::verdicts::Tables;
 
 use super::Seen;
-use super::maps::{self, BRIDGES, SELF, SOURCES, SUBJECTS};
+use super::maps::{BRIDGES, SELF, SOURCES, SUBJECTS};
 use crate::nftables::named;
 use crate::pod::host_link;
 
@@ -158,19 +159,18 @@ fn of_attachment(attachment: &Attachment, set: u32, ipvs: bool) -> impl Iterator
 }
 
 fn elements(link: LinkName, address: IpAddr, set: u32, ipvs: bool) -> impl Iterator<Item = (Key, Object)> {
-    let element = |stem: &str, fields: Fields, data: ElementData| {
-        let key = Key::NftElement { set: named(stem, Family::of(address)).into(), key: fields.key() };
-        (key, Object::NftElement(data))
+    let element = |stem: &str, fields: Fields, object: Object| {
+        (Key::NftElement { set: named(stem, Family::of(address)).into(), key: fields.key() }, object)
     };
+    let nothing = || Object::NftElement(ElementData::default());
     let ends = |link: &str| Fields::new().ifname(link).addr(address);
     let own = [
-        element(SUBJECTS, ends(link.as_str()), maps::number(set)),
-        element(SOURCES, ends(link.as_str()), ElementData::default()),
-        element(SELF, Fields::new().addr(address).addr(address), ElementData::default()),
+        element(SUBJECTS, ends(link.as_str()), leads_to(set)),
+        element(SOURCES, ends(link.as_str()), nothing()),
+        element(SELF, Fields::new().addr(address).addr(address), nothing()),
     ];
     // What IPVS passes on has come by no link; that its source is its own was seen when it came from the pod.
-    let passed_on =
-        [element(SUBJECTS, ends(""), maps::number(set)), element(SOURCES, ends(""), ElementData::default())];
+    let passed_on = [element(SUBJECTS, ends(""), leads_to(set)), element(SOURCES, ends(""), nothing())];
     own.into_iter().chain(passed_on.into_iter().filter(move |_| ipvs))
 }
 

@@ -10,10 +10,11 @@ use std::net::IpAddr;
 
 use imbl::ordmap::DiffItem;
 use ipnet::IpNet;
+use tartan_netstate::policy::Side;
 use tartan_policy::verdicts::{ANY, Class, Rows, Tables, Word};
 use tartan_policy::walk;
 
-use super::maps::Side;
+use super::maps;
 use super::{FromBefore, Mode, Seen};
 
 /// So many addresses are looked at closely, by what they were and are.
@@ -49,7 +50,7 @@ fn rows(before: &Tables, after: &Tables) -> bool {
     let both = |number: u32| before.identities.contains_key(&number) && after.identities.contains_key(&number);
     before.sets.diff(&after.sets).any(|item| match item {
         DiffItem::Update { old: (_, old), new: (_, new) } if old != new => Side::BOTH.into_iter().any(|side| {
-            let (old, new) = (side.rows(old), side.rows(new));
+            let (old, new) = (maps::rows(side, old), maps::rows(side, new));
             let reshaped = old.classes != new.classes || old.residual != new.residual;
             reshaped || places(old, new).any(|place| loses(old, new, place, place) && (place.0 == ANY || both(place.0)))
         }),
@@ -90,7 +91,8 @@ fn identities(before: &Tables, after: &Tables) -> bool {
     }
     pairs.iter().any(|(was, is)| {
         let both = before.sets.iter().filter_map(|(number, old)| Some((old, after.sets.get(number)?)));
-        let mut sides = both.flat_map(|(old, new)| Side::BOTH.map(|side| (side.rows(old), side.rows(new))));
+        let mut sides =
+            both.flat_map(|(old, new)| Side::BOTH.map(|side| (maps::rows(side, old), maps::rows(side, new))));
         sides.any(|(old, new)| {
             !old.residual.is_empty() || !new.residual.is_empty() || {
                 let own = own_classes(old, *was).chain(own_classes(new, *is));

@@ -540,7 +540,9 @@ fn audit_stops_nothing() {
 
 #[test]
 fn where_a_packet_itself_would_have_to_be_asked_the_answer_that_denies_is_taken() {
-    let (allow, other, deny, reject) = (Word(1 << 24 | 1), Word(1 << 24 | 2), Word(2 << 24 | 3), Word(3 << 24 | 4));
+    use walk::Verdict::{Allow, Deny, Reject};
+    let [allow, other, deny, reject] =
+        [(Allow, 1), (Allow, 2), (Deny, 3), (Reject, 4)].map(|(what, by)| Word::new(what, by));
     let check = |ways: &[Word], word: Word, want: Word| {
         let way =
             |word: &Word| verdicts::Residual { asks: vec![verdicts::Ask::SourcePort(Default::default())], word: *word };
