@@ -95,7 +95,7 @@ const REVOKED: &[Mutant] = &[
     mutant("an address that comes to be somebody else revokes nothing", "revoked.rs", "        || identities(&before.tables, &after.tables)\n", ""),
     mutant("a pod that comes to have other policies revokes nothing", "revoked.rs", "        || subjects(before, after)\n", ""),
     mutant("the first policy revokes nothing", "revoked.rs", "        || (!before.tables.judged && after.tables.judged)\n", ""),
-    mutant("only rows of one's own are compared", "revoked.rs", ".or_else(|| rows.words.get(&(ANY, class))).copied()", ".copied()"),
+    mutant("only rows of one's own are compared", "revoked.rs", ".or_else(|| maps::word(rows, (ANY, class)))", ""),
     mutant("what goes over to a range is not compared with it", "revoked.rs", "(before.identity(*address), after.identity(*address))", "(before.identity(*address), before.identity(*address))"),
 ];
 

@@ -156,7 +156,7 @@ pub(super) fn row(side: Side, set: u32, (identity, class): (u32, u32)) -> Key {
 }
 
 /// Places whose words may not be what they were.
-pub(super) fn differing(before: &Rows, after: &Rows) -> Vec<(u32, Class)> {
+pub(super) fn differing<'a>(before: &'a Rows, after: &'a Rows) -> impl Iterator<Item = (u32, Class)> + use<'a> {
     use imbl::ordmap::DiffItem::{Add, Remove, Update};
     let words = before.words.diff(&after.words).map(|item| match item {
         Add(place, _) | Remove(place, _) | Update { new: (place, _), .. } => *place,
@@ -164,14 +164,14 @@ pub(super) fn differing(before: &Rows, after: &Rows) -> Vec<(u32, Class)> {
     let residual = before.residual.diff(&after.residual).map(|item| match item {
         Add(place, _) | Remove(place, _) | Update { new: (place, _), .. } => *place,
     });
-    words.chain(residual).collect()
+    words.chain(residual)
 }
 
 /// The word at a place. What is asked of the packet itself is asked nowhere yet: where any answer denies, it is denied.
-pub(super) fn word(rows: &Rows, place: (u32, Class)) -> Option<u32> {
+pub(super) fn word(rows: &Rows, place: (u32, Class)) -> Option<Word> {
     let word = rows.words.get(&place)?;
     let mut ways = rows.residual.get(&place).into_iter().flat_map(|list| list.iter()).map(|way| way.word);
-    Some(ways.find(|way| !walk::passes(way.verdict())).unwrap_or(*word).0)
+    Some(ways.find(|way| !walk::passes(way.verdict())).unwrap_or(*word))
 }
 
 /// The numbers that classes have in the maps, by class: the number says which packets these are, so that it never comes to

@@ -245,7 +245,7 @@ impl Policy {
         if old == new {
             for place in maps::differing(before, after) {
                 match maps::word(after, place) {
-                    Some(word) => self.put(row(&new, place), word),
+                    Some(word) => self.put(row(&new, place), word.0),
                     None => drop(self.state.remove(&row(&old, place))),
                 }
             }
@@ -266,7 +266,7 @@ impl Policy {
         for place in after.words.keys() {
             let is = maps::word(after, *place);
             if let Some(is) = is.filter(|is| word(before, &to_old, *place) != Some(*is)) {
-                self.put(row(&new, *place), is);
+                self.put(row(&new, *place), is.0);
             }
         }
     }

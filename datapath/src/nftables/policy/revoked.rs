@@ -51,17 +51,12 @@ fn rows(before: &Tables, after: &Tables) -> bool {
     before.sets.diff(&after.sets).any(|item| match item {
         DiffItem::Update { old: (_, old), new: (_, new) } if old != new => Side::BOTH.into_iter().any(|side| {
             let (old, new) = (maps::rows(side, old), maps::rows(side, new));
-            let reshaped = old.classes != new.classes || old.residual != new.residual;
-            reshaped || places(old, new).any(|place| loses(old, new, place, place) && (place.0 == ANY || both(place.0)))
+            let mut places = maps::differing(old, new);
+            old.classes != new.classes
+                || places.any(|place| loses(old, new, place, place) && (place.0 == ANY || both(place.0)))
         }),
         // Without a set before there was none to pass, and without one now the pod has another.
         _ => false,
-    })
-}
-
-fn places<'a>(before: &'a Rows, after: &'a Rows) -> impl Iterator<Item = (u32, Class)> + 'a {
-    before.words.diff(&after.words).map(|item| match item {
-        DiffItem::Add(place, _) | DiffItem::Remove(place, _) | DiffItem::Update { new: (place, _), .. } => *place,
     })
 }
 
@@ -94,10 +89,8 @@ fn identities(before: &Tables, after: &Tables) -> bool {
         let mut sides =
             both.flat_map(|(old, new)| Side::BOTH.map(|side| (maps::rows(side, old), maps::rows(side, new))));
         sides.any(|(old, new)| {
-            !old.residual.is_empty() || !new.residual.is_empty() || {
-                let own = own_classes(old, *was).chain(own_classes(new, *is));
-                own.into_iter().any(|class| loses(old, new, (*was, class), (*is, class)))
-            }
+            let mut own = own_classes(old, *was).chain(own_classes(new, *is));
+            own.any(|class| loses(old, new, (*was, class), (*is, class)))
         })
     })
 }
@@ -125,5 +118,5 @@ fn loses(before: &Rows, after: &Rows, was: (u32, Class), is: (u32, Class)) -> bo
 }
 
 fn word(rows: &Rows, (identity, class): (u32, Class)) -> Option<Word> {
-    rows.words.get(&(identity, class)).or_else(|| rows.words.get(&(ANY, class))).copied()
+    maps::word(rows, (identity, class)).or_else(|| maps::word(rows, (ANY, class)))
 }

@@ -14,7 +14,7 @@ use tartan_model::{
 };
 use tartan_netstate::nft::{Fields, Verdict};
 use tartan_netstate::{Mac, PodNetns, Step, diff};
-use tartan_policy::ir::Direction;
+use tartan_policy::ir::{Direction, Entity};
 use tartan_policy::verdicts::{self, Word};
 use tartan_policy::walk::{self, Packet};
 
@@ -551,13 +551,45 @@ fn where_a_packet_itself_would_have_to_be_asked_the_answer_that_denies_is_taken(
             residual: [((7, 0), ways.iter().map(way).collect::<Arc<[_]>>())].into_iter().collect(),
             ..Rows::default()
         };
-        assert_eq!(maps::word(&rows, (7, 0)), Some(want.0), "{ways:?}, {word:?}");
-        assert_eq!(maps::differing(&Rows { words: rows.words.clone(), ..Rows::default() }, &rows), [(7, 0)]);
+        assert_eq!(maps::word(&rows, (7, 0)), Some(want), "{ways:?}, {word:?}");
+        let plain = Rows { words: rows.words.clone(), ..Rows::default() };
+        assert_eq!(maps::differing(&plain, &rows).collect::<Vec<_>>(), [(7, 0)]);
     };
     check(&[other], allow, allow);
     check(&[allow], deny, deny);
     check(&[deny], allow, deny);
     check(&[allow, reject, deny], allow, reject);
+}
+
+#[test]
+fn who_comes_to_be_judged_by_a_word_that_asks_the_packet_is_judged_again() {
+    let [allow, deny] = [walk::Verdict::Allow, walk::Verdict::Deny].map(|verdict| Word::new(verdict, 1));
+    let way = |word| verdicts::Residual { asks: vec![verdicts::Ask::SourcePort(Default::default())], word };
+    // Anyone's word asks the packet; `own` is that of one whom anyone's is nothing to, who has the identity `number`.
+    let seen = |own: Option<Word>, anyones: Word, number: u32| {
+        let words = own.map(|word| ((7, 0), word)).into_iter().chain([((verdicts::ANY, 0), allow)]).collect();
+        let residual = OrdMap::unit((verdicts::ANY, 0), [way(anyones)].into());
+        let ingress = Rows { words, residual, ..Rows::default() };
+        let set = Set { ingress, egress: Rows::default() };
+        let nobody = verdicts::Identity { traits: tartan_policy::traits::Traits::of(Entity::World), range: None };
+        let nobody = Arc::new(nobody);
+        let tables = Tables {
+            judged: true,
+            sets: OrdMap::unit(1, set.into()),
+            addresses: OrdMap::unit("10.0.0.1".parse().unwrap(), number),
+            identities: [(7_u32, nobody.clone()), (8, nobody)].into_iter().collect(),
+            ..Tables::default()
+        };
+        Seen { mode: Mode::Enforce, tables, ..Seen::default() }
+    };
+    let check = |before: &Seen, after: &Seen, wanted| assert_eq!(revoked::is_anything(before, after), wanted);
+    let own = seen(Some(allow), deny, 7);
+    check(&own, &seen(None, deny, 7), true);
+    check(&own, &seen(Some(allow), deny, 8), true);
+    check(&seen(None, allow, 7), &seen(None, deny, 7), true);
+    check(&seen(None, deny, 7), &seen(None, allow, 7), false);
+    check(&seen(None, deny, 7), &own, false);
+    check(&seen(None, deny, 8), &own, false);
 }
 
 #[test]
