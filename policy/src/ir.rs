@@ -11,6 +11,21 @@
 //!     if none decided, and one of these policies isolates: the tier's default action
 //! if no tier decided: Allow
 //! ```
+//!
+//! Not all of it is in use. What follows is made by tests only: it is for the policies of Calico and Cilium, as docs/decisions.md
+//! says ("How Calico's and Cilium's policies land in the intermediate form"), and no dialect of theirs is there yet.
+//!
+//! ```text
+//! Calico's  Mode::Staged, Action::Log, tiers but those three of dialect/mod.rs, Rule.local, Term.negated, more than one term in
+//!           a Peer, ProtocolIs::Not, more than one of Ports.one_of, Ports.none_of, SourcePorts, L4Match.not_icmp
+//! Cilium's  Mode::Audit, a Rank.part that is not 0, Is::Entity, Entity::ApiServer, Entity::Health, Scope::Outside
+//! of both   Action::Reject, Endpoints.service_accounts, L4Match.icmp
+//! ```
+//!
+//! Tables, traces and the rules asked one by one have all of it, but for two things: no address is an API server's or a health
+//! probe's (`verdicts/identities.rs`), and source ports and a subject's own ranges (`Rule.local`) are more than a class of packets can tell.
+//! They become lists beside the words ([`Residual`](crate::verdicts::Residual)), which the datapath does not ask yet: where
+//! any answer denies, it denies.
 
 use std::cmp::Ordering;
 use std::collections::BTreeSet;
