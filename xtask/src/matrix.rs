@@ -19,13 +19,19 @@ const HERE: &str = "here";
 const FABRICS: &[(&str, &[&str], &str, &str)] = &[
     ("vxlan",     &["ipv4", "ipv6"], "none",      HERE),
     ("vxlan",     &["ipv4", "ipv6"], "wireguard", HERE),
-    ("vxlan",     &["ipv4"],         "ipsec",     "bookworm"),
+    ("vxlan",     &["ipv4", "ipv6"], "ipsec",     "bookworm"),
     ("udp",       &["ipv4", "ipv6"], "none",      HERE),
     ("udp",       &["ipv4", "ipv6"], "wireguard", HERE),
+    ("udp",       &["ipv4", "ipv6"], "ipsec",     "bookworm"),
     ("wireguard", &["ipv4", "ipv6"], "none",      HERE),
+    ("wireguard", &["ipv4", "ipv6"], "none",      "bookworm"),
+    ("ipsec",     &["ipv4", "ipv6"], "none",      "bookworm"),
     ("host-gw",   &["auto"],         "none",      HERE),
     ("host-gw",   &["ipv4", "ipv6"], "wireguard", HERE),
+    ("host-gw",   &["ipv4", "ipv6"], "ipsec",     "bookworm"),
     ("ipip",      &["ipv4", "ipv6"], "none",      "bookworm"),
+    ("ipip",      &["ipv4", "ipv6"], "wireguard", "bookworm"),
+    ("ipip",      &["ipv4", "ipv6"], "ipsec",     "bookworm"),
 ];
 
 /// What is said on the left, and what stands above it.
