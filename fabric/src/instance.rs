@@ -123,6 +123,11 @@ impl Instance {
         }
     }
 
+    /// Whether it hears at one of the ports of everybody's services, which is so only where somebody has configured that.
+    pub(crate) fn is_at_well_known_port(&self) -> bool {
+        self.unwraps_at().or(self.encrypted_at()).is_some_and(|port| port < 1024)
+    }
+
     /// Number of the cluster's secret that its keys have something of.
     pub(crate) fn psk(&self) -> Option<u32> {
         match self {

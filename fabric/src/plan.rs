@@ -167,8 +167,9 @@ pub fn plan<'a>(memo: &'a mut Memo, world: &World, owned: &Owned, now: Instant) 
     let strict = world.config.strict_encryption && (common.ground.strict || sends.iter().all(Instance::is_encrypted));
     conditions.extend((world.config.strict_encryption && !strict).then(|| memo.strict_waits(world)));
     let drained_at = memo.drained_at(world).filter(|at| *at > now);
-    // A node that is silent may hear what it said last.
-    let heard = memo.out.receives.iter().copied().chain(memo.census.hears());
+    // A node that is silent may hear what it said last. No one node's word takes DNS from all pods.
+    let theirs = memo.census.hears().filter(|at| !at.is_at_well_known_port());
+    let heard = memo.out.receives.iter().copied().chain(theirs);
     let between_nodes = heard.filter_map(|at| at.unwraps_at()).chain(world.config.ports_between_nodes()).collect();
     let out = &mut memo.out;
     out.between_nodes = between_nodes;
@@ -335,6 +336,7 @@ impl Memo {
         let room = MOST_FOR_OTHERS.saturating_sub(word.accepts.difference(&wanted).count());
         let theirs = self.census.sends_by_number().into_iter().filter(|at| allowed(&at) && !wanted.contains(at));
         let (told, mut new): (Vec<Instance>, Vec<Instance>) = theirs.partition(|at| word.accepts.contains(at));
+        new.retain(|at| !at.is_at_well_known_port());
         let unheard = new.split_off(room.min(new.len()));
         wanted.extend(told.into_iter().chain(new));
         if self.drained_at(world).is_some_and(|at| at > now) {

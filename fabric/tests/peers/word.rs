@@ -21,6 +21,11 @@ fn ports_between_nodes_are_those_at_which_any_of_them_may_unwrap() {
     let by_udp = Says { accepts: &["udp/ipv4/port9000", IPIP4, "quantum/port7"], ..DUAL };
     check(&changed, by_udp, [&[4789, 8285, 9000], &[4789, 8285, 9000], &[4789, 8285]]);
     check(&changed, Says { accepts: &[WIREGUARD, ipsec::IPSEC], ..DUAL }, [&[4789, 8285]; 3]);
+    let at_dns = Says { accepts: &["vxlan/ipv4/vni1/port53", "udp/ipv4/port1023", "udp/ipv4/port1024"], ..DUAL };
+    let by_its_word: &[u16] = &[1024, 4789, 8285];
+    check(&changed, at_dns, [by_its_word, by_its_word, &[4789, 8285]]);
+    let dns = Config { udp_port: 53, ..vxlan() };
+    check(&dns, Says { accepts: &[VXLAN4], ..DUAL }, [&[53, 8472]; 3]);
     // And this node's own, as long as peers may send there.
     let mut fixture = Fixture::new(vxlan(), ME, &[Says { accepts: &[], ..DUAL }]);
     fixture.world.config = Arc::new(changed);
@@ -69,16 +74,24 @@ fn one_nodes_word_does_not_have_all_others_make_things_without_end() {
         fixture.world.config = Arc::new(config(FabricMode::Ipip, false));
         assert!(fixture.plan().receives.contains(&IPIP4.parse().unwrap()));
     };
-    check(|n| format!("vxlan/ipv4/vni{n}/port53"), 8);
-    check(|n| format!("udp/ipv4/port{}", n + 1), 8);
+    check(|n| format!("vxlan/ipv4/vni{n}/port5353"), 8);
+    check(|n| format!("udp/ipv4/port{}", n + 1024), 8);
     check(|n| format!("wireguard/ipv4/port51820/key{n}"), 9);
     // First what most of them may send on.
     let mut fixture = Fixture::new(vxlan(), ME, &[DUAL, honest, other]);
-    let names: Vec<String> = (0..20).map(|n| format!("udp/ipv4/port{}", n + 1)).collect();
+    let names: Vec<String> = (0..20).map(|n| format!("udp/ipv4/port{}", n + 1024)).collect();
     fixture.sends(&DUAL, &names);
     fixture.sends(&honest, &[VXLAN6.into()]);
     fixture.sends(&other, &[VXLAN6.into()]);
     assert!(fixture.plan().receives.contains(&VXLAN6.parse().unwrap()));
+    // And none at the port of everybody's services, which may be another's here.
+    let before = fixture.plan().receives.clone();
+    let at_dns =
+        ["vxlan/ipv4/vni7/port53", "udp/ipv4/port53", "wireguard/ipv4/port53/key1", "ipsec/ipv4/key1/psk1/port500"];
+    fixture.sends(&DUAL, &at_dns.map(str::to_owned));
+    fixture.sends(&honest, &[]);
+    fixture.sends(&other, &[]);
+    assert!(fixture.plan().receives.is_subset(&before));
 }
 
 /// Anybody on the underlay could send as any pod there.
@@ -88,7 +101,7 @@ fn strict_no_peers_word_opens_a_door_in_clear() {
     let strict = Config { encryption: Encryption::Wireguard, strict_encryption: true, ..vxlan() };
     let check = |config: &Config, is_strict: bool, was_told: bool, hears: bool| {
         let mut fixture = Fixture::new(config.clone(), ME, &[peer]);
-        let theirs = "vxlan/ipv4/vni7/port53";
+        let theirs = "vxlan/ipv4/vni7/port5353";
         fixture.sends(&peer, &[theirs.into(), "wireguard/ipv4/port51822/key1".into()]);
         if is_strict {
             let chain = Key::NftChain { chain: NFT_STRICT_CHAIN.into() };
