@@ -5,7 +5,7 @@
 //! stays wanted is tried again, later and later, whatever became of it; a write without an answer is given up, and holds
 //! up nothing else for longer than that takes.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -47,6 +47,8 @@ pub struct Writes {
 /// tried: twice as long each time.
 const FIRST_WAIT: Duration = Duration::from_millis(50);
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
+/// What is refused takes people to change that.
+const LONGEST_REFUSED: Duration = Duration::from_secs(60);
 /// Between two writes for conditions alone, which may come and go quickly.
 const CONDITIONS_REST: Duration = Duration::from_secs(1);
 /// A node that joins makes every other one write; so they do it at this distance, all together.
@@ -65,6 +67,7 @@ pub fn publisher(store: Arc<dyn Store>, writes: Arc<Writes>) -> (watch::Sender<W
         said: None,
         tried: Vec::new(),
         told: BTreeSet::new(),
+        refused: BTreeMap::new(),
     };
     (sender, publisher.run())
 }
@@ -123,6 +126,8 @@ struct Publisher {
     tried: Vec<Tried>,
     /// What others have been told, as long as it is wanted: they are not told twice.
     told: BTreeSet<(ObjectId, Word)>,
+    /// What the store refused to tell, as long as it is wanted: when it is asked again, and how long that was put off.
+    refused: BTreeMap<(ObjectId, Word), (Instant, Duration)>,
 }
 
 struct Tried {
@@ -165,7 +170,8 @@ impl Publisher {
 
     /// When there is something to do though nothing new is wanted.
     fn next(&self, wanted: &Wanted) -> Option<Instant> {
-        self.tried.iter().map(|tried| tried.again).chain(self.due(wanted)).min()
+        let refused = self.refused.values().map(|(again, _)| *again);
+        self.tried.iter().map(|tried| tried.again).chain(refused).chain(self.due(wanted)).min()
     }
 
     /// When this node's own object is to be written; none: at once.
@@ -184,14 +190,31 @@ impl Publisher {
 
     async fn tell(&mut self, wanted: &Wanted) -> Result<(), WriteError> {
         self.told.retain(|told| wanted.words.contains(told));
-        for (about, word) in wanted.words.difference(&self.told.clone()) {
+        self.refused.retain(|refused, _| wanted.words.contains(refused));
+        for told in wanted.words.difference(&self.told.clone()) {
+            let before = self.refused.get(told).copied();
+            if before.is_some_and(|(again, _)| Instant::now() < again) {
+                continue;
+            }
+            let (about, word) = told;
             match self.in_time(self.store.tell(about.clone(), word.clone())).await {
                 Ok(()) => debug!("told of {about}: {word:?}"),
                 Err(WriteError::Away(why)) => return Err(WriteError::Away(why)),
-                // It has gone, or is another one by now: the watch brings it. Or nothing is to be said of it.
+                // Rights may come late, and a policy of the cluster's may be mended. Or it is another one by now, and the
+                // watch brings that.
+                Err(error @ WriteError::Refused(..)) => {
+                    if before.is_none() {
+                        info!("{error}");
+                    }
+                    let wait = before.map_or(FIRST_WAIT, |(_, wait)| (wait * 2).min(LONGEST_REFUSED));
+                    self.refused.insert(told.clone(), (Instant::now() + wait, wait));
+                    continue;
+                }
+                // It has gone: the watch brings it.
                 Err(error) => info!("{error}"),
             }
-            self.told.insert((about.clone(), word.clone()));
+            self.refused.remove(told);
+            self.told.insert(told.clone());
         }
         Ok(())
     }
@@ -270,8 +293,6 @@ fn start_of_heartbeat() -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use tartan_model::{Block, Features, Node};
     use tartan_store::MemoryStore;
 
@@ -366,5 +387,25 @@ mod tests {
             drop(sender);
             publishing.await.unwrap();
         }
+    }
+
+    /// Rights that are not there yet, a webhook that said no once: or the node would never be placed on.
+    #[tokio::test(start_paused = true)]
+    async fn a_word_that_is_refused_is_said_again_and_holds_up_no_other() {
+        let store = MemoryStore::new();
+        let refusing = Arc::new(Hanging::refusing(&store, Kind::IpPool));
+        let (sender, publishing) = publisher(refusing.clone(), Arc::default());
+        let publishing = tokio::spawn(publishing);
+        let about = |kind| ObjectId { kind, name: "a".into() };
+        let words = [Kind::IpPool, Kind::NetworkPolicy].map(|kind| (about(kind), Word::Diagnosis(Vec::new())));
+        sender.send(Wanted { words: words.into(), ..wanted() }).unwrap();
+        tokio::time::sleep(LONGEST_REFUSED).await;
+        assert!(store.diagnosis(&about(Kind::NetworkPolicy)).is_some(), "it waits for the other");
+        assert_eq!(store.diagnosis(&about(Kind::IpPool)), None);
+        refusing.answer_again();
+        tokio::time::sleep(LONGEST_REFUSED).await;
+        assert!(store.diagnosis(&about(Kind::IpPool)).is_some(), "it was not said again");
+        drop(sender);
+        publishing.await.unwrap();
     }
 }

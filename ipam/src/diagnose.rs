@@ -27,7 +27,7 @@ pub fn abandoned(world: &World, patience: std::time::Duration, now: Instant) -> 
     let Some(heard_since) = world.leases_from.filter(|_| !world.leases_rest) else { return (claims, None) };
     let nobodys = world.blocks.values().filter(|block| !held::is_there(world, &block.node, &block.node_uid));
     for block in nobodys {
-        let over_at = orphans::over_at(world, &block.node, &block.node_uid).unwrap_or(heard_since);
+        let over_at = orphans::over_at(world, &block.node, &block.node_uid, &block.cidr).unwrap_or(heard_since);
         let at = over_at + patience;
         if at <= now {
             claims.extend(orphans::dissolve(world, block, now));

@@ -6,6 +6,7 @@
 
 use std::time::Instant;
 
+use ipnet::IpNet;
 use tartan_model::{Block, Holder, Node, Part, World};
 
 use crate::blocks::Claim;
@@ -30,7 +31,7 @@ pub(crate) fn collect(world: &World, concerns: &Concerns, node: &Node, now: Inst
         if block.node == world.local && !usage::is_idle(world, &block.cidr, now) {
             continue;
         }
-        let rested = over_at(world, &block.node, &block.node_uid);
+        let rested = over_at(world, &block.node, &block.node_uid, &block.cidr);
         let (carer, until) = carer(world, node, block, now);
         let next = match rested {
             Some(rested) if rested > now => Some(rested),
@@ -46,11 +47,13 @@ pub(crate) fn collect(world: &World, concerns: &Concerns, node: &Node, now: Inst
     collected
 }
 
-/// When the lease and the cool-down of a life are over; none: they are. Whose NodeNetwork is gone, too, has been taken
-/// off the cluster by hand.
-pub(crate) fn over_at(world: &World, name: &str, uid: &str) -> Option<Instant> {
-    let heard = world.adverts.get(name).filter(|heard| *heard.advert.node_uid == *uid)?;
-    Some(world.lease_until(heard.at) + world.config.cooldown)
+/// When the lease and the cool-down of the life that had the range are over; none: they are. Whose NodeNetwork is gone, too,
+/// has been taken off the cluster by hand. A Node made anew, whose pods ran on, says that it has the range before it can
+/// write so: that is a sign of the same life.
+pub(crate) fn over_at(world: &World, name: &str, uid: &str, range: &IpNet) -> Option<Instant> {
+    let heard = world.adverts.get(name)?;
+    let has_it = *heard.advert.node_uid == *uid || heard.advert.blocks.contains(range);
+    has_it.then(|| world.lease_until(heard.at) + world.config.cooldown)
 }
 
 /// Who takes care of the block, and until when it counts as live; this node if no other does.
@@ -68,11 +71,12 @@ fn carer<'a>(world: &'a World, local: &'a Node, block: &Block, now: Instant) -> 
 pub(crate) fn dissolve(world: &World, block: &Block, now: Instant) -> Option<Claim> {
     let holders = block.parts.iter().filter_map(|part| match &part.holder {
         Holder::Aside | Holder::Offered => None,
-        Holder::Node { name, uid } | Holder::Leaving { name, uid } => Some((name, uid)),
+        Holder::Node { name, uid } | Holder::Leaving { name, uid } => Some((name, uid, &part.cidr)),
     });
-    let (there, gone): (Vec<_>, Vec<_>) = holders.partition(|(name, uid)| held::is_there(world, name, uid));
-    let Some((node, node_uid)) = there.first().map(|(name, uid)| ((*name).clone(), (*uid).clone())) else {
-        let all_over = gone.iter().all(|(name, uid)| over_at(world, name, uid).is_none_or(|over_at| over_at <= now));
+    let (there, gone): (Vec<_>, Vec<_>) = holders.partition(|(name, uid, _)| held::is_there(world, name, uid));
+    let Some((node, node_uid)) = there.first().map(|(name, uid, _)| ((*name).clone(), (*uid).clone())) else {
+        let mut lives = gone.iter().map(|(name, uid, part)| over_at(world, name, uid, part));
+        let all_over = lives.all(|over_at| over_at.is_none_or(|over_at| over_at <= now));
         return all_over.then(|| Claim::delete(world, block));
     };
     let of_others = |part: &&Part| match &part.holder {

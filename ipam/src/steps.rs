@@ -100,19 +100,19 @@ impl<'a> Steps<'a> {
             return;
         }
         let mut left = block.parts.clone();
-        left.retain(|part| !self.is_gone(&part.holder));
+        left.retain(|part| !self.is_gone(part));
         if left != block.parts {
             self.put(Block { parts: left, ..(**block).clone() });
         }
     }
 
     /// Whether the holder's Node and its lease are gone.
-    fn is_gone(&mut self, holder: &Holder) -> bool {
-        let (Holder::Node { name, uid } | Holder::Leaving { name, uid }) = holder else { return false };
+    fn is_gone(&mut self, part: &Part) -> bool {
+        let (Holder::Node { name, uid } | Holder::Leaving { name, uid }) = &part.holder else { return false };
         if held::is_there(self.world, name, uid) || self.world.leases_rest {
             return false;
         }
-        let over_at = orphans::over_at(self.world, name, uid).filter(|over_at| *over_at > self.now);
+        let over_at = orphans::over_at(self.world, name, uid, &part.cidr).filter(|over_at| *over_at > self.now);
         self.wake_at = self.wake_at.into_iter().chain(over_at).min();
         over_at.is_none()
     }

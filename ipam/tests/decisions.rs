@@ -238,6 +238,28 @@ fn a_node_made_anew_adopts_what_its_pods_use_and_nothing_else() {
     assert_eq!(conditions(&setup), ["Pod/ns/p1 NotOurAddress"]);
 }
 
+/// Others hear of its new UID before it has written that into its blocks.
+#[test]
+fn what_the_pods_of_a_node_made_anew_are_in_is_freed_by_no_other() {
+    let mut setup = Setup::new([node("n1", ""), node("n9", "").uid("new")]);
+    setup.put(pool("p", "10.8.0.0/24", 26));
+    let n9 = || Holder::Node { name: "n9".into(), uid: "uid-n9".into() };
+    setup.put(block("10.8.0.0/26", "p", "n9"));
+    setup.put(block("10.8.0.64/26", "p", "n9"));
+    setup.put(given(block("10.8.0.128/26", "p", "n1"), "10.8.0.128/28", n9()));
+    setup.put(given(block("10.8.0.192/26", "p", "n8"), "10.8.0.192/28", n9()));
+    setup.put(advert("n9", "10.8.0.0/26 10.8.0.64/26 10.8.0.128/28 10.8.0.192/28").uid("new"));
+    let said = claims(&setup);
+    let is_taken =
+        |claim: &String| claim.contains("delete") || claim.contains("10.8.0.128/26") && !claim.contains("n9");
+    assert!(!said.iter().any(is_taken), "what it says that it has is its own: {said:?}");
+    setup.now += Duration::from_secs(40 + 30);
+    let said = claims(&setup);
+    for freed in ["10-8-0-0-26", "10-8-0-64-26", "10-8-0-192-26", "10.8.0.128/26"] {
+        assert!(said.iter().any(|claim| claim.contains(freed) && is_taken(claim)), "{freed}, it is silent: {said:?}");
+    }
+}
+
 #[test]
 fn blocks_of_a_node_that_is_gone_are_freed_or_inherited() {
     let mut setup = Setup::new([node("n1", "")]);

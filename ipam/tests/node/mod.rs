@@ -120,6 +120,7 @@ impl Put {
         match &mut self.0 {
             Object::Node(node) => Arc::make_mut(node).uid = to.into(),
             Object::Block(block) => Arc::make_mut(block).node_uid = to.into(),
+            Object::NodeNetwork(network) => Arc::make_mut(&mut network.advert).node_uid = to.into(),
             _ => panic!("it has no uid"),
         }
         self

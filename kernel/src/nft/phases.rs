@@ -335,14 +335,17 @@ fn lead_between(
     taken: &BTreeSet<u32>,
     between: &mut BTreeMap<(u32, u32), u32>,
 ) -> Vec<Interval> {
+    let mut free = between.values().max().map_or(NFT_BETWEEN, |last| last + 1);
     let leads = |Overlap { key, old, new }: Overlap| {
         if old == new {
             return (key, new);
         }
         let number = between.get(&(old, new)).copied().unwrap_or_else(|| {
             // A change that did not come to its end has left some.
-            let is_free = |number: &u32| !taken.contains(number) && !between.values().any(|other| other == number);
-            (NFT_BETWEEN..).find(is_free).expect("there are fewer intervals than numbers")
+            let number =
+                (free..).find(|number| !taken.contains(number)).expect("there are fewer intervals than numbers");
+            free = number + 1;
+            number
         });
         between.insert((old, new), number);
         (key, number)
@@ -448,6 +451,26 @@ mod tests {
         let before = [common.as_slice(), &[(address(1), 77), (row(Some(77), 8), 3), (row(Some(5), 8), 2)]].concat();
         let [before, after] = [before.as_slice(), &common].map(state);
         check(&before, &after, &[&[('-', address(1)), ('-', row(Some(5), 8))], &[('-', row(Some(77), 8))]]);
+    }
+
+    /// A published list of a cloud's ranges: nothing else is done meanwhile, and it would not end today.
+    #[test]
+    fn as_many_intervals_as_a_policy_may_name_have_numbers_of_their_own_between() {
+        const MANY: u32 = 50_000;
+        let intervals = |plus: u32| -> Vec<Interval> {
+            let key = |n: u32| ElementKey { bytes: n.to_be_bytes().into(), end: Some((n + 1).to_be_bytes().into()) };
+            (0..MANY).map(|n| (key(n), plus + n)).collect()
+        };
+        let (old, new) = (intervals(1), intervals(MANY + 1));
+        let taken = BTreeSet::from([NFT_BETWEEN, NFT_BETWEEN + 7]);
+        let mut between = BTreeMap::new();
+        let led = lead_between(&old, &new, &taken, &mut between);
+        let numbers = numbers(&led);
+        assert_eq!((led.len(), numbers.len()), (MANY as usize, MANY as usize));
+        assert!(numbers.is_disjoint(&taken) && numbers.first() > Some(&NFT_BETWEEN), "{:?}", numbers.first());
+        assert_eq!(lead_between(&old, &new, &taken, &mut between), led, "of the other family alike");
+        let other = lead_between(&new, &old, &taken, &mut between);
+        assert!(other.iter().all(|(_, number)| !numbers.contains(number) && !taken.contains(number)));
     }
 
     #[test]
