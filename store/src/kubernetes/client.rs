@@ -6,7 +6,7 @@
 use std::fmt;
 use std::time::{Duration, SystemTime};
 
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper::client::conn::http2::{Builder, SendRequest};
 use hyper::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, DATE, ETAG, HeaderValue, IF_NONE_MATCH, USER_AGENT};
@@ -30,8 +30,8 @@ const PING: Duration = Duration::from_secs(5);
 const PONG: Duration = Duration::from_secs(5);
 /// How long an API server may be silent before that is noticed: a connection without an answer, then none at all.
 pub(super) const NOTICED: Duration = Duration::from_secs(PING.as_secs() + PONG.as_secs() + CONNECT.as_secs());
-/// Far above a page of a list.
-const LARGEST: usize = 64 << 20;
+/// Far above a page of a list, but for one of the largest objects that there can be.
+pub(super) const LARGEST: usize = 64 << 20;
 const JSON: &str = "application/json";
 /// Lists of a Node are merged by what names their items; kinds that are not built in know no such thing.
 pub(super) const MERGE_ITEMS: &str = "application/strategic-merge-patch+json";
@@ -47,6 +47,8 @@ pub(super) enum Trouble {
     Away(String),
     /// It answered with something else than success.
     Status { code: StatusCode, message: String },
+    /// It answered with more than anybody should have to take at once.
+    TooLong,
 }
 
 /// A connection on demand.
@@ -145,6 +147,7 @@ impl Client {
     async fn whole(&self, response: Response<Incoming>) -> Result<Bytes, Trouble> {
         match timeout(ANSWER, Limited::new(response.into_body(), LARGEST).collect()).await {
             Ok(Ok(body)) => Ok(body.to_bytes()),
+            Ok(Err(error)) if error.is::<LengthLimitError>() => Err(Trouble::TooLong),
             Ok(Err(error)) => Err(self.away(&error)),
             Err(_) => Err(self.away(&format_args!("half an answer for {} s", ANSWER.as_secs()))),
         }
@@ -221,7 +224,7 @@ impl Trouble {
     pub(super) fn says_nothing(&self) -> bool {
         let busy = |code| matches!(code, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE);
         match self {
-            Trouble::Away(_) => true,
+            Trouble::Away(_) | Trouble::TooLong => true,
             Trouble::Status { code, .. } => busy(*code),
         }
     }
@@ -231,6 +234,7 @@ impl fmt::Display for Trouble {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Trouble::Away(why) => f.write_str(why),
+            Trouble::TooLong => write!(f, "an answer of the API server is longer than {} MiB", LARGEST >> 20),
             Trouble::Status { code, message }
                 if *code == StatusCode::FORBIDDEN || *code == StatusCode::UNAUTHORIZED =>
             {

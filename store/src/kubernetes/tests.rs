@@ -15,7 +15,7 @@ use self::real::{ApiServer, Behind};
 use self::scripted::{Answer, Scripted};
 use super::KubernetesStore;
 use super::access::Access;
-use super::client::Client;
+use super::client::{Client, LARGEST};
 use super::discovery::{Discovery, Pace};
 use crate::conformance::{self, Rig as _, Watching};
 use crate::{Expect, Store, Word, WriteError};
@@ -139,6 +139,25 @@ async fn a_watch_goes_on_where_it_was() {
             ("resourceVersion=10", watch(&[frame("MODIFIED", &pool("a", 1, 11))])),
         ],
         &["init", "invalid a spec.cidr", "synced", "put a 10.1.0.0/16"],
+    )
+    .await;
+}
+
+/// Some tens of the largest objects there can be, of anyone who may make them, and nobody would hear of that kind any more.
+#[tokio::test]
+async fn a_page_that_is_too_long_is_asked_for_in_shorter_ones() {
+    let ok = |body: String| Answer::with(200, body);
+    let too_long = || ok(" ".repeat(LARGEST + 1));
+    check(
+        "of a list that had begun",
+        vec![
+            ("", ok(list(10, "more", &[("a", 1)]))),
+            ("limit=250&continue=more", too_long()),
+            ("limit=125&continue=more", too_long()),
+            ("limit=62&continue=more", ok(list(10, "", &[("b", 2)]))),
+            ("watch=true", Answer::Never),
+        ],
+        &["init", "put a 10.1.0.0/16", "put b 10.2.0.0/16", "synced"],
     )
     .await;
 }

@@ -32,7 +32,7 @@ use super::discovery::Discovery;
 use super::{ORIGIN, collection, selector};
 use crate::decode;
 
-/// Objects of one page: some MiB where objects are as large as Nodes.
+/// Objects of one page at first: some MiB where objects are as large as Nodes. Anyone may make larger ones.
 const PAGE: usize = 250;
 /// How long the API server is asked to keep a watch open, at random, so that agents do not come back together.
 const OPEN: (Duration, Duration) = (Duration::from_secs(300), Duration::from_secs(600));
@@ -121,6 +121,8 @@ struct Follower {
     kind: Kind,
     out: mpsc::Sender<StoreEvent>,
     backoff: Backoff,
+    /// Objects that are asked for at once.
+    page: usize,
     /// The latest version of the collection that was heard of.
     version: Option<String>,
     /// What was last told of each object; none: that it cannot be read.
@@ -140,6 +142,7 @@ pub(super) async fn follow(client: Arc<Client>, discovery: Arc<Discovery>, kind:
         kind,
         out,
         backoff: Backoff::default(),
+        page: PAGE,
         version: None,
         told: BTreeMap::new(),
         away: false,
@@ -232,6 +235,10 @@ impl Follower {
         loop {
             let page = match self.client.request(Method::GET, &self.list_path(&rest), None).await {
                 Ok(page) => page,
+                Err(Trouble::TooLong) if self.page > 1 => {
+                    self.page /= 2;
+                    continue;
+                }
                 Err(trouble) => return Ok(Err(NoList::from(trouble))),
             };
             let page: Page<'_> = match serde_json::from_slice(&page) {
@@ -254,7 +261,7 @@ impl Follower {
     }
 
     fn list_path(&self, rest: &str) -> String {
-        let path = format!("{}?{}limit={PAGE}", collection(self.kind), selector(self.kind));
+        let path = format!("{}?{}limit={}", collection(self.kind), selector(self.kind), self.page);
         match (&self.version, rest) {
             (Some(version), "") => format!("{path}&resourceVersion={version}&resourceVersionMatch=NotOlderThan"),
             (None, "") => path,
