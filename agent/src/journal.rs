@@ -210,8 +210,11 @@ impl Live {
         match body {
             Body::Add(pod) => {
                 let attachment = Attachment::from(pod);
+                let has = |other: &Attachment, address| other.addresses.iter().any(|(_, theirs)| theirs == address);
                 for (_, address) in attachment.addresses.iter() {
                     self.released.remove(address);
+                    // Its end could not be written, on a disk that was full: it had an end, or this one would not have that.
+                    self.attachments.retain(|id, other| *id == attachment.id || !has(other, address));
                 }
                 self.attachments.insert(attachment.id.clone(), attachment);
             }

@@ -21,7 +21,12 @@ fn let_go_in(flannel: &Path, given: &Path, container: &str) -> io::Result<()> {
     if container.is_empty() || !note.is_file() {
         return Ok(());
     }
-    for network in fs::read_dir(given)? {
+    // It may keep them elsewhere, or somebody has cleared them away: then there is nothing to free.
+    let networks = match fs::read_dir(given) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        networks => Some(networks?),
+    };
+    for network in networks.into_iter().flatten() {
         let Ok(files) = fs::read_dir(network?.path()) else { continue };
         for file in files {
             let path = file?.path();
@@ -63,6 +68,9 @@ mod tests {
             assert_eq!(there().len(), left, "{container}: {:?}", there());
         }
         assert!(!flannel.join("c7").exists() && given.join("cbr0/10.244.1.8").exists());
+        fs::write(flannel.join("c8"), "{}").expect("a file is written");
+        let_go_in(&flannel, &dir.join("elsewhere"), "c8").expect("it has nothing there");
+        assert!(!flannel.join("c8").exists());
         fs::remove_dir_all(dir).expect("the folder goes");
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Read};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -10,6 +10,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::sys::socket::sockopt::SendTimeout;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, setsockopt, socket};
+use nix::sys::time::{TimeVal, TimeValLike};
 
 use crate::program::own_program;
 use crate::rights;
@@ -121,13 +126,18 @@ impl Client {
         }
     }
 
+    /// To an engine that stands still nothing is sent for ever: where nobody accepts, and nobody reads, that ends as well.
     fn connect(&self) -> Result<Option<UnixStream>, EngineError> {
-        match UnixStream::connect(&self.socket) {
+        let dial = || -> nix::Result<UnixStream> {
+            let stream = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+            setsockopt(&stream, SendTimeout, &TimeVal::seconds(PATIENCE.as_secs().cast_signed()))?;
+            connect(stream.as_raw_fd(), &UnixAddr::new(&self.socket)?)?;
+            Ok(stream.into())
+        };
+        match dial() {
             Ok(stream) => Ok(Some(stream)),
-            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
-                Ok(None)
-            }
-            Err(error) => Err(self.error(error)),
+            Err(Errno::ENOENT | Errno::ECONNREFUSED) => Ok(None),
+            Err(errno) => Err(self.error(errno.into())),
         }
     }
 

@@ -175,7 +175,8 @@ impl<'a> Look<'a> {
             Some(held) if !self.admits(held, who) => {
                 NotThatOne::OtherNamespace(held.pool().cloned().unwrap_or_default())
             }
-            Some(held) => match self.why_taken(held, address, pod) {
+            Some(held) => match self.why_taken(held, address, pod).or_else(|| self.why_from_before(held, address, who))
+            {
                 Some(why) => why,
                 None => return Ok(()),
             },
@@ -204,6 +205,15 @@ impl<'a> Look<'a> {
             let cidr = *reservation.cidrs.iter().find(|cidr| cidr.contains(&address))?;
             Some(NotThatOne::Reserved { name: reservation.name.clone(), cidr })
         })
+    }
+
+    /// What the network before has given out, or has on its bridge. Who was chosen by another plugin may be the one it was
+    /// given to just now.
+    fn why_from_before(&self, held: &Held, address: IpAddr, who: For<'_>) -> Option<NotThatOne> {
+        let For::Namespace(_) = who else { return None };
+        let given = self.world.given.get(&address).map(|container| NotThatOne::Used(container.to_string()));
+        let mut host = self.world.host.links.iter().flat_map(|link| &link.addresses);
+        given.or_else(|| host.any(|own| own.addr() == address).then_some(NotThatOne::Own(held.cidr)))
     }
 
     fn why_not_here(&self, address: IpAddr) -> NotThatOne {

@@ -119,6 +119,11 @@ fn what_the_network_before_gave_out_is_kept_clear_of() {
     with(&mut setup, "10.1.0.3 10.1.0.4 10.1.0.5 10.1.0.6");
     let refused = answer(&setup, "shop", "");
     assert!(refused.contains("podCIDR 10.1.0.0/29 (8 addresses: 5 used"), "{refused}");
+    // Nor are they had by name.
+    for (address, why) in [("10.1.0.3", "on this node has it"), ("10.1.0.1", "it is the node's own address")] {
+        let refused = answer(&setup, "shop", address);
+        assert!(refused.contains(&format!("the pod asks for {address}:")) && refused.contains(why), "{refused}");
+    }
 }
 
 #[test]

@@ -6,6 +6,7 @@ use ipnet::IpNet;
 use tartan_api::cni::{self, CniError, CniRequest, NetConf, Success, Version, code};
 use tartan_model::{Family, Limit, Limits, PerFamily, PortMapping, Protocol};
 use tartan_netstate::Mac;
+use tartan_netstate::claims::SELFTEST_PORT;
 
 /// Kubernetes allows no slower annotation.
 const SLOWEST_BITS: u64 = 1000;
@@ -157,6 +158,9 @@ fn port(mapping: &cni::PortMapping) -> Result<PortMapping, (&'static str, String
         "sctp" => Protocol::Sctp,
         _ => return Err(("protocol", format!("{:?} has no ports", mapping.protocol), "it is tcp, udp or sctp")),
     };
+    if (protocol, mapping.host_port) == (Protocol::Udp, SELFTEST_PORT) {
+        return Err(("hostPort", format!("at {SELFTEST_PORT} nodes hear how their paths are"), "choose another"));
+    }
     let host_ip = match &*mapping.host_ip {
         "" => None,
         text => {

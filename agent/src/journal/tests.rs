@@ -131,6 +131,17 @@ fn the_released_addresses_are_remembered_and_their_age() {
     assert!(replayed.released[0].1 < Duration::from_secs(60));
 }
 
+/// The end of the one could not be written: the disk was full.
+#[test]
+fn who_was_given_an_address_last_has_it() {
+    let dir = Dir::new();
+    let later = Attachment { addresses: pod(2).addresses, ..pod(1) };
+    let none = pod(3);
+    written(&dir.journal(), &[pod(2), none.clone(), later.clone()].map(Record::Add));
+    let (_, replayed) = Journal::open(&dir.journal(), BOOT).unwrap();
+    assert_eq!(replayed.attachments, [later, none]);
+}
+
 #[test]
 fn only_its_owner_can_read_it() {
     let dir = Dir::new();

@@ -17,11 +17,25 @@ pub(super) fn decode(kind: Kind, body: &str) -> Result<PolicyText, Fault> {
     for key in NOT_KEPT {
         document.shift_remove(key);
     }
+    document.values_mut().for_each(spell_out);
     let value = serde_json::to_value(&document).map_err(|error| {
         let fix = "write texts as keys, and no tags";
         Fault::new("", "BadSyntax", format!("not what a policy is written in: {error}"), fix)
     })?;
     of_value(kind, value)
+}
+
+/// JSON has no numbers such as `.nan`, and writes null: what is left out of a rule is anything, and so it would be open.
+fn spell_out(value: &mut Value) {
+    match value {
+        Value::Number(number) if number.as_f64().is_some_and(|it| !it.is_finite()) => {
+            *value = Value::String(number.to_string());
+        }
+        Value::Sequence(list) => list.iter_mut().for_each(spell_out),
+        Value::Mapping(map) => map.values_mut().for_each(spell_out),
+        Value::Tagged(tagged) => spell_out(&mut tagged.value),
+        _ => {}
+    }
 }
 
 /// Not by way of YAML, which refuses characters that JSON takes: a policy must not vanish for an odd annotation.

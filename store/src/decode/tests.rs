@@ -356,6 +356,17 @@ fn flannels_config_map_is_read_as_flannel_reads_it() {
     wrong(&text("{}").replace("net-conf.json", "x"), "data.net-conf.json is missing");
 }
 
+/// As null it would be no port at all, which is every port.
+#[test]
+fn a_number_that_is_none_stands_in_a_policy_as_it_was_written() {
+    for number in [".nan", ".inf", "-.inf"] {
+        let spec = format!("podSelector: {{}}\n  ingress: [{{ports: [{{port: {number}}}]}}]");
+        let text = document("networking.k8s.io/v1", "NetworkPolicy", "web", &format!("spec:\n  {spec}\n"));
+        let Object::Policy(policy) = decoded(&text) else { panic!("{text}") };
+        assert!(policy.json.contains(&format!(r#"{{"port":"{number}"}}"#)), "{}", policy.json);
+    }
+}
+
 #[test]
 fn our_own_come_back_as_they_were() {
     let advert = tartan_model::Advert {
