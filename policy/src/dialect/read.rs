@@ -8,6 +8,12 @@ use ipnet::{IpNet, Ipv4Net};
 use serde_json::{Map, Value};
 use tartan_model::{Condition, ObjectId, Selector};
 
+/// Items of a list that are read: as many ranges as a cloud has, and far more rules than anybody keeps in mind. One object may
+/// hold 700,000 empty ones, and every agent of the cluster has all objects, whoever wrote them.
+const MOST_ITEMS: usize = 50_000;
+/// Things that are said of one object. More help nobody.
+const MOST_SAID: usize = 100;
+
 /// A part that cannot be honoured; why has been said.
 #[derive(Debug)]
 pub(super) struct Bad;
@@ -57,6 +63,9 @@ impl Reader {
 
     /// Says what is wrong with a field.
     pub(super) fn wrong(&mut self, path: &str, reason: &'static str, wrong: &str, fix: impl Into<String>) -> Bad {
+        if self.said.len() == MOST_SAID {
+            return Bad;
+        }
         let message = format!("{wrong}; {}", self.outcome);
         self.said.push(Condition {
             about: self.about.clone(),
@@ -108,6 +117,10 @@ impl Reader {
         let Value::Array(items) = at.value else {
             return Err(self.bad_value(&at, "not a list", "write its items as lines that begin with `- `"));
         };
+        if items.len() > MOST_ITEMS {
+            let wrong = format!("more than {MOST_ITEMS} items, of {}", items.len());
+            return Err(self.bad_value(&at, &wrong, "write fewer, larger ranges, or several policies"));
+        }
         Ok(items.iter().enumerate().map(|(i, value)| At { value, path: format!("{}[{i}]", at.path) }).collect())
     }
 

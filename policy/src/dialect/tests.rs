@@ -3,6 +3,7 @@
 
 use std::path::Path;
 
+use serde_json::json;
 use tartan_model::{Condition, Object};
 use tartan_store::decode;
 
@@ -128,4 +129,19 @@ fn bad_policies_are_told_and_fail_closed() {
         let open = case.lines().any(|line| line.contains("Allow anyone everything"));
         assert!(!open, "everything is open in\n{case}");
     }
+}
+
+/// Every agent has everybody's policies.
+#[test]
+fn what_one_object_makes_has_an_end() {
+    let of = |ingress: Vec<Value>| {
+        let json = json!({"spec": {"podSelector": {}, "ingress": ingress}}).to_string().into();
+        lower(&ObjectId { kind: Kind::NetworkPolicy, name: "ns/p".into() }, &PolicyText { json })
+    };
+    let rules = |lowered: &Lowered| lowered.policies[0].1.ingress.as_ref().unwrap().rules.len();
+    let [whole, cut] = [50_000, 50_001].map(|count| of(vec![json!({}); count]));
+    assert_eq!((rules(&whole), whole.said.len(), rules(&cut)), (50_000, 0, 0));
+    assert!(cut.said[0].message.contains("more than 50000 items, of 50001; nothing is allowed"), "{:?}", cut.said);
+    let wrong: Vec<Value> = (0..1000).map(|n| json!({"from": [{"ipBlock": {"cidr": n}}]})).collect();
+    assert_eq!(of(wrong).said.len(), 100);
 }
