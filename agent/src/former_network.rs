@@ -34,19 +34,19 @@ const LOOK_AGAIN: Duration = Duration::from_secs(5);
 /// Addresses that were given out on this node before, with the container that has each.
 pub type Given = OrdMap<IpAddr, Arc<str>>;
 
-/// Keeps both up to date for as long as the loop runs.
+/// Keeps both up to date for as long as the loop runs. What cannot be read is as it was: the containers are there.
 pub async fn keep(inbox: mpsc::Sender<Input>, mut known: Given) {
-    loop {
+    while !inbox.is_closed() {
         tokio::time::sleep(LOOK_AGAIN).await;
-        let given = given();
-        if given != known {
+        if let Some(given) = given()
+            && given != known
+        {
             known = given.clone();
             if inbox.send(Input::Given(given)).await.is_err() {
                 return;
             }
         }
-        let Some(wanted) = ask(&inbox, Input::SubnetEnv).await else { return };
-        if let Some(text) = wanted
+        if let Some(Some(text)) = ask(&inbox, Input::SubnetEnv).await
             && let Err(error) = put(Path::new(SUBNET_ENV), &text)
         {
             warn!("{SUBNET_ENV}: {error}; plugins of Flannel cannot go by it. Is /run/flannel writable?");
@@ -54,20 +54,25 @@ pub async fn keep(inbox: mpsc::Sender<Input>, mut known: Given) {
     }
 }
 
-/// What `host-local` has given out, of whatever network.
-pub fn given() -> Given {
-    given_in(Path::new(GIVEN)).unwrap_or_else(|error| {
-        if error.kind() != io::ErrorKind::NotFound {
-            warn!("{GIVEN}: {error}; addresses of pods from before may be given out again");
+/// What `host-local` has given out, of whatever network; none where that cannot be read.
+pub fn given() -> Option<Given> {
+    match given_in(Path::new(GIVEN)) {
+        Ok(given) => Some(given),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Some(Given::new()),
+        Err(error) => {
+            warn!("{GIVEN}: {error}; addresses given out to pods from before since it was read may be given out again");
+            None
         }
-        Given::new()
-    })
+    }
 }
 
 fn given_in(folder: &Path) -> io::Result<Given> {
     let mut given = Given::new();
     for network in fs::read_dir(folder)? {
-        let Ok(files) = fs::read_dir(network?.path()) else { continue };
+        let files = match fs::read_dir(network?.path()) {
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotADirectory | io::ErrorKind::NotFound) => continue,
+            files => files?,
+        };
         for file in files {
             let file = file?;
             // Beside addresses there are a lock and the last address given; `_` stands for `:` on some systems.

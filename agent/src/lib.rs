@@ -127,7 +127,7 @@ async fn start(boot: &Boot, holds: bool) -> Result<()> {
     let (inbox, agent) = assemble(&boot.node, &boot.state_dir, boot_id.trim(), Box::new(kernel), store.clone())?;
     tokio::spawn(secret::keep(inbox.clone(), tartan_kernel::secret::path(&boot.state_dir)));
     // Before anybody can ask for an address.
-    let given = former_network::given();
+    let given = former_network::given().unwrap_or_default();
     inbox.send(Input::Given(given.clone())).await.context("the loop has ended")?;
     tokio::spawn(former_network::keep(inbox.clone(), given));
     socket::serve(&boot.socket, &boot.state_dir, inbox.clone(), store, denied::Reports::listen())?;
