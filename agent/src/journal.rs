@@ -210,12 +210,14 @@ impl Live {
         match body {
             Body::Add(pod) => {
                 let attachment = Attachment::from(pod);
-                let has = |other: &Attachment, address| other.addresses.iter().any(|(_, theirs)| theirs == address);
                 for (_, address) in attachment.addresses.iter() {
                     self.released.remove(address);
-                    // Its end could not be written, on a disk that was full: it had an end, or this one would not have that.
-                    self.attachments.retain(|id, other| *id == attachment.id || !has(other, address));
                 }
+                // Who had one of them had an end, which could not be written: the disk was full.
+                let shares = |other: &Attachment| {
+                    other.addresses.iter().any(|(family, theirs)| attachment.addresses.get(family) == Some(theirs))
+                };
+                self.attachments.retain(|_, other| !shares(other));
                 self.attachments.insert(attachment.id.clone(), attachment);
             }
             Body::Answered { id } => {

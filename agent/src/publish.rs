@@ -158,7 +158,7 @@ impl Publisher {
                         warn!("{message}; trying again");
                         complaint = message;
                     }
-                    Some(Instant::now() + *wait.insert(longer(wait)))
+                    Some(Instant::now() + *wait.insert(longer(wait, LONGEST_WAIT)))
                 }
             };
             tokio::select! {
@@ -206,7 +206,7 @@ impl Publisher {
                     if before.is_none() {
                         info!("{error}");
                     }
-                    let wait = before.map_or(FIRST_WAIT, |(_, wait)| (wait * 2).min(LONGEST_REFUSED));
+                    let wait = longer(before.map(|(_, wait)| wait), LONGEST_REFUSED);
                     self.refused.insert(told.clone(), (Instant::now() + wait, wait));
                     continue;
                 }
@@ -252,7 +252,7 @@ impl Publisher {
                 Err(error) if before.is_none() => info!("{error}"),
                 Err(error) => debug!("{error}"),
             }
-            let wait = longer(before.map(|at| self.tried.remove(at).wait));
+            let wait = longer(before.map(|at| self.tried.remove(at).wait), LONGEST_WAIT);
             self.tried.push(Tried { claim: claim.clone(), again: Instant::now() + wait, wait });
         }
         Ok(())
@@ -274,8 +274,8 @@ impl Publisher {
     }
 }
 
-fn longer(wait: Option<Duration>) -> Duration {
-    wait.map_or(FIRST_WAIT, |wait| (wait * 2).min(LONGEST_WAIT))
+fn longer(wait: Option<Duration>, longest: Duration) -> Duration {
+    wait.map_or(FIRST_WAIT, |wait| (wait * 2).min(longest))
 }
 
 async fn until(at: Option<Instant>) {

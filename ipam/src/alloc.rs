@@ -175,8 +175,7 @@ impl<'a> Look<'a> {
             Some(held) if !self.admits(held, who) => {
                 NotThatOne::OtherNamespace(held.pool().cloned().unwrap_or_default())
             }
-            Some(held) => match self.why_taken(held, address, pod).or_else(|| self.why_from_before(held, address, who))
-            {
+            Some(held) => match self.why_taken(held, address, who, pod) {
                 Some(why) => why,
                 None => return Ok(()),
             },
@@ -193,7 +192,7 @@ impl<'a> Look<'a> {
         used.map_or(Ok(()), |why| Err(Refused::NotThatOne { address, why: Box::new(why) }))
     }
 
-    fn why_taken(&self, held: &Held, address: IpAddr, pod: &str) -> Option<NotThatOne> {
+    fn why_taken(&self, held: &Held, address: IpAddr, who: For<'_>, pod: &str) -> Option<NotThatOne> {
         if let Err(Refused::NotThatOne { why, .. }) = self.free(address, pod) {
             return Some(*why);
         }
@@ -201,10 +200,11 @@ impl<'a> Look<'a> {
         if broadcast || self.own.iter().any(|(_, own)| *own == address) {
             return Some(NotThatOne::Own(held.cidr));
         }
-        self.world.reservations.values().find_map(|reservation| {
+        let reserved = self.world.reservations.values().find_map(|reservation| {
             let cidr = *reservation.cidrs.iter().find(|cidr| cidr.contains(&address))?;
             Some(NotThatOne::Reserved { name: reservation.name.clone(), cidr })
-        })
+        });
+        reserved.or_else(|| self.why_from_before(held, address, who))
     }
 
     /// What the network before has given out, or has on its bridge. Who was chosen by another plugin may be the one it was

@@ -367,8 +367,8 @@ impl Ipsec {
         let (old, new) = op.sides();
         let [old, new] = [old, new].map(|side| side.and_then(Object::as_esp_peer));
         let doing = crate::namespace::doing(op);
-        let allowed = |side: Option<&EspPeer>| side.map(|side| side.allowed.clone()).unwrap_or_default();
-        let taken: Vec<IpNet> = beyond(&allowed(old), &allowed(new)).copied().collect();
+        let [was, is] = [old, new].map(|side| side.map_or(&[][..], |side| &side.allowed));
+        let taken: Vec<IpNet> = beyond(was, is).copied().collect();
         let gone = |direction| -> Vec<Message> {
             taken.iter().map(|range| xfrm::delete_policy(direction, *range, number)).collect()
         };
