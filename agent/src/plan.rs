@@ -115,6 +115,7 @@ impl Planners {
         conditions.extend(firewall.conditions.iter().cloned());
         conditions.extend(policy::not_enforced(world, policy.out.as_ref()));
         conditions.extend(policy.out.iter().flat_map(|out| policy::cut_off(world, &out.tables)));
+        conditions.extend(policy.out.iter().flat_map(|out| policy::too_many(world, &out.tables)));
         let from_before = |out: &verdicts::Out| policy::from_before(world, &out.tables, &policy.from_before);
         conditions.extend(policy.out.iter().flat_map(from_before));
         conditions

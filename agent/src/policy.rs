@@ -4,7 +4,7 @@
 //! Invariants: tables are planned from what was true at one moment, or not at all; see [`World::of_one_moment`]. While that
 //! is not what the store says now, nothing that the kernel holds of policies goes or becomes another.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -13,8 +13,8 @@ use tartan_datapath::nftables::policy as nft;
 use tartan_model::workload::uid_of;
 use tartan_model::{Attachment, Condition, Family, NAMELESS, PolicyMode, World};
 use tartan_netstate::{Key, State};
-use tartan_policy::verdicts::{self, ANY, Class, Out, Rows, Tables};
-use tartan_policy::walk;
+use tartan_policy::verdicts::{self, ANY, Class, Out, Rows, Tables, Word};
+use tartan_policy::walk::{self, Verdict};
 
 use crate::plan::Plan;
 
@@ -194,6 +194,35 @@ pub(crate) fn cut_off(world: &World, tables: &Tables) -> impl Iterator<Item = Co
         message: format!("nothing passes to it or from it: {}", lacking(world, attachment)),
         fix: "if nobody needs it any more, have the runtime remove it; else see what the API server knows of it".into(),
     })
+}
+
+/// Pods whose policies ask for more than a node can hold.
+pub(crate) fn too_many(world: &World, tables: &Tables) -> Vec<Condition> {
+    let mut pods: BTreeMap<(Word, &str), Vec<&str>> = BTreeMap::new();
+    for (pod, number) in &tables.subjects {
+        let Some(set) = tables.sets.get(number) else { continue };
+        for (rows, way) in [(&set.ingress, "to"), (&set.egress, "from")].into_iter().filter(|(rows, _)| rows.too_many) {
+            let word = rows.words.get(&(ANY, 0)).copied().unwrap_or(Word::new(Verdict::Deny, 0));
+            pods.entry((word, way)).or_default().push(pod);
+        }
+    }
+    let condition = |((word, way), pods): ((Word, &str), Vec<&str>)| {
+        let rule = tables.rules.get(&word.rule());
+        Condition {
+            about: rule.map_or_else(|| format!("Node/{}", world.local), |rule| rule.source.to_string()),
+            field: rule.map(|rule| rule.path.to_string()).unwrap_or_default(),
+            reason: "TooManyVerdicts",
+            message: format!(
+                "nothing passes {way} {}: their policies tell apart more ports of more other ends than a node holds, {} at most; \
+                 of their rules this one names most ports",
+                some(&pods),
+                verdicts::ROWS
+            ),
+            fix: "name ranges of ports in place of single ones, or fewer other ends, in the policies of these pods"
+                .into(),
+        }
+    };
+    pods.into_iter().map(condition).collect()
 }
 
 /// What does not hold for pods of the network before, these.

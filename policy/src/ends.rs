@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use tartan_model::{Family, Pod, World};
 
 use crate::dialect::nearest;
-use crate::ir::{Entity, Is, Program};
+use crate::ir::{Entity, Is, Nets, Program};
 use crate::traits::Traits;
 use crate::verdicts::identities::{is_workload, node_addresses, pod_addresses, workload};
 use crate::walk::End;
@@ -236,7 +236,7 @@ fn outside(world: &World, program: &Program, family: Family) -> IpAddr {
         Is::In(nets) => Some(nets),
         _ => None,
     });
-    let named: Vec<IpNet> = nets.flat_map(|nets| nets.ranges()).filter(|net| net.prefix_len() > 0).copied().collect();
+    let named: Vec<IpNet> = nets.flat_map(Nets::all).filter(|net| net.prefix_len() > 0).copied().collect();
     let taken: Vec<IpNet> = named.into_iter().chain(pools(world)).collect();
     let first: IpAddr = match family {
         Family::V4 => Ipv4Addr::new(198, 51, 100, 1).into(),

@@ -180,19 +180,17 @@ pub enum Namespaces {
     Labelled(Selector),
 }
 
-/// Ranges of addresses.
+/// Ranges of addresses without some of them.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Nets {
-    pub blocks: Vec<Block>,
+    pub ranges: Ranges,
+    pub except: Ranges,
     pub scope: Scope,
 }
 
-/// A range without some of its addresses.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Block {
-    pub cidr: IpNet,
-    pub except: Vec<IpNet>,
-}
+/// Ranges in order, none of which is in another.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Ranges(Box<[IpNet]>);
 
 /// Whose addresses ranges speak of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -460,16 +458,60 @@ impl Icmp {
 // === impl Nets ===
 
 impl Nets {
-    /// Whether all addresses of a range are in one of the blocks. A range is either wholly inside each of the blocks
-    /// and exceptions or wholly outside.
+    /// Whether all addresses of a range are in one of the ranges. It is either wholly inside each range and exception or
+    /// wholly outside.
     pub fn contain(&self, range: &IpNet) -> bool {
-        self.blocks
-            .iter()
-            .any(|block| block.cidr.contains(range) && !block.except.iter().any(|except| except.contains(range)))
+        self.ranges.contain(range) && !self.except.contain(range)
     }
 
     /// Every range that is named.
-    pub fn ranges(&self) -> impl Iterator<Item = &IpNet> {
-        self.blocks.iter().flat_map(|block| std::iter::once(&block.cidr).chain(&block.except))
+    pub fn all(&self) -> impl Iterator<Item = &IpNet> {
+        self.ranges.iter().chain(self.except.iter())
+    }
+}
+
+// === impl Ranges ===
+
+impl Ranges {
+    /// All of them, in order.
+    pub fn iter(&self) -> std::slice::Iter<'_, IpNet> {
+        self.0.iter()
+    }
+
+    /// Whether a range is in one of them. There may be tens of thousands.
+    pub fn contain(&self, range: &IpNet) -> bool {
+        // Between a range and what is in it there can only be others that are in it.
+        let at = self.0.partition_point(|each| each <= range);
+        self.0[..at].last().is_some_and(|last| last.contains(range))
+    }
+}
+
+impl FromIterator<IpNet> for Ranges {
+    fn from_iter<T: IntoIterator<Item = IpNet>>(all: T) -> Ranges {
+        let mut all: Vec<IpNet> = all.into_iter().map(|range| range.trunc()).collect();
+        all.sort_unstable();
+        // Whatever is in another comes after it.
+        all.dedup_by(|range, before| before.contains(&*range));
+        Ranges(all.into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn ranges_contain_what_one_of_them_does(
+            all in proptest::collection::vec((0u32..64, 26u8..=32), 0..12),
+            asked in (0u32..64, 26u8..=32),
+        ) {
+            let range = |(address, length): (u32, u8)| IpNet::new(std::net::Ipv4Addr::from(address).into(), length).unwrap();
+            let (all, asked): (Vec<IpNet>, IpNet) = (all.into_iter().map(range).collect(), range(asked).trunc());
+            let ranges: Ranges = all.iter().copied().collect();
+            prop_assert_eq!(ranges.contain(&asked), all.iter().any(|each| each.trunc().contains(&asked)));
+        }
     }
 }

@@ -168,7 +168,8 @@ pub fn fit(rule: &Rule, direction: Direction, subject: &End, remote: &End, packe
     }
 }
 
-fn l4(l4: &L4, to: &Traits, packet: &Packet) -> Holds {
+/// How far a packet to this end is one that a rule is about.
+pub(crate) fn l4(l4: &L4, to: &Traits, packet: &Packet) -> Holds {
     match l4 {
         L4::Any => Holds::Yes,
         L4::OneOf(matches) => matches.iter().map(|each| one_l4(each, to, packet)).max().unwrap_or(Holds::No),

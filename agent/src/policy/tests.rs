@@ -11,6 +11,8 @@ use tartan_model::{
     Pod, PolicyText, Programmed, StoreEvent,
 };
 use tartan_netstate::{Generation, Mac, PodNetns};
+use tartan_policy::ir::RuleRef;
+use tartan_policy::verdicts::Set;
 
 use super::*;
 
@@ -52,10 +54,13 @@ fn put_namespace(world: &mut World) {
     world.namespaces.insert("shop".into(), Namespace { name: "shop".into(), labels: Labels::default() }.into());
 }
 
+fn policy_id(name: &str) -> ObjectId {
+    ObjectId { kind: Kind::NetworkPolicy, name: format!("shop/{name}").into() }
+}
+
 fn put_policies(world: &mut World, json: &str, count: usize) {
     for number in 0..count {
-        let id = ObjectId { kind: Kind::NetworkPolicy, name: format!("shop/p{number}").into() };
-        world.policies.insert(id, PolicyText { json: json.into() }.into());
+        world.policies.insert(policy_id(&format!("p{number}")), PolicyText { json: json.into() }.into());
     }
 }
 
@@ -247,6 +252,32 @@ fn a_pod_that_runs_without_its_object_is_said() {
     put_namespace(&mut world);
     world.pods.insert("shop/a".into(), pod("n1").into());
     assert_eq!(said(&world), []);
+}
+
+#[test]
+fn pods_whose_policies_ask_for_too_much_are_said_by_rule() {
+    let world = whole();
+    let rule = RuleRef { source: policy_id("p"), path: "spec.ingress[3]".into() };
+    let closed = Rows { too_many: true, words: OrdMap::unit((ANY, 0), Word::new(Verdict::Deny, 7)), ..Rows::default() };
+    let set = |ingress: &Rows, egress: &Rows| Arc::new(Set { ingress: ingress.clone(), egress: egress.clone() });
+    let tables = Tables {
+        subjects: [("shop/a", 1u32), ("shop/b", 1), ("shop/c", 2), ("shop/d", 3)]
+            .map(|(pod, set)| (Arc::<str>::from(pod), set))
+            .into_iter()
+            .collect(),
+        sets: [(1u32, set(&closed, &Rows::default())), (2, set(&closed, &closed)), (3, Arc::default())]
+            .into_iter()
+            .collect(),
+        rules: OrdMap::unit(7u32, rule.into()),
+        ..Tables::default()
+    };
+    let said = too_many(&world, &tables).into_iter().map(|said| {
+        let (passes, _) = said.message.split_once(':').unwrap();
+        format!("{} {} {}: {passes}", said.reason, said.about, said.field)
+    });
+    let about = "TooManyVerdicts NetworkPolicy/shop/p spec.ingress[3]";
+    let wanted = ["nothing passes from shop/c", "nothing passes to shop/a, shop/b, shop/c"];
+    assert_eq!(said.collect::<Vec<_>>(), wanted.map(|passes| format!("{about}: {passes}")));
 }
 
 /// These addresses were given out by the network before, and are on its bridge.

@@ -9,8 +9,8 @@ use tartan_model::{ObjectId, Selector};
 use super::read::{At, Fields, Read, Reader};
 use super::{admin_tier, baseline_tier};
 use crate::ir::{
-    Action, Block, Direction, Endpoints, Is, L4, L4Match, Mode, Namespaces, Nets, Order, Peer, Peers, Policy, Port,
-    Ports, ProtocolIs, Rank, Rule, Rules, Scope, Term, Tier, protocol,
+    Action, Direction, Endpoints, Is, L4, L4Match, Mode, Namespaces, Nets, Order, Peer, Peers, Policy, Port, Ports,
+    ProtocolIs, Ranges, Rank, Rule, Rules, Scope, Term, Tier, protocol,
 };
 
 /// What differs between the kinds.
@@ -237,8 +237,8 @@ fn networks(reader: &mut Reader, at: &At<'_>) -> Read<Nets> {
     if list.is_empty() {
         return Err(reader.bad_value(at, "empty", "list at least one address range"));
     }
-    let block = |at: &At<'_>| Ok(Block { cidr: reader.cidr(at)?, except: Vec::new() });
-    Ok(Nets { blocks: list.iter().map(block).collect::<Read<Vec<Block>>>()?, scope: Scope::Anyone })
+    let ranges = list.iter().map(|at| reader.cidr(at)).collect::<Read<Ranges>>()?;
+    Ok(Nets { ranges, except: Ranges::default(), scope: Scope::Anyone })
 }
 
 fn l4(reader: &mut Reader, fields: &Fields<'_>, version: &Version) -> Read<L4> {

@@ -8,7 +8,7 @@ use tartan_model::{ObjectId, Selector};
 use super::read::{At, Bad, Fields, Read, Reader};
 use super::{NETWORK_POLICY_ORDER, default_tier};
 use crate::ir::{
-    Action, Block, Direction, Endpoints, Is, L4, L4Match, Mode, Namespaces, Nets, Peer, Peers, Policy, Port, Ports,
+    Action, Direction, Endpoints, Is, L4, L4Match, Mode, Namespaces, Nets, Peer, Peers, Policy, Port, Ports,
     ProtocolIs, Rank, Rule, Rules, Scope, Term, protocol,
 };
 
@@ -126,7 +126,7 @@ fn peer(reader: &mut Reader, namespace: &str, at: &At<'_>) -> Read<Peer> {
     let namespaces = optional(fields.get("namespaceSelector"), |at| reader.selector(at))?;
     let block = optional(fields.get("ipBlock"), |at| ip_block(reader, at))?;
     let is = match (pods, namespaces, block) {
-        (None, None, Some(block)) => Is::In(Nets { blocks: vec![block], scope: Scope::Anyone }),
+        (None, None, Some(nets)) => Is::In(nets),
         (_, _, Some(_)) => {
             return Err(reader.bad_value(at, "ipBlock stands beside a selector", "write them as two items"));
         }
@@ -142,7 +142,7 @@ fn peer(reader: &mut Reader, namespace: &str, at: &At<'_>) -> Read<Peer> {
     Ok(Peer(vec![Term::that(is)]))
 }
 
-fn ip_block(reader: &mut Reader, at: &At<'_>) -> Read<Block> {
+fn ip_block(reader: &mut Reader, at: &At<'_>) -> Read<Nets> {
     let fields = reader.known_fields(at, &["cidr", "except"])?;
     let cidr_at = reader.required(&fields, "cidr", "write an address range, e.g. 10.0.0.0/8")?;
     let cidr = reader.cidr(&cidr_at)?;
@@ -155,7 +155,7 @@ fn ip_block(reader: &mut Reader, at: &At<'_>) -> Read<Block> {
         }
         except.push(net);
     }
-    Ok(Block { cidr, except })
+    Ok(Nets { ranges: [cidr].into_iter().collect(), except: except.into_iter().collect(), scope: Scope::Anyone })
 }
 
 fn port(reader: &mut Reader, at: &At<'_>) -> Read<L4Match> {

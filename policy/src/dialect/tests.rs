@@ -3,6 +3,7 @@
 
 use std::path::Path;
 
+use ipnet::IpNet;
 use serde_json::json;
 use tartan_model::{Condition, Object};
 use tartan_store::decode;
@@ -64,7 +65,10 @@ fn listed(parts: impl Iterator<Item = String>) -> String {
 fn term(term: &Term) -> String {
     match &term.is {
         Is::Endpoint(these) => endpoints(these),
-        Is::In(nets) => nets.blocks.iter().map(|block| format!("{} but {:?}", block.cidr, block.except)).collect(),
+        Is::In(nets) => {
+            let but: Vec<&IpNet> = nets.except.iter().collect();
+            nets.ranges.iter().map(|range| format!("{range} but {but:?}")).collect()
+        }
         Is::Node(selector) => format!("nodes {selector}"),
         Is::Entity(entities) => format!("{entities:?}"),
     }

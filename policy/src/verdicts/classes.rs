@@ -1,11 +1,15 @@
 //! L4 classes: the packets that all rules of a list treat alike, by protocol and destination port or ICMP message.
 //!
+//! Thousands of ports of one rule are one class, if no other rule tells them apart.
+//!
 //! Invariant: whatever number each end gives to the ports that are named, a rule matches all packets of a class or none
 //! of them, source ports aside.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::ir::{Icmp, L4Match, Port, Ports, ProtocolIs, protocol};
+use super::budget::{Budget, Spent};
+use super::merged::merged;
+use crate::ir::{L4Match, Port, Ports, ProtocolIs, protocol};
 use crate::traits::{Holds, Traits};
 
 /// Number of a class within its list of rules.
@@ -18,8 +22,9 @@ pub struct Classes {
     pub cells: Vec<Cell>,
     /// Of protocols that have no cells.
     pub other: Class,
-    /// For each class, a packet of it: protocol and destination.
-    samples: Vec<(u8, u16)>,
+    /// One of these protocols; none: each has cells.
+    spare: Option<u8>,
+    count: usize,
 }
 
 /// Destinations of one protocol that are in one class.
@@ -45,21 +50,30 @@ struct Groups {
     next: u32,
 }
 
-/// What of a match does not depend on destination ports: protocol, ICMP message or not, and whether source ports matter.
-type Head = (ProtocolIs, Option<Icmp>, Option<Icmp>, bool);
-
 const WITH_PORTS: [u8; 4] = [protocol::TCP, protocol::UDP, protocol::SCTP, protocol::UDPLITE];
 const ICMPS: [u8; 2] = [protocol::ICMP, protocol::ICMPV6];
 
 // === impl Classes ===
 
 impl Classes {
-    /// Classes for these matches, where ports by name may have these numbers.
-    pub fn of(matches: &[&L4Match], named: &BTreeSet<(u8, u16)>) -> Classes {
-        // Thousands of rules may ask the same, or each for a port of its own.
-        let matches: BTreeSet<&L4Match> = matches.iter().copied().collect();
+    /// Classes for rules that match this each, where ports by name may have these numbers.
+    pub fn of(rules: &[&L4Match], named: &BTreeSet<(u8, u16)>) -> Classes {
+        let lists: Vec<Vec<L4Match>> = rules.iter().map(|each| merged([(*each).clone()])).collect();
+        let lists = lists.iter().map(Vec::as_slice).collect();
+        Classes::of_lists(&lists, named, &Budget::of(usize::MAX)).expect("a budget without end")
+    }
+
+    /// The same for lists of rules, each [`merged`].
+    pub(super) fn of_lists(
+        lists: &BTreeSet<&[L4Match]>,
+        named: &BTreeSet<(u8, u16)>,
+        budget: &Budget,
+    ) -> Result<Classes, Spent> {
         let mut cuts = Cuts::default();
-        matches.iter().for_each(|each| cuts.by(each));
+        for each in lists.iter().copied().flatten() {
+            budget.spend(1 + each.destination.all().count())?;
+            cuts.by(each);
+        }
         for (protocol, port) in named {
             cuts.between(*protocol, *port, *port);
         }
@@ -67,24 +81,30 @@ impl Classes {
         let spare = (0..=u8::MAX).rev().find(|number| !cuts.0.contains_key(number));
         spare.iter().for_each(|number| cuts.between(*number, 0, u16::MAX));
         let mut groups = Groups::new(cuts.cells());
-        groups.part(|cell| protocol::has_ports(cell.protocol));
         for (protocol, port) in named {
             let cell = groups.within(*protocol, *port, *port);
             groups.split(cell);
         }
-        let heads: BTreeMap<Head, &L4Match> = matches.iter().map(|each| (head(each), *each)).collect();
-        for each in heads.values() {
-            groups.part(|cell| protocol_holds(each, cell.protocol, cell.low));
-        }
-        for each in matches {
-            let about = WITH_PORTS.into_iter().filter(|number| protocol_holds(each, *number, 0));
-            let about: Vec<u8> = about.collect();
-            for ports in each.destination.one_of.iter().chain([&each.destination.none_of]) {
-                let cells = groups.of_ports(&about, ports);
-                groups.split(cells);
+        for list in lists {
+            let (by_name, by_number): (Vec<&L4Match>, Vec<&L4Match>) = list.iter().partition(|each| names_ports(each));
+            let mut any = BTreeSet::new();
+            for each in by_number {
+                let cells = groups.of_match(each);
+                budget.spend(cells.len())?;
+                any.extend(cells);
+            }
+            groups.split(any);
+            for each in by_name {
+                budget.spend(groups.cells.len())?;
+                groups.split_by_name(each);
             }
         }
-        groups.classes(spare)
+        Ok(groups.classes(spare))
+    }
+
+    /// One class of all packets.
+    pub(super) fn one() -> Classes {
+        Classes { count: 1, ..Classes::default() }
     }
 
     /// The class of a packet.
@@ -95,26 +115,30 @@ impl Classes {
 
     /// How many there are.
     pub fn count(&self) -> usize {
-        self.samples.len()
+        self.count
     }
 
-    /// The classes for whose packets a match holds or may hold, source ports aside, when they go to this end.
-    pub(super) fn hold(&self, wanted: &L4Match, to: &Traits) -> Vec<(Class, Holds)> {
-        let ask = |class: Class| {
-            let (protocol, destination) = self.samples[class as usize];
-            (class, holds(wanted, protocol, destination, to))
+    /// The classes for whose packets a match of one of the lists holds or may hold, source ports aside, when they go to this
+    /// end; as all of its list does, where it names no port. A class may be there several times.
+    pub(super) fn hold<'a>(&'a self, wanted: &'a L4Match, to: &'a Traits) -> impl Iterator<Item = (Class, Holds)> + 'a {
+        let by_name = names_ports(wanted);
+        let ask = move |protocol, destination| match by_name {
+            true => Holds::from(protocol_holds(wanted, protocol, destination)).min(ports_hold(
+                &wanted.destination,
+                protocol,
+                destination,
+                to,
+            )),
+            false => protocol_holds(wanted, protocol, destination).into(),
         };
-        let about: BTreeSet<Class> = match ranges(&wanted.destination) {
-            Some(ranges) => ranges.flat_map(|(low, high)| self.with_ports(low, high)).collect(),
-            None => (0..).take(self.samples.len()).collect(),
-        };
-        about.into_iter().map(ask).filter(|(_, holds)| *holds != Holds::No).collect()
+        let of_cell = move |at: usize| (self.cells[at].class, ask(self.cells[at].protocol, self.cells[at].low));
+        let other = self.spare.filter(|_| wanted.destination.are_any()).map(|number| (self.other, ask(number, 0)));
+        cells_of(&self.cells, wanted).map(of_cell).chain(other).filter(|(_, holds)| *holds != Holds::No)
     }
 
-    /// Classes of which some packets have one of these ports.
-    fn with_ports(&self, low: u16, high: u16) -> impl Iterator<Item = Class> {
-        let within = move |protocol| cells_within(&self.cells, protocol, low, high);
-        WITH_PORTS.into_iter().flat_map(within).map(|at| self.cells[at].class)
+    /// How many steps that takes.
+    pub(super) fn steps(&self, wanted: &L4Match) -> usize {
+        cells_of(&self.cells, wanted).count() + 1
     }
 }
 
@@ -129,20 +153,24 @@ impl Groups {
         cells_within(&self.cells, protocol, low, high).collect()
     }
 
-    /// Those of these protocols that have one of the ports. What ports' names mean is cut out already.
-    fn of_ports(&self, protocols: &[u8], ports: &[Port]) -> BTreeSet<usize> {
-        let ranges = ports.iter().filter_map(|port| match port {
-            Port::Range(low, high) => Some((*low, *high)),
-            Port::Named(_) => None,
-        });
-        let within = |(low, high)| protocols.iter().flat_map(move |protocol| self.within(*protocol, low, high));
-        ranges.flat_map(within).collect()
+    /// Those for which a match holds that names no port.
+    fn of_match(&self, wanted: &L4Match) -> BTreeSet<usize> {
+        let cells = cells_of(&self.cells, wanted);
+        cells.filter(|at| protocol_holds(wanted, self.cells[*at].protocol, self.cells[*at].low)).collect()
     }
 
-    fn part(&mut self, apart: impl Fn(&Cell) -> bool) {
-        let these = self.cells.iter().enumerate().filter(|(_, cell)| apart(cell)).map(|(at, _)| at);
-        let these = these.collect();
-        self.split(these);
+    /// What it may hold for, and what each of its lists names by number. What ports' names mean is cut out already.
+    fn split_by_name(&mut self, wanted: &L4Match) {
+        let may = |cell: &Cell| protocol::has_ports(cell.protocol) && protocol_holds(wanted, cell.protocol, cell.low);
+        let all: BTreeSet<usize> = (0..self.cells.len()).filter(|at| may(&self.cells[*at])).collect();
+        let destination = &wanted.destination;
+        let numbers = [destination.one_of.as_deref().unwrap_or_default(), &destination.none_of].map(|ports| {
+            let groups = &*self;
+            let within = |(low, high)| WITH_PORTS.into_iter().flat_map(move |of| groups.within(of, low, high));
+            let cells: BTreeSet<usize> = ranges(ports).flat_map(within).collect();
+            cells.intersection(&all).copied().collect()
+        });
+        [all].into_iter().chain(numbers).for_each(|cells| self.split(cells));
     }
 
     /// These are told apart from the others.
@@ -160,20 +188,19 @@ impl Groups {
     /// A class for each group, in the order of their first cells.
     fn classes(self, spare: Option<u8>) -> Classes {
         let mut known: BTreeMap<u32, Class> = BTreeMap::new();
-        let (mut samples, mut other) = (Vec::new(), 0);
+        let mut other = 0;
         let mut cells: Vec<Cell> = Vec::new();
         for (cell, group) in self.cells.into_iter().zip(self.group) {
-            let class = *known.entry(group).or_insert_with(|| {
-                samples.push((cell.protocol, cell.low));
-                Class::try_from(samples.len() - 1).expect("protocols and destinations have 24 bits")
-            });
+            let next = known.len();
+            let number = || Class::try_from(next).expect("protocols and destinations have 24 bits");
+            let class = *known.entry(group).or_insert_with(number);
             match cells.last_mut() {
                 _ if spare == Some(cell.protocol) => other = class,
                 Some(last) if last.protocol == cell.protocol && last.class == class => last.high = cell.high,
                 _ => cells.push(Cell { class, ..cell }),
             }
         }
-        Classes { cells, other, samples }
+        Classes { cells, other, spare, count: known.len() }
     }
 }
 
@@ -229,18 +256,27 @@ impl Cuts {
     }
 }
 
-fn head(wanted: &L4Match) -> Head {
-    (wanted.protocol, wanted.icmp, wanted.not_icmp, wanted.source.are_any())
+fn names_ports(wanted: &L4Match) -> bool {
+    wanted.destination.all().any(|port| matches!(port, Port::Named(_)))
 }
 
-/// The ports that are wanted, if all of them are numbers.
-fn ranges(wanted: &Ports) -> Option<impl Iterator<Item = (u16, u16)>> {
-    let ports = wanted.one_of.as_deref()?;
-    let range = |port: &Port| match port {
+fn ranges(ports: &[Port]) -> impl Iterator<Item = (u16, u16)> {
+    ports.iter().filter_map(|port| match port {
         Port::Range(low, high) => Some((*low, *high)),
         Port::Named(_) => None,
-    };
-    ports.iter().all(|port| range(port).is_some()).then(|| ports.iter().filter_map(range))
+    })
+}
+
+/// Of these cells, all whose packets a match may be about.
+fn cells_of<'a>(cells: &'a [Cell], wanted: &'a L4Match) -> Box<dyn Iterator<Item = usize> + 'a> {
+    match &wanted.destination.one_of {
+        Some(ports) if !names_ports(wanted) => {
+            let of = move |protocol, (low, high)| cells_within(cells, protocol, low, high);
+            let within = move |ports| WITH_PORTS.into_iter().flat_map(move |protocol| of(protocol, ports));
+            Box::new(ranges(ports).flat_map(within))
+        }
+        _ => Box::new(0..cells.len()),
+    }
 }
 
 /// Which of these cells have a destination from one to another; of protocols in order.
@@ -261,15 +297,6 @@ fn protocol_holds(wanted: &L4Match, protocol: u8, destination: u16) -> bool {
     is && wanted.icmp.is_none_or(|icmp| is_icmp && icmp.is(kind, code))
         && wanted.not_icmp.is_none_or(|icmp| is_icmp && !icmp.is(kind, code))
         && (wanted.source.are_any() || protocol::has_ports(protocol))
-}
-
-fn holds(wanted: &L4Match, protocol: u8, destination: u16, to: &Traits) -> Holds {
-    Holds::from(protocol_holds(wanted, protocol, destination)).min(ports_hold(
-        &wanted.destination,
-        protocol,
-        destination,
-        to,
-    ))
 }
 
 fn ports_hold(wanted: &Ports, protocol: u8, port: u16, to: &Traits) -> Holds {

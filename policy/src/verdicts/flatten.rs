@@ -14,7 +14,9 @@ use crate::ir::{Action, Entity, L4, L4Match, Mode, Nets, Port, SourcePorts};
 use crate::traits::{Holds, Traits};
 use crate::walk;
 
+use super::budget::{Budget, Spent};
 use super::classes::{Class, Classes};
+use super::merged::merged;
 use super::selections::SelectionId;
 use super::word::Word;
 
@@ -70,6 +72,7 @@ pub(super) enum Packets {
 /// What one subject is asked of packets, by what is written of them: many rules write the same.
 pub(super) struct Written<'a> {
     classes: &'a Classes,
+    budget: &'a Budget,
     /// Whom packets go to, where that is always the same.
     to: Option<&'a Traits>,
     packets: BTreeMap<Vec<L4Match>, Packets>,
@@ -157,7 +160,7 @@ impl Course {
     }
 
     /// Adds a line to the last tier.
-    pub(super) fn add(&mut self, line: Line) {
+    pub(super) fn add(&mut self, line: Line, budget: &Budget) -> Result<(), Spent> {
         let at = self.lines.len();
         match (line.remote, &line.packets) {
             (Some(_), _) => self.lines.push(line),
@@ -168,9 +171,10 @@ impl Course {
             (None, packets) => {
                 let packets = packets.clone();
                 self.lines.push(line);
-                self.anyone.add(&self.lines, at, Holds::Yes, &packets);
+                self.anyone.add(&self.lines, at, Holds::Yes, &packets, budget)?;
             }
         }
+        Ok(())
     }
 
     /// Lines about anyone may treat ends unlike by the names of their ports.
@@ -179,9 +183,9 @@ impl Course {
     }
 
     /// What becomes of each class of packets to or from an end that no line but those about anyone is about.
-    pub(super) fn of_anyone(&self, classes: &Classes, end: &Traits) -> Vec<Outcome> {
-        let own = self.asked(classes, &[], end);
-        all(classes).map(|class| self.outcome(class, &own)).collect()
+    pub(super) fn of_anyone(&self, classes: &Classes, end: &Traits, budget: &Budget) -> Result<Vec<Outcome>, Spent> {
+        let own = self.asked(classes, &[], end, budget)?;
+        all(classes).map(|class| self.outcome(class, &own, budget)).collect()
     }
 
     /// What becomes of packets to or from an end, of those classes that may be treated unlike anyone's. `matched` are the
@@ -191,34 +195,42 @@ impl Course {
         classes: &Classes,
         matched: &[(usize, Holds)],
         end: &Traits,
-    ) -> impl Iterator<Item = (Class, Outcome)> {
-        let own = self.asked(classes, matched, end);
+        budget: &Budget,
+    ) -> Result<Vec<(Class, Outcome)>, Spent> {
+        let own = self.asked(classes, matched, end, budget)?;
         let concerned: Vec<Class> = if own.of_all.is_empty() && !self.treats_anyone_by_name() {
             own.of_some.keys().copied().collect()
         } else {
             all(classes).collect()
         };
-        concerned.into_iter().map(move |class| (class, self.outcome(class, &own)))
+        concerned.into_iter().map(|class| Ok((class, self.outcome(class, &own, budget)?))).collect()
     }
 
     /// What an end is asked beside what anyone is.
-    fn asked(&self, classes: &Classes, matched: &[(usize, Holds)], end: &Traits) -> Asked {
+    fn asked(
+        &self,
+        classes: &Classes,
+        matched: &[(usize, Holds)],
+        end: &Traits,
+        budget: &Budget,
+    ) -> Result<Asked, Spent> {
         let by_name = self.by_name.iter().map(|at| (*at, Holds::Yes));
         let mut lines: Vec<(usize, Holds)> = matched.iter().copied().chain(by_name).collect();
         lines.sort_unstable_by_key(|(at, _)| *at);
         let mut asked = Asked::default();
         for (at, remote) in lines {
             let packets = match &self.lines[at].packets {
-                Packets::ByName(matches) => Packets::Classes(hold_any(matches, classes, end)),
+                Packets::ByName(matches) => Packets::Classes(hold_any(matches, classes, end, budget)?),
                 packets => packets.clone(),
             };
-            asked.add(&self.lines, at, remote, &packets);
+            asked.add(&self.lines, at, remote, &packets, budget)?;
         }
-        asked
+        Ok(asked)
     }
 
-    fn outcome(&self, class: Class, own: &Asked) -> Outcome {
+    fn outcome(&self, class: Class, own: &Asked, budget: &Budget) -> Result<Outcome, Spent> {
         let mut asked: Vec<(usize, Holds)> = self.anyone.of(class).chain(own.of(class)).collect();
+        budget.spend(10 + asked.len())?;
         asked.sort_unstable_by_key(|(at, _)| *at);
         let mut result = Outcome::only(Word::DEFAULT);
         for (tier, tier_end) in self.ends.iter().enumerate().rev() {
@@ -231,7 +243,7 @@ impl Course {
                 result = self.lines[at].put_over(result, &next, holds);
             }
         }
-        result
+        Ok(result)
     }
 }
 
@@ -243,15 +255,24 @@ fn all(classes: &Classes) -> impl Iterator<Item = Class> {
 
 impl Asked {
     /// Lines are added in order.
-    fn add(&mut self, lines: &[Line], at: usize, remote: Holds, packets: &Packets) {
+    fn add(
+        &mut self,
+        lines: &[Line],
+        at: usize,
+        remote: Holds,
+        packets: &Packets,
+        budget: &Budget,
+    ) -> Result<(), Spent> {
         match packets {
             Packets::Classes(classes) => {
+                budget.spend(classes.len())?;
                 for (class, holds) in classes.iter() {
                     ask(self.of_some.entry(*class).or_default(), lines, at, remote.min(*holds));
                 }
             }
             Packets::All | Packets::ByName(_) => ask(&mut self.of_all, lines, at, remote),
         }
+        Ok(())
     }
 
     fn of(&self, class: Class) -> impl Iterator<Item = (usize, Holds)> {
@@ -301,42 +322,56 @@ impl Line {
 // === impl Written ===
 
 impl<'a> Written<'a> {
-    pub(super) fn new(classes: &'a Classes, to: Option<&'a Traits>) -> Written<'a> {
-        Written { classes, to, packets: BTreeMap::new() }
+    pub(super) fn new(classes: &'a Classes, to: Option<&'a Traits>, budget: &'a Budget) -> Written<'a> {
+        Written { classes, budget, to, packets: BTreeMap::new() }
     }
 
     /// The packets of a list of matches.
-    pub(super) fn packets(&mut self, matches: Vec<L4Match>) -> Packets {
-        if let Some(known) = self.packets.get(&matches) {
-            return known.clone();
+    pub(super) fn packets(&mut self, matches: &[L4Match]) -> Result<Packets, Spent> {
+        if let Some(known) = self.packets.get(matches) {
+            return Ok(known.clone());
         }
         let by_name = |each: &L4Match| each.destination.all().any(|port| matches!(port, Port::Named(_)));
         let packets = match self.to {
-            None if matches.iter().any(by_name) => Packets::ByName(matches.as_slice().into()),
-            to => Packets::Classes(hold_any(&matches, self.classes, to.unwrap_or(&Traits::of(Entity::World)))),
+            None if matches.iter().any(by_name) => Packets::ByName(matches.into()),
+            to => {
+                let nobody = Traits::of(Entity::World);
+                Packets::Classes(hold_any(matches, self.classes, to.unwrap_or(&nobody), self.budget)?)
+            }
         };
-        self.packets.insert(matches, packets.clone());
-        packets
+        self.packets.insert(matches.to_vec(), packets.clone());
+        Ok(packets)
     }
 }
 
-fn hold_any(matches: &[L4Match], classes: &Classes, to: &Traits) -> Arc<[(Class, Holds)]> {
+fn hold_any(
+    matches: &[L4Match],
+    classes: &Classes,
+    to: &Traits,
+    budget: &Budget,
+) -> Result<Arc<[(Class, Holds)]>, Spent> {
     let mut any: BTreeMap<Class, Holds> = BTreeMap::new();
-    for (class, holds) in matches.iter().flat_map(|wanted| classes.hold(wanted, to)) {
-        let there = any.entry(class).or_insert(holds);
-        *there = holds.max(*there);
+    for wanted in matches {
+        budget.spend(classes.steps(wanted))?;
+        for (class, holds) in classes.hold(wanted, to) {
+            let there = any.entry(class).or_insert(holds);
+            *there = holds.max(*there);
+        }
     }
-    any.into_iter().collect()
+    Ok(any.into_iter().collect())
 }
 
-/// The matches of a rule: those that ask nothing of the packet's source port, and each of the others.
-pub(super) fn by_source(l4: &L4) -> Vec<(Option<Vec<L4Match>>, Vec<Ask>)> {
+/// A part of what a rule matches: these packets, of which this is left to ask.
+pub(super) type Part = (Option<Vec<L4Match>>, Vec<Ask>);
+
+/// The matches of a rule, [`merged`]: those that ask nothing of the packet's source port, and each of the others.
+pub(super) fn by_source(l4: &L4) -> Vec<Part> {
     let L4::OneOf(all) = l4 else { return vec![(None, Vec::new())] };
     let (plain, asking): (Vec<L4Match>, Vec<L4Match>) = all.iter().cloned().partition(|each| each.source.are_any());
-    let plain = (!plain.is_empty()).then_some((Some(plain), Vec::new()));
+    let plain = (!plain.is_empty()).then(|| (Some(merged(plain)), Vec::new()));
     let asking = asking.into_iter().map(|each| {
         let ask = Ask::SourcePort(each.source.clone());
-        (Some(vec![each]), vec![ask])
+        (Some(merged([each])), vec![ask])
     });
     plain.into_iter().chain(asking).collect()
 }

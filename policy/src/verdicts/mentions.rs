@@ -170,7 +170,7 @@ impl Mentions {
                 }
                 endpoints.service_accounts.iter().flatten().for_each(|name| self.service_accounts.count(name, add));
             }
-            Is::In(nets) => nets.ranges().for_each(|range| self.ranges.count(range, add)),
+            Is::In(nets) => nets.all().for_each(|range| self.ranges.count(range, add)),
             Is::Node(selector) => count_labels(&mut self.node_labels, selector, add),
             Is::Entity(_) => {}
         }

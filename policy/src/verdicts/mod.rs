@@ -7,7 +7,8 @@
 //! protocol, destination ──classes of set and direction──► class ┘      but first what residual asks of the packet
 //! ```
 //!
-//! Invariants: `plan(memo, world) == plan(empty, world)`, numbers aside; the tables agree with [`walk`](crate::walk) and
+//! Invariants: `plan(memo, world) == plan(empty, world)`, numbers aside and but for sets that ask for too much, which stay
+//! closed until they surely do not; the tables of all others agree with [`walk`](crate::walk) and
 //! with [`oracle`](crate::oracle) on every packet. What is planned again is what a change can reach: an identity's column,
 //! a policy's subjects.
 
@@ -19,12 +20,14 @@ use imbl::OrdMap;
 use ipnet::IpNet;
 use tartan_model::{Condition, Memo as Cache, ObjectId, PolicyText, World};
 
+mod budget;
 mod classes;
 mod flatten;
 pub(crate) mod identities;
 mod known;
 mod listed;
 mod mentions;
+mod merged;
 mod numbers;
 mod places;
 mod rows;
@@ -32,6 +35,7 @@ mod selections;
 mod sets;
 mod word;
 
+pub use budget::ROWS;
 pub use classes::{Cell, Class, Classes};
 pub use flatten::{Ask, Residual};
 pub use identities::{ANY, Identity, reserved};

@@ -14,7 +14,7 @@ use ipnet::IpNet;
 use tartan_model::{Labels, Selector};
 
 use super::identities::Identity;
-use crate::ir::{Endpoints, Entity, Is, Namespaces, Peer, Peers, Term};
+use crate::ir::{Endpoints, Entity, Is, Namespaces, Peer, Term};
 
 /// One place.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -79,15 +79,8 @@ impl Places<u32> {
         self.0.range(first..=last).map(|(_, there)| there)
     }
 
-    /// Where to look for what these peers match.
-    pub(super) fn of_peers(&self, peers: &Peers) -> BTreeSet<Place> {
-        match peers {
-            Peers::Any => [Place::Anywhere].into(),
-            Peers::OneOf(peers) => peers.iter().flat_map(|peer| self.of_peer(peer)).collect(),
-        }
-    }
-
-    fn of_peer(&self, peer: &Peer) -> Vec<Place> {
+    /// Where to look for what a peer matches.
+    pub(super) fn of_peer(&self, peer: &Peer) -> Vec<Place> {
         let that = peer.0.iter().filter(|term| !term.negated);
         let ways = that.flat_map(ways);
         ways.min_by_key(|places| places.iter().map(|place| self.count_inside(place)).sum::<usize>())
@@ -99,7 +92,7 @@ impl Places<u32> {
 fn ways(term: &Term) -> Vec<Vec<Place>> {
     match &term.is {
         Is::Endpoint(endpoints) => ways_to(endpoints),
-        Is::In(nets) => vec![nets.blocks.iter().map(|block| Place::Range(block.cidr.trunc())).collect()],
+        Is::In(nets) => vec![nets.ranges.iter().copied().map(Place::Range).collect()],
         Is::Entity(_) | Is::Node(_) => Vec::new(),
     }
 }

@@ -8,15 +8,15 @@ use std::sync::Arc;
 
 use imbl::OrdMap;
 
+use super::budget::{Budget, ROWS, STEPS_OF_A_ROW, Spent};
 use super::classes::{Class, Classes};
-use super::flatten::{Ask, Course, Line, Outcome, Packets, Residual, Written, by_source};
+use super::flatten::{Ask, Course, Line, Outcome, Packets, Part, Residual, Written, by_source};
 use super::identities::{ANY, Identities, Identity};
 use super::numbers::Numbers;
 use super::selections::{SelectionId, Selections};
 use super::word::Word;
 use crate::ir::{
-    DefaultAction, Direction, Entity, Is, L4, L4Match, Mode, Peers, Port, Program, Rank, Rule, RuleRef, Rules, Scope,
-    Term,
+    DefaultAction, Direction, Entity, Is, L4Match, Mode, Peers, Program, Rank, Rule, RuleRef, Rules, Scope, Term,
 };
 use crate::traits::{Holds, Traits, Workload};
 use crate::walk::Verdict;
@@ -29,6 +29,8 @@ pub struct Rows {
     pub words: OrdMap<(u32, Class), Word>,
     /// What is asked of the packet itself before the word of the same row counts, in order.
     pub residual: OrdMap<(u32, Class), Arc<[Residual]>>,
+    /// There would be too many: nothing passes, by the rule that asks for most of them.
+    pub too_many: bool,
 }
 
 /// Rows, and what they were made of.
@@ -40,6 +42,23 @@ pub(super) struct Compiled {
     named: BTreeSet<(u8, u16)>,
     any: Vec<Outcome>,
     rows: Rows,
+    /// The rule that asks for most rows.
+    largest: u32,
+    given_up: Option<GivenUp>,
+}
+
+/// When there were too many rows.
+struct GivenUp {
+    /// As far as they were counted.
+    rows: usize,
+    identities: usize,
+}
+
+/// A policy that speaks of a direction, with what each rule says of packets.
+struct Speaking<'a> {
+    rank: &'a Rank,
+    rules: &'a Rules,
+    parts: Vec<Vec<Part>>,
 }
 
 /// What rows are compiled from.
@@ -57,6 +76,15 @@ pub(super) struct Subject<'a> {
     pub(super) workload: &'a Workload,
 }
 
+// === impl Rows ===
+
+impl Rows {
+    /// What a datapath holds for them: a row each, and where classes begin and end.
+    pub(super) fn size(&self) -> usize {
+        self.words.len() + self.classes.cells.len()
+    }
+}
+
 // === impl Compiled ===
 
 impl Compiled {
@@ -70,20 +98,31 @@ impl Compiled {
 
     /// Everything anew; of the rows, only those that differ are touched.
     pub(super) fn compile(&mut self, subject: &Subject<'_>, direction: Direction, sources: &mut Sources<'_>) {
+        self.given_up = None;
+        self.rows.too_many = false;
+        if let Err(Spent) = self.compile_within(&Budget::default(), subject, direction, sources) {
+            self.give_up(ROWS + 1, sources.identities);
+        }
+    }
+
+    fn compile_within(
+        &mut self,
+        budget: &Budget,
+        subject: &Subject<'_>,
+        direction: Direction,
+        sources: &mut Sources<'_>,
+    ) -> Result<(), Spent> {
         let tiers = tiers(subject.policies, direction, sources.program);
-        let rules = || tiers.iter().flatten().flat_map(|(_, rules)| &rules.rules);
-        let matches: Vec<&L4Match> = rules().flat_map(|rule| each_match(&rule.l4)).collect();
+        let rules = || tiers.iter().flatten().flat_map(|each| &each.rules.rules);
+        self.largest = largest(tiers.iter().flatten(), sources.rules);
         self.names.clear();
         let to = Traits { workload: Some(subject.workload.clone()), ..Traits::of(Entity::Pod) };
         let to = match direction {
             Direction::Ingress => {
-                let ports = matches.iter().flat_map(|each| each.destination.all()).filter_map(|port| match port {
-                    Port::Named(name) => Some(name),
-                    Port::Range(..) => None,
-                });
                 let of =
                     |name: &Arc<str>| subject.workload.ports.iter().filter(|(has, ..)| has == name).collect::<Vec<_>>();
-                self.named = ports.flat_map(of).map(|(_, protocol, port)| (*protocol, *port)).collect();
+                let named = rules().flat_map(Rule::port_names).flat_map(of);
+                self.named = named.map(|(_, protocol, port)| (*protocol, *port)).collect();
                 Some(to)
             }
             Direction::Egress => {
@@ -92,23 +131,32 @@ impl Compiled {
                 None
             }
         };
-        let classes = Classes::of(&matches, &self.named);
+        let parts = tiers.iter().flatten().flat_map(|each| each.parts.iter().flatten());
+        // Thousands of rules may ask the same.
+        let lists: BTreeSet<&[L4Match]> = parts.filter_map(|(matches, _)| matches.as_deref()).collect();
+        let classes = Classes::of_lists(&lists, &self.named, budget)?;
         self.course = Course::default();
-        let mut written = Written::new(&classes, to.as_ref());
+        let mut written = Written::new(&classes, to.as_ref(), budget);
         for policies in &tiers {
-            self.add_tier(policies, subject, &mut written, sources);
+            self.add_tier(policies, subject, &mut written, sources, budget)?;
         }
         self.rows.classes = Arc::new(classes);
-        self.fill(sources.identities, sources.selections);
+        self.fill(sources.identities, sources.selections, budget)
     }
 
     /// Takes in identities that came or went.
     pub(super) fn update(&mut self, changed: &BTreeSet<u32>, identities: &Identities, selections: &Selections) {
+        if self.given_up.is_some() {
+            return;
+        }
+        let budget = Budget::default();
         for number in &self.touched(changed, selections) {
             let mut rows = BTreeMap::new();
             if let Some(identity) = identities.live().get(number) {
                 let matched = self.matched(*number, selections);
-                self.column(*number, identity, &matched, &mut rows);
+                if let Err(Spent) = self.column(*number, identity, &matched, &mut rows, &budget) {
+                    return self.give_up(ROWS + 1, identities);
+                }
             }
             let places = (*number, 0)..=(*number, Class::MAX);
             let before: Vec<(u32, Class)> = self.rows.words.range(places).map(|(place, _)| *place).collect();
@@ -117,6 +165,30 @@ impl Compiled {
             }
             rows.into_iter().for_each(|(place, outcome)| self.put(place, outcome));
         }
+    }
+
+    /// Denies everything; `rows` is how many there would be, as far as is known.
+    pub(super) fn give_up(&mut self, rows: usize, identities: &Identities) {
+        let word = Word::new(Verdict::Deny, self.largest);
+        let closed = Compiled {
+            rows: Rows {
+                classes: Arc::new(Classes::one()),
+                words: OrdMap::unit((ANY, 0), word),
+                residual: OrdMap::new(),
+                too_many: true,
+            },
+            largest: self.largest,
+            given_up: Some(GivenUp { rows, identities: identities.live().len() }),
+            ..Compiled::default()
+        };
+        *self = closed;
+    }
+
+    /// Whether what was given up may be little enough by now: as much as there was has room, or an eighth of all identities
+    /// is gone. Nobody may make it be tried each time that a pod comes or goes.
+    pub(super) fn may_fit(&self, room: usize, identities: &Identities) -> bool {
+        let fits = |then: &GivenUp| then.rows <= room || identities.live().len() <= then.identities / 8 * 7;
+        self.given_up.as_ref().is_some_and(fits)
     }
 
     /// Those of the identities that have rows of their own, or may have.
@@ -152,44 +224,45 @@ impl Compiled {
 
     fn add_tier(
         &mut self,
-        policies: &[(&Rank, &Rules)],
+        policies: &[Speaking<'_>],
         subject: &Subject<'_>,
         written: &mut Written<'_>,
         sources: &mut Sources<'_>,
-    ) {
-        let number = |rank: &Rank, path: &Arc<str>| {
-            let rule = RuleRef { source: rank.source.clone(), path: path.clone() };
-            sources.rules.get(&rule).expect("every rule of the program has a number")
-        };
-        let isolating = policies.iter().find_map(|(rank, rules)| {
+        budget: &Budget,
+    ) -> Result<(), Spent> {
+        let isolating = policies.iter().find_map(|Speaking { rank, rules, .. }| {
             let path = rules.isolates.as_ref().filter(|_| rank.tier.default_action == DefaultAction::Deny)?;
             let audited = sources.program[*rank].mode == Mode::Audit;
             let verdict = if audited { Verdict::Audit } else { Verdict::Deny };
-            Some(Word::new(verdict, number(rank, path)))
+            Some(Word::new(verdict, number(sources.rules, rank, path)))
         });
         let tier = self.course.begin_tier(isolating);
-        for (rank, rules) in policies {
+        for Speaking { rank, rules, parts } in policies {
             let mode = sources.program[*rank].mode;
-            for rule in &rules.rules {
+            for (rule, parts) in rules.rules.iter().zip(parts) {
                 let Some(local) = local_asks(&rule.local, subject.workload) else { continue };
                 let remote = match &rule.remote {
                     Peers::Any => None,
                     peers => Some(sources.selections.of(peers)),
                 };
-                for (matches, asks) in by_source(&rule.l4) {
-                    let packets = matches.map_or(Packets::All, |matches| written.packets(matches));
-                    let asks = local.iter().cloned().chain(asks).collect();
-                    let (action, rule) = (rule.action, number(rank, &rule.path));
-                    self.course.add(Line { action, mode, tier, remote, packets, asks, rule });
+                for (matches, asks) in parts {
+                    let packets = match matches {
+                        Some(matches) => written.packets(matches)?,
+                        None => Packets::All,
+                    };
+                    let asks = local.iter().chain(asks).cloned().collect();
+                    let (action, rule) = (rule.action, number(sources.rules, rank, &rule.path));
+                    self.course.add(Line { action, mode, tier, remote, packets, asks, rule }, budget)?;
                 }
             }
         }
+        Ok(())
     }
 
     /// All rows, for the lines as they are.
-    fn fill(&mut self, identities: &Identities, selections: &Selections) {
+    fn fill(&mut self, identities: &Identities, selections: &Selections, budget: &Budget) -> Result<(), Spent> {
         let nobody = Traits::of(Entity::World);
-        self.any = self.course.of_anyone(&self.rows.classes, &nobody);
+        self.any = self.course.of_anyone(&self.rows.classes, &nobody, budget)?;
         let mut matched: BTreeMap<u32, Vec<(usize, Holds)>> = BTreeMap::new();
         for (at, line) in self.course.lines().iter().enumerate() {
             for (number, holds) in line.remote.into_iter().flat_map(|id| selections.get(id).members()) {
@@ -204,12 +277,13 @@ impl Compiled {
             }
         }
         for (number, lines) in &matched {
-            self.column(*number, &identities.live()[number], lines, &mut rows);
+            self.column(*number, &identities.live()[number], lines, &mut rows, budget)?;
         }
         let gone: Vec<(u32, Class)> =
             self.rows.words.keys().filter(|place| !rows.contains_key(place)).copied().collect();
         gone.iter().for_each(|place| self.remove(place));
         rows.into_iter().for_each(|(place, outcome)| self.put(place, outcome));
+        Ok(())
     }
 
     fn matched(&self, number: u32, selections: &Selections) -> Vec<(usize, Holds)> {
@@ -225,10 +299,13 @@ impl Compiled {
         identity: &Identity,
         matched: &[(usize, Holds)],
         rows: &mut BTreeMap<(u32, Class), Outcome>,
-    ) {
-        let outcomes = self.course.of_end(&self.rows.classes, matched, &identity.traits);
-        let unlike = outcomes.filter(|(class, outcome)| *outcome != self.any[*class as usize]);
+        budget: &Budget,
+    ) -> Result<(), Spent> {
+        let outcomes = self.course.of_end(&self.rows.classes, matched, &identity.traits, budget)?;
+        let unlike = outcomes.into_iter().filter(|(class, outcome)| *outcome != self.any[*class as usize]);
+        let before = rows.len();
         rows.extend(unlike.map(|(class, outcome)| ((number, class), outcome)));
+        budget.spend((rows.len() - before) * STEPS_OF_A_ROW)
     }
 
     fn remove(&mut self, place: &(u32, Class)) {
@@ -256,17 +333,36 @@ impl Compiled {
 }
 
 /// The policies that speak of a direction, by tier.
-fn tiers<'a>(policies: &'a [Rank], direction: Direction, program: &'a Program) -> Vec<Vec<(&'a Rank, &'a Rules)>> {
-    let speaking = policies.iter().filter_map(|rank| Some((rank, program.get(rank)?.rules(direction)?)));
-    let speaking: Vec<(&Rank, &Rules)> = speaking.collect();
-    speaking.chunk_by(|(one, _), (other, _)| one.tier == other.tier).map(<[_]>::to_vec).collect()
+fn tiers<'a>(policies: &'a [Rank], direction: Direction, program: &'a Program) -> Vec<Vec<Speaking<'a>>> {
+    let mut tiers: Vec<Vec<Speaking<'_>>> = Vec::new();
+    for rank in policies {
+        let Some(rules) = program.get(rank).and_then(|policy| policy.rules(direction)) else { continue };
+        let parts = rules.rules.iter().map(|rule| by_source(&rule.l4)).collect();
+        let speaking = Speaking { rank, rules, parts };
+        match tiers.last_mut() {
+            Some(tier) if tier[0].rank.tier == rank.tier => tier.push(speaking),
+            _ => tiers.push(vec![speaking]),
+        }
+    }
+    tiers
 }
 
-fn each_match(l4: &L4) -> &[L4Match] {
-    match l4 {
-        L4::Any => &[],
-        L4::OneOf(all) => all,
-    }
+/// The rule that names most ports; 0 if there is none.
+fn largest<'a>(policies: impl Iterator<Item = &'a Speaking<'a>>, numbers: &Numbers<RuleRef>) -> u32 {
+    let ports = |parts: &[Part]| {
+        let matches = parts.iter().flat_map(|(matches, _)| matches.iter().flatten());
+        matches.map(|each| each.destination.all().count()).sum::<usize>()
+    };
+    let rules = policies.flat_map(|Speaking { rank, rules, parts }| {
+        rules.rules.iter().zip(parts).map(|(rule, parts)| (ports(parts), *rank, &rule.path))
+    });
+    let most = rules.max_by_key(|(ports, ..)| *ports);
+    most.map_or(0, |(_, rank, path)| number(numbers, rank, path))
+}
+
+fn number(numbers: &Numbers<RuleRef>, rank: &Rank, path: &Arc<str>) -> u32 {
+    let rule = RuleRef { source: rank.source.clone(), path: path.clone() };
+    numbers.get(&rule).expect("every rule of the program has a number")
 }
 
 /// What is left to ask of the subject's end; none where the rule is not for it.

@@ -9,7 +9,7 @@ use imbl::OrdMap;
 
 use super::identities::Identity;
 use super::places::{self, Place, Places};
-use crate::ir::Peers;
+use crate::ir::{Peer, Peers};
 use crate::traits::Holds;
 
 /// The identities that a list of peers matches.
@@ -67,10 +67,28 @@ impl Selections {
             return *id;
         }
         let (peers, id) = (Arc::new(peers.clone()), self.next);
-        let places = self.identities.of_peers(&peers);
-        let there = places.iter().flat_map(|place| self.identities.inside(place));
-        let asked = there.map(|number| (number, peers.hold_identity(&self.live[&number])));
-        let members = asked.filter(|(_, holds)| *holds != Holds::No).collect();
+        let (mut places, mut members) = (BTreeSet::new(), BTreeMap::new());
+        // There may be tens of thousands of either: each peer is asked only where it looks.
+        let anyone = [Peer(Vec::new())];
+        let each = match &*peers {
+            Peers::Any => &anyone[..],
+            Peers::OneOf(peers) => peers,
+        };
+        for peer in each {
+            for place in self.identities.of_peer(peer) {
+                for number in self.identities.inside(&place) {
+                    let identity = &self.live[&number];
+                    let holds = peer.holds(&identity.traits, identity.range.as_ref());
+                    if holds != Holds::No {
+                        members
+                            .entry(number)
+                            .and_modify(|there: &mut Holds| *there = holds.max(*there))
+                            .or_insert(holds);
+                    }
+                }
+                places.insert(place);
+            }
+        }
         for length in lengths(&places) {
             *self.lengths.entry(length).or_insert(0) += 1;
         }

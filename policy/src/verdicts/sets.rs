@@ -10,6 +10,7 @@ use imbl::OrdMap;
 use imbl::ordmap::DiffItem;
 use tartan_model::{Labels, NAMELESS, Pod, World};
 
+use super::budget::ROWS;
 use super::identities::{ANY, Identities, is_workload, pods_of, workload};
 use super::numbers::Numbers;
 use super::rows::{Compiled, Rows, Sources, Subject};
@@ -116,11 +117,15 @@ impl Sets {
             (direction, those.map(|(rank, _)| *rank).collect::<BTreeSet<&Rank>>())
         });
         let mut compiles = false;
-        for (number, set) in &mut self.all {
+        let numbers: Vec<u32> = self.all.keys().copied().collect();
+        for number in &numbers {
+            let room = ROWS.saturating_sub(self.count());
+            let set = self.all.get_mut(number).expect("none goes in between");
             let subject = Subject { policies: &set.key.policies, workload: &set.key.workload };
             for ((direction, touched), compiled) in speaking.iter().zip([&mut set.ingress, &mut set.egress]) {
                 let is_touched = !touched.is_empty() && subject.policies.iter().any(|rank| touched.contains(rank));
-                if is_touched || assigned.contains(number) || compiled.is_renamed(identities) {
+                let is_other = compiled.is_renamed(identities) || compiled.may_fit(room, identities);
+                if is_touched || assigned.contains(number) || is_other {
                     let mut sources = Sources { program, rules, identities, selections };
                     compiled.compile(&subject, *direction, &mut sources);
                     compiles = true;
@@ -128,6 +133,9 @@ impl Sets {
                     compiled.update(changed, identities, selections);
                 }
             }
+            self.shed(identities);
+        }
+        for (number, set) in &self.all {
             let rows = (set.ingress.rows(), set.egress.rows());
             if self.sets.get(number).is_none_or(|there| !same(&there.ingress, rows.0) || !same(&there.egress, rows.1)) {
                 let set = Set { ingress: rows.0.clone(), egress: rows.1.clone() };
@@ -140,6 +148,23 @@ impl Sets {
         }
         self.seen = Seen { local: world.local.clone(), world: world.clone(), program: program.clone() };
         self.count_rows(&all_before)
+    }
+
+    /// How large all rows are.
+    fn count(&self) -> usize {
+        self.all.values().flat_map(|set| [&set.ingress, &set.egress]).map(|compiled| compiled.rows().size()).sum()
+    }
+
+    /// While there are more than a node may have, those who have most do without: who needs few never pays for others.
+    fn shed(&mut self, identities: &Identities) {
+        let mut count = self.count();
+        while count > ROWS {
+            let all = self.all.values_mut().flat_map(|set| [&mut set.ingress, &mut set.egress]);
+            let Some(largest) = all.max_by_key(|compiled| compiled.rows().size()) else { return };
+            let rows = largest.rows().size();
+            largest.give_up(rows, identities);
+            count = count - rows + largest.rows().size();
+        }
     }
 
     /// Identities that have rows and had none before, or the other way round.

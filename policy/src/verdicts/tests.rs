@@ -11,6 +11,8 @@ use crate::ir::*;
 use crate::traits::Traits;
 use crate::walk::{self, End};
 
+mod limits;
+
 const RANGES: [&str; 7] =
     ["0.0.0.0/0", "10.0.0.0/24", "10.0.0.1/32", "192.0.2.0/24", "203.0.113.0/25", "::/0", "fd00::/64"];
 const REMOTES: [&str; 10] = [
@@ -124,9 +126,9 @@ fn endpoints() -> impl Strategy<Value = Endpoints> {
 
 fn nets() -> impl Strategy<Value = Nets> {
     let range = || select(RANGES.to_vec()).prop_map(|text| text.parse::<IpNet>().unwrap());
-    let block = (range(), vec(range(), 0..2)).prop_map(|(cidr, except)| Block { cidr, except });
-    (vec(block, 1..3), select(vec![Scope::Anyone, Scope::Anyone, Scope::Outside]))
-        .prop_map(|(blocks, scope)| Nets { blocks, scope })
+    let ranges = |size| vec(range(), size).prop_map(|all| all.into_iter().collect::<Ranges>());
+    (ranges(1..3), ranges(0..2), select(vec![Scope::Anyone, Scope::Anyone, Scope::Outside]))
+        .prop_map(|(ranges, except, scope)| Nets { ranges, except, scope })
 }
 
 fn term() -> impl Strategy<Value = Term> {
@@ -412,7 +414,8 @@ fn what_no_rule_tells_apart_is_not_listed() {
     check(&mut memo, &world, "10.0.0.5 fd00::5", everything);
     // All addresses of its family are in a range of which rules treat the rest as nobody else.
     let outside = Term::that(Is::In(Nets {
-        blocks: vec![Block { cidr: "0.0.0.0/0".parse().unwrap(), except: Vec::new() }],
+        ranges: ["0.0.0.0/0".parse().unwrap()].into_iter().collect(),
+        except: Ranges::default(),
         scope: Scope::Outside,
     }));
     let policy = memo.out.program[&rank].clone();
