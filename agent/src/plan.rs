@@ -92,7 +92,7 @@ impl Planners {
         let pods = self.pods.plan(world, mtu);
         let given = nftables::Given {
             fabric_address: owned.fabric_addresses,
-            local_ranges: owned.blocks,
+            local_ranges: ipam.local.clone(),
             cluster_ranges: self.ranges.of(world).to_vec(),
             non_masquerade: world.config.non_masquerade.clone(),
             masquerade: world.config.masquerade,

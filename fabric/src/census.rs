@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use imbl::OrdMap;
 use ipnet::IpNet;
-use tartan_model::{Advert, Block, Condition, Endpoint, Flannel, Heard, Node, World};
+use tartan_model::{Advert, Block, Condition, Endpoint, Family, Flannel, Heard, Node, Pool, World};
 use tartan_netstate::{Mac, PublicKey};
 
 use crate::{Instance, flannel};
@@ -63,6 +63,10 @@ pub(crate) struct Census {
     /// Peers that ask to be acknowledged.
     pub(crate) joining: BTreeSet<Arc<str>>,
     claims: BTreeSet<Claimant>,
+    /// How many claimed ranges there are of each family, `true` for IPv6, and prefix length.
+    lengths: BTreeMap<(bool, u8), usize>,
+    /// Addresses of nodes themselves, of all of them, by the word of the cluster and by their own.
+    node_addresses: BTreeSet<(IpAddr, Arc<str>)>,
     /// Last signs of life of live peers. Not when their leases run out: that changes for all of them with each list.
     alive: BTreeSet<(Instant, Arc<str>)>,
     sends_changed: BTreeSet<(Instant, Arc<str>)>,
@@ -77,6 +81,7 @@ pub(crate) struct Counts(BTreeMap<Instance, usize>);
 struct Seen {
     nodes: OrdMap<Arc<str>, Arc<Node>>,
     adverts: OrdMap<Arc<str>, Heard>,
+    pools: OrdMap<Arc<str>, Arc<Pool>>,
     blocks: OrdMap<IpNet, Arc<Block>>,
     lease: Duration,
     leases_from: Option<Instant>,
@@ -105,6 +110,7 @@ impl Census {
         // Then whoever has a rival is told of for its own sake.
         let all_are_new = self.peers.is_empty();
         for name in stale {
+            self.count_addresses(world, &name, (!all_are_new).then_some(&mut changed));
             let member = (name != world.local).then(|| member(world, &name, now)).flatten();
             let before = self.peers.get(&name);
             if before.is_some_and(|before| member.as_ref().is_some_and(|after| before.same_but_heartbeat(after))) {
@@ -114,7 +120,7 @@ impl Census {
             self.count_out(&name, &mut changed);
             if let Some(member) = member {
                 if !all_are_new {
-                    changed.extend(member.claims().flat_map(|claim| self.claimants(claim)).cloned());
+                    changed.extend(member.claims().flat_map(|claim| self.concerned(claim)).cloned());
                 }
                 self.count_in(&name, member);
             }
@@ -126,6 +132,7 @@ impl Census {
         self.seen = Seen {
             nodes: world.nodes.clone(),
             adverts: world.adverts.clone(),
+            pools: world.pools.clone(),
             blocks: world.blocks.clone(),
             lease: world.config.lease,
             leases_from: world.leases_from,
@@ -175,6 +182,78 @@ impl Census {
     fn claimants(&self, claim: Claim) -> impl Iterator<Item = &Arc<str>> {
         let from = self.claims.range(Claimant { claim, not_live: false, name: Arc::default() }..);
         from.take_while(move |claimant| claimant.claim == claim).map(|claimant| &claimant.name)
+    }
+
+    /// Whose claims are to be judged anew when one comes or goes: those to the same, and for a range those to what is in it.
+    fn concerned(&self, claim: Claim) -> impl Iterator<Item = &Arc<str>> {
+        let inside = match claim {
+            Claim::Block(range) => {
+                let ranges = self.between(Claim::Block(range), Claim::Block(Family::host_net(range.broadcast())));
+                let addresses = self.between(Claim::Address(range.network()), Claim::Address(range.broadcast()));
+                Some(ranges.chain(addresses))
+            }
+            _ => None,
+        };
+        self.claimants(claim).chain(inside.into_iter().flatten())
+    }
+
+    fn between(&self, first: Claim, last: Claim) -> impl Iterator<Item = &Arc<str>> {
+        let from = self.claims.range(Claimant { claim: first, not_live: false, name: Arc::default() }..);
+        from.take_while(move |claimant| claimant.claim <= last).map(|claimant| &claimant.name)
+    }
+
+    /// The claimed ranges that hold all of this one, it among them, each with whose it is.
+    pub(crate) fn around(&self, range: IpNet) -> impl Iterator<Item = (IpNet, &Arc<str>)> {
+        let is_v6 = matches!(range, IpNet::V6(_));
+        let lengths = self.lengths.range((is_v6, 0)..=(is_v6, range.prefix_len()));
+        lengths.filter_map(move |((_, length), _)| {
+            let wider = IpNet::new(range.addr(), *length).expect("no longer than the range's").trunc();
+            Some((wider, self.holder(Claim::Block(wider))?))
+        })
+    }
+
+    /// A node whose own address is in the range.
+    pub(crate) fn node_in(&self, range: &IpNet) -> Option<(IpAddr, &Arc<str>)> {
+        let (address, name) = self.node_addresses.range((range.network(), Arc::default())..).next()?;
+        range.contains(address).then_some((*address, name))
+    }
+
+    /// Whether the range is where the cluster's configuration has ranges of that node: in its Node's podCIDRs, a block of a
+    /// pool's size, or a part of one. What a pool that is gone has left is not, and neither is what a node has made up.
+    pub(crate) fn is_regular(&self, range: &IpNet, name: &str) -> bool {
+        let is_block = |range: &IpNet| {
+            self.seen.pools.values().any(|pool| pool.block_size == range.prefix_len() && pool.cidr.contains(range))
+        };
+        let in_pod_cidr = || {
+            let node = self.seen.nodes.get(name);
+            node.is_some_and(|node| node.pod_cidrs.iter().any(|cidr| cidr.contains(range)))
+        };
+        is_block(range)
+            || in_pod_cidr()
+            || self.around(*range).any(|(block, _)| is_block(&block) && self.is_part(&block, range, name))
+    }
+
+    /// Whether a range is a part of a block that the block's owner leaves to that node.
+    pub(crate) fn is_part(&self, block: &IpNet, range: &IpNet, name: &str) -> bool {
+        let Some((block, node)) = self.seen.blocks.get(block).zip(self.seen.nodes.get(name)) else { return false };
+        block.parts.iter().any(|part| part.cidr == *range && part.holder.is(name, &node.uid))
+    }
+
+    /// Takes in what a node's own addresses are now; whose ranges hold one that came or went is told.
+    fn count_addresses(&mut self, world: &World, name: &Arc<str>, changed: Option<&mut BTreeSet<Arc<str>>>) {
+        let before = own_addresses(self.seen.nodes.get(name), self.seen.adverts.get(name));
+        let after = own_addresses(world.nodes.get(name), world.adverts.get(name));
+        if before == after {
+            return;
+        }
+        for ip in &before {
+            self.node_addresses.remove(&(*ip, name.clone()));
+        }
+        self.node_addresses.extend(after.iter().map(|ip| (*ip, name.clone())));
+        if let Some(changed) = changed {
+            let around = before.symmetric_difference(&after).flat_map(|ip| self.around(Family::host_net(*ip)));
+            changed.extend(around.map(|(_, holder)| holder.clone()));
+        }
     }
 
     /// When a live peer last changed what it sends on; nothing is torn down before the drain time after it.
@@ -233,6 +312,9 @@ impl Census {
         }
         for claim in member.claims() {
             self.claims.insert(Claimant { claim, not_live: !member.live, name: name.clone() });
+            if let Claim::Block(range) = claim {
+                *self.lengths.entry((matches!(range, IpNet::V6(_)), range.prefix_len())).or_default() += 1;
+            }
         }
         self.peers.insert(name.clone(), Box::new(member));
     }
@@ -250,9 +332,24 @@ impl Census {
         self.joining.remove(name);
         for claim in member.claims() {
             self.claims.remove(&Claimant { claim, not_live: !member.live, name: name.clone() });
-            changed.extend(self.claimants(claim).cloned());
+            changed.extend(self.concerned(claim).cloned());
+            if let Claim::Block(range) = claim {
+                let length = (matches!(range, IpNet::V6(_)), range.prefix_len());
+                let count = self.lengths.get_mut(&length).expect("counted in when the claim was");
+                *count -= 1;
+                if *count == 0 {
+                    self.lengths.remove(&length);
+                }
+            }
         }
     }
+}
+
+/// Where a node itself is found, as the cluster says and as it says.
+fn own_addresses(node: Option<&Arc<Node>>, heard: Option<&Heard>) -> BTreeSet<IpAddr> {
+    let of_node = node.into_iter().flat_map(|node| node.internal_ips.iter().copied());
+    let heard = heard.filter(|_| node.is_some());
+    of_node.chain(heard.into_iter().flat_map(|heard| heard.advert.addresses.iter().map(|(_, ip)| *ip))).collect()
 }
 
 /// A peer counts once it has a Node and an Advert that was written for this very Node, or Flannel's annotations.

@@ -8,7 +8,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
 
-use tartan_model::{Endpoint, FabricMode, Family};
+use tartan_model::{Config, Endpoint, FabricMode, Family, WireguardConfig};
 use tartan_netstate::claims::{ENCRYPTED_LINK_PREFIX, FABRIC_LINK_PREFIX};
 use tartan_netstate::{Link, LinkKind, LinkName, VxlanParams, stable_hash};
 
@@ -126,6 +126,23 @@ impl Instance {
     /// Whether it hears at one of the ports of everybody's services, which is so only where somebody has configured that.
     pub(crate) fn is_at_well_known_port(&self) -> bool {
         self.unwraps_at().or(self.encrypted_at()).is_some_and(|port| port < 1024)
+    }
+
+    /// Whether the configuration has something else at its UDP port.
+    pub(crate) fn is_in_the_way(&self, config: &Config) -> bool {
+        let Some(port) = self.unwraps_at().or(self.encrypted_at()) else { return false };
+        let of_wireguard = config.wireguard.port..config.wireguard.port + WireguardConfig::PORTS;
+        let at_port = [
+            (FabricMode::Vxlan, port == config.vxlan.port),
+            (FabricMode::Udp, port == config.udp_port),
+            (FabricMode::Wireguard, of_wireguard.contains(&port)),
+            (FabricMode::Ipsec, config.ipsec.port == Some(port)),
+        ];
+        let mut at_port = at_port.into_iter().filter(|(_, is_there)| *is_there).map(|(mode, _)| mode).peekable();
+        // One socket of the kernel's is with the extension or without it.
+        let other_kind =
+            matches!(self, Instance::Vxlan { gbp, .. } if port == config.vxlan.port && *gbp != config.vxlan.gbp);
+        other_kind || at_port.peek().is_some() && at_port.all(|mode| mode != self.mode())
     }
 
     /// Number of the cluster's secret that its keys have something of.

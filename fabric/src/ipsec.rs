@@ -14,6 +14,7 @@ use tartan_netstate::{EspEnd, EspPeer, Key, Link, LinkKind, Netns, Object, Owner
 
 use crate::key::{own_key, to_key_holder};
 use crate::mtu::device_mtu;
+use crate::ownership::Own;
 use crate::{Fabric, Hop, Instance, LocalNode, Peer};
 
 pub(crate) struct Ipsec;
@@ -56,25 +57,25 @@ impl Fabric for Ipsec {
         Vec::new()
     }
 
-    fn admit(&self, node: &LocalNode, at: &Instance, advert: &Advert, blocks: &[IpNet]) -> Vec<(Key, Object)> {
+    fn admit(&self, node: &LocalNode, at: &Instance, advert: &Advert, own: &Own) -> Vec<(Key, Object)> {
         let end = advert.known_as(&at.to_string());
         let end = end.and_then(|end| Some((end.address, end.public_key?)));
         let end = end.filter(|(address, _)| Some(Family::of(*address)) == at.underlay());
-        let (Some(own), Some((address, public_key))) = (own_end(node, at), end) else { return Vec::new() };
+        let (Some(own_end), Some((address, public_key))) = (own_end(node, at), end) else { return Vec::new() };
         // Where its kernel answers questions that this one can ask.
         let common = advert.fabric_addresses.iter().filter(|(family, _)| node.fabric_addresses.get(*family).is_some());
         let answers: Vec<IpNet> = common
-            .filter(|(_, ip)| blocks.iter().any(|block| block.contains(*ip)))
+            .filter(|(_, ip)| own.blocks.iter().any(|block| block.contains(*ip)))
             .map(|(_, ip)| Family::host_net(*ip))
             .collect();
-        let allowed: Vec<IpNet> = blocks.iter().chain(&answers).copied().collect();
+        let allowed: Vec<IpNet> = own.blocks.iter().chain(&answers).copied().collect();
         if allowed.is_empty() {
             return Vec::new();
         }
         let asks_by_route = answers.iter().all(|range| range.addr().is_ipv6());
-        let routes = blocks.iter().filter(|block| asks_by_route && block.addr().is_ipv6());
+        let routes = own.blocks.iter().filter(|block| asks_by_route && block.addr().is_ipv6());
         let key = Key::EspPeer { link: at.device(), public_key };
-        let peer = Object::EspPeer(EspPeer::of(address, own, allowed).into());
+        let peer = Object::EspPeer(EspPeer::of(address, own_end, allowed).into());
         [(key, peer)].into_iter().chain(routes.map(|block| question_route(node, at, block))).collect()
     }
 }

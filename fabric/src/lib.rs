@@ -42,11 +42,12 @@ use tartan_netstate::{Encap, Key, LinkName, Object, State};
 pub use address::{LocalNode, Uplink};
 pub use choose::Choice;
 pub use instance::Instance;
+use ownership::Own;
 pub use peer::PeerState;
 pub use plan::{Memo, Out, Owned, plan};
 
 /// A way for packets to cross nodes. Pure; one implementation per mode.
-pub trait Fabric: Sync {
+pub(crate) trait Fabric: Sync {
     /// Whether this kernel can do it; if not, what is missing.
     fn needs(&self, have: &Features) -> Result<(), &'static str>;
 
@@ -62,8 +63,8 @@ pub trait Fabric: Sync {
     /// What that next hop takes beside the routes to these ranges of the family: neighbours, forwarding entries, remotes.
     fn reach(&self, at: &Instance, to: &Peer<'_>, family: Family, blocks: &[&IpNet]) -> Vec<(Key, Object)>;
 
-    /// What it takes to hear a peer in particular, whatever carries packets to it: a peer may send these ranges' packets.
-    fn admit(&self, _node: &LocalNode, _at: &Instance, _advert: &Advert, _blocks: &[IpNet]) -> Vec<(Key, Object)> {
+    /// What it takes to hear a peer in particular, whatever carries packets to it: a peer may send what is of its own.
+    fn admit(&self, _node: &LocalNode, _at: &Instance, _advert: &Advert, _own: &Own) -> Vec<(Key, Object)> {
         Vec::new()
     }
 
@@ -104,7 +105,7 @@ pub struct Hop {
 }
 
 /// The modes there are, but for `none`, which has no instance.
-pub fn fabric_of(at: &Instance) -> &'static dyn Fabric {
+pub(crate) fn fabric_of(at: &Instance) -> &'static dyn Fabric {
     match at {
         Instance::HostGw => &host_gw::HostGw,
         Instance::Vxlan { .. } => &vxlan::Vxlan,

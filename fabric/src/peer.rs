@@ -9,6 +9,7 @@ use tartan_netstate::{Owner, Part, State};
 
 use crate::census::{Census, Member};
 use crate::choose::{Choice, Common};
+use crate::ownership::Own;
 use crate::shortfall::UNENCRYPTED;
 use crate::way::{self, To};
 use crate::{Instance, LocalNode, fabric_of, nodes, ownership};
@@ -64,7 +65,8 @@ pub(crate) fn plan(
     state.to_itself = nodes::carrier(common, member, &state);
     objects.extend(state.to_itself.iter().flat_map(|at| nodes::routes(common, member, at)));
     // After those that carry: of two addresses for one range the one in use stays.
-    objects.extend(receives.iter().flat_map(|at| fabric_of(at).admit(node, at, advert, &state.blocks)));
+    let own = Own { blocks: state.blocks.clone(), addresses: ownership::addresses(node, census, name, member) };
+    objects.extend(receives.iter().flat_map(|at| fabric_of(at).admit(node, at, advert, &own)));
     state.part = Part::of(&Owner::Peer(name.clone()), objects);
     if !member.live {
         state.conditions.clear();

@@ -336,7 +336,8 @@ impl Memo {
         let room = MOST_FOR_OTHERS.saturating_sub(word.accepts.difference(&wanted).count());
         let theirs = self.census.sends_by_number().into_iter().filter(|at| allowed(&at) && !wanted.contains(at));
         let (told, mut new): (Vec<Instance>, Vec<Instance>) = theirs.partition(|at| word.accepts.contains(at));
-        new.retain(|at| !at.is_at_well_known_port());
+        // Nor is a node's word to keep another's own fabrics from their ports, as it would where a device is made anew.
+        new.retain(|at| !at.is_at_well_known_port() && !at.is_in_the_way(&world.config));
         let unheard = new.split_off(room.min(new.len()));
         wanted.extend(told.into_iter().chain(new));
         if self.drained_at(world).is_some_and(|at| at > now) {

@@ -11,6 +11,7 @@ use tartan_model::{Advert, Condition, Endpoint, Family, Features, PerFamily};
 use tartan_netstate::{Key, Link, LinkKind, Object, Owner, Socket, State};
 
 use crate::mtu::device_mtu;
+use crate::ownership::Own;
 use crate::{Fabric, Hop, Instance, LocalNode, Peer, Uplink};
 
 pub(crate) struct Udp;
@@ -54,14 +55,14 @@ impl Fabric for Udp {
         of_family.map(|block| (remote(at, block), Object::Remote(to.endpoint.address))).collect()
     }
 
-    fn admit(&self, _: &LocalNode, at: &Instance, advert: &Advert, blocks: &[IpNet]) -> Vec<(Key, Object)> {
+    fn admit(&self, _: &LocalNode, at: &Instance, advert: &Advert, own: &Own) -> Vec<(Key, Object)> {
         let Instance::Udp { underlay, .. } = at else { return Vec::new() };
         let told = advert.known_as(&at.to_string()).map(|end| end.address);
         let address = told.or_else(|| advert.addresses.get(*underlay).copied());
         let address = address.filter(|address| Family::of(*address) == *underlay);
         address
             .iter()
-            .flat_map(|address| blocks.iter().map(|block| (remote(at, block), Object::Remote(*address))))
+            .flat_map(|address| own.blocks.iter().map(|block| (remote(at, block), Object::Remote(*address))))
             .collect()
     }
 
@@ -118,13 +119,13 @@ mod tests {
                 heartbeat: 1,
                 ..Advert::default()
             };
-            let blocks = ["10.0.0.0/24".parse().unwrap(), "fd00::/64".parse().unwrap()];
+            let blocks: Vec<IpNet> = ["10.0.0.0/24", "fd00::/64"].map(|block| block.parse().unwrap()).into();
             let of = |address: &str| {
                 let object = Object::Remote(address.parse().unwrap());
                 blocks.iter().map(|block| (remote(&at, block), object.clone())).collect()
             };
             assert_eq!(
-                Udp.admit(&LocalNode::default(), &at, &advert, &blocks),
+                Udp.admit(&LocalNode::default(), &at, &advert, &Own { blocks: blocks.clone(), ..Own::default() }),
                 wanted.map_or(Vec::new(), of),
                 "{at} {told}"
             );

@@ -18,6 +18,7 @@ use tartan_netstate::{Key, Link, LinkKind, Object, Owner, State, WgDevice, WgPee
 
 use crate::key::{own_key, to_key_holder};
 use crate::mtu::device_mtu;
+use crate::ownership::Own;
 use crate::{Fabric, Hop, Instance, LocalNode, Peer};
 
 pub(crate) struct Wireguard;
@@ -58,11 +59,11 @@ impl Fabric for Wireguard {
         Vec::new()
     }
 
-    fn admit(&self, _: &LocalNode, at: &Instance, advert: &Advert, blocks: &[IpNet]) -> Vec<(Key, Object)> {
+    fn admit(&self, _: &LocalNode, at: &Instance, advert: &Advert, own: &Own) -> Vec<(Key, Object)> {
         // And its own addresses, whether or not it is to send under them so: it begins when it likes.
-        let itself = advert.addresses.iter().map(|(_, own)| Family::host_net(*own));
+        let itself = own.addresses.iter().map(|ip| Family::host_net(*ip));
         let end = advert.known_as(&at.to_string());
-        end.and_then(|end| peer(at, end, blocks.iter().copied().chain(itself))).into_iter().collect()
+        end.and_then(|end| peer(at, end, own.blocks.iter().copied().chain(itself))).into_iter().collect()
     }
 }
 

@@ -40,6 +40,8 @@ pub struct Memo {
 pub struct Out {
     /// Ranges whose pods are here, sorted.
     pub blocks: Vec<IpNet>,
+    /// The same without what other nodes have of them.
+    pub local: Vec<IpNet>,
     /// What of them new addresses may be given out of, as few ranges as can be.
     pub gives: Vec<IpNet>,
     /// The node's own address in each family, in one of the blocks; no pod gets it.
@@ -85,6 +87,7 @@ pub fn plan<'a>(memo: &'a mut Memo, world: &World, now: Instant) -> &'a Out {
     }
     memo.out = Out {
         blocks: counted.iter().map(|counted| counted.held.cidr).collect(),
+        local: local(world, counted.iter().map(|counted| &counted.held)),
         gives: gives(counted.iter().map(|counted| &counted.held)),
         fabric_addresses: own,
         conditions,
@@ -107,6 +110,17 @@ impl Memo {
 fn may_claim(world: &World) -> bool {
     let kinds = [Kind::Node, Kind::NodeNetwork, Kind::IpPool, Kind::IpReservation, Kind::IpBlock];
     world.store_away().is_none() && kinds.into_iter().all(|kind| world.is_synced(kind))
+}
+
+/// The owner of a block has no pods in parts that others hold.
+fn local<'a>(world: &World, held: impl Iterator<Item = &'a Held>) -> Vec<IpNet> {
+    let others = |block: &IpNet| {
+        let block = world.blocks.get(block).filter(|block| block.node == world.local);
+        let parts = block.into_iter().flat_map(|block| &block.parts);
+        let elsewhere = parts.filter(|part| part.holder.name().is_some_and(|name| *name != world.local));
+        elsewhere.map(|part| part.cidr).collect::<Vec<IpNet>>()
+    };
+    held.flat_map(|held| range::remainder(held.cidr, &others(&held.cidr))).collect()
 }
 
 fn gives<'a>(held: impl Iterator<Item = &'a Held>) -> Vec<IpNet> {

@@ -120,7 +120,7 @@ fn taken_blocks(whole: Span, taken: Span, size: u128) -> Option<Span> {
     Some(Span { first, last })
 }
 
-/// What a claim must keep clear of: claims, podCIDRs that are or may come into use, and reservations of whole blocks.
+/// What a claim must keep clear of: claims, podCIDRs that are or may come into use, reservations of whole blocks, and nodes.
 fn obstacles(world: &World, pool: &Pool) -> Vec<Span> {
     let claims = blocks_over(&world.blocks, &pool.cidr).map(|block| block.cidr);
     let reserved = world.reservations.values().flat_map(|reservation| reservation.cidrs.iter().copied());
@@ -132,8 +132,11 @@ fn obstacles(world: &World, pool: &Pool) -> Vec<Span> {
         let cidr = node.pod_cidrs.iter().find(|cidr| Family::of_net(cidr) == family)?;
         (tartan_model::overlap(cidr, &pool.cidr) && may_use_pod_cidr(world, &usable, node, cidr)).then_some(*cidr)
     });
+    // Whoever has a route to the block would find the node there no more.
+    let nodes = world.nodes.values().flat_map(|node| &node.internal_ips).filter(|ip| pool.cidr.contains(*ip));
+    let nodes = nodes.map(|ip| Family::host_net(*ip));
     let same_family = |cidr: &IpNet| Family::of_net(cidr) == family;
-    claims.chain(reserved).chain(pod_cidrs).filter(same_family).map(|cidr| Span::of(&cidr)).collect()
+    claims.chain(reserved).chain(pod_cidrs).chain(nodes).filter(same_family).map(|cidr| Span::of(&cidr)).collect()
 }
 
 /// Whether no pool of its family selects the node, or it says that it has pods there from before one did.

@@ -51,6 +51,7 @@ const SA_SADDR: usize = 80;
 const SA_LIFETIME: usize = 96;
 const SA_REQID: usize = 208;
 const SA_FAMILY: usize = 212;
+const POLICY_PRIORITY: usize = 152;
 const POLICY_DIR: usize = 160;
 const TMPL: usize = 64;
 const TMPL_SADDR: usize = 28;
@@ -207,6 +208,9 @@ pub(crate) fn put_policy(policy: &Policy) -> Message {
     for limit in 0..4 {
         info[SELECTOR + 8 * limit..][..8].copy_from_slice(&XFRM_INF.to_ne_bytes());
     }
+    // The kernel takes the lowest number, and not the longest prefix, of those that hold a packet.
+    let priority = u32::from(policy.range.max_prefix_len() - policy.range.prefix_len());
+    info[POLICY_PRIORITY..POLICY_PRIORITY + 4].copy_from_slice(&priority.to_ne_bytes());
     info[POLICY_DIR] = policy.direction.number();
     let mut tmpl = vec![0; TMPL];
     let reqid = if policy.direction == Direction::Out { ESP_OUT } else { ESP_IN };

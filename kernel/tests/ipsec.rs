@@ -224,6 +224,36 @@ fn vm_a_range_that_passes_to_another_key_is_heard_from_that_one() {
     });
 }
 
+/// A part of one node's block that another one has taken.
+#[test]
+#[ignore = "wants the kernel modules xfrm_interface and esp4: `cargo xtask vm`"]
+fn vm_of_ranges_in_each_other_the_smaller_one_has_its_packets_whichever_came_first() {
+    let sent = |far_end: &str| {
+        let text = sh(&format!("ip -s xfrm state list src 192.0.2.1 dst {far_end}"));
+        text.lines().filter(|line| line.contains("(packets)")).map(str::trim).next().unwrap().to_owned()
+    };
+    for part_comes_first in [false, true] {
+        check("nested", move |dir| {
+            let mut node = Node::start(dir);
+            let whole = node.wanted("192.0.2.1", "192.0.2.2");
+            let own = EspEnd { address: "192.0.2.1".parse().unwrap(), public_key: node.public_key(), port: None };
+            let mut both = whole.clone();
+            put_peer(&mut both, BEFORE_IT, EspPeer::of("192.0.2.3".parse().unwrap(), own, ranges(&["10.2.0.64/28"])));
+            let mut part = both.clone();
+            part.remove(&Key::EspPeer { link: link(), public_key: PEER });
+            assert_eq!(node.become_(if part_comes_first { &part } else { &whole }), []);
+            assert_eq!(node.become_(&both), []);
+            sh("ip addr add 10.1.0.1/32 dev lo; ip route add 10.2.0.0/24 dev ttxs0 src 10.1.0.1");
+            for to in ["10.2.0.70", "10.2.0.9"] {
+                let socket = std::net::UdpSocket::bind("10.1.0.1:0").unwrap();
+                socket.send_to(b"x", (to, 9)).unwrap();
+            }
+            let each = ["192.0.2.3", "192.0.2.2"].map(sent);
+            assert!(each.iter().all(|sent| sent.ends_with(" 1(packets)")), "{part_comes_first}: {each:?}");
+        });
+    }
+}
+
 #[test]
 #[ignore = "wants the kernel modules xfrm_interface and esp4: `cargo xtask vm`"]
 fn vm_what_a_node_takes_away_itself_is_no_loss_that_it_is_told_of() {

@@ -92,6 +92,14 @@ impl Holder {
             Holder::Node { name, uid } | Holder::Leaving { name, uid } => **name == *node && **uid == *node_uid,
         }
     }
+
+    /// The node's name, if it is one.
+    pub fn name(&self) -> Option<&Arc<str>> {
+        match self {
+            Holder::Aside | Holder::Offered => None,
+            Holder::Node { name, .. } | Holder::Leaving { name, .. } => Some(name),
+        }
+    }
 }
 
 // === impl Block ===
@@ -99,11 +107,7 @@ impl Holder {
 impl Block {
     /// Names of all nodes that have some of it, the owner first.
     pub fn nodes(&self) -> impl Iterator<Item = &Arc<str>> {
-        let holders = self.parts.iter().filter_map(|part| match &part.holder {
-            Holder::Aside | Holder::Offered => None,
-            Holder::Node { name, .. } | Holder::Leaving { name, .. } => Some(name),
-        });
-        std::iter::once(&self.node).chain(holders)
+        std::iter::once(&self.node).chain(self.parts.iter().filter_map(|part| part.holder.name()))
     }
 
     /// The object name of the claim on a range: `10.244.1.0/26` is `10-244-1-0-26`, so that two claims on one range

@@ -72,7 +72,7 @@ const PACKAGES: &[Package] = &[
     package("kmod",        "depmod",               &[Lane::Vm],                          "says which modules a kernel's module needs, and loads them"),
     package("xz-utils",    "unxz",                 &[Lane::Vm],                          "unpacks kernels' modules"),
     package("ipvsadm",     "ipvsadm",              &[Lane::Vm],                          "Services as kube-proxy's mode ipvs has them"),
-    package("wireguard-tools", "wg",               &[Lane::Vm],                          "a second opinion on WireGuard devices"),
+    package("wireguard-tools", "wg",               &[Lane::Bench, Lane::Vm],             "a second opinion on WireGuard devices"),
     package("openssl",     "openssl",              &[Lane::Kube],                        "the cluster's certificates"),
 ];
 

@@ -6,6 +6,7 @@ mod fallback;
 mod ipsec;
 mod narrow;
 mod nodes;
+mod ranges;
 mod word;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -84,14 +84,30 @@ fn one_nodes_word_does_not_have_all_others_make_things_without_end() {
     fixture.sends(&honest, &[VXLAN6.into()]);
     fixture.sends(&other, &[VXLAN6.into()]);
     assert!(fixture.plan().receives.contains(&VXLAN6.parse().unwrap()));
-    // And none at the port of everybody's services, which may be another's here.
+    // And none at the port of everybody's services, which may be another's here, or at one that something else of ours is to have.
     let before = fixture.plan().receives.clone();
     let at_dns =
         ["vxlan/ipv4/vni7/port53", "udp/ipv4/port53", "wireguard/ipv4/port53/key1", "ipsec/ipv4/key1/psk1/port500"];
-    fixture.sends(&DUAL, &at_dns.map(str::to_owned));
-    fixture.sends(&honest, &[]);
-    fixture.sends(&other, &[]);
-    assert!(fixture.plan().receives.is_subset(&before));
+    let in_the_way = [
+        "vxlan/ipv4/vni7/port51822",
+        "vxlan/ipv4/vni7/port8285",
+        "vxlan/ipv4/vni7/port8472/gbp",
+        "udp/ipv4/port8472",
+        "udp/ipv6/port51820",
+        "wireguard/ipv4/port8285/key1",
+        "ipsec/ipv4/key1/psk1/port8472",
+    ];
+    for names in [&at_dns[..], &in_the_way] {
+        fixture.sends(&DUAL, &names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>());
+        fixture.sends(&honest, &[]);
+        fixture.sends(&other, &[]);
+        assert!(fixture.plan().receives.is_subset(&before), "{names:?}: {:?}", fixture.plan().receives);
+    }
+    let apart = ["vxlan/ipv4/vni7/port8472", "wireguard/ipv4/port51822/key1"].map(str::to_owned);
+    fixture.sends(&DUAL, &apart);
+    let out = fixture.plan();
+    assert!(out.receives.contains(&apart[0].parse().unwrap()), "{:?}", out.receives);
+    assert!(out.state.holds(&Key::KeyPair { name: "wireguard-1".into() }, &Object::KeyPair));
 }
 
 /// Anybody on the underlay could send as any pod there.

@@ -151,6 +151,7 @@ impl<'a> Agent<'a> {
             ("patch", node("b", json!({"metadata": {"annotations": {"x": "y"}}})), OF_ANOTHER),
             ("patch", node("a", json!({"metadata": {"labels": {"x": "y"}}})), OF_ITS_NODE),
             ("patch", node("a", json!({"spec": {"unschedulable": true}})), OF_ITS_NODE),
+            ("patch", node("a", json!({"spec": {"podCIDR": "10.9.0.0/24", "podCIDRs": ["10.9.0.0/24"]}})), OF_ITS_NODE),
             ("patch", node("a", json!({"spec": taints(&["other"])})), ""),
             ("patch", node("a", json!({"spec": taints(&[STARTUP_TAINT])})), OF_ITS_NODE),
             ("patch", node("a", json!({"spec": taints(&[STARTUP_TAINT, "other", "mine"])})), OF_ITS_NODE),
