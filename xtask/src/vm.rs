@@ -44,6 +44,7 @@ const PROGRAMS: &[Program] = &[
         "vm_associations_wrap_packets_in_udp_and_say_so",
         "vm_what_somebody_takes_away_is_made_anew_with_other_keys",
     ]),
+    program("tartan-kernel", "sctp", &["vm_sctp_is_judged_by_its_own_ports_and_masqueraded"]),
     program("tartan-lab", "vm", &["vm_ipip_carries_both_families_over_ipv4"]),
     program("tartan-lab", "wireguard", &["vm_an_engine_and_a_kernels_device_are_peers"]),
     program("tartan-lab", "nodes", &[]),

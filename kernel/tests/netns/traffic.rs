@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
+use socket2::{Domain, Protocol, Socket, Type};
 
 use super::Netns;
 
@@ -27,15 +28,7 @@ pub enum Over {
 pub fn serve(netns: &Netns, at: &str) {
     let at: SocketAddr = at.parse().unwrap();
     netns.run(move || {
-        let tcp = TcpListener::bind(at).unwrap();
-        std::thread::spawn(move || {
-            for stream in tcp.incoming() {
-                let mut stream = stream.unwrap();
-                let peer = stream.peer_addr().unwrap().ip().to_canonical();
-                // The client may have given up by now.
-                let _ = stream.write_all(peer.to_string().as_bytes());
-            }
-        });
+        answer_each(TcpListener::bind(at).unwrap());
         let udp = UdpSocket::bind(at).unwrap();
         std::thread::spawn(move || {
             let mut question = [0; 64];
@@ -45,6 +38,49 @@ pub fn serve(netns: &Netns, at: &str) {
             }
         });
     });
+}
+
+/// Answers SCTP at `at`.
+pub fn serve_sctp(netns: &Netns, at: &str) {
+    let at: SocketAddr = at.parse().unwrap();
+    netns.run(move || {
+        let socket = sctp(&at).unwrap();
+        socket.bind(&at.into()).unwrap();
+        socket.listen(16).unwrap();
+        answer_each(socket.into());
+    });
+}
+
+/// Tells whoever connects how it is seen.
+fn answer_each(listener: TcpListener) {
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let peer = stream.peer_addr().unwrap().ip().to_canonical();
+            // The client may have given up by now.
+            let _ = stream.write_all(peer.to_string().as_bytes());
+        }
+    });
+}
+
+/// One-to-one, which is used as TCP is (RFC 6458, section 4).
+fn sctp(of: &SocketAddr) -> std::io::Result<Socket> {
+    Socket::new(Domain::for_address(*of), Type::STREAM, Some(Protocol::from(nix::libc::IPPROTO_SCTP)))
+}
+
+/// The address under which the server at `to` sees who asks it over SCTP from `netns`; or why there was no answer.
+pub fn ask_sctp(netns: &Netns, to: &str, is_answered: bool) -> Result<String, String> {
+    let to: SocketAddr = to.parse().unwrap();
+    let patience = if is_answered { PATIENCE } else { IMPATIENCE };
+    netns.run(move || {
+        let mut answer = String::new();
+        let asked = sctp(&to).and_then(|socket| {
+            socket.connect_timeout(&to.into(), patience)?;
+            socket.set_read_timeout(Some(patience))?;
+            TcpStream::from(socket).read_to_string(&mut answer)
+        });
+        asked.map(|_| answer).map_err(|error| error.to_string())
+    })
 }
 
 /// The address under which the server at `to` sees who asks from `netns`; or why there was no answer.
