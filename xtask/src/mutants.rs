@@ -74,7 +74,7 @@ const POLICY: &[Mutant] = &[
     mutant("Baseline comes with Admin", "dialect/cluster.rs", "(\"Baseline\", baseline_tier)", "(\"Baseline\", admin_tier)"),
     mutant("an unknown pod is never denied by labels", "traits.rs", "None if end.entity == Entity::UnknownPod => Holds::Maybe", "None if false => Holds::Maybe"),
     mutant("an unknown pod is let in by labels", "traits.rs", "None if end.entity == Entity::UnknownPod => Holds::Maybe", "None if end.entity == Entity::UnknownPod => Holds::Yes"),
-    mutant("except is ignored", "ir.rs", "&& !block.except.iter().any(|except| except.contains(range))", ""),
+    mutant("except is ignored", "ir.rs", " && !self.except.contain(range)", ""),
     mutant("pods of the host network are pods", "verdicts/identities.rs", "!pod.host_network && !pod.finished", "!pod.finished"),
     mutant("a pod that has ended keeps its address", "verdicts/identities.rs", "!pod.host_network && !pod.finished", "!pod.host_network"),
     mutant("of two that claim an address, one has it", "verdicts/identities.rs", "(None, Claimants::Several(_)) => Traits::of(Entity::UnknownPod),", "(None, Claimants::Several(_)) => Traits::of(Entity::World),"),

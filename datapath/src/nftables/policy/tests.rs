@@ -364,10 +364,14 @@ fn the_number_of_a_class_says_which_packets_it_has() {
     };
     let singles = r#"{"port":80},{"port":443}"#;
     let (one, other) = (classes(singles), classes(r#"{"port":80},{"port":400,"endPort":500}"#));
-    assert_eq!(one(80), other(80), "a port of its own in both");
-    for port in [443, 450, 9] {
+    for port in [80, 443, 450, 9] {
         assert_ne!(one(port), other(port), "other packets are in its class now: {port}");
     }
+    let by_two = |second: &str| classes(&format!(r#"{{"port":80}}]}},{{"ports":[{{"port":80}},{second}"#));
+    let (one, other) = (by_two(r#"{"port":443}"#), by_two(r#"{"port":400,"endPort":500}"#));
+    assert_eq!(one(80), other(80), "the port that both rules name is in a class of its own");
+    assert_ne!(one(443), other(443));
+    let one = classes(singles);
     let again = classes(singles);
     assert!([80, 443, 450, 9].into_iter().all(|port| one(port) == again(port)));
 }
