@@ -5,7 +5,8 @@
 //! probe that is bound to their link does (`selftest/standby.rs`), and what it finds is when to go back.
 //!
 //! Invariant: routes lead by the fallback only while the others stand behind them, so the kernel itself is the memory of an
-//! agent that starts anew and has tested nothing yet.
+//! agent that starts anew and has tested nothing yet, and of peers whose agent is silent, which are not tested: their kernels
+//! forward on.
 
 use std::sync::Arc;
 
@@ -31,7 +32,7 @@ pub(crate) fn instance(common: &Common, member: &Member) -> Option<Instance> {
     let both = |family: &Family| node.uplinks.get(*family).is_some() && theirs.get(*family).is_some();
     let at = wrapped(&common.config, node, common.config.fallback?, both)?;
     let allowed = !common.config.strict_encryption || at.is_encrypted();
-    (allowed && member.live && !member.annotated && member.accepts().any(|(accepts, _)| accepts == at)).then_some(at)
+    (allowed && !member.annotated && member.accepts().any(|(accepts, _)| accepts == at)).then_some(at)
 }
 
 /// What gets to the peer by `at`, as far as the self-test knows.

@@ -13,7 +13,7 @@ use tartan_netstate::{Key, LinkName, Object, Route};
 
 use crate::census::Member;
 use crate::choose::{Choice, Common, Manner, choose, target};
-use crate::mtu::MIN_MTU;
+use crate::mtu::{MIN_MTU, carried};
 use crate::route::{carrier, route_at, route_by, route_to, standby_route};
 use crate::shortfall::{fallen_back, shortfall};
 use crate::{Instance, Peer, fabric_of, fallback};
@@ -65,7 +65,7 @@ pub(crate) fn plan(to: &To<'_>, family: Family, manner: Manner, blocks: &[&IpNet
     let heard = |at: Option<Instance>| hears.iter().find(|(hears, _)| Some(*hears) == at);
     let mut objects = Vec::new();
     if let Some((at, peer)) = heard(choice.used) {
-        objects.extend(carry(common, at, peer, (family, blocks), narrowed(world, name, at), route_to));
+        objects.extend(carry(common, at, peer, (family, blocks), to.narrowed(at, blocks), route_to));
     }
     // No route leads by a device that is yet to be made.
     let can_stand_by = |at: &Instance| instead.is_some_and(|instead| instead.holds || common.ground.ready.contains(at));
@@ -97,15 +97,6 @@ fn carry(
     let route = Route { mtu, ..route_by(&hop, &common.node, family) };
     let routes = blocks.iter().map(|block| (key(block), Object::Route(route.clone().into())));
     fabric.reach(at, to, family, blocks).into_iter().chain(routes).collect()
-}
-
-/// The largest packet that gets to the peer, where that is less than pods may send: the kernel says so to who sends a larger one,
-/// as it does of a link (RFC 1191, RFC 8201).
-fn narrowed(world: &World, name: &Arc<str>, at: &Instance) -> Option<u32> {
-    match fallback::passing(world, name, *at)? {
-        Passing::UpTo(bytes) => Some(MIN_MTU.max(bytes)),
-        Passing::Nothing | Passing::All => None,
-    }
 }
 
 // === impl To ===
@@ -146,9 +137,28 @@ impl<'a> To<'a> {
 
     /// What carries packets to these ranges in the kernel, as far as it was read or acknowledged.
     fn in_kernel(&self, blocks: &[&IpNet]) -> BTreeSet<Instance> {
+        self.routes_in_kernel(blocks).map(|(at, _)| at).collect()
+    }
+
+    fn routes_in_kernel(&self, blocks: &[&IpNet]) -> impl Iterator<Item = (Instance, &'a Route)> {
         let of_device = |device: &LinkName| self.common.ground.devices.get(device).copied();
-        let route = |block: &&IpNet| route_at(&self.world.programmed.mirror, &route_to(block));
-        blocks.iter().filter_map(route).filter_map(|route| carrier(route, of_device)).collect()
+        let routes = blocks.iter().filter_map(|block| route_at(&self.world.programmed.mirror, &route_to(block)));
+        routes.filter_map(move |route| Some((carrier(route, of_device)?, route)))
+    }
+
+    /// The largest packet that gets to the peer, where that is less than pods may send: the kernel says so to who sends a larger
+    /// one, as it does of a link (RFC 1191, RFC 8201). Of a way that is not tested yet, or not now, the kernel knows.
+    fn narrowed(&self, at: &Instance, blocks: &[&IpNet]) -> Option<u32> {
+        let below = carried(&self.common.node, at).unwrap_or(MIN_MTU);
+        let in_kernel = || {
+            let routes = self.routes_in_kernel(blocks).filter(|(by, _)| by == at);
+            routes.filter_map(|(_, route)| route.mtu).filter(|mtu| (MIN_MTU..below).contains(mtu)).min()
+        };
+        match fallback::passing(self.world, self.name, *at) {
+            Some(Passing::UpTo(bytes)) => Some(MIN_MTU.max(bytes)),
+            Some(Passing::Nothing | Passing::All) => None,
+            None => in_kernel(),
+        }
     }
 
     /// Whether what the kernel uses is kept though the peer does not accept it. One that says "I won't" has not heard yet that

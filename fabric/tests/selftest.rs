@@ -273,6 +273,7 @@ fn check(at: Instance, finding: Finding, reason: &str, parts: &[&str]) {
         asked: 0,
         lost: 0,
         well: 0,
+        full: false,
     };
     let both = [Family::V4, Family::V6].map(|family| (("n1".into(), family), standing(Some(finding))));
     let told = conditions("me", &BTreeMap::from(both), &BTreeMap::new(), &BTreeSet::new());
@@ -305,8 +306,10 @@ fn every_finding_says_what_is_wrong_and_what_to_do() {
 
 #[test]
 fn thousands_of_peers_are_one_condition() {
-    let standing =
-        Standing { target: target(1), finding: Some(Finding::Silent), round_trip: None, asked: 0, lost: 0, well: 0 };
+    let mut sim = Sim::new(1);
+    sim.set(1, Way { truth: Some(Finding::Silent), lost: 0 });
+    sim.run(NAMED);
+    let standing = sim.standing(1);
     let all: BTreeMap<Path, Standing> = (1..=5_000).map(|peer| (path(peer), standing.clone())).collect();
     let told = conditions("me", &all, &BTreeMap::new(), &BTreeSet::from([LinkName::new("ttx0").unwrap()]));
     assert_eq!(told.iter().map(|it| it.reason).collect::<Vec<_>>(), ["PeerSilent", "ChecksumOffloadOff"]);
@@ -343,16 +346,42 @@ fn a_way_that_stands_by_is_asked_by_its_link_and_is_good_after_five_rounds() {
     run(&mut prober, false, Some(Passing::Nothing));
 }
 
+/// What a way is said to carry, each time after this many seconds of these faults.
+fn check_words(runs: &[(Option<Finding>, u64, Option<Passing>)]) {
+    let mut sim = Sim::new(1);
+    for (truth, seconds, wanted) in runs {
+        sim.set(1, Way { truth: *truth, lost: 0 });
+        sim.run(Duration::from_secs(*seconds));
+        let said = passes(&sim.prober.standings(), &BTreeMap::new()).into_values().next();
+        assert_eq!(said, *wanted, "{truth:?} of {runs:?}");
+    }
+}
+
+/// Before that the routes keep the MTU that they have.
+#[test]
+fn all_is_said_to_pass_once_a_packet_of_full_size_got_there() {
+    let narrow = Some(Finding::Narrow { largest: 1349 });
+    let up_to = Some(Passing::UpTo(1349));
+    check_words(&[(narrow, 3, None), (narrow, 10, up_to), (None, 10, Some(Passing::All))]);
+    check_words(&[(None, 3, Some(Passing::All)), (narrow, 10, up_to)]);
+    // A peer that is away for a while says nothing of how large packets may be.
+    for away in [Finding::Silent, Finding::OneWay] {
+        check_words(&[(None, 3, Some(Passing::All)), (narrow, 10, up_to), (Some(away), 20, None), (narrow, 1, None)]);
+    }
+    check_words(&[(None, 3, Some(Passing::All)), (Some(Finding::Checksum), 10, Some(Passing::All))]);
+}
+
 #[test]
 fn a_way_passes_unless_it_is_blocked() {
     let check = |findings: &[(Option<Finding>, bool)], wanted: Option<Passing>| {
-        let standing = |(finding, answered): &(Option<Finding>, bool)| Standing {
+        let standing = |(finding, full): &(Option<Finding>, bool)| Standing {
             target: target(1),
             finding: *finding,
-            round_trip: answered.then_some(Duration::from_millis(1)),
+            round_trip: None,
             asked: 0,
             lost: 0,
             well: 0,
+            full: *full,
         };
         let families = Family::ALL.into_iter().map(|family| ("n1".into(), family));
         let all: BTreeMap<Path, Standing> = families.zip(findings.iter().map(standing)).collect();
@@ -361,6 +390,9 @@ fn a_way_passes_unless_it_is_blocked() {
     let blocked = Some(Finding::Blocked { heard: true });
     check(&[(None, false)], None);
     check(&[(None, true)], Some(Passing::All));
+    // Of the other family it is not known.
+    check(&[(None, true), (None, false)], None);
+    check(&[(None, true), (Some(Finding::Silent), false)], Some(Passing::All));
     check(&[(blocked, true)], Some(Passing::Nothing));
     check(&[(None, true), (blocked, false)], Some(Passing::Nothing));
     // Where another way would be no better.

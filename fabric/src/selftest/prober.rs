@@ -61,6 +61,8 @@ pub struct Standing {
     pub lost: u64,
     /// Rounds in a row that were well.
     pub well: u8,
+    /// A packet as large as pods may send got there, and no finding since speaks against it.
+    pub full: bool,
 }
 
 /// See the module.
@@ -275,7 +277,7 @@ impl Target {
 impl Track {
     fn new(target: Target, now: Instant) -> Track {
         let fails = target.mtu;
-        let standing = Standing { target, finding: None, round_trip: None, asked: 0, lost: 0, well: 0 };
+        let standing = Standing { target, finding: None, round_trip: None, asked: 0, lost: 0, well: 0, full: false };
         Track { standing, since: now, round: None, bad: VecDeque::new(), urgent: 0, heard: None, passes: SMALL, fails }
     }
 
@@ -285,7 +287,7 @@ impl Track {
             (self.passes, self.fails) = (SMALL, target.mtu);
             self.bad.clear();
             // What was asked for the old size says nothing.
-            self.round = None;
+            (self.round, self.standing.full) = (None, false);
         }
         self.standing.target = target;
     }
@@ -337,6 +339,7 @@ impl Track {
         };
         self.standing.asked += round.asked.len() as u64;
         self.standing.lost += round.asked.iter().filter(|asked| !asked.answered).count() as u64;
+        self.standing.full |= outcome.full;
         if outcome.is_well() {
             if !self.bad.back().is_none_or(|bad| outcome.refutes(bad)) {
                 return;
@@ -357,6 +360,7 @@ impl Track {
         }
         if self.bad.len() == ROUNDS && now >= self.since + GRACE {
             self.standing.finding = judge(self.bad.iter(), self.passes).or(self.standing.finding);
+            self.standing.full = self.bad.iter().any(|bad| bad.full);
         }
     }
 

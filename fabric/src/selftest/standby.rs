@@ -1,6 +1,6 @@
 //! Ways that carry nothing while a fallback does, and when they are good again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use tartan_model::{Family, Passes, Passing, World};
@@ -43,23 +43,26 @@ pub fn passes(carrying: &BTreeMap<Path, Standing>, standing_by: &BTreeMap<Path, 
     let carries = |it: &Standing| match it.finding {
         Some(Finding::Blocked { .. }) => Some(Passing::Nothing),
         Some(Finding::Narrow { largest }) => Some(Passing::UpTo(largest)),
-        // Another way would be no better.
-        _ => it.round_trip.map(|_| Passing::All),
+        // Another way would be no better. How large packets may be is not known before one that large got there.
+        _ => it.full.then_some(Passing::All),
     };
     let is_back = |it: &Standing| match it.finding {
         Some(_) => Some(Passing::Nothing),
         None => (it.well >= STEADY).then_some(Passing::All),
     };
-    let mut passes = Passes::new();
+    let (mut passes, mut unknown) = (Passes::new(), BTreeSet::new());
     let carrying = carrying.iter().map(|(path, it)| (path, it, carries(it)));
     let standing_by = standing_by.iter().map(|(path, it)| (path, it, is_back(it)));
     for ((peer, _), it, known) in carrying.chain(standing_by) {
+        let way = (peer.clone(), Arc::from(it.target.at.to_string()));
         if let Some(known) = known {
-            let name = Arc::from(it.target.at.to_string());
             // Of two families, or of two words, the worse one counts.
-            let worst = passes.entry((peer.clone(), name)).or_insert(known);
+            let worst = passes.entry(way).or_insert(known);
             *worst = known.min(*worst);
+        } else if it.finding.is_none() {
+            unknown.insert(way);
         }
     }
+    passes.retain(|way, passing| *passing != Passing::All || !unknown.contains(way));
     passes
 }

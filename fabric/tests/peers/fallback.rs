@@ -26,32 +26,41 @@ fn where_the_fabric_is_blocked_the_fallback_carries_packets_until_it_is_not() {
         let peer = Says { accepts: &[HOST_GW, VXLAN4, UDP4, WIREGUARD], ..DUAL };
         let mut fixture = Fixture::new(Config { fallback: Some(FabricMode::Udp), ..config }, ME, &[peer]);
         let mut memo = Memo::default();
-        let mut found = |fixture: &mut Fixture, passes: Option<Passing>, want: (&str, Option<&str>, usize)| {
+        let mut check = |is_heard: bool, passes: Option<Passing>, want: (&str, Option<&str>, usize)| {
             let key = ("dual".into(), at.into());
-            // Before its lease is over.
-            fixture.hear(&peer);
+            if is_heard {
+                fixture.hear(&peer);
+            } else {
+                fixture.now += fixture.world.config.lease;
+            }
             fixture.world.passes = Arc::new(passes.into_iter().map(|passes| (key.clone(), passes)).collect());
             let next = fixture.plan();
             assert_eq!(plan(&mut memo, &fixture.world, &fixture.owned, fixture.now), &next);
             fixture.at_rest();
             let out = fixture.plan();
             assert_eq!(plan(&mut memo, &fixture.world, &fixture.owned, fixture.now), &out);
-            let (used, behind, standbys) = ways(fixture, &out);
+            let (used, behind, standbys) = ways(&fixture, &out);
             assert_eq!((used.as_str(), behind.as_deref(), standbys), want, "{at} {passes:?}");
-            let in_clear = at == WIREGUARD && used != WIREGUARD;
+            assert_eq!(out.peers["dual"].live, is_heard);
+            // Of who is silent nothing is said.
+            let in_clear = is_heard && at == WIREGUARD && used != WIREGUARD;
             let said: Vec<&str> = out.conditions.iter().map(|condition| condition.reason).collect();
             assert_eq!(said, if in_clear { &["Unencrypted"][..] } else { &[] }, "{at} {passes:?}");
-            next
+            ways(&fixture, &next).0
         };
-        found(&mut fixture, None, (at, None, 0));
-        found(&mut fixture, Some(Passing::All), (at, None, 0));
+        check(true, None, (at, None, 0));
+        check(true, Some(Passing::All), (at, None, 0));
         // No packet goes another way before the way back is in the kernel.
-        let next = found(&mut fixture, Some(Passing::Nothing), (UDP4, Some(at), 2));
-        assert_eq!(ways(&fixture, &next).0, at);
+        let next = check(true, Some(Passing::Nothing), (UDP4, Some(at), 2));
+        assert_eq!(next, at);
         // An agent that starts anew knows it from the kernel.
-        found(&mut fixture, None, (UDP4, Some(at), 2));
-        found(&mut fixture, Some(Passing::All), (at, None, 0));
-        found(&mut fixture, None, (at, None, 0));
+        check(true, None, (UDP4, Some(at), 2));
+        // Who is silent is not tested, and its kernel forwards on.
+        check(false, None, (UDP4, Some(at), 0));
+        check(false, None, (UDP4, Some(at), 0));
+        check(true, None, (UDP4, Some(at), 2));
+        check(true, Some(Passing::All), (at, None, 0));
+        check(true, None, (at, None, 0));
     }
 }
 

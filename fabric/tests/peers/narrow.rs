@@ -22,23 +22,33 @@ fn who_sends_a_larger_packet_than_gets_to_a_peer_is_told_so_by_its_route() {
     let mut fixture = Fixture::new(vxlan(), ME, &[peer]);
     fixture.at_rest();
     let mut memo = Memo::default();
-    let mut check = |at: &str, passing: Option<Passing>, mtu: Option<u32>| {
-        fixture.hear(&peer);
+    let mut check = |is_heard: bool, at: &str, passing: Option<Passing>, mtu: Option<u32>| {
+        if is_heard {
+            fixture.hear(&peer);
+        } else {
+            fixture.now += fixture.world.config.lease;
+        }
         fixture.world.passes =
             Arc::new(passing.into_iter().map(|passing| (("dual".into(), at.into()), passing)).collect());
         let out = fixture.plan();
+        assert_eq!(out.peers["dual"].live, is_heard);
         assert_eq!(plan(&mut memo, &fixture.world, &fixture.owned, fixture.now), &out);
         assert_eq!(mtus(&out), Family::ALL.map(|family| (family, mtu)), "{at} {passing:?}");
         fixture.at_rest();
         assert_eq!(mtus(&fixture.plan()), Family::ALL.map(|family| (family, mtu)), "{at} {passing:?}");
     };
-    check(VXLAN4, None, None);
-    check(VXLAN4, Some(Passing::UpTo(1349)), Some(1349));
-    check(VXLAN4, Some(Passing::UpTo(1330)), Some(1330));
+    check(true, VXLAN4, None, None);
+    check(true, VXLAN4, Some(Passing::UpTo(1349)), Some(1349));
+    check(true, VXLAN4, Some(Passing::UpTo(1330)), Some(1330));
+    // Nobody tests the way to who is silent, and it takes a while when it is heard again, or when this agent starts anew.
+    check(false, VXLAN4, None, Some(1330));
+    check(true, VXLAN4, None, Some(1330));
     // What IPv6 cannot do without, and what the kernel would refuse.
-    check(VXLAN4, Some(Passing::UpTo(64)), Some(1280));
-    check(VXLAN4, Some(Passing::Nothing), None);
-    check(VXLAN4, Some(Passing::All), None);
+    check(true, VXLAN4, Some(Passing::UpTo(64)), Some(1280));
+    check(true, VXLAN4, Some(Passing::Nothing), None);
+    check(true, VXLAN4, Some(Passing::UpTo(1349)), Some(1349));
+    check(true, VXLAN4, Some(Passing::All), None);
+    check(false, VXLAN4, None, None);
     // Another way is another matter.
-    check(HOST_GW, Some(Passing::UpTo(1349)), None);
+    check(true, HOST_GW, Some(Passing::UpTo(1349)), None);
 }

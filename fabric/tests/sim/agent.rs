@@ -90,7 +90,8 @@ impl Agent {
         self.world.store(StoreEvent::Away(None, "cut off".into()), now);
     }
 
-    /// The self-test says of each way to each peer which packets get there, by the bits of a number: whatever it says.
+    /// The self-test says of each way to each peer which packets get there, by the bits of a number: whatever it says, and
+    /// of some nothing.
     pub(crate) fn tested(&mut self, mut bits: u64) {
         let mut passes = std::collections::BTreeMap::new();
         for (peer, heard) in &self.world.adverts {
@@ -99,6 +100,7 @@ impl Agent {
                 let passing = match bits & 0b11 {
                     0b11 => Passing::All,
                     0b01 => Passing::UpTo(1_280 + (bits >> 32) as u32 % 256),
+                    0b10 => continue,
                     _ => Passing::Nothing,
                 };
                 passes.insert((peer.clone(), end.instance.clone()), passing);
