@@ -230,9 +230,7 @@ impl Tester {
 
     /// Has the kernel compute checksums for devices of ours whose packets leave with wrong ones.
     fn mend(&mut self) {
-        let wrong = self.tested.standings.values().filter(|standing| standing.finding == Some(Finding::Checksum));
-        let devices: BTreeSet<LinkName> = wrong.filter_map(|standing| standing.target.device.clone()).collect();
-        for device in devices.difference(&self.tested.by_software.clone()) {
+        for device in selftest::lose_checksums(&self.tested.standings).difference(&self.tested.by_software.clone()) {
             match offload::set_tx_checksum(device, false) {
                 Ok(()) => {
                     info!("{device}: what it sends has wrong checksums; the kernel computes them from now on");

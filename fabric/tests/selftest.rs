@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 use tartan_fabric::Instance;
-use tartan_fabric::selftest::{Finding, Path, Probe, Prober, Standing, Target, conditions, passes};
+use tartan_fabric::selftest::{Finding, Path, Probe, Prober, Standing, Target, conditions, lose_checksums, passes};
 use tartan_model::{Family, Passing};
 use tartan_netstate::LinkName;
 
@@ -302,6 +302,43 @@ fn every_finding_says_what_is_wrong_and_what_to_do() {
     check(VXLAN, narrow, "PathMtuTooSmall", &["more than 1350 bytes", "send 1450", "underlayMTU to 1400"]);
     check(Instance::HostGw, narrow, "PathMtuTooSmall", &["underlayMTU to 1350"]);
     check(VXLAN, Finding::Checksum, "ChecksumsLost", &["ethtool -K"]);
+}
+
+/// Which devices' checksums are taken for wrong, by what is found on paths: of which peer, by which device.
+fn check_checksums(found: &[(u32, Family, &str, Option<Finding>)], wanted: &[&str], told: &str) {
+    let sum = |(peer, family, device, finding): &(u32, Family, &str, Option<Finding>)| {
+        let (name, _) = path(*peer);
+        let target = Target { device: LinkName::new(device), ..target(*peer) };
+        let round_trip = Some(Duration::from_millis(1));
+        ((name, *family), Standing { target, finding: *finding, round_trip, asked: 0, lost: 0, well: 0, full: true })
+    };
+    let standings: BTreeMap<Path, Standing> = found.iter().map(sum).collect();
+    let wrong: Vec<String> = lose_checksums(&standings).iter().map(ToString::to_string).collect();
+    assert_eq!(wrong, wanted, "{found:?}");
+    let fixes = conditions("me", &standings, &BTreeMap::new(), &BTreeSet::new());
+    let of_sums: Vec<_> = fixes.iter().filter(|told| told.reason == "ChecksumsLost").collect();
+    assert!(of_sums.iter().all(|condition| condition.fix.contains(told)), "{told:?} is not in {of_sums:?}");
+}
+
+#[test]
+fn a_device_sends_wrong_checksums_if_most_of_its_peers_lose_them() {
+    let (v4, v6, lost) = (Family::V4, Family::V6, Some(Finding::Checksum));
+    let (of_ours, of_theirs) = ("for the uplink", "look at the network card of n1");
+    check_checksums(&[(1, v4, "ttx0", None)], &[], "");
+    check_checksums(&[(1, v4, "ttx0", lost)], &["ttx0"], of_ours);
+    check_checksums(&[(1, v4, "ttx0", lost), (2, v4, "ttx0", lost)], &["ttx0"], of_ours);
+    // One peer is one peer, however many families it has.
+    check_checksums(&[(1, v4, "ttx0", lost), (1, v6, "ttx0", lost), (2, v4, "ttx0", None)], &[], of_theirs);
+    let one_of_three = [(1, v4, "ttx0", lost), (2, v4, "ttx0", None), (3, v4, "ttx0", None)];
+    check_checksums(&one_of_three, &[], of_theirs);
+    let two_of_three = [(1, v4, "ttx0", lost), (2, v4, "ttx0", None), (3, v4, "ttx0", lost)];
+    check_checksums(&two_of_three, &["ttx0"], of_ours);
+    let narrow = Some(Finding::Narrow { largest: 1349 });
+    check_checksums(&[(1, v4, "ttx0", lost), (2, v4, "ttx0", narrow)], &[], of_theirs);
+    // Who is not reached shows nothing.
+    check_checksums(&[(1, v4, "ttx0", lost), (2, v4, "ttx0", Some(Finding::Silent))], &["ttx0"], of_ours);
+    // Each device by itself.
+    check_checksums(&[(1, v4, "ttx0", lost), (2, v4, "ttx1", None)], &["ttx0"], of_ours);
 }
 
 #[test]

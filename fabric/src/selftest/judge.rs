@@ -106,6 +106,25 @@ pub(super) fn judge<'a>(rounds: impl Iterator<Item = &'a Outcome> + Clone, large
     all(Outcome::narrow).then_some(Finding::Narrow { largest })
 }
 
+/// Devices of ours by which most peers, so both of two, lose packets whose checksum is left to the device: then it is the device
+/// that sends wrong ones. What one peer shows may be of its own card, or what it says itself.
+pub fn lose_checksums(standings: &BTreeMap<Path, Standing>) -> BTreeSet<LinkName> {
+    let mut by_device: BTreeMap<&LinkName, BTreeMap<&str, bool>> = BTreeMap::new();
+    for ((peer, _), standing) in standings {
+        let (lost, reached) = match standing.finding {
+            Some(Finding::Checksum) => (true, true),
+            Some(Finding::Narrow { .. }) => (false, true),
+            None => (false, standing.round_trip.is_some()),
+            _ => (false, false),
+        };
+        if let Some(device) = standing.target.device.as_ref().filter(|_| reached) {
+            *by_device.entry(device).or_default().entry(peer).or_default() |= lost;
+        }
+    }
+    let mostly = |peers: &BTreeMap<&str, bool>| 2 * peers.values().filter(|lost| **lost).count() > peers.len();
+    by_device.into_iter().filter(|(_, peers)| mostly(peers)).map(|(device, _)| device.clone()).collect()
+}
+
 /// All that is found, told with what to do about it. `by_software` are devices of ours that compute checksums themselves.
 pub fn conditions(
     node: &str,
@@ -114,6 +133,7 @@ pub fn conditions(
     by_software: &BTreeSet<LinkName>,
 ) -> Vec<Condition> {
     let mut by_reason: BTreeMap<&str, Vec<Condition>> = BTreeMap::new();
+    let for_most = lose_checksums(standings);
     for ((peer, _), standing) in standbys {
         let told = fallen_back(node, peer, &standing.target);
         let same = by_reason.entry(told.reason).or_default();
@@ -123,7 +143,7 @@ pub fn conditions(
     }
     for ((peer, family), standing) in standings {
         let Some(finding) = standing.finding else { continue };
-        let mut told = condition(node, peer, finding, &standing.target, by_software);
+        let mut told = condition(node, peer, finding, &standing.target, by_software, &for_most);
         let other = standings.get(&(peer.clone(), family.other()));
         if other.is_some_and(|other| other.finding != Some(finding)) {
             told.message += &format!(" (so it is with packets of {family} alone)");
@@ -138,7 +158,14 @@ pub fn conditions(
     told.chain(by_software.iter().map(|device| switched_off(node, device))).collect()
 }
 
-fn condition(node: &str, peer: &str, finding: Finding, target: &Target, by_software: &BTreeSet<LinkName>) -> Condition {
+fn condition(
+    node: &str,
+    peer: &str,
+    finding: Finding,
+    target: &Target,
+    by_software: &BTreeSet<LinkName>,
+    for_most: &BTreeSet<LinkName>,
+) -> Condition {
     let Target { at, underlay, itself_too, mtu, .. } = target;
     let envelope = at.envelope();
     let (message, fix) = match finding {
@@ -203,6 +230,10 @@ fn condition(node: &str, peer: &str, finding: Finding, target: &Target, by_softw
             match &target.device {
                 Some(device) if by_software.contains(device) => format!(
                     "{device} leaves nothing to the device any more, and it goes on: look for what changes packets on the way"
+                ),
+                Some(device) if !for_most.contains(device) => format!(
+                    "other peers get what {device} leaves to the device, so it is left as it is: look at the network card of {peer} \
+                     and at what is between; `ethtool -K {device} tx off` on {node} would have the kernel compute checksums for all"
                 ),
                 _ => "`ethtool -K LINK tx off` for the uplink, or another driver for it".into(),
             },

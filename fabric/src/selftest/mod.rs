@@ -14,7 +14,7 @@ mod prober;
 mod standby;
 mod targets;
 
-pub use judge::{Finding, conditions};
+pub use judge::{Finding, conditions, lose_checksums};
 pub use prober::{PERIOD, Probe, Prober, Standing};
 pub use standby::{passes, standbys};
 pub use targets::{MANY, Path, Sample, Target, asked_at, targets};
