@@ -29,7 +29,8 @@ const TOWARDS_PODS: &str = "towards_pods";
 /// A pod's packet that passes through the node and comes back to the same pod.
 pub(super) const HAIRPIN: &str = "hairpin";
 
-pub(super) fn plan(given: &Given) -> State {
+/// `configured`: UDP ports at which packets between nodes are to arrive here.
+pub(super) fn plan(given: &Given, configured: &BTreeSet<u16>) -> State {
     let mut state = State::new();
     state.insert(Key::NftTable, Object::NftTable, Owner::Node);
     for family in Family::ALL {
@@ -37,13 +38,13 @@ pub(super) fn plan(given: &Given) -> State {
             state.insert(Key::NftSet { set: name.into() }, Object::NftSet(set.into()), Owner::Node);
         }
     }
-    for (name, chain) in chains(given) {
+    for (name, chain) in chains(given, configured) {
         state.insert(Key::NftChain { chain: name.into() }, Object::NftChain(chain.into()), Owner::Node);
     }
     state
 }
 
-fn chains(given: &Given) -> Vec<(&'static str, Chain)> {
+fn chains(given: &Given, configured: &BTreeSet<u16>) -> Vec<(&'static str, Chain)> {
     use ChainKind::{Filter, Nat as Translate};
     // Each flow inside has a source port of its own outside, and answers come under another: an entry for each way of each
     // flow, and none that an answer meets.
@@ -73,7 +74,7 @@ fn chains(given: &Given) -> Vec<(&'static str, Chain)> {
         (hostport::CHAIN, Chain::regular(hostports.chain(Family::ALL.into_iter().flat_map(hostport::rules)).collect())),
         (
             "nat_postrouting",
-            Chain::base(Translate, HookPoint::Postrouting, NFT_SRCNAT_PRIORITY, source_translation(given)),
+            Chain::base(Translate, HookPoint::Postrouting, NFT_SRCNAT_PRIORITY, source_translation(given, configured)),
         ),
         (TOWARDS_PODS, Chain::regular(towards_pods(given))),
     ];
@@ -120,10 +121,11 @@ fn loopback() -> IpNet {
     "127.0.0.0/8".parse().expect("a prefix")
 }
 
-fn source_translation(given: &Given) -> Vec<Rule> {
+/// Answers come to this node, so other nodes' ports do not matter.
+fn source_translation(given: &Given, configured: &BTreeSet<u16>) -> Vec<Rule> {
     let towards_pods = rule("a destination was translated").ct_status_dnat().jump(TOWARDS_PODS);
     let families = Family::ALL.into_iter().filter(|_| given.masquerade);
-    let ports = &given.encrypted_at | &given.between_nodes;
+    let ports = &(&given.encrypted_at | &given.unwraps_at) | configured;
     let out = families.flat_map(|family| masquerade::rules_of(family, &ports));
     [towards_pods].into_iter().chain(out).collect()
 }

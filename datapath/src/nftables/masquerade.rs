@@ -8,7 +8,8 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use tartan_model::Family;
+use tartan_model::{Config, FabricMode, Family};
+use tartan_netstate::claims::WIREGUARD_PORTS;
 use tartan_netstate::nft::{ElementData, ElementKey, Rule, RuleBuilder, Selector, Set, SetName, Type, rule};
 use tartan_netstate::{Entry, Key, Object, Owner, State};
 use tartan_policy::ir::protocol;
@@ -29,8 +30,21 @@ pub(super) fn sets(family: Family) -> [(String, Set); 2] {
     [(named(LOCAL, family), ranges.clone()), (named(INSIDE, family), ranges)]
 }
 
-/// `between_nodes`: UDP ports at which packets between nodes arrive.
-pub(super) fn rules_of(family: Family, between_nodes: &BTreeSet<u16>) -> [Rule; 2] {
+/// Ports at which packets between nodes are to arrive by this configuration, now or with the next keys: a connection that has one of
+/// them would be lost when they do.
+pub(super) fn configured(config: &Config) -> BTreeSet<u16> {
+    let encrypted = match config.encrypts_by() {
+        Some(FabricMode::Wireguard) => {
+            (0..WIREGUARD_PORTS).filter_map(|n| config.wireguard.port.checked_add(n)).collect()
+        }
+        Some(FabricMode::Ipsec) => config.ipsec.port.into_iter().collect(),
+        _ => BTreeSet::new(),
+    };
+    &config.ports_between_nodes() | &encrypted
+}
+
+/// `arrives_at`: UDP ports at which packets between nodes arrive here.
+pub(super) fn rules_of(family: Family, arrives_at: &BTreeSet<u16>) -> [Rule; 2] {
     let nfproto = nfproto(family);
     let out = |rule: RuleBuilder| {
         rule.within(nfproto, &[Selector::Saddr], &named(LOCAL, family)).not_within(
@@ -41,7 +55,7 @@ pub(super) fn rules_of(family: Family, between_nodes: &BTreeSet<u16>) -> [Rule; 
     };
     let comment = "pods to outside the cluster";
     [
-        out(rule(comment).nfproto(nfproto).l4proto(protocol::UDP)).masquerade_to(widest_without(between_nodes)),
+        out(rule(comment).nfproto(nfproto).l4proto(protocol::UDP)).masquerade_to(widest_without(arrives_at)),
         out(rule(comment)).masquerade(),
     ]
 }

@@ -70,6 +70,8 @@ pub struct Given {
 #[derive(Default)]
 pub struct Nftables {
     given: Option<Given>,
+    /// UDP ports at which packets between nodes are to arrive here.
+    configured: BTreeSet<u16>,
     ranges: masquerade::Ranges,
     node: State,
     /// The part of `node` that is not ranges.
@@ -82,16 +84,17 @@ pub struct Nftables {
 impl Nftables {
     /// All of the table but what is policy's.
     pub fn plan(&mut self, world: &World, given: &Given) -> &State {
-        let mut changed = self.given.as_ref() != Some(given);
+        let configured = masquerade::configured(&world.config);
+        let mut changed = self.given.as_ref() != Some(given) || self.configured != configured;
         if changed {
             let ranges = masquerade::Ranges::of(given);
             masquerade::replan(&mut self.node, &self.ranges, &ranges);
             self.ranges = ranges;
-            let mut base = base::plan(given);
+            let mut base = base::plan(given, &configured);
             base.replace(&State::new(), &encrypted::plan(given));
             self.node.replace(&self.base, &base);
             self.base = base;
-            self.given = Some(given.clone());
+            (self.given, self.configured) = (Some(given.clone()), configured);
         }
         let matters = |state: Option<&State>| state.is_some_and(|state| !state.is_empty());
         self.ports.update(

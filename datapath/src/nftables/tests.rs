@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 
 use proptest::prelude::*;
-use tartan_model::{Features, PortMapping, Protocol};
+use tartan_model::{Config, Encryption, FabricMode, Features, IpsecConfig, PortMapping, Protocol, WireguardConfig};
+use tartan_netstate::nft::Rule;
 use tartan_netstate::{Key, Mac, Object, Owner, PodNetns, diff};
 use tartan_policy::verdicts::Tables;
 
@@ -136,17 +137,52 @@ fn a_pod_adds_no_rule() {
     assert!(change.steps.iter().all(|step| elements(step.key()) && *step.owner() == Owner::Pod("c5/eth0".into())));
 }
 
+fn rules_of(state: &State, chain: &str) -> Vec<Rule> {
+    match state.get(&Key::NftChain { chain: chain.into() }).map(|entry| &entry.object) {
+        Some(Object::NftChain(chain)) => chain.rules.clone(),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// One node's word must not leave the pods of all others a few hundred ports to ask from.
+#[test]
+fn udp_leaves_from_ports_at_which_nothing_between_nodes_arrives_here() {
+    let mut planner = Nftables::default();
+    let mut check = |config: Config, given: &Given, first: u16, last: u16| {
+        let mut world = world(&[]);
+        world.config = config.into();
+        let rules = rules_of(planner.plan(&world, given), "nat_postrouting");
+        assert_eq!(rules, rules_of(Nftables::default().plan(&world, given), "nat_postrouting"), "the memo's law");
+        let around = [first - 1].into_iter().chain(last.checked_add(1)).collect();
+        let wanted = masquerade::rules_of(Family::V4, &around);
+        assert!(wanted.iter().all(|rule| rules.contains(rule)), "{first} to {last}: {rules:?}");
+    };
+    let config = Config::default;
+    check(config(), &given(), 8473, 65535);
+    let named_by_others = (1..128).map(|n| 512 * n).collect();
+    check(config(), &Given { between_nodes: named_by_others, ..given() }, 8473, 65535);
+    // What is heard here is another matter, whoever wants it.
+    check(config(), &Given { unwraps_at: BTreeSet::from([8472, 50000]), ..given() }, 8473, 49999);
+    check(config(), &Given { encrypted_at: BTreeSet::from([50000]), ..given() }, 8473, 49999);
+    // And what is going to be.
+    check(config(), &Given { unwraps_at: BTreeSet::new(), ..given() }, 8473, 65535);
+    check(Config { udp_port: 60000, ..config() }, &given(), 8473, 59999);
+    let by_wireguard = Config { fabric: FabricMode::Wireguard, ..config() };
+    check(by_wireguard.clone(), &given(), 8473, 51819);
+    let at_the_end = WireguardConfig { port: 65533, ..config().wireguard };
+    check(Config { wireguard: at_the_end, ..by_wireguard }, &given(), 8473, 65532);
+    let ipsec = IpsecConfig { port: Some(45000), ..config().ipsec };
+    check(Config { ipsec: ipsec.clone(), ..config() }, &given(), 8473, 65535);
+    check(Config { encryption: Encryption::Ipsec, ipsec, ..config() }, &given(), 8473, 44999);
+}
+
 #[test]
 fn without_masquerade_nothing_masquerades() {
-    let rules_of = |chain: &str, given: &Given| {
+    let counts = |given: &Given| {
         let mut planner = Nftables::default();
-        let chain = planner.plan(&world(&[]), given).get(&Key::NftChain { chain: chain.into() }).cloned();
-        match chain.map(|entry| entry.object) {
-            Some(Object::NftChain(chain)) => chain.rules.clone(),
-            other => panic!("{other:?}"),
-        }
+        let state = planner.plan(&world(&[]), given);
+        ["nat_postrouting", "towards_pods"].map(|chain| rules_of(state, chain).len())
     };
-    let counts = |given: &Given| ["nat_postrouting", "towards_pods"].map(|chain| rules_of(chain, given).len());
     assert_eq!(counts(&given()), [5, 4]);
     assert_eq!(counts(&Given { masquerade: false, ..given() }), [1, 4]);
     assert_eq!(counts(&Given { masquerade: false, fabric_address: PerFamily::default(), ..given() }), [1, 0]);
