@@ -110,9 +110,9 @@ impl Keys {
         fs::remove_file(self.mark(name))
     }
 
-    /// Whether that was ever noted.
+    /// Whether that was ever noted. If that cannot be seen, it was: no key may be used twice.
     pub fn is_used(&self, name: &str) -> bool {
-        self.mark(name).exists()
+        self.mark(name).try_exists().unwrap_or(true)
     }
 
     /// All that are there, by name.
@@ -317,6 +317,23 @@ mod tests {
             fs::write(dir.join("wireguard-3.key"), &two).unwrap();
             fs::write(dir.join(format!("{}.key", name(&second))), two.lines().next().unwrap()).unwrap();
             assert!(keys.all().unwrap().is_empty());
+        });
+    }
+
+    #[test]
+    fn a_pair_whose_mark_cannot_be_looked_at_counts_as_used() {
+        check("used", |dir, keys| {
+            for name in ["a", "b"] {
+                keys.make(name).unwrap();
+                assert!(!keys.is_used(name));
+            }
+            keys.mark_used(keys.all().unwrap()["a"].public()).unwrap();
+            std::os::unix::fs::symlink("b.used", dir.join("b.used")).unwrap();
+            assert!(keys.is_used("a") && keys.is_used("b"));
+            for name in ["a", "b"] {
+                keys.unmark(name).unwrap();
+                assert!(!keys.is_used(name));
+            }
         });
     }
 
