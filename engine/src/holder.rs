@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -174,12 +174,18 @@ fn let_go_of(socket: &Path, own: u64) -> io::Result<()> {
     if is_own { fs::remove_file(socket) } else { Ok(()) }
 }
 
-/// The socket, in place of one of a holder that is gone: whoever makes it has found that nobody answers.
+/// The socket, in place of one of a holder that is gone: whoever makes it has found that nobody answers. Who can connect can have any
+/// program run, so it has its name once root alone can.
 fn listen(socket: &Path) -> io::Result<UnixListener> {
-    match fs::remove_file(socket) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => UnixListener::bind(socket),
+    let newborn = socket.with_extension("new");
+    match fs::remove_file(&newborn) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
     }
+    let listener = UnixListener::bind(&newborn)?;
+    fs::set_permissions(&newborn, fs::Permissions::from_mode(0o600))?;
+    fs::rename(&newborn, socket)?;
+    Ok(listener)
 }
 
 /// Until nothing is left.
@@ -297,6 +303,26 @@ mod tests {
             34 22 0:28 / /sys/fs/cgroup/pids rw - cgroup cgroup rw,pids\n\
             broken\n35 22 0:29 / /cgroup2 rw - tmpfs cgroup rw\n";
         assert_eq!(hierarchies(mounts).collect::<Vec<_>>(), ["/sys/fs/cgroup", "/sys/fs/cgroup/pids"]);
+    }
+
+    #[test]
+    fn the_socket_is_for_root_alone_and_takes_the_place_of_one_that_nobody_answers_at() {
+        let dir = std::env::temp_dir().join(format!("tartan-holder-{}", std::process::id()));
+        fs::create_dir(&dir).unwrap();
+        let socket = dir.join("engine.sock");
+        for _ in 0..2 {
+            let listener = listen(&socket).unwrap();
+            let there = fs::metadata(&socket).unwrap();
+            assert_eq!(there.permissions().mode() & 0o777, 0o600);
+            UnixStream::connect(&socket).unwrap();
+            listener.accept().unwrap();
+        }
+        // A holder lets go of its own alone.
+        let own = fs::metadata(&socket).unwrap().ino();
+        let_go_of(&socket, own + 1).unwrap();
+        assert_eq!(fs::read_dir(&dir).unwrap().count(), 1);
+        let_go_of(&socket, own).unwrap();
+        fs::remove_dir(&dir).unwrap();
     }
 
     #[test]
