@@ -383,6 +383,33 @@ fn a_way_that_stands_by_is_asked_by_its_link_and_is_good_after_five_rounds() {
     run(&mut prober, false, Some(Passing::Nothing));
 }
 
+#[test]
+fn a_way_that_stands_by_is_good_if_it_carries_what_every_way_has_to() {
+    let check = |finding: Finding, wanted: Passing, told: &str| {
+        let standing = Standing {
+            target: target(1),
+            finding: Some(finding),
+            round_trip: None,
+            asked: 0,
+            lost: 0,
+            well: 0,
+            full: false,
+        };
+        let standing_by = BTreeMap::from([(path(1), standing)]);
+        assert_eq!(passes(&BTreeMap::new(), &standing_by).into_values().collect::<Vec<_>>(), [wanted], "{finding:?}");
+        let conditions = conditions("me", &BTreeMap::new(), &standing_by, &BTreeSet::new());
+        let [condition] = conditions.as_slice() else { panic!("{conditions:?}") };
+        let says = format!("{} Fix: {}", condition.message, condition.fix);
+        assert!(condition.reason == "FabricFallback" && says.contains(told), "{told:?} is not in {says}");
+    };
+    let blocked = "packets to UDP port 8472 do not pass Fix: let packets to UDP port 8472 pass";
+    check(Finding::Blocked { heard: true }, Passing::Nothing, blocked);
+    check(Finding::Silent, Passing::Nothing, blocked);
+    check(Finding::Narrow { largest: 1349 }, Passing::UpTo(1349), "those with more than 1349 bytes inside do not pass");
+    check(Finding::Narrow { largest: 1280 }, Passing::UpTo(1280), "more than 1280 bytes");
+    check(Finding::Narrow { largest: 1279 }, Passing::Nothing, "Fix: give every link on the way the MTU");
+}
+
 /// What a way is said to carry, each time after this many seconds of these faults.
 fn check_words(runs: &[(Option<Finding>, u64, Option<Passing>)]) {
     let mut sim = Sim::new(1);

@@ -135,7 +135,7 @@ pub fn conditions(
     let mut by_reason: BTreeMap<&str, Vec<Condition>> = BTreeMap::new();
     let for_most = lose_checksums(standings);
     for ((peer, _), standing) in standbys {
-        let told = fallen_back(node, peer, &standing.target);
+        let told = fallen_back(node, peer, standing);
         let same = by_reason.entry(told.reason).or_default();
         if !same.contains(&told) {
             same.push(told);
@@ -242,18 +242,22 @@ fn condition(
     Condition { about: format!("Node/{peer}"), field: String::new(), reason: finding.reason(), message, fix }
 }
 
-fn fallen_back(node: &str, peer: &str, Target { at, .. }: &Target) -> Condition {
+fn fallen_back(node: &str, peer: &str, standing: &Standing) -> Condition {
+    let at = standing.target.at;
     let envelope = at.envelope();
+    let (what, mend) = match standing.finding {
+        Some(Finding::Narrow { largest }) => (
+            format!("of {envelope} those with more than {largest} bytes inside do not pass"),
+            "give every link on the way the MTU of the nodes' uplinks".into(),
+        ),
+        _ => (format!("{envelope} do not pass"), format!("let {envelope} pass between nodes, in both directions")),
+    };
     Condition {
         about: format!("Node/{peer}"),
         field: String::new(),
         reason: "FabricFallback",
-        message: format!(
-            "{node} reaches {peer} by spec.fallback, since {at} was found not to get there: {envelope} do not pass"
-        ),
-        fix: format!(
-            "let {envelope} pass between nodes, in both directions; {node} tries every few seconds and goes back by itself"
-        ),
+        message: format!("{node} reaches {peer} by spec.fallback, since {at} was found not to get there: {what}"),
+        fix: format!("{mend}; {node} tries every few seconds and goes back by itself"),
     }
 }
 

@@ -7,6 +7,7 @@ use tartan_model::{Family, Passes, Passing, World};
 
 use super::targets::{carried_by, way};
 use super::{Finding, Path, Standing, Target};
+use crate::mtu::MIN_MTU;
 use crate::route::standby_route;
 use crate::{Out, PeerState};
 
@@ -47,6 +48,8 @@ pub fn passes(carrying: &BTreeMap<Path, Standing>, standing_by: &BTreeMap<Path, 
         _ => it.full.then_some(Passing::All),
     };
     let is_back = |it: &Standing| match it.finding {
+        // No way is left for that, and none is what carries less than each has to.
+        Some(Finding::Narrow { largest }) if largest >= MIN_MTU => Some(Passing::UpTo(largest)),
         Some(_) => Some(Passing::Nothing),
         None => (it.well >= STEADY).then_some(Passing::All),
     };

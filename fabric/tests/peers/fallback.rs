@@ -61,6 +61,9 @@ fn where_the_fabric_is_blocked_the_fallback_carries_packets_until_it_is_not() {
         check(true, None, (UDP4, Some(at), 2));
         check(true, Some(Passing::All), (at, None, 0));
         check(true, None, (at, None, 0));
+        // Open again, and narrow.
+        check(true, Some(Passing::Nothing), (UDP4, Some(at), 2));
+        check(true, Some(Passing::UpTo(1349)), (at, None, 0));
     }
 }
 
