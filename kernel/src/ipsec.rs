@@ -53,7 +53,9 @@ pub(crate) struct Ipsec {
 #[derive(Default)]
 struct Greetings {
     echo: Option<Echo>,
-    asked: BTreeMap<u64, (LinkName, PublicKey, IpAddr)>,
+    asked: BTreeMap<u64, (LinkName, PublicKey)>,
+    /// Counts up: of a peer's addresses each has its turn.
+    turn: usize,
     numbers: BTreeMap<(LinkName, PublicKey), u64>,
     met: BTreeSet<(LinkName, PublicKey)>,
 }
@@ -576,7 +578,7 @@ impl Greetings {
         self.met.retain(|peer| peers.contains_key(peer));
         self.numbers.retain(|peer, _| peers.contains_key(peer));
         let numbers = &self.numbers;
-        self.asked.retain(|number, (link, key, _)| numbers.get(&(link.clone(), *key)) == Some(number));
+        self.asked.retain(|number, peer| numbers.get(peer) == Some(number));
     }
 
     /// Hears who has answered, and asks the others.
@@ -587,28 +589,61 @@ impl Greetings {
         };
         for heard in echo.replies() {
             if let Heard::Answer { nonce, from } = heard
-                && let Some((link, key, to)) = self.asked.get(&nonce)
-                && *to == from
+                && let Some(peer) = self.asked.get(&nonce)
+                && peers.get(peer).is_some_and(|of| answers(&of.allowed).contains(&from))
             {
-                self.met.insert((link.clone(), *key));
+                self.met.insert(peer.clone());
             }
         }
+        self.turn = self.turn.wrapping_add(1);
         for (peer, of) in peers.iter().filter(|(peer, _)| !self.met.contains(*peer)) {
-            // An address of the peer's kernel.
-            let Some(to) = of.allowed.iter().find(|range| range.prefix_len() == range.max_prefix_len()) else {
-                continue;
-            };
+            let answers = answers(&of.allowed);
+            let Some(to) = answers.get(self.turn % answers.len().max(1)).copied() else { continue };
             let number = match self.numbers.get(peer) {
                 Some(number) => *number,
                 None => *self.numbers.entry(peer.clone()).or_insert(number()?),
             };
-            self.asked.insert(number, (peer.0.clone(), peer.1, to.addr()));
-            echo.request(to.addr(), BYTES, number, Some(&peer.0));
+            self.asked.insert(number, peer.clone());
+            echo.request(to, BYTES, number, Some(&peer.0));
         }
         Ok(())
     }
 }
 
+/// Where a peer may answer: its fabric addresses, which lie in ranges of its own. Where its blocks are single addresses the fabric
+/// address is one of these and nothing tells it from pods', so it is any of them: whoever answers does so through the peer's kernel.
+fn answers(allowed: &[IpNet]) -> Vec<IpAddr> {
+    let (single, ranges): (Vec<&IpNet>, Vec<&IpNet>) =
+        allowed.iter().partition(|range| range.prefix_len() == range.max_prefix_len());
+    let (inside, beside): (Vec<&IpNet>, Vec<&IpNet>) =
+        single.into_iter().partition(|address| ranges.iter().any(|range| range.contains(*address)));
+    let known = if inside.is_empty() { beside } else { inside };
+    known.into_iter().map(IpNet::addr).collect()
+}
+
 fn number() -> io::Result<u64> {
     keys::random().map(u64::from_ne_bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peer_is_asked_where_its_kernel_answers() {
+        let check = |allowed: &[&str], wanted: &[&str]| {
+            let allowed: Vec<IpNet> = allowed.iter().map(|range| range.parse().unwrap()).collect();
+            let wanted: Vec<IpAddr> = wanted.iter().map(|address| address.parse().unwrap()).collect();
+            assert_eq!(answers(&allowed), wanted, "{allowed:?}");
+        };
+        check(&[], &[]);
+        check(&["10.2.0.0/24"], &[]);
+        check(&["10.2.0.0/24", "10.2.0.0/32"], &["10.2.0.0"]);
+        check(&["10.2.0.0/24", "10.2.0.9/32", "fd02::/64", "fd02::/128"], &["10.2.0.9", "fd02::"]);
+        // A pod's that comes first.
+        check(&["10.1.0.7/32", "10.2.0.0/24", "10.2.0.0/32"], &["10.2.0.0"]);
+        check(&["10.1.0.7/32", "fd02::/64", "fd02::/128"], &["fd02::"]);
+        // One of these.
+        check(&["10.1.0.7/32", "10.1.0.9/32", "fd02::5/128"], &["10.1.0.7", "10.1.0.9", "fd02::5"]);
+    }
 }

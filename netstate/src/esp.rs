@@ -30,8 +30,8 @@ pub struct EspPeer {
     pub address: IpAddr,
     /// This node's end. Both ends' keys make those of the associations.
     pub own: EspEnd,
-    /// Addresses that are its own, in order. A range is one peer's of a device. Those that are single addresses are the peer's
-    /// kernel's, which answers there.
+    /// Addresses that are its own, in order. A range is one peer's of a device. A single address in a range of the peer's is
+    /// its kernel's, which answers there.
     pub allowed: Arc<[IpNet]>,
 }
 
