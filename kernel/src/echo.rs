@@ -21,7 +21,7 @@ use nix::net::if_::if_nametoindex;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
     AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, SockaddrStorage, bind, recvfrom, sendmsg, sendto,
-    socket,
+    setsockopt, socket, sockopt,
 };
 use tartan_model::{Family, PerFamily};
 use tartan_netstate::LinkName;
@@ -41,8 +41,12 @@ const ASKS: [u8; 8] = *b"tartan?\0";
 const ANSWERS: [u8; 8] = *b"tartan!\0";
 /// Answers in a second.
 const ANSWER_RATE: u32 = 500;
-/// Packets read at one go, of each socket.
-const BATCH: usize = 256;
+/// Datagrams read at one go, of each socket.
+const DATAGRAMS: usize = 256;
+/// And echo replies: of thousands of peers they may come between two reads, and nobody else can send any. The kernel doubles the
+/// bytes that they wait in.
+const REPLIES: usize = 1 << 14;
+const REPLIES_BYTES: usize = 8 << 20;
 
 /// What came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,6 +78,7 @@ impl Echo {
             match path::raw(family == Family::V6) {
                 Ok(socket) => {
                     fcntl(&socket, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+                    let _as_many_as_usual = setsockopt(&socket, sockopt::RcvBufForce, &REPLIES_BYTES);
                     filter(&socket, &replies(family, cookie))?;
                     requests.set(family, socket);
                 }
@@ -164,7 +169,7 @@ impl Echo {
     pub(crate) fn replies(&self) -> Vec<Heard> {
         let mut heard = Vec::new();
         for (family, socket) in self.requests.iter() {
-            receive(socket, |bytes, from| {
+            receive(socket, REPLIES, |bytes, from| {
                 let nonce =
                     path::reply(family == Family::V6, bytes).and_then(|payload| payload.get(12..20)?.first_chunk());
                 heard.extend(nonce.map(|nonce| Heard::Answer { nonce: u64::from_be_bytes(*nonce), from: from.ip() }));
@@ -176,7 +181,7 @@ impl Echo {
     fn answers_and_questions(&mut self, heard: &mut Vec<Heard>, is_peer: impl Fn(IpAddr) -> bool) {
         let mut questions = Vec::new();
         for (_, (_, socket)) in self.datagrams.iter() {
-            receive(socket, |bytes, from| {
+            receive(socket, DATAGRAMS, |bytes, from| {
                 let Some((kind, nonce)) = bytes.split_first_chunk::<8>() else { return };
                 let Ok(nonce) = <[u8; 8]>::try_from(nonce) else { return };
                 if *kind == ANSWERS {
@@ -247,10 +252,10 @@ fn send_by(socket: &OwnedFd, message: &[u8], to: SocketAddr, link: &LinkName) ->
     Ok(())
 }
 
-/// Reads what is there, as far as it is of an internet family.
-fn receive(socket: &OwnedFd, mut each: impl FnMut(&[u8], SocketAddr)) {
+/// Reads what is there, as far as it is of an internet family, and at most so much.
+fn receive(socket: &OwnedFd, most: usize, mut each: impl FnMut(&[u8], SocketAddr)) {
     let mut buffer = [0; 256];
-    for _ in 0..BATCH {
+    for _ in 0..most {
         // An echo reply is as large as its request; its first bytes are enough.
         let Ok((len, Some(from))) = recvfrom::<SockaddrStorage>(socket.as_raw_fd(), &mut buffer) else { return };
         let v4 = || from.as_sockaddr_in().map(|v4| SocketAddr::new(v4.ip().into(), v4.port()));

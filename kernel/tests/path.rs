@@ -5,9 +5,11 @@
 mod netns;
 
 use std::net::IpAddr;
-use std::time::Duration;
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
 
 use netns::Netns;
+use tartan_kernel::echo::{Echo, Heard};
 use tartan_kernel::path::carries;
 
 /// Far more than a packet between namespaces takes; and for packets that do not come, which are waited for.
@@ -52,4 +54,32 @@ fn the_smallest_link_on_the_way_decides() {
         check(far, 1500, SHORT, false);
         check(nobody, 1280, SHORT, false);
     }
+}
+
+/// As a node that has just got thousands of peers asks them: it looks again only seconds later.
+#[test]
+fn answers_of_thousands_are_heard_at_one_look() {
+    const PEERS: u16 = 5_000;
+    let netns = Netns::new();
+    netns.sh("ip link set lo up; ip route add local 10.9.0.0/16 dev lo; ip route add local fd09::/64 dev lo");
+    let address = |v6: bool, n: u16| -> IpAddr {
+        let [high, low] = n.to_be_bytes();
+        if v6 { format!("fd09::{n:x}").parse().unwrap() } else { [10, 9, high, low].into() }
+    };
+    netns.run(move || {
+        let mut echo = Echo::open(7).unwrap();
+        for n in 1..=PEERS {
+            [false, true].into_iter().for_each(|v6| echo.request(address(v6, n), 64, n.into(), None));
+        }
+        // What is asked last is answered last.
+        assert!([false, true].into_iter().all(|v6| carries(address(v6, 1), 64, PATIENCE).unwrap()));
+        let (stop, _goes_on) = std::io::pipe().unwrap();
+        let heard = echo.wait(Instant::now() + PATIENCE, stop.as_fd(), |_| true).unwrap().unwrap();
+        let answers = |v6: bool| {
+            let is_one = |n: u16| heard.contains(&Heard::Answer { nonce: n.into(), from: address(v6, n) });
+            heard.iter().filter(|it| matches!(it, Heard::Answer { from, .. } if from.is_ipv6() == v6)).count()
+                + usize::from(is_one(1) && is_one(PEERS))
+        };
+        assert_eq!([false, true].map(answers), [usize::from(PEERS) + 1; 2]);
+    });
 }
