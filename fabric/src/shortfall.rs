@@ -58,7 +58,10 @@ pub(crate) fn shortfall(
         return match fabric_of(at).hop(node, at, peer, family) {
             Err(wrong) => Some(Condition { message: format!("{}; {now}", wrong.message), ..wrong }),
             Ok(_) if in_clear => {
-                let missed = if matches!(target, Instance::Ipsec { .. }) { "answer" } else { "handshake" };
+                let missed = match target {
+                    Instance::Ipsec { .. } => "answer to echo requests",
+                    _ => "handshake",
+                };
                 Some(unencrypted(name, &format!("there was no {missed} by {target} yet; {now}")))
             }
             Ok(_) => None,
@@ -90,7 +93,8 @@ fn unencrypted(name: &str, why: &str) -> Condition {
         field: "NetworkConfig spec.encryption".into(),
         reason: UNENCRYPTED,
         message: format!("packets to pods of {name} go in clear: {why}"),
-        fix: "if this stays, see that UDP at that port, or ESP, gets through between the two, and `tartan status` on that node"
+        fix: "if this stays, see that UDP at that port, or ESP, gets through between the two, that with ipsec kernels answer echo \
+              requests (icmp_echo_ignore_all is 0), and `tartan status` on that node"
             .into(),
     }
 }
