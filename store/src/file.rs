@@ -88,7 +88,8 @@ impl Store for FileStore {
 /// Every file of a directory that is a store, read once: name and text, in the order in which they count.
 pub fn texts(dir: &Path) -> io::Result<Vec<(String, String)>> {
     let dir = Directory::open(dir)?;
-    let read = |name: &Arc<str>| match dir.file(name).and_then(io::read_to_string) {
+    let text = |name: &str| String::from_utf8(dir.read(name)?).map_err(io::Error::other);
+    let read = |name: &Arc<str>| match text(name) {
         Ok(text) => Ok((name.to_string(), text)),
         Err(error) => Err(io::Error::new(error.kind(), format!("{name}: {error}"))),
     };

@@ -1,8 +1,11 @@
 //! The file store as its users know it: a directory, an editor, and several processes.
 
 use std::fs;
+use std::os::unix::net::UnixListener;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
 use tartan_model::World;
 
 use super::*;
@@ -341,6 +344,64 @@ async fn what_is_in_the_way_is_refused() {
             Err(WriteError::Refused(_, text)) => assert!(text.contains(why), "{text}"),
             other => panic!("{name}: {other:?}"),
         }
+    }
+    let read: Vec<String> = texts(&dir.dir).unwrap().into_iter().map(|(name, _)| name).collect();
+    assert_eq!(read, ["c.yaml", "ippool.a.yaml"], "a link is read as what it leads to");
+}
+
+#[tokio::test]
+async fn an_object_is_found_in_whatever_file_holds_it() {
+    let files = ["pools.yaml", "pools.yml", "ippool.0.yaml", "ippool.a.yaml", "ippool.b.yaml", "node.a.yaml"];
+    for file in files {
+        let dir = Dir::holding(&[(file, &format!("{}---\n{}", pool("a", 1), pool("b", 2))), ("ippool.c.yaml", "# c")]);
+        let mut watching = watch(&dir);
+        until_pools(&mut watching, &["a", "b"]).await;
+        for name in ["a", "b"] {
+            let seen = watching.world.revisions[&id(name)].clone();
+            let (id, object) = conformance::pool(name, 7);
+            let anew = dir.handle().put(id.clone(), object.clone(), Expect::Absent).await;
+            assert_eq!(anew, Err(WriteError::Conflict(id.clone())), "{file}");
+            let written = dir.handle().put(id.clone(), object, Expect::At(seen)).await.expect(file);
+            watching.until(file, |world| world.revisions.get(&id) == Some(&written)).await;
+        }
+        let mut both = vec!["ippool.c.yaml", file];
+        both.sort_unstable();
+        assert_eq!(dir.names(), both);
+        for name in ["a", "b"] {
+            dir.handle().delete(id(name), Expect::Any).await.expect(file);
+        }
+        assert_eq!(dir.names(), ["ippool.c.yaml"], "{file}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_no_file_is_named_and_holds_nobody_up() {
+    type Make = fn(&Path);
+    let table: [(&str, Make); 3] = [
+        ("named pipe", |at| mkfifo(at, Mode::S_IRWXU).unwrap()),
+        ("directory", |at| fs::create_dir(at).unwrap()),
+        ("socket", |at| drop(UnixListener::bind(at).unwrap())),
+    ];
+    for (what, make) in table {
+        let dir = Dir::holding(&[("a.yaml", &pool("a", 1))]);
+        let mut watching = watch(&dir);
+        until_pools(&mut watching, &["a"]).await;
+        let at = dir.dir.join("z.yaml");
+        make(&at);
+        let named = |said: &str| said.contains("z.yaml: ") && said.contains(what);
+        let noted = |world: &World| world.notices.get("z.yaml").is_some_and(|said| named(&said[0].message));
+        watching.until(what, noted).await;
+        assert!(named(&texts(&dir.dir).unwrap_err().to_string()), "{what}");
+        let store = dir.handle();
+        let (new, object) = conformance::pool("b", 2);
+        let put = tokio::time::timeout(Duration::from_secs(5), store.put(new, object, Expect::Any)).await;
+        if put.is_err() {
+            // Who waits for the other end of a pipe would wait on after the test.
+            drop(fs::File::options().write(true).open(&at));
+        }
+        assert!(matches!(&put, Ok(Err(WriteError::Away(why))) if named(why)), "{what}: {put:?}");
+        let (there, object) = conformance::pool("a", 3);
+        store.put(there, object, Expect::Any).await.expect("what is found before it is written");
     }
 }
 

@@ -11,9 +11,8 @@
 //! While the directory cannot be listed, watches on the way to it and a growing pause say when to try again.
 
 use std::collections::BTreeSet;
-use std::fs::File;
 use std::hash::Hasher as _;
-use std::io::{self, BufRead as _, BufReader, Read as _};
+use std::io::{self, BufRead as _, BufReader};
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::pin::Pin;
@@ -36,8 +35,6 @@ use super::{is_document, write};
 
 /// Events that wait for a slow reader before the thread does.
 const AHEAD: usize = 1024;
-/// Largest file that is read, in bytes.
-const MAX_FILE: u64 = 64 << 20;
 /// Pauses between attempts at a directory that cannot be listed.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
@@ -159,7 +156,7 @@ impl Watcher {
             }
         }
         let in_doubt = session.until_still(&dir, |name, reading| self.view.take(&mut listing, name, reading));
-        if self.view.has_found_none(&listing) && !self.view.is_empty() && dir.file(write::LOCK).is_err() {
+        if self.view.has_found_none(&listing) && !self.view.is_empty() && !dir.has(write::LOCK) {
             return Err(io::Error::other("it is another directory, with nothing in it; is it not mounted?"));
         }
         Ok((listing, in_doubt))
@@ -304,15 +301,15 @@ impl Changes {
             | EventMask::DELETE_SELF;
         self.in_doubt |= mask.intersects(doubt);
         let Some(name) = name else { return };
-        // A new file is read when its writer closes it; a new link to one is whole at once.
-        if !mask.contains(EventMask::CREATE) || dir.is_link(name) {
+        // A new file is read when its writer closes it.
+        if !mask.contains(EventMask::CREATE) || dir.is_whole(name) {
             self.files.insert(name.into());
         }
     }
 }
 
 fn read(dir: &Directory, name: &str) -> Reading {
-    match bytes(dir, name) {
+    match dir.read(name) {
         Ok(bytes) => Reading::Bytes(bytes),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Reading::Gone,
         Err(error) => Reading::Failed(error),
@@ -322,8 +319,8 @@ fn read(dir: &Directory, name: &str) -> Reading {
 /// Whether a file's bytes have that hash. A list, which mostly finds that they do, has no more than a few of them in memory.
 pub(super) fn is_still(dir: &Directory, name: &str, hash: &Revision) -> bool {
     let hash_of = || {
-        let (file, _) = document(dir, name)?;
-        let (mut bytes, mut hasher) = (BufReader::new(file.take(MAX_FILE)), Hasher::new());
+        let (file, _) = dir.document(name)?;
+        let (mut bytes, mut hasher) = (BufReader::new(file), Hasher::new());
         loop {
             let part = bytes.fill_buf()?;
             hasher.write(part);
@@ -334,25 +331,4 @@ pub(super) fn is_still(dir: &Directory, name: &str, hash: &Revision) -> bool {
         }
     };
     hash_of().is_ok_and(|there| there == *hash)
-}
-
-fn bytes(dir: &Directory, name: &str) -> io::Result<Vec<u8>> {
-    let (file, length) = document(dir, name)?;
-    // Room for all of it, and a byte more to see its end.
-    let mut bytes = Vec::with_capacity(length as usize + 1);
-    file.take(MAX_FILE).read_to_end(&mut bytes)?;
-    Ok(bytes)
-}
-
-/// The file, and its length.
-fn document(dir: &Directory, name: &str) -> io::Result<(File, u64)> {
-    let file = dir.file(name)?;
-    let metadata = file.metadata()?;
-    if !metadata.is_file() {
-        return Err(io::Error::other("not a file"));
-    }
-    if metadata.len() > MAX_FILE {
-        return Err(io::Error::other(format!("larger than {} MiB", MAX_FILE >> 20)));
-    }
-    Ok((file, metadata.len()))
 }

@@ -22,7 +22,8 @@ const PASSING: &str = ".tartan.tmp";
 
 /// The directory, while its lock is held.
 pub(super) struct Locked {
-    dir: PathBuf,
+    path: PathBuf,
+    dir: Directory,
     _lock: File,
 }
 
@@ -39,28 +40,26 @@ struct Found {
 
 impl Locked {
     /// Takes the lock; none while somebody else holds it.
-    pub(super) fn try_lock(dir: &Path) -> Result<Option<Locked>, WriteError> {
-        let path = dir.join(LOCK);
-        let open = || File::options().create(true).append(true).open(&path);
-        let lock = open().map_err(|error| away(&path, &error))?;
+    pub(super) fn try_lock(path: &Path) -> Result<Option<Locked>, WriteError> {
+        let of_lock = path.join(LOCK);
+        let dir = Directory::open(path).map_err(|error| away(path, &error))?;
+        let lock = dir.mark(LOCK).map_err(|error| away(&of_lock, &error))?;
         match lock.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Ok(None),
-            Err(TryLockError::Error(error)) => return Err(away(&path, &error)),
+            Err(TryLockError::Error(error)) => return Err(away(&of_lock, &error)),
         }
         // Another directory may have come in its place since.
-        let still = lock.metadata().and_then(|ours| Ok(Identity::of(&ours) == Identity::of(&fs::metadata(&path)?)));
-        Ok(still.unwrap_or(false).then(|| Locked { dir: dir.to_owned(), _lock: lock }))
+        let still = lock.metadata().and_then(|ours| Ok(Identity::of(&ours) == Identity::of(&fs::metadata(&of_lock)?)));
+        Ok(still.unwrap_or(false).then(|| Locked { path: path.to_owned(), dir, _lock: lock }))
     }
 
     pub(super) fn put(&self, id: &ObjectId, object: &Object, expect: &Expect) -> Result<Revision, WriteError> {
         let plain = crate::written(id, object)?;
         let revision = decode::revision(id, object);
-        let found = self.find(id)?.into_iter().next();
-        crate::check(id, expect, found.as_ref().map(Found::revision))?;
-        let Some(found) = found else {
+        let Some(found) = self.as_expected(id, expect)? else {
             let own = own_name(id);
-            if self.dir.join(&own).exists() {
+            if self.dir.has(&own) {
                 let why = format!("{own} is in the way: it holds other objects; move them to another file");
                 return Err(WriteError::Refused(id.clone(), why));
             }
@@ -74,62 +73,73 @@ impl Locked {
     }
 
     pub(super) fn delete(&self, id: &ObjectId, expect: &Expect) -> Result<(), WriteError> {
-        let mut found = self.find(id)?.into_iter().next();
-        crate::check(id, expect, found.as_ref().map(Found::revision))?;
+        let mut found = self.as_expected(id, expect)?;
         while let Some(place) = found {
             let rest = place.cut_out();
             if decode::documents(&place.file, &rest).is_empty() {
-                let path = self.dir.join(&*place.file);
-                fs::remove_file(&path).map_err(|error| away(&path, &error))?;
+                self.dir.remove(&place.file).map_err(|error| self.away(&place.file, &error))?;
             } else {
                 self.replace(id, &place.file, &rest)?;
             }
             // It may be in a second place, which would count from now on.
-            found = self.find(id)?.into_iter().next();
+            found = self.find(id, |_| true)?;
         }
         Ok(())
     }
 
-    /// Every place that holds the object; the first counts.
-    fn find(&self, id: &ObjectId) -> Result<Vec<Found>, WriteError> {
+    /// The place that counts, which is as expected. Any file may hold the object, but there may be thousands that have
+    /// the names of other objects' files: these are read only where without them it would not be as expected.
+    fn as_expected(&self, id: &ObjectId, expect: &Expect) -> Result<Option<Found>, WriteError> {
         let own = own_name(id);
-        let mut found = Vec::new();
-        for name in Directory::open(&self.dir).and_then(|dir| dir.names()).map_err(|error| away(&self.dir, &error))? {
-            if *name != *own && is_others(&name) {
-                continue;
-            }
-            let path = self.dir.join(&*name);
-            let bytes = match fs::read(&path) {
-                Ok(bytes) => bytes,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                Err(error) => return Err(away(&path, &error)),
-            };
-            found.extend(places(id, &name, &String::from_utf8_lossy(&bytes), *name == *own));
+        let near = self.find(id, |name| *name == *own || !is_of_an_object(name))?;
+        if near.as_ref().is_some_and(|found| crate::check(id, expect, Some(found.revision())).is_ok()) {
+            return Ok(near);
         }
+        let found = self.find(id, |_| true)?;
+        crate::check(id, expect, found.as_ref().map(Found::revision))?;
         Ok(found)
     }
 
+    /// The first place that holds the object, in these of the files.
+    fn find(&self, id: &ObjectId, looks: impl Fn(&str) -> bool) -> Result<Option<Found>, WriteError> {
+        let own = own_name(id);
+        let names = self.dir.names().map_err(|error| away(&self.path, &error))?;
+        for name in names.into_iter().filter(|name| looks(name)) {
+            let bytes = match self.dir.read(&name) {
+                Ok(bytes) => bytes,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(self.away(&name, &error)),
+            };
+            let found = place(id, &name, String::from_utf8_lossy(&bytes).into_owned(), *name == *own);
+            if found.is_some() {
+                return Ok(found);
+            }
+        }
+        Ok(None)
+    }
+
     fn replace(&self, id: &ObjectId, name: &str, text: &str) -> Result<(), WriteError> {
-        let path = self.dir.join(name);
-        let before = fs::symlink_metadata(&path).ok();
-        if before.as_ref().is_some_and(fs::Metadata::is_symlink) {
-            let why = format!("{} is a symbolic link; change the file it leads to", path.display());
+        if self.dir.is_symlink(name) {
+            let why = format!("{} is a symbolic link; change the file it leads to", self.path.join(name).display());
             return Err(WriteError::Refused(id.clone(), why));
         }
-        let passing = self.dir.join(PASSING);
         let write = || -> io::Result<()> {
-            let mut file = File::create(&passing)?;
-            if let Some(before) = &before {
-                file.set_permissions(before.permissions())?;
+            let mut file = self.dir.create(PASSING)?;
+            if let Some(before) = self.dir.permissions(name) {
+                file.set_permissions(before)?;
             }
             file.write_all(text.as_bytes())?;
             file.sync_all()?;
-            fs::rename(&passing, &path)
+            self.dir.rename(PASSING, name)
         };
         write().map_err(|error| match error.kind() {
             io::ErrorKind::InvalidFilename => WriteError::Refused(id.clone(), format!("its name is too long: {error}")),
-            _ => away(&path, &error),
+            _ => self.away(name, &error),
         })
+    }
+
+    fn away(&self, name: &str, error: &io::Error) -> WriteError {
+        away(&self.path.join(name), error)
     }
 }
 
@@ -168,35 +178,28 @@ impl Found {
     }
 }
 
-/// Where a text holds the object. A file with the object's own name that cannot be read holds it as a whole.
-fn places(id: &ObjectId, name: &Arc<str>, text: &str, own: bool) -> Vec<Found> {
-    let found = |range: Range<usize>, known: Option<(Object, Revision)>| Found {
-        file: name.clone(),
-        text: text.to_owned(),
-        range,
-        known,
-    };
+/// Where a text holds the object first. A file with the object's own name that cannot be read holds it as a whole.
+fn place(id: &ObjectId, name: &Arc<str>, text: String, own: bool) -> Option<Found> {
     let name_alone = id.name.rsplit('/').next().expect("a split has a last part");
     if !own && !text.contains(name_alone) {
-        return Vec::new();
+        return None;
     }
-    let mut places = Vec::new();
     let mut unsure = text.is_empty();
-    for document in decode::documents(name, text) {
-        match document {
-            Ok(document) if document.id == *id => {
-                let revision = decode::revision(id, &document.object);
-                places.push(found(document.range, Some((document.object, revision))));
-            }
-            Err(refused) if refused.id.as_ref() == Some(id) => places.push(found(refused.range, None)),
-            Err(refused) => unsure |= refused.unsure,
-            Ok(_) => {}
+    let place = decode::documents(name, &text).into_iter().find_map(|document| match document {
+        Ok(document) if document.id == *id => {
+            let revision = decode::revision(id, &document.object);
+            Some((document.range, Some((document.object, revision))))
         }
-    }
-    if own && unsure && places.is_empty() {
-        places.push(found(0..text.len(), None));
-    }
-    places
+        Err(refused) if refused.id.as_ref() == Some(id) => Some((refused.range, None)),
+        Err(refused) => {
+            unsure |= refused.unsure;
+            None
+        }
+        Ok(_) => None,
+    });
+    let whole = (own && unsure).then_some((0..text.len(), None));
+    let (range, known) = place.or(whole)?;
+    Some(Found { file: name.clone(), text, range, known })
 }
 
 fn says(text: &str, id: &ObjectId, object: &Object) -> bool {
@@ -212,8 +215,8 @@ fn own_name(id: &ObjectId) -> String {
     )
 }
 
-/// Whether the name is one the store gives to the file of an object: such a file is looked into for that object only.
-fn is_others(name: &str) -> bool {
+/// Whether the name is like those that the store gives to objects' files. It may be a user's file all the same.
+fn is_of_an_object(name: &str) -> bool {
     Kind::ALL.iter().any(|kind| {
         name.strip_suffix(".yaml")
             .and_then(|name| name.strip_prefix(&kind.as_str().to_lowercase()))

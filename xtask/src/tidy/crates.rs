@@ -31,7 +31,7 @@ pub(crate) const CRATES: &[Crate] = &[
     krate("datapath", "planner",     4000, &["model", "netstate", "policy"]),
     krate("kernel",   "door",        17300, &["model", "netstate"]),
     krate("engine",   "door",        3800, &[]),
-    krate("store",    "door",        6950, &["api", "model", "netstate"]),
+    krate("store",    "door",        7050, &["api", "model", "netstate"]),
     krate("agent",    "program",     11300, &["api", "model", "netstate", "ipam", "fabric", "policy", "datapath", "kernel", "engine", "store"]),
     krate("cli",      "program",     4100, &["api", "model", "policy", "kernel", "engine", "store", "agent", "lab"]),
     krate("cni",      "program",     1500, &["api"]),

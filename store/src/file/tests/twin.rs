@@ -17,8 +17,8 @@ enum Op {
         name: u8,
         expect: Want,
     },
-    /// A user puts all pools of these names into one file of theirs, and takes them out of where they were.
-    Gather(Vec<u8>),
+    /// A user puts all pools of these names into one of these files, and takes them out of where they were.
+    Gather(&'static str, Vec<u8>),
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -30,10 +30,11 @@ enum Want {
 
 fn any_op() -> impl Strategy<Value = Op> {
     let want = || prop_oneof![Just(Want::Absent), Just(Want::Any), (1..3u8).prop_map(Want::Version)];
+    let file = prop::sample::select(vec!["mine.yaml", "ippool.mine.yaml"]);
     prop_oneof![
         4 => (0..3u8, 1..3u8, want()).prop_map(|(name, version, expect)| Op::Put { name, version, expect }),
         2 => (0..3u8, want()).prop_map(|(name, expect)| Op::Delete { name, expect }),
-        1 => prop::collection::vec(0..3u8, 1..3).prop_map(Op::Gather),
+        1 => (file, prop::collection::vec(0..3u8, 1..3)).prop_map(|(file, names)| Op::Gather(file, names)),
     ]
 }
 
@@ -68,7 +69,7 @@ async fn play(dir: &Dir, ops: &[Op]) {
                 let one = file.delete(id.clone(), expect.clone()).await;
                 assert_eq!(one, memory.delete(id, expect).await, "{op:?} of {ops:?}");
             }
-            Op::Gather(names) => gather(dir, &memory, names).await,
+            Op::Gather(file, names) => gather(dir, &memory, file, names).await,
         }
     }
     let mut watching = watch(dir);
@@ -81,8 +82,8 @@ async fn play(dir: &Dir, ops: &[Op]) {
     assert!(watching.world.notices.is_empty() && watching.world.invalid.is_empty(), "after {ops:?}");
 }
 
-async fn gather(dir: &Dir, memory: &MemoryStore, names: &[u8]) {
-    let mut text = fs::read_to_string(dir.dir.join("mine.yaml")).unwrap_or_else(|_| "# Mine.\n".to_owned());
+async fn gather(dir: &Dir, memory: &MemoryStore, file: &str, names: &[u8]) {
+    let mut text = fs::read_to_string(dir.dir.join(file)).unwrap_or_else(|_| "# Mine.\n".to_owned());
     for name in names {
         let (id, _) = object(*name, 1);
         let own = dir.file_of(&id);
@@ -91,7 +92,7 @@ async fn gather(dir: &Dir, memory: &MemoryStore, names: &[u8]) {
             text.push_str(&format!("--- # {name}\n{document}"));
         }
     }
-    dir.write("mine.yaml", &text);
+    dir.write(file, &text);
 }
 
 proptest! {
