@@ -19,9 +19,11 @@ use tartan_model::Attachment;
 
 use body::Body;
 use frame::Header;
+use owed::Owed;
 
 mod body;
 mod frame;
+mod owed;
 
 /// Records in the file for each that still matters, before it is rewritten; and how many more are always let be.
 const DEAD_RATIO: usize = 4;
@@ -44,6 +46,8 @@ pub struct Journal {
     /// Records in the file.
     records: usize,
     live: Live,
+    /// What the disk did not take.
+    owed: Owed,
 }
 
 /// Something that happened to an attachment.
@@ -123,7 +127,9 @@ impl Journal {
         let Some((format, start)) = keep else {
             let (file, len) = write_anew(path, boot_id, &live).map_err(io("write it"))?;
             let (boot_id, format) = (boot_id.into(), live.format());
-            let journal = Journal { file, path: path.into(), boot_id, format, len, torn: false, records: 0, live };
+            let path = path.into();
+            let owed = Owed::default();
+            let journal = Journal { file, path, boot_id, format, len, torn: false, records: 0, live, owed };
             return Ok((journal, Replayed { warnings, ..Replayed::default() }));
         };
         let (records, end) = replay(&bytes, start, &mut live);
@@ -139,13 +145,17 @@ impl Journal {
         let replayed = live.replayed(now_ms(), warnings);
         let len = end as u64;
         let (path, boot_id) = (path.into(), boot_id.into());
-        Ok((Journal { file, path, boot_id, format, len, torn: false, records, live }, replayed))
+        let owed = Owed::default();
+        Ok((Journal { file, path, boot_id, format, len, torn: false, records, live, owed }, replayed))
     }
 
-    /// Writes one record. On an error nothing was recorded and the journal can be used on.
+    /// Writes one record, after all that is owed. On an error it was not recorded and the journal can be used on.
     pub fn append(&mut self, record: Record) -> Result<(), JournalError> {
-        let at = now_ms();
-        let body = Body::from_record(&record, at);
+        self.pay()?;
+        self.append_body(Body::from_record(&record, now_ms()))
+    }
+
+    fn append_body(&mut self, body: Body) -> Result<(), JournalError> {
         if body.format() > self.format {
             return self.write_with(body);
         }
@@ -153,7 +163,7 @@ impl Journal {
         self.records += 1;
         self.live.apply(body);
         if self.records > DEAD_RATIO * self.live.len() + DEAD_FLOOR {
-            self.compact(at);
+            self.compact(now_ms());
         }
         Ok(())
     }

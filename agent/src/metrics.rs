@@ -42,6 +42,8 @@ pub fn render(seen: &Seen, counts: &[Count], conntrack: Option<&tartan_kernel::c
     let help = "How long the oldest of them has waited";
     text.one("tartan_kernel_inbox_oldest_seconds", "gauge", help, oldest.as_secs_f64());
     calls(&mut text, counters);
+    let help = "What has become of pods and is not in the journal yet: the disk does not take it";
+    text.one("tartan_journal_owed_records", "gauge", help, counters.owed as f64);
     text.many(
         "tartan_peer_live",
         "gauge",

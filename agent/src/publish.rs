@@ -274,7 +274,8 @@ impl Publisher {
     }
 }
 
-fn longer(wait: Option<Duration>, longest: Duration) -> Duration {
+/// How long to wait after another failure.
+pub(crate) fn longer(wait: Option<Duration>, longest: Duration) -> Duration {
     wait.map_or(FIRST_WAIT, |wait| (wait * 2).min(longest))
 }
 

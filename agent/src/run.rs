@@ -13,11 +13,11 @@ use tartan_api::cni::{CniRequest, Command};
 use tartan_fabric::selftest::Sample;
 use tartan_kernel::Failure;
 use tartan_kernel::thread::Applied;
-use tartan_model::{Clock, Condition, Kind, NodeCondition, ObjectId, Programmed, StoreEvent, World};
+use tartan_model::{Attachment, Clock, Condition, Kind, NodeCondition, ObjectId, Programmed, StoreEvent, World};
 use tartan_netstate::State;
 use tartan_store::Word;
 use tokio::sync::{mpsc, oneshot, watch};
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use crate::attach::{self, Decision};
 use crate::journal::{Journal, Record};
@@ -45,6 +45,8 @@ pub enum Input {
     Secret(secret::Found),
     /// Networks of others that the container runtime uses in place of ours.
     OthersFirst(Vec<PathBuf>),
+    /// Attachments whose DELs came while no agent ran. The answer: the journal has it that they are gone.
+    Noted(Vec<Arc<str>>, oneshot::Sender<()>),
     /// A container runtime wants something; for ADD and CHECK with the pod's namespace.
     Cni(Box<CniRequest>, Option<OwnedFd>, CniReply),
     /// A user, or a scrape, wants to see how things stand.
@@ -80,6 +82,8 @@ pub struct Agent {
     planners: Planners,
     waiting: Waiting,
     leftovers: Leftovers,
+    /// Who has noted DELs, and waits until the journal has them.
+    noted: Vec<oneshot::Sender<()>>,
     plan: Plan,
     /// Of the last state that the kernel thread was given.
     generation: u64,
@@ -113,6 +117,7 @@ impl Agent {
             planners: Planners::default(),
             waiting: Waiting::default(),
             leftovers: Leftovers::default(),
+            noted: Vec::new(),
             plan: Plan::default(),
             generation: 0,
             given: State::new(),
@@ -129,7 +134,7 @@ impl Agent {
     pub async fn run(mut self, mut inbox: mpsc::Receiver<Input>) -> anyhow::Result<()> {
         let mut batch = Vec::with_capacity(BATCH);
         loop {
-            let wake_at = [self.plan.wake_at, self.waiting.wake_at(), self.leftovers.wake_at()];
+            let wake_at = [self.plan.wake_at, self.waiting.wake_at(), self.leftovers.wake_at(), self.journal.wake_at()];
             let wake_at = wake_at.into_iter().flatten().min();
             tokio::select! {
                 received = inbox.recv_many(&mut batch, BATCH) => if received == 0 { return Ok(()) },
@@ -152,6 +157,10 @@ impl Agent {
                     Input::OthersFirst(files) => self.others_first = files,
                     Input::SubnetEnv(reply) => {
                         drop(reply.send(former_network::subnet_env(&self.world, self.planners.fabric().pod_mtu)));
+                    }
+                    Input::Noted(ids, written) => {
+                        ids.iter().for_each(|id| self.let_go(id, now));
+                        self.noted.push(written);
                     }
                     Input::Cni(request, netns, reply) => self.cni(*request, netns, reply, now),
                     Input::Look(reply) => {
@@ -178,8 +187,10 @@ impl Agent {
             }
             self.settle(now);
             self.clear_up(now);
+            self.keep_the_journal(now);
             let before = std::mem::replace(&mut self.plan, self.planners.plan(&self.world, now));
             self.plan.conditions.extend(self.snapshot.condition());
+            self.plan.conditions.extend(self.journal.condition(&self.world.local));
             let refused = self.secret_refused.iter().map(|why| secret::condition(&self.world.local, why));
             self.plan.conditions.extend(refused);
             let others = self.others_first.iter().map(|file| cni_files::condition(&self.world.local, file));
@@ -233,6 +244,13 @@ impl Agent {
                 self.world.attach(attachment);
             }
             Ok(Decision::Detach(ids)) => {
+                let id = Attachment::id_of(&request.container, &request.ifname);
+                // It went when its ADD failed; the next start would still know it.
+                if self.journal.owes_the_end_of(&id)
+                    && let Err(error) = self.journal.pay()
+                {
+                    return reply.fail(attach::not_written(&error));
+                }
                 let gone = attach::let_go_of_each(&ids, |id| {
                     self.journal.append(Record::Del { id: id.clone() })?;
                     self.world.detach(id, now);
@@ -314,12 +332,11 @@ impl Agent {
         let outcome = self.waiting.settle(&self.world, lacks(&self.world, &self.plan), now);
         self.counters.waited += outcome.waited;
         for id in outcome.answered {
-            self.write(Record::Answered { id: id.clone() });
+            self.journal.append_in_time(Record::Answered { id: id.clone() }, now);
             self.world.answered(&id);
         }
         for id in outcome.undone {
-            self.write(Record::Del { id: id.clone() });
-            self.world.detach(&id, now);
+            self.let_go(&id, now);
         }
     }
 
@@ -329,15 +346,26 @@ impl Agent {
             warn!(
                 "{id}: neither its Pod nor its namespace is there, and nobody has called DEL; its addresses are free again"
             );
-            self.write(Record::Del { id: id.clone() });
-            self.world.detach(&id, now);
+            self.let_go(&id, now);
         }
     }
 
-    /// For what has happened already: the next start finds out again what this record would have told it.
-    fn write(&mut self, record: Record) {
-        if let Err(error) = self.journal.append(record) {
-            error!("journal: {error}");
+    /// Lets go of an attachment whatever the disk says.
+    fn let_go(&mut self, id: &Arc<str>, now: Instant) {
+        if self.world.attachments.contains_key(id) {
+            self.journal.append_in_time(Record::Del { id: id.clone() }, now);
+            self.world.detach(id, now);
+            self.waiting.forget(id);
+        }
+    }
+
+    fn keep_the_journal(&mut self, now: Instant) {
+        self.journal.catch_up(now);
+        self.counters.owed = self.journal.owes();
+        if self.counters.owed == 0 {
+            for written in self.noted.drain(..) {
+                let _ended = written.send(());
+            }
         }
     }
 }

@@ -1,7 +1,8 @@
 //! The agent's Unix socket: reads requests, hands them to the loop, writes its answers.
 //!
 //! Invariants: the socket never exists with a mode wider than 0600; only root is answered; no caller, however slow or
-//! wrong, holds up another. What a caller was promised and never heard is undone.
+//! wrong, holds up another. What a caller was promised and never heard is undone. The loop hears of DELs that were noted
+//! while no agent ran before it hears of any caller: an ADD of the same name is a later one.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -46,7 +47,7 @@ struct Asking {
     reports: Reports,
 }
 
-/// Listens on `path`, then carries out the DELs that were noted while no agent ran, then answers.
+/// Listens on `path`, hands on the DELs that were noted while no agent ran, and answers.
 pub fn serve(
     path: &Path,
     state_dir: &Path,
@@ -58,7 +59,7 @@ pub fn serve(
     let notes = pending::directory(state_dir);
     tokio::spawn(async move {
         // A plugin that saw no listener leaves its note before it looks again: what is not here now comes by socket.
-        pending::carry_out(&notes, &inbox).await;
+        tokio::spawn(pending::hand_on(&notes, &inbox).await);
         accept(listener, Asking { inbox, store, reports }).await;
     });
     Ok(())

@@ -44,6 +44,8 @@ pub struct Counters {
     pub waited: Waited,
     /// Calls that wait now.
     pub callers: usize,
+    /// Records of what has happened that the journal does not have yet.
+    pub owed: usize,
 }
 
 /// How long things took.

@@ -4,6 +4,7 @@
 
 mod flannel;
 mod joining;
+mod journal;
 mod memory;
 mod policy;
 mod rig;

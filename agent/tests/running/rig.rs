@@ -290,6 +290,14 @@ impl Running {
         answer
     }
 
+    /// DELs that containers' plugins have noted while no agent ran. The answer: they are in the journal.
+    pub(crate) async fn noted(&self, containers: &[&str]) -> oneshot::Receiver<()> {
+        let ids = containers.iter().map(|container| tartan_model::Attachment::id_of(container, "eth0")).collect();
+        let (written, answer) = oneshot::channel();
+        assert!(self.inbox.send(Input::Noted(ids, written)).await.is_ok(), "the agent has ended");
+        answer
+    }
+
     /// A call of the runtime, and its answer.
     pub(crate) async fn cni(&self, command: Command, container: &str) -> Answer {
         let answer = self.call(command, container).await;
