@@ -111,21 +111,25 @@ fn steps<'a>(program: &'a Program, direction: Direction, subject: &Workload) -> 
 // === impl Course ===
 
 impl Course<'_> {
-    /// What the steps from this one on decide.
+    /// What the steps from this one on decide. There may be tens of thousands, more than a stack has room for.
     fn from(&self, at: usize, logged: bool) -> Decision {
-        let Some(step) = self.steps.get(at) else { return Decision { verdict: Verdict::Allow, rule: None, logged } };
-        match *step {
-            Step::End(None) => self.from(at + 1, logged),
-            Step::End(Some((rank, mode, path))) => decided(Action::Deny, mode, rank, path, logged),
-            Step::Rule(rank, mode, rule) => match self.matches(rule) {
-                Holds::No => self.from(at + 1, logged),
-                Holds::Yes => self.take(at, rank, mode, rule, logged),
-                Holds::Maybe => {
-                    let taken = self.take(at, rank, mode, rule, logged);
-                    if passes(taken.verdict) { self.from(at + 1, logged) } else { taken }
-                }
-            },
+        for (at, step) in self.steps.iter().enumerate().skip(at) {
+            match *step {
+                Step::End(None) => {}
+                Step::End(Some((rank, mode, path))) => return decided(Action::Deny, mode, rank, path, logged),
+                Step::Rule(rank, mode, rule) => match self.matches(rule) {
+                    Holds::No => {}
+                    Holds::Yes => return self.take(at, rank, mode, rule, logged),
+                    Holds::Maybe => {
+                        let taken = self.take(at, rank, mode, rule, logged);
+                        if !passes(taken.verdict) {
+                            return taken;
+                        }
+                    }
+                },
+            }
         }
+        Decision { verdict: Verdict::Allow, rule: None, logged }
     }
 
     fn take(&self, at: usize, rank: &Rank, mode: Mode, rule: &Rule, logged: bool) -> Decision {
