@@ -4,6 +4,9 @@
 //! the default route with the lowest metric. An address on a link that other software made for itself (docker, a VPN,
 //! a dummy) is refused unless it was asked for by name.
 //!
+//! Of a link's addresses it is the Node's InternalIP, else the lowest of the best [`Rank`] there is: one that moves to another node, or
+//! is another one tomorrow, must not be what peers know this node by.
+//!
 //! Invariant: an address that is taken off and put on again within [`tartan_model::host::BRIEFLY`] changes nothing.
 
 use std::collections::BTreeMap;
@@ -230,8 +233,8 @@ fn auto<'a>(world: &'a World, node: Option<&Node>, family: Family) -> Result<Pic
 fn default_route<'a>(world: &'a World, family: Family, why: &str) -> Result<Picked<'a>, Failure> {
     let routes = world.host.default_routes.iter().filter(|route| route.v6 == (family == Family::V6));
     for route in routes {
-        let link = world.host.links.iter().find(|link| link.name == route.link && !is_foreign(link));
-        if let Some((link, address)) = link.and_then(|link| Some((link, first_address(link, family)?))) {
+        let is_it = |link: &HostLink, _| link.name == route.link && !is_foreign(link);
+        if let Some((link, address)) = best(world, family, is_it) {
             return Ok((link, address, why.into()));
         }
     }
@@ -250,11 +253,8 @@ fn by<'a>(
     why: &str,
     wanted: impl Fn(&HostLink, IpAddr) -> bool,
 ) -> Result<Picked<'a>, Failure> {
-    for link in world.host.links.iter().filter(|link| !link.loopback) {
-        let of_family = link.addresses.iter().map(IpNet::addr).filter(|ip| Family::of(*ip) == family);
-        if let Some(address) = of_family.into_iter().find(|ip| wanted(link, *ip)) {
-            return Ok((link, address, why.into()));
-        }
+    if let Some((link, address)) = best(world, family, wanted) {
+        return Ok((link, address, why.into()));
     }
     let links: Vec<&str> = world.host.links.iter().map(|link| &*link.name).collect();
     Err(Failure {
@@ -317,8 +317,40 @@ fn unreadable(node: &Node, name: &str, value: &str, instead: &str) -> Condition 
     }
 }
 
-fn first_address(link: &HostLink, family: Family) -> Option<IpAddr> {
-    link.addresses.iter().map(IpNet::addr).find(|ip| Family::of(*ip) == family)
+/// How much can be counted on an address, the most first.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Rank {
+    /// The Node's InternalIP.
+    Internal,
+    /// It has a range on its link.
+    Ranged,
+    /// It has none: mostly somebody's that moves from node to node (keepalived, kube-vip), but some clouds and DHCPv6 give no other.
+    Alone,
+    /// [`tartan_model::Host::passing`]
+    Passing,
+}
+
+fn rank(world: &World, link: &HostLink, net: &IpNet) -> Rank {
+    if world.local_node().is_some_and(|node| node.internal_ips.contains(&net.addr())) {
+        Rank::Internal
+    } else if world.host.is_passing(&link.name, net.addr()) {
+        Rank::Passing
+    } else if net.prefix_len() == net.max_prefix_len() {
+        Rank::Alone
+    } else {
+        Rank::Ranged
+    }
+}
+
+/// Of what fits: the InternalIP on whatever link, else the best of the first link. Which link it is must not hang on what an address
+/// of it is at the moment.
+fn best(world: &World, family: Family, fits: impl Fn(&HostLink, IpAddr) -> bool) -> Option<(&HostLink, IpAddr)> {
+    let links = world.host.links.iter().filter(|link| !link.loopback).enumerate();
+    let all = links.flat_map(|(at, link)| link.addresses.iter().map(move |net| (at, link, net)));
+    let fitting = all.filter(|(_, link, net)| Family::of_net(net) == family && fits(link, net.addr()));
+    let ranked = fitting.map(|(at, link, net)| (rank(world, link, net), at, link, net.addr()));
+    let best = ranked.min_by_key(|(rank, at, _, address)| (*rank > Rank::Internal, *at, *rank, *address))?;
+    Some((best.2, best.3))
 }
 
 fn is_foreign(link: &HostLink) -> bool {

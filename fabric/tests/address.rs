@@ -168,6 +168,50 @@ fn as_annotated() {
     check(&with(&[(ANNOTATION_PUBLIC, "everywhere")]), &["192.168.7.3@wlan0"], &[public]);
 }
 
+/// Which of the addresses on a link, or on those that fit: addresses with `~` are there for a while, or beside others.
+#[test]
+fn the_address_that_is_the_nodes_own() {
+    let eth0 = || AddressChoice::Interface("eth0".into());
+    let reach = || AddressChoice::CanReach("192.168.1.1".parse().unwrap());
+    let both = || AddressChoice::InterfaceRegex("^eth".into());
+    let range = || AddressChoice::Cidrs(vec!["192.168.0.0/16".parse().unwrap(), "2001:db8::/32".parse().unwrap()]);
+    let check = |choices: &[AddressChoice], internal: &[&str], eth0: &[&str], eth1: &[&str], want: &[&str]| {
+        let mut host = host();
+        host.links.retain(|link| &*link.name != "wlan0");
+        for (name, addresses) in [("eth0", eth0), ("eth1", eth1)] {
+            let nets = addresses.iter().map(|net| net.trim_start_matches('~').parse::<ipnet::IpNet>().unwrap());
+            let passing = nets.clone().zip(addresses).filter(|(_, text)| text.starts_with('~'));
+            host.passing.extend(passing.map(|(net, _)| (name.into(), net.addr())));
+            let link = host.links.iter_mut().find(|link| &*link.name == name).unwrap();
+            link.addresses = nets.collect();
+            link.addresses.sort();
+        }
+        for choice in choices {
+            check(&world(choice.clone(), internal, &[], host.clone()), want, &[]);
+        }
+    };
+    let all = &[AddressChoice::Auto, eth0(), both(), reach(), range()];
+    // What kube-vip and keepalived have put there is not the node's, with a Node that says what is, and without.
+    check(all, &["192.168.1.11"], &["192.168.1.2/32", "192.168.1.11/24"], &[], &["192.168.1.11@eth0"]);
+    check(all, &[], &["192.168.1.2/32", "192.168.1.11/24"], &[], &["192.168.1.11@eth0"]);
+    check(all, &[], &["~192.168.1.2/24", "192.168.1.11/24"], &[], &["192.168.1.11@eth0"]);
+    check(all, &["192.168.1.11"], &["192.168.1.2/24", "~192.168.1.11/24"], &[], &["192.168.1.11@eth0"]);
+    // Nor is what a host is another one by tomorrow.
+    check(all, &[], &["~2001:db8::1/64", "2001:db8::b/64"], &[], &["2001:db8::b@eth0"]);
+    check(all, &[], &["~2001:db8::1/64", "2001:db8::b/128"], &[], &["2001:db8::b@eth0"]);
+    // Where there is nothing else it does.
+    check(all, &[], &["192.168.1.9/32", "2001:db8::1/128"], &[], &["192.168.1.9@eth0", "2001:db8::1@eth0"]);
+    check(all, &[], &["~2001:db8::1/64"], &[], &["2001:db8::1@eth0"]);
+    check(all, &[], &["~192.168.1.2/24", "192.168.1.11/32"], &[], &["192.168.1.11@eth0"]);
+    // Of several links that fit it is the InternalIP's, else the first, whatever its addresses are at the moment.
+    let (here, there) = (&["192.168.1.2/24"], &["192.168.7.2/24"]);
+    check(&[both(), range()], &["192.168.7.2"], here, there, &["192.168.7.2@eth1"]);
+    check(&[both(), range()], &[], &["~2001:db8::1/64"], &["2001:db8:1::1/64"], &["2001:db8::1@eth0"]);
+    check(&[both(), range()], &["10.9.9.9"], here, there, &["192.168.1.2@eth0"]);
+    // On a link that does not fit it is of no use.
+    check(&[eth0(), reach()], &["192.168.7.2"], here, there, &["192.168.1.2@eth0"]);
+}
+
 /// As a network manager does it: everything off, then back on.
 #[test]
 fn an_address_that_is_missing_for_a_moment_stays_chosen() {

@@ -17,6 +17,9 @@ use tartan_netstate::claims::ADDRESS_PROTOCOL;
 use crate::family::address_family;
 use crate::netlink::Request;
 
+/// `IFA_F_TEMPORARY` of IPv6 is `IFA_F_SECONDARY` of IPv4. An address that failed its check is tentative for good.
+const PASSING: AddressFlags = AddressFlags::Secondary.union(AddressFlags::Deprecated).union(AddressFlags::Tentative);
+
 /// An address as the kernel tells it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Found {
@@ -28,6 +31,8 @@ pub(crate) struct Found {
     pub(crate) global: bool,
     /// It carries our protocol.
     pub(crate) marked: bool,
+    /// It is there for a while, or beside another of its range.
+    pub(crate) passing: bool,
     /// It looks as ours do where the kernel keeps no protocol.
     pub(crate) shaped: bool,
 }
@@ -95,6 +100,36 @@ pub(crate) fn decode(message: &AddressMessage) -> Option<Found> {
         scope: if v4 && linked { Scope::Link } else { Scope::Global },
         global: message.header.scope == AddressScope::Universe,
         marked,
+        passing: flags.intersects(PASSING),
         shaped: alone && if v4 { linked } else { flags.contains(AddressFlags::Noprefixroute) },
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_there_for_a_while_is_told_from_what_stays() {
+        // As in the kernel's include/uapi/linux/if_addr.h.
+        let (temporary_or_secondary, nodad, deprecated, tentative, permanent, manages_temporary) =
+            (0x01, 0x02, 0x20, 0x40, 0x80, 0x100);
+        let cases = [
+            ("192.0.2.1/24", permanent, false),
+            ("192.0.2.2/24", permanent | temporary_or_secondary, true),
+            ("192.0.2.3/24", permanent | deprecated, true),
+            ("2001:db8::1/64", permanent | nodad, false),
+            ("2001:db8::2/64", manages_temporary, false),
+            ("2001:db8::3/64", temporary_or_secondary, true),
+            ("2001:db8::4/64", deprecated, true),
+            ("2001:db8::5/64", permanent | tentative, true),
+        ];
+        for (address, flags, passing) in cases {
+            let mut told = message(1, address.parse().unwrap(), Scope::Global);
+            told.attributes.retain(|attribute| !matches!(attribute, AddressAttribute::Flags(_)));
+            told.attributes.push(AddressAttribute::Flags(AddressFlags::from_bits_retain(flags)));
+            let found = decode(&told).unwrap();
+            assert_eq!((found.address.to_string().as_str(), found.passing), (address, passing));
+        }
+    }
 }

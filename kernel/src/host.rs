@@ -28,6 +28,7 @@ pub(crate) fn read(netlink: &mut Netlink) -> Result<Host, KernelError> {
             links.insert(message.header.index, link);
         }
     }
+    let mut passing = BTreeSet::new();
     for family in Family::ALL {
         for message in netlink.dump("addresses", addr::list(family, 0))? {
             if let RouteNetlinkMessage::NewAddress(message) = message
@@ -35,6 +36,7 @@ pub(crate) fn read(netlink: &mut Netlink) -> Result<Host, KernelError> {
                 && let Some(link) = links.get_mut(&found.ifindex)
             {
                 link.addresses.push(found.address);
+                passing.extend(found.passing.then(|| (link.name.clone(), found.address.addr())));
             }
         }
     }
@@ -42,7 +44,7 @@ pub(crate) fn read(netlink: &mut Netlink) -> Result<Host, KernelError> {
     let mut links: Vec<HostLink> = links.into_values().collect();
     links.iter_mut().for_each(|link| link.addresses.sort());
     links.sort_by(|a, b| a.name.cmp(&b.name));
-    Ok(Host { links, default_routes, unfiltered, ..Host::default() })
+    Ok(Host { links, default_routes, unfiltered, passing, ..Host::default() })
 }
 
 fn host_link(message: &LinkMessage) -> Result<Option<HostLink>, KernelError> {

@@ -159,7 +159,8 @@ fn the_node_is_described_without_what_is_ours() {
     let wanted = two_pods(&place);
     let node = Netns::new();
     node.sh("ip link add eth0 mtu 1460 type bridge; ip addr add 192.0.2.1/24 dev eth0; ip link set eth0 up; \
-         ip addr add 2001:db8::1/64 dev eth0 nodad; sysctl -qw net.ipv6.conf.eth0.accept_ra=2; \
+         ip addr add 192.0.2.2/24 dev eth0; ip addr add 2001:db8::1/64 dev eth0 nodad; \
+         ip addr add 2001:db8::2/64 dev eth0 nodad preferred_lft 0; sysctl -qw net.ipv6.conf.eth0.accept_ra=2; \
          ip route add default via 192.0.2.254 dev eth0 metric 100; ip -6 route add default via 2001:db8::fe dev eth0");
     let host = node.run(move || {
         let mut kernel = Linux::open().unwrap();
@@ -171,7 +172,9 @@ fn the_node_is_described_without_what_is_ours() {
     let eth0 = &host.links[0];
     assert_eq!((&*eth0.kind, eth0.mtu, eth0.up, eth0.loopback, eth0.accept_ra), ("bridge", 1460, true, false, 2));
     let addresses: Vec<String> = eth0.addresses.iter().map(ToString::to_string).collect();
-    assert_eq!(addresses, ["192.0.2.1/24", "2001:db8::1/64"]);
+    assert_eq!(addresses, ["192.0.2.1/24", "192.0.2.2/24", "2001:db8::1/64", "2001:db8::2/64"]);
+    let passing: Vec<String> = host.passing.iter().map(|(link, address)| format!("{address}@{link}")).collect();
+    assert_eq!(passing, ["192.0.2.2@eth0", "2001:db8::2@eth0"], "a secondary one, and a deprecated one");
     let routes: Vec<String> = host
         .default_routes
         .iter()

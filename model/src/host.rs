@@ -30,6 +30,9 @@ pub struct Host {
     pub encryption: EncryptionState,
     /// Bridges of others on which packets of a family go from port to port past all rules about forwarded ones.
     pub unfiltered: BTreeSet<(Arc<str>, Family)>,
+    /// Addresses, by their links, that are there for a while, or for somebody else's sake: temporary, deprecated and tentative ones of
+    /// IPv6, secondary ones of IPv4.
+    pub passing: BTreeSet<(Arc<str>, IpAddr)>,
 }
 
 /// What of WireGuard and IPsec only comes about by what is wanted: no plan can say it before.
@@ -61,8 +64,12 @@ pub struct HostLink {
 /// Something that may be missing for a moment.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Part {
-    /// An address of the link of that name.
-    Address(Arc<str>, IpNet),
+    Address {
+        link: Arc<str>,
+        net: IpNet,
+        /// It was one of [`Host::passing`].
+        passing: bool,
+    },
     DefaultRoute(DefaultRoute),
 }
 
@@ -102,15 +109,21 @@ impl HostLink {
 // === impl Host ===
 
 impl Host {
+    /// Whether that address of the link of that name is one of those that pass.
+    pub fn is_passing(&self, link: &Arc<str>, address: IpAddr) -> bool {
+        !self.passing.is_empty() && self.passing.contains(&(link.clone(), address))
+    }
+
     /// With what is missing at `now` and may come back, and until when that may be; none where nothing is.
     pub fn with_missed(&self, missed: &OrdMap<Part, Instant>, now: Instant) -> Option<(Host, Instant)> {
         let mut until = None;
         let mut host = self.clone();
         for (part, since) in missed.iter().filter(|(_, since)| **since + BRIEFLY > now) {
             match part {
-                Part::Address(name, address) => {
+                Part::Address { link: name, net, passing } => {
                     let link = host.links.iter_mut().find(|link| link.name == *name);
-                    link.into_iter().for_each(|link| link.addresses.push(*address));
+                    link.into_iter().for_each(|link| link.addresses.push(*net));
+                    host.passing.extend(passing.then(|| (name.clone(), net.addr())));
                 }
                 Part::DefaultRoute(route) => host.default_routes.push(route.clone()),
             }
@@ -136,9 +149,13 @@ impl Host {
     }
 
     fn parts(&self) -> impl Iterator<Item = Part> {
-        let of_link = |link: &HostLink| {
+        let of_link = move |link: &HostLink| {
             let name = link.name.clone();
-            link.addresses.clone().into_iter().map(move |address| Part::Address(name.clone(), address))
+            link.addresses.clone().into_iter().map(move |net| Part::Address {
+                passing: self.is_passing(&name, net.addr()),
+                link: name.clone(),
+                net,
+            })
         };
         self.links.iter().flat_map(of_link).chain(self.default_routes.iter().cloned().map(Part::DefaultRoute))
     }
@@ -146,9 +163,9 @@ impl Host {
     fn misses(&self, part: &Part) -> bool {
         let up = |name: &str| self.links.iter().find(|link| *link.name == *name && link.up);
         match part {
-            Part::Address(name, address) => {
-                let family = Family::of_net(address);
-                up(name).is_some_and(|link| !link.addresses.iter().any(|other| Family::of_net(other) == family))
+            Part::Address { link, net, .. } => {
+                let family = Family::of_net(net);
+                up(link).is_some_and(|link| !link.addresses.iter().any(|other| Family::of_net(other) == family))
             }
             Part::DefaultRoute(route) => {
                 up(&route.link).is_some() && !self.default_routes.iter().any(|other| other.v6 == route.v6)
@@ -196,6 +213,10 @@ mod tests {
         check(&whole, &host(true, &["2001:db8::1/64"], &[(true, "eth0")]), Some(&whole));
         check(&whole, &host(true, &["192.0.2.1/24", "2001:db8::1/64"], &[]), Some(&whole));
         check(&whole, &whole, None);
+        // As what it was.
+        let mut two = host(true, &["192.0.2.1/24", "192.0.2.2/24"], &[]);
+        two.passing.insert(("eth0".into(), "192.0.2.1".parse().unwrap()));
+        check(&two, &host(true, &[], &[]), Some(&two));
     }
 
     #[test]
