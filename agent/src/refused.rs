@@ -17,6 +17,16 @@ pub fn conditions(world: &World) -> impl Iterator<Item = Condition> {
         message: format!("what the kernel holds cannot be read: {why}; until it can, only pods come and go"),
         fix: "it is tried again by itself; if this stays, see the agent's log and the kernel's (dmesg)".into(),
     });
+    let left_out = world.programmed.left_out.as_ref().map(|why| Condition {
+        about: format!("Node/{}", world.local),
+        field: String::new(),
+        reason: "PartUnreadable",
+        message: format!(
+            "what carries or encrypts packets beside the kernel cannot be read: {why}; it is left as it is, {}",
+            if world.programmed.read { "and all the rest goes on" } else { "and so is all the rest: this agent has just begun" }
+        ),
+        fix: "it is tried again by itself, once a minute at least; if this stays, see the log of the engine's holder (the DaemonSet tartan-holder) and this node's key pairs, files `*.key` below stateDir".into(),
+    });
     let links: BTreeSet<_> = world.programmed.failures.iter().filter_map(|failed| failed.key.as_link()).collect();
     let on_one = |key: &Key| key.link().is_some_and(|link| links.contains(&(key.netns().clone(), link.clone())));
     let failures: Vec<Condition> = world
@@ -26,7 +36,7 @@ pub fn conditions(world: &World) -> impl Iterator<Item = Condition> {
         .filter(|failed| failed.why != Why::EngineGivesWay && !on_one(&failed.key))
         .map(|failed| condition(world, failed))
         .collect();
-    unknown.into_iter().chain(failures).chain(passed_on(world)).chain(hidden(world))
+    unknown.into_iter().chain(left_out).chain(failures).chain(passed_on(world)).chain(hidden(world))
 }
 
 /// One condition for all that an engine leaves to the next one: nothing is wrong with them.
@@ -205,5 +215,13 @@ mod tests {
         let said: Vec<Condition> = conditions(&world).collect();
         assert_eq!(said.len(), 1);
         assert!(said[0].message.contains("links changed while it was read"), "{}", said[0].message);
+        for (read, then) in [(true, "all the rest goes on"), (false, "so is all the rest")] {
+            let left_out = Some("the engine at /run/e.sock: EAGAIN".into());
+            let programmed = Programmed { left_out, read, ..Programmed::default() };
+            world.programmed(programmed, Arc::default(), Instant::now());
+            let said: Vec<Condition> = conditions(&world).collect();
+            assert_eq!(said.len(), 1);
+            assert!(["EAGAIN", then].iter().all(|part| said[0].message.contains(part)), "{}", said[0].message);
+        }
     }
 }

@@ -226,7 +226,8 @@ impl Agent {
             failures,
             hidden: applied.hidden,
             unknown: applied.unknown.map(Arc::from),
-            read: true,
+            left_out: applied.left_out.map(Arc::from),
+            read: applied.read,
         };
         self.world.programmed(programmed, applied.host, now);
     }

@@ -47,6 +47,7 @@ struct Inside {
     steps_until_failure: Option<usize>,
     failing: BTreeMap<Key, Errno>,
     interrupted_reads: usize,
+    unreadable: BTreeSet<Scope>,
     vanishing: Vec<Key>,
     paused: bool,
     waiting: bool,
@@ -129,6 +130,12 @@ impl Fake {
     /// So many reads fail as a dump that was interrupted or lost (EINTR, ENOBUFS) does.
     pub fn interrupt(&self, reads: usize) {
         self.lock().interrupted_reads = reads;
+    }
+
+    /// The scope cannot be read, until told otherwise.
+    pub fn hide(&self, scope: Scope, hide: bool) {
+        let unreadable = &mut self.lock().unreadable;
+        let _changed = if hide { unreadable.insert(scope) } else { unreadable.remove(&scope) };
     }
 
     /// Notifications get lost.
@@ -225,6 +232,11 @@ impl Inside {
         if let Some(tell) = &self.wake {
             tell(wake);
         }
+    }
+
+    fn can_read(&self, scope: &Scope) -> Result<(), KernelError> {
+        let refused = || KernelError::Refused { doing: format!("read {scope:?}"), errno: Errno::EIO, says: None };
+        if self.unreadable.contains(scope) { Err(refused()) } else { Ok(()) }
     }
 
     fn encrypted_peers(&self) -> impl Iterator<Item = (LinkName, PublicKey)> {
@@ -390,6 +402,7 @@ impl Kernel for Fake {
             inside.interrupted_reads -= 1;
             return Err(KernelError::Interrupted("the fake kernel"));
         }
+        inside.can_read(scope)?;
         match scope {
             Scope::Pod { ns, .. } if inside.gone_pods.contains(ns) => Err(KernelError::NetnsGone(ns.clone())),
             _ => {
@@ -405,6 +418,7 @@ impl Kernel for Fake {
 
     fn encryption(&mut self) -> Result<EncryptionState, KernelError> {
         let inside = self.lock();
+        inside.can_read(&Scope::Encryption)?;
         let key_pair = |(key, _): (&Key, &Entry)| match key {
             // Any key will do that is this name's alone.
             Key::KeyPair { name } => Some((name.clone(), PublicKey([stable_hash(name).to_be_bytes()[0]; 32]))),

@@ -60,6 +60,10 @@ pub struct Applied {
     pub checked: u64,
     /// Why a part of the kernel's state cannot be read. While it cannot, only pods' wants are carried out.
     pub unknown: Option<String>,
+    /// Why what an engine holds, or what encrypting devices have, cannot be read. It stays as it is, and nothing waits for it.
+    pub left_out: Option<String>,
+    /// The first full read is done; what is told before says only why it is not.
+    pub read: bool,
 }
 
 /// The kernel thread. It ends when this is dropped; the kernel keeps what it has.
@@ -68,8 +72,8 @@ pub struct Handle {
     thread: Option<JoinHandle<()>>,
 }
 
-/// Starts the thread. `report` is called on it: after the first full read, and whenever something in [`Applied`] changed
-/// that is worth knowing.
+/// Starts the thread. `report` is called on it: after the first full read, whenever something in [`Applied`] changed
+/// that is worth knowing, and before where that read fails.
 pub fn spawn(kernel: Box<dyn Kernel>, report: impl Fn(Applied) + Send + 'static) -> io::Result<Handle> {
     let inbox = Arc::new(Inbox::default());
     let worker = Worker::new(kernel, Box::new(report), inbox.clone());

@@ -12,6 +12,7 @@ use nix::errno::Errno;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use states::{Choice, mac, name, pretended_pods, state};
+use tartan_kernel::Scope;
 use tartan_kernel::fake::Fake;
 use tartan_kernel::thread::{Applied, Handle, spawn};
 use tartan_netstate::nft::{ElementData, Fields};
@@ -332,6 +333,64 @@ fn what_cannot_be_read_is_not_pruned() {
     assert!(is(&unknown.mirror, &wanted));
     node.wait("the reads to work again", |applied| applied.unknown.is_none());
     assert_eq!(node.fake.changes().len(), changes, "nothing was changed, and nothing had to be");
+}
+
+/// A device that an engine carries, and one that encrypts, to this peer.
+fn with_apart(mut state: State, peer: u8) -> State {
+    for (link, kind) in [
+        (name("ttx9"), LinkKind::Tun { label: "udp".into() }),
+        (name("ttxs9"), LinkKind::Wireguard { label: "wireguard".into() }),
+    ] {
+        let link_is = Link { kind, mac: None, mtu: 1400, group: 0, up: true };
+        state.insert(Key::Link { ns: Netns::Host, link }, Object::Link(link_is.into()), Owner::Node);
+    }
+    let address = std::net::IpAddr::from([192, 0, 2, peer]);
+    let remote = Key::Remote { link: name("ttx9"), dst: "10.7.0.0/24".parse().unwrap() };
+    state.insert(remote, Object::Remote(address), Owner::Node);
+    let of_peer = Key::WgPeer { link: name("ttxs9"), public_key: PublicKey([7; 32]) };
+    state.insert(of_peer, Object::WgPeer(WgPeer::of((address, 51820).into(), 25, []).into()), Owner::Node);
+    state
+}
+
+#[test]
+fn what_stands_apart_and_cannot_be_read_holds_up_nothing_else() {
+    for scope in [Scope::Engines, Scope::Encryption] {
+        let node = Node::wanting(&with_apart(full(), 1));
+        node.fake.hide(scope.clone(), true);
+        node.fake.overrun();
+        node.wait("word of it", |applied| applied.left_out.is_some() && applied.unknown.is_none());
+        let next = with_pod(with_bulk(with_apart(full(), 2), 10), 1);
+        node.handle.want(2, next.clone());
+        let tried = node.wait("the rest", |applied| applied.generation == 2);
+        let state = node.fake.state();
+        let left = || next.iter().filter(|(key, entry)| !state.holds(key, &entry.object));
+        assert!(left().count() == 1 && left().all(|(key, entry)| scope.covers(key, &entry.object)), "{scope:?}");
+        assert_eq!(tried.failures, [], "{scope:?}");
+        node.fake.hide(scope.clone(), false);
+        node.wait("the end of it", |applied| applied.left_out.is_none());
+        node.becomes("the rest of it", &next);
+    }
+}
+
+#[test]
+fn at_first_it_is_waited_for_only_where_a_device_is_there_that_it_is_about() {
+    for (before, waits) in [(with_pod(State::new(), 1), false), (with_apart(State::new(), 1), true)] {
+        for scope in [Scope::Engines, Scope::Encryption] {
+            let fake = Fake::new();
+            before.iter().for_each(|(key, entry)| fake.put(key.clone(), entry.object.clone()));
+            fake.hide(scope.clone(), true);
+            let node = Node::on(fake);
+            node.handle.want(1, with_pod(State::new(), 2));
+            let told = node.wait("word of it", |applied| applied.left_out.is_some());
+            assert!(!told.read || !waits, "{scope:?}");
+            if waits {
+                std::thread::sleep(Duration::from_millis(200));
+                assert!(node.fake.changes().is_empty(), "{scope:?}: {:?}", node.fake.changes());
+                node.fake.hide(scope, false);
+            }
+            node.wait("the first state", |applied| applied.generation == 1);
+        }
+    }
 }
 
 #[test]

@@ -130,6 +130,8 @@ pub struct Programmed {
     pub hidden: BTreeSet<PodNetns>,
     /// Why a part of what the kernel holds cannot be read; none while all can.
     pub unknown: Option<Arc<str>>,
+    /// Why what engines hold, or encrypting devices have, cannot be read; everything else goes on.
+    pub left_out: Option<Arc<str>>,
     /// The first full read is behind us.
     pub read: bool,
 }

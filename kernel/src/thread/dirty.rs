@@ -1,10 +1,12 @@
 //! Which parts of the mirror may be wrong.
+//!
+//! Invariant: a part that stands apart ([`is_apart`]) and cannot be read holds up nothing else.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use tartan_model::Family;
-use tartan_netstate::claims::FABRIC_LINK_PREFIX;
+use tartan_netstate::claims::{ENCRYPTED_LINK_PREFIX, FABRIC_LINK_PREFIX};
 use tartan_netstate::{Key, LinkKind, LinkName, Netns, Object, PodNetns, State};
 
 use crate::Scope;
@@ -12,15 +14,26 @@ use crate::scope::is_sysctl;
 
 /// Sysctls read at once.
 const SYSCTLS: usize = 200;
-/// After a read that failed.
+/// After a read that failed, at first. Where everything waits for it, always.
 const AGAIN: Duration = Duration::from_millis(100);
+/// And at last.
+const LONGEST: Duration = Duration::from_secs(60);
+/// To read what fails takes at most one part in so many of this thread's time: an engine that stands still is waited for.
+const REST: u32 = 5;
 
 /// Scopes to read before the next diff.
 #[derive(Default)]
 pub(super) struct Dirty {
     scopes: BTreeSet<Scope>,
-    /// Not before then: a read failed.
-    not_before: BTreeMap<Scope, Instant>,
+    /// Those whose last read failed.
+    failed: BTreeMap<Scope, Failed>,
+}
+
+struct Failed {
+    why: String,
+    wait: Duration,
+    /// Not before then.
+    again: Instant,
 }
 
 impl Dirty {
@@ -49,25 +62,67 @@ impl Dirty {
 
     /// A scope to read now.
     pub(super) fn next(&self, now: Instant) -> Option<Scope> {
-        self.scopes.iter().find(|scope| self.not_before.get(scope).is_none_or(|then| *then <= now)).cloned()
+        self.scopes.iter().find(|scope| self.failed.get(scope).is_none_or(|failed| failed.again <= now)).cloned()
     }
 
     /// When the next scope can be read; none if all is clean.
     pub(super) fn due(&self) -> Option<Instant> {
-        self.scopes.iter().filter_map(|scope| self.not_before.get(scope)).min().copied()
+        self.scopes.iter().filter_map(|scope| self.failed.get(scope)).map(|failed| failed.again).min()
     }
 
+    /// Whether all is as the mirror says, but for what is left out.
     pub(super) fn is_clean(&self) -> bool {
-        self.scopes.is_empty()
+        self.scopes.iter().all(|scope| self.leaves_out(scope))
     }
 
-    pub(super) fn read(&mut self, scope: &Scope) {
+    /// Says whether it could not be read before.
+    pub(super) fn read(&mut self, scope: &Scope) -> bool {
         self.scopes.remove(scope);
-        self.not_before.remove(scope);
+        self.failed.remove(scope).is_some()
     }
 
-    pub(super) fn failed(&mut self, scope: &Scope, now: Instant) {
-        self.not_before.insert(scope.clone(), now + AGAIN);
+    /// Reading it took so long and failed. Says whether that is news.
+    pub(super) fn failed(&mut self, scope: &Scope, why: String, took: Duration, now: Instant) -> bool {
+        let before = self.failed.get(scope);
+        let news = before.is_none_or(|before| before.why != why);
+        let wait = match before {
+            Some(before) if is_apart(scope) => before.wait * 2,
+            _ => AGAIN,
+        };
+        let wait = wait.max(took * (REST - 1)).min(LONGEST);
+        self.failed.insert(scope.clone(), Failed { why, wait, again: now + wait });
+        news
+    }
+
+    /// It may be otherwise now.
+    pub(super) fn hurry(&mut self, scope: &Scope, now: Instant) {
+        if let Some(failed) = self.failed.get_mut(scope) {
+            failed.again = now;
+        }
+    }
+
+    /// What cannot be read and stands apart: of it the mirror stays as it is, and nothing is done about it.
+    pub(super) fn left_out(&self) -> impl Iterator<Item = &Scope> {
+        self.failed.keys().filter(|scope| is_apart(scope))
+    }
+
+    pub(super) fn leaves_out(&self, scope: &Scope) -> bool {
+        is_apart(scope) && self.failed.contains_key(scope)
+    }
+
+    /// Why something that is left out cannot be read, or (`apart` is false) something that everything waits for.
+    pub(super) fn why(&self, apart: bool) -> Option<&str> {
+        self.failed.iter().find(|(scope, _)| is_apart(scope) == apart).map(|(_, failed)| &*failed.why)
+    }
+}
+
+/// What other programs hold, or files, and a device for them: whoever is asked may not answer, and the rest hangs on it no more than
+/// on an object that is refused.
+fn is_apart(scope: &Scope) -> bool {
+    match scope {
+        Scope::Engines | Scope::Encryption => true,
+        Scope::Link(link) => link.as_str().starts_with(ENCRYPTED_LINK_PREFIX),
+        _ => false,
     }
 }
 
@@ -133,6 +188,34 @@ pub(super) fn scope_of(key: &Key) -> Scope {
 #[cfg(test)]
 mod tests {
     use tartan_netstate::{Fdb, Mac, Neigh, Object, Route};
+
+    /// After how many milliseconds a scope is read again that takes so many to fail, time after time.
+    #[test]
+    fn what_cannot_be_read_is_waited_for() {
+        let link = |name: &str| Scope::Link(LinkName::new(name).expect("a name"));
+        let cases = [
+            (Scope::Routes(Family::V4), 0, &[100, 100, 100][..]),
+            (link("ttx0"), 0, &[100, 100]),
+            (link("ttxs0"), 0, &[100, 200]),
+            (Scope::Encryption, 0, &[100, 200, 400, 800, 1_600, 3_200, 6_400, 12_800, 25_600, 51_200, 60_000, 60_000]),
+            (Scope::Engines, 5_000, &[20_000, 40_000, 60_000, 60_000]),
+        ];
+        for (scope, took, wanted) in cases {
+            let (mut dirty, mut now) = (Dirty::default(), Instant::now());
+            dirty.mark(scope.clone());
+            let waits = wanted.iter().map(|_| {
+                dirty.failed(&scope, "why".into(), Duration::from_millis(took), now);
+                let (from, due) = (now, dirty.due().expect("it is to be read"));
+                now = due;
+                (due - from).as_millis() as u64
+            });
+            assert_eq!(waits.collect::<Vec<_>>(), wanted, "{scope:?}");
+            let apart = is_apart(&scope);
+            assert_eq!((dirty.is_clean(), dirty.why(apart), dirty.why(!apart)), (apart, Some("why"), None));
+            assert!(dirty.next(now - Duration::from_millis(1)).is_none() && dirty.next(now).is_some(), "{scope:?}");
+            assert!(dirty.read(&scope) && !dirty.read(&scope) && dirty.is_clean() && dirty.left_out().next().is_none());
+        }
+    }
 
     use super::*;
 

@@ -8,6 +8,8 @@ use tartan_model::EncryptionState;
 /// How soon it is looked again, at first and at last.
 const AT_FIRST: Duration = Duration::from_millis(20);
 const AT_LAST: Duration = Duration::from_secs(5);
+/// Looking takes at most one part in so many of the time of who looks: an engine may have to be waited for.
+const REST: u32 = 5;
 
 pub(super) struct Handshakes {
     look_at: Option<Instant>,
@@ -31,10 +33,10 @@ impl Handshakes {
         self.look_at.get_or_insert(now);
     }
 
-    /// What was found; nothing where it could not be read.
-    pub(super) fn looked(&mut self, found: Option<&EncryptionState>, now: Instant) {
+    /// What was found, after so long; nothing where it could not be read.
+    pub(super) fn looked(&mut self, found: Option<&EncryptionState>, took: Duration, now: Instant) {
         let awaited = found.is_none_or(|found| found.handshakes.values().any(|met| !met));
-        self.look_at = awaited.then(|| now + self.rest);
+        self.look_at = awaited.then(|| now + self.rest.max(took * (REST - 1)));
         self.rest = (self.rest * 2).min(AT_LAST);
         self.known |= found.is_some();
     }
@@ -64,7 +66,7 @@ mod tests {
     fn check(handshakes: &mut Handshakes, found: Option<&EncryptionState>, wanted: &[u64]) {
         let rests = wanted.iter().map(|_| {
             let now = handshakes.next().unwrap();
-            handshakes.looked(found, now);
+            handshakes.looked(found, Duration::ZERO, now);
             (handshakes.next().unwrap() - now).as_millis() as u64
         });
         assert_eq!(rests.collect::<Vec<_>>(), wanted);
@@ -77,7 +79,9 @@ mod tests {
         check(&mut handshakes, None, &[20, 40, 80]);
         assert!(!handshakes.are_known());
         check(&mut handshakes, Some(&found(&[true, false])), &[160, 320, 640, 1280, 2560, 5000, 5000]);
-        handshakes.looked(Some(&found(&[true, true])), now);
+        handshakes.looked(None, Duration::from_secs(5), now);
+        assert_eq!(handshakes.next(), Some(now + Duration::from_secs(20)), "who does not answer is asked less often");
+        handshakes.looked(Some(&found(&[true, true])), Duration::ZERO, now);
         assert!(handshakes.are_known() && handshakes.next().is_none());
         handshakes.doubt(now);
         assert_eq!(handshakes.next(), Some(now));

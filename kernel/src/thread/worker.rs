@@ -4,15 +4,19 @@
 //! Between two pieces new wants are looked for, so that a pod never waits for bulk.
 //!
 //! Invariant: nothing is changed before the first full read, and nothing is diffed against a part of the mirror that
-//! may be wrong, except what a new want changes for pods: creation is exclusive, and what fails is read again.
+//! may be wrong, except what a new want changes for pods: creation is exclusive, and what fails is read again. What stands
+//! apart and cannot be read (`dirty.rs`) is left out of the difference, and nothing waits for it; before the first full
+//! read only where no device is there that it is about.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tartan_model::{Family, Host};
-use tartan_netstate::claims::FABRIC_LINK_PREFIX;
-use tartan_netstate::{Change, Key, Netns, Object, Op, Owner, PodNetns, State, Step, diff, diff::hanging_on};
+use tartan_netstate::claims::{ENCRYPTED_LINK_PREFIX, FABRIC_LINK_PREFIX};
+use tartan_netstate::{
+    Change, Key, LinkKind, LinkName, Netns, Object, Op, Owner, PodNetns, State, Step, diff, diff::hanging_on,
+};
 
 use super::Applied;
 use super::backoff::Backoff;
@@ -21,7 +25,9 @@ use super::dirty::{Dirty, scope_of, scope_told, sysctls};
 use super::groups::{BULK, Group, by_pod, first_of_policy, rank};
 use super::handshakes::Handshakes;
 use super::inbox::{Inbox, News};
-use super::mirror::{condemn, dying, forget_link, is_dying, out_of_the_way, share, take_applied, take_read};
+use super::mirror::{
+    condemn, dying, forget_link, is_dying, node_links, out_of_the_way, share, take_applied, take_read,
+};
 use super::newborn::Newborn;
 use super::steps::Steps;
 use crate::nft::phases;
@@ -79,7 +85,6 @@ pub(super) struct Worker {
     applied: u64,
     applying: Duration,
     repaired: u64,
-    unknown: Option<String>,
     /// Checks of pods: the latest one asked for, and the latest one done.
     checking: u64,
     checked: u64,
@@ -119,7 +124,6 @@ impl Worker {
             applied: 0,
             applying: Duration::ZERO,
             repaired: 0,
-            unknown: None,
             checking: 0,
             checked: 0,
             news: false,
@@ -164,7 +168,7 @@ impl Worker {
             self.lent.push((ns, generation));
         }
         for wake in news.wakes {
-            self.woken(wake);
+            self.woken(wake, now);
         }
         for (check, ns) in news.check {
             self.checking = check;
@@ -178,10 +182,16 @@ impl Worker {
         }
     }
 
-    fn woken(&mut self, wake: Wake) {
+    fn woken(&mut self, wake: Wake, at: Instant) {
         match wake {
             Wake::Now(key, now) => self.told(&key, now.as_ref()),
-            Wake::Changed(scope) => self.dirty.mark(scope),
+            Wake::Changed(scope) => {
+                // Whoever did not answer has ended.
+                if matches!(scope, Scope::Engines | Scope::Encryption) {
+                    self.dirty.hurry(&scope, at);
+                }
+                self.dirty.mark(scope);
+            }
             Wake::Host => self.host_is_dirty = true,
             Wake::Overrun => self.mark_all(),
         }
@@ -314,14 +324,14 @@ impl Worker {
             self.dirty.mark(scope_of(&link));
         }
         if let Some(scope) = self.dirty.next(now) {
-            self.read(&scope, now);
+            self.read(&scope);
             return Some(now);
         }
         if self.host_is_dirty && now >= self.host_read_at {
             self.read_host(now);
         }
         if self.handshakes.next().is_some_and(|at| at <= now) {
-            self.read_encryption(now);
+            self.read_encryption();
         }
         let host_again = self.host_is_dirty.then_some(self.host_read_at);
         if !self.dirty.is_clean() {
@@ -332,9 +342,10 @@ impl Worker {
             if self.host_is_dirty {
                 return host_again;
             }
-            // Nor must devices because their keys have not.
-            if !self.handshakes.are_known() {
-                return self.handshakes.next();
+            // Nor must devices because what they have, or their keys, has not.
+            let unread = self.dirty.left_out().next().is_some() || !self.handshakes.are_known();
+            if unread && has_devices_apart(&self.mirror) {
+                return [self.handshakes.next(), self.dirty.due()].into_iter().flatten().min();
             }
             self.first_read();
             return Some(now);
@@ -351,7 +362,7 @@ impl Worker {
         }
         let burial = self.bury(now);
         self.say();
-        [self.backoff.next(), burial, host_again, self.newborn.next()].into_iter().flatten().min()
+        [self.backoff.next(), burial, host_again, self.newborn.next(), self.dirty.due()].into_iter().flatten().min()
     }
 
     fn first_read(&mut self) {
@@ -363,28 +374,37 @@ impl Worker {
         self.say();
     }
 
-    fn read(&mut self, scope: &Scope, now: Instant) {
-        match self.kernel.read(scope) {
-            Ok(read) => self.dirty_was_read(scope, &read),
+    fn read(&mut self, scope: &Scope) {
+        let began = Instant::now();
+        let read = self.kernel.read(scope);
+        let now = Instant::now();
+        match read {
+            Ok(read) => self.dirty_was_read(scope, &read, now),
             // If it is gone, so is our link into it, which the kernel tells; if only its path is, it is as it was.
             Err(KernelError::NetnsGone(ns)) => {
-                self.dirty.read(scope);
-                self.news |= self.hidden.insert(ns);
+                self.news |= self.dirty.read(scope) | self.hidden.insert(ns);
                 self.unsettled = true;
             }
             Err(error) => {
-                self.dirty.failed(scope, now);
-                let unknown = Some(error.to_string());
-                self.news |= self.unknown != unknown;
-                self.unknown = unknown;
+                let was_left_out = self.dirty.leaves_out(scope);
+                self.news |= self.dirty.failed(scope, error.to_string(), now - began, now);
+                // What is planned already is about it, too.
+                if self.dirty.leaves_out(scope) && !was_left_out {
+                    self.steps = Steps::default();
+                    self.unsettled = true;
+                }
                 self.say();
             }
         }
     }
 
-    fn dirty_was_read(&mut self, scope: &Scope, read: &State) {
-        self.dirty.read(scope);
-        self.news |= self.unknown.take().is_some();
+    fn dirty_was_read(&mut self, scope: &Scope, read: &State, now: Instant) {
+        if self.dirty.read(scope) {
+            self.news = true;
+            if *scope == Scope::Encryption {
+                self.handshakes.began(now);
+            }
+        }
         if let Scope::Pod { ns, .. } = scope {
             self.news |= self.hidden.remove(ns);
         }
@@ -403,9 +423,11 @@ impl Worker {
         self.host_read_at = ended + (ended - now) * HOST_REST;
     }
 
-    fn read_encryption(&mut self, now: Instant) {
+    fn read_encryption(&mut self) {
+        let began = Instant::now();
         let read = self.kernel.encryption().ok();
-        self.handshakes.looked(read.as_ref(), now);
+        let now = Instant::now();
+        self.handshakes.looked(read.as_ref(), now - began, now);
         if let Some(encryption) = read {
             self.learn(Host { encryption, ..Host::clone(&self.host) });
         }
@@ -424,6 +446,7 @@ impl Worker {
         let mut all = diff(&self.mirror, &wanted, |_| true);
         self.look_for_hidden();
         all.steps.retain(|step| !matches!(step.key().netns(), Netns::Pod(ns) if self.hidden.contains(ns)));
+        all.steps.retain(|step| !self.dirty.left_out().any(|scope| is_about(step, scope)));
         self.news |= self.backoff.retain(all.steps.iter().map(|step| step.key()));
         self.steps = Steps::new(self.in_order(all));
         self.planned = generation;
@@ -625,7 +648,8 @@ impl Worker {
     }
 
     fn say(&mut self) {
-        if !self.news || !self.read_once {
+        // Before the first full read nothing is worth knowing but why it does not come.
+        if !self.news || !self.read_once && self.dirty.why(false).or(self.dirty.why(true)).is_none() {
             return;
         }
         self.news = false;
@@ -641,9 +665,26 @@ impl Worker {
             applying: std::mem::take(&mut self.applying),
             repaired: std::mem::take(&mut self.repaired),
             checked: self.checked,
-            unknown: self.unknown.clone(),
+            unknown: self.dirty.why(false).map(str::to_owned),
+            left_out: self.dirty.why(true).map(str::to_owned),
+            read: self.read_once,
         });
     }
+}
+
+/// Whether the scope covers what the step is about.
+fn is_about(step: &Step, scope: &Scope) -> bool {
+    let (old, new) = step.op().sides();
+    [old, new].into_iter().flatten().any(|object| scope.covers(step.key(), object))
+}
+
+/// Whether a device of ours is there that another program carries, or that encrypts.
+fn has_devices_apart(mirror: &State) -> bool {
+    node_links(mirror).any(|(key, entry)| {
+        let encrypts = |link: &LinkName| link.as_str().starts_with(ENCRYPTED_LINK_PREFIX);
+        let carried = matches!(&entry.object, Object::Link(link) if matches!(link.kind, LinkKind::Tun { .. }));
+        carried || matches!(key, Key::Link { link, .. } if encrypts(link))
+    })
 }
 
 fn makes_a_device(step: &Step) -> bool {
