@@ -31,6 +31,7 @@ pub mod placement;
 pub mod plan;
 mod policy;
 pub mod publish;
+mod ranges;
 pub mod recorded;
 pub mod refused;
 pub mod run;

@@ -2,21 +2,21 @@
 //!
 //! Invariant: `Planners` holds memos only. Dropping it and planning again gives the same plan.
 
-use std::sync::Arc;
+use std::collections::BTreeSet;
 use std::time::Instant;
 
-use imbl::OrdMap;
 use ipnet::IpNet;
 use tartan_datapath::nftables::{self, Nftables};
 use tartan_datapath::pod::Mtu;
 use tartan_fabric::Instance;
-use tartan_model::{Advert, Annotations, Availability, Condition, Node, Pool, World};
+use tartan_model::{Advert, Annotations, Availability, Condition, World};
 use tartan_netstate::{Conflict, Layers, State};
 use tartan_policy::verdicts;
 
 use crate::inherited::Inherited;
 use crate::placement::availability;
 use crate::policy::{self, Policy};
+use crate::ranges::ClusterRanges;
 use crate::refused;
 
 /// Last inputs and outputs of every planner.
@@ -32,14 +32,6 @@ pub struct Planners {
     policy: Policy,
     layers: Layers<5>,
     inherited: Inherited,
-}
-
-/// The ranges all pods of the cluster have their addresses from, found again when a Node or a pool differs.
-#[derive(Default)]
-struct ClusterRanges {
-    nodes: OrdMap<Arc<str>, Arc<Node>>,
-    pools: OrdMap<Arc<str>, Arc<Pool>>,
-    ranges: Vec<IpNet>,
 }
 
 /// What is wanted of the executors (`run.rs`), and what is wrong.
@@ -93,7 +85,7 @@ impl Planners {
         let given = nftables::Given {
             fabric_address: owned.fabric_addresses,
             local_ranges: ipam.local.clone(),
-            cluster_ranges: self.ranges.of(world).to_vec(),
+            cluster_ranges: self.ranges.of(world, &owned.blocks, &fabric.peers),
             non_masquerade: world.config.non_masquerade.clone(),
             masquerade: world.config.masquerade,
             between_nodes: fabric.between_nodes.clone(),
@@ -102,6 +94,7 @@ impl Planners {
             encrypted_at: fabric.receives.iter().filter_map(Instance::encrypted_at).collect(),
             encrypts_from: fabric.node.encrypts_from,
             strict: fabric.strict,
+            nodes_in_pools: if fabric.strict { self.ranges.nodes_in_pools(world) } else { BTreeSet::new() },
         };
         self.layers.set(0, &fabric.state);
         self.layers.set(1, pods);
@@ -133,21 +126,6 @@ impl Planners {
             conditions,
             wake_at: [ipam.wake_at, fabric.wake_at].into_iter().flatten().min(),
         }
-    }
-}
-
-// === impl ClusterRanges ===
-
-impl ClusterRanges {
-    fn of(&mut self, world: &World) -> &[IpNet] {
-        let same_nodes = self.nodes.ptr_eq(&world.nodes) || self.nodes.diff(&world.nodes).next().is_none();
-        if !same_nodes || self.pools != world.pools {
-            let nodes = world.nodes.values().flat_map(|node| node.pod_cidrs.iter().copied());
-            let pools = world.pools.values().map(|pool| pool.cidr);
-            self.ranges = IpNet::aggregate(&nodes.chain(pools).collect());
-            (self.nodes, self.pools) = (world.nodes.clone(), world.pools.clone());
-        }
-        &self.ranges
     }
 }
 

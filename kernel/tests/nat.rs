@@ -188,6 +188,13 @@ fn nothing_goes_to_other_nodes_pods_in_clear_where_that_is_strict() {
         sees(&lab.node, over, "10.244.1.6:80", "192.0.2.1");
         sees(&lab.node, over, "192.0.2.2:8080", "192.0.2.1");
     }
+    // The same addresses, where they are nodes'.
+    let strict = Given { encrypted_at: BTreeSet::from([51820]), by_ipsec: true, strict: true, ..given() };
+    let nodes_in_pools = ["10.244.9.9", "fd00:9::9"].map(|address| address.parse().unwrap()).into();
+    let with_nodes = lab.apply(&before, &Given { nodes_in_pools, ..strict.clone() });
+    theirs.iter().zip(["10.244.1.5", "fd00:1::5"]).for_each(|(to, seen)| sees(pod1, Over::Tcp, to, seen));
+    let before = lab.apply(&with_nodes, &strict);
+    theirs.iter().for_each(|to| refused(pod1, Over::Tcp, to));
     // What leaves by a device that encrypts is another matter.
     lab.client.sh("sysctl -qw net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.default.rp_filter=0");
     lab.node.sh(&format!(

@@ -64,6 +64,8 @@ pub struct Given {
     pub encrypts_from: PerFamily<IpAddr>,
     /// Nothing goes to other nodes' pods in clear.
     pub strict: bool,
+    /// Nodes' own addresses that are within `cluster_ranges`, and that no pod can have.
+    pub nodes_in_pools: BTreeSet<IpAddr>,
 }
 
 /// The table but for policy, and what it was computed from.

@@ -161,5 +161,6 @@ fn given() -> Given {
         encrypted_at: BTreeSet::new(),
         encrypts_from: PerFamily::default(),
         strict: false,
+        nodes_in_pools: BTreeSet::new(),
     }
 }
