@@ -4,12 +4,15 @@
 //! pair has of the cluster's secret is every peer's of it; a peer with anything else is read as one that is nowhere.
 //!
 //! A peer that moves is followed by the kernel, which then has another endpoint than it was told. As long as the peer is
-//! known by its key there, that is no difference: what was told is what is read.
+//! known by its key there, that is no difference: what was told is what is read. A process that has just begun does not know what was
+//! told: the endpoint of a peer with which there is a session it leaves as it finds it, and counts what is wanted first as told. The
+//! other end of a session is known by its key, too, and behind a NAT what it advertises may lead nowhere.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use ipnet::IpNet;
 use nix::errno::Errno;
@@ -45,6 +48,8 @@ const WGPEER_F_UPDATE_ONLY: u32 = 4;
 const WGALLOWEDIP_A_FAMILY: u16 = 1;
 const WGALLOWEDIP_A_IPADDR: u16 = 2;
 const WGALLOWEDIP_A_CIDR_MASK: u16 = 3;
+/// After a handshake, a session lasts so long (REJECT_AFTER_TIME).
+const SESSION: Duration = Duration::from_secs(180);
 /// An attribute holds 64 KiB, and a range takes 44 bytes of it at most.
 const RANGES_AT_ONCE: usize = 1024;
 
@@ -56,6 +61,8 @@ pub(crate) struct Wireguard {
     devices: BTreeSet<LinkName>,
     /// Endpoints as the kernel was told.
     told: BTreeMap<(LinkName, PublicKey), SocketAddr>,
+    /// Peers that were found with a session, whose endpoints are not this process's.
+    found: BTreeSet<(LinkName, PublicKey)>,
     /// Public halves are worth remembering: they take longer to find than a file to read.
     public: BTreeMap<[u8; 32], PublicKey>,
     /// By the key that a device has, what that pair has of the cluster's secret.
@@ -75,8 +82,8 @@ struct Peer {
     endpoint: Option<SocketAddr>,
     keepalive: u16,
     psk: Option<Psk>,
-    /// There was a handshake.
-    met: bool,
+    /// When there was a handshake, since 1970; none where there was none.
+    met: Option<Duration>,
     allowed: Vec<IpNet>,
 }
 
@@ -88,6 +95,7 @@ impl Wireguard {
             family: None,
             devices: BTreeSet::new(),
             told: BTreeMap::new(),
+            found: BTreeSet::new(),
             public: BTreeMap::new(),
             psks: BTreeMap::new(),
         }
@@ -101,6 +109,7 @@ impl Wireguard {
     /// What these devices have.
     pub(crate) fn read(&mut self, devices: BTreeSet<LinkName>, state: &mut State) -> Result<(), KernelError> {
         self.told.retain(|(link, _), _| devices.contains(link));
+        self.found.retain(|(link, _)| devices.contains(link));
         self.psks.retain(|link, _| devices.contains(link));
         self.devices = devices;
         for link in self.devices.clone() {
@@ -118,14 +127,29 @@ impl Wireguard {
             state.insert(Key::WgDevice { link: link.clone() }, Object::WgDevice(made), Owner::Read);
             self.know_psk(link, public_key);
         }
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         for (public_key, peer) in device.peers {
-            let told = self.told.get(&(link.clone(), public_key)).copied().filter(|_| peer.met);
-            let nowhere = (Ipv4Addr::UNSPECIFIED, 0).into();
-            let endpoint = told.or(peer.endpoint).filter(|_| peer.psk == self.psk(link)).unwrap_or(nowhere);
-            let object = Object::WgPeer(WgPeer::of(endpoint, peer.keepalive, peer.allowed).into());
+            let object = Object::WgPeer(self.as_told(link, public_key, peer, now).into());
             state.insert(Key::WgPeer { link: link.clone(), public_key }, object, Owner::Read);
         }
         Ok(())
+    }
+
+    /// A peer that was read, with the endpoint that the kernel was told, as far as it is known by its key.
+    fn as_told(&mut self, link: &LinkName, public_key: PublicKey, peer: Peer, now: Duration) -> WgPeer {
+        let of = (link.clone(), public_key);
+        let is_known = peer.psk == self.psk(link);
+        let told = self.told.get(&of).copied();
+        let has_session = peer.met.is_some_and(|met| met.saturating_add(SESSION) > now);
+        if is_known && has_session && told.is_none() {
+            self.found.insert(of);
+        } else {
+            self.found.remove(&of);
+        }
+        let nowhere = (Ipv4Addr::UNSPECIFIED, 0).into();
+        let told = told.filter(|_| peer.met.is_some());
+        let endpoint = told.or(peer.endpoint).filter(|_| is_known).unwrap_or(nowhere);
+        WgPeer::of(endpoint, peer.keepalive, peer.allowed)
     }
 
     /// Remembers it of a device that has this key.
@@ -155,7 +179,8 @@ impl Wireguard {
         let mut handshakes = BTreeMap::new();
         for link in self.devices.clone() {
             let peers = self.device(&link)?.map(|device| device.peers).unwrap_or_default();
-            handshakes.extend(peers.into_iter().map(|(public_key, peer)| ((link.clone(), public_key), peer.met)));
+            handshakes
+                .extend(peers.into_iter().map(|(public_key, peer)| ((link.clone(), public_key), peer.met.is_some())));
         }
         Ok(handshakes)
     }
@@ -184,7 +209,7 @@ impl Wireguard {
             {
                 self.know_psk(link, new.public_key);
             }
-            match self.requests(step.op()) {
+            match self.requests(step) {
                 Ok(of_step) => {
                     about.extend(of_step.iter().map(|_| *step));
                     requests.extend(of_step);
@@ -215,6 +240,7 @@ impl Wireguard {
             Op::Create(Key::WgPeer { link, public_key }, Object::WgPeer(peer))
             | Op::Replace { key: Key::WgPeer { link, public_key }, new: Object::WgPeer(peer), .. } => {
                 self.told.insert((link.clone(), *public_key), peer.endpoint);
+                self.found.remove(&(link.clone(), *public_key));
             }
             Op::Delete(Key::WgPeer { link, public_key }, _) => drop(self.told.remove(&(link.clone(), *public_key))),
             Op::Create(Key::WgDevice { link }, _) => drop(self.devices.insert(link.clone())),
@@ -223,7 +249,8 @@ impl Wireguard {
     }
 
     /// One, but for a peer of very many ranges.
-    fn requests(&self, op: Op<'_>) -> Result<Vec<Attrs>, KernelError> {
+    fn requests(&self, step: &Step) -> Result<Vec<Attrs>, KernelError> {
+        let op = step.op();
         let (old, new) = op.sides();
         let one = match (op.key(), old, new) {
             (Key::WgDevice { link }, old, Some(Object::WgDevice(new))) => {
@@ -243,7 +270,10 @@ impl Wireguard {
             }),
             (Key::WgPeer { link, public_key }, old, Some(Object::WgPeer(new))) => {
                 let old = old.and_then(Object::as_wg_peer);
-                return Ok(of_peer(link, *public_key, self.psk(link), old, new));
+                let found = step.changes_what_was_found() && self.found.contains(&(link.clone(), *public_key));
+                // One that has gone elsewhere is still there.
+                let stays = found || old.is_some_and(|old| old.endpoint == new.endpoint);
+                return Ok(of_peer(link, *public_key, self.psk(link), old, new, stays));
             }
             (Key::WgPeer { link, public_key }, ..) => {
                 of_device(link, |device| peers(device, |peers| remove(peers, public_key, WGPEER_F_UPDATE_ONLY)))
@@ -286,8 +316,16 @@ fn of_device(link: &LinkName, inside: impl FnOnce(&mut Attrs)) -> Attrs {
     device
 }
 
-/// A peer with all its ranges at once: as soon as it is there it answers handshakes. Those that are to stay are not touched.
-fn of_peer(link: &LinkName, public_key: PublicKey, psk: Option<Psk>, old: Option<&WgPeer>, new: &WgPeer) -> Vec<Attrs> {
+/// A peer with all its ranges at once: as soon as it is there it answers handshakes. Those that are to stay are not touched, nor is its
+/// endpoint if that `stays`.
+fn of_peer(
+    link: &LinkName,
+    public_key: PublicKey,
+    psk: Option<Psk>,
+    old: Option<&WgPeer>,
+    new: &WgPeer,
+    stays: bool,
+) -> Vec<Attrs> {
     let added: Vec<&IpNet> = new.beyond(old).collect();
     let taken: Vec<&IpNet> = old.into_iter().flat_map(|old| old.beyond(Some(new))).collect();
     let (at_once, rest) = added.split_at(added.len().min(RANGES_AT_ONCE));
@@ -297,8 +335,7 @@ fn of_peer(link: &LinkName, public_key: PublicKey, psk: Option<Psk>, old: Option
                 peer.bytes(WGPEER_A_PUBLIC_KEY, &public_key.0);
                 // Zeros are none.
                 peer.bytes(WGPEER_A_PRESHARED_KEY, psk.as_ref().map_or(&[0; 32], Psk::bytes).as_slice());
-                // One that has gone elsewhere is still there.
-                if old.is_none_or(|old| old.endpoint != new.endpoint) {
+                if !stays {
                     peer.bytes(WGPEER_A_ENDPOINT, &socket_address(new.endpoint));
                 }
                 peer.bytes(WGPEER_A_KEEPALIVE, &new.keepalive.to_ne_bytes());
@@ -416,13 +453,20 @@ impl Peer {
                     self.psk = value.try_into().ok().filter(|psk| *psk != [0; 32]).map(Psk::new);
                 }
                 WGPEER_A_KEEPALIVE => self.keepalive = number(value).unwrap_or(0) as u16,
-                // Seconds and nanoseconds since 1970, or zeros.
-                WGPEER_A_LAST_HANDSHAKE => self.met = value.iter().any(|byte| *byte != 0),
+                WGPEER_A_LAST_HANDSHAKE => self.met = since_1970(value),
                 WGPEER_A_ALLOWEDIPS => self.allowed.extend(attrs(value).filter_map(|(_, one)| allowed(one))),
                 _ => {}
             }
         }
     }
+}
+
+/// Seconds and nanoseconds; zeros are none.
+fn since_1970(value: &[u8]) -> Option<Duration> {
+    let seconds = u64::from_ne_bytes(*value.first_chunk()?);
+    let nanoseconds = u64::from_ne_bytes(*value.get(8..)?.first_chunk()?);
+    let since = Duration::from_secs(seconds).saturating_add(Duration::from_nanos(nanoseconds));
+    (!since.is_zero()).then_some(since)
 }
 
 fn allowed(one: &[u8]) -> Option<IpNet> {
@@ -444,13 +488,13 @@ mod tests {
                 (endpoint.parse().unwrap(), dst.parse().unwrap(), PublicKey([7; 32]));
             let psk = || dst.addr().is_ipv6().then(|| Psk::new([1; 32]));
             let wanted = WgPeer::of(endpoint, 25, [dst]);
-            let mut first = of_peer(&link, key, psk(), None, &wanted).remove(0);
+            let mut first = of_peer(&link, key, psk(), None, &wanted, false).remove(0);
             first.bytes(WGDEVICE_A_PUBLIC_KEY, &[9; 32]).bytes(WGDEVICE_A_LISTEN_PORT, &51820_u16.to_ne_bytes());
             // Of many addresses some come in the next part.
             let more: IpNet = "192.0.2.0/24".parse().unwrap();
             let rest = of_device(&link, |device| give(device, key, &[&more]));
             let peer =
-                Peer { endpoint: Some(endpoint), keepalive: 25, psk: psk(), met: false, allowed: vec![dst, more] };
+                Peer { endpoint: Some(endpoint), keepalive: 25, psk: psk(), met: None, allowed: vec![dst, more] };
             let wanted = Device {
                 public_key: Some(PublicKey([9; 32])),
                 listen_port: 51820,
@@ -458,6 +502,67 @@ mod tests {
             };
             assert_eq!(decode(&[first.0, rest.0]), wanted);
         }
+    }
+
+    /// A peer that was met so many seconds ago is found at one endpoint, and another is wanted. Whether the kernel is told so, by a
+    /// process that has told it nothing before.
+    #[test]
+    fn a_peer_that_moved_stays_where_it_is_when_the_agent_starts_again() {
+        let (link, key) = (LinkName::new("ttxs0").unwrap(), PublicKey([7; 32]));
+        let now = Duration::from_secs(1_000_000);
+        let [moved, advertised, next] = ["192.0.2.9:40000", "192.0.2.1:51820", "192.0.2.2:51820"]
+            .map(|endpoint| endpoint.parse::<SocketAddr>().unwrap());
+        let net: IpNet = "10.0.0.0/24".parse().unwrap();
+        let wanted = |endpoint, nets: &[IpNet]| WgPeer::of(endpoint, 25, nets.iter().copied());
+        let found = |ago: Option<u64>| Peer {
+            endpoint: Some(moved),
+            keepalive: 25,
+            met: ago.map(|ago| now - Duration::from_secs(ago)),
+            allowed: vec![net],
+            ..Peer::default()
+        };
+        let step = |was: &WgPeer, is: &WgPeer, owner: Owner| {
+            let mut state = State::new();
+            let of = Key::WgPeer { link: link.clone(), public_key: key };
+            state.insert(of.clone(), Object::WgPeer(was.clone().into()), owner);
+            let mut next = State::new();
+            next.insert(of, Object::WgPeer(is.clone().into()), Owner::Peer("n2".into()));
+            tartan_netstate::diff(&state, &next, |_| true).steps.remove(0)
+        };
+        let tells = |wireguard: &Wireguard, step: &Step| {
+            let requests = wireguard.requests(step).unwrap();
+            let peers = attr(&requests[0].0, WGDEVICE_A_PEERS).unwrap();
+            let (_, peer) = attrs(peers).next().unwrap();
+            attr(peer, WGPEER_A_ENDPOINT).and_then(of_socket_address)
+        };
+        for (ago, secret, stays) in [
+            (Some(5), false, true),
+            (Some(179), false, true),
+            (Some(181), false, false),
+            (None, false, false),
+            (Some(5), true, false),
+        ] {
+            let wireguard = &mut Wireguard::with_keys_in(Path::new("/nonexistent"));
+            let mut peer = found(ago);
+            peer.psk = secret.then(|| Psk::new([1; 32]));
+            let read = wireguard.as_told(&link, key, peer, now);
+            // Another range does not change that.
+            for nets in [&[net][..], &[net, "10.0.1.0/24".parse().unwrap()]] {
+                let first = step(&read, &wanted(advertised, nets), Owner::Read);
+                assert_eq!(tells(wireguard, &first), (!stays).then_some(advertised), "{ago:?} {secret}");
+            }
+            let first = wanted(advertised, &[net]);
+            wireguard.note(step(&read, &first, Owner::Read).op());
+            // From then on it is as if this process had told it.
+            assert_eq!(wireguard.as_told(&link, key, found(Some(5)), now), first);
+            let second = step(&first, &wanted(next, &[net]), Owner::Peer("n2".into()));
+            assert_eq!(tells(wireguard, &second), Some(next), "{ago:?}: it says that it is elsewhere");
+        }
+        // What was wanted already when it was found is not told, and still changes.
+        let wireguard = &mut Wireguard::with_keys_in(Path::new("/nonexistent"));
+        let read = wireguard.as_told(&link, key, found(Some(5)), now);
+        let change = step(&read, &wanted(next, &[net]), Owner::Peer("n2".into()));
+        assert_eq!(tells(wireguard, &change), Some(next));
     }
 
     #[test]

@@ -329,6 +329,11 @@ impl Step {
         }
     }
 
+    /// Whether what it changes is as it was found, and was never as somebody wanted it.
+    pub fn changes_what_was_found(&self) -> bool {
+        matches!(self, Step::Replace { old, .. } if old.owner == Owner::Read)
+    }
+
     /// Whether it takes something away.
     pub fn deletes(&self) -> bool {
         matches!(self, Step::Delete(..))
