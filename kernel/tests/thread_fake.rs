@@ -384,7 +384,7 @@ fn at_first_it_is_waited_for_only_where_a_device_is_there_that_it_is_about() {
             let told = node.wait("word of it", |applied| applied.left_out.is_some());
             assert!(!told.read || !waits, "{scope:?}");
             if waits {
-                std::thread::sleep(Duration::from_millis(200));
+                let _told = node.reports.recv_timeout(Duration::from_millis(200));
                 assert!(node.fake.changes().is_empty(), "{scope:?}: {:?}", node.fake.changes());
                 node.fake.hide(scope, false);
             }
