@@ -129,6 +129,9 @@ impl Census {
         if most_are_new {
             self.pack();
         }
+        if self.seen.pools != world.pools {
+            changed.extend(self.peers.keys().cloned());
+        }
         self.seen = Seen {
             nodes: world.nodes.clone(),
             adverts: world.adverts.clone(),
@@ -218,19 +221,21 @@ impl Census {
         range.contains(address).then_some((*address, name))
     }
 
-    /// Whether the range is where the cluster's configuration has ranges of that node: in its Node's podCIDRs, a block of a
-    /// pool's size, or a part of one. What a pool that is gone has left is not, and neither is what a node has made up.
+    /// Whether the range is where the cluster's configuration has ranges of that node: of a pool, or in its Node's podCIDRs.
+    /// What a pool that is gone has left is not, and neither is what a node has made up.
     pub(crate) fn is_regular(&self, range: &IpNet, name: &str) -> bool {
+        let node = self.seen.nodes.get(name);
+        self.is_of_pool(range, name) || node.is_some_and(|node| node.pod_cidrs.iter().any(|cidr| cidr.contains(range)))
+    }
+
+    /// Whether the range is a block of the size that a pool has, or a part of one that is that node's.
+    pub(crate) fn is_of_pool(&self, range: &IpNet, name: &str) -> bool {
+        // Of pools that overlap the first by name counts, as where blocks are claimed.
         let is_block = |range: &IpNet| {
-            self.seen.pools.values().any(|pool| pool.block_size == range.prefix_len() && pool.cidr.contains(range))
+            let pool = self.seen.pools.values().find(|pool| pool.cidr.contains(range));
+            pool.is_some_and(|pool| pool.block_size == range.prefix_len())
         };
-        let in_pod_cidr = || {
-            let node = self.seen.nodes.get(name);
-            node.is_some_and(|node| node.pod_cidrs.iter().any(|cidr| cidr.contains(range)))
-        };
-        is_block(range)
-            || in_pod_cidr()
-            || self.around(*range).any(|(block, _)| is_block(&block) && self.is_part(&block, range, name))
+        is_block(range) || self.around(*range).any(|(block, _)| is_block(&block) && self.is_part(&block, range, name))
     }
 
     /// Whether a range is a part of a block that the block's owner leaves to that node.

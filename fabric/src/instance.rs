@@ -131,7 +131,7 @@ impl Instance {
     /// Whether the configuration has something else at its UDP port.
     pub(crate) fn is_in_the_way(&self, config: &Config) -> bool {
         let Some(port) = self.unwraps_at().or(self.encrypted_at()) else { return false };
-        let of_wireguard = config.wireguard.port..config.wireguard.port + WireguardConfig::PORTS;
+        let of_wireguard = config.wireguard.port..=config.wireguard.port + (WireguardConfig::PORTS - 1);
         let at_port = [
             (FabricMode::Vxlan, port == config.vxlan.port),
             (FabricMode::Udp, port == config.udp_port),

@@ -127,9 +127,11 @@ pub(crate) fn carrier(common: &Common, member: &Member, peer: &PeerState) -> Opt
 }
 
 /// The routes to the peer's own addresses, as far as its Node has them, too: another one may be one that a NAT gives it.
-pub(crate) fn routes(common: &Common, member: &Member, at: &Instance) -> Vec<(Key, Object)> {
+/// `its_own` are those that packets may come from and go to.
+pub(crate) fn routes(common: &Common, member: &Member, its_own: &[IpAddr], at: &Instance) -> Vec<(Key, Object)> {
     let to = |(family, own): (Family, &IpAddr)| {
         let dst = member.advert.addresses.get(family).filter(|address| member.node.internal_ips.contains(address))?;
+        its_own.contains(dst).then_some(())?;
         let key = Key::Route { ns: Netns::Host, table: NODES_TABLE, dst: Family::host_net(*dst), metric: ROUTE_METRIC };
         let scope = if family == Family::V4 { Scope::Link } else { Scope::Global };
         Some((key, Object::Route(Route { src: Some(*own), scope, ..Route::on_link(at.device()) }.into())))

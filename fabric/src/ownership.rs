@@ -70,8 +70,11 @@ fn not_its_own(
     if let Some(holder) = census.holder(Claim::Block(*block)).filter(|holder| &***holder != name) {
         return Some((format!("{holder} has it"), different));
     }
+    // A node goes back to its podCIDR while others have blocks there, which are claimed and stay theirs.
+    let is_of_pool = census.is_of_pool(block, name);
     let is_anothers = |(wider, holder): &(IpNet, &std::sync::Arc<str>)| {
-        &***holder != name && census.is_regular(wider, holder) && !census.is_part(wider, block, name)
+        let counts = if is_of_pool { census.is_of_pool(wider, holder) } else { census.is_regular(wider, holder) };
+        &***holder != name && counts && !census.is_part(wider, block, name)
     };
     if let Some((wider, holder)) = census.around(*block).find(is_anothers) {
         return Some((format!("{holder} has {wider} around it"), different));

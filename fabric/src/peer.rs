@@ -63,9 +63,9 @@ pub(crate) fn plan(
     }
     state.choices.shrink_to_fit();
     state.to_itself = nodes::carrier(common, member, &state);
-    objects.extend(state.to_itself.iter().flat_map(|at| nodes::routes(common, member, at)));
-    // After those that carry: of two addresses for one range the one in use stays.
     let own = Own { blocks: state.blocks.clone(), addresses: ownership::addresses(node, census, name, member) };
+    objects.extend(state.to_itself.iter().flat_map(|at| nodes::routes(common, member, &own.addresses, at)));
+    // After those that carry: of two addresses for one range the one in use stays.
     objects.extend(receives.iter().flat_map(|at| fabric_of(at).admit(node, at, advert, &own)));
     state.part = Part::of(&Owner::Peer(name.clone()), objects);
     if !member.live {

@@ -77,6 +77,29 @@ fn what_a_node_claims_beside_pools_takes_nothing_from_anybody() {
     check(&["10.2.0.0/15"], &["10.2.0.0/15"]);
 }
 
+/// A node that no pool is for any more goes back to it.
+#[test]
+fn a_podcidr_around_blocks_of_others_takes_none_of_them() {
+    let back = Says { name: "back", underlay: &["192.0.2.5"], blocks: &["10.2.0.0/16"], accepts: &[VXLAN4] };
+    let liar = Says { blocks: &["10.2.9.1/32"], ..TAKER };
+    let mut fixture = cluster(vxlan(), ME, &[OWNER, liar, back], false);
+    fixture.world.blocks.remove(&"10.2.0.0/16".parse().unwrap());
+    fixture.world.nodes.insert(back.name.into(), Arc::new(node(&back)));
+    assert_eq!(
+        (blocks(&fixture, OWNER), blocks(&fixture, back)),
+        (vec!["10.2.4.0/24".into()], vec!["10.2.0.0/16".into()])
+    );
+    assert_eq!(blocks(&fixture, liar), [] as [&str; 0], "which is of no pool");
+    // What pools there are is no peer's word.
+    let mut memo = Memo::default();
+    let mut at = |world: &World| plan(&mut memo, world, &fixture.owned, fixture.now).peers[OWNER.name].blocks.len();
+    assert_eq!(at(&fixture.world), 1);
+    let mut world = fixture.world.clone();
+    world.pools.clear();
+    assert_eq!(at(&world), 0);
+    assert_eq!(at(&fixture.world), 1);
+}
+
 /// They come and go in any order; what is known of the peers is kept up to date for each.
 #[test]
 fn ranges_are_judged_again_when_what_is_around_them_or_in_them_changes() {

@@ -216,6 +216,7 @@ impl Course {
     ) -> Result<Asked, Spent> {
         let by_name = self.by_name.iter().map(|at| (*at, Holds::Yes));
         let mut lines: Vec<(usize, Holds)> = matched.iter().copied().chain(by_name).collect();
+        budget.spend(lines.len())?;
         lines.sort_unstable_by_key(|(at, _)| *at);
         let mut asked = Asked::default();
         for (at, remote) in lines {

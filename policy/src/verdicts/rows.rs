@@ -8,12 +8,12 @@ use std::sync::Arc;
 
 use imbl::OrdMap;
 
-use super::budget::{Budget, ROWS, STEPS_OF_A_ROW, Spent};
+use super::budget::{Budget, ROWS, Spent};
 use super::classes::{Class, Classes};
 use super::flatten::{Ask, Course, Line, Outcome, Packets, Part, Residual, Written, by_source};
 use super::identities::{ANY, Identities, Identity};
 use super::numbers::Numbers;
-use super::selections::{SelectionId, Selections};
+use super::selections::{Selection, SelectionId, Selections};
 use super::word::Word;
 use crate::ir::{
     DefaultAction, Direction, Entity, Is, L4Match, Mode, Peers, Program, Rank, Rule, RuleRef, Rules, Scope, Term,
@@ -243,7 +243,7 @@ impl Compiled {
                 let Some(local) = local_asks(&rule.local, subject.workload) else { continue };
                 let remote = match &rule.remote {
                     Peers::Any => None,
-                    peers => Some(sources.selections.of(peers)),
+                    peers => Some(sources.selections.of(peers, budget)?),
                 };
                 for (matches, asks) in parts {
                     let packets = match matches {
@@ -265,7 +265,9 @@ impl Compiled {
         self.any = self.course.of_anyone(&self.rows.classes, &nobody, budget)?;
         let mut matched: BTreeMap<u32, Vec<(usize, Holds)>> = BTreeMap::new();
         for (at, line) in self.course.lines().iter().enumerate() {
-            for (number, holds) in line.remote.into_iter().flat_map(|id| selections.get(id).members()) {
+            let selection = line.remote.map(|id| selections.get(id));
+            budget.spend(selection.map_or(0, Selection::len))?;
+            for (number, holds) in selection.into_iter().flat_map(Selection::members) {
                 matched.entry(number).or_default().push((at, holds));
             }
         }
@@ -303,9 +305,8 @@ impl Compiled {
     ) -> Result<(), Spent> {
         let outcomes = self.course.of_end(&self.rows.classes, matched, &identity.traits, budget)?;
         let unlike = outcomes.into_iter().filter(|(class, outcome)| *outcome != self.any[*class as usize]);
-        let before = rows.len();
         rows.extend(unlike.map(|(class, outcome)| ((number, class), outcome)));
-        budget.spend((rows.len() - before) * STEPS_OF_A_ROW)
+        if rows.len() > ROWS { Err(Spent) } else { Ok(()) }
     }
 
     fn remove(&mut self, place: &(u32, Class)) {

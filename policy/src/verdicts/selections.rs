@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use imbl::OrdMap;
 
+use super::budget::{Budget, Spent};
 use super::identities::Identity;
 use super::places::{self, Place, Places};
 use crate::ir::{Peer, Peers};
@@ -62,9 +63,9 @@ impl Selection {
 
 impl Selections {
     /// The selection of these peers.
-    pub(super) fn of(&mut self, peers: &Peers) -> SelectionId {
+    pub(super) fn of(&mut self, peers: &Peers, budget: &Budget) -> Result<SelectionId, Spent> {
         if let Some(id) = self.ids.get(peers) {
-            return *id;
+            return Ok(*id);
         }
         let (peers, id) = (Arc::new(peers.clone()), self.next);
         let (mut places, mut members) = (BTreeSet::new(), BTreeMap::new());
@@ -74,9 +75,10 @@ impl Selections {
             Peers::Any => &anyone[..],
             Peers::OneOf(peers) => peers,
         };
-        for peer in each {
+        for peer in each.iter().collect::<BTreeSet<_>>() {
             for place in self.identities.of_peer(peer) {
                 for number in self.identities.inside(&place) {
+                    budget.spend(4)?;
                     let identity = &self.live[&number];
                     let holds = peer.holds(&identity.traits, identity.range.as_ref());
                     if holds != Holds::No {
@@ -96,7 +98,7 @@ impl Selections {
         self.peers.insert(id, places.iter().cloned());
         self.all.insert(id, Entry { peers, places, selection: Selection { members } });
         self.next += 1;
-        id
+        Ok(id)
     }
 
     pub(super) fn get(&self, id: SelectionId) -> &Selection {

@@ -67,6 +67,9 @@ struct Seen {
     program: Program,
 }
 
+/// A set in one direction.
+type Side = (u32, Direction);
+
 /// Ranks whose policy is another now, or none.
 type Changed<'a> = Vec<(&'a Rank, Option<&'a Arc<Policy>>)>;
 
@@ -116,24 +119,42 @@ impl Sets {
             let those = policies.iter().filter(|(rank, now)| speaks(*now) || speaks(before.get(*rank)));
             (direction, those.map(|(rank, _)| *rank).collect::<BTreeSet<&Rank>>())
         });
-        let mut compiles = false;
-        let numbers: Vec<u32> = self.all.keys().copied().collect();
-        for number in &numbers {
-            let room = ROWS.saturating_sub(self.count());
-            let set = self.all.get_mut(number).expect("none goes in between");
-            let subject = Subject { policies: &set.key.policies, workload: &set.key.workload };
+        // All that there was before has its size of now when what is new or other is measured.
+        let (mut current, mut due) = (BTreeSet::new(), Vec::new());
+        for (number, set) in &mut self.all {
             for ((direction, touched), compiled) in speaking.iter().zip([&mut set.ingress, &mut set.egress]) {
-                let is_touched = !touched.is_empty() && subject.policies.iter().any(|rank| touched.contains(rank));
-                let is_other = compiled.is_renamed(identities) || compiled.may_fit(room, identities);
-                if is_touched || assigned.contains(number) || is_other {
-                    let mut sources = Sources { program, rules, identities, selections };
-                    compiled.compile(&subject, *direction, &mut sources);
-                    compiles = true;
+                let is_touched = !touched.is_empty() && set.key.policies.iter().any(|rank| touched.contains(rank));
+                if is_touched || assigned.contains(number) || compiled.is_renamed(identities) {
+                    due.push((*number, *direction));
                 } else {
                     compiled.update(changed, identities, selections);
+                    current.insert((*number, *direction));
                 }
             }
-            self.shed(identities);
+        }
+        self.shed(&current, identities);
+        let mut compiles = !due.is_empty();
+        let mut compile = |sets: &mut Sets, (number, direction): Side, current: &mut BTreeSet<Side>| {
+            let set = sets.all.get_mut(&number).expect("none goes in between");
+            let subject = Subject { policies: &set.key.policies, workload: &set.key.workload };
+            let compiled = match direction {
+                Direction::Ingress => &mut set.ingress,
+                Direction::Egress => &mut set.egress,
+            };
+            compiled.compile(&subject, direction, &mut Sources { program, rules, identities, selections });
+            current.insert((number, direction));
+            sets.shed(current, identities);
+        };
+        for side in due {
+            compile(self, side, &mut current);
+        }
+        // What there is room for again.
+        for side in current.clone() {
+            let room = ROWS.saturating_sub(self.count(&current));
+            if self.compiled(side).may_fit(room, identities) {
+                compile(self, side, &mut current);
+                compiles = true;
+            }
         }
         for (number, set) in &self.all {
             let rows = (set.ingress.rows(), set.egress.rows());
@@ -150,17 +171,29 @@ impl Sets {
         self.count_rows(&all_before)
     }
 
-    /// How large all rows are.
-    fn count(&self) -> usize {
-        self.all.values().flat_map(|set| [&set.ingress, &set.egress]).map(|compiled| compiled.rows().size()).sum()
+    fn compiled(&self, (number, direction): Side) -> &Compiled {
+        match direction {
+            Direction::Ingress => &self.all[&number].ingress,
+            Direction::Egress => &self.all[&number].egress,
+        }
     }
 
-    /// While there are more than a node may have, those who have most do without: who needs few never pays for others.
-    fn shed(&mut self, identities: &Identities) {
-        let mut count = self.count();
+    /// How large the rows of these are.
+    fn count(&self, of: &BTreeSet<Side>) -> usize {
+        of.iter().map(|side| self.compiled(*side).rows().size()).sum()
+    }
+
+    /// While these have more than a node may have, those who have most do without: who needs few never pays for others.
+    fn shed(&mut self, of: &BTreeSet<Side>, identities: &Identities) {
+        let mut count = self.count(of);
         while count > ROWS {
-            let all = self.all.values_mut().flat_map(|set| [&mut set.ingress, &mut set.egress]);
-            let Some(largest) = all.max_by_key(|compiled| compiled.rows().size()) else { return };
+            let size = |side: &&Side| self.compiled(**side).rows().size();
+            let Some((number, direction)) = of.iter().max_by_key(size).copied() else { return };
+            let set = self.all.get_mut(&number).expect("none goes in between");
+            let largest = match direction {
+                Direction::Ingress => &mut set.ingress,
+                Direction::Egress => &mut set.egress,
+            };
             let rows = largest.rows().size();
             largest.give_up(rows, identities);
             count = count - rows + largest.rows().size();
