@@ -83,7 +83,7 @@ fn a_podcidr_around_blocks_of_others_takes_none_of_them() {
     let back = Says { name: "back", underlay: &["192.0.2.5"], blocks: &["10.2.0.0/16"], accepts: &[VXLAN4] };
     let liar = Says { blocks: &["10.2.9.1/32"], ..TAKER };
     let mut fixture = cluster(vxlan(), ME, &[OWNER, liar, back], false);
-    fixture.world.blocks.remove(&"10.2.0.0/16".parse().unwrap());
+    fixture.world.blocks.remove(&"10.2.0.0/16".parse::<ipnet::IpNet>().unwrap());
     fixture.world.nodes.insert(back.name.into(), Arc::new(node(&back)));
     assert_eq!(
         (blocks(&fixture, OWNER), blocks(&fixture, back)),
