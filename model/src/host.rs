@@ -163,9 +163,15 @@ impl Host {
     fn misses(&self, part: &Part) -> bool {
         let up = |name: &str| self.links.iter().find(|link| *link.name == *name && link.up);
         match part {
-            Part::Address { link, net, .. } => {
-                let family = Family::of_net(net);
-                up(link).is_some_and(|link| !link.addresses.iter().any(|other| Family::of_net(other) == family))
+            Part::Address { link, net, passing } => {
+                // An address that moves from node to node, or changes by itself, is no successor of one that stays.
+                let stays = |net: &IpNet, passing: bool| net.prefix_len() < net.max_prefix_len() && !passing;
+                let stayed = stays(net, *passing);
+                let succeeds = |link: &HostLink, other: &IpNet| {
+                    let is_as_good = !stayed || stays(other, self.is_passing(&link.name, other.addr()));
+                    Family::of_net(other) == Family::of_net(net) && is_as_good
+                };
+                up(link).is_some_and(|link| !link.addresses.iter().any(|other| succeeds(link, other)))
             }
             Part::DefaultRoute(route) => {
                 up(&route.link).is_some() && !self.default_routes.iter().any(|other| other.v6 == route.v6)
@@ -217,6 +223,16 @@ mod tests {
         let mut two = host(true, &["192.0.2.1/24", "192.0.2.2/24"], &[]);
         two.passing.insert(("eth0".into(), "192.0.2.1".parse().unwrap()));
         check(&two, &host(true, &[], &[]), Some(&two));
+    }
+
+    #[test]
+    fn what_goes_from_node_to_node_is_no_successor_of_what_stays() {
+        let vip = host(true, &["192.0.2.2/32", "192.0.2.11/24"], &[]);
+        check(&vip, &host(true, &["192.0.2.2/32"], &[]), Some(&vip));
+        check(&vip, &host(true, &["192.0.2.2/32", "192.0.2.12/24"], &[]), None);
+        check(&vip, &host(true, &["192.0.2.11/24"], &[]), None);
+        let single = host(true, &["192.0.2.2/32"], &[]);
+        check(&single, &host(true, &["192.0.2.3/32"], &[]), None);
     }
 
     #[test]

@@ -85,11 +85,9 @@ impl Dirty {
     pub(super) fn failed(&mut self, scope: &Scope, why: String, took: Duration, now: Instant) -> bool {
         let before = self.failed.get(scope);
         let news = before.is_none_or(|before| before.why != why);
-        let wait = match before {
-            Some(before) if is_apart(scope) => before.wait * 2,
-            _ => AGAIN,
-        };
-        let wait = wait.max(took * (REST - 1)).min(LONGEST);
+        let longer = before.map_or(AGAIN, |before| before.wait * 2).max(took * (REST - 1)).min(LONGEST);
+        // All else waits for what does not stand apart: a table that somebody changed meanwhile is read again at once.
+        let wait = if is_apart(scope) { longer } else { AGAIN };
         self.failed.insert(scope.clone(), Failed { why, wait, again: now + wait });
         news
     }
@@ -196,6 +194,7 @@ mod tests {
         let cases = [
             (Scope::Routes(Family::V4), 0, &[100, 100, 100][..]),
             (link("ttx0"), 0, &[100, 100]),
+            (Scope::Nft, 3_000, &[100, 100]),
             (link("ttxs0"), 0, &[100, 200]),
             (Scope::Encryption, 0, &[100, 200, 400, 800, 1_600, 3_200, 6_400, 12_800, 25_600, 51_200, 60_000, 60_000]),
             (Scope::Engines, 5_000, &[20_000, 40_000, 60_000, 60_000]),

@@ -8,7 +8,7 @@ use std::cell::Cell;
 pub const ROWS: usize = if cfg!(test) { 5_000 } else { 500_000 };
 /// Steps of some ten nanoseconds that the rows of one set may take in one direction: far more than as many rows as a node
 /// holds take, however they come about.
-const STEPS: usize = 400 * ROWS;
+const STEPS: usize = 120 * ROWS;
 
 /// Steps that are left.
 pub(super) struct Budget(Cell<usize>);
