@@ -64,7 +64,7 @@ pub(crate) struct Census {
     pub(crate) joining: BTreeSet<Arc<str>>,
     claims: BTreeSet<Claimant>,
     /// How many claimed ranges there are of each family, `true` for IPv6, and prefix length.
-    lengths: BTreeMap<(bool, u8), usize>,
+    lengths: Counts<(bool, u8)>,
     /// Addresses of nodes themselves, of all of them, by the word of the cluster and by their own.
     node_addresses: BTreeSet<(IpAddr, Arc<str>)>,
     /// Last signs of life of live peers. Not when their leases run out: that changes for all of them with each list.
@@ -73,9 +73,9 @@ pub(crate) struct Census {
     seen: Seen,
 }
 
-/// How many members stand behind each instance.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Counts(BTreeMap<Instance, usize>);
+/// How many members stand behind each instance, or whatever else is counted.
+#[derive(Clone, Debug)]
+pub(crate) struct Counts<K = Instance>(BTreeMap<K, usize>);
 
 #[derive(Default)]
 struct Seen {
@@ -208,7 +208,7 @@ impl Census {
     /// The claimed ranges that hold all of this one, it among them, each with whose it is.
     pub(crate) fn around(&self, range: IpNet) -> impl Iterator<Item = (IpNet, &Arc<str>)> {
         let is_v6 = matches!(range, IpNet::V6(_));
-        let lengths = self.lengths.range((is_v6, 0)..=(is_v6, range.prefix_len()));
+        let lengths = self.lengths.0.range((is_v6, 0)..=(is_v6, range.prefix_len()));
         lengths.filter_map(move |((_, length), _)| {
             let wider = IpNet::new(range.addr(), *length).expect("no longer than the range's").trunc();
             Some((wider, self.holder(Claim::Block(wider))?))
@@ -317,10 +317,8 @@ impl Census {
         }
         for claim in member.claims() {
             self.claims.insert(Claimant { claim, not_live: !member.live, name: name.clone() });
-            if let Claim::Block(range) = claim {
-                *self.lengths.entry((matches!(range, IpNet::V6(_)), range.prefix_len())).or_default() += 1;
-            }
         }
+        self.lengths.add(member.lengths());
         self.peers.insert(name.clone(), Box::new(member));
     }
 
@@ -338,15 +336,8 @@ impl Census {
         for claim in member.claims() {
             self.claims.remove(&Claimant { claim, not_live: !member.live, name: name.clone() });
             changed.extend(self.concerned(claim).cloned());
-            if let Claim::Block(range) = claim {
-                let length = (matches!(range, IpNet::V6(_)), range.prefix_len());
-                let count = self.lengths.get_mut(&length).expect("counted in when the claim was");
-                *count -= 1;
-                if *count == 0 {
-                    self.lengths.remove(&length);
-                }
-            }
         }
+        self.lengths.sub(member.lengths());
     }
 }
 
@@ -414,6 +405,11 @@ impl Member {
         self.advert.blocks.iter().filter(|range| !self.unproven.contains(range))
     }
 
+    /// Family, `true` for IPv6, and prefix length of each of them.
+    fn lengths(&self) -> impl Iterator<Item = (bool, u8)> {
+        self.blocks().map(|range| (matches!(range, IpNet::V6(_)), range.prefix_len()))
+    }
+
     fn same_but_heartbeat(&self, after: &Member) -> bool {
         let Member { node, advert, live, alive: _, sends_changed, annotated, unclear, unproven } = self;
         advert.same_but_heartbeat(&after.advert)
@@ -434,23 +430,29 @@ impl Member {
 
 // === impl Counts ===
 
-impl Counts {
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &Instance> {
+impl<K> Default for Counts<K> {
+    fn default() -> Self {
+        Counts(BTreeMap::new())
+    }
+}
+
+impl<K: Ord> Counts<K> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &K> {
         self.0.keys()
     }
 
-    pub(crate) fn add(&mut self, instances: impl IntoIterator<Item = Instance>) {
-        for instance in instances {
-            *self.0.entry(instance).or_default() += 1;
+    pub(crate) fn add(&mut self, keys: impl IntoIterator<Item = K>) {
+        for key in keys {
+            *self.0.entry(key).or_default() += 1;
         }
     }
 
-    pub(crate) fn sub(&mut self, instances: impl IntoIterator<Item = Instance>) {
-        for instance in instances {
-            if let Some(count) = self.0.get_mut(&instance) {
+    pub(crate) fn sub(&mut self, keys: impl IntoIterator<Item = K>) {
+        for key in keys {
+            if let Some(count) = self.0.get_mut(&key) {
                 *count -= 1;
                 if *count == 0 {
-                    self.0.remove(&instance);
+                    self.0.remove(&key);
                 }
             }
         }

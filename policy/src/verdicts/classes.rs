@@ -256,7 +256,8 @@ impl Cuts {
     }
 }
 
-fn names_ports(wanted: &L4Match) -> bool {
+/// Whether it depends on how an end names its ports.
+pub(super) fn names_ports(wanted: &L4Match) -> bool {
     wanted.destination.all().any(|port| matches!(port, Port::Named(_)))
 }
 

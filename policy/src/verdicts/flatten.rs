@@ -10,12 +10,12 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::ir::{Action, Entity, L4, L4Match, Mode, Nets, Port, SourcePorts};
+use crate::ir::{Action, Entity, L4, L4Match, Mode, Nets, SourcePorts};
 use crate::traits::{Holds, Traits};
 use crate::walk;
 
 use super::budget::{Budget, Spent};
-use super::classes::{Class, Classes};
+use super::classes::{Class, Classes, names_ports};
 use super::merged::merged;
 use super::selections::SelectionId;
 use super::word::Word;
@@ -332,9 +332,8 @@ impl<'a> Written<'a> {
         if let Some(known) = self.packets.get(matches) {
             return Ok(known.clone());
         }
-        let by_name = |each: &L4Match| each.destination.all().any(|port| matches!(port, Port::Named(_)));
         let packets = match self.to {
-            None if matches.iter().any(by_name) => Packets::ByName(matches.into()),
+            None if matches.iter().any(names_ports) => Packets::ByName(matches.into()),
             to => {
                 let nobody = Traits::of(Entity::World);
                 Packets::Classes(hold_any(matches, self.classes, to.unwrap_or(&nobody), self.budget)?)
