@@ -9,8 +9,7 @@ use std::io::{self, ErrorKind};
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use nix::errno::Errno;
-use tartan_kernel::{Failure, Kernel, KernelError, Scope};
+use tartan_kernel::{Failure, Kernel, Scope};
 use tartan_netstate::{Change, Key, Object, Owner, State, Step, diff};
 
 use crate::sysctls_before;
@@ -37,7 +36,7 @@ pub fn uninstall(kernel: &mut dyn Kernel, state_dir: &Path) -> Result<Report> {
     let found = sysctls_before::load(state_dir)?;
     let restoration = give_back(&found);
     let mut failures = kernel.apply(&removal);
-    let (gone, refused): (Vec<_>, Vec<_>) = kernel.apply(&restoration).into_iter().partition(is_gone);
+    let (gone, refused): (Vec<_>, Vec<_>) = kernel.apply(&restoration).into_iter().partition(Failure::is_absence);
     failures.extend(refused);
     if failures.is_empty() {
         remove(state_dir).with_context(|| format!("removing {}", state_dir.display()))?;
@@ -47,10 +46,6 @@ pub fn uninstall(kernel: &mut dyn Kernel, state_dir: &Path) -> Result<Report> {
         restored: restoration.steps.len() - gone.len(),
         failures: failures.iter().map(|failure| format!("{}: {}", failure.key, failure.error)).collect(),
     })
-}
-
-fn is_gone(failure: &Failure) -> bool {
-    matches!(failure.error, KernelError::Refused { errno: Errno::ENOENT | Errno::ENODEV, .. })
 }
 
 /// A folder that is mounted stays, empty: as it does in a container.
@@ -73,6 +68,7 @@ fn give_back(found: &BTreeMap<Key, String>) -> Change {
 
 #[cfg(test)]
 mod tests {
+    use nix::errno::Errno;
     use tartan_kernel::fake::Fake;
     use tartan_netstate::LinkName;
 

@@ -122,6 +122,12 @@ impl Failure {
         Failure { key: step.key().clone(), owner: step.owner().clone(), error }
     }
 
+    /// Whether what the step was about, or hung on, is not there.
+    pub fn is_absence(&self) -> bool {
+        use nix::errno::Errno::{ENODEV, ENOENT};
+        matches!(self.error, KernelError::Refused { errno: ENOENT | ENODEV, .. })
+    }
+
     /// What World knows of it.
     pub fn told(&self) -> Failed {
         let why = match self.error {

@@ -550,7 +550,8 @@ impl Worker {
                 steps.retain(|step| !step.key().is_of_policy());
             }
             let change = Change { steps };
-            let failed = self.kernel.apply(&change);
+            let mut failed = self.kernel.apply(&change);
+            failed.retain(|failure| !self.has_gone_meanwhile(failure));
             take_applied(&mut self.mirror, &change.steps, &failed);
             let now = Instant::now();
             for step in &change.steps {
@@ -565,6 +566,13 @@ impl Worker {
             failures.extend(firsts.into_iter().map(|(owner, key)| Failure { key, owner, error: error.clone() }));
         }
         failures
+    }
+
+    /// Others' links come and go: what was wanted of one that is gone goes with the next look at the node.
+    fn has_gone_meanwhile(&mut self, failure: &Failure) -> bool {
+        let gone = matches!(failure.key, Key::UplinkSysctl { .. }) && failure.is_absence();
+        self.host_is_dirty |= gone;
+        gone
     }
 
     fn scope_of_failure(&self, key: &Key) -> Scope {
