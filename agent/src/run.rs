@@ -45,8 +45,9 @@ pub enum Input {
     Secret(secret::Found),
     /// Networks of others that the container runtime uses in place of ours.
     OthersFirst(Vec<PathBuf>),
-    /// Attachments whose DELs came while no agent ran. The answer: the journal has it that they are gone.
-    Noted(Vec<Arc<str>>, oneshot::Sender<()>),
+    /// Attachments whose DELs came while no agent ran, or of whose ADD nobody heard. The answer: the journal has it that they
+    /// are gone.
+    LetGo(Vec<Arc<str>>, oneshot::Sender<()>),
     /// A container runtime wants something; for ADD and CHECK with the pod's namespace.
     Cni(Box<CniRequest>, Option<OwnedFd>, CniReply),
     /// A user, or a scrape, wants to see how things stand.
@@ -82,8 +83,8 @@ pub struct Agent {
     planners: Planners,
     waiting: Waiting,
     leftovers: Leftovers,
-    /// Who has noted DELs, and waits until the journal has them.
-    noted: Vec<oneshot::Sender<()>>,
+    /// Who waits until the journal has all that was let go of.
+    let_go: Vec<oneshot::Sender<()>>,
     plan: Plan,
     /// Of the last state that the kernel thread was given.
     generation: u64,
@@ -117,7 +118,7 @@ impl Agent {
             planners: Planners::default(),
             waiting: Waiting::default(),
             leftovers: Leftovers::default(),
-            noted: Vec::new(),
+            let_go: Vec::new(),
             plan: Plan::default(),
             generation: 0,
             given: State::new(),
@@ -158,9 +159,9 @@ impl Agent {
                     Input::SubnetEnv(reply) => {
                         drop(reply.send(former_network::subnet_env(&self.world, self.planners.fabric().pod_mtu)));
                     }
-                    Input::Noted(ids, written) => {
+                    Input::LetGo(ids, written) => {
                         ids.iter().for_each(|id| self.let_go(id, now));
-                        self.noted.push(written);
+                        self.let_go.push(written);
                     }
                     Input::Cni(request, netns, reply) => self.cni(*request, netns, reply, now),
                     Input::Look(reply) => {
@@ -364,7 +365,7 @@ impl Agent {
         self.journal.catch_up(now);
         self.counters.owed = self.journal.owes();
         if self.counters.owed == 0 {
-            for written in self.noted.drain(..) {
+            for written in self.let_go.drain(..) {
                 let _ended = written.send(());
             }
         }

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tartan_api::cni::{CniError, CniRequest, Command, code};
 use tartan_api::socket::{FrameError, Reply, Request, body_length, decode, encode};
-use tartan_model::{Config, FabricMode};
+use tartan_model::{Attachment, Config, FabricMode};
 use tartan_store::Store;
 use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::{UnixListener, UnixStream};
@@ -122,7 +122,7 @@ impl Asking {
             return self.reply(&mut stream, Reply::Error(error)).await.unwrap_or_else(unheard);
         }
         let (command, since) = (request.command, Instant::now());
-        let undo = (request.command == Command::Add).then(|| CniRequest { command: Command::Del, ..request.clone() });
+        let undo = (command == Command::Add).then(|| Attachment::id_of(&request.container, &request.ifname));
         let (back, mut answer) = CniReply::channel();
         if self.inbox.send(Input::Cni(Box::new(request), netns, back)).await.is_err() {
             return self.reply(&mut stream, Reply::Error(ending())).await.unwrap_or_else(unheard);
@@ -152,7 +152,7 @@ impl Asking {
         };
         // The loop has ended where nobody takes these: the next agent finds the attachment in its journal.
         if let Some(undo) = undo.filter(|_| unheard_success) {
-            let _ended = self.inbox.send(Input::Cni(Box::new(undo), None, CniReply::channel().0)).await;
+            let _ended = self.inbox.send(Input::LetGo(vec![undo], oneshot::channel().0)).await;
         }
         let _ended = self.inbox.send(Input::Heard(command, outcome, since.elapsed())).await;
     }

@@ -30,7 +30,7 @@ pub(crate) async fn hand_on(directory: &Path, inbox: &mpsc::Sender<Input>) -> im
     if !notes.is_empty() {
         let ids = notes.iter().map(|(id, _)| id.clone()).collect();
         // If the loop has ended, nobody answers either.
-        let _ended = inbox.send(Input::Noted(ids, written)).await;
+        let _ended = inbox.send(Input::LetGo(ids, written)).await;
     }
     async move {
         // Without an answer the next start does it again.

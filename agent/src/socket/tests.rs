@@ -216,15 +216,15 @@ async fn a_success_that_nobody_heard_is_undone() {
     // Both before the socket's task runs again: the answer is on its way and the caller is gone.
     drop(stream);
     reply.answer(json!({}));
-    let (undo, _, _) = served.cni().await;
-    assert_eq!((undo.command, &*undo.container, &*undo.ifname), (Command::Del, "a", "eth0"));
+    let Some(Input::LetGo(undone, _)) = served.inputs.recv().await else { panic!("the undo is due") };
+    assert_eq!(undone, [Attachment::id_of("a", "eth0")]);
 }
 
 #[tokio::test]
 async fn dels_noted_without_an_agent_come_before_any_caller_and_hold_up_none() {
     let mut served = Served::with_notes(&["b@eth0", "a@net@1", "no note", "c@eth0"]);
     let mut stream = served.connect().await;
-    let Some(Input::Noted(ids, written)) = served.inputs.recv().await else { panic!("the notes are due") };
+    let Some(Input::LetGo(ids, written)) = served.inputs.recv().await else { panic!("the notes are due") };
     assert_eq!(ids.iter().map(|id| &**id).collect::<Vec<_>>(), ["a/net@1", "b/eth0", "c/eth0"]);
     send(&stream, del("c"), None);
     let (request, _, reply) = timeout(Duration::from_secs(5), served.cni()).await.expect("notes hold up a caller");
@@ -245,7 +245,7 @@ async fn dels_noted_without_an_agent_come_before_any_caller_and_hold_up_none() {
 #[tokio::test]
 async fn notes_stay_where_the_agent_ends_before_the_journal_has_them() {
     let mut served = Served::with_notes(&["a@eth0"]);
-    let Some(Input::Noted(_, written)) = served.inputs.recv().await else { panic!("the notes are due") };
+    let Some(Input::LetGo(_, written)) = served.inputs.recv().await else { panic!("the notes are due") };
     drop(written);
     let stream = served.connect().await;
     send(&stream, del("c"), None);

@@ -294,7 +294,7 @@ impl Running {
     pub(crate) async fn noted(&self, containers: &[&str]) -> oneshot::Receiver<()> {
         let ids = containers.iter().map(|container| tartan_model::Attachment::id_of(container, "eth0")).collect();
         let (written, answer) = oneshot::channel();
-        assert!(self.inbox.send(Input::Noted(ids, written)).await.is_ok(), "the agent has ended");
+        assert!(self.inbox.send(Input::LetGo(ids, written)).await.is_ok(), "the agent has ended");
         answer
     }
 

@@ -56,8 +56,8 @@ struct Local {
 struct State {
     key: Key,
     pods: BTreeSet<Arc<str>>,
-    ingress: Compiled,
-    egress: Compiled,
+    /// In the order of [`Direction::ALL`].
+    compiled: [Compiled; 2],
 }
 
 #[derive(Default)]
@@ -122,7 +122,7 @@ impl Sets {
         // All that there was before has its size of now when what is new or other is measured.
         let (mut current, mut due) = (BTreeSet::new(), Vec::new());
         for (number, set) in &mut self.all {
-            for ((direction, touched), compiled) in speaking.iter().zip([&mut set.ingress, &mut set.egress]) {
+            for ((direction, touched), compiled) in speaking.iter().zip(&mut set.compiled) {
                 let is_touched = !touched.is_empty() && set.key.policies.iter().any(|rank| touched.contains(rank));
                 if is_touched || assigned.contains(number) || compiled.is_renamed(identities) {
                     due.push((*number, *direction));
@@ -134,48 +134,46 @@ impl Sets {
         }
         self.shed(&current, identities);
         let mut compiles = !due.is_empty();
-        let mut compile = |sets: &mut Sets, (number, direction): Side, current: &mut BTreeSet<Side>| {
-            let set = sets.all.get_mut(&number).expect("none goes in between");
-            let subject = Subject { policies: &set.key.policies, workload: &set.key.workload };
-            let compiled = match direction {
-                Direction::Ingress => &mut set.ingress,
-                Direction::Egress => &mut set.egress,
-            };
-            compiled.compile(&subject, direction, &mut Sources { program, rules, identities, selections });
-            current.insert((number, direction));
-            sets.shed(current, identities);
+        let mut compile = |sets: &mut Sets, (number, direction): Side| {
+            let State { key, compiled, .. } = sets.all.get_mut(&number).expect("none goes in between");
+            let subject = Subject { policies: &key.policies, workload: &key.workload };
+            let sources = &mut Sources { program, rules, identities, selections };
+            compiled[direction as usize].compile(&subject, direction, sources);
         };
         for side in due {
-            compile(self, side, &mut current);
+            compile(self, side);
+            current.insert(side);
+            self.shed(&current, identities);
         }
-        // What there is room for again.
-        for side in current.clone() {
+        // What there is room for again; what is in force does not give way to it.
+        for side in &current {
             let room = ROWS.saturating_sub(self.count(&current));
-            if self.compiled(side).may_fit(room, identities) {
-                compile(self, side, &mut current);
+            if self.compiled(*side).may_fit(room, identities) {
+                compile(self, *side);
                 compiles = true;
+                if self.count(&current) > ROWS {
+                    self.give_up(*side, identities);
+                }
             }
         }
         for (number, set) in &self.all {
-            let rows = (set.ingress.rows(), set.egress.rows());
-            if self.sets.get(number).is_none_or(|there| !same(&there.ingress, rows.0) || !same(&there.egress, rows.1)) {
-                let set = Set { ingress: rows.0.clone(), egress: rows.1.clone() };
+            let [ingress, egress] = set.compiled.each_ref().map(Compiled::rows);
+            if self.sets.get(number).is_none_or(|there| !same(&there.ingress, ingress) || !same(&there.egress, egress))
+            {
+                let set = Set { ingress: ingress.clone(), egress: egress.clone() };
                 self.sets.insert(*number, Arc::new(set));
             }
         }
         if compiles {
-            let each = |set: &'_ State| set.ingress.selections().chain(set.egress.selections()).collect::<Vec<_>>();
-            selections.retain(&self.all.values().flat_map(each).collect());
+            let compiled = self.all.values().flat_map(|set| &set.compiled);
+            selections.retain(&compiled.flat_map(Compiled::selections).collect());
         }
         self.seen = Seen { local: world.local.clone(), world: world.clone(), program: program.clone() };
         self.count_rows(&all_before)
     }
 
     fn compiled(&self, (number, direction): Side) -> &Compiled {
-        match direction {
-            Direction::Ingress => &self.all[&number].ingress,
-            Direction::Egress => &self.all[&number].egress,
-        }
+        &self.all[&number].compiled[direction as usize]
     }
 
     /// How large the rows of these are.
@@ -188,16 +186,18 @@ impl Sets {
         let mut count = self.count(of);
         while count > ROWS {
             let size = |side: &&Side| self.compiled(**side).rows().size();
-            let Some((number, direction)) = of.iter().max_by_key(size).copied() else { return };
-            let set = self.all.get_mut(&number).expect("none goes in between");
-            let largest = match direction {
-                Direction::Ingress => &mut set.ingress,
-                Direction::Egress => &mut set.egress,
-            };
-            let rows = largest.rows().size();
-            largest.give_up(rows, identities);
-            count = count - rows + largest.rows().size();
+            let Some(largest) = of.iter().max_by_key(size).copied() else { return };
+            let before = size(&&largest);
+            self.give_up(largest, identities);
+            count = count - before + self.compiled(largest).rows().size();
         }
+    }
+
+    fn give_up(&mut self, (number, direction): Side, identities: &Identities) {
+        let set = self.all.get_mut(&number).expect("none goes in between");
+        let compiled = &mut set.compiled[direction as usize];
+        let rows = compiled.rows().size();
+        compiled.give_up(rows, identities);
     }
 
     /// Identities that have rows and had none before, or the other way round.
@@ -340,8 +340,7 @@ impl Sets {
                 self.by_key.remove(&before);
             }
             None => {
-                let (ingress, egress) = (Compiled::default(), Compiled::default());
-                self.all.insert(number, State { key, pods: BTreeSet::new(), ingress, egress });
+                self.all.insert(number, State { key, pods: BTreeSet::new(), compiled: Default::default() });
             }
         }
     }

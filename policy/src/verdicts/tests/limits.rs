@@ -87,6 +87,31 @@ fn who_asks_for_more_than_a_node_holds_is_closed_until_it_fits_and_nobody_else()
     assert_eq!(verdicts(&world), [(open, String::new()), (open, by("q", "0"))]);
 }
 
+#[test]
+fn what_is_open_does_not_give_way_to_what_was_closed() {
+    let mut world = crowd(100);
+    let mut memo = Memo::default();
+    let mut sizes = |world: &World| {
+        let tables = &plan(&mut memo, world).tables;
+        ["a/p", "a/q"].map(|pod| (rows(tables, pod).size(), rows(tables, pod).too_many))
+    };
+    // Of 4,000 ends of one class, whoever there is.
+    let ports: Value = (0..2_000).map(|at| json!({ "port": 10_000 + 2 * at })).collect();
+    put(&mut world, "p", "x", &rule_by_rule(60));
+    put(&mut world, "q", "y", &json!([{ "ports": ports }]));
+    let [(_, p_is_closed), (q, q_is_closed)] = sizes(&world);
+    assert!(p_is_closed && !q_is_closed && (4_000..5_000).contains(&q), "{q}");
+    for at in 0..60 {
+        world.pods.remove(format!("b/{at}").as_str());
+    }
+    let after = sizes(&world);
+    assert_eq!(
+        after.map(|(_, closed)| closed),
+        [true, false],
+        "p would be smaller now than q, and there is no room: {after:?}"
+    );
+}
+
 /// Each would take minutes if all were compared with all.
 #[test]
 fn long_lists_are_planned_at_once() {
