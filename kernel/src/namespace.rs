@@ -18,6 +18,7 @@ use tartan_netstate::{Key, Link, LinkKind, LinkName, Netns, Object, Op, Route, S
 use crate::ipsec::Ipsec;
 use crate::netlink::{Netlink, Refusal, Request};
 use crate::netns::PodNetnses;
+use crate::under_way::wait_for_packets;
 use crate::wireguard::Wireguard;
 use crate::{Failure, KernelError, addr, link, neigh, qdisc, route, rule, sysctl};
 
@@ -119,12 +120,20 @@ impl Run<'_> {
                 at = self.ipsec(at);
                 continue;
             }
-            if let Err(error) = self.step(at, step.op()) {
-                self.fail(at, error);
+            if goes_another_way(step) {
+                at = self.reroute(at);
+                continue;
             }
+            self.take(at);
             at += 1;
         }
         self.flush();
+    }
+
+    fn take(&mut self, at: usize) {
+        if let Err(error) = self.step(at, self.steps[at].op()) {
+            self.fail(at, error);
+        }
     }
 
     fn step(&mut self, at: usize, op: Op<'_>) -> Result<(), KernelError> {
@@ -245,6 +254,38 @@ impl Run<'_> {
         self.send(first, groups.into_iter().map(link::bury));
         self.flush();
         end
+    }
+
+    /// Carries out a row of IPv4 routes that go another way, with an understudy behind each until no packet can be at the old
+    /// one any more; says where the row ends. The kernel marks the old route as dead after it has put the new one in its
+    /// place, and who has found it by then looks on behind it, not at the new one: without an understudy that packet is lost.
+    fn reroute(&mut self, first: usize) -> usize {
+        self.flush();
+        let end = first + self.steps[first..].iter().take_while(|step| goes_another_way(step)).count();
+        let (understudies, requests): (Vec<_>, Vec<_>) =
+            (first..end).filter_map(|at| self.understudy(self.steps[at].op())).unzip();
+        let results = self.inside.netlink.batch(&requests);
+        (first..end).for_each(|at| self.take(at));
+        self.flush();
+        // Where one was refused, there is a route already.
+        let made = understudies.into_iter().zip(results).filter(|(_, result)| result.is_ok());
+        let deletions: Vec<Request> = made.map(|(place, _)| route::delete(place)).collect();
+        if !deletions.is_empty() {
+            wait_for_packets();
+            // What is gone with its link is gone.
+            let _refused = self.inside.netlink.batch(&deletions);
+        }
+        end
+    }
+
+    /// The new route once more, behind itself.
+    fn understudy(&mut self, op: Op<'_>) -> Option<(route::Place, Request)> {
+        let Op::Replace { key: Key::Route { table, dst, metric, .. }, new: Object::Route(new), .. } = op else {
+            return None;
+        };
+        let place = route::Place { table: *table, dst: *dst, metric: metric.checked_add(1)? };
+        let oif = self.output(new).ok()?;
+        Some((place, route::create(place, new, oif)))
     }
 
     /// Carries out a row of steps about WireGuard at once; says where the row ends.
@@ -440,6 +481,11 @@ impl Run<'_> {
         }
         self.failures.push(Failure::of(step, error));
     }
+}
+
+/// Only IPv4's are lost sight of on the way.
+fn goes_another_way(step: &Step) -> bool {
+    matches!(step.op(), Op::Replace { key: Key::Route { dst: IpNet::V4(_), .. }, .. })
 }
 
 /// A step in words, for errors.
