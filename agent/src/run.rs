@@ -84,7 +84,7 @@ pub struct Agent {
     waiting: Waiting,
     leftovers: Leftovers,
     /// Who waits until the journal has all that was let go of.
-    let_go: Vec<oneshot::Sender<()>>,
+    until_written: Vec<oneshot::Sender<()>>,
     plan: Plan,
     /// Of the last state that the kernel thread was given.
     generation: u64,
@@ -118,7 +118,7 @@ impl Agent {
             planners: Planners::default(),
             waiting: Waiting::default(),
             leftovers: Leftovers::default(),
-            let_go: Vec::new(),
+            until_written: Vec::new(),
             plan: Plan::default(),
             generation: 0,
             given: State::new(),
@@ -161,7 +161,7 @@ impl Agent {
                     }
                     Input::LetGo(ids, written) => {
                         ids.iter().for_each(|id| self.let_go(id, now));
-                        self.let_go.push(written);
+                        self.until_written.push(written);
                     }
                     Input::Cni(request, netns, reply) => self.cni(*request, netns, reply, now),
                     Input::Look(reply) => {
@@ -365,7 +365,7 @@ impl Agent {
         self.journal.catch_up(now);
         self.counters.owed = self.journal.owes();
         if self.counters.owed == 0 {
-            for written in self.let_go.drain(..) {
+            for written in self.until_written.drain(..) {
                 let _ended = written.send(());
             }
         }

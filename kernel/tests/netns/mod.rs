@@ -75,6 +75,20 @@ impl Netns {
         output
     }
 
+    /// What `ip -o monitor OBJECT` tells while `work` is done, until a line of it matches `last`; `stir` makes it tell of something.
+    pub fn told(&self, object: &str, stir: &str, work: impl FnOnce(), last: &str) -> Vec<String> {
+        let file = self.sh("mktemp").trim().to_owned();
+        let monitor = self.sh(&format!("ip -o monitor {object} > {file} 2>/dev/null & echo $!")).trim().to_owned();
+        // It listens once it has told of something.
+        self.sh(&format!("until test -s {file}; do {stir}; done"));
+        work();
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while !self.try_sh(&format!("grep -q '{last}' {file}")).0 {
+            assert!(Instant::now() < deadline, "{last} is not told of: {}", self.sh(&format!("cat {file}")));
+        }
+        self.sh(&format!("kill {monitor}; cat {file}; rm {file}")).lines().map(str::to_owned).collect()
+    }
+
     /// What nft says of our table, but for whose it is: the program that has it, and that somebody has it.
     pub fn listing(&self) -> String {
         self.sh(r"nft -s list table inet tartan | sed -E '1s/ # progname .*//; /^\tflags (owner)?$/{N;d}'")

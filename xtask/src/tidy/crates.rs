@@ -29,7 +29,7 @@ pub(crate) const CRATES: &[Crate] = &[
     krate("fabric",   "planner",     8600, &["api", "model", "netstate"]),
     krate("policy",   "planner",     8600, &["api", "model"]),
     krate("datapath", "planner",     4000, &["model", "netstate", "policy"]),
-    krate("kernel",   "door",        17_850, &["model", "netstate"]),
+    krate("kernel",   "door",        17850, &["model", "netstate"]),
     krate("engine",   "door",        3800, &[]),
     krate("store",    "door",        7050, &["api", "model", "netstate"]),
     krate("agent",    "program",     11650, &["api", "model", "netstate", "ipam", "fabric", "policy", "datapath", "kernel", "engine", "store"]),
