@@ -149,6 +149,7 @@ fn attachment(number: u8) -> Attachment {
         mac: Mac([2, 0, 0, 0, 0, number]),
         ports: Vec::new(),
         limits: Default::default(),
+        network: None,
         answered: true,
     }
 }

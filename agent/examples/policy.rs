@@ -233,6 +233,7 @@ fn attachment(namespace: u32, netns: &File) -> Result<Attachment> {
         mac: Mac([2, 0, 0, 0, 1, u8::try_from(namespace)?]),
         ports: Vec::new(),
         limits: Default::default(),
+        network: None,
         answered: true,
     })
 }

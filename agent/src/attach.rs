@@ -15,6 +15,7 @@ use tartan_api::cni::{CniError, CniRequest, Command, code};
 use tartan_model::{Attachment, Failed, World};
 use tartan_netstate::{Key, LinkName, Owner, PodNetns};
 
+use crate::cni_files::NETWORK;
 use crate::journal::{JournalError, Record};
 use crate::plan::is_known;
 use crate::status::waiting_for;
@@ -106,6 +107,7 @@ fn add(
         addresses,
         ports: wanted.ports,
         limits: wanted.limits,
+        network: network(request),
         answered: false,
     })
 }
@@ -148,13 +150,23 @@ fn gc(world: &World, request: &CniRequest) -> Result<Vec<Arc<str>>, CniError> {
         return Err(CniError::new(code::BAD_NETCONF, "cni.dev/valid-attachments is missing", fix));
     };
     let valid: BTreeSet<Arc<str>> = valid.iter().map(|at| Attachment::id_of(&at.container_id, &at.ifname)).collect();
-    Ok(world.attachments.keys().filter(|id| !valid.contains(*id)).cloned().collect())
+    let network = network(request);
+    let of_network = world.attachments.values().filter(|at| at.network == network);
+    Ok(of_network.filter(|at| !valid.contains(&at.id)).map(|at| at.id.clone()).collect())
+}
+
+/// As [`Attachment::network`] has it. The spec: GC is of one network; others' attachments are none of its list.
+fn network(request: &CniRequest) -> Option<Arc<str>> {
+    let name = &*request.netconf.name;
+    (name != NETWORK).then(|| name.into())
 }
 
 /// Whether an ADD could work now, and the pod then. A failure of one peer's or one pod's objects is theirs alone: the
 /// node can take pods. A runtime takes a node whose STATUS fails out of service.
 fn status(world: &World, ipam: &mut tartan_ipam::Memo, request: &CniRequest, now: Instant) -> Result<(), CniError> {
-    if let (false, Some(why)) = (world.programmed.read, &world.programmed.unknown) {
+    // What is left out later on holds up nothing, and the first read all the same.
+    let unread = world.programmed.unknown.as_ref().or(world.programmed.left_out.as_ref());
+    if let (false, Some(why)) = (world.programmed.read, unread) {
         let msg = "what is in the kernel cannot be read, so nothing in it is kept as it should be";
         return Err(CniError::new(code::NOT_WORKING, msg, why.to_string()));
     }

@@ -26,6 +26,8 @@ use crate::run::Input;
 const PLUGIN: &str = "tartan-cni";
 /// Before what others usually call theirs.
 const CONFLIST: &str = "05-tartan.conflist";
+/// The network's name in it.
+pub(crate) const NETWORK: &str = "tartan";
 /// A runtime takes the newest of the list that it knows. Those of before there was a list, containerd 1.6 and 1.7 among them, know the
 /// first alone, and would have no pod with a result of the second.
 const OLDEST: &str = "1.0.0";
@@ -121,7 +123,7 @@ fn conflist(boot: &Boot) -> Value {
         "stateDir": boot.state_dir,
         "capabilities": {"portMappings": true, "ips": true, "mac": true, "bandwidth": true},
     });
-    json!({"cniVersion": OLDEST, "cniVersions": [OLDEST, NEWEST], "name": "tartan", "plugins": [plugin]})
+    json!({"cniVersion": OLDEST, "cniVersions": [OLDEST, NEWEST], "name": NETWORK, "plugins": [plugin]})
 }
 
 /// Our file with what others have put into it: istio-cni and the like add themselves to the one that the runtime reads. As

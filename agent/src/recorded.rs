@@ -118,6 +118,7 @@ mod tests {
             mac: Mac([2, 0, 0, 0, 0, 1]),
             ports: Vec::new(),
             limits: Default::default(),
+            network: None,
             answered: true,
         });
         world

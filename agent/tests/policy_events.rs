@@ -277,6 +277,7 @@ impl Agent {
                 mac: Mac([2, 0, 0, 0, 0, *at]),
                 ports: Vec::new(),
                 limits: Default::default(),
+                network: None,
                 answered: true,
             });
         }

@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value, json};
 
 /// A version of the spec.
@@ -99,8 +99,12 @@ pub struct NetConf {
     /// With a `type`: another plugin, which chooses addresses in Tartan's place.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ipam: Option<Value>,
-    /// For GC: all that is to stay.
-    #[serde(rename = "cni.dev/valid-attachments", skip_serializing_if = "Option::is_none")]
+    /// For GC: all that is to stay. libcni writes `null` for a list with nothing in it.
+    #[serde(
+        rename = "cni.dev/valid-attachments",
+        deserialize_with = "list_or_null",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub valid_attachments: Option<Vec<ValidAttachment>>,
 }
 
@@ -150,6 +154,10 @@ pub struct Bandwidth {
     pub egress_rate: u64,
     #[serde(alias = "EgressBurst")]
     pub egress_burst: u64,
+}
+
+fn list_or_null<'a, T: Deserialize<'a>, D: Deserializer<'a>>(from: D) -> Result<Option<Vec<T>>, D::Error> {
+    Option::deserialize(from).map(|list| Some(list.unwrap_or_default()))
 }
 
 /// An attachment that GC leaves alone.

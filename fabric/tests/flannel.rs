@@ -322,6 +322,7 @@ fn pod(id: &str, addresses: &[&str]) -> Attachment {
         mac: Mac([2; 6]),
         ports: Vec::new(),
         limits: None,
+        network: None,
         answered: true,
     }
 }

@@ -24,6 +24,8 @@ pub struct Attachment {
     pub ports: Vec<PortMapping>,
     /// Few pods have any.
     pub limits: Option<Box<Limits>>,
+    /// The CNI configuration's name that it was asked for by; none: the one that the agent itself writes.
+    pub network: Option<Arc<str>>,
     /// The runtime was told that it worked.
     pub answered: bool,
 }

@@ -173,6 +173,7 @@ fn an_attachment_is_what_was_asked_for() {
         mac: "02:00:5e:10:00:01".parse::<Mac>().unwrap(),
         ports: vec![port(Protocol::Tcp, None, 8080, 80), port(Protocol::Udp, Some("192.0.2.1"), 53, 5353)],
         limits: Default::default(),
+        network: None,
         answered: false,
     };
     assert_eq!(found, expected);

@@ -1,6 +1,7 @@
 //! The JSON in a record. Names and meanings here never change; what is new is a new format.
 //!
-//! Format 2 has pods with limits, and only a journal with such a pod has it: builds that know format 1 read all others.
+//! Format 2 has pods with limits, format 3 pods of another network than the agent's own configuration names. Only a journal with
+//! such a pod has it: builds that know less read all others.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -44,6 +45,8 @@ pub(super) struct Pod {
     ports: Vec<Port>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     limits: Option<PodLimits>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    network: Option<Arc<str>>,
     answered: bool,
 }
 
@@ -92,7 +95,11 @@ impl Body {
 
     /// The first format that has such a record.
     pub(super) fn format(&self) -> u32 {
-        if matches!(self, Body::Add(Pod { limits: Some(_), .. })) { 2 } else { 1 }
+        match self {
+            Body::Add(Pod { network: Some(_), .. }) => 3,
+            Body::Add(Pod { limits: Some(_), .. }) => 2,
+            _ => 1,
+        }
     }
 }
 
@@ -112,6 +119,7 @@ impl From<&Attachment> for Pod {
             mac,
             ports,
             limits,
+            network,
             answered,
         } = attachment.clone();
         Pod {
@@ -124,6 +132,7 @@ impl From<&Attachment> for Pod {
             mac: mac.0,
             ports: ports.into_iter().map(Port::from).collect(),
             limits: limits.map(|limits| PodLimits::from(*limits)),
+            network,
             answered,
         }
     }
@@ -131,7 +140,8 @@ impl From<&Attachment> for Pod {
 
 impl From<Pod> for Attachment {
     fn from(pod: Pod) -> Attachment {
-        let Pod { container, ifname, netns, pod_namespace, pod_name, addresses, mac, ports, limits, answered } = pod;
+        let Pod { container, ifname, netns, pod_namespace, pod_name, addresses, mac, ports, limits, network, answered } =
+            pod;
         Attachment {
             id: Attachment::id_of(&container, &ifname),
             container,
@@ -143,6 +153,7 @@ impl From<Pod> for Attachment {
             mac: Mac(mac),
             ports: ports.into_iter().map(PortMapping::from).collect(),
             limits: limits.map(|limits| Limits::from(limits).into()),
+            network,
             answered,
         }
     }

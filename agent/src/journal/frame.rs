@@ -19,7 +19,7 @@ use super::JournalError;
 use super::body::Body;
 
 /// The formats this build reads. It writes the lowest that has what is to be written.
-pub(super) const FORMATS: RangeInclusive<u32> = 1..=2;
+pub(super) const FORMATS: RangeInclusive<u32> = 1..=3;
 
 const MAGIC: &str = "tartan-journal ";
 /// A boot id has 36 bytes; a first line much longer than ours is not ours.

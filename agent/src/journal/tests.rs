@@ -59,6 +59,7 @@ fn pod(n: u8) -> Attachment {
             })
             .collect(),
         limits: Default::default(),
+        network: None,
         answered: false,
     }
 }
@@ -159,7 +160,7 @@ fn what_cannot_be_opened_says_why_and_stays_as_it_is() {
     };
     let good = String::from_utf8(frame::encode_header(BOOT, 1)).unwrap();
     for (bytes, said) in [
-        (newer, "the journal has format 7, this build reads up to 2"),
+        (newer, "the journal has format 7, this build reads up to 3"),
         ("{\"format\": 1}\n".to_owned(), "not a journal of Tartan (it begins with other bytes)"),
         (format!("tartan-journal 1 {}", "x".repeat(300)), "not a journal of Tartan (its first line does not end)"),
         (good.replace("3c5c", "3c5d"), "not a journal of Tartan (its first line is damaged)"),
@@ -314,29 +315,33 @@ proptest! {
 }
 
 #[test]
-fn only_a_journal_with_a_limited_pod_has_the_format_that_older_builds_refuse() {
+fn only_a_journal_with_a_pod_that_needs_it_has_a_format_that_older_builds_refuse() {
     let dir = Dir::new();
     let limit = Some(Limit { rate_bits: 8000, burst_bits: 0 });
     let limited = Attachment { limits: Some(Limits { to_pod: limit, from_pod: None }.into()), ..pod(2) };
+    let of_another = Attachment { network: Some("storage".into()), ..pod(3) };
     let format = || {
         let bytes = fs::read(dir.journal()).unwrap();
         let frame::Header::Whole { format, .. } = frame::header(&bytes, &dir.journal()).unwrap() else { panic!() };
         format
     };
     let (mut journal, _) = Journal::open(&dir.journal(), BOOT).unwrap();
-    journal.append(Record::Add(pod(1))).unwrap();
-    assert_eq!(format(), 1);
-    journal.append(Record::Add(limited.clone())).unwrap();
-    assert_eq!(format(), 2);
+    for (pod, then) in [(pod(1), 1), (limited.clone(), 2), (of_another.clone(), 3)] {
+        journal.append(Record::Add(pod)).unwrap();
+        assert_eq!(format(), then);
+    }
     journal.append(Record::Answered { id: pod(1).id }).unwrap();
     let (mut journal, replayed) = Journal::open(&dir.journal(), BOOT).unwrap();
-    assert_eq!(replayed.attachments, [Attachment { answered: true, ..pod(1) }, limited.clone()]);
-    journal.append(Record::Del { id: limited.id.clone() }).unwrap();
-    // Until it is rewritten, which it is when mostly dead.
-    for _ in 0..2000 {
-        journal.append(Record::Answered { id: pod(1).id }).unwrap();
+    let answered = Attachment { answered: true, ..pod(1) };
+    assert_eq!(replayed.attachments, [answered.clone(), limited.clone(), of_another.clone()]);
+    for (pod, then) in [(of_another, 2), (limited, 1)] {
+        journal.append(Record::Del { id: pod.id }).unwrap();
+        // Until it is rewritten, which it is when mostly dead.
+        for _ in 0..2000 {
+            journal.append(Record::Answered { id: answered.id.clone() }).unwrap();
+        }
+        assert_eq!(format(), then);
     }
-    assert_eq!(format(), 1);
     let (_, replayed) = Journal::open(&dir.journal(), BOOT).unwrap();
-    assert_eq!(replayed.attachments, [Attachment { answered: true, ..pod(1) }]);
+    assert_eq!(replayed.attachments, [answered]);
 }

@@ -42,6 +42,7 @@ fn attachment(namespace: &str, name: &str) -> Attachment {
         mac: Mac([2, 0, 0, 0, 0, 1]),
         ports: Vec::new(),
         limits: Default::default(),
+        network: None,
         answered: false,
     }
 }

@@ -90,6 +90,7 @@ fn attachment(container: &str) -> Attachment {
         mac: Mac([2, 0, 0, 0, 0, 1]),
         ports: Vec::new(),
         limits: Default::default(),
+        network: None,
         answered: false,
     }
 }

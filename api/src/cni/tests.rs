@@ -147,6 +147,8 @@ fn a_configuration_may_hold_what_others_put_there() {
     assert_eq!(netconf.runtime_config.others.keys().collect::<Vec<_>>(), ["ipRanges"]);
     assert_eq!(netconf.runtime_config.bandwidth.map(|limits| limits.ingress_rate), Some(1));
     assert_eq!(netconf.valid_attachments.map(|all| all.len()), Some(1));
+    let none: NetConf = serde_json::from_value(json!({"cni.dev/valid-attachments": null})).unwrap();
+    assert_eq!(none.valid_attachments, Some(Vec::new()));
     let sent = serde_json::to_string(&serde_json::from_str::<NetConf>("{}").unwrap()).unwrap();
     assert_eq!(serde_json::from_str::<NetConf>(&sent).unwrap(), NetConf::default());
 }

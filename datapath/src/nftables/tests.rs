@@ -56,6 +56,7 @@ fn pod(n: u8, mappings: &[&str]) -> Attachment {
         mac: Mac([2, 0, 0, 0, 0, n]),
         ports: mappings.iter().copied().map(mapping).collect(),
         limits: Default::default(),
+        network: None,
         answered: true,
     }
 }

@@ -23,6 +23,7 @@ fn attachment(ifname: &str, number: u8) -> Attachment {
         ]),
         ports: Vec::new(),
         limits: Default::default(),
+        network: None,
         answered: true,
     }
 }

@@ -89,6 +89,7 @@ impl Setup {
             mac: Mac([2, 0, 0, 0, 0, 1]),
             ports: Vec::new(),
             limits: Default::default(),
+            network: None,
             answered: true,
         });
     }

@@ -482,6 +482,7 @@ fn pod(id: &str, addresses: PerFamily<IpAddr>) -> Attachment {
         mac: Mac([2, 0, 0, 0, 0, 1]),
         ports: Vec::new(),
         limits: Default::default(),
+        network: None,
         answered: true,
     }
 }

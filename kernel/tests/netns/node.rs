@@ -57,6 +57,7 @@ pub fn attachment(n: u8, ports: Vec<PortMapping>) -> Attachment {
         mac: Mac([2, 0, 0, 0, 0, n]),
         ports,
         limits: Default::default(),
+        network: None,
         answered: true,
     }
 }

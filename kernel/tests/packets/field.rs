@@ -220,6 +220,7 @@ impl Field {
             addresses: PerFamily::first_of(seat.addresses),
             ports: Vec::new(),
             limits: Default::default(),
+            network: None,
             answered: true,
         }
     }

@@ -208,6 +208,7 @@ fn world(state: &State, seats: &Seats, node: &str) -> World {
             mac: Mac([2; 6]),
             ports: Vec::new(),
             limits: Default::default(),
+            network: None,
             answered: true,
         });
     }

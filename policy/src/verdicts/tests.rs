@@ -304,6 +304,7 @@ fn attach(world: &mut World, pod: &str, address: &str) {
         mac: tartan_netstate::Mac([2, 0, 0, 0, 0, 1]),
         ports: Vec::new(),
         limits: Default::default(),
+        network: None,
         answered: true,
     });
 }

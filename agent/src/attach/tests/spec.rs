@@ -1,6 +1,6 @@
 //! The rows of the CNI spec (1.1.0) that the agent answers for.
 
-use tartan_model::{Advert, Endpoint, Failed, Said, Why};
+use tartan_model::{Advert, Endpoint, Failed, Programmed, Said, Why};
 use tartan_netstate::{Key, Netns, Owner};
 
 use super::*;
@@ -72,6 +72,13 @@ fn gc_removes_all_but_the_valid() {
     check(&world, &gc(&json!([valid("bb", "eth0"), valid("unheard-of", "eth0")])), "detach a/eth0 ccc/eth0");
     check(&world, &gc(&json!([valid("a", "net1")])), "detach a/eth0 bb/eth0 ccc/eth0");
     check(&world, &gc(&json!([])), "detach a/eth0 bb/eth0 ccc/eth0");
+
+    // The list is of one network.
+    attached(&mut world, "dddd", &json!({"name": "storage"}));
+    check(&world, &gc(&json!([])), "detach a/eth0 bb/eth0 ccc/eth0");
+    let mut of_storage = gc(&json!([]));
+    of_storage.netconf.name = "storage".into();
+    check(&world, &of_storage, "detach dddd/eth0");
     check(&world, &request(Command::Gc, ""), "7 cni.dev/valid-attachments is missing");
 }
 
@@ -127,14 +134,19 @@ fn status_tells_what_is_wrong_with_all_pods_from_what_is_wrong_with_some() {
     by("ipip/ipv4", refused);
     by("vxlan/ipv4/vni1/port8472", "answer null");
     after(Owner::Pod("a/eth0".into()), "answer null");
-    let mut unread = World::default();
-    unread.programmed.unknown = Some("read links: EPERM".into());
     let cannot = "51 what is in the kernel cannot be read, so nothing in it is kept as it should be";
-    check(&unread, &status, cannot);
-    // A part of it: pods are taken on with what is known of the rest.
-    let mut world = whole(Instant::now());
-    world.programmed.unknown = Some("routes changed while it was read".into());
-    check(&world, &status, "answer null");
+    for set in [
+        |to: &mut Programmed| to.unknown = Some("read links: EPERM".into()),
+        |to: &mut Programmed| to.left_out = Some("the engine at /run/e.sock: EAGAIN".into()),
+    ] {
+        let mut unread = World::default();
+        set(&mut unread.programmed);
+        check(&unread, &status, cannot);
+        // A part of it: pods are taken on with what is known of the rest.
+        let mut world = whole(Instant::now());
+        set(&mut world.programmed);
+        check(&world, &status, "answer null");
+    }
 }
 
 #[test]

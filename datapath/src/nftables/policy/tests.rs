@@ -67,6 +67,7 @@ fn attachment(number: u8) -> Attachment {
         mac: Mac([2, 0, 0, 0, 0, number]),
         ports: Vec::new(),
         limits: Default::default(),
+        network: None,
         answered: true,
     }
 }
