@@ -4,6 +4,7 @@
 //! then rests for the cool-down. One live node, the same in all eyes, takes care of it; if two think they are the one,
 //! compare-and-set lets only one.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use ipnet::IpNet;
@@ -27,21 +28,20 @@ pub(crate) fn collect(world: &World, concerns: &Concerns, node: &Node, now: Inst
     if world.leases_rest {
         return collected;
     }
+    let mut all = None;
     for block in &concerns.orphans {
         if block.node == world.local && !usage::is_idle(world, &block.cidr, now) {
             continue;
         }
-        let rested = over_at(world, &block.node, &block.node_uid, &block.cidr);
-        let (carer, until) = carer(world, node, block, now);
-        let next = match rested {
-            Some(rested) if rested > now => Some(rested),
-            _ if carer.name == node.name => {
+        let rests = over_at(world, &block.node, &block.node_uid, &block.cidr).filter(|rested| *rested > now);
+        let next = rests.or_else(|| {
+            let until = carer(all.get_or_insert_with(|| carers(world, node, now)), block);
+            if until.is_none() {
                 collected.claims.extend(dissolve(world, block, now));
-                None
             }
             // Should it die before it does its work, another one's turn comes.
-            _ => until,
-        };
+            until
+        });
         collected.wake_at = collected.wake_at.into_iter().chain(next).min();
     }
     collected
@@ -56,14 +56,20 @@ pub(crate) fn over_at(world: &World, name: &str, uid: &str, range: &IpNet) -> Op
     has_it.then(|| world.lease_until(heard.at) + world.config.cooldown)
 }
 
-/// Who takes care of the block, and until when it counts as live; this node if no other does.
-fn carer<'a>(world: &'a World, local: &'a Node, block: &Block, now: Instant) -> (&'a Node, Option<Instant>) {
-    let others = world.nodes.values().filter_map(|node| {
-        let until = world.lease_until(world.adverts.get(&node.name)?.at);
-        (until > now && node.name != local.name).then_some((&**node, Some(until)))
-    });
-    let all = others.chain([(local, None)]);
-    all.min_by_key(|(node, _)| pools::place(node, block.cidr)).unwrap_or((local, None))
+/// Who can take care of a block, in the order of their names: until when each counts as live; none: this node.
+fn carers(world: &World, local: &Node, now: Instant) -> Vec<Option<Instant>> {
+    let until = |node: &Node| world.adverts.get(&node.name).map(|heard| world.lease_until(heard.at));
+    let carer = |node: &Arc<Node>| match node.name == local.name {
+        true => Some(None),
+        false => until(node).filter(|until| *until > now).map(Some),
+    };
+    world.nodes.values().filter_map(carer).collect()
+}
+
+/// Whose turn it is. Thousands may be gone at once, and all agents ask this of all their blocks.
+fn carer(carers: &[Option<Instant>], block: &Block) -> Option<Instant> {
+    let at = pools::hash(block.cidr) % (carers.len() as u64).max(1);
+    carers.get(at as usize).copied().flatten()
 }
 
 /// Frees the block, or makes the first who has a part of it the owner of the whole; neither while somebody who has a

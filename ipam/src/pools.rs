@@ -148,7 +148,12 @@ fn may_use_pod_cidr(world: &World, usable: &[&Arc<Pool>], node: &Node, cidr: &Ip
 
 /// Where a node begins to search: the same every time, another for every node.
 pub(crate) fn place(node: &Node, what: impl Hash) -> u64 {
+    hash((&*node.name, &*node.uid, what))
+}
+
+/// The same in all agents.
+pub(crate) fn hash(what: impl Hash) -> u64 {
     let mut hasher = SipHasher13::new();
-    (&*node.name, &*node.uid, what).hash(&mut hasher);
+    what.hash(&mut hasher);
     hasher.finish()
 }

@@ -56,13 +56,17 @@ pub(crate) fn of(world: &World, held: &Held, own: &PerFamily<IpAddr>, now: Insta
             taken.push(Span::one(*address));
         }
     }
-    let reserved = world.reservations.values().flat_map(|reservation| &reservation.cidrs);
-    let reserved = reserved.filter(|cidr| Family::of_net(cidr) == held.family());
-    let reserved = range::merged(reserved.filter_map(|cidr| whole.and(Span::of(cidr))).collect());
+    let reserved = range::merged(reserved(world, held).collect());
     usage.reserved = reserved.iter().map(|span| span.len()).fold(0, u128::saturating_add);
     taken.extend(reserved);
     usage.taken = range::merged(taken);
     usage
+}
+
+fn reserved<'a>(world: &'a World, held: &'a Held) -> impl Iterator<Item = Span> + 'a {
+    let all = world.reservations.values().flat_map(|reservation| &reservation.cidrs);
+    let of_family = all.filter(|cidr| Family::of_net(cidr) == held.family());
+    of_family.filter_map(|cidr| Span::of(&held.cidr).and(Span::of(cidr)))
 }
 
 /// Whether no pod of this node has, and none had within the cool-down, an address of the range.
@@ -98,7 +102,7 @@ pub(crate) fn broadcast(held: &Held) -> Option<Span> {
 }
 
 /// The node's own address in each family, which its packets to remote pods carry: the one it has told its peers as long
-/// as it can keep it, else its podCIDR's first, else the first in its blocks that no pod has.
+/// as it can keep it, though it be reserved since, else its podCIDR's first, else the first in its blocks that no pod has.
 pub(crate) fn fabric_addresses(world: &World, held: &[Held]) -> PerFamily<IpAddr> {
     let mut own = PerFamily::default();
     for family in Family::ALL {
@@ -107,14 +111,17 @@ pub(crate) fn fabric_addresses(world: &World, held: &[Held]) -> PerFamily<IpAddr
         let keep = told.filter(|told| ranges().any(|held| can_be_own(world, held, **told)));
         // Open ranges first: the others are on their way out.
         let ordered = || ranges().filter(|held| held.open).chain(ranges().filter(|held| !held.open));
-        let pod_cidr = ordered().filter(|held| held.source == Source::PodCidr).map(|held| held.cidr.network());
+        let is_clear =
+            |held: &&Held| not_newly_own(world, held).all(|span| span.and(Span::one(held.cidr.network())).is_none());
+        let pod_cidr = ordered().filter(|held| held.source == Source::PodCidr).find(is_clear);
+        let pod_cidr = pod_cidr.map(|held| held.cidr.network());
         let first = || {
             ordered().find_map(|held| {
-                let nothing_rests = Usage { taken: range::merged(not_own(world, held).collect()), ..Usage::default() };
+                let taken = range::merged(not_newly_own(world, held).collect());
+                let nothing_rests = Usage { taken, ..Usage::default() };
                 nothing_rests.first_free(held)
             })
         };
-        let pod_cidr = pod_cidr.into_iter().find(|first| ranges().any(|held| can_be_own(world, held, *first)));
         if let Some(address) = keep.copied().or(pod_cidr).or_else(first) {
             own.set(family, address);
         }
@@ -124,6 +131,11 @@ pub(crate) fn fabric_addresses(world: &World, held: &[Held]) -> PerFamily<IpAddr
 
 fn can_be_own(world: &World, held: &Held, address: IpAddr) -> bool {
     held.cidr.contains(&address) && not_own(world, held).all(|span| span.and(Span::one(address)).is_none())
+}
+
+/// What a new one must keep clear of.
+fn not_newly_own<'a>(world: &'a World, held: &'a Held) -> impl Iterator<Item = Span> + 'a {
+    not_own(world, held).chain(reserved(world, held))
 }
 
 /// What the node's own address must keep clear of: pods, and parts that are not the node's.

@@ -68,6 +68,7 @@ fn a_pod_cidr_is_a_block() {
     check(&setup, "a", "", "10.1.0.2 fd01::2");
     setup.detach("p1");
     check(&setup, "a", "", "10.1.0.2 fd01::2");
+    setup.put(advert("n1", "10.1.0.0/29 fd01::/64").own("10.1.0.0 fd01::"));
     setup.put(reservation("r", "10.1.0.2/31 fd01::/126"));
     check(&setup, "a", "", "10.1.0.4 fd01::4");
     for host in 4..7 {
@@ -347,15 +348,20 @@ fn the_nodes_own_address_stays_what_peers_were_told() {
     assert_eq!(blocks(&setup), "10.8.0.64/26; own 10.8.0.64");
     setup.put(block("10.8.0.0/26", "p", "n1"));
     assert_eq!(blocks(&setup), "10.8.0.0/26 10.8.0.64/26; own 10.8.0.0");
+    // A new one is none that is reserved.
+    setup.put(reservation("router", "10.8.0.0/30"));
+    assert_eq!(blocks(&setup), "10.8.0.0/26 10.8.0.64/26; own 10.8.0.4");
+    setup.put(reservation("router", "10.8.0.64/30"));
     setup.put(advert("n1", "10.8.0.64/26").own("10.8.0.64"));
     assert_eq!(blocks(&setup), "10.8.0.0/26 10.8.0.64/26; own 10.8.0.64");
+    setup.put(reservation("router", "10.8.0.128/30"));
     check(&setup, "a", "", "10.8.0.0");
     assert_eq!(claims(&setup), ["at 4: 10.8.0.0/26 of n1/uid-n1 [10.8.0.0/26 aside]"], "the other one is spare");
     setup.put(given(block("10.8.0.0/26", "p", "n1"), "10.8.0.0/26", Holder::Aside));
     check(&setup, "a", "", "10.8.0.65");
-    assert_eq!(claims(&setup), ["at 6: delete 10-8-0-0-26"]);
+    assert_eq!(claims(&setup), ["at 9: delete 10-8-0-0-26"]);
     setup.attach("late", "10.8.0.5");
-    assert_eq!(claims(&setup), ["at 6: 10.8.0.0/26 of n1/uid-n1 []"], "a pod had slipped in");
+    assert_eq!(claims(&setup), ["at 9: 10.8.0.0/26 of n1/uid-n1 []"], "a pod had slipped in");
 }
 
 #[test]

@@ -542,3 +542,19 @@ fn revisions_are_kept_of_what_this_node_may_write() {
         assert_eq!(world.revisions.contains_key(&id(kind, name)), kept, "{kind}/{name}");
     }
 }
+
+/// Who remembers a map looks again when it is another one.
+#[test]
+fn an_object_that_was_never_wrong_leaves_the_map_of_those_that_are_as_it_is() {
+    let mut world = World::new("n1".into(), Features::default());
+    let now = Instant::now();
+    for kind in [Kind::IpPool, Kind::Node] {
+        world.store(invalid(kind, "wrong"), now);
+    }
+    world.store(put(Kind::Node, "wrong", 1), now);
+    for event in [put(Kind::Node, "n2", 1), delete(Kind::Node, "n2")] {
+        let before = world.invalid.clone();
+        world.store(event, now);
+        assert!(before.ptr_eq(&world.invalid));
+    }
+}
