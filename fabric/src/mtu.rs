@@ -1,5 +1,7 @@
 //! MTU: one rule for devices, one for pods.
 
+use tartan_model::Family;
+
 use crate::{Instance, LocalNode};
 
 /// The smallest MTU we ever set: what IPv6 needs (RFC 8200 §5).
@@ -21,6 +23,14 @@ pub(crate) fn carried(node: &LocalNode, at: &Instance) -> Option<u32> {
     }
 }
 
+/// What a route of this family by the instance is to say, and to be held to. For each destination in IPv4 the kernel's ipip devices
+/// note what they pass, though it be what they pass anyway, and any change of any route has such notes renewed: a packet
+/// that has just found the one before is lost then.
+pub(crate) fn held(node: &LocalNode, at: &Instance, family: Family) -> Option<u32> {
+    let notes = family == Family::V4 && matches!(at, Instance::Ipip { .. });
+    if notes { carried(node, at) } else { None }
+}
+
 /// MTU of pods: what fits through every instance that is in use anywhere, so that it is lowered before the first
 /// packet takes the narrower way and raised after the last one did.
 pub(crate) fn pod_mtu<'a>(node: &LocalNode, in_use: impl IntoIterator<Item = &'a Instance>) -> u32 {
@@ -37,7 +47,6 @@ pub(crate) fn underlay_mtu(node: &LocalNode) -> u32 {
 mod tests {
     use super::*;
     use crate::Uplink;
-    use tartan_model::Family;
     use tartan_netstate::LinkName;
 
     fn check(v4: Option<u32>, v6: Option<u32>, in_use: &[Instance], want: u32) {

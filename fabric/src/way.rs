@@ -9,11 +9,11 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use tartan_model::{Condition, Endpoint, FabricMode, Family, Passing, World};
-use tartan_netstate::{Key, LinkName, Object, Route};
+use tartan_netstate::{Key, LinkName, Netns, Object, Route};
 
 use crate::census::Member;
 use crate::choose::{Choice, Common, Manner, choose, target};
-use crate::mtu::{MIN_MTU, carried};
+use crate::mtu::{MIN_MTU, carried, held};
 use crate::route::{carrier, route_at, route_by, route_to, standby_route};
 use crate::shortfall::{fallen_back, shortfall};
 use crate::{Instance, Peer, fabric_of, fallback};
@@ -94,7 +94,8 @@ fn carry(
 ) -> Vec<(Key, Object)> {
     let fabric = fabric_of(at);
     let Ok(hop) = fabric.hop(&common.node, at, to, family) else { return Vec::new() };
-    let route = Route { mtu, ..route_by(&hop, &common.node, family) };
+    let held = held(&common.node, at, family);
+    let route = Route { mtu: mtu.or(held), mtu_locked: held.is_some(), ..route_by(&hop, &common.node, family) };
     let routes = blocks.iter().map(|block| (key(block), Object::Route(route.clone().into())));
     fabric.reach(at, to, family, blocks).into_iter().chain(routes).collect()
 }
@@ -151,7 +152,7 @@ impl<'a> To<'a> {
     fn narrowed(&self, at: &Instance, blocks: &[&IpNet]) -> Option<u32> {
         let below = carried(&self.common.node, at).unwrap_or(MIN_MTU);
         let in_kernel = || {
-            let routes = self.routes_in_kernel(blocks).filter(|(by, _)| by == at);
+            let routes = self.routes_in_kernel(blocks).filter(|(by, route)| by == at && !self.says_its_devices(route));
             routes.filter_map(|(_, route)| route.mtu).filter(|mtu| (MIN_MTU..below).contains(mtu)).min()
         };
         match fallback::passing(self.world, self.name, *at) {
@@ -159,6 +160,13 @@ impl<'a> To<'a> {
             Some(Passing::Nothing | Passing::All) => None,
             None => in_kernel(),
         }
+    }
+
+    /// Whether the MTU of a route in the kernel is just that of its device.
+    fn says_its_devices(&self, route: &Route) -> bool {
+        let key = route.dev.clone().map(|link| Key::Link { ns: Netns::Host, link });
+        let entry = key.and_then(|key| self.world.programmed.mirror.get(&key));
+        matches!(entry.map(|entry| &entry.object), Some(Object::Link(link)) if Some(link.mtu) == route.mtu)
     }
 
     /// Whether what the kernel uses is kept though the peer does not accept it. One that says "I won't" has not heard yet that

@@ -20,6 +20,9 @@ use crate::family::{address_family, family, of_route, route_address};
 use crate::link::TUNNEL_TTL;
 use crate::netlink::Request;
 
+/// The MTU's in `RTAX_LOCK`: one for each metric, by its number.
+const MTU_BIT: u32 = 1 << 2;
+
 /// The key of a route within its namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Place {
@@ -124,7 +127,11 @@ fn message(place: Place, route: &Route, oif: Option<u32>) -> RouteMessage {
         message.attributes.push(RouteAttribute::EncapType(RouteLwEnCapType::Ip6));
         message.attributes.push(RouteAttribute::Encap(header.map(RouteLwTunnelEncap::Ip6).into()));
     }
-    message.attributes.extend(route.mtu.map(|mtu| RouteAttribute::Metrics(vec![RouteMetric::Mtu(mtu)])));
+    let locked = route.mtu_locked.then_some(RouteMetric::Lock(MTU_BIT));
+    let metrics: Vec<RouteMetric> = route.mtu.map(RouteMetric::Mtu).into_iter().chain(locked).collect();
+    if !metrics.is_empty() {
+        message.attributes.push(RouteAttribute::Metrics(metrics));
+    }
     message
 }
 
@@ -133,7 +140,7 @@ pub(crate) fn decode(message: &RouteMessage) -> Option<Found> {
     let header = &message.header;
     let family = family(header.address_family)?;
     let (mut dst, mut table, mut metric, mut oif) = (family.everything().addr(), u32::from(header.table), 0, None);
-    let (mut via, mut src, mut mtu, mut encap) = (None, None, None, None);
+    let (mut via, mut src, mut mtu, mut mtu_locked, mut encap) = (None, None, None, false, None);
     for attribute in &message.attributes {
         match attribute {
             RouteAttribute::Destination(found) => dst = of_route(found)?,
@@ -145,9 +152,13 @@ pub(crate) fn decode(message: &RouteMessage) -> Option<Found> {
             RouteAttribute::PrefSource(found) => src = of_route(found),
             RouteAttribute::Encap(headers) => encap = outer(headers),
             RouteAttribute::Metrics(metrics) => {
-                mtu = metrics
-                    .iter()
-                    .find_map(|metric| if let RouteMetric::Mtu(mtu) = metric { Some(*mtu) } else { None });
+                for metric in metrics {
+                    match metric {
+                        RouteMetric::Mtu(found) => mtu = Some(*found),
+                        RouteMetric::Lock(found) => mtu_locked = found & MTU_BIT != 0,
+                        _ => {}
+                    }
+                }
             }
             _ => {}
         }
@@ -171,6 +182,7 @@ pub(crate) fn decode(message: &RouteMessage) -> Option<Found> {
             onlink: header.flags.contains(RouteFlags::Onlink),
             scope: if link_scope { Scope::Link } else { Scope::Global },
             mtu,
+            mtu_locked,
             encap,
         },
     })

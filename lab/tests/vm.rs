@@ -29,7 +29,18 @@ fn check_ipip(name: &str, underlay: &str, mtu: u32) -> Result<()> {
         wait_until_holds(node, &before).with_context(|| damage)?;
     }
     lab.wait_for_matrix(PATIENCE)?.check()?;
-    check_headers(&lab, underlay)
+    check_headers(&lab, underlay)?;
+    check_no_notes(&lab)
+}
+
+/// The kernel notes the MTU of no destination behind the tunnel: with each change of a route it would throw away notes, and
+/// with them the packets that had just found them.
+fn check_no_notes(lab: &Lab) -> Result<()> {
+    for node in lab.nodes() {
+        let notes = sh(node, "ip route show cache")?;
+        ensure!(notes.trim().is_empty(), "{} has noted: {notes}", node.name());
+    }
+    Ok(())
 }
 
 /// One IP header in front of the other and nothing between: RFC 2003 (protocol 4), RFC 4213 (41), RFC 2473 without its option.

@@ -21,6 +21,8 @@ pub struct Route {
     pub scope: Scope,
     /// Largest packet this node sends or forwards there, in bytes (`RTAX_MTU`); none: what the link takes.
     pub mtu: Option<u32>,
+    /// The kernel notes no smaller one by itself (`RTAX_LOCK`); with `mtu`, of IPv4 alone.
+    pub mtu_locked: bool,
     /// Header that the device is to put in front.
     pub encap: Option<Encap>,
 }
@@ -79,6 +81,7 @@ impl Route {
     /// Refused with "host unreachable".
     pub fn unreachable() -> Route {
         let (via, dev, src, mtu, encap) = (None, None, None, None, None);
-        Route { kind: RouteKind::Unreachable, via, dev, src, onlink: false, scope: Scope::Global, mtu, encap }
+        let (onlink, mtu_locked) = (false, false);
+        Route { kind: RouteKind::Unreachable, via, dev, src, onlink, scope: Scope::Global, mtu, mtu_locked, encap }
     }
 }

@@ -52,3 +52,36 @@ fn who_sends_a_larger_packet_than_gets_to_a_peer_is_told_so_by_its_route() {
     // Another way is another matter.
     check(true, HOST_GW, Some(Passing::UpTo(1349)), None);
 }
+
+/// The kernel's ipip devices note the MTU of each destination in IPv4 unless its route is held to one.
+#[test]
+fn a_route_by_ipip_is_held_to_what_the_device_passes() {
+    for (underlay, at, carried) in [(Family::V4, IPIP4, 1480), (Family::V6, IPIP6, 1460)] {
+        let peer = Says { accepts: &[IPIP4, IPIP6], ..DUAL };
+        let ipip = Config { underlay: Some(underlay), ..config(FabricMode::Ipip, false) };
+        let mut fixture = Fixture::new(ipip, ME, &[peer]);
+        let mut check = |grown: u32, passing: Option<Passing>, held: u32, v6: Option<u32>| {
+            let mut host = (*fixture.world.host).clone();
+            host.links[0].mtu = 1500 + grown;
+            fixture.world.host = Arc::new(host);
+            fixture.world.passes =
+                Arc::new(passing.into_iter().map(|passing| (("dual".into(), at.into()), passing)).collect());
+            fixture.hear(&peer);
+            fixture.at_rest();
+            let out = fixture.plan();
+            assert_eq!(mtus(&out), [(Family::V4, Some(held)), (Family::V6, v6)], "{at} {grown} {passing:?}");
+            for (key, entry) in out.state.iter() {
+                if let (Key::Route { dst, .. }, Object::Route(route)) = (key, &entry.object) {
+                    assert_eq!(route.mtu_locked, dst.addr().is_ipv4() && route.mtu.is_some(), "{key}");
+                }
+            }
+        };
+        check(0, None, carried, None);
+        check(0, Some(Passing::UpTo(1349)), 1349, Some(1349));
+        check(0, None, 1349, Some(1349));
+        check(0, Some(Passing::All), carried, None);
+        // It is not taken for a hole that is known.
+        check(100, None, carried + 100, None);
+        check(0, None, carried, None);
+    }
+}

@@ -109,7 +109,8 @@ impl Maker<'_> {
             self.neigh(&inside, &eth, gateway, look % 3);
             self.route(&inside, gateway.into(), 1024, Route::on_link(eth.clone()));
             let mtu = choice.is_multiple_of(2).then_some(1300 + u32::from(choice));
-            self.route(&inside, everything(v6), 1024, Route { mtu, ..Route::via(gateway, eth.clone()) });
+            let mtu_locked = !v6 && choice % 8 == 2;
+            self.route(&inside, everything(v6), 1024, Route { mtu, mtu_locked, ..Route::via(gateway, eth.clone()) });
             if choice % 5 == 1 {
                 let src = Some(plus(gateway, choice % 3));
                 let rule = Rule { src, finds_src: false, iif: None, udp_sport: None, table: 1000 };
