@@ -48,12 +48,16 @@ fn vxlan_crosses_routers_and_direct_routing_stays_on_the_link() -> Result<()> {
 
 #[test]
 fn no_connection_is_kept_of_packets_between_nodes() -> Result<()> {
-    let lab = lab("untracked", "vxlan")?;
-    lab.matrix()?.check()?;
-    for node in lab.nodes() {
-        let kept = sh(node, "cat /proc/net/nf_conntrack")?;
-        ensure!(kept.contains("dport=80 "), "nothing of what pods say is there, so this proves nothing:\n{kept}");
-        ensure!(!kept.contains("dport=8472"), "{} keeps connections of outer packets:\n{kept}", node.name());
+    let mut lab = lab("untracked", "vxlan")?;
+    for (fabric, port) in [("vxlan", 8472), ("udp", 8285), ("wireguard", 51820)] {
+        lab.set_fabric(fabric)?;
+        wait_until_steady(&lab, fabric)?;
+        lab.matrix()?.check()?;
+        for node in lab.nodes() {
+            let kept = sh(node, "cat /proc/net/nf_conntrack")?;
+            ensure!(kept.contains("dport=80 "), "nothing of what pods say is there, so this proves nothing:\n{kept}");
+            ensure!(!kept.contains(&format!("dport={port} ")), "{} keeps those of {fabric}:\n{kept}", node.name());
+        }
     }
     Ok(())
 }
