@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use tartan_engine::client::Client;
@@ -32,9 +33,12 @@ pub(crate) struct WithEngines {
     /// Whether one does, once that is known: the kernel cannot.
     encrypts: Option<bool>,
     wake: Arc<Mutex<Option<Waker>>>,
-    /// The engine that is there has been offered this program.
-    offered: bool,
+    /// From when on the engine that is there is to be offered this program; none: it was. Another one may come at any time.
+    offer_at: Arc<Mutex<Option<Instant>>>,
 }
+
+/// Before who has refused is asked again: it may have been giving way to somebody else's.
+const OFFER_AGAIN: Duration = Duration::from_secs(60);
 
 /// Where the engine of the agent with this socket listens.
 pub(crate) fn socket_beside(agent: &Path) -> PathBuf {
@@ -44,7 +48,8 @@ pub(crate) fn socket_beside(agent: &Path) -> PathBuf {
 impl WithEngines {
     /// The kernel, and the engine that this one speaks to, which has key pairs from there.
     pub(crate) fn new(kernel: Box<dyn Kernel>, engine: Client, keys: Keys) -> WithEngines {
-        WithEngines { kernel, engine, keys, encrypts: None, wake: Arc::default(), offered: false }
+        let now = || Arc::new(Mutex::new(Some(Instant::now())));
+        WithEngines { kernel, engine, keys, encrypts: None, wake: Arc::default(), offer_at: now() }
     }
 
     fn encrypts(&mut self) -> bool {
@@ -57,11 +62,7 @@ impl WithEngines {
     }
 
     fn read_engine(&mut self) -> Result<State, KernelError> {
-        if !std::mem::replace(&mut self.offered, true)
-            && let Err(error) = self.engine.succeed()
-        {
-            warn!("the engine that runs is of another program, and goes on: {error}");
-        }
+        self.offer();
         let devices = self.devices()?;
         if !devices.is_empty() {
             self.watch();
@@ -70,6 +71,24 @@ impl WithEngines {
             self.close_encrypted(&devices);
         }
         Ok(in_clear(devices))
+    }
+
+    /// An engine of another program gives way to this one's: one from before this agent, or one that a holder from before has
+    /// started again.
+    fn offer(&self) {
+        let due = || *self.offer_at.lock().unwrap_or_else(PoisonError::into_inner);
+        if due().is_none_or(|at| at > Instant::now()) {
+            return;
+        }
+        let next = match self.engine.succeed() {
+            Ok(true) => None,
+            Ok(false) => return,
+            Err(error) => {
+                warn!("the engine that runs is of another program, and goes on: {error}");
+                Some(Instant::now() + OFFER_AGAIN)
+            }
+        };
+        *self.offer_at.lock().unwrap_or_else(PoisonError::into_inner) = next;
     }
 
     /// The kernel has learned WireGuard: what an engine did before, it does.
@@ -98,8 +117,9 @@ impl WithEngines {
     }
 
     fn watch(&self) {
-        let wake = self.wake.clone();
+        let (wake, offer_at) = (self.wake.clone(), self.offer_at.clone());
         self.engine.watch(move || {
+            *offer_at.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
             if let Some(wake) = &*wake.lock().unwrap_or_else(PoisonError::into_inner) {
                 wake(Wake::Changed(Scope::Engines));
                 wake(Wake::Changed(Scope::Encryption));
@@ -129,6 +149,7 @@ impl WithEngines {
             about.extend(of_it.iter().map(|_| step));
             told.extend(of_it);
         }
+        self.offer();
         match self.engine.apply(told, &keys, may_start) {
             Ok(failed) => {
                 self.watch();

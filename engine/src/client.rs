@@ -88,18 +88,18 @@ impl Client {
         }
     }
 
-    /// Has this process's program go on in place of the engine's, if that is another one.
+    /// Has this process's program go on in place of the engine's, if that is another one. Whether there is an engine.
     ///
     /// # Errors
     /// The one that runs goes on.
-    pub fn succeed(&self) -> Result<(), EngineError> {
-        let Some(mut stream) = self.connect()? else { return Ok(()) };
+    pub fn succeed(&self) -> Result<bool, EngineError> {
+        let Some(mut stream) = self.connect()? else { return Ok(false) };
         let (file, program) = own_program().map_err(|error| self.error(error))?;
         let question = Question { version: VERSION, ask: Ask::Succeed(program) };
         let said = wire::write(&mut stream, &question).and_then(|()| Ok(rights::send(&stream, &[0], Some(&file))?));
         said.map_err(|error| self.error(error))?;
         match self.answer(stream)? {
-            Answer::Done => Ok(()),
+            Answer::Done => Ok(true),
             other => Err(self.error(io::Error::other(format!("it says {other:?}")))),
         }
     }
@@ -202,6 +202,6 @@ mod tests {
         check(vec![open.clone()], true, Err("there is no device ttxnone"));
         check(vec![open], false, Err("engine.sock"));
         check(vec![Step::Close { link: link() }], false, Ok(()));
-        client.succeed().unwrap();
+        assert!(!client.succeed().unwrap());
     }
 }

@@ -181,8 +181,8 @@ fn talk(mut stream: UnixStream, engine: &Arc<Mutex<Engine>>) -> io::Result<()> {
             }
         };
         // Who has been answered may ask again at once, and is not to be taken by one that is on its way out.
-        let ends = (!matches!(answer, Answer::Holds(_))).then(|| lock(engine));
-        ends.iter().for_each(|engine| engine.end_if_due());
+        let mut ends = (!matches!(answer, Answer::Holds(_))).then(|| lock(engine));
+        ends.iter_mut().for_each(|engine| engine.end_if_due());
         wire::write(&mut stream, &answer)?;
     }
 }
@@ -455,8 +455,10 @@ impl Engine {
     }
 
     /// Once whoever has asked has the answer.
-    fn end_if_due(&self) {
+    fn end_if_due(&mut self) {
         if self.is_to_give_way() {
+            // What made it so may be the end of the last device that encrypts, with others at work.
+            self.stop();
             self.end();
         } else if self.carries_nothing() {
             let _gone = self.holder.end();

@@ -4,7 +4,9 @@ mod common;
 
 use std::fs;
 use std::net::{Ipv4Addr, UdpSocket};
-use std::process::Command;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::{Child, Command};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -136,19 +138,54 @@ fn an_engine_that_hangs_before_it_takes_over_costs_nothing_and_what_came_meanwhi
     lab.wait_for_matrix(PATIENCE)?.check()
 }
 
-/// As the DaemonSet tartan-holder runs it, on each node.
+/// As the DaemonSet tartan-holder runs it.
+fn hold(node: &Node, program: &Path) -> Result<Child> {
+    let socket = node.socket().with_extension("engine.sock");
+    let mut command = Command::new(program);
+    command.args(["hold", "--stay", "--socket"]).arg(&socket);
+    let holder = node.run(|| command.spawn())?.context("starting a holder")?;
+    wait_for(PATIENCE, "the holder to listen", || UnixStream::connect(&socket).is_ok())?;
+    Ok(holder)
+}
+
+/// Agents are upgraded, the DaemonSet of holders is not: whenever a holder starts an engine, the agent's program goes on.
+#[test]
+fn the_engine_is_the_agents_program_whatever_the_holder_is() -> Result<()> {
+    let mut lab = lab("udpolder", "vxlan")?;
+    let older = lab.another_program("tartan-older")?;
+    let program = fs::canonicalize(Binaries::beside_this_program()?.tartan)?;
+    let mut holders: Vec<Child> = lab.nodes().iter().map(|node| hold(node, &older)).collect::<Result<_>>()?;
+    lab.set_fabric("udp")?;
+    let runs_ours = |node: &Node| {
+        let runs = |engine| fs::read_link(format!("/proc/{engine}/exe")).is_ok_and(|runs| runs == program);
+        wait_for(PATIENCE, "an engine of the agent's program", || process(node, "tartan-engine").is_ok_and(runs))
+            .with_context(|| node.troubleshooting())
+    };
+    for (node, holder) in lab.nodes().iter().zip(&mut holders) {
+        runs_ours(node)?;
+        // The container's end is that of all in it.
+        let engine = process(node, "tartan-engine")?;
+        holder.kill()?;
+        holder.wait()?;
+        kill(Pid::from_raw(engine), Signal::SIGKILL)?;
+        *holder = hold(node, &older)?;
+        runs_ours(node)?;
+    }
+    wait_until_steady(&lab, "udp")?;
+    lab.wait_for_matrix(PATIENCE)?.check()?;
+    for mut holder in holders {
+        kill(Pid::from_raw(i32::try_from(holder.id())?), Signal::SIGTERM)?;
+        holder.wait()?;
+    }
+    Ok(())
+}
+
+/// On each node.
 #[test]
 fn a_holder_that_stays_is_used_and_outlives_what_it_holds() -> Result<()> {
     let mut lab = lab("udpstay", "vxlan")?;
     let program = Binaries::beside_this_program()?.tartan;
-    let mut holders = Vec::new();
-    for node in lab.nodes() {
-        let socket = node.socket().with_extension("engine.sock");
-        let mut command = Command::new(&program);
-        command.args(["hold", "--stay", "--socket"]).arg(&socket);
-        holders.push(node.run(|| command.spawn())?.context("starting a holder")?);
-        wait_for(PATIENCE, "the holder to listen", || socket.exists())?;
-    }
+    let holders: Vec<Child> = lab.nodes().iter().map(|node| hold(node, &program)).collect::<Result<_>>()?;
     for fabric in ["udp", "vxlan", "udp", "vxlan"] {
         lab.set_fabric(fabric)?;
         wait_until_steady(&lab, fabric)?;

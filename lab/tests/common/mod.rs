@@ -187,7 +187,21 @@ pub(crate) fn capture(
     mut act: impl FnMut(),
 ) -> Result<Vec<Vec<String>>> {
     let mut command = Command::new("tshark");
-    command.args(["-n", "-i", "n1", "-f", filter, "-c", "8", "-a", "duration:20", "-T", "fields", "-E", "separator=;"]);
+    command.args([
+        "-n",
+        "-i",
+        "n1",
+        "-f",
+        filter,
+        "-c",
+        "24",
+        "-a",
+        "duration:20",
+        "-T",
+        "fields",
+        "-E",
+        "separator=;",
+    ]);
     command.args(options).args(fields.iter().flat_map(|field| ["-e", field]));
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut tshark = lab.underlay().netns().run(|| command.spawn())?.context("starting tshark")?;

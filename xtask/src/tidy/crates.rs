@@ -35,7 +35,7 @@ pub(crate) const CRATES: &[Crate] = &[
     krate("agent",    "program",     11650, &["api", "model", "netstate", "ipam", "fabric", "policy", "datapath", "kernel", "engine", "store"]),
     krate("cli",      "program",     4100, &["api", "model", "policy", "kernel", "engine", "store", "agent", "lab"]),
     krate("cni",      "program",     1500, &["api"]),
-    krate("lab",      "development", 13800, &["api"]),
+    krate("lab",      "development", 13900, &["api"]),
     krate("fuzz",     "development", 600, &[]),
     krate("xtask",    "development", 4500, &[]),
 ];
