@@ -73,7 +73,11 @@ impl<'a> Delegate<'a> {
             return Err(CniError::new(code::INCOMPATIBLE_VERSION, msg, "write 0.3.0 or newer"));
         }
         let said = self.call(Command::Add)?;
-        serde_json::from_slice(&said).map_err(|error| self.failed(code::DECODE, format!("its result: {error}"), ""))
+        serde_json::from_slice(&said).map_err(|error| {
+            // It gave something all the same.
+            let _failed = self.call(Command::Del);
+            self.failed(code::DECODE, format!("its result: {error}"), "")
+        })
     }
 
     /// Runs it to its end; what it prints.

@@ -132,14 +132,15 @@ fn delete_later(
     id: &spool::Id,
     ask: impl FnOnce() -> Result<Reply, Failure>,
 ) -> Result<Reply, CniError> {
-    let note = spool::leave(state_dir, id).map_err(|error| not_noted(&state_dir.display().to_string(), &error))?;
+    let note = spool::leave(state_dir, id);
     // The agent listens first and reads the notes then: one that came up between sees the note or this request.
-    match ask() {
-        Err(_) => Ok(Reply::Result(Value::Null)),
-        Ok(reply) => {
-            note.take_back();
+    match (ask(), note) {
+        (Ok(reply), note) => {
+            note.into_iter().for_each(spool::Note::take_back);
             Ok(reply)
         }
+        (Err(_), Ok(_)) => Ok(Reply::Result(Value::Null)),
+        (Err(_), Err(error)) => Err(not_noted(&state_dir.display().to_string(), &error)),
     }
 }
 

@@ -250,6 +250,16 @@ fn a_del_that_cannot_be_noted_is_to_be_tried_again() {
     let msg = format!("the agent is down, and DEL cannot be noted in {}/pending-del: ", dir.0.display());
     assert_eq!((said.success, said.json()["code"].as_u64()), (false, Some(11)));
     assert!(said.json()["msg"].as_str().unwrap().starts_with(&msg), "{said:?}");
+    // Nothing has to be noted for an agent that comes up in between.
+    let agent = agent(&dir.socket(), 2, |stream, number| {
+        request(stream);
+        if number == 1 {
+            reply(stream, &json!({"result": null}));
+        }
+    });
+    let said = call(&environment("DEL", ""), &netconf(&dir, "1.1.0"));
+    assert!(said.success, "{said:?}");
+    agent.join().unwrap();
 }
 
 #[test]

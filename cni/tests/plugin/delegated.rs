@@ -13,6 +13,7 @@ const CHOOSER: &str = r#"#!/bin/sh
 read -r config
 echo "ipam $CNI_COMMAND" >> "$LOG"
 case "$CNI_COMMAND $config" in
+ADD*"no sense"*) echo '{"ips": '; exit 0;;
 *"nothing left"*) echo '{"code": 11, "msg": "no address left", "details": "wait"}'; exit 1;;
 ADD*) echo '{"cniVersion": "1.1.0", "ips": [{"address": "10.0.0.7/24", "gateway": "10.0.0.1"}], "dns": {}}';;
 esac
@@ -81,6 +82,7 @@ fn what_the_other_plugin_refuses_the_runtime_is_told() {
         (json!({"type": "nobody"}), "ipam.type nobody: there is no such plugin in CNI_PATH=", ""),
         (json!({"type": "../chooser"}), "ipam.type \"../chooser\" is no name of a plugin", ""),
         (json!({"type": "chooser", "note": "nothing left"}), "ipam.type chooser: no address left", "ipam ADD"),
+        (json!({"type": "chooser", "note": "no sense"}), "ipam.type chooser: its result: EOF", "ipam ADD, ipam DEL"),
     ] {
         let (asked, said) = asked("ADD", &ipam, None);
         assert_eq!((&*asked, said.success), (log, false), "{said:?}");
