@@ -12,7 +12,7 @@ use std::sync::Arc;
 use imbl::OrdMap;
 use ipnet::IpNet;
 use tartan_fabric::PeerState;
-use tartan_model::{Block, Family, Holder, Node, Pool, World};
+use tartan_model::{Block, Family, Node, Pool, World};
 
 /// Found again when a Node, a pool or a block differs.
 #[derive(Default)]
@@ -79,10 +79,7 @@ impl ClusterRanges {
 
 /// Whose a block is, and whose its parts are.
 fn claims(block: &Block) -> impl Iterator<Item = (&str, IpNet)> {
-    let parts = block.parts.iter().filter_map(|part| match &part.holder {
-        Holder::Node { name, .. } | Holder::Leaving { name, .. } => Some((&**name, part.cidr)),
-        Holder::Aside | Holder::Offered => None,
-    });
+    let parts = block.parts.iter().filter_map(|part| Some((&**part.holder.name()?, part.cidr)));
     [(&*block.node, block.cidr)].into_iter().chain(parts)
 }
 
@@ -96,7 +93,7 @@ fn is_inside(ranges: &[IpNet], range: &IpNet) -> bool {
 mod tests {
     use std::time::Instant;
 
-    use tartan_model::{Advert, Features, Heard, PerFamily, Selector};
+    use tartan_model::{Advert, Features, Heard, Holder, PerFamily, Selector};
 
     use super::*;
 

@@ -221,10 +221,7 @@ impl<'a> Look<'a> {
         let host = Family::host_net(address);
         let other = pools::blocks_over(&self.world.blocks, &host).find_map(|block| {
             let part = block.parts.iter().find(|part| part.cidr.contains(&address));
-            let node = match part.map(|part| &part.holder) {
-                Some(tartan_model::Holder::Node { name, .. } | tartan_model::Holder::Leaving { name, .. }) => name,
-                _ => &block.node,
-            };
+            let node = part.and_then(|part| part.holder.name()).unwrap_or(&block.node);
             (*node != self.world.local).then(|| (node.clone(), part.map_or(block.cidr, |part| part.cidr)))
         });
         let pod_cidr = || {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use ipnet::IpNet;
-use tartan_model::{Block, Holder, Node, Part, World};
+use tartan_model::{Block, Node, Part, World};
 
 use crate::blocks::Claim;
 use crate::held::{self, Concerns};
@@ -75,9 +75,9 @@ fn carer(carers: &[Option<Instant>], block: &Block) -> Option<Instant> {
 /// Frees the block, or makes the first who has a part of it the owner of the whole; neither while somebody who has a
 /// part may only seem to be gone.
 pub(crate) fn dissolve(world: &World, block: &Block, now: Instant) -> Option<Claim> {
-    let holders = block.parts.iter().filter_map(|part| match &part.holder {
-        Holder::Aside | Holder::Offered => None,
-        Holder::Node { name, uid } | Holder::Leaving { name, uid } => Some((name, uid, &part.cidr)),
+    let holders = block.parts.iter().filter_map(|part| {
+        let (name, uid) = part.holder.node()?;
+        Some((name, uid, &part.cidr))
     });
     let (there, gone): (Vec<_>, Vec<_>) = holders.partition(|(name, uid, _)| held::is_there(world, name, uid));
     let Some((node, node_uid)) = there.first().map(|(name, uid, _)| ((*name).clone(), (*uid).clone())) else {
@@ -85,10 +85,7 @@ pub(crate) fn dissolve(world: &World, block: &Block, now: Instant) -> Option<Cla
         let all_over = lives.all(|over_at| over_at.is_none_or(|over_at| over_at <= now));
         return all_over.then(|| Claim::delete(world, block));
     };
-    let of_others = |part: &&Part| match &part.holder {
-        Holder::Aside | Holder::Offered => false,
-        Holder::Node { name, .. } | Holder::Leaving { name, .. } => *name != node,
-    };
+    let of_others = |part: &&Part| part.holder.name().is_some_and(|name| *name != node);
     let parts = block.parts.iter().filter(of_others).cloned().collect();
     Some(Claim::put(world, Block { cidr: block.cidr, pool: block.pool.clone(), node, node_uid, parts }))
 }

@@ -87,17 +87,19 @@ pub struct Reservation {
 impl Holder {
     /// Whether it is this node, with this UID.
     pub fn is(&self, node: &str, node_uid: &str) -> bool {
-        match self {
-            Holder::Aside | Holder::Offered => false,
-            Holder::Node { name, uid } | Holder::Leaving { name, uid } => **name == *node && **uid == *node_uid,
-        }
+        self.node().is_some_and(|(name, uid)| **name == *node && **uid == *node_uid)
     }
 
     /// The node's name, if it is one.
     pub fn name(&self) -> Option<&Arc<str>> {
+        self.node().map(|(name, _)| name)
+    }
+
+    /// The node's name and UID, if it is one.
+    pub fn node(&self) -> Option<(&Arc<str>, &Arc<str>)> {
         match self {
             Holder::Aside | Holder::Offered => None,
-            Holder::Node { name, .. } | Holder::Leaving { name, .. } => Some(name),
+            Holder::Node { name, uid } | Holder::Leaving { name, uid } => Some((name, uid)),
         }
     }
 }

@@ -3,7 +3,8 @@
 //! Invariant: pure; whatever it wants could as well never happen, as long as the nodes' agents do their part. Before
 //! everything was read, or while the store is away, it wants nothing.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::cell::LazyCell;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,9 +14,7 @@ use imbl::ordmap::DiffItem;
 use ipnet::IpNet;
 use tartan_api::tartan::CONFIG_NAME;
 use tartan_ipam::Claim;
-use tartan_model::{
-    Block, Condition, Family, Heard, Kind, Object, ObjectId, PolicyText, Pool, Selector, World, overlap,
-};
+use tartan_model::{Block, Condition, Family, Kind, Object, ObjectId, PolicyText, Pool, Selector, World, overlap};
 use tartan_store::Word;
 
 /// For how long nodes may take care of blocks that are nobody's, and clusters of their own addresses.
@@ -84,12 +83,13 @@ pub(super) fn plan(
 /// NodeNetworks of Nodes that are gone, once nothing is left that they prove.
 fn leftovers(world: &World, now: Instant) -> (Vec<Claim>, Option<Instant>) {
     let (mut claims, mut wake_at) = (Vec::new(), None::<Instant>);
+    let holders = LazyCell::new(|| world.blocks.values().flat_map(|block| holders(block)).collect::<HashSet<_>>());
     let gone = world.adverts.iter().filter(|(name, _)| !world.nodes.contains_key(*name));
     for (name, heard) in gone.filter(|_| !world.leases_rest) {
         let at = world.lease_until(heard.at) + world.config.cooldown;
         if at > now {
             wake_at = wake_at.into_iter().chain([at]).min();
-        } else if !has_a_block(world, name, heard) {
+        } else if !holders.contains(&(&**name, &*heard.advert.node_uid)) {
             let id = ObjectId { kind: Kind::NodeNetwork, name: name.clone() };
             let expect = world.revisions.get(&id).cloned();
             claims.push(Claim { id, object: None, expect });
@@ -98,12 +98,10 @@ fn leftovers(world: &World, now: Instant) -> (Vec<Claim>, Option<Instant>) {
     (claims, wake_at)
 }
 
-fn has_a_block(world: &World, name: &str, heard: &Heard) -> bool {
-    let uid = &*heard.advert.node_uid;
-    let has = |block: &Block| {
-        (&*block.node, &*block.node_uid) == (name, uid) || block.parts.iter().any(|part| part.holder.is(name, uid))
-    };
-    world.blocks.values().any(|block| has(block))
+/// Name and UID of each node that has the block or a part of it.
+fn holders(block: &Block) -> impl Iterator<Item = (&str, &str)> {
+    let parts = block.parts.iter().filter_map(|part| part.holder.node());
+    [(&block.node, &block.node_uid)].into_iter().chain(parts).map(|(name, uid)| (&**name, &**uid))
 }
 
 /// Whether the cluster's nodes would have pods of this family, and nobody has said which addresses.
