@@ -145,6 +145,12 @@ async fn a_watch_goes_on_where_it_was() {
 
 /// Some tens of the largest objects there can be, of anyone who may make them, and nobody would hear of that kind any more.
 #[tokio::test]
+async fn a_list_of_nothing_may_be_null() {
+    let nothing = r#"{"kind":"IPPoolList","metadata":{"resourceVersion":"10"},"items":null}"#;
+    check("null", vec![("", Answer::with(200, nothing.into()))], &["init", "synced"]).await;
+}
+
+#[tokio::test]
 async fn a_page_that_is_too_long_is_asked_for_in_shorter_ones() {
     let ok = |body: String| Answer::with(200, body);
     let too_long = || ok(" ".repeat(LARGEST + 1));
@@ -349,6 +355,17 @@ async fn an_api_server_that_was_away_is_gone_on_with() {
         ("?limit=250&resourceVersion=15&", again()),
     ];
     check("one that has forgotten", away().into_iter().chain(too_old).collect(), &relisted).await;
+    let said_late = [
+        (probe, ok(list(30, "more", &[("b", 2)]))),
+        (
+            "watch=true&allowWatchBookmarks=true&resourceVersion=15&",
+            watch(&[frame("ERROR", r#"{"code":410,"message":"too old"}"#)]),
+        ),
+        ("?limit=250&resourceVersion=15&", again()),
+    ];
+    let [began @ .., _, _, _] = relisted;
+    let wanted = [&began[..], &["synced", "away IPPool: "], &relisted[4..]].concat();
+    check("one that says so when it is watched", away().into_iter().chain(said_late).collect(), &wanted).await;
 }
 
 #[test]

@@ -68,8 +68,9 @@ enum NoList {
 #[derive(Deserialize)]
 struct Page<'a> {
     metadata: ListMeta,
+    /// None, or null, where a server in Go has a slice with nothing in it.
     #[serde(borrow, default)]
-    items: Vec<&'a RawValue>,
+    items: Option<Vec<&'a RawValue>>,
 }
 
 #[derive(Default, Deserialize)]
@@ -188,7 +189,7 @@ impl Follower {
     /// Watch after watch. What ended them, if it was trouble.
     async fn watches(&mut self) -> Result<Option<Trouble>, Unheard> {
         loop {
-            let since = Instant::now();
+            let (since, was_away) = (Instant::now(), self.away);
             let end = match self.watch().await? {
                 Ok(end) => end,
                 // A thousand agents that list again are what an API server that is just back can do without.
@@ -198,6 +199,12 @@ impl Follower {
                 }
                 Err(trouble) => return Ok(Some(trouble)),
             };
+            if matches!(end, End::TooOld) && was_away && !self.away {
+                self.away = true;
+                let why =
+                    format!("{}: what was missed while it was away is forgotten, and all is listed again", self.kind);
+                self.tell(StoreEvent::Away(Some(self.kind), why)).await?;
+            }
             match since.elapsed() > WORKED {
                 true => self.backoff.reset(),
                 false => pause(self.backoff.next()).await,
@@ -248,7 +255,7 @@ impl Follower {
             if !std::mem::replace(&mut begun, true) {
                 self.begin().await?;
             }
-            for item in page.items {
+            for item in page.items.into_iter().flatten() {
                 self.object(item.get()).await?;
             }
             rest = page.metadata.rest;
