@@ -119,7 +119,7 @@ impl Field {
                 let is_gone = |line: &&str| remembered.iter().any(|address| line.contains(address));
                 let Some(one) = all.lines().find(is_gone) else { break };
                 assert!(Instant::now() < deadline, "this is not forgotten: {one}");
-                pause();
+                pause(Duration::from_millis(1));
             }
         }
         self.nodes.iter_mut().for_each(Node::forget);
@@ -158,7 +158,7 @@ impl Field {
         let deadline = Instant::now() + PATIENCE;
         while !self.is_settled() {
             self.check_patience(deadline);
-            pause();
+            pause(Duration::from_millis(1));
         }
     }
 
@@ -247,8 +247,8 @@ impl Field {
 
 /// Leaves the processor to those who are waited for.
 #[allow(clippy::disallowed_methods, reason = "between two looks at a condition")]
-fn pause() {
-    std::thread::sleep(Duration::from_millis(1));
+pub(crate) fn pause(length: Duration) {
+    std::thread::sleep(length);
 }
 
 const FORWARD: &str = "sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1 net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.default.rp_filter=0";

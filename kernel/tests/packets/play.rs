@@ -2,9 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use super::field::{BODIES, Field, PATIENCE};
+use super::field::{BODIES, Field, PATIENCE, pause};
 use super::probes;
 use super::talks::{self, Talk};
 use super::truth::{Expected, Probe, Seat, Truth};
@@ -16,6 +16,8 @@ use crate::history::{NODES, Op, State};
 const DURING: usize = 300;
 /// Of these, so many between two looks at whether nodes are done.
 const PASS: usize = 60;
+/// After so many it is no longer done as fast as possible: where nodes get no processor, all of it has to fit the kernel's table.
+const IN_A_HURRY: usize = 5_000;
 /// So many of them, the last ones, are tried once more when nodes are done.
 const ONCE_MORE: usize = 240;
 /// Of so many changes, one is heard of by agents that have just started, and find what was there before.
@@ -152,6 +154,9 @@ impl Scene {
         let mut tried = Vec::new();
         while !field.is_settled() {
             field.check_patience(deadline);
+            if tried.len() > IN_A_HURRY {
+                pause(Duration::from_millis(20));
+            }
             let port = tally.port();
             let next = passes.next().unwrap_or_default();
             let openings = next.iter().map(|(probe, expected)| Flight::opening(*probe, port, *expected));
