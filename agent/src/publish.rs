@@ -59,17 +59,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// The task that writes; what is sent into the channel is wanted from then on. Ends when the channel is closed.
 pub fn publisher(store: Arc<dyn Store>, writes: Arc<Writes>) -> (watch::Sender<Wanted>, impl Future<Output = ()>) {
     let (sender, wanted) = watch::channel(Wanted::default());
-    let publisher = Publisher {
-        store,
-        writes,
-        wanted,
-        heartbeat: start_of_heartbeat(),
-        said: None,
-        tried: Vec::new(),
-        told: BTreeSet::new(),
-        refused: BTreeMap::new(),
-    };
-    (sender, publisher.run())
+    (sender, Publisher::new(store, writes, wanted).run())
 }
 
 /// How often a node gives a sign of life: a few may be late before its lease is over.
@@ -138,6 +128,19 @@ struct Tried {
 }
 
 impl Publisher {
+    fn new(store: Arc<dyn Store>, writes: Arc<Writes>, wanted: watch::Receiver<Wanted>) -> Publisher {
+        Publisher {
+            store,
+            writes,
+            wanted,
+            heartbeat: start_of_heartbeat(),
+            said: None,
+            tried: Vec::new(),
+            told: BTreeSet::new(),
+            refused: BTreeMap::new(),
+        }
+    }
+
     async fn run(mut self) {
         let mut wait = None;
         let mut complaint = String::new();
@@ -174,10 +177,9 @@ impl Publisher {
         self.tried.iter().map(|tried| tried.again).chain(refused).chain(self.due(wanted)).min()
     }
 
-    /// When this node's own object is to be written; none: at once.
+    /// When this node's own object is to be written again; none: at once, if there is anything to say.
     fn due(&self, wanted: &Wanted) -> Option<Instant> {
-        let (said, at) = self.said.as_ref()?;
-        let Some(advert) = &wanted.advert else { return Some(*at + wanted.beat) };
+        let ((said, at), advert) = (self.said.as_ref()?, wanted.advert.as_ref()?);
         let rests = [
             Some(wanted.beat),
             (said.conditions != wanted.conditions).then_some(CONDITIONS_REST),
@@ -388,6 +390,16 @@ mod tests {
             drop(sender);
             publishing.await.unwrap();
         }
+    }
+
+    /// Its Node is gone: nothing is due, or it would be all the time.
+    #[tokio::test]
+    async fn who_has_nothing_to_say_is_not_in_a_hurry() {
+        let (_sender, receiver) = watch::channel(Wanted::default());
+        let mut publisher = Publisher::new(Arc::new(MemoryStore::new()), Arc::default(), receiver);
+        publisher.say(&wanted()).await.unwrap();
+        assert!(publisher.next(&Wanted { beat: Duration::from_secs(10), ..wanted() }).is_some());
+        assert_eq!(publisher.next(&Wanted { advert: None, ..wanted() }), None);
     }
 
     /// Rights that are not there yet, a webhook that said no once: or the node would never be placed on.

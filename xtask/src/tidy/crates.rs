@@ -32,7 +32,7 @@ pub(crate) const CRATES: &[Crate] = &[
     krate("kernel",   "door",        17850, &["model", "netstate"]),
     krate("engine",   "door",        3800, &[]),
     krate("store",    "door",        7050, &["api", "model", "netstate"]),
-    krate("agent",    "program",     11650, &["api", "model", "netstate", "ipam", "fabric", "policy", "datapath", "kernel", "engine", "store"]),
+    krate("agent",    "program",     11700, &["api", "model", "netstate", "ipam", "fabric", "policy", "datapath", "kernel", "engine", "store"]),
     krate("cli",      "program",     4100, &["api", "model", "policy", "kernel", "engine", "store", "agent", "lab"]),
     krate("cni",      "program",     1500, &["api"]),
     krate("lab",      "development", 13900, &["api"]),
