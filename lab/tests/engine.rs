@@ -5,7 +5,7 @@ mod common;
 use std::fs;
 use std::net::{Ipv4Addr, UdpSocket};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::Duration;
 
@@ -85,6 +85,61 @@ fn the_end_of_an_agent_or_an_engine_is_not_noticed() -> Result<()> {
     let is_cut = report.tcp.resets > 0 || !report.tcp.broken.is_empty();
     ensure!(report.udp.lost <= IN_HAND && !is_cut, "{report}\n{}", lab.troubleshooting());
     Ok(())
+}
+
+/// A control group of this machine, gone with this.
+struct Group(PathBuf);
+
+impl Group {
+    fn new() -> Result<Group> {
+        let mounts = fs::read_to_string("/proc/self/mounts")?;
+        let mut mounts = mounts.lines().map(|mount| mount.split(' ').collect::<Vec<_>>());
+        let unified = mounts.find(|mount| mount[2] == "cgroup2").context("no cgroup2 is mounted on this machine")?;
+        let root = unified[1];
+        let group = Path::new(root).join(format!("tartan-lab-{}", std::process::id()));
+        fs::create_dir(&group)?;
+        Ok(Group(group))
+    }
+
+    fn processes(&self) -> PathBuf {
+        self.0.join("cgroup.procs")
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        let _in_use = fs::remove_dir(&self.0);
+    }
+}
+
+/// Whoever ends a service ends all that is in its control group.
+#[test]
+fn the_end_of_an_agents_control_group_is_not_noticed() -> Result<()> {
+    let mut lab = lab("udpgroup", "vxlan")?;
+    let group = Group::new()?;
+    let agent = lab.node("n1")?.agent_pid()?.to_string();
+    fs::write(group.processes(), &agent)?;
+    // A service sees them; a lab's agent has a /sys of its own.
+    let mut shows = Command::new("nsenter");
+    shows.args(["-t", &agent, "-m", "mount", "-t", "cgroup2", "none", "/sys/fs/cgroup"]);
+    ensure!(shows.status()?.success(), "the agent is not shown control groups");
+    lab.set_fabric("udp")?;
+    wait_until_steady(&lab, "udp")?;
+    unnoticed(&mut lab, PROBES, |lab| {
+        let node = lab.node("n1")?;
+        let engine = process(node, "tartan-engine")?;
+        let all = fs::read_to_string(group.processes())?;
+        ensure!(all.lines().any(|pid| pid == agent), "the agent is not in it");
+        for pid in all.lines() {
+            kill(Pid::from_raw(pid.parse()?), Signal::SIGKILL)?;
+        }
+        node.kill_agent()?;
+        node.start_agent()?;
+        node.wait_ready()?;
+        ensure!(process(node, "tartan-engine")? == engine, "the agent's group took its engine along");
+        Ok(())
+    })
+    .map(drop)
 }
 
 #[test]

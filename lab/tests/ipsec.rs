@@ -286,16 +286,29 @@ fn vm_the_end_of_an_agent_is_not_noticed_and_that_of_associations_not_for_long()
 #[test]
 #[ignore = "wants the kernel modules xfrm_interface and esp4: `cargo xtask vm`"]
 fn vm_strict_lets_nothing_out_in_clear() -> Result<()> {
-    let mut lab = lab("espstrict", "vxlan")?;
+    check_strict("espstrict", "ipv4")
+}
+
+#[test]
+#[ignore = "wants the kernel modules xfrm_interface and esp6: `cargo xtask vm`"]
+fn vm_strict_lets_nothing_out_in_clear_over_ipv6() -> Result<()> {
+    check_strict("espstrict6", "ipv6")
+}
+
+fn check_strict(name: &str, underlay: &str) -> Result<()> {
+    let builder = Lab::builder(name).nodes(3).pods_per_node(1).fabric("vxlan");
+    let mut lab = builder.config("underlay", json!(underlay)).up()?;
+    lab.wait_for_matrix(PATIENCE)?;
     give_all(&lab)?;
     let load = small_load(&lab)?;
-    watch_and_be_strict(&mut lab, "ipsec", "ipsec/ipv4/key")?;
+    let by_ipsec = format!("ipsec/{underlay}/key");
+    watch_and_be_strict(&mut lab, "ipsec", &by_ipsec)?;
     let before = lab.seen()?;
     let first = sends_by(lab.node("n1")?)?;
     set(&mut lab, "ipsec", json!({"rotation": 1}))?;
     wait_for(PATIENCE, "new keys", || lab.node("n1").and_then(sends_by).is_ok_and(|by| by != first))
         .with_context(|| lab.troubleshooting())?;
-    wait_until_sent_by(&lab, "ipsec/ipv4/key")?;
+    wait_until_sent_by(&lab, &by_ipsec)?;
     set(&mut lab, "encryption", json!("wireguard"))?;
     wait_until_sent_by(&lab, "wireguard")?;
     set(&mut lab, "encryption", json!("ipsec"))?;

@@ -77,15 +77,24 @@ fn vxlan_over_ipv6_passes_seventy_bytes_less() -> Result<()> {
 }
 
 #[test]
+fn udp_over_ipv4_passes_twenty_eight_bytes_less() -> Result<()> {
+    check("mtu-udp", "udp", "ipv4", 28)
+}
+
+#[test]
+fn wireguard_over_ipv6_passes_eighty_bytes_less() -> Result<()> {
+    check("mtu-wg6", "wireguard", "ipv6", 80)
+}
+
+#[test]
 fn streams_pass_between_nodes_of_different_uplinks_and_through_a_change() -> Result<()> {
-    for fabric in ["vxlan", "host-gw"] {
+    for (fabric, overhead) in [("vxlan", 50), ("host-gw", 0), ("udp", 28), ("wireguard", 60)] {
         let lab = lab(&format!("mtu-two-{fabric}"), fabric)?;
         wait_until_steady(&lab, fabric)?;
         let pods = lab.pod_endpoints();
         let both_ways = [(pods[0].clone(), pods[1].clone()), (pods[1].clone(), pods[0].clone())];
         let n2 = lab.node("n2")?;
         lab.underlay().set_uplink_mtu("n2", n2.netns(), 1400)?;
-        let overhead = if fabric == "vxlan" { 50 } else { 0 };
         wait_for(PATIENCE, "n2's pods to follow", || pod_mtu(n2).is_ok_and(|mtu| mtu == 1400 - overhead))?;
         ensure!(pod_mtu(lab.node("n1")?)? == 1500 - overhead, "n1's pods have no reason to send less");
         // Each end tells the other what it takes (the MSS of TCP): nothing is ever too large for n2.

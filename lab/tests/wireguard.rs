@@ -184,10 +184,22 @@ fn a_cluster_secret_given_changed_and_taken_away_is_not_noticed() -> Result<()> 
 
 #[test]
 fn strict_lets_nothing_out_in_clear() -> Result<()> {
-    let mut lab = lab("wgstrict", "vxlan")?;
+    check_strict("wgstrict", "ipv4", [51820, 51822])
+}
+
+#[test]
+fn strict_lets_nothing_out_in_clear_over_ipv6() -> Result<()> {
+    check_strict("wgstrict6", "ipv6", [51821, 51823])
+}
+
+/// `ports`: of the first key and of the next.
+fn check_strict(name: &str, underlay: &str, ports: [u16; 2]) -> Result<()> {
+    let [first, next] = ports;
+    let builder = Lab::builder(name).nodes(3).pods_per_node(1).fabric("vxlan");
+    let mut lab = builder.config("underlay", json!(underlay)).up()?;
     lab.wait_for_matrix(PATIENCE)?;
     let load = gentle_load(&lab)?;
-    watch_and_be_strict(&mut lab, "wireguard", "wireguard/ipv4/port51820/key0")?;
+    watch_and_be_strict(&mut lab, "wireguard", &format!("wireguard/{underlay}/port{first}/key0"))?;
 
     let before = lab.seen()?;
     lab.wait_for_matrix(PATIENCE)?.check()?;
@@ -197,7 +209,7 @@ fn strict_lets_nothing_out_in_clear() -> Result<()> {
         Talk::open(&from_node, family, Transport::Tcp, PATIENCE).context("from a node to a pod")?;
     }
     set(&mut lab, "wireguard", json!({"rotation": 1}))?;
-    wait_until_sent_by(&lab, "wireguard/ipv4/port51822/key1")?;
+    wait_until_sent_by(&lab, &format!("wireguard/{underlay}/port{next}/key1"))?;
     // Somebody's own way to an address of the other node's pods, and an address that nobody routes.
     let node = lab.node("n1")?;
     let peer = lab.node("n2")?.endpoint();
