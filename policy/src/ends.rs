@@ -23,6 +23,8 @@ pub enum Who {
     Pod(Arc<str>),
     /// A pod's, but it is not known whose, or not what is written on it; why.
     UnknownPod(String),
+    /// Of several, as they say, a node among them; why.
+    Disputed(String),
     Node(Arc<str>),
     World,
 }
@@ -65,7 +67,8 @@ pub fn who(world: &World, address: IpAddr) -> Who {
         ([], []) => Who::World,
         _ => {
             let all: Vec<&str> = pods.iter().chain(&nodes).map(|name| &***name).collect();
-            Who::UnknownPod(format!("{address} is said to be of {}: one of them is late", all.join(" and of ")))
+            let why = format!("{address} is said to be of {}: one of them is late", all.join(" and of "));
+            if nodes.is_empty() { Who::UnknownPod(why) } else { Who::Disputed(why) }
         }
     }
 }
@@ -90,6 +93,7 @@ pub fn remote(world: &World, judge: &str, address: IpAddr) -> End {
     let traits = match who(world, address) {
         Who::Pod(key) => subject(world, &key).unwrap_or_else(|| Traits::of(Entity::UnknownPod)),
         Who::UnknownPod(_) => Traits::of(Entity::UnknownPod),
+        Who::Disputed(_) => Traits::of(Entity::Disputed),
         Who::Node(name) => {
             let entity = if *name == *judge { Entity::Host } else { Entity::RemoteNode };
             let labels = world.nodes.get(&name).map(|node| node.labels.iter().map(|(k, v)| (k.as_str(), v.as_str())));
@@ -134,6 +138,7 @@ pub fn at(world: &World, address: IpAddr) -> Named {
     let (name, pod, notes) = match who(world, address) {
         Who::Pod(key) => (key.to_string(), Some(key), vec![]),
         Who::UnknownPod(why) => ("an unknown pod".into(), None, vec![format!("{why}; it may carry any labels")]),
+        Who::Disputed(why) => ("an address of several".into(), None, vec![format!("{why}; it may be any of them")]),
         Who::Node(name) => (name.to_string(), None, vec![]),
         Who::World => (WORLD.into(), None, vec![]),
     };
@@ -158,6 +163,7 @@ fn pod(world: &World, namespace: &str, name: &str) -> Result<Named, NotFound> {
     }
     let unknown = addresses.iter().filter_map(|address| match who(world, *address) {
         Who::UnknownPod(why) => Some(format!("{why}; to others it is an unknown pod, which may carry any labels")),
+        Who::Disputed(why) => Some(format!("{why}; to others it may be a node, or a pod with any labels")),
         _ => None,
     });
     let notes = unknown.collect();

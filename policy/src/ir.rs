@@ -208,6 +208,8 @@ pub enum Entity {
     Pod,
     /// An address that only a pod can have, but no known pod has: it may have any labels.
     UnknownPod,
+    /// An address that several say is theirs, a node among them: it may be a node or a pod, with any labels.
+    Disputed,
     /// The node that judges.
     Host,
     RemoteNode,

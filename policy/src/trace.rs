@@ -129,7 +129,7 @@ fn to_itself() -> api::Judged {
 
 fn not_judged(world: &World, end: &Named, address: IpAddr) -> api::Judged {
     because(match ends::who(world, address) {
-        Who::UnknownPod(_) => "its own policies are not known here".into(),
+        Who::UnknownPod(_) | Who::Disputed(_) => "its own policies are not known here".into(),
         Who::Node(_) => format!("{} is a node: policies are for pods", end.name),
         Who::World | Who::Pod(_) => format!("{} is no pod of this cluster: policies are for pods", end.name),
     })

@@ -1,6 +1,6 @@
 //! What policy knows of one end of a connection, and whether a rule's statements hold for it.
 //!
-//! Invariant: an unknown pod may carry any labels. What depends on them is `Maybe`, in a term and in its negation alike.
+//! Invariant: an unknown pod may carry any labels, and what may be a node is one and is none. What depends on them is `Maybe`, in a term and in its negation alike.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -78,7 +78,7 @@ impl Traits {
 
     /// The numbers that the end gives a port's name, for a protocol; none where it may be any number.
     pub fn ports_named(&self, name: &str, protocol: u8) -> Option<BTreeSet<u16>> {
-        if self.entity == Entity::UnknownPod {
+        if self.entity.may_be_any_pod() {
             return None;
         }
         let ports = self.workload.iter().flat_map(|workload| &workload.ports);
@@ -97,6 +97,15 @@ impl Traits {
     }
 }
 
+// === impl Entity ===
+
+impl Entity {
+    /// Whether it may be a pod with any labels, and ports of any names.
+    pub fn may_be_any_pod(self) -> bool {
+        matches!(self, Entity::UnknownPod | Entity::Disputed)
+    }
+}
+
 // === impl Endpoints ===
 
 impl Endpoints {
@@ -104,7 +113,7 @@ impl Endpoints {
     pub fn select(&self, end: &Traits) -> Holds {
         match &end.workload {
             Some(workload) => self.select_workload(workload).into(),
-            None if end.entity == Entity::UnknownPod => Holds::Maybe,
+            None if end.entity.may_be_any_pod() => Holds::Maybe,
             None => Holds::No,
         }
     }
@@ -140,10 +149,11 @@ impl Term {
             Is::Endpoint(endpoints) => endpoints.select(end),
             Is::In(nets) => nets.hold(end, range).into(),
             Is::Entity(entities) => entities.contains(&end.entity).into(),
-            Is::Node(selector) => {
-                let is_node = matches!(end.entity, Entity::Host | Entity::RemoteNode);
-                (is_node && selector.matches(&end.node_labels)).into()
-            }
+            Is::Node(selector) => match end.entity {
+                Entity::Disputed => Holds::Maybe,
+                Entity::Host | Entity::RemoteNode => selector.matches(&end.node_labels).into(),
+                _ => Holds::No,
+            },
         };
         if self.negated { !is } else { is }
     }

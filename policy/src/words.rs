@@ -69,6 +69,7 @@ pub(crate) fn identity(identity: &Identity) -> String {
     parts.push(match traits.entity {
         Entity::Pod => "pods".into(),
         Entity::UnknownPod => "unknown pods".into(),
+        Entity::Disputed => "addresses of several".into(),
         Entity::Host => "the pod's node".into(),
         Entity::RemoteNode => "other nodes".into(),
         Entity::ApiServer => "the API server".into(),

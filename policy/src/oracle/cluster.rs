@@ -127,7 +127,7 @@ impl Cluster {
         // "It selects the nodeIPs as the peer type by matching on the IPs present in the node.Status.Addresses field of
         // the node." [CNP]
         if let Some(nodes) = &peer.nodes {
-            return end_is_node(end, nodes).into();
+            return end_is_node(end, nodes);
         }
         // "Note that cluster-internal traffic will be checked against the rule as well." [CNP]
         peer.networks.iter().any(|network| in_cidr(end.address, network)).into()
@@ -184,7 +184,7 @@ fn named_port_matches(name: &str, view: View<'_>) -> Match {
         (Side::Ingress, _) => view.pod,
         (Side::Egress, Who::Pod(pod)) => pod,
         // It may call any port so (ours).
-        (Side::Egress, Who::UnknownPod) => return Match::Perhaps,
+        (Side::Egress, Who::UnknownPod | Who::Disputed) => return Match::Perhaps,
         (Side::Egress, Who::Node(_) | Who::World) => return Match::No,
     };
     named_ports(receiver, name).any(|named| named == (protocol, port)).into()

@@ -61,7 +61,7 @@ impl Cluster {
                 Who::Pod(pod) => {
                     pod.metadata.namespace == policy.metadata.namespace && selects(pods, &pod.metadata.labels)
                 }
-                Who::UnknownPod | Who::Node(_) | Who::World => false,
+                Who::UnknownPod | Who::Disputed | Who::Node(_) | Who::World => false,
             },
             // "If this field is set then neither of the other fields can be." [NP]
             _ => false,

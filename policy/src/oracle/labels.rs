@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use tartan_api::kinds::{Namespace, Node, Pod};
+use tartan_api::kinds::{Namespace, Pod};
 use tartan_api::policy::LabelSelector;
 
 use super::{Cluster, End, Match, Who};
@@ -44,14 +44,17 @@ impl Cluster {
     pub(super) fn end_is_pod(&self, end: End<'_>, namespaces: &LabelSelector, pods: &LabelSelector) -> Match {
         match end.who {
             Who::Pod(pod) => self.pod_is(pod, namespaces, pods).into(),
-            Who::UnknownPod => Match::Perhaps,
+            Who::UnknownPod | Who::Disputed => Match::Perhaps,
             Who::Node(_) | Who::World => Match::No,
         }
     }
 }
 
 /// Whether an end is an address of a node that is selected.
-pub(super) fn end_is_node(end: End<'_>, selector: &LabelSelector) -> bool {
-    let selected = |node: &Node| selects(selector, &node.metadata.labels);
-    matches!(end.who, Who::Node(node) if selected(node))
+pub(super) fn end_is_node(end: End<'_>, selector: &LabelSelector) -> Match {
+    match end.who {
+        Who::Node(node) => selects(selector, &node.metadata.labels).into(),
+        Who::Disputed => Match::Perhaps,
+        Who::Pod(_) | Who::UnknownPod | Who::World => Match::No,
+    }
 }

@@ -79,6 +79,8 @@ enum Who<'a> {
     Node(&'a Node),
     /// A pod of which nothing is known.
     UnknownPod,
+    /// A node, or a pod of which nothing is known.
+    Disputed,
     World,
 }
 
@@ -193,12 +195,13 @@ impl Cluster {
             more || node.status.addresses.iter().any(|ip| ip.address.parse() == Ok(address))
         };
         let nodes = self.nodes.iter().filter(|node| is_nodes(node)).map(Who::Node);
-        let mut found = pods.chain(nodes);
-        match (found.next(), found.next()) {
+        let found: Vec<Who<'_>> = pods.chain(nodes).collect();
+        match (found.first().copied(), found.get(1)) {
             // Without its namespace, not all of a pod's labels are known (ours).
             (Some(Who::Pod(pod)), None) if self.namespace(pod).is_none() => Who::UnknownPod,
             (Some(one), None) => one,
             // Two say that it is theirs, one of them is late: it is not known whose it is (ours).
+            (Some(_), Some(_)) if found.iter().any(|it| matches!(it, Who::Node(_))) => Who::Disputed,
             (Some(_), Some(_)) => Who::UnknownPod,
             (None, _) if self.pools.iter().any(|pool| pool.contains(&address)) => Who::UnknownPod,
             (None, _) => Who::World,

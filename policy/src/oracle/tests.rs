@@ -41,7 +41,8 @@ fn pod(namespace: &str, name: &str) -> Pod {
 
 fn cluster(documents: &str) -> Cluster {
     let node = |name: &str, ip: &str| {
-        let addresses = vec![NodeAddress { kind: "InternalIP".to_owned(), address: ip.to_owned() }];
+        let address = |kind: &str, address: &str| NodeAddress { kind: kind.to_owned(), address: address.to_owned() };
+        let addresses = vec![address("InternalIP", ip), address("ExternalIP", "192.0.2.3")];
         Envelope {
             status: NodeStatus { addresses, ..NodeStatus::default() },
             ..object(name, "", ("node", name), NodeSpec::default())
@@ -71,6 +72,7 @@ fn address(end: &str) -> IpAddr {
     let text = match end {
         "n1" => "192.0.2.1",
         "n2" => "192.0.2.2",
+        "both" => "192.0.2.3",
         "world" => "203.0.113.9",
         "cache" => "169.254.20.10",
         "unknown" => "10.0.0.99",
@@ -240,6 +242,15 @@ fn tiers() {
     check(
         &egress,
         "x/a > y/a TCP:80 ok\n x/a > n1 TCP:80 no\n x/a > n2 TCP:80 no\n x/a > world TCP:80 no\n world > x/a TCP:80 ok",
+    );
+    // Of two nodes, as they say: it may be either or none.
+    check(&egress, "x/a > both TCP:80 no");
+    let nodes = |action: &str| format!("{{action: {action}, to: [{{nodes: {{matchLabels: {{node: n1}}}}}}]}}");
+    let outside = "{action: Deny, to: [{networks: [0.0.0.0/0]}]}";
+    check(&cluster("Admin", &format!("egress: [{}]", nodes("Deny"))), "x/a > both TCP:80 no");
+    check(
+        &cluster("Admin", &format!("egress: [{}, {outside}]", nodes("Accept"))),
+        "x/a > both TCP:80 no\n x/a > n1 TCP:80 ok",
     );
     check(&(egress.clone() + isolate), "x/a > x/b TCP:80 no\n x/a > y/b TCP:80 ok");
     check(&(egress.replace("ns: x", "ns: y") + isolate), "y/a > x/b TCP:80 no");

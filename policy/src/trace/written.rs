@@ -56,7 +56,7 @@ impl<'a> Written<'a> {
         match &self.who {
             Who::Pod(key) => key.to_string(),
             Who::Node(name) => format!("node {name}"),
-            Who::UnknownPod(_) | Who::World => self.address.to_string(),
+            Who::UnknownPod(_) | Who::Disputed(_) | Who::World => self.address.to_string(),
         }
     }
 

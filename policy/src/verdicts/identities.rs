@@ -100,6 +100,7 @@ pub fn reserved(entity: Entity) -> Option<u32> {
         Entity::ApiServer => Some(4),
         Entity::Health => Some(5),
         Entity::UnknownPod => Some(6),
+        Entity::Disputed => Some(7),
     }
 }
 
@@ -375,8 +376,11 @@ impl Identities {
         let traits = match (self.attached.get(&address), claimants) {
             (Some(key), _) => pod(key),
             (None, Claimants::Nobody) => return None,
-            // One of them is late: it is not known whose it is.
-            (None, Claimants::Several(_)) => Traits::of(Entity::UnknownPod),
+            // One of them is late, or wrong: it is not known whose it is.
+            (None, Claimants::Several(all)) => {
+                let may_be_a_node = all.iter().any(|claimant| matches!(claimant, Claimant::Node(_)));
+                Traits::of(if may_be_a_node { Entity::Disputed } else { Entity::UnknownPod })
+            }
             (None, Claimants::One(Claimant::Pod(key))) => pod(key),
             (None, Claimants::One(Claimant::Node(name))) => {
                 let entity = if *name == world.local { Entity::Host } else { Entity::RemoteNode };

@@ -14,7 +14,7 @@ use ipnet::IpNet;
 use tartan_model::{Labels, Selector};
 
 use super::identities::Identity;
-use crate::ir::{Endpoints, Entity, Is, Namespaces, Peer, Term};
+use crate::ir::{Endpoints, Is, Namespaces, Peer, Term};
 
 /// One place.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -116,7 +116,7 @@ fn ways_to(endpoints: &Endpoints) -> Vec<Vec<Place>> {
 
 /// Where an identity is.
 pub(super) fn of_identity(identity: &Identity) -> impl Iterator<Item = Place> {
-    let unknown = (identity.traits.entity == Entity::UnknownPod).then_some(Place::Unknown);
+    let unknown = identity.traits.entity.may_be_any_pod().then_some(Place::Unknown);
     let workload = identity.traits.workload.iter();
     let of_workload = workload.flat_map(|workload| {
         let of = |labels: &Labels, place: fn(Arc<str>, Arc<str>) -> Place| {

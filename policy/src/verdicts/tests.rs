@@ -132,7 +132,8 @@ fn nets() -> impl Strategy<Value = Nets> {
 }
 
 fn term() -> impl Strategy<Value = Term> {
-    let entities = vec![Entity::Pod, Entity::UnknownPod, Entity::Host, Entity::RemoteNode, Entity::World];
+    let entities =
+        vec![Entity::Pod, Entity::UnknownPod, Entity::Disputed, Entity::Host, Entity::RemoteNode, Entity::World];
     let is = prop_oneof![
         4 => endpoints().prop_map(Is::Endpoint),
         3 => nets().prop_map(Is::In),
@@ -453,6 +454,10 @@ fn addresses_given_here_are_whose_they_were_given_to() {
     assert_eq!(who(&mut memo, &world, "10.0.0.9"), pod_named("old"));
     world.pods.insert("b/other".into(), pod("n2", 9, &[("app", "old")], "sa", &[]));
     assert_eq!(who(&mut memo, &world, "10.0.0.9"), (Entity::UnknownPod, None), "two say that it is theirs");
+    let node = world.nodes.values().next().unwrap();
+    let node = Node { internal_ips: vec!["10.0.0.9".parse().unwrap()], ..Node::clone(node) };
+    world.nodes.insert(node.name.clone(), node.into());
+    assert_eq!(who(&mut memo, &world, "10.0.0.9"), (Entity::Disputed, None), "a node among them");
 }
 
 #[test]

@@ -118,9 +118,12 @@ pub(crate) fn namespace(name: impl Strategy<Value = &'static str>) -> impl Strat
         .prop_map(|(name, labels)| Op::Namespace(envelope("v1", "Namespace", named(name, "", labels), Empty {})))
 }
 
+/// What several nodes may say is theirs.
+const SHARED: &str = "203.0.113.200";
+
 pub(crate) fn node(name: impl Strategy<Value = &'static str>) -> impl Strategy<Value = Op> {
-    (name, team_labels(), weighted(0.2, Just(())), weighted(0.2, Just(()))).prop_map(
-        |(name, labels, external, cidr)| {
+    (name, team_labels(), weighted(0.2, Just(())), weighted(0.3, Just(())), weighted(0.2, Just(()))).prop_map(
+        |(name, labels, external, shared, cidr)| {
             let number = &name[1..];
             let address = |kind: &str, address: String| NodeAddress { kind: kind.to_owned(), address };
             let mut addresses = vec![
@@ -129,6 +132,7 @@ pub(crate) fn node(name: impl Strategy<Value = &'static str>) -> impl Strategy<V
                 address("Hostname", name.to_owned()),
             ];
             addresses.extend(external.map(|()| address("ExternalIP", format!("203.0.113.{number}"))));
+            addresses.extend(shared.map(|()| address("ExternalIP", SHARED.to_owned())));
             let spec = NodeSpec {
                 pod_cidr: String::new(),
                 pod_cidrs: cidr.map(|()| format!("10.0.{number}.0/24")).into_iter().collect(),

@@ -94,7 +94,8 @@ fn changes_allow(
     if walk::passes(side.decision.verdict) {
         return if side.changes.is_empty() { Ok(0) } else { Err("it passes, and changes are named".into()) };
     }
-    let turns = if matches!(ends::who(&state.world, remote), Who::UnknownPod(_)) { CHANGES } else { 1 };
+    let turns =
+        if matches!(ends::who(&state.world, remote), Who::UnknownPod(_) | Who::Disputed(_)) { CHANGES } else { 1 };
     let mut count = 0;
     for change in &side.changes {
         let (mut world, mut program, mut change) = (state.world.clone(), program.clone(), change.clone());
