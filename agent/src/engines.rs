@@ -48,8 +48,8 @@ pub(crate) fn socket_beside(agent: &Path) -> PathBuf {
 impl WithEngines {
     /// The kernel, and the engine that this one speaks to, which has key pairs from there.
     pub(crate) fn new(kernel: Box<dyn Kernel>, engine: Client, keys: Keys) -> WithEngines {
-        let now = || Arc::new(Mutex::new(Some(Instant::now())));
-        WithEngines { kernel, engine, keys, encrypts: None, wake: Arc::default(), offer_at: now() }
+        let offer_at = Arc::new(Mutex::new(Some(Instant::now())));
+        WithEngines { kernel, engine, keys, encrypts: None, wake: Arc::default(), offer_at }
     }
 
     fn encrypts(&mut self) -> bool {
@@ -76,19 +76,18 @@ impl WithEngines {
     /// An engine of another program gives way to this one's: one from before this agent, or one that a holder from before has
     /// started again.
     fn offer(&self) {
-        let due = || *self.offer_at.lock().unwrap_or_else(PoisonError::into_inner);
-        if due().is_none_or(|at| at > Instant::now()) {
-            return;
-        }
-        let next = match self.engine.succeed() {
-            Ok(true) => None,
-            Ok(false) => return,
+        let offer_at = || self.offer_at.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(due) = offer_at().take_if(|at| *at <= Instant::now()) else { return };
+        let again = match self.engine.succeed() {
+            Ok(true) => return,
+            Ok(false) => due,
             Err(error) => {
                 warn!("the engine that runs is of another program, and goes on: {error}");
-                Some(Instant::now() + OFFER_AGAIN)
+                Instant::now() + OFFER_AGAIN
             }
         };
-        *self.offer_at.lock().unwrap_or_else(PoisonError::into_inner) = next;
+        // Its end may have been told of meanwhile.
+        offer_at().get_or_insert(again);
     }
 
     /// The kernel has learned WireGuard: what an engine did before, it does.

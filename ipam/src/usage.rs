@@ -111,8 +111,7 @@ pub(crate) fn fabric_addresses(world: &World, held: &[Held]) -> PerFamily<IpAddr
         let keep = told.filter(|told| ranges().any(|held| can_be_own(world, held, **told)));
         // Open ranges first: the others are on their way out.
         let ordered = || ranges().filter(|held| held.open).chain(ranges().filter(|held| !held.open));
-        let is_clear =
-            |held: &&Held| not_newly_own(world, held).all(|span| span.and(Span::one(held.cidr.network())).is_none());
+        let is_clear = |held: &&Held| is_clear_of(held.cidr.network(), not_newly_own(world, held));
         let pod_cidr = ordered().filter(|held| held.source == Source::PodCidr).find(is_clear);
         let pod_cidr = pod_cidr.map(|held| held.cidr.network());
         let first = || {
@@ -130,7 +129,11 @@ pub(crate) fn fabric_addresses(world: &World, held: &[Held]) -> PerFamily<IpAddr
 }
 
 fn can_be_own(world: &World, held: &Held, address: IpAddr) -> bool {
-    held.cidr.contains(&address) && not_own(world, held).all(|span| span.and(Span::one(address)).is_none())
+    held.cidr.contains(&address) && is_clear_of(address, not_own(world, held))
+}
+
+fn is_clear_of(address: IpAddr, mut spans: impl Iterator<Item = Span>) -> bool {
+    spans.all(|span| span.and(Span::one(address)).is_none())
 }
 
 /// What a new one must keep clear of.

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use common::{
-    PATIENCE, be_in_clear, capture, condition, ends, hex, lab, set, sh, tartan, wait_for_condition, wait_until_sent_by,
-    wait_until_steady, watch_and_be_strict,
+    PATIENCE, be_in_clear, capture, condition, ends, hex, lab, lab_over, set, sh, tartan, wait_for_condition,
+    wait_until_sent_by, wait_until_steady, watch_and_be_strict,
 };
 use serde_json::json;
 use tartan_lab::probe::{Load, Running, around, ping, wait_for};
@@ -296,9 +296,7 @@ fn vm_strict_lets_nothing_out_in_clear_over_ipv6() -> Result<()> {
 }
 
 fn check_strict(name: &str, underlay: &str) -> Result<()> {
-    let builder = Lab::builder(name).nodes(3).pods_per_node(1).fabric("vxlan");
-    let mut lab = builder.config("underlay", json!(underlay)).up()?;
-    lab.wait_for_matrix(PATIENCE)?;
+    let mut lab = lab_over(name, "vxlan", underlay)?;
     give_all(&lab)?;
     let load = small_load(&lab)?;
     let by_ipsec = format!("ipsec/{underlay}/key");

@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use common::{
-    GENTLE_PROBES, PATIENCE, be_in_clear, capture, census, check_changes, ends, gentle_load, hex, lab, set, sh, tartan,
-    wait_until_holds, wait_until_sent_by, wait_until_steady, watch_and_be_strict,
+    GENTLE_PROBES, PATIENCE, be_in_clear, capture, census, check_changes, ends, gentle_load, hex, lab, lab_over, set,
+    sh, tartan, wait_until_holds, wait_until_sent_by, wait_until_steady, watch_and_be_strict,
 };
 use serde_json::json;
 use tartan_lab::probe::{Talk, Transport, ping, wait_for};
@@ -195,9 +195,7 @@ fn strict_lets_nothing_out_in_clear_over_ipv6() -> Result<()> {
 /// `ports`: of the first key and of the next.
 fn check_strict(name: &str, underlay: &str, ports: [u16; 2]) -> Result<()> {
     let [first, next] = ports;
-    let builder = Lab::builder(name).nodes(3).pods_per_node(1).fabric("vxlan");
-    let mut lab = builder.config("underlay", json!(underlay)).up()?;
-    lab.wait_for_matrix(PATIENCE)?;
+    let mut lab = lab_over(name, "vxlan", underlay)?;
     let load = gentle_load(&lab)?;
     watch_and_be_strict(&mut lab, "wireguard", &format!("wireguard/{underlay}/port{first}/key0"))?;
 

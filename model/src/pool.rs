@@ -109,7 +109,12 @@ impl Holder {
 impl Block {
     /// Names of all nodes that have some of it, the owner first.
     pub fn nodes(&self) -> impl Iterator<Item = &Arc<str>> {
-        std::iter::once(&self.node).chain(self.parts.iter().filter_map(|part| part.holder.name()))
+        self.holders().map(|(name, _)| name)
+    }
+
+    /// Their names and UIDs.
+    pub fn holders(&self) -> impl Iterator<Item = (&Arc<str>, &Arc<str>)> {
+        [(&self.node, &self.node_uid)].into_iter().chain(self.parts.iter().filter_map(|part| part.holder.node()))
     }
 
     /// The object name of the claim on a range: `10.244.1.0/26` is `10-244-1-0-26`, so that two claims on one range

@@ -282,7 +282,7 @@ impl World {
             }
             StoreEvent::Put(id, object, revision) => {
                 self.listed(&id);
-                self.is_valid(&id);
+                self.forget_invalid(&id);
                 if self.keeps_revision(&id) {
                     self.revisions.insert(id.clone(), revision);
                 }
@@ -441,14 +441,14 @@ impl World {
     }
 
     /// Removing what is not there would make another map of it, and who remembers the last one would look again.
-    fn is_valid(&mut self, id: &ObjectId) {
+    fn forget_invalid(&mut self, id: &ObjectId) {
         if self.invalid.contains_key(id) {
             self.invalid.remove(id);
         }
     }
 
     fn delete(&mut self, id: &ObjectId) {
-        self.is_valid(id);
+        self.forget_invalid(id);
         self.revisions.remove(id);
         match id.kind {
             Kind::Node => drop(self.nodes.remove(&id.name)),

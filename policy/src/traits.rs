@@ -1,6 +1,7 @@
 //! What policy knows of one end of a connection, and whether a rule's statements hold for it.
 //!
-//! Invariant: an unknown pod may carry any labels, and what may be a node is one and is none. What depends on them is `Maybe`, in a term and in its negation alike.
+//! Invariant: an unknown pod may carry any labels, and what may be a node is one and is none. What depends on that is `Maybe`, in
+//! a term and in its negation alike.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

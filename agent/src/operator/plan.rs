@@ -14,7 +14,7 @@ use imbl::ordmap::DiffItem;
 use ipnet::IpNet;
 use tartan_api::tartan::CONFIG_NAME;
 use tartan_ipam::Claim;
-use tartan_model::{Block, Condition, Family, Kind, Object, ObjectId, PolicyText, Pool, Selector, World, overlap};
+use tartan_model::{Condition, Family, Kind, Object, ObjectId, PolicyText, Pool, Selector, World, overlap};
 use tartan_store::Word;
 
 /// For how long nodes may take care of blocks that are nobody's, and clusters of their own addresses.
@@ -83,25 +83,19 @@ pub(super) fn plan(
 /// NodeNetworks of Nodes that are gone, once nothing is left that they prove.
 fn leftovers(world: &World, now: Instant) -> (Vec<Claim>, Option<Instant>) {
     let (mut claims, mut wake_at) = (Vec::new(), None::<Instant>);
-    let holders = LazyCell::new(|| world.blocks.values().flat_map(|block| holders(block)).collect::<HashSet<_>>());
+    let holders = LazyCell::new(|| world.blocks.values().flat_map(|block| block.holders()).collect::<HashSet<_>>());
     let gone = world.adverts.iter().filter(|(name, _)| !world.nodes.contains_key(*name));
     for (name, heard) in gone.filter(|_| !world.leases_rest) {
         let at = world.lease_until(heard.at) + world.config.cooldown;
         if at > now {
             wake_at = wake_at.into_iter().chain([at]).min();
-        } else if !holders.contains(&(&**name, &*heard.advert.node_uid)) {
+        } else if !holders.contains(&(name, &heard.advert.node_uid)) {
             let id = ObjectId { kind: Kind::NodeNetwork, name: name.clone() };
             let expect = world.revisions.get(&id).cloned();
             claims.push(Claim { id, object: None, expect });
         }
     }
     (claims, wake_at)
-}
-
-/// Name and UID of each node that has the block or a part of it.
-fn holders(block: &Block) -> impl Iterator<Item = (&str, &str)> {
-    let parts = block.parts.iter().filter_map(|part| part.holder.node());
-    [(&block.node, &block.node_uid)].into_iter().chain(parts).map(|(name, uid)| (&**name, &**uid))
 }
 
 /// Whether the cluster's nodes would have pods of this family, and nobody has said which addresses.

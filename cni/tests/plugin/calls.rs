@@ -242,6 +242,16 @@ fn a_del_needs_no_namespace() {
     }
 }
 
+/// It is gone when it is asked for the first time, and there when it is for the second.
+fn agent_that_comes_up(dir: &Dir) -> std::thread::JoinHandle<()> {
+    agent(&dir.socket(), 2, |stream, number| {
+        request(stream);
+        if number == 1 {
+            reply(stream, &json!({"result": null}));
+        }
+    })
+}
+
 #[test]
 fn a_del_that_cannot_be_noted_is_to_be_tried_again() {
     let dir = Dir::new();
@@ -251,12 +261,7 @@ fn a_del_that_cannot_be_noted_is_to_be_tried_again() {
     assert_eq!((said.success, said.json()["code"].as_u64()), (false, Some(11)));
     assert!(said.json()["msg"].as_str().unwrap().starts_with(&msg), "{said:?}");
     // Nothing has to be noted for an agent that comes up in between.
-    let agent = agent(&dir.socket(), 2, |stream, number| {
-        request(stream);
-        if number == 1 {
-            reply(stream, &json!({"result": null}));
-        }
-    });
+    let agent = agent_that_comes_up(&dir);
     let said = call(&environment("DEL", ""), &netconf(&dir, "1.1.0"));
     assert!(said.success, "{said:?}");
     agent.join().unwrap();
@@ -286,12 +291,7 @@ fn an_agent_that_dies_before_it_answers_was_down() {
 #[test]
 fn an_agent_that_comes_up_in_between_is_asked_and_the_note_taken_back() {
     let dir = Dir::new();
-    let agent = agent(&dir.socket(), 2, |stream, number| {
-        request(stream);
-        if number == 1 {
-            reply(stream, &json!({"result": null}));
-        }
-    });
+    let agent = agent_that_comes_up(&dir);
     let said = call(&environment("DEL", ""), &netconf(&dir, "1.1.0"));
     assert!(said.success, "{said:?}");
     assert!(dir.pending().is_empty());

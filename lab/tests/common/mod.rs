@@ -25,6 +25,14 @@ pub(crate) fn lab(name: &str, fabric: &str) -> Result<Lab> {
     Ok(lab)
 }
 
+/// The same over that family of underlay.
+pub(crate) fn lab_over(name: &str, fabric: &str, underlay: &str) -> Result<Lab> {
+    let builder = Lab::builder(name).nodes(3).pods_per_node(1).fabric(fabric);
+    let lab = builder.config("underlay", json!(underlay)).up()?;
+    lab.wait_for_matrix(PATIENCE)?;
+    Ok(lab)
+}
+
 // --- load ---
 
 /// UDP small and MTU-sized, TCP busy and idle, between pods of different nodes, and from a node to a remote pod.
@@ -187,21 +195,8 @@ pub(crate) fn capture(
     mut act: impl FnMut(),
 ) -> Result<Vec<Vec<String>>> {
     let mut command = Command::new("tshark");
-    command.args([
-        "-n",
-        "-i",
-        "n1",
-        "-f",
-        filter,
-        "-c",
-        "24",
-        "-a",
-        "duration:20",
-        "-T",
-        "fields",
-        "-E",
-        "separator=;",
-    ]);
+    command.args(["-n", "-i", "n1", "-f", filter, "-c", "24", "-a", "duration:20"]);
+    command.args(["-T", "fields", "-E", "separator=;"]);
     command.args(options).args(fields.iter().flat_map(|field| ["-e", field]));
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut tshark = lab.underlay().netns().run(|| command.spawn())?.context("starting tshark")?;

@@ -143,13 +143,13 @@ async fn a_watch_goes_on_where_it_was() {
     .await;
 }
 
-/// Some tens of the largest objects there can be, of anyone who may make them, and nobody would hear of that kind any more.
 #[tokio::test]
 async fn a_list_of_nothing_may_be_null() {
     let nothing = r#"{"kind":"IPPoolList","metadata":{"resourceVersion":"10"},"items":null}"#;
     check("null", vec![("", Answer::with(200, nothing.into()))], &["init", "synced"]).await;
 }
 
+/// Some tens of the largest objects there can be, of anyone who may make them, and nobody would hear of that kind any more.
 #[tokio::test]
 async fn a_page_that_is_too_long_is_asked_for_in_shorter_ones() {
     let ok = |body: String| Answer::with(200, body);

@@ -12,6 +12,7 @@
 //! comes and goes because another API server is behind.
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -199,11 +200,8 @@ impl Follower {
                 }
                 Err(trouble) => return Ok(Some(trouble)),
             };
-            if matches!(end, End::TooOld) && was_away && !self.away {
-                self.away = true;
-                let why =
-                    format!("{}: what was missed while it was away is forgotten, and all is listed again", self.kind);
-                self.tell(StoreEvent::Away(Some(self.kind), why)).await?;
+            if matches!(end, End::TooOld) && was_away {
+                self.goes_away("what was missed while it was away is forgotten, and all is listed again").await?;
             }
             match since.elapsed() > WORKED {
                 true => self.backoff.reset(),
@@ -216,11 +214,17 @@ impl Follower {
     }
 
     async fn trouble(&mut self, trouble: Trouble) -> Result<(), Unheard> {
-        if !std::mem::replace(&mut self.away, true) {
-            self.tell(StoreEvent::Away(Some(self.kind), format!("{}: {trouble}", self.kind))).await?;
-        }
+        self.goes_away(trouble).await?;
         pause(self.backoff.next()).await;
         Ok(())
+    }
+
+    /// Told once.
+    async fn goes_away(&mut self, why: impl Display) -> Result<(), Unheard> {
+        if std::mem::replace(&mut self.away, true) {
+            return Ok(());
+        }
+        self.tell(StoreEvent::Away(Some(self.kind), format!("{}: {why}", self.kind))).await
     }
 
     /// A kind that is not installed is known whole, and empty.
