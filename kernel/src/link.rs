@@ -33,16 +33,17 @@ pub(crate) fn is_ours(name: &str) -> bool {
 
 // === requests ===
 
-/// Makes a link with all its attributes. The other end of a veth pair appears in the namespace `peer`.
+/// Makes a link with all its attributes. The other end of a veth pair appears in the namespace `peer`; `on` is the number of
+/// the link that a tunnel is bound to.
 ///
 /// Three steps, because the kernel looks at the alias and the address generation mode only of links that are there,
 /// and the latter must be set before the link comes up. The far end must not come up at creation: the kernel refuses.
-pub(crate) fn create(name: &LinkName, link: &Link, peer: Option<BorrowedFd<'_>>) -> Vec<Request> {
+pub(crate) fn create(name: &LinkName, link: &Link, peer: Option<BorrowedFd<'_>>, on: Option<u32>) -> Vec<Request> {
     let mut made = named(name);
     made.attributes.extend([
         LinkAttribute::Mtu(link.mtu),
         LinkAttribute::Group(link.group),
-        LinkAttribute::LinkInfo(info(name, &link.kind, peer)),
+        LinkAttribute::LinkInfo(info(name, &link.kind, peer, on)),
     ]);
     made.attributes.extend(link.mac.map(|mac| LinkAttribute::Address(mac.0.to_vec())));
     if matches!(link.kind, LinkKind::Veth { .. }) {
@@ -205,7 +206,7 @@ fn one_queue() -> [LinkAttribute; 2] {
     [LinkAttribute::NumTxQueues(1), LinkAttribute::NumRxQueues(1)]
 }
 
-fn info(name: &LinkName, kind: &LinkKind, peer: Option<BorrowedFd<'_>>) -> Vec<LinkInfo> {
+fn info(name: &LinkName, kind: &LinkKind, peer: Option<BorrowedFd<'_>>, on: Option<u32>) -> Vec<LinkInfo> {
     match kind {
         LinkKind::Veth { peer_name, .. } => {
             let mut far = named(peer_name);
@@ -218,7 +219,10 @@ fn info(name: &LinkName, kind: &LinkKind, peer: Option<BorrowedFd<'_>>) -> Vec<L
             vec![LinkInfo::Kind(InfoKind::Vxlan), LinkInfo::Data(InfoData::Vxlan(vxlan_info(params)))]
         }
         LinkKind::Ipip { local } => tunnel(InfoKind::IpIp, vec![InfoIpTunnel::Local((*local).into()), tunnel_ttl()]),
-        LinkKind::Sit { local } => tunnel(InfoKind::SitTun, vec![InfoIpTunnel::Local((*local).into()), tunnel_ttl()]),
+        LinkKind::Sit { local, .. } => {
+            let infos = [InfoIpTunnel::Local((*local).into()), tunnel_ttl()];
+            tunnel(InfoKind::SitTun, infos.into_iter().chain(on.map(InfoIpTunnel::Link)).collect())
+        }
         LinkKind::Ip6Tnl => {
             let any = InfoIpTunnel::Protocol(IpProtocol::from(0));
             let no_limit = InfoIpTunnel::Ipv6Flags(Ip6TunnelFlags::IgnEncapLimit);
@@ -278,8 +282,24 @@ pub(crate) fn has_carrier(message: &LinkMessage) -> bool {
     message.attributes.iter().any(|attribute| matches!(attribute, LinkAttribute::OperState(State::Up)))
 }
 
-/// A link as we know it; none for kinds we never make. `far` says that it is the far end of a pair.
-pub(crate) fn decode(message: &LinkMessage, far: bool) -> Option<Link> {
+/// The number of the link that a tunnel is bound to.
+pub(crate) fn bound_to(message: &LinkMessage) -> Option<u32> {
+    let infos = message.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::LinkInfo(infos) => Some(infos),
+        _ => None,
+    })?;
+    infos.iter().find_map(|info| match info {
+        LinkInfo::Data(InfoData::IpTunnel(infos)) => infos.iter().find_map(|info| match info {
+            InfoIpTunnel::Link(index) => Some(*index).filter(|index| *index > 0),
+            _ => None,
+        }),
+        _ => None,
+    })
+}
+
+/// A link as we know it; none for kinds we never make. `far` says that it is the far end of a pair, `on` which link it is
+/// [`bound_to`].
+pub(crate) fn decode(message: &LinkMessage, far: bool, on: Option<LinkName>) -> Option<Link> {
     let (mut mac, mut mtu, mut group, mut text, mut kind, mut data) = (None, 0, 0, None, None, None);
     for attribute in &message.attributes {
         match attribute {
@@ -308,7 +328,7 @@ pub(crate) fn decode(message: &LinkMessage, far: bool) -> Option<Link> {
         },
         (InfoKind::Vxlan, Some(InfoData::Vxlan(infos))) => LinkKind::Vxlan(vxlan_params(infos)),
         (InfoKind::IpIp, Some(InfoData::IpTunnel(infos))) => LinkKind::Ipip { local: local_of(infos) },
-        (InfoKind::SitTun, Some(InfoData::IpTunnel(infos))) => LinkKind::Sit { local: local_of(infos) },
+        (InfoKind::SitTun, Some(InfoData::IpTunnel(infos))) => LinkKind::Sit { local: local_of(infos), on },
         (InfoKind::Ip6Tnl, _) => LinkKind::Ip6Tnl,
         (InfoKind::Tun, _) => LinkKind::Tun { label: label(text) },
         (InfoKind::Wireguard, _) => LinkKind::Wireguard { label: label(text) },

@@ -213,7 +213,7 @@ impl Run<'_> {
             LinkKind::Veth { peer: Netns::Pod(pod), .. } => {
                 self.indexes.remove(name);
                 let fd = self.pods.open(pod)?;
-                self.send(at, link::create(name, new, Some(fd.as_fd())));
+                self.send(at, link::create(name, new, Some(fd.as_fd()), None));
                 // The descriptor must live until the kernel has seen its number.
                 self.flush();
             }
@@ -223,9 +223,15 @@ impl Run<'_> {
                 crate::tun::create(name)?;
                 self.send(at, link::describe(name, new));
             }
-            _ => {
+            kind => {
+                let on = match kind {
+                    LinkKind::Sit { on: Some(on), .. } => {
+                        Some(self.index(on).ok_or_else(|| no_link(self.steps[at].key(), on))?)
+                    }
+                    _ => None,
+                };
                 self.indexes.remove(name);
-                self.send(at, link::create(name, new, None));
+                self.send(at, link::create(name, new, None, on));
             }
         }
         Ok(())
@@ -409,7 +415,7 @@ impl Run<'_> {
         let links = self.inside.netlink.dump("links", link::list())?;
         let theirs = links.iter().find_map(|message| match message {
             RouteNetlinkMessage::NewLink(message) => {
-                let same = link::decode(message, false).is_some_and(|there| link::is_rival(&there, wanted));
+                let same = link::decode(message, false, None).is_some_and(|there| link::is_rival(&there, wanted));
                 link::name(message).filter(|theirs| same && theirs != name)
             }
             _ => None,
@@ -423,7 +429,7 @@ impl Run<'_> {
             return Err(KernelError::Conflict { what, theirs });
         }
         let mut requests = vec![link::condemn(&theirs, DYING_LINK_GROUP), link::bury(DYING_LINK_GROUP)];
-        requests.extend(link::create(name, wanted, None));
+        requests.extend(link::create(name, wanted, None, None));
         match self.inside.netlink.batch(&requests).into_iter().find_map(Result::err) {
             Some(refusal) => Err(refusal.doing(format!("put {name} in the place of {theirs}"))),
             None => Ok(()),

@@ -207,23 +207,29 @@ impl Listener {
     fn link(&mut self, message: &LinkMessage, there: bool, echo: bool) {
         let Some(name) = link::name(message) else { return };
         let index = message.header.index;
-        let renamed = match there {
-            true => self.names.insert(index, name.clone()).filter(|before| *before != name),
-            false => self.names.remove(&index).filter(|before| *before != name),
+        let before = match there {
+            true => self.names.insert(index, name.clone()),
+            false => self.names.remove(&index),
         };
-        if let Some(before) = renamed {
+        let is_known = there && before.is_some();
+        if let Some(before) = before.filter(|before| *before != name) {
             (self.wake)(Wake::Changed(Scope::Link(before)));
         }
         if echo {
             return;
         }
         if link::is_ours(name.as_str()) {
-            let object = link::decode(message, false).filter(|_| there).map(|link| Object::Link(link.into()));
+            let on = link::bound_to(message).and_then(|index| self.names.get(&index).cloned());
+            let object = link::decode(message, false, on).filter(|_| there).map(|link| Object::Link(link.into()));
             (self.wake)(Wake::Now(Key::Link { ns: Netns::Host, link: name }, object));
         } else {
             // Our routes by way of it may be gone.
             (self.wake)(Wake::Changed(Scope::Link(name)));
             (self.wake)(Wake::Host);
+            // What is bound to one of that name is bound to the one that was there then.
+            if !is_known {
+                (self.wake)(Wake::Changed(Scope::Links));
+            }
         }
     }
 

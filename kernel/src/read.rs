@@ -25,11 +25,18 @@ pub(crate) struct Links {
 impl Namespace {
     /// All links; in a pod those in `far` are ours.
     pub(crate) fn links(&mut self, far: &BTreeSet<LinkName>) -> Result<Links, KernelError> {
-        let mut links = Links::default();
-        for message in self.netlink.dump("links", link::list())? {
-            if let RouteNetlinkMessage::NewLink(message) = message {
-                links.add(&self.ns, &message, far);
-            }
+        let answers = self.netlink.dump("links", link::list())?;
+        let messages = || {
+            answers.iter().filter_map(|answer| match answer {
+                RouteNetlinkMessage::NewLink(message) => Some(message),
+                _ => None,
+            })
+        };
+        let names = messages().filter_map(|message| Some((message.header.index, link::name(message)?))).collect();
+        let mut links = Links { names, ..Links::default() };
+        for message in messages() {
+            let on = link::bound_to(message).and_then(|index| links.names.get(&index).cloned());
+            links.add(&self.ns, message, far, on);
         }
         Ok(links)
     }
@@ -38,7 +45,15 @@ impl Namespace {
     pub(crate) fn one_link(&mut self, name: &LinkName) -> Result<Links, KernelError> {
         let mut links = Links::default();
         if let Some(RouteNetlinkMessage::NewLink(message)) = self.netlink.get("a link", link::look_up(name))? {
-            links.add(&self.ns, &message, &BTreeSet::new());
+            let on = match link::bound_to(&message).map(link::look_up_index) {
+                Some(bound_to) => self.netlink.get("a link", bound_to)?,
+                None => None,
+            };
+            let on = on.and_then(|answer| match answer {
+                RouteNetlinkMessage::NewLink(on) => link::name(&on),
+                _ => None,
+            });
+            links.add(&self.ns, &message, &BTreeSet::new(), on);
         }
         Ok(links)
     }
@@ -177,13 +192,13 @@ impl Links {
         self.names.keys().next().copied()
     }
 
-    fn add(&mut self, ns: &Netns, message: &LinkMessage, far: &BTreeSet<LinkName>) {
+    fn add(&mut self, ns: &Netns, message: &LinkMessage, far: &BTreeSet<LinkName>, on: Option<LinkName>) {
         let Some(name) = link::name(message) else { return };
         let ours = match ns {
             Netns::Host => link::is_ours(name.as_str()),
             Netns::Pod(_) => far.contains(&name),
         };
-        if let Some(link) = ours.then(|| link::decode(message, *ns != Netns::Host)).flatten() {
+        if let Some(link) = ours.then(|| link::decode(message, *ns != Netns::Host, on)).flatten() {
             self.ours.insert(message.header.index, (name.clone(), link));
         }
         if *ns == Netns::Host && !ours && link::is_with_pods(message) {

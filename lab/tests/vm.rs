@@ -132,6 +132,14 @@ fn vm_ipip_is_for_peers_behind_a_router_where_it_is_for_those_only() -> Result<(
     Ok(())
 }
 
+/// `sit` sends each packet the way of the one before: peers on the link and peers behind a router need one each.
+#[test]
+#[ignore = "wants the kernel modules ipip and sit: `cargo xtask vm`"]
+fn vm_ipip_reaches_peers_on_the_link_and_behind_a_router() -> Result<()> {
+    let lab = Lab::builder("racks2").nodes(4).pods_per_node(1).underlay(Underlay::Racks).fabric("ipip").up()?;
+    lab.wait_for_matrix(PATIENCE)?.check()
+}
+
 /// Addresses of a Service as IPVS translates them on a node: kube-proxy's mode `ipvs`, by hand.
 fn ipvs_service(lab: &Lab, last: u8, backend: &str) -> Result<Endpoint> {
     let (node, to) = (lab.node("n1")?, lab.endpoint(backend)?);

@@ -53,10 +53,13 @@ pub enum LinkKind {
         /// Source address of outer packets, and the only one at which they are taken.
         local: Ipv4Addr,
     },
-    /// IPv6 in IPv4 (RFC 4213), to the IPv4-compatible next hop of each route.
+    /// IPv6 in IPv4 (RFC 4213), to the IPv4-compatible next hop of each route. The kernel sends outer packets the way that the
+    /// one before went, wherever they are for: next hops on a link and behind routers each want a device of their own.
     Sit {
         /// As for [`LinkKind::Ipip`].
         local: Ipv4Addr,
+        /// The link by which outer packets leave; none: whichever they are routed by.
+        on: Option<LinkName>,
     },
     /// Both families in IPv6 (RFC 2473), by the outer addresses that each route carries. The kernel has one a namespace.
     Ip6Tnl,

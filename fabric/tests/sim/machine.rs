@@ -525,7 +525,7 @@ fn by_tunnel<'b>(
         return Err(format!("nobody answers at {dst}"));
     }
     let hears = |there: &Link| match (&device.kind, &there.kind) {
-        (LinkKind::Ipip { .. }, LinkKind::Ipip { local }) | (LinkKind::Sit { .. }, LinkKind::Sit { local }) => {
+        (LinkKind::Ipip { .. }, LinkKind::Ipip { local }) | (LinkKind::Sit { .. }, LinkKind::Sit { local, .. }) => {
             IpAddr::from(*local) == dst
         }
         (LinkKind::Ip6Tnl, LinkKind::Ip6Tnl) => true,

@@ -189,7 +189,8 @@ impl Maker<'_> {
         let hop = |via: IpAddr| Route { onlink: true, ..Route::via(via, name("lo")) };
         self.tunnel(0, |look| LinkKind::Ipip { local: v4(1 + look) }, |peer| vec![(false, hop(v4(10 + peer).into()))]);
         let compatible = |peer| v4(10 + peer).to_ipv6_compatible();
-        self.tunnel(1, |look| LinkKind::Sit { local: v4(1 + look) }, |peer| vec![(true, hop(compatible(peer).into()))]);
+        let sit = |look| LinkKind::Sit { local: v4(1 + look), on: (look == 1).then(|| name("lo")) };
+        self.tunnel(1, sit, |peer| vec![(true, hop(compatible(peer).into()))]);
         let (src, dst) = ("2001:db8::1".parse().unwrap(), |peer| Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, peer));
         let carried = |peer| Some(Encap { src, dst: dst(10 + u16::from(peer)) });
         let both = |peer| [false, true].map(|v6| (v6, Route { encap: carried(peer), ..Route::on_link(name("lo")) }));
