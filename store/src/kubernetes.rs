@@ -16,7 +16,6 @@ use std::time::{Duration, SystemTime};
 use tartan_model::{Kind, Object, ObjectId, Revision, StoreEvent};
 use tokio::sync::mpsc;
 
-use self::access::Access;
 pub use self::access::AccessError;
 use self::client::Client;
 use self::discovery::{Discovery, Pace};
@@ -59,7 +58,7 @@ impl KubernetesStore {
     }
 
     fn paced(place: &str, pace: Pace) -> Result<KubernetesStore, AccessError> {
-        let client = Arc::new(Client::new(Access::open(place)?));
+        let client = Arc::new(Client::new(place)?);
         let discovery = Arc::new(Discovery::new(client.clone(), pace));
         Ok(KubernetesStore { writer: Arc::new(Writer::new(client.clone())), discovery, client })
     }

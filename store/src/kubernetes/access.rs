@@ -1,7 +1,7 @@
 //! How to reach an API server, and as whom: from inside a pod, or from a kubeconfig.
 //!
 //! Invariant: no secret is part of an error or of anything printed. Tokens of pods are replaced while we run, so they
-//! are read again for each request.
+//! are read again for each request, and all else for each connection.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -27,6 +27,8 @@ pub struct AccessError(String);
 pub(super) struct Access {
     pub(super) host: String,
     pub(super) port: u16,
+    /// What comes before the API server's own paths, as behind a proxy for several clusters; without a slash at its end.
+    prefix: String,
     /// None: in clear, to a proxy beside us.
     pub(super) tls: Option<Tls>,
     token: Token,
@@ -163,7 +165,21 @@ impl Access {
             }
             _ => return Err(wrong("neither http nor https")),
         };
-        Ok(Access { host, port: uri.port_u16().unwrap_or(port), tls, token })
+        let prefix = uri.path().trim_end_matches('/').to_owned();
+        Ok(Access { host, port: uri.port_u16().unwrap_or(port), prefix, tls, token })
+    }
+
+    /// Of a path of the API server's, with its query.
+    pub(super) fn url(&self, path: &str) -> String {
+        let Access { host, port, prefix, tls, .. } = self;
+        let scheme = if tls.is_some() { "https" } else { "http" };
+        let host = if host.contains(':') { format!("[{host}]") } else { host.clone() };
+        format!("{scheme}://{host}:{port}{prefix}{path}")
+    }
+
+    /// Whether who we are is said once a connection, by a certificate.
+    pub(super) fn is_shown_when_connecting(&self) -> bool {
+        self.tls.as_ref().is_some_and(|tls| tls.config.client_auth_cert_resolver.has_certs())
     }
 
     /// The value of an Authorization header, if one is needed.

@@ -1,10 +1,13 @@
 //! One HTTP/2 connection to the API server, made again when it is needed and gone.
 //!
-//! Invariant: every request ends, whatever the network does: connecting, waiting for an answer and reading one have
-//! limits, and a connection whose other end is silent is given up. Only a watch may last, and it is pinged.
+//! Invariants: every request ends, whatever the network does: connecting, waiting for an answer and reading one have
+//! limits, and a connection whose other end is silent is given up, as is one that leads to no answer. Only a watch may
+//! last, and it is pinged. However many wait for a connection, one attempt answers all of them. Credentials are read again
+//! for each connection: certificates and their authorities are replaced while we run.
 
 use std::fmt;
-use std::time::{Duration, SystemTime};
+use std::sync::{Arc, Mutex as Lock, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
 
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::{Bytes, Incoming};
@@ -20,11 +23,11 @@ use tokio::sync::Mutex;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
-use super::access::{Access, Tls};
+use super::access::{Access, AccessError, Tls};
 
 const CONNECT: Duration = Duration::from_secs(5);
 /// An API server answers a list of thousands within seconds.
-const ANSWER: Duration = Duration::from_secs(30);
+pub(super) const ANSWER: Duration = Duration::from_secs(30);
 /// Pings while nothing else is heard, and how long one may go unanswered.
 const PING: Duration = Duration::from_secs(5);
 const PONG: Duration = Duration::from_secs(5);
@@ -53,8 +56,18 @@ pub(super) enum Trouble {
 
 /// A connection on demand.
 pub(super) struct Client {
-    access: Access,
-    connection: Mutex<Option<SendRequest<Body>>>,
+    /// See [`Access::open`].
+    place: String,
+    /// As the latest connection found it.
+    access: Lock<Arc<Access>>,
+    connection: Mutex<Connection>,
+}
+
+#[derive(Default)]
+struct Connection {
+    sender: Option<SendRequest<Body>>,
+    /// When the latest attempt failed, and why.
+    failed: Option<(Instant, Trouble)>,
 }
 
 /// The API server's own word for a failure.
@@ -68,8 +81,13 @@ pub(super) struct Status {
 // === impl Client ===
 
 impl Client {
-    pub(super) fn new(access: Access) -> Client {
-        Client { access, connection: Mutex::new(None) }
+    /// Nothing is connected yet.
+    ///
+    /// # Errors
+    /// There are no credentials at that place, or they cannot be read.
+    pub(super) fn new(place: &str) -> Result<Client, AccessError> {
+        let access = Lock::new(Arc::new(Access::open(place)?));
+        Ok(Client { place: place.to_owned(), access, connection: Mutex::default() })
     }
 
     /// Sends, and reads the whole answer.
@@ -132,11 +150,17 @@ impl Client {
         let response = match timeout(ANSWER, answer).await {
             Ok(Ok(response)) => response,
             Ok(Err(error)) => return Err(self.away(&Causes(&error))),
-            Err(_) => return Err(self.away(&format_args!("no answer for {} s", ANSWER.as_secs()))),
+            Err(_) => {
+                self.connect_anew().await;
+                return Err(self.away(&format_args!("no answer for {} s", ANSWER.as_secs())));
+            }
         };
         let code = response.status();
         if code.is_success() {
             return Ok(response);
+        }
+        if code == StatusCode::UNAUTHORIZED && self.access().is_shown_when_connecting() {
+            self.connect_anew().await;
         }
         let said = self.whole(response).await.unwrap_or_default();
         let status: Status = serde_json::from_slice(&said).unwrap_or_default();
@@ -160,12 +184,10 @@ impl Client {
         content: &'static str,
         body: Option<String>,
     ) -> Result<Request<Body>, Trouble> {
-        let scheme = if self.access.tls.is_some() { "https" } else { "http" };
-        let host =
-            if self.access.host.contains(':') { format!("[{}]", self.access.host) } else { self.access.host.clone() };
-        let uri = format!("{scheme}://{host}:{}{path}", self.access.port);
+        let access = self.access();
+        let uri = access.url(path);
         let mut request = Request::builder().method(method).uri(uri).header(ACCEPT, JSON).header(USER_AGENT, AGENT);
-        if let Some(authorization) = self.access.authorization().map_err(|error| self.away(&error))? {
+        if let Some(authorization) = access.authorization().map_err(|error| self.away(&error))? {
             request = request.header(AUTHORIZATION, authorization);
         }
         if body.is_some() {
@@ -175,19 +197,37 @@ impl Client {
     }
 
     async fn sender(&self) -> Result<SendRequest<Body>, Trouble> {
+        let asked = Instant::now();
         let mut connection = self.connection.lock().await;
-        if let Some(sender) = connection.as_ref().filter(|sender| !sender.is_closed()) {
+        if let Some(sender) = connection.sender.as_ref().filter(|sender| !sender.is_closed()) {
             return Ok(sender.clone());
         }
-        let sender = match timeout(CONNECT, self.connect()).await {
-            Ok(connected) => connected?,
-            Err(_) => return Err(self.away(&format_args!("no connection within {} s", CONNECT.as_secs()))),
-        };
-        Ok(connection.insert(sender).clone())
+        if let Some((at, trouble)) = &connection.failed
+            && *at > asked
+        {
+            return Err(trouble.clone());
+        }
+        let connected = timeout(CONNECT, self.connect()).await;
+        let nobody = |_| Err(self.away(&format_args!("no connection within {} s", CONNECT.as_secs())));
+        match connected.unwrap_or_else(nobody) {
+            Ok(sender) => Ok(connection.sender.insert(sender).clone()),
+            Err(trouble) => {
+                connection.failed = Some((Instant::now(), trouble.clone()));
+                Err(trouble)
+            }
+        }
+    }
+
+    /// The next request goes by another connection: this one leads to nobody who answers, or to one who knows us by
+    /// credentials that are over. What is under way on it may still come.
+    async fn connect_anew(&self) {
+        self.connection.lock().await.sender = None;
     }
 
     async fn connect(&self) -> Result<SendRequest<Body>, Trouble> {
-        let Access { host, port, tls, .. } = &self.access;
+        let access = Arc::new(Access::open(&self.place).map_err(|error| self.away(&error))?);
+        *self.access.lock().unwrap_or_else(PoisonError::into_inner) = access.clone();
+        let Access { host, port, tls, .. } = &*access;
         let stream = TcpStream::connect((host.as_str(), *port)).await.map_err(|error| self.away(&error))?;
         stream.set_nodelay(true).map_err(|error| self.away(&error))?;
         match tls {
@@ -212,8 +252,12 @@ impl Client {
         Ok(sender)
     }
 
+    fn access(&self) -> Arc<Access> {
+        self.access.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     fn away(&self, why: &dyn fmt::Display) -> Trouble {
-        Trouble::Away(format!("{}: {why}", self.access))
+        Trouble::Away(format!("{}: {why}", self.access()))
     }
 }
 
@@ -249,6 +293,11 @@ impl fmt::Display for Trouble {
             Trouble::Status { code, message } => write!(f, "the API server answers {}: {message}", code.as_u16()),
         }
     }
+}
+
+/// What the API server has at a path is not what belongs there.
+pub(super) fn unreadable(path: &str, error: &serde_json::Error) -> Trouble {
+    Trouble::Away(format!("what the API server has at {path} is not what belongs there: {error}"))
 }
 
 /// An error with what it comes from: hyper's own say little.

@@ -1,17 +1,22 @@
-//! Whether the API server has come to serve other kinds: asked for all watches at once, by a tag of what it served last.
+//! Whether the API server has come to serve other kinds: asked for all watches at once, by a tag of what it served last;
+//! and what it means that a kind is not where we look for it.
 //!
 //! Invariants: however many kinds are waited for, one request asks; while nothing changes its answer is empty (304). Who
-//! takes the mark before it looks for its kind misses no change after that look.
+//! takes the mark before it looks for its kind misses no change after that look. A kind is taken for one that is not
+//! installed by the API server's own list of what it serves alone: a wrong address says 404 of everything, and objects of
+//! a version that we do not read are there all the same.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use hyper::StatusCode;
+use hyper::{Method, StatusCode};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use tokio::time::{sleep, timeout};
 
 use super::backoff::spread;
-use super::client::{Client, Trouble};
+use super::client::{Client, Trouble, unreadable};
 
 const PATH: &str = "/apis";
 /// All kinds of all groups in one document (since 1.27); older ones answer with the groups alone.
@@ -36,6 +41,36 @@ impl Pace {
 /// What was served at some time; none: nobody has asked yet.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Mark(Option<String>);
+
+/// All groups of kinds that are served, and in which versions.
+#[derive(Deserialize)]
+struct Groups {
+    groups: Vec<Group>,
+}
+
+#[derive(Deserialize)]
+struct Group {
+    name: String,
+    versions: Vec<Version>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Version {
+    group_version: String,
+}
+
+/// The kinds of one version of a group.
+#[derive(Deserialize)]
+struct Resources {
+    resources: Vec<Resource>,
+}
+
+/// Named by the plural, as in paths.
+#[derive(Deserialize)]
+struct Resource {
+    name: String,
+}
 
 /// What one API server is known to serve.
 pub(super) struct Discovery {
@@ -74,6 +109,41 @@ impl Discovery {
             }
         };
         let _long_since = timeout(spread(at_latest.0, at_latest.1), changed).await;
+    }
+
+    /// That a collection which was answered with 404 is of a kind that is not installed, and so is known whole and empty.
+    ///
+    /// # Errors
+    /// Its objects may well be there: every API server has the kind, or this one has it in another version; or it does
+    /// not say.
+    pub(super) async fn confirm_absent(&self, collection: &str) -> Result<(), Trouble> {
+        let mut parts = collection.trim_start_matches('/').split('/');
+        let (Some("apis"), Some(group), _version, Some(plural)) =
+            (parts.next(), parts.next(), parts.next(), parts.next())
+        else {
+            let why = format!("there is no {collection}, which every API server has; is that one's address right?");
+            return Err(Trouble::Away(why));
+        };
+        let served: Groups = self.read(PATH).await?;
+        let versions = served.groups.into_iter().filter(|served| served.name == group).flat_map(|it| it.versions);
+        for Version { group_version } in versions {
+            let Resources { resources } = match self.read(&format!("{PATH}/{group_version}")).await {
+                Err(Trouble::Status { code: StatusCode::NOT_FOUND, .. }) => continue,
+                resources => resources?,
+            };
+            if resources.iter().any(|it| it.name == plural) {
+                let why = format!(
+                    "the API server serves {plural} as {group_version}, and not at {collection}, where this version of Tartan reads them; serve that version too"
+                );
+                return Err(Trouble::Away(why));
+            }
+        }
+        Ok(())
+    }
+
+    async fn read<T: DeserializeOwned>(&self, path: &str) -> Result<T, Trouble> {
+        let document = self.client.request(Method::GET, path, None).await?;
+        serde_json::from_slice(&document).map_err(|error| unreadable(path, &error))
     }
 
     /// Whether there was an answer.

@@ -1,11 +1,13 @@
 //! The store against an API server that says what a test wants, and against a real one.
 
+mod absent;
+mod connection;
 mod real;
 mod rights;
 mod scripted;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use tartan_model::{Availability, Kind, NodeCondition, NodeNetwork, Object, ObjectId, Placement, StoreEvent};
@@ -14,9 +16,8 @@ use tokio::sync::watch;
 use self::real::{ApiServer, Behind};
 use self::scripted::{Answer, Scripted};
 use super::KubernetesStore;
-use super::access::Access;
-use super::client::{Client, LARGEST};
-use super::discovery::{Discovery, Pace};
+use super::client::LARGEST;
+use super::discovery::Pace;
 use crate::conformance::{self, Rig as _, Watching};
 use crate::{Expect, Store, Word, WriteError};
 
@@ -259,69 +260,6 @@ async fn trouble_is_told_once_and_a_list_follows() {
 }
 
 #[tokio::test]
-async fn a_kind_that_is_not_installed_is_empty_until_what_is_served_changes() {
-    let absent = || ("", Answer::with(404, "404 page not found".into()));
-    check(
-        "looked for again when something else is served",
-        vec![
-            absent(),
-            ("/apis", Answer::Tagged(200, "\"a\"")),
-            absent(),
-            ("/apis", Answer::Tagged(304, "\"a\"")),
-            ("/apis", Answer::with(500, "{}".into())),
-            ("/apis", Answer::Tagged(304, "\"a\"")),
-            ("/apis", Answer::Tagged(200, "\"b\"")),
-            ("", Answer::with(200, list(10, "", &[("a", 1)]))),
-            ("resourceVersion=10", Answer::Never),
-        ],
-        &["init", "synced", "init", "synced", "init", "put a 10.1.0.0/16", "synced"],
-    )
-    .await;
-    check(
-        "without tags by the text of the answer",
-        vec![
-            absent(),
-            ("/apis", Answer::with(200, "old".into())),
-            absent(),
-            ("/apis", Answer::with(200, "old".into())),
-            ("/apis", Answer::with(200, "new".into())),
-            ("", Answer::with(200, list(10, "", &[]))),
-        ],
-        &["init", "synced", "init", "synced", "init", "synced"],
-    )
-    .await;
-}
-
-/// One agent waits for two kinds: one of them asks at a time, however often both give up waiting.
-#[tokio::test]
-async fn for_many_absent_kinds_one_question_is_asked() {
-    let as_before = (0..1000).map(|_| Answer::Tagged(304, "\"a\""));
-    let server = Scripted::start([Answer::Tagged(200, "\"a\"")].into_iter().chain(as_before).collect()).await;
-    let client = Arc::new(Client::new(Access::open(&server.url()).unwrap()));
-    let pace = Pace { at_latest: (Duration::from_millis(300), Duration::from_millis(600)), ..BRISK };
-    let discovery = Arc::new(Discovery::new(client, pace));
-    let began = Instant::now();
-    for _ in 0..2 {
-        let discovery = discovery.clone();
-        tokio::spawn(async move {
-            loop {
-                let mark = discovery.mark();
-                discovery.changed_since(&mark).await;
-            }
-        });
-    }
-    while server.requests().len() < 40 {
-        assert!(began.elapsed() < Duration::from_secs(60), "only {} questions", server.requests().len());
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    let requests = server.requests();
-    // Two at a time would be done in half that; both give up every 300 ms at most, which may cost a question each.
-    let most = 3 + 2 * began.elapsed().as_millis() / 300 + began.elapsed().as_millis() / 20;
-    assert!((requests.len() as u128) < most, "{} questions in {:?}", requests.len(), began.elapsed());
-    assert!(requests.iter().skip(1).all(|asked| asked.path == "/apis" && asked.known == "\"a\""));
-}
-
-#[tokio::test]
 async fn an_api_server_that_was_away_is_gone_on_with() {
     let ok = |body: String| Answer::with(200, body);
     let first = || ("", ok(list(10, "", &[("a", 1)])));
@@ -366,43 +304,6 @@ async fn an_api_server_that_was_away_is_gone_on_with() {
     let [began @ .., _, _, _] = relisted;
     let wanted = [&began[..], &["synced", "away IPPool: "], &relisted[4..]].concat();
     check("one that says so when it is watched", away().into_iter().chain(said_late).collect(), &wanted).await;
-}
-
-#[test]
-fn places_that_lead_nowhere_say_why() {
-    let check = |place: &str, wanted: &str| {
-        let error = Access::open(place).err().expect(place).to_string();
-        assert!(error.contains(wanted), "{place:?}: {error}");
-    };
-    check("", "KUBERNETES_SERVICE_HOST is not set, so this is no pod");
-    check("/no/such/file", "reading /no/such/file: ");
-    check("ftp://x", "API server 'ftp://x'");
-    check("https://192.0.2.1:6443", "reading /var/run/secrets/kubernetes.io/serviceaccount/ca.crt");
-    check("http://", "API server 'http://'");
-}
-
-#[test]
-fn kubeconfigs_that_lead_nowhere_say_why() {
-    let file = std::env::temp_dir().join(format!("tartan-kubeconfig-{}", std::process::id()));
-    let check = |text: &str, wanted: &str| {
-        std::fs::write(&file, text).unwrap();
-        let error = Access::open(file.to_str().unwrap()).err().expect(text).to_string();
-        assert!(error.contains(wanted), "{text}: {error}");
-    };
-    let config = |cluster: &str, user: &str| {
-        format!(
-            "current-context: c\ncontexts: [{{name: c, context: {{cluster: k, user: u}}}}]\n\
-             clusters: [{{name: k, cluster: {cluster}}}]\nusers: [{{name: u, user: {user}}}]\n"
-        )
-    };
-    check("a: [", "kubeconfig ");
-    check("current-context: x\ncontexts: []\nclusters: []\nusers: []\n", "it names 'x' and does not have it");
-    check(&config("{server: 'https://h'}", "{}"), "no certificate authority to know it by");
-    check(&config("{server: 'https://h', certificate-authority-data: '%'}", "{}"), "data that is not base64");
-    check(&config("{server: 'https://h', certificate-authority: /nowhere}", "{}"), "reading /nowhere");
-    let secret = config("{server: 'https://h'}", "{client-certificate-data: '', client-key-data: c2VjcmV0}");
-    check(&secret, "the client key is not PEM");
-    std::fs::remove_file(file).unwrap();
 }
 
 #[tokio::test]

@@ -26,9 +26,10 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use tartan_model::{Kind, ObjectId, Revision, StoreEvent};
 use tokio::sync::mpsc;
+use tokio::time::timeout_at;
 
 use super::backoff::{Backoff, spread};
-use super::client::{Client, Trouble};
+use super::client::{ANSWER, Client, Trouble, unreadable};
 use super::discovery::Discovery;
 use super::{ORIGIN, collection, selector};
 use crate::decode;
@@ -60,7 +61,7 @@ enum End {
 
 /// Why there is no list.
 enum NoList {
-    /// The API server does not know the kind.
+    /// The API server has no such path.
     Absent,
     TooOld,
     Trouble(Trouble),
@@ -169,10 +170,13 @@ impl Follower {
                         self.trouble(trouble).await?;
                     }
                 }
-                Err(NoList::Absent) => {
-                    self.nothing().await?;
-                    self.discovery.changed_since(&mark).await;
-                }
+                Err(NoList::Absent) => match self.discovery.confirm_absent(collection(self.kind)).await {
+                    Ok(()) => {
+                        self.nothing().await?;
+                        self.discovery.changed_since(&mark).await;
+                    }
+                    Err(trouble) => self.trouble(trouble).await?,
+                },
                 Err(NoList::TooOld) => {
                     self.version = None;
                     self.forgotten += 1;
@@ -254,7 +258,7 @@ impl Follower {
             };
             let page: Page<'_> = match serde_json::from_slice(&page) {
                 Ok(page) => page,
-                Err(error) => return Ok(Err(NoList::Trouble(unreadable(&error)))),
+                Err(error) => return Ok(Err(NoList::Trouble(unreadable(collection(self.kind), &error)))),
             };
             if !std::mem::replace(&mut begun, true) {
                 self.begin().await?;
@@ -293,18 +297,20 @@ impl Follower {
                 }
             });
         }
+        let open = spread(OPEN.0, OPEN.1);
         let path = format!(
             "{}?{}watch=true&allowWatchBookmarks=true&resourceVersion={version}&timeoutSeconds={}",
             collection(self.kind),
             selector(self.kind),
-            spread(OPEN.0, OPEN.1).as_secs()
+            open.as_secs()
         );
         match self.client.stream(&path).await {
             Ok(body) => {
                 if std::mem::take(&mut self.away) {
                     self.tell(StoreEvent::Synced(self.kind)).await?;
                 }
-                self.frames(body).await.map(Ok)
+                // Who answers pings and has forgotten the watch would be listened to for ever.
+                self.frames(body, tokio::time::Instant::now() + open + ANSWER).await.map(Ok)
             }
             Err(Trouble::Status { code: StatusCode::GONE | StatusCode::NOT_FOUND, .. }) => Ok(Ok(End::TooOld)),
             Err(trouble) => Ok(Err(trouble)),
@@ -319,9 +325,9 @@ impl Follower {
     }
 
     /// Lines of JSON, one an event.
-    async fn frames(&mut self, mut body: Incoming) -> Result<End, Unheard> {
+    async fn frames(&mut self, mut body: Incoming, until: tokio::time::Instant) -> Result<End, Unheard> {
         let mut buffer: Vec<u8> = Vec::new();
-        while let Some(Ok(frame)) = body.frame().await {
+        while let Ok(Some(Ok(frame))) = timeout_at(until, body.frame()).await {
             let Ok(data) = frame.into_data() else { continue };
             // Only what is new can hold the end of a line.
             let mut searched = buffer.len();
@@ -402,10 +408,6 @@ impl From<Trouble> for NoList {
             trouble => NoList::Trouble(trouble),
         }
     }
-}
-
-fn unreadable(error: &serde_json::Error) -> Trouble {
-    Trouble::Away(format!("the API server's list is not what a list is: {error}"))
 }
 
 async fn pause(length: Duration) {

@@ -49,6 +49,8 @@ pub(super) struct Asked {
     /// If-None-Match.
     pub(super) known: String,
     pub(super) body: String,
+    /// The connection it came by: the how manieth.
+    pub(super) connection: usize,
 }
 
 impl Scripted {
@@ -87,21 +89,26 @@ impl Scripted {
 }
 
 async fn serve(listener: TcpListener, script: Arc<Mutex<Script>>) {
-    while let Ok((stream, _)) = listener.accept().await {
+    for connection in 0.. {
+        let Ok((stream, _)) = listener.accept().await else { return };
         let script = script.clone();
-        let answer = service_fn(move |request| answer(request, script.clone()));
+        let answer = service_fn(move |request| answer(request, connection, script.clone()));
         tokio::spawn(Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), answer));
     }
 }
 
-async fn answer(request: Request<Incoming>, script: Arc<Mutex<Script>>) -> io::Result<Response<Full<Bytes>>> {
+async fn answer(
+    request: Request<Incoming>,
+    connection: usize,
+    script: Arc<Mutex<Script>>,
+) -> io::Result<Response<Full<Bytes>>> {
     let (method, path) = (request.method().clone(), request.uri().path_and_query().unwrap().to_string());
     let known = request.headers().get("if-none-match").map(|tag| tag.to_str().unwrap().to_owned()).unwrap_or_default();
     let body = request.into_body().collect().await.unwrap().to_bytes();
     let body = String::from_utf8_lossy(&body).into_owned();
     let next = {
         let mut script = script.lock().unwrap();
-        script.asked.push(Asked { method, path, known, body });
+        script.asked.push(Asked { method, path, known, body, connection });
         script.answers.pop_front()
     };
     match next {
