@@ -110,6 +110,8 @@ pub struct World {
     synced: BTreeSet<Kind>,
     /// For each kind whose list is under way.
     unlisted: BTreeMap<Kind, Unlisted>,
+    /// Nodes whose NodeNetwork is gone while their Node is there: what they said last goes with that.
+    withdrawn: BTreeSet<Arc<str>>,
 }
 
 /// How far the kernel has come.
@@ -402,6 +404,7 @@ impl World {
             Object::Config(config) if self.config != config => self.config = config,
             Object::Config(_) => {}
             Object::NodeNetwork(NodeNetwork { advert, conditions, .. }) => {
+                self.withdrawn.remove(&id.name);
                 if id.name == self.local {
                     self.conditions = conditions;
                 } else if self.local.is_empty() {
@@ -451,15 +454,17 @@ impl World {
         self.forget_invalid(id);
         self.revisions.remove(id);
         match id.kind {
-            Kind::Node => drop(self.nodes.remove(&id.name)),
+            Kind::Node => {
+                self.nodes.remove(&id.name);
+                if self.withdrawn.remove(&id.name) {
+                    self.forget_word(&id.name);
+                }
+            }
             // The last good configuration outlives its document: an accidental delete must not turn the network over.
             Kind::NetworkConfig => {}
             // A node that is there stays reachable as it was last, until it says otherwise or its Node is gone.
-            Kind::NodeNetwork if self.nodes.contains_key(&id.name) => {}
-            Kind::NodeNetwork => {
-                self.adverts.remove(&id.name);
-                self.troubles.remove(&id.name);
-            }
+            Kind::NodeNetwork if self.nodes.contains_key(&id.name) => drop(self.withdrawn.insert(id.name.clone())),
+            Kind::NodeNetwork => self.forget_word(&id.name),
             Kind::IpPool => drop(self.pools.remove(&id.name)),
             Kind::IpReservation => drop(self.reservations.remove(&id.name)),
             Kind::IpBlock => {
@@ -478,10 +483,17 @@ impl World {
         }
     }
 
+    fn forget_word(&mut self, node: &Arc<str>) {
+        self.adverts.remove(node);
+        self.troubles.remove(node);
+    }
+
     /// The first list counts once all that it named has been read: a node that starts must not plan the network as if
-    /// an object with a typo were not there. Later ones need not wait, because what was known before stays.
+    /// an object with a typo were not there. Later ones need not wait, because what was known before stays. Nor does any
+    /// wait for another node's word: what one node says of itself keeps no other from starting.
     fn settle(&mut self, kind: Kind) {
-        let unread = self.invalid.keys().any(|id| id.kind == kind && !self.revisions.contains_key(id));
+        let others = |id: &ObjectId| kind == Kind::NodeNetwork && id.name != self.local;
+        let unread = self.invalid.keys().any(|id| id.kind == kind && !others(id) && !self.revisions.contains_key(id));
         if self.complete.contains(&kind) && !unread && self.synced.insert(kind) {
             let others: Vec<ObjectId> = self.revisions.keys().filter(|id| !self.keeps_revision(id)).cloned().collect();
             for id in &others {

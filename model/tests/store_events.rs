@@ -308,6 +308,39 @@ fn a_first_list_counts_when_all_of_it_was_read() {
     assert!(other.is_synced(kind), "what could not be read is gone");
 }
 
+/// The Node and the NodeNetwork of a node may go in any order.
+#[test]
+fn what_a_node_said_goes_when_both_its_objects_are_gone() {
+    let (node, network) = (Kind::Node, Kind::NodeNetwork);
+    let check = |steps: &[StoreEvent], wanted: &str| {
+        let mut world = World::new("n1".into(), Features::default());
+        for event in [put(node, "n2", 1), put(network, "n2", 1)].iter().chain(steps) {
+            world.store(event.clone(), Instant::now());
+        }
+        assert_eq!(known(&world, network), wanted, "{steps:?}");
+    };
+    let gone = [delete(node, "n2"), delete(network, "n2")];
+    check(&gone, "");
+    check(&gone[..1], "n2=1");
+    check(&gone[1..], "n2=1");
+    check(&[delete(network, "n2"), delete(node, "n2")], "");
+    check(&[delete(network, "n2"), put(network, "n2", 2), delete(node, "n2")], "n2=2");
+    check(&[Init(network), Synced(network), delete(node, "n2")], "");
+}
+
+#[test]
+fn what_another_node_says_of_itself_holds_up_nobody() {
+    for (name, counts) in [("n1", false), ("n2", true)] {
+        for kind in [Kind::NodeNetwork, Kind::Node] {
+            let mut world = World::new("n1".into(), Features::default());
+            for event in [Init(kind), invalid(kind, name), Synced(kind)] {
+                world.store(event, Instant::now());
+            }
+            assert_eq!(world.is_synced(kind), counts && kind == Kind::NodeNetwork, "{kind} {name}");
+        }
+    }
+}
+
 #[test]
 fn conditions_come_and_go_with_their_objects() {
     let kind = Kind::IpPool;

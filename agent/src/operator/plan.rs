@@ -1,7 +1,7 @@
 //! What the operator wants of the store, from what it knows of the cluster: one more small compiler.
 //!
-//! Invariant: pure; whatever it wants could as well never happen, as long as the nodes' agents do their part. Before
-//! everything was read, or while the store is away, it wants nothing.
+//! Invariant: pure; whatever it wants could as well never happen, as long as the nodes' agents do their part. While the
+//! store is away it wants nothing, and before everything was read only to say what cannot be.
 
 use std::cell::LazyCell;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -60,8 +60,12 @@ pub(super) fn plan(
     service: Option<IpAddr>,
     now: Instant,
 ) -> Plan {
-    if !world.is_whole() || world.store_away().is_some() {
+    if world.store_away().is_some() {
         return Plan::default();
+    }
+    if !world.is_whole() {
+        let unread = world.invalid.iter().map(|(id, condition)| (id.clone(), vec![(**condition).clone()]));
+        return Plan { words: diagnoses(unread).collect(), ..Plan::default() };
     }
     let (mut claims, next_block) = tartan_ipam::abandoned(world, PATIENCE, now);
     let (leftovers, next_leftover) = leftovers(world, now);
@@ -76,7 +80,7 @@ pub(super) fn plan(
     }
     let (troubles, next_trouble) = troubles(world, now);
     wake_at.extend(next_trouble);
-    let words = words(memo, world).into_iter().chain(troubles).collect();
+    let words = words(memo, world).chain(troubles).collect();
     Plan { claims, words, without, wake_at: wake_at.into_iter().min() }
 }
 
@@ -134,7 +138,7 @@ fn default_pool(world: &World, family: Family, service: Option<IpAddr>) -> Optio
 }
 
 /// What is wrong with each object: of kinds that have a status also that nothing is.
-fn words(memo: &mut Memo, world: &World) -> BTreeMap<ObjectId, Word> {
+fn words(memo: &mut Memo, world: &World) -> impl Iterator<Item = (ObjectId, Word)> {
     let id = |kind, name: &Arc<str>| ObjectId { kind, name: name.clone() };
     let config = ObjectId { kind: Kind::NetworkConfig, name: CONFIG_NAME.into() };
     let config = world.revisions.contains_key(&config).then_some(config);
@@ -153,9 +157,13 @@ fn words(memo: &mut Memo, world: &World) -> BTreeMap<ObjectId, Word> {
     for (id, faults) in memo.policies(world) {
         said.entry(id.clone()).or_default().extend(faults.iter().cloned());
     }
-    // What is wrong with nodes their own agents say, blocks are not for people.
+    diagnoses(said)
+}
+
+/// What is wrong with nodes their own agents say, blocks are not for people.
+fn diagnoses(said: impl IntoIterator<Item = (ObjectId, Vec<Condition>)>) -> impl Iterator<Item = (ObjectId, Word)> {
     let told = said.into_iter().filter(|(id, _)| !matches!(id.kind, Kind::Node | Kind::NodeNetwork | Kind::IpBlock));
-    told.map(|(id, conditions)| (id, Word::Diagnosis(conditions))).collect()
+    told.map(|(id, conditions)| (id, Word::Diagnosis(conditions)))
 }
 
 /// What nodes that there are have said for a while.

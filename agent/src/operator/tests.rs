@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tartan_model::{
-    Advert, Block, Config, Family, Features, Holder, Kind, Node, NodeCondition, NodeNetwork, Object, ObjectId, Part,
-    PolicyText, Pool, Revision, Selector, StoreEvent, World,
+    Advert, Block, Condition, Config, Family, Features, Holder, Kind, Node, NodeCondition, NodeNetwork, Object,
+    ObjectId, Part, PolicyText, Pool, Revision, Selector, StoreEvent, World,
 };
 use tartan_store::{Expect, MemoryStore, Store, Word};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -163,6 +163,21 @@ fn what_is_not_known_is_left_alone() {
     let mut half = World::new("".into(), Features::default());
     half.store(StoreEvent::Init(Kind::NodeNetwork), began);
     assert_eq!(planned(&half, Some(began), None, late), Plan::default(), "a list is under way");
+}
+
+/// All wait for it: whoever looks at the object has to see why.
+#[test]
+fn what_holds_up_the_first_list_is_said() {
+    let [pool, node] = [id(Kind::IpPool, "a"), id(Kind::Node, "n1")];
+    let mut world = World::new("".into(), Features::default());
+    let [about, field, message, fix] = ["IPPool/a", "spec.cidr", "no range", "write one"].map(str::to_owned);
+    let condition = Condition { about, field, reason: "BadValue", message, fix };
+    for id in [&pool, &node] {
+        world.store(StoreEvent::Init(id.kind), Instant::now());
+        world.store(StoreEvent::Invalid(id.clone(), condition.clone().into()), Instant::now());
+    }
+    let plan = planned(&world, None, None, Instant::now());
+    assert_eq!(plan, Plan { words: [(pool, Word::Diagnosis(vec![condition]))].into(), ..Plan::default() });
 }
 
 #[test]
