@@ -50,6 +50,8 @@ struct Engine {
     holder: Channel,
     /// Written to when this process is to end.
     over: Arc<EventFd>,
+    /// It has said so, and what it is told now would end with it.
+    ends: bool,
     /// To the program that the holder was given.
     gives_way: Option<Haste>,
     /// Another one makes itself ready.
@@ -97,6 +99,7 @@ pub fn run() -> io::Result<()> {
     let mut engine = Engine {
         holder,
         over: over.clone(),
+        ends: false,
         gives_way: None,
         has_next: false,
         devices: BTreeMap::new(),
@@ -242,6 +245,9 @@ impl Engine {
 
     /// `keys` are files with private keys, one for each step that takes one.
     fn apply(&mut self, steps: Vec<Step>, keys: Vec<Option<OwnedFd>>) -> Answer {
+        if self.ends {
+            return Answer::Applied((0..steps.len()).map(|index| (index, wire::GIVES_WAY.to_owned())).collect());
+        }
         let mut keys = keys.into_iter();
         let mut failures = BTreeMap::new();
         let mut changed = std::collections::BTreeSet::new();
@@ -414,7 +420,7 @@ impl Engine {
 
     /// Lets the agent's program go on in this one's place, where it is another.
     fn give_way(&mut self, file: Option<OwnedFd>, theirs: Program, haste: Haste) -> Answer {
-        if self.has_next {
+        if self.has_next || self.ends {
             return Answer::Refused("it is giving way to another program".into());
         }
         match successor(file, theirs) {
@@ -466,7 +472,8 @@ impl Engine {
         }
     }
 
-    fn end(&self) {
+    fn end(&mut self) {
+        self.ends = true;
         // It cannot fail: the number is far from its end.
         let _written = self.over.write(1);
     }
@@ -581,6 +588,7 @@ mod tests {
         let engine = Engine {
             holder: Channel::new(theirs),
             over: Arc::new(EventFd::new().unwrap()),
+            ends: false,
             gives_way: None,
             has_next: false,
             devices: BTreeMap::new(),
@@ -629,6 +637,20 @@ mod tests {
         // As ever: what is wrong with them is what is said.
         let refused = told(false);
         assert!(refused[0].1.contains("private key") && refused[1].1.contains("is not carried"), "{refused:?}");
+    }
+
+    /// Its holder knows that nothing is left: it would keep nothing of what came now.
+    #[test]
+    fn an_engine_that_ends_takes_nothing_more() {
+        let (_holders, mut engine) = engine();
+        engine.end_if_due();
+        let hold = Step::Hold { link: "ttx0".into(), socket: Socket { source: "127.0.0.1".parse().unwrap(), port: 0 } };
+        let Answer::Applied(failures) = engine.apply(vec![hold], Vec::new()) else { panic!("it says no to each") };
+        assert_eq!(failures, BTreeMap::from([(0, wire::GIVES_WAY.to_owned())]));
+        let (_, own) = own_program().unwrap();
+        let answer = engine.give_way(None, own, Haste::AtOnce);
+        assert!(matches!(answer, Answer::Refused(_)), "{answer:?}");
+        assert!(engine.carries_nothing());
     }
 
     #[test]
