@@ -277,19 +277,25 @@ impl Identities {
 
     fn changed_attachments(&mut self, world: &World, dirty: &mut Dirty) {
         let seen = std::mem::take(&mut self.seen.attachments);
+        let (mut before, mut after) = (Vec::new(), Vec::new());
         for item in seen.diff(&world.attachments) {
-            let (before, after) = match item {
-                DiffItem::Add(_, after) => (None, Some(after)),
-                DiffItem::Update { old: (_, before), new: (_, after) } => (Some(before), Some(after)),
-                DiffItem::Remove(_, before) => (Some(before), None),
-            };
-            for (_, address) in before.into_iter().flat_map(|it| it.addresses.iter()) {
-                self.attached.remove(address);
-                dirty.addresses.push(*address);
+            match item {
+                DiffItem::Add(_, new) => after.push(new),
+                DiffItem::Update { old: (_, old), new: (_, new) } => {
+                    before.push(old);
+                    after.push(new);
+                }
+                DiffItem::Remove(_, old) => before.push(old),
             }
-            for (_, address) in after.into_iter().flat_map(|it| it.addresses.iter()) {
-                let key = after.map(|it| it.pod()).unwrap_or_default();
-                self.attached.insert(*address, key.into());
+        }
+        // An address may have gone from one to another of them: who has it now counts.
+        for (_, address) in before.iter().flat_map(|it| it.addresses.iter()) {
+            self.attached.remove(address);
+            dirty.addresses.push(*address);
+        }
+        for it in after {
+            for (_, address) in it.addresses.iter() {
+                self.attached.insert(*address, it.pod().into());
                 dirty.addresses.push(*address);
             }
         }

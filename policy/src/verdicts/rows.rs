@@ -4,6 +4,7 @@
 //! row of the identity, else that of `ANY`. A row of its own is final; it contains what `ANY` says.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use imbl::OrdMap;
@@ -20,6 +21,10 @@ use crate::ir::{
 };
 use crate::traits::{Holds, Traits, Workload};
 use crate::walk::Verdict;
+
+/// How many lines, of all identities that are looked at together, may match them: they take 64 MiB. So few in tests that
+/// these do it in parts.
+const TOGETHER: usize = if cfg!(test) { 20 } else { 4 << 20 };
 
 /// What a datapath looks up.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -263,23 +268,23 @@ impl Compiled {
     fn fill(&mut self, identities: &Identities, selections: &Selections, budget: &Budget) -> Result<(), Spent> {
         let nobody = Traits::of(Entity::World);
         self.any = self.course.of_anyone(&self.rows.classes, &nobody, budget)?;
-        let mut matched: BTreeMap<u32, Vec<(usize, Holds)>> = BTreeMap::new();
-        for (at, line) in self.course.lines().iter().enumerate() {
-            let selection = line.remote.map(|id| selections.get(id));
-            budget.spend(selection.map_or(0, Selection::len))?;
-            for (number, holds) in selection.into_iter().flat_map(Selection::members) {
-                matched.entry(number).or_default().push((at, holds));
-            }
-        }
         let mut rows: BTreeMap<(u32, Class), Outcome> =
             self.any.iter().enumerate().map(|(class, outcome)| ((ANY, class_number(class)), outcome.clone())).collect();
-        if self.course.treats_anyone_by_name() {
-            for number in identities.live().keys() {
-                matched.entry(*number).or_default();
+        for part in self.parts(selections, budget)? {
+            let mut matched: BTreeMap<u32, Vec<(usize, Holds)>> = BTreeMap::new();
+            for (at, selection) in self.selected(selections) {
+                for (number, holds) in selection.members_in(part.clone()) {
+                    matched.entry(number).or_default().push((at, holds));
+                }
             }
-        }
-        for (number, lines) in &matched {
-            self.column(*number, &identities.live()[number], lines, &mut rows, budget)?;
+            if self.course.treats_anyone_by_name() {
+                for (number, _) in identities.live().range(part) {
+                    matched.entry(*number).or_default();
+                }
+            }
+            for (number, lines) in &matched {
+                self.column(*number, &identities.live()[number], lines, &mut rows, budget)?;
+            }
         }
         let gone: Vec<(u32, Class)> =
             self.rows.words.keys().filter(|place| !rows.contains_key(place)).copied().collect();
@@ -288,9 +293,37 @@ impl Compiled {
         Ok(())
     }
 
-    fn matched(&self, number: u32, selections: &Selections) -> Vec<(usize, Holds)> {
+    /// All identities, in as many parts as it takes to look at each with all the lines that match it.
+    fn parts(&self, selections: &Selections, budget: &Budget) -> Result<Vec<RangeInclusive<u32>>, Spent> {
+        let selected = || self.selected(selections).map(|(_, selection)| selection);
+        selected().try_for_each(|selection| budget.spend(selection.len()))?;
+        if selected().map(Selection::len).sum::<usize>() <= TOGETHER {
+            return Ok(vec![0..=u32::MAX]);
+        }
+        let mut lines: BTreeMap<u32, usize> = BTreeMap::new();
+        for (number, _) in selected().flat_map(Selection::members) {
+            *lines.entry(number).or_insert(0) += 1;
+        }
+        let (mut parts, mut first, mut together) = (Vec::new(), 0, 0);
+        for (number, lines) in lines {
+            together += lines;
+            if together > TOGETHER && number > first {
+                parts.push(first..=number - 1);
+                (first, together) = (number, lines);
+            }
+        }
+        parts.push(first..=u32::MAX);
+        Ok(parts)
+    }
+
+    /// What lines select, by where they are.
+    fn selected<'a>(&self, selections: &'a Selections) -> impl Iterator<Item = (usize, &'a Selection)> {
         let lines = self.course.lines().iter().enumerate();
-        let holds = lines.filter_map(|(at, line)| Some((at, selections.get(line.remote?).holds(number))));
+        lines.filter_map(|(at, line)| Some((at, selections.get(line.remote?))))
+    }
+
+    fn matched(&self, number: u32, selections: &Selections) -> Vec<(usize, Holds)> {
+        let holds = self.selected(selections).map(|(at, selection)| (at, selection.holds(number)));
         holds.filter(|(_, holds)| *holds != Holds::No).collect()
     }
 

@@ -3,6 +3,7 @@
 //! Invariant: a selection holds exactly the live identities that its peers match.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use imbl::OrdMap;
@@ -55,7 +56,12 @@ impl Selection {
     }
 
     pub(super) fn members(&self) -> impl Iterator<Item = (u32, Holds)> {
-        self.members.iter().map(|(number, holds)| (*number, *holds))
+        self.members_in(0..=u32::MAX)
+    }
+
+    /// Of them, those with such numbers.
+    pub(super) fn members_in(&self, numbers: RangeInclusive<u32>) -> impl Iterator<Item = (u32, Holds)> {
+        self.members.range(numbers).map(|(number, holds)| (*number, *holds))
     }
 }
 

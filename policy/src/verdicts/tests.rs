@@ -461,6 +461,21 @@ fn addresses_given_here_are_whose_they_were_given_to() {
 }
 
 #[test]
+fn an_address_goes_from_one_pod_to_another_between_two_looks() {
+    let (mut world, mut memo) = (world(), Memo::default());
+    lets_in(&mut memo, "all()", Selector::has("app"));
+    for name in ["a/k", "a/z"] {
+        let unplaced = Pod { addresses: Box::default(), ..Pod::clone(&pod("n1", 9, &[("app", name)], "sa", &[])) };
+        world.pods.insert(name.into(), unplaced.into());
+    }
+    for (before, now) in [("a/k", "a/z"), ("a/z", "a/k"), ("a/k", "a/z")] {
+        world.detach(&format!("{before}/eth0"), std::time::Instant::now());
+        attach(&mut world, now, "10.0.0.9");
+        assert_eq!(who(&mut memo, &world, "10.0.0.9"), (Entity::Pod, Some(now.to_owned())));
+    }
+}
+
+#[test]
 fn what_is_no_pod_has_a_set_that_no_policy_is_for() {
     let mut world = world();
     let mut memo = Memo::default();
