@@ -19,7 +19,7 @@ use tartan_model::{
     Host, HostLink, Node, Passing, PerFamily, Pool, Programmed, Said, Selector, VxlanConfig, World,
 };
 use tartan_netstate::claims::NFT_STRICT_CHAIN;
-use tartan_netstate::{Key, LinkKind, Mac, Netns, Object, Owner, PublicKey, State, WgDevice, WgPeer};
+use tartan_netstate::{Key, LinkKind, LinkName, Mac, Netns, Object, Owner, PublicKey, State, WgDevice, WgPeer};
 
 const HOST_GW: &str = "host-gw";
 const VXLAN4: &str = "vxlan/ipv4/vni1/port8472";
@@ -284,6 +284,29 @@ fn a_pool_says_for_its_own_ranges_how_they_are_reached() {
     check_pools(host_gw(), vxlan_always, of(HOST_GW), of(VXLAN4));
     check_pools(host_gw(), ipip_always, of(HOST_GW), of(IPIP4));
     check_pools(vxlan(), ipip_cross, of(VXLAN4), of(HOST_GW));
+}
+
+/// The kernel sends what goes by a `sit` device the way that the packet before went, whoever that was for.
+#[test]
+fn no_device_of_ipip_leads_to_peers_on_the_link_and_behind_routers() {
+    let here = Says { accepts: &[IPIP4], ..DUAL };
+    let (underlay, blocks) = (&["198.51.100.2", "2001:db8:1::2"], &["10.3.0.0/24", "fd03::/64"]);
+    let far = Says { name: "far", underlay, blocks, accepts: &[IPIP4] };
+    let out = Fixture::new(config(FabricMode::Ipip, false), ME, &[here, far]).plan();
+    let kind = |block: &str| {
+        let block: ipnet::IpNet = block.parse().unwrap();
+        let dev = out.state.iter().find_map(|(key, entry)| match (key, &entry.object) {
+            (Key::Route { dst, metric: 1024, .. }, Object::Route(route)) if *dst == block => route.dev.clone(),
+            _ => None,
+        });
+        let key = Key::Link { ns: Netns::Host, link: dev.unwrap() };
+        let Object::Link(link) = &out.state.get(&key).unwrap().object else { panic!("{key} is a link") };
+        link.kind.clone()
+    };
+    let local = std::net::Ipv4Addr::new(192, 0, 2, 1);
+    assert_eq!(kind("fd02::/64"), LinkKind::Sit { local, on: LinkName::new("eth0") });
+    assert_eq!(kind("fd03::/64"), LinkKind::Sit { local, on: None });
+    assert_eq!(["10.2.0.0/24", "10.3.0.0/24"].map(kind), [LinkKind::Ipip { local }, LinkKind::Ipip { local }]);
 }
 
 #[test]

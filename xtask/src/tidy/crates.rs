@@ -26,7 +26,7 @@ pub(crate) const CRATES: &[Crate] = &[
     krate("netstate", "values",      3000, &[]),
     krate("model",    "values",      3000, &["api", "netstate"]),
     krate("ipam",     "planner",     2700, &["model", "netstate"]),
-    krate("fabric",   "planner",     8600, &["api", "model", "netstate"]),
+    krate("fabric",   "planner",     8650, &["api", "model", "netstate"]),
     krate("policy",   "planner",     8700, &["api", "model"]),
     krate("datapath", "planner",     4000, &["model", "netstate", "policy"]),
     krate("kernel",   "door",        17850, &["model", "netstate"]),
