@@ -11,7 +11,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 use nix::poll::{PollFd, PollFlags, poll};
@@ -40,7 +40,7 @@ pub(super) struct Flood {
     flows: Arc<Vec<Flow>>,
     stop: StopFlag,
     answered: Arc<AtomicU64>,
-    sender: JoinHandle<Vec<Sent>>,
+    sender: JoinHandle<(Vec<Sent>, Vec<SystemTime>)>,
     receiver: JoinHandle<Vec<Received>>,
 }
 
@@ -169,11 +169,11 @@ impl Flood {
 
     pub(super) fn stop(self) -> UdpReport {
         self.stop.raise();
-        let sent = self.sender.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        let (sent, sent_at) = self.sender.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         let received = self.receiver.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         let mut report = UdpReport { flows: self.flows.len(), ..UdpReport::default() };
         for ((flow, sent), received) in self.flows.iter().zip(&sent).zip(&received) {
-            report.add(flow, sent, received);
+            report.add(flow, sent, &sent_at, received);
         }
         report
     }
@@ -183,7 +183,9 @@ fn spawn<T: Send + 'static>(name: &str, work: impl FnOnce() -> T + Send + 'stati
     std::thread::Builder::new().name(name.into()).spawn(work).context("starting a probe thread")
 }
 
-fn send_all(flows: &[Flow], start: Instant, interval: Duration, stop: &AtomicBool) -> Vec<Sent> {
+/// What was sent on each flow, and when each number was.
+fn send_all(flows: &[Flow], start: Instant, interval: Duration, stop: &AtomicBool) -> (Vec<Sent>, Vec<SystemTime>) {
+    let mut sent_at = Vec::new();
     let mut sent = vec![Sent::default(); flows.len()];
     let mut buffer = vec![0; BUFFER];
     let mut due = Instant::now();
@@ -191,6 +193,7 @@ fn send_all(flows: &[Flow], start: Instant, interval: Duration, stop: &AtomicBoo
         if stop.load(Ordering::Relaxed) {
             break;
         }
+        sent_at.push(SystemTime::now());
         for (flow, sent) in flows.iter().zip(&mut sent) {
             sent.probes += 1;
             if let Err(error) = flow.send(number, start.elapsed(), &mut buffer) {
@@ -205,7 +208,7 @@ fn send_all(flows: &[Flow], start: Instant, interval: Duration, stop: &AtomicBoo
             None => due = Instant::now(),
         }
     }
-    sent
+    (sent, sent_at)
 }
 
 fn receive_all(flows: &[Flow], start: Instant, stop: &AtomicBool, answered: &AtomicU64) -> Vec<Received> {
@@ -289,7 +292,8 @@ impl Received {
 // === impl UdpReport ===
 
 impl UdpReport {
-    fn add(&mut self, flow: &Flow, sent: &Sent, received: &Received) {
+    /// `sent_at`: when each number was sent, by the clock that agents' logs go by.
+    fn add(&mut self, flow: &Flow, sent: &Sent, sent_at: &[SystemTime], received: &Received) {
         self.probes += sent.probes;
         self.refused += sent.refused;
         self.duplicates += received.duplicates;
@@ -302,10 +306,18 @@ impl UdpReport {
         self.lost += lost;
         if let Some((first, last)) = received.missing(sent.probes) {
             let error = sent.error.as_ref().map(|e| format!(", {} refused: {e}", sent.refused)).unwrap_or_default();
-            self.losses
-                .push(format!("{}: lost {lost} of {} (numbers {first} to {last}){error}", flow.name, sent.probes));
+            let at = |number: u64| sent_at.get(number as usize).map(|at| clock(*at)).unwrap_or_default();
+            let when = format!("numbers {first} to {last}, sent {} to {}", at(first), at(last));
+            self.losses.push(format!("{}: lost {lost} of {} ({when}){error}", flow.name, sent.probes));
         }
     }
+}
+
+/// The time of day, to the millisecond, as in an agent's log.
+fn clock(at: SystemTime) -> String {
+    let since = at.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let (day, millis) = (since.as_secs() % 86_400, since.subsec_millis());
+    format!("{:02}:{:02}:{:02}.{millis:03}", day / 3600, day / 60 % 60, day % 60)
 }
 
 impl fmt::Display for UdpReport {
