@@ -1,11 +1,11 @@
 //! ipip: packets in IP packets and nothing else (RFC 2003, RFC 4213, RFC 2473), which costs the least of all envelopes.
 //!
 //! Over IPv4 the next hop of a route says where its packets go, so one device of each kind serves all peers: `ipip` for
-//! IPv4, `sit` for IPv6, whose next hops hold an IPv4 address. But `sit` keeps the way of its last outer packet, whoever that
-//! was for: so there are two, one for peers on the uplink's link and one for those behind routers. Over IPv6 the kernel refuses a next hop that some other
-//! route leads to, as the peer's own address is; there the route itself carries the outer header's addresses, and one
-//! `ip6tnl` device in collect-metadata mode carries both families. It adds no encapsulation limit: that option would cost
-//! eight bytes and is for tunnels in tunnels.
+//! IPv4, `sit` for IPv6, whose next hops hold an IPv4 address. But `sit` keeps the way of its last outer packet, whoever
+//! that was for: so there are two, one for peers on the uplink's link and one for those behind routers. Over IPv6 the
+//! kernel refuses a next hop that some other route leads to, as the peer's own address is; there the route itself carries
+//! the outer header's addresses, and one `ip6tnl` device in collect-metadata mode carries both families. It adds no
+//! encapsulation limit: that option would cost eight bytes and is for tunnels in tunnels.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -43,14 +43,14 @@ impl Fabric for Ipip {
     }
 
     fn hop(&self, node: &LocalNode, at: &Instance, to: &Peer<'_>, family: Family) -> Result<Hop, Condition> {
-        let on = at.underlay().and_then(|underlay| node.uplinks.get(underlay));
-        match (on.map(|uplink| uplink.address), to.endpoint.address) {
+        let uplink = at.underlay().and_then(|underlay| node.uplinks.get(underlay));
+        match (uplink.map(|uplink| uplink.address), to.endpoint.address) {
             (Some(IpAddr::V4(src)), IpAddr::V4(dst)) => {
-                let (via, dev) = match family {
-                    Family::V4 => (dst.into(), ipip(at, src)),
-                    Family::V6 => (compatible(dst).into(), sit(at, src, on.filter(|on| on.is_on_link(dst.into())))),
+                let (via, on) = match family {
+                    Family::V4 => (dst.into(), None),
+                    Family::V6 => (compatible(dst).into(), uplink.filter(|uplink| uplink.is_on_link(dst.into()))),
                 };
-                Ok(Hop { via: Some(via), dev, onlink: true, encap: None })
+                Ok(Hop { via: Some(via), dev: device(at, src, family, on), onlink: true, encap: None })
             }
             (Some(IpAddr::V6(src)), IpAddr::V6(dst)) => {
                 Ok(Hop { via: None, dev: at.device(), onlink: false, encap: Some(Encap { src, dst }) })
@@ -98,23 +98,19 @@ fn devices(node: &LocalNode, at: &Instance, uplink: &Uplink) -> Vec<(LinkName, L
     let v4 = uplink.addresses.iter().filter_map(|address| if let IpAddr::V4(v4) = address { Some(*v4) } else { None });
     let of_address = |local| {
         let sit = |on: Option<&Uplink>| {
-            (sit(at, local, on), LinkKind::Sit { local, on: on.map(|uplink| uplink.link.clone()) })
+            let kind = LinkKind::Sit { local, on: on.map(|uplink| uplink.link.clone()) };
+            (device(at, local, Family::V6, on), kind)
         };
         let ipv6 = [Some(uplink), None].map(sit).into_iter().filter(|_| node.ipv6);
-        [(ipip(at, local), LinkKind::Ipip { local })].into_iter().chain(ipv6)
+        [(device(at, local, Family::V4, None), LinkKind::Ipip { local })].into_iter().chain(ipv6)
     };
     v4.flat_map(of_address).collect()
 }
 
-/// Name of the device that carries IPv4 from an address.
-fn ipip(at: &Instance, local: Ipv4Addr) -> LinkName {
-    LinkName::hashed(FABRIC_LINK_PREFIX, stable_hash(&format!("{at} from {local} for ipv4")))
-}
-
-/// Name of the device that carries IPv6 from an address, to peers on that link or to all others.
-fn sit(at: &Instance, local: Ipv4Addr, on: Option<&Uplink>) -> LinkName {
+/// Name of the device that carries a family of packets from an address: to peers on that link, or to all others.
+fn device(at: &Instance, local: Ipv4Addr, family: Family, on: Option<&Uplink>) -> LinkName {
     let on = on.map(|uplink| format!(" on {}", uplink.link)).unwrap_or_default();
-    LinkName::hashed(FABRIC_LINK_PREFIX, stable_hash(&format!("{at} from {local} for ipv6{on}")))
+    LinkName::hashed(FABRIC_LINK_PREFIX, stable_hash(&format!("{at} from {local} for {family}{on}")))
 }
 
 /// The IPv4-compatible address (RFC 4291 section 2.5.5.1): to a `sit` device, the next hop at that IPv4 address.

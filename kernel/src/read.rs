@@ -45,6 +45,7 @@ impl Namespace {
     pub(crate) fn one_link(&mut self, name: &LinkName) -> Result<Links, KernelError> {
         let mut links = Links::default();
         if let Some(RouteNetlinkMessage::NewLink(message)) = self.netlink.get("a link", link::look_up(name))? {
+            links.names.extend(link::name(&message).map(|name| (message.header.index, name)));
             let on = match link::bound_to(&message).map(link::look_up_index) {
                 Some(bound_to) => self.netlink.get("a link", bound_to)?,
                 None => None,
@@ -192,8 +193,9 @@ impl Links {
         self.names.keys().next().copied()
     }
 
+    /// Of a link whose name is known: what it is to us.
     fn add(&mut self, ns: &Netns, message: &LinkMessage, far: &BTreeSet<LinkName>, on: Option<LinkName>) {
-        let Some(name) = link::name(message) else { return };
+        let Some(name) = self.names.get(&message.header.index).cloned() else { return };
         let ours = match ns {
             Netns::Host => link::is_ours(name.as_str()),
             Netns::Pod(_) => far.contains(&name),
@@ -202,9 +204,8 @@ impl Links {
             self.ours.insert(message.header.index, (name.clone(), link));
         }
         if *ns == Netns::Host && !ours && link::is_with_pods(message) {
-            self.with_pods.push(name.clone());
+            self.with_pods.push(name);
         }
-        self.names.insert(message.header.index, name);
     }
 
     fn neighbour(&self, ns: &Netns, found: &neigh::Found) -> Option<(Key, Object)> {

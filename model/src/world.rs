@@ -492,8 +492,8 @@ impl World {
     /// an object with a typo were not there. Later ones need not wait, because what was known before stays. Nor does any
     /// wait for another node's word: what one node says of itself keeps no other from starting.
     fn settle(&mut self, kind: Kind) {
-        let others = |id: &ObjectId| kind == Kind::NodeNetwork && id.name != self.local;
-        let unread = self.invalid.keys().any(|id| id.kind == kind && !others(id) && !self.revisions.contains_key(id));
+        let waits_for = |id: &ObjectId| id.kind == kind && (kind != Kind::NodeNetwork || id.name == self.local);
+        let unread = self.invalid.keys().any(|id| waits_for(id) && !self.revisions.contains_key(id));
         if self.complete.contains(&kind) && !unread && self.synced.insert(kind) {
             let others: Vec<ObjectId> = self.revisions.keys().filter(|id| !self.keeps_revision(id)).cloned().collect();
             for id in &others {

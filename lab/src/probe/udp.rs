@@ -306,7 +306,7 @@ impl UdpReport {
         self.lost += lost;
         if let Some((first, last)) = received.missing(sent.probes) {
             let error = sent.error.as_ref().map(|e| format!(", {} refused: {e}", sent.refused)).unwrap_or_default();
-            let at = |number: u64| sent_at.get(number as usize).map(|at| clock(*at)).unwrap_or_default();
+            let at = |number: u64| clock(sent_at[number as usize]);
             let when = format!("numbers {first} to {last}, sent {} to {}", at(first), at(last));
             self.losses.push(format!("{}: lost {lost} of {} ({when}){error}", flow.name, sent.probes));
         }

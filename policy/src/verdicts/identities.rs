@@ -277,25 +277,15 @@ impl Identities {
 
     fn changed_attachments(&mut self, world: &World, dirty: &mut Dirty) {
         let seen = std::mem::take(&mut self.seen.attachments);
-        let (mut before, mut after) = (Vec::new(), Vec::new());
-        for item in seen.diff(&world.attachments) {
-            match item {
-                DiffItem::Add(_, new) => after.push(new),
-                DiffItem::Update { old: (_, old), new: (_, new) } => {
-                    before.push(old);
-                    after.push(new);
-                }
-                DiffItem::Remove(_, old) => before.push(old),
-            }
-        }
+        let mut changed: Vec<(&Arc<Attachment>, bool)> = seen.diff(&world.attachments).flat_map(old_and_new).collect();
         // An address may have gone from one to another of them: who has it now counts.
-        for (_, address) in before.iter().flat_map(|it| it.addresses.iter()) {
-            self.attached.remove(address);
-            dirty.addresses.push(*address);
-        }
-        for it in after {
+        changed.sort_by_key(|(_, add)| *add);
+        for (it, add) in changed {
             for (_, address) in it.addresses.iter() {
-                self.attached.insert(*address, it.pod().into());
+                match add {
+                    true => drop(self.attached.insert(*address, it.pod().into())),
+                    false => drop(self.attached.remove(address)),
+                }
                 dirty.addresses.push(*address);
             }
         }
