@@ -20,12 +20,17 @@ use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::netns::{Endpoint, Netns};
+use crate::probe::wait_for;
 use crate::relay::Relay;
+
+/// The kernel looks after links once a second, where it is at leisure.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// How the nodes' uplinks hang together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -157,6 +162,11 @@ impl Underlay {
              route add default via {gateway_v6}\n",
             v4.0, v4.1, v6.0, v6.1
         ))?;
+        // The kernel takes up a link some time after it was told to, and drops what is sent until then.
+        for (netns, link) in [(inside, "eth0"), (&self.netns, node), (&self.netns, &*format!("br{segment}"))] {
+            let is_up = || netns.output(&["ip", "-o", "link", "show", link]).is_ok_and(|it| it.contains(" state UP "));
+            wait_for(PATIENCE, &format!("link {link} of {} to be up", netns.name()), is_up)?;
+        }
         Ok(seat)
     }
 
