@@ -5,14 +5,16 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
 
+use ipnet::IpNet;
 use tartan_api::explain as api;
 use tartan_model::World;
 
 use crate::ends::{self, NotFound};
 use crate::ir::{Direction, Program};
 use crate::spans::{self, Span};
-use crate::verdicts::{self, ANY, Memo, Rows, Tables, Word};
+use crate::verdicts::{self, ANY, Identity, Memo, Rows, Tables, Word};
 use crate::words;
 
 /// The rows of a pod, both directions.
@@ -26,7 +28,9 @@ pub fn rows(world: &World, program: &Program, pod: &str) -> Result<Vec<api::Row>
     let mut on_its_node = world.clone();
     on_its_node.local = node;
     let mut memo = Memo::default();
-    let tables = &verdicts::plan(&mut memo, &on_its_node).tables;
+    verdicts::plan(&mut memo, &on_its_node);
+    // With all ranges: ends are named for those they are in.
+    let tables = &memo.unabridged();
     let Some(set) = tables.subjects.get(&key).and_then(|set| tables.sets.get(set)) else {
         let why = format!("the namespace of {key} is not known, and so not its policies: it has no connections");
         return Err(NotFound(format!("{why}; make it known to the store")));
@@ -49,8 +53,11 @@ fn of_direction(tables: &Tables, direction: Direction, rows: &Rows, own: IpAddr)
     let mut alike: BTreeMap<BTreeMap<Word, Vec<Span>>, Vec<String>> = BTreeMap::new();
     let mut named: Vec<u32> = rows.words.keys().map(|(identity, _)| *identity).filter(|it| *it != ANY).collect();
     named.dedup();
+    let ranges = ranges_of(tables);
     for identity in &named {
-        let name = tables.identities.get(identity).map_or_else(|| identity.to_string(), |it| words::identity(it));
+        let of = ranges.get(identity).map_or(&[][..], Vec::as_slice);
+        let name = tables.identities.get(identity).map(|it| words::identity(it, of));
+        let name = name.unwrap_or_else(|| identity.to_string());
         alike.entry(by_word(*identity)).or_default().push(name);
     }
     let anyone = if named.is_empty() { "anyone" } else { "anyone else" };
@@ -70,4 +77,22 @@ fn of_direction(tables: &Tables, direction: Direction, rows: &Rows, own: IpAddr)
             }
         })
         .collect()
+}
+
+/// Of each identity, the ranges that its addresses are in; of those in no zone, which are in none that a rule names, nothing.
+fn ranges_of(tables: &Tables) -> BTreeMap<u32, Vec<IpNet>> {
+    let mut by_zone: BTreeMap<IpNet, Vec<(u32, IpNet)>> = BTreeMap::new();
+    for (range, number) in &tables.ranges {
+        if let Some(zone) = tables.identities.get(number).and_then(|it| it.zone) {
+            by_zone.entry(zone).or_default().push((*number, *range));
+        }
+    }
+    let of = |(number, identity): (&u32, &Arc<Identity>)| {
+        let all = by_zone.get(&identity.zone?)?;
+        // Ranges of pods and of others are identities of their own, and all other identities may be in either.
+        let is_of_ranges = all.iter().any(|(of, _)| of == number);
+        let own = all.iter().filter(|(of, _)| !is_of_ranges || of == number);
+        Some((*number, own.map(|(_, range)| *range).collect()))
+    };
+    tables.identities.iter().filter_map(of).collect()
 }

@@ -15,6 +15,7 @@ use crate::ir::{Entity, Is, Nets, Program};
 use crate::traits::Traits;
 use crate::verdicts::identities::{is_workload, node_addresses, pod_addresses, workload};
 use crate::walk::End;
+use crate::words::first_of;
 
 /// Who has an address.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -190,7 +191,7 @@ fn node(world: &World, name: &str) -> Result<Named, NotFound> {
     let instead = match (nearest(name, &known), known.len()) {
         (Some(near), _) => format!("did you mean {near}?"),
         (None, 0) => "no node is known; write a pod as NAMESPACE/NAME, an address, or `world`".into(),
-        (None, _) => format!("nodes are {}; a pod is written NAMESPACE/NAME", listed(&known)),
+        (None, _) => format!("nodes are {}; a pod is written NAMESPACE/NAME", first_of(&known)),
     };
     Err(NotFound(format!("there is no node {name}; {instead}")))
 }
@@ -207,7 +208,7 @@ fn no_such_pod(world: &World, namespace: &str, name: &str) -> NotFound {
         let instead = match nearest(namespace, &known) {
             Some(near) => format!("did you mean {near}/{name}?"),
             None if known.is_empty() => "this world has no pods at all".into(),
-            None => format!("there is {}", listed(&known)),
+            None => format!("there is {}", first_of(&known)),
         };
         return NotFound(format!("there is no namespace {namespace}; {instead}"));
     }
@@ -220,24 +221,14 @@ fn no_such_pod(world: &World, namespace: &str, name: &str) -> NotFound {
         (Some(near), _) => format!("did you mean {namespace}/{near}?"),
         (None, Some((of, name))) => format!("did you mean {of}/{name}?"),
         (None, None) if here.is_empty() => "there are no pods in that namespace".into(),
-        (None, None) => format!("in that namespace there is {}", listed(&here)),
+        (None, None) => format!("in that namespace there is {}", first_of(&here)),
     };
     NotFound(format!("there is no pod {namespace}/{name}; {instead}"))
 }
 
-/// The first few.
-fn listed(names: &[&str]) -> String {
-    const SHOWN: usize = 5;
-    let first = names.iter().take(SHOWN).copied().collect::<Vec<_>>().join(", ");
-    match names.len().saturating_sub(SHOWN) {
-        0 => first,
-        more => format!("{first} and {more} more"),
-    }
-}
-
 /// An address outside that no rule names: in none of their ranges but those that hold every address.
 fn outside(world: &World, program: &Program, family: Family) -> IpAddr {
-    let terms = program.values().flat_map(|policy| policy.all_rules()).flat_map(|rule| rule.remote_terms());
+    let terms = program.values().flat_map(|policy| policy.all_rules()).flat_map(|rule| rule.remote.terms());
     let nets = terms.filter_map(|term| match &term.is {
         Is::In(nets) => Some(nets),
         _ => None,

@@ -368,15 +368,6 @@ impl Direction {
 // === impl Rule ===
 
 impl Rule {
-    /// Every statement it makes about the other end.
-    pub fn remote_terms(&self) -> impl Iterator<Item = &Term> {
-        let remote = match &self.remote {
-            Peers::Any => &[][..],
-            Peers::OneOf(peers) => peers,
-        };
-        remote.iter().flat_map(|peer| &peer.0)
-    }
-
     /// Every destination port it names.
     pub fn port_names(&self) -> impl Iterator<Item = &Arc<str>> {
         let matches = match &self.l4 {
@@ -457,13 +448,32 @@ impl Icmp {
     }
 }
 
+// === impl Peers ===
+
+impl Peers {
+    /// Every statement that is made about them.
+    pub fn terms(&self) -> impl Iterator<Item = &Term> {
+        let all = match self {
+            Peers::Any => &[][..],
+            Peers::OneOf(all) => all,
+        };
+        all.iter().flat_map(|peer| &peer.0)
+    }
+}
+
 // === impl Nets ===
 
 impl Nets {
-    /// Whether all addresses of a range are in one of the ranges. It is either wholly inside each range and exception or
-    /// wholly outside.
+    /// Whether they hold a range. Either they hold all addresses of it or none, but for those in smaller [`turns`](Nets::turns).
     pub fn contain(&self, range: &IpNet) -> bool {
         self.ranges.contain(range) && !self.except.contain(range)
+    }
+
+    /// Where they begin to hold addresses, or end to: whatever else is named makes no difference.
+    pub fn turns(&self) -> impl Iterator<Item = &IpNet> {
+        let begins = self.ranges.iter().filter(|range| !self.except.contain(range));
+        let ends = self.except.iter().filter(|range| self.ranges.contain(range) && !self.ranges.name(range));
+        begins.chain(ends)
     }
 
     /// Every range that is named.
@@ -478,6 +488,11 @@ impl Ranges {
     /// All of them, in order.
     pub fn iter(&self) -> std::slice::Iter<'_, IpNet> {
         self.0.iter()
+    }
+
+    /// Whether a range is one of them.
+    fn name(&self, range: &IpNet) -> bool {
+        self.0.binary_search(range).is_ok()
     }
 
     /// Whether a range is in one of them. There may be tens of thousands.

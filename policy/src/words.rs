@@ -1,5 +1,6 @@
 //! Packets, verdicts and rules in words.
 
+use ipnet::IpNet;
 use tartan_api::explain as api;
 use tartan_model::Labels;
 
@@ -62,8 +63,8 @@ pub(crate) fn direction(direction: Direction) -> &'static str {
     }
 }
 
-/// Which ends an identity stands for.
-pub(crate) fn identity(identity: &Identity) -> String {
+/// Which ends an identity stands for, of whose zone these are the ranges.
+pub(crate) fn identity(identity: &Identity, ranges: &[IpNet]) -> String {
     let traits = &identity.traits;
     let mut parts: Vec<String> = Vec::new();
     parts.push(match traits.entity {
@@ -91,10 +92,22 @@ pub(crate) fn identity(identity: &Identity) -> String {
     }
     let node = labels(&traits.node_labels);
     parts.extend((!node.is_empty()).then(|| format!("with {node}")));
-    parts.extend(identity.range.map(|range| format!("in {range}")));
+    let ranges: Vec<String> = ranges.iter().map(IpNet::to_string).collect();
+    let ranges: Vec<&str> = ranges.iter().map(String::as_str).collect();
+    parts.extend((!ranges.is_empty()).then(|| format!("in {}", first_of(&ranges))));
     parts.join(" ")
 }
 
 pub(crate) fn labels(labels: &Labels) -> String {
     labels.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(",")
+}
+
+/// The first few of a list.
+pub(crate) fn first_of(names: &[&str]) -> String {
+    const SHOWN: usize = 5;
+    let first = names.iter().take(SHOWN).copied().collect::<Vec<_>>().join(", ");
+    match names.len().saturating_sub(SHOWN) {
+        0 => first,
+        more => format!("{first} and {more} more"),
+    }
 }

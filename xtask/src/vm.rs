@@ -51,6 +51,9 @@ const PROGRAMS: &[Program] = &[
     program("tartan-lab", "ipsec", &["vm_carries_both_families_over_ipv4"]),
 ];
 
+/// What differs in nothing but when nodes hear is about us and about no kernel: of several kernels it runs under the first.
+const UNDER_ONE_KERNEL: &str = "_seconds_apart";
+
 /// How a line of a summary begins that says what did not run.
 pub(crate) const LEFT_OUT: &str = "left out ";
 
@@ -63,6 +66,8 @@ struct Request<'a> {
 #[derive(Debug, PartialEq, Eq)]
 enum Tests {
     All,
+    /// All under one kernel more.
+    Again,
     Short,
     /// Arguments of cargo test.
     These(Vec<String>),
@@ -95,12 +100,15 @@ pub(crate) fn run(args: &[&str]) -> Result<()> {
 pub(crate) fn measure(args: &[&str]) -> Result<Vec<(String, u32)>> {
     let request = parse(args)?;
     packages::ensure(&[Lane::Build, Lane::Lab, Lane::Vm])?;
-    let (runs, left_out) = runs(request.tests)?;
-    let mut rows = Vec::new();
+    let (mut tests, mut left_out) = runs(&request.tests)?;
+    let mut rows: Vec<Row> = Vec::new();
     for name in request.kernels {
+        if rows.len() == 1 && request.tests == Tests::All {
+            (tests, left_out) = runs(&Tests::Again)?;
+        }
         let kernel = Kernel::fetch(name)?;
         println!("\n--- {name}: Linux {}", kernel.release);
-        let counts = under(&kernel, &runs)?;
+        let counts = under(&kernel, &tests)?;
         rows.push(Row { kernel, counts });
     }
     print!("{}", summary(&rows, &left_out));
@@ -108,16 +116,25 @@ pub(crate) fn measure(args: &[&str]) -> Result<Vec<(String, u32)>> {
 }
 
 /// Arguments of cargo test, a guest or more for each; and what is left out, a line for each program.
-fn runs(tests: Tests) -> Result<(Vec<Vec<String>>, Vec<String>)> {
+fn runs(tests: &Tests) -> Result<(Vec<Vec<String>>, Vec<String>)> {
+    let all = |args: &[&str]| PROGRAMS.iter().map(|program| program.args(args)).collect();
+    let left_out = |is_left: &dyn Fn(&Program, &str) -> bool| -> Result<Vec<String>> {
+        let lines = PROGRAMS.iter().map(|program| {
+            let listed = command::capture(command::cargo(&["test", "--quiet"]).args(program.args(&["--list"])))?;
+            program.left_out(&listed, |name| is_left(program, name))
+        });
+        lines.filter_map(Result::transpose).collect()
+    };
     match tests {
-        Tests::All => Ok((PROGRAMS.iter().map(|program| program.args(&["--include-ignored"])).collect(), Vec::new())),
-        Tests::These(args) => Ok((vec![args], Vec::new())),
+        Tests::All => Ok((all(&["--include-ignored"]), Vec::new())),
+        Tests::Again => {
+            let left_out = left_out(&|_, name| name.ends_with(UNDER_ONE_KERNEL))?.into_iter();
+            let left_out = left_out.map(|tests| format!("under all kernels but the first {tests}"));
+            Ok((all(&["--include-ignored", "--skip", UNDER_ONE_KERNEL]), left_out.collect()))
+        }
+        Tests::These(args) => Ok((vec![args.clone()], Vec::new())),
         Tests::Short => {
-            let mut left_out = Vec::new();
-            for program in PROGRAMS {
-                let listed = command::capture(command::cargo(&["test", "--quiet"]).args(program.args(&["--list"])))?;
-                left_out.extend(program.left_out(&listed)?);
-            }
+            let left_out = left_out(&|program, name| !program.short.contains(&name))?;
             let short = PROGRAMS.iter().filter(|program| !program.short.is_empty());
             let args = |program: &Program| program.args(&[&["--include-ignored", "--exact"], program.short].concat());
             Ok((short.map(args).collect(), left_out))
@@ -133,18 +150,18 @@ impl Program {
         of_cargo.iter().chain(&[threads]).chain(of_test).map(|arg| (*arg).to_owned()).collect()
     }
 
-    /// All that `--list` lists but what is short.
+    /// Of all that `--list` lists, what is left out.
     ///
     /// # Errors
     /// A test that is short is not there: nobody would miss it.
-    fn left_out(&self, listed: &str) -> Result<Option<String>> {
+    fn left_out(&self, listed: &str, is_left: impl Fn(&str) -> bool) -> Result<Option<String>> {
         let all: Vec<&str> = listed.lines().filter_map(|line| line.strip_suffix(": test")).collect();
         let Program { package, test, short } = self;
         match short.iter().find(|name| !all.contains(name)) {
             Some(name) => Err(format!("{package} {test} has no test {name}; the list is in xtask/src/vm.rs").into()),
             None => {
-                let rest: Vec<&str> = all.into_iter().filter(|name| !short.contains(name)).collect();
-                Ok((!rest.is_empty()).then(|| format!("of {package} {test}: {}", rest.join(", "))))
+                let left: Vec<&str> = all.into_iter().filter(|name| is_left(name)).collect();
+                Ok((!left.is_empty()).then(|| format!("of {package} {test}: {}", left.join(", "))))
             }
         }
     }
@@ -273,7 +290,7 @@ mod tests {
     #[test]
     fn what_is_short_is_there_and_all_else_is_left_out() {
         let it = program("x", "y", &["b"]);
-        let left = |listed: &str| it.left_out(listed).map_err(|error| error.to_string());
+        let left = |listed: &str| it.left_out(listed, |name| name != "b").map_err(|error| error.to_string());
         assert_eq!(left("a: test\nb: test\nc: test\n\n3 tests, 0 benchmarks\n"), Ok(Some("of x y: a, c".into())));
         assert_eq!(left("b: test\n"), Ok(None));
         assert!(left("a: test\n").is_err_and(|error| error.contains("x y has no test b")));

@@ -6,6 +6,7 @@
 
 use tartan_model::{ObjectId, Selector};
 
+use super::blocks::united;
 use super::read::{At, Fields, Read, Reader};
 use super::{admin_tier, baseline_tier};
 use crate::ir::{
@@ -164,7 +165,7 @@ fn rule(reader: &mut Reader, direction: Direction, at: &At<'_>, version: &Versio
             let peers = peers(reader, direction, &fields, version)?;
             let l4 = l4(reader, &fields, version)?;
             check_named_ports(reader, &peers, &l4, at)?;
-            Ok((Peers::OneOf(peers), l4))
+            Ok((Peers::OneOf(united(peers)), l4))
         });
         match (action, matches) {
             (Ok(action), Ok((remote, l4))) => {

@@ -5,6 +5,7 @@
 
 use tartan_model::{ObjectId, Selector};
 
+use super::blocks::united;
 use super::read::{At, Bad, Fields, Read, Reader};
 use super::{NETWORK_POLICY_ORDER, default_tier};
 use crate::ir::{
@@ -109,7 +110,7 @@ fn rule(reader: &mut Reader, namespace: &str, direction: Direction, at: &At<'_>)
         Peers::Any
     } else {
         let read = |at: &At<'_>| reader.or("this peer matches nothing", |reader| peer(reader, namespace, at)).ok();
-        Peers::OneOf(peers.iter().filter_map(read).collect())
+        Peers::OneOf(united(peers.iter().filter_map(read)))
     };
     let l4 = if ports.is_empty() {
         L4::Any

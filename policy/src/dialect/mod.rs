@@ -12,6 +12,7 @@ pub(crate) use self::read::nearest;
 use self::read::{At, Reader};
 use crate::ir::{DefaultAction, Order, Policy, Rank, Tier};
 
+mod blocks;
 mod cluster;
 mod k8s;
 mod read;

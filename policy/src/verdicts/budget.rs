@@ -3,8 +3,8 @@
 
 use std::cell::Cell;
 
-/// Rows and ends of classes of all sets of a node: some 40 bytes of a transaction each, of which a kernel takes 64 MiB at once. So few in tests
-/// that they can afford to reach it.
+/// Rows and ends of classes of all sets of a node, and ranges that their rules name: some 40 bytes of a transaction each,
+/// of which a kernel takes 64 MiB at once. So few in tests that they can afford to reach it.
 pub const ROWS: usize = if cfg!(test) { 5_000 } else { 500_000 };
 /// Steps of some ten nanoseconds that the rows of one set may take in one direction: far more than as many rows as a node
 /// holds take, however they come about.

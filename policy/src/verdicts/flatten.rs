@@ -21,7 +21,7 @@ use super::selections::SelectionId;
 use super::word::Word;
 
 /// What a class cannot tell: what is left to ask of a packet itself.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Ask {
     SourcePort(SourcePorts),
     /// The subject's own address, or that it is not one of these.
@@ -32,7 +32,7 @@ pub enum Ask {
 }
 
 /// What becomes of packets for which all of this holds.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Residual {
     pub asks: Vec<Ask>,
     pub word: Word,

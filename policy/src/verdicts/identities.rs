@@ -1,8 +1,8 @@
 //! Identities: what of an address policy looks at, interned, and the number of each address and range.
 //!
-//! An identity is an end's traits, cut down to what any rule mentions, and the smallest mentioned range around its
-//! address: by these two every rule treats all its addresses alike. Addresses of known pods and nodes are listed one by
-//! one; any other is in the smallest listed range around it, and is outside the cluster or an unknown pod's.
+//! An identity is an end's traits, cut down to what any rule mentions, and the [zone](super::zones) of its address: by these two
+//! every rule treats all its addresses alike. Addresses of known pods and nodes are listed one by one; any other is in the
+//! smallest listed range around it, and is outside the cluster or an unknown pod's.
 //!
 //! Invariant: the maps are a function of World and of what is mentioned, whatever came before.
 
@@ -33,8 +33,8 @@ const LAST: u32 = u32::MAX >> 1;
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Identity {
     pub traits: Traits,
-    /// The smallest mentioned range around its addresses.
-    pub range: Option<IpNet>,
+    /// The first range of the zone that its addresses are in; none where no rule's ranges hold them.
+    pub zone: Option<IpNet>,
 }
 
 /// See the module.
@@ -206,7 +206,7 @@ impl Identities {
         self.changed_nodes(world, &mut dirty);
         changed_mentions(world, mentions, &mut dirty);
         self.changed_attachments(world, &mut dirty);
-        for range in mentions.ranges.changed() {
+        for range in mentions.zones.changed() {
             dirty.addresses.extend(self.addresses.between(range.network(), range.broadcast()));
             dirty.ranges.insert(*range);
             dirty.ranges.extend(self.ranges_in(range));
@@ -387,22 +387,22 @@ impl Identities {
                 Traits { node_labels: labels.unwrap_or_default(), ..Traits::of(entity) }
             }
         };
-        Some(Identity { traits, range: mentions.ranges.smallest_around(&IpNet::from(address)) })
+        Some(Identity { traits, zone: mentions.zones.around(&IpNet::from(address)) })
     }
 
     /// Of addresses that are in no smaller range; none where the range need not be listed.
     fn identity_around(&self, mentions: &Mentions, range: &IpNet) -> Option<Identity> {
         let is_pool = self.pools.contains(range);
-        if range.prefix_len() > 0 && !is_pool && !mentions.ranges.contains(range) {
+        if range.prefix_len() > 0 && !is_pool && !mentions.zones.contains(range) {
             return None;
         }
         let in_pool = is_pool || self.pools.smallest_around(range).is_some();
         let entity = if in_pool { Entity::UnknownPod } else { Entity::World };
-        Some(Identity { traits: Traits::of(entity), range: mentions.ranges.smallest_around(range) })
+        Some(Identity { traits: Traits::of(entity), zone: mentions.zones.around(range) })
     }
 
     fn begin(&mut self, identity: Identity) -> u32 {
-        let plain = identity.range.is_none() && identity.traits == Traits::of(identity.traits.entity);
+        let plain = identity.zone.is_none() && identity.traits == Traits::of(identity.traits.entity);
         let number = reserved(identity.traits.entity).filter(|_| plain);
         let number = number.unwrap_or_else(|| self.numbers.take(identity.clone()));
         let uses = self.uses.entry(number).or_insert(0);

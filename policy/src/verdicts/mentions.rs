@@ -1,6 +1,6 @@
-//! What rules look at in other ends: only that may tell identities apart.
+//! What rules that are for pods of this node look at in other ends: only that may tell identities apart.
 //!
-//! Invariant: the counts are the sums over the policies that were added and not removed.
+//! Invariant: the counts are the sums over the policies that were given last.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -8,18 +8,20 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use tartan_model::Selector;
 
-use crate::ir::{Direction, Is, Mode, Namespaces, Policy, Rule, Term};
+use super::zones::Zones;
+use crate::ir::{Direction, Is, Mode, Namespaces, Policy, Rank, Rule, Term};
 
 /// See the module.
 #[derive(Default)]
 pub(super) struct Mentions {
+    policies: BTreeMap<Rank, Arc<Policy>>,
     pub(super) labels: Counts<Arc<str>>,
     pub(super) namespaces: Counts<Arc<str>>,
     pub(super) namespace_labels: Counts<Arc<str>>,
     pub(super) service_accounts: Counts<Arc<str>>,
     pub(super) node_labels: Counts<Arc<str>>,
     pub(super) port_names: Counts<Arc<str>>,
-    pub(super) ranges: Ranges,
+    pub(super) zones: Zones,
 }
 
 /// How often each is mentioned, and which came or went since that was last asked.
@@ -89,10 +91,6 @@ impl Ranges {
         self.counts.contains(range)
     }
 
-    pub(super) fn changed(&self) -> &BTreeSet<IpNet> {
-        self.counts.changed()
-    }
-
     /// Those that came or went since this was last called.
     pub(super) fn take_changed(&mut self) -> BTreeSet<IpNet> {
         std::mem::take(&mut self.counts.changed)
@@ -125,8 +123,22 @@ impl Ranges {
 // === impl Mentions ===
 
 impl Mentions {
-    /// Counts a policy in, or out again.
-    pub(super) fn count(&mut self, policy: &Policy, add: bool) {
+    /// These policies count and no others. What the ones before mention, too, is never gone in between.
+    pub(super) fn update<'a>(&mut self, policies: impl Iterator<Item = (&'a Rank, &'a Arc<Policy>)>) {
+        let policies: BTreeMap<&Rank, &Arc<Policy>> = policies.collect();
+        let mut gone: Vec<Arc<Policy>> = Vec::new();
+        for (rank, policy) in &policies {
+            if self.policies.get(*rank).is_none_or(|there| !Arc::ptr_eq(there, policy)) {
+                self.count(policy, true);
+                gone.extend(self.policies.insert(Rank::clone(rank), Arc::clone(policy)));
+            }
+        }
+        gone.extend(self.policies.extract_if(.., |rank, _| !policies.contains_key(rank)).map(|(_, policy)| policy));
+        gone.iter().for_each(|policy| self.count(policy, false));
+        self.zones.find();
+    }
+
+    fn count(&mut self, policy: &Policy, add: bool) {
         if policy.mode == Mode::Staged {
             return;
         }
@@ -148,11 +160,11 @@ impl Mentions {
             &mut self.port_names,
         ];
         names.into_iter().for_each(|counts| counts.changed.clear());
-        self.ranges.counts.changed.clear();
+        self.zones.forget_changed();
     }
 
     fn count_rule(&mut self, rule: &Rule, direction: Direction, add: bool) {
-        rule.remote_terms().for_each(|term| self.count_term(term, add));
+        rule.remote.terms().for_each(|term| self.count_term(term, add));
         // Destination ports are named by whom a packet goes to.
         if direction == Direction::Egress {
             rule.port_names().for_each(|name| self.port_names.count(name, add));
@@ -170,7 +182,7 @@ impl Mentions {
                 }
                 endpoints.service_accounts.iter().flatten().for_each(|name| self.service_accounts.count(name, add));
             }
-            Is::In(nets) => nets.all().for_each(|range| self.ranges.count(range, add)),
+            Is::In(nets) => self.zones.count(nets, add),
             Is::Node(selector) => count_labels(&mut self.node_labels, selector, add),
             Is::Entity(_) => {}
         }

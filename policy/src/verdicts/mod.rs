@@ -33,7 +33,9 @@ mod places;
 mod rows;
 mod selections;
 mod sets;
+mod treatments;
 mod word;
+mod zones;
 
 pub use budget::ROWS;
 pub use classes::{Cell, Class, Classes};
@@ -105,14 +107,19 @@ pub struct Memo {
 /// The tables for a world.
 pub fn plan<'a>(memo: &'a mut Memo, world: &World) -> &'a Out {
     memo.lower(world);
+    let Memo { mentions, rules, identities, selections, sets, listed, nobody, out, .. } = memo;
     // Without a policy nobody is told apart from anybody, and a large cluster need not be known twice.
-    let of = if memo.out.program.is_empty() { &memo.nobody } else { world };
-    let mut changed = memo.identities.update(of, &memo.mentions);
-    memo.mentions.settle();
-    memo.selections.update(memo.identities.live(), &changed.identities);
-    let Memo { mentions, rules, identities, selections, sets, listed, out, .. } = memo;
-    changed.identities.extend(sets.update(world, &out.program, rules, identities, selections, &changed.identities));
-    listed.update(identities, mentions, sets, &changed);
+    let of = if out.program.is_empty() { &*nobody } else { world };
+    let selected = sets.select(world, &out.program);
+    if selected.any {
+        mentions.update(sets.policies(&out.program));
+    }
+    let mut changed = identities.update(of, mentions);
+    mentions.settle();
+    selections.update(identities.live(), &changed.identities);
+    let treated = sets.compile(selected, &out.program, rules, identities, selections, &changed.identities);
+    changed.identities.extend(treated);
+    listed.update(identities, sets.treatments(), &changed);
     out.tables = Tables {
         judged: !world.policies.is_empty(),
         subjects: sets.subjects().clone(),
@@ -165,12 +172,12 @@ impl Memo {
     }
 
     fn lower(&mut self, world: &World) {
-        let Memo { lowered, mentions, rules, out, .. } = self;
+        let Memo { lowered, rules, out, .. } = self;
         let compute = |_: &(), id: &ObjectId, text: &Arc<PolicyText>| Arc::new(dialect::lower(id, text));
         lowered.update(&world.policies, (), compute, |id, before, after| {
             let nothing = Arc::default();
             let (before, after) = (before.unwrap_or(&nothing), after.unwrap_or(&nothing));
-            exchange(&mut out.program, mentions, rules, &before.policies, &after.policies);
+            exchange(&mut out.program, rules, &before.policies, &after.policies);
             match after.said.is_empty() {
                 false => drop(out.said.insert(id.clone(), after.said.as_slice().into())),
                 true if out.said.contains_key(id) => drop(out.said.remove(id)),
@@ -183,15 +190,12 @@ impl Memo {
 /// Puts what an object means now in place of what it meant before. What stays is never gone in between.
 fn exchange(
     program: &mut Program,
-    mentions: &mut Mentions,
     rules: &mut Numbers<RuleRef>,
     before: &[(Rank, Arc<Policy>)],
     after: &[(Rank, Arc<Policy>)],
 ) {
     let kept: BTreeSet<RuleRef> = after.iter().flat_map(|(rank, policy)| refs(rank, policy)).collect();
-    after.iter().for_each(|(_, policy)| mentions.count(policy, true));
     for (rank, policy) in before {
-        mentions.count(policy, false);
         program.remove(rank);
         for rule in refs(rank, policy).filter(|rule| !kept.contains(rule)) {
             rules.get(&rule).into_iter().for_each(|number| rules.give_back(number));

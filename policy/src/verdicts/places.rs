@@ -1,7 +1,7 @@
 //! Where to look for the identities that a list of peers may match, and for the lists that may match an identity, so that
 //! not each of thousands is asked of each of thousands.
 //!
-//! An identity is at several places: its namespace, each of its labels, the range around it. Whatever a peer matches is at
+//! An identity is at several places: its namespace, each of its labels, its zone. Whatever a peer matches is at
 //! one of the places that the peer looks at: those of one label that it wants, of its namespace, or of its ranges,
 //! whichever hold fewest when it is first asked.
 //!
@@ -26,7 +26,7 @@ pub(super) enum Place {
     Namespace(Arc<str>),
     NamespaceLabel(Arc<str>, Arc<str>),
     Label(Arc<str>, Arc<str>),
-    /// The smallest mentioned range around an identity; of a peer, any range.
+    /// The range that an identity's zone goes by; of a peer, any range.
     Range(IpNet),
 }
 
@@ -126,8 +126,8 @@ pub(super) fn of_identity(identity: &Identity) -> impl Iterator<Item = Place> {
         let of_namespace = of(&workload.namespace_labels, Place::NamespaceLabel);
         [Place::Namespace(workload.namespace.clone())].into_iter().chain(labels).chain(of_namespace)
     });
-    let range = identity.range.map(Place::Range);
-    [Place::Anywhere].into_iter().chain(unknown).chain(of_workload).chain(range)
+    let zone = identity.zone.map(Place::Range);
+    [Place::Anywhere].into_iter().chain(unknown).chain(of_workload).chain(zone)
 }
 
 /// Where peers may look that match an identity; the ranges that they look at have these prefix lengths.
@@ -135,7 +135,7 @@ pub(super) fn looked_at<'a>(
     identity: &'a Identity,
     lengths: impl Iterator<Item = &'a u8>,
 ) -> impl Iterator<Item = Place> {
-    let around = |length: &u8| IpNet::new(identity.range?.addr(), *length).ok();
+    let around = |length: &u8| IpNet::new(identity.zone?.addr(), *length).ok();
     let ranges = lengths.filter_map(around).map(|range| Place::Range(range.trunc()));
     of_identity(identity).chain(ranges)
 }

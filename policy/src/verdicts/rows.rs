@@ -47,15 +47,17 @@ pub(super) struct Compiled {
     named: BTreeSet<(u8, u16)>,
     any: Vec<Outcome>,
     rows: Rows,
+    /// Of the selections, those that name ranges; how many.
+    lists: BTreeMap<SelectionId, usize>,
     /// The rule that asks for most rows.
     largest: u32,
     given_up: Option<GivenUp>,
 }
 
-/// When there were too many rows.
+/// When it was too large.
 struct GivenUp {
-    /// As far as they were counted.
-    rows: usize,
+    /// As far as it was counted.
+    size: usize,
     identities: usize,
 }
 
@@ -84,7 +86,7 @@ pub(super) struct Subject<'a> {
 // === impl Rows ===
 
 impl Rows {
-    /// What a datapath holds for them: a row each, and where classes begin and end.
+    /// What a datapath holds for them alone: a row each, and where classes begin and end.
     pub(super) fn size(&self) -> usize {
         self.words.len() + self.classes.cells.len()
     }
@@ -99,6 +101,16 @@ impl Compiled {
 
     pub(super) fn selections(&self) -> impl Iterator<Item = SelectionId> {
         self.course.lines().iter().filter_map(|line| line.remote)
+    }
+
+    /// Lists of ranges, which a datapath holds once for all who name them, with their lengths.
+    pub(super) fn lists(&self) -> &BTreeMap<SelectionId, usize> {
+        &self.lists
+    }
+
+    /// What a datapath would hold for these rows if there were no others.
+    pub(super) fn size(&self) -> usize {
+        self.rows.size() + self.lists.values().sum::<usize>()
     }
 
     /// Everything anew; of the rows, only those that differ are touched.
@@ -146,6 +158,8 @@ impl Compiled {
             self.add_tier(policies, subject, &mut written, sources, budget)?;
         }
         self.rows.classes = Arc::new(classes);
+        let lengths = self.selections().map(|id| (id, sources.selections.ranges(id)));
+        self.lists = lengths.filter(|(_, ranges)| *ranges > 0).collect();
         self.fill(sources.identities, sources.selections, budget)
     }
 
@@ -172,8 +186,8 @@ impl Compiled {
         }
     }
 
-    /// Denies everything; `rows` is how many there would be, as far as is known.
-    pub(super) fn give_up(&mut self, rows: usize, identities: &Identities) {
+    /// Denies everything; `size` is what it would have, as far as is known.
+    pub(super) fn give_up(&mut self, size: usize, identities: &Identities) {
         let word = Word::new(Verdict::Deny, self.largest);
         let closed = Compiled {
             rows: Rows {
@@ -183,7 +197,7 @@ impl Compiled {
                 too_many: true,
             },
             largest: self.largest,
-            given_up: Some(GivenUp { rows, identities: identities.live().len() }),
+            given_up: Some(GivenUp { size, identities: identities.live().len() }),
             ..Compiled::default()
         };
         *self = closed;
@@ -192,7 +206,7 @@ impl Compiled {
     /// Whether what was given up may be little enough by now: as much as there was has room, or an eighth of all identities
     /// is gone. Nobody may make it be tried each time that a pod comes or goes.
     pub(super) fn may_fit(&self, room: usize, identities: &Identities) -> bool {
-        let fits = |then: &GivenUp| then.rows <= room || identities.live().len() <= then.identities / 8 * 7;
+        let fits = |then: &GivenUp| then.size <= room || identities.live().len() <= then.identities / 8 * 7;
         self.given_up.as_ref().is_some_and(fits)
     }
 

@@ -11,7 +11,7 @@ use imbl::OrdMap;
 use super::budget::{Budget, Spent};
 use super::identities::Identity;
 use super::places::{self, Place, Places};
-use crate::ir::{Peer, Peers};
+use crate::ir::{Is, Peer, Peers};
 use crate::traits::Holds;
 
 /// The identities that a list of peers matches.
@@ -42,6 +42,8 @@ struct Entry {
     peers: Arc<Peers>,
     places: BTreeSet<Place>,
     selection: Selection,
+    /// How many ranges a datapath may have to know for their sake.
+    ranges: usize,
 }
 
 // === impl Selection ===
@@ -86,7 +88,7 @@ impl Selections {
                 for number in self.identities.inside(&place) {
                     budget.spend(4)?;
                     let identity = &self.live[&number];
-                    let holds = peer.holds(&identity.traits, identity.range.as_ref());
+                    let holds = peer.holds(&identity.traits, identity.zone.as_ref());
                     if holds != Holds::No {
                         members
                             .entry(number)
@@ -102,13 +104,23 @@ impl Selections {
         }
         self.ids.insert(peers.clone(), id);
         self.peers.insert(id, places.iter().cloned());
-        self.all.insert(id, Entry { peers, places, selection: Selection { members } });
+        let ranges = peers.terms().map(|term| match &term.is {
+            Is::In(nets) => nets.all().count(),
+            _ => 0,
+        });
+        let ranges = ranges.sum();
+        self.all.insert(id, Entry { peers, places, selection: Selection { members }, ranges });
         self.next += 1;
         Ok(id)
     }
 
     pub(super) fn get(&self, id: SelectionId) -> &Selection {
         &self.all.get(&id).expect("what a set mentions is retained").selection
+    }
+
+    /// How many ranges these peers name.
+    pub(super) fn ranges(&self, id: SelectionId) -> usize {
+        self.all.get(&id).map_or(0, |entry| entry.ranges)
     }
 
     /// Drops what nobody mentions any more.
@@ -160,6 +172,6 @@ fn lengths(places: &BTreeSet<Place>) -> impl Iterator<Item = u8> {
 
 impl Peers {
     fn hold_identity(&self, identity: &Identity) -> Holds {
-        self.hold(&identity.traits, identity.range.as_ref())
+        self.hold(&identity.traits, identity.zone.as_ref())
     }
 }

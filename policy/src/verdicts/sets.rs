@@ -11,10 +11,11 @@ use imbl::ordmap::DiffItem;
 use tartan_model::{Labels, NAMELESS, Pod, World};
 
 use super::budget::ROWS;
-use super::identities::{ANY, Identities, is_workload, pods_of, workload};
+use super::identities::{Identities, is_workload, pods_of, workload};
 use super::numbers::Numbers;
 use super::rows::{Compiled, Rows, Sources, Subject};
-use super::selections::Selections;
+use super::selections::{SelectionId, Selections};
+use super::treatments::Treatments;
 use crate::ir::{Direction, Is, Mode, Policy, Program, Rank, RuleRef};
 use crate::traits::Workload;
 
@@ -43,8 +44,7 @@ pub(super) struct Sets {
     all: BTreeMap<u32, State>,
     subjects: OrdMap<Arc<str>, u32>,
     sets: OrdMap<u32, Arc<Set>>,
-    /// How many rows of all sets are an identity's own.
-    own_rows: BTreeMap<u32, usize>,
+    treatments: Treatments,
     seen: Seen,
 }
 
@@ -67,6 +67,14 @@ struct Seen {
     program: Program,
 }
 
+/// What a selection has changed.
+pub(super) struct Selected {
+    /// What has to be compiled.
+    due: BTreeSet<Side>,
+    /// Policies of sets are others, or more, or fewer.
+    pub(super) any: bool,
+}
+
 /// A set in one direction.
 type Side = (u32, Direction);
 
@@ -84,9 +92,8 @@ impl Sets {
         &self.sets
     }
 
-    /// Whether any set treats the identity unlike [`ANY`].
-    pub(super) fn has_rows(&self, identity: u32) -> bool {
-        self.own_rows.contains_key(&identity)
+    pub(super) fn treatments(&self) -> &Treatments {
+        &self.treatments
     }
 
     pub(super) fn held(&mut self, held: &BTreeSet<u32>) {
@@ -97,38 +104,59 @@ impl Sets {
         self.numbers.get_or_insert_with(|| Numbers::new(1, u32::MAX))
     }
 
-    /// Brings everything up to date. `identities` are those of now, of which `changed` came or went since last time. Returns
-    /// those that have rows now and had none, or the other way round.
-    pub(super) fn update(
+    /// Brings up to date which policies are for which pods.
+    pub(super) fn select(&mut self, world: &World, program: &Program) -> Selected {
+        let before = std::mem::take(&mut self.seen.program);
+        let policies = changed_policies(&before, program);
+        let mut moving = self.changed_pods(world, program);
+        self.reselect(&policies, &mut moving);
+        let count = self.all.len();
+        let assigned = self.assign(&moving, program);
+        let any = !policies.is_empty() || !assigned.is_empty() || self.all.len() != count;
+        let mut due = BTreeSet::new();
+        for direction in Direction::ALL {
+            let speaks = |policy: Option<&Arc<Policy>>| policy.is_some_and(|it| it.rules(direction).is_some());
+            let touched = policies.iter().filter(|(rank, now)| speaks(*now) || speaks(before.get(*rank)));
+            let touched: BTreeSet<&Rank> = touched.map(|(rank, _)| *rank).collect();
+            for (number, set) in &self.all {
+                let is_touched = !touched.is_empty() && set.key.policies.iter().any(|rank| touched.contains(rank));
+                if is_touched || assigned.contains(number) {
+                    due.insert((*number, direction));
+                }
+            }
+        }
+        self.seen = Seen { local: world.local.clone(), world: world.clone(), program: program.clone() };
+        Selected { due, any }
+    }
+
+    /// The policies that are for any pod, some more than once.
+    pub(super) fn policies<'a>(&'a self, program: &'a Program) -> impl Iterator<Item = (&'a Rank, &'a Arc<Policy>)> {
+        self.all.values().flat_map(|set| &set.key.policies).filter_map(|rank| program.get_key_value(rank))
+    }
+
+    /// Brings all rows up to date. `identities` are those of now, of which `changed` came or went since last time. Returns
+    /// those that any set treats unlike before.
+    pub(super) fn compile(
         &mut self,
-        world: &World,
+        selected: Selected,
         program: &Program,
         rules: &Numbers<RuleRef>,
         identities: &Identities,
         selections: &mut Selections,
         changed: &BTreeSet<u32>,
     ) -> BTreeSet<u32> {
-        let before = std::mem::take(&mut self.seen.program);
-        let policies = changed_policies(&before, program);
-        let mut moving = self.changed_pods(world, program);
-        self.reselect(&policies, &mut moving);
-        let all_before = self.sets.clone();
-        let assigned = self.assign(&moving, program);
-        let speaking = Direction::ALL.map(|direction| {
-            let speaks = |policy: Option<&Arc<Policy>>| policy.is_some_and(|it| it.rules(direction).is_some());
-            let those = policies.iter().filter(|(rank, now)| speaks(*now) || speaks(before.get(*rank)));
-            (direction, those.map(|(rank, _)| *rank).collect::<BTreeSet<&Rank>>())
-        });
+        let mut due = selected.due;
         // All that there was before has its size of now when what is new or other is measured.
-        let (mut current, mut due) = (BTreeSet::new(), Vec::new());
+        let mut current = BTreeSet::new();
         for (number, set) in &mut self.all {
-            for ((direction, touched), compiled) in speaking.iter().zip(&mut set.compiled) {
-                let is_touched = !touched.is_empty() && set.key.policies.iter().any(|rank| touched.contains(rank));
-                if is_touched || assigned.contains(number) || compiled.is_renamed(identities) {
-                    due.push((*number, *direction));
-                } else {
+            for (direction, compiled) in Direction::ALL.into_iter().zip(&mut set.compiled) {
+                let side = (*number, direction);
+                if compiled.is_renamed(identities) {
+                    due.insert(side);
+                }
+                if !due.contains(&side) {
                     compiled.update(changed, identities, selections);
-                    current.insert((*number, *direction));
+                    current.insert(side);
                 }
             }
         }
@@ -147,6 +175,9 @@ impl Sets {
         }
         // What there is room for again; what is in force does not give way to it.
         for side in &current {
+            if !self.compiled(*side).rows().too_many {
+                continue;
+            }
             let room = ROWS.saturating_sub(self.count(&current));
             if self.compiled(*side).may_fit(room, identities) {
                 compile(self, *side);
@@ -168,69 +199,35 @@ impl Sets {
             let compiled = self.all.values().flat_map(|set| &set.compiled);
             selections.retain(&compiled.flat_map(Compiled::selections).collect());
         }
-        self.seen = Seen { local: world.local.clone(), world: world.clone(), program: program.clone() };
-        self.count_rows(&all_before)
+        self.treatments.update(&self.sets)
     }
 
     fn compiled(&self, (number, direction): Side) -> &Compiled {
         &self.all[&number].compiled[direction as usize]
     }
 
-    /// How large the rows of these are.
+    /// How much a datapath holds for these: ranges that several name are there once.
     fn count(&self, of: &BTreeSet<Side>) -> usize {
-        of.iter().map(|side| self.compiled(*side).rows().size()).sum()
+        let rows: usize = of.iter().map(|side| self.compiled(*side).rows().size()).sum();
+        let lists = of.iter().flat_map(|side| self.compiled(*side).lists());
+        let lists: BTreeMap<SelectionId, usize> = lists.map(|(id, length)| (*id, *length)).collect();
+        rows + lists.values().sum::<usize>()
     }
 
-    /// While these have more than a node may have, those who have most do without: who needs few never pays for others.
+    /// While it is more than a node may hold, those who have most do without: who needs little never pays for others.
     fn shed(&mut self, of: &BTreeSet<Side>, identities: &Identities) {
-        let mut count = self.count(of);
-        while count > ROWS {
-            let size = |side: &&Side| self.compiled(**side).rows().size();
-            let Some(largest) = of.iter().max_by_key(size).copied() else { return };
-            let before = size(&&largest);
-            self.give_up(largest, identities);
-            count = count - before + self.compiled(largest).rows().size();
+        while self.count(of) > ROWS {
+            let most = of.iter().filter(|side| !self.compiled(**side).rows().too_many);
+            let Some(most) = most.max_by_key(|side| self.compiled(**side).size()).copied() else { return };
+            self.give_up(most, identities);
         }
     }
 
     fn give_up(&mut self, (number, direction): Side, identities: &Identities) {
         let set = self.all.get_mut(&number).expect("none goes in between");
         let compiled = &mut set.compiled[direction as usize];
-        let rows = compiled.rows().size();
-        compiled.give_up(rows, identities);
-    }
-
-    /// Identities that have rows and had none before, or the other way round.
-    fn count_rows(&mut self, before: &OrdMap<u32, Arc<Set>>) -> BTreeSet<u32> {
-        let mut counts: BTreeMap<u32, isize> = BTreeMap::new();
-        let nothing = Arc::default();
-        for item in before.diff(&self.sets) {
-            let (old, new): (&Arc<Set>, &Arc<Set>) = match item {
-                DiffItem::Add(_, new) => (&nothing, new),
-                DiffItem::Update { old: (_, old), new: (_, new) } => (old, new),
-                DiffItem::Remove(_, old) => (old, &nothing),
-            };
-            for (old, new) in [(&old.ingress, &new.ingress), (&old.egress, &new.egress)] {
-                for item in old.words.diff(&new.words) {
-                    match item {
-                        DiffItem::Add((number, _), _) => *counts.entry(*number).or_insert(0) += 1,
-                        DiffItem::Remove((number, _), _) => *counts.entry(*number).or_insert(0) -= 1,
-                        DiffItem::Update { .. } => {}
-                    }
-                }
-            }
-        }
-        counts.remove(&ANY);
-        counts.retain(|number, more| {
-            let had = self.own_rows.get(number).copied().unwrap_or(0);
-            let has = had.saturating_add_signed(*more);
-            match has {
-                0 => drop(self.own_rows.remove(number)),
-                _ => drop(self.own_rows.insert(*number, has)),
-            }
-            (had == 0) != (has == 0)
-        });
-        counts.into_keys().collect()
+        let size = compiled.size();
+        compiled.give_up(size, identities);
     }
 
     /// Looks again at pods of this node that may be new, gone or not as they were; says which.

@@ -1,6 +1,8 @@
 //! Tables against the rules asked one by one, on random rules of the intermediate form: what no dialect of today says
 //! (negations, source ports, local ranges, ICMP, Log, Reject, audit) is proved here.
 
+use std::collections::BTreeMap;
+
 use proptest::collection::{btree_set, vec};
 use proptest::prelude::*;
 use proptest::sample::select;
@@ -244,21 +246,27 @@ fn packets() -> Vec<Packet> {
 
 /// The slow way: what has to be listed, asked of each address and range.
 fn listed(all: &Tables) -> (OrdMap<IpAddr, u32>, OrdMap<IpNet, u32>) {
-    let has_rows = |number: u32| {
-        let rows = all.sets.values().flat_map(|set| [&set.ingress, &set.egress]);
-        rows.into_iter().any(|rows| rows.words.keys().any(|(of, _)| *of == number))
+    let rows = |number: u32| {
+        let sides = all.sets.iter().flat_map(|(set, it)| [(set, &it.ingress), (set, &it.egress)]).enumerate();
+        let of = sides.flat_map(|(side, (set, rows))| {
+            let words = rows.words.iter().filter(move |((of, _), _)| *of == number);
+            words.map(move |(place, word)| (side, *set, place.1, *word, rows.residual.get(place).cloned()))
+        });
+        of.collect::<Vec<_>>()
     };
-    let is_around = |range: Option<IpNet>| {
+    let treatments: BTreeMap<u32, Vec<_>> = all.identities.keys().map(|number| (*number, rows(*number))).collect();
+    let is_like_ranges_around = |number: u32| {
+        let identity = &all.identities[&number];
         let is_of_ranges = |it: &Identity| matches!(it.traits.entity, Entity::World | Entity::UnknownPod);
-        all.identities.iter().any(|(number, it)| it.range == range && is_of_ranges(it) && has_rows(*number))
+        let mut around = all.identities.iter().filter(|(_, it)| it.zone == identity.zone && is_of_ranges(it));
+        around.all(|(of_range, _)| treatments[of_range] == treatments[&number])
     };
-    let mentioned = |number: u32| all.identities[&number].range;
-    let of_range = |range: &IpNet, number: u32| {
+    let is_like_the_wider = |range: &IpNet, number: u32| {
         let wider = range.supernet().and_then(|wider| all.identity_around(&wider));
-        range.prefix_len() == 0 || is_around(mentioned(number)) || wider.is_some_and(|it| is_around(mentioned(it)))
+        wider.is_some_and(|wider| treatments[&wider] == treatments[&number])
     };
-    let addresses = all.addresses.iter().filter(|(_, it)| has_rows(**it) || is_around(mentioned(**it)));
-    let ranges = all.ranges.iter().filter(|(range, it)| of_range(range, **it));
+    let addresses = all.addresses.iter().filter(|(_, it)| !is_like_ranges_around(**it));
+    let ranges = all.ranges.iter().filter(|(range, it)| !is_like_the_wider(range, **it));
     (addresses.map(|(at, it)| (*at, *it)).collect(), ranges.map(|(at, it)| (*at, *it)).collect())
 }
 
@@ -287,8 +295,8 @@ fn check(memo: &mut Memo, world: &World) {
 }
 
 fn replace(memo: &mut Memo, before: Option<(Rank, Arc<Policy>)>, after: Option<(Rank, Arc<Policy>)>) {
-    let Memo { mentions, rules, out, .. } = memo;
-    exchange(&mut out.program, mentions, rules, before.as_slice(), after.as_slice());
+    let Memo { rules, out, .. } = memo;
+    exchange(&mut out.program, rules, before.as_slice(), after.as_slice());
 }
 
 fn attach(world: &mut World, pod: &str, address: &str) {
@@ -324,7 +332,6 @@ fn who(memo: &mut Memo, world: &World, address: &str) -> (Entity, Option<String>
     let mut anew = Memo::default();
     exchange(
         &mut anew.out.program,
-        &mut anew.mentions,
         &mut anew.rules,
         &[],
         &out.program.iter().map(|(r, p)| (r.clone(), p.clone())).collect::<Vec<_>>(),
@@ -429,6 +436,27 @@ fn what_no_rule_tells_apart_is_not_listed() {
     check(&mut memo, &world, v4, "0.0.0.0/0 10.0.0.0/24 ::/0");
     replace(&mut memo, Some((rank, other.into())), None);
     check(&mut memo, &world, "", everything);
+}
+
+#[test]
+fn policies_for_pods_of_other_nodes_part_nobody() {
+    let mut world = world();
+    let mut memo = Memo::default();
+    let identities = |memo: &mut Memo, world: &World| plan(memo, world).tables.identities.clone();
+    lets_in(&mut memo, "app == 'x'", Selector::has("app"));
+    let few = identities(&mut memo, &world);
+    lets_in(&mut memo, "app == 'z'", Selector::has("tier"));
+    assert_eq!(identities(&mut memo, &world), few);
+    world.pods.insert("b/z".into(), pod("n2", 9, &[("app", "z")], "sa", &[]));
+    let few = identities(&mut memo, &world);
+    world.pods.insert("a/z".into(), pod("n1", 8, &[("app", "z")], "sa", &[]));
+    let tier = |all: &OrdMap<u32, Arc<Identity>>| {
+        let workloads = all.values().filter_map(|it| it.traits.workload.clone());
+        workloads.filter(|it| it.labels.iter().any(|(label, _)| label == "tier")).count()
+    };
+    assert_eq!([tier(&few), tier(&identities(&mut memo, &world))], [0, 2], "two have a tier, and one here asks for it");
+    world.pods.remove("a/z");
+    assert_eq!(identities(&mut memo, &world), few);
 }
 
 #[test]

@@ -215,7 +215,7 @@ fn rows_of_a_pod_are_what_is_judged() {
 }
 
 fn names(rule: &tartan_policy::ir::Rule, address: IpAddr) -> bool {
-    rule.remote_terms().any(|term| match &term.is {
+    rule.remote.terms().any(|term| match &term.is {
         tartan_policy::ir::Is::In(nets) => nets.all().any(|range| range.contains(&address)),
         _ => false,
     })

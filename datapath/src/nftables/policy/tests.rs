@@ -576,7 +576,7 @@ fn who_comes_to_be_judged_by_a_word_that_asks_the_packet_is_judged_again() {
         let residual = OrdMap::unit((verdicts::ANY, 0), [way(anyones)].into());
         let ingress = Rows { words, residual, ..Rows::default() };
         let set = Set { ingress, egress: Rows::default() };
-        let nobody = verdicts::Identity { traits: tartan_policy::traits::Traits::of(Entity::World), range: None };
+        let nobody = verdicts::Identity { traits: tartan_policy::traits::Traits::of(Entity::World), zone: None };
         let nobody = Arc::new(nobody);
         let tables = Tables {
             judged: true,

@@ -112,6 +112,26 @@ fn what_is_open_does_not_give_way_to_what_was_closed() {
     );
 }
 
+#[test]
+fn a_list_is_one_end_however_long_and_costs_nobody_but_who_names_it() {
+    let mut world = world();
+    let mut memo = Memo::default();
+    let mut plan = |list: u32| {
+        let block =
+            |at| json!({ "ipBlock": { "cidr": format!("{}/32", std::net::Ipv4Addr::from(0x5000_0000 + 2 * at)) } });
+        put(&mut world, "p", "x", &json!([{ "from": (0..list).map(block).collect::<Value>() }]));
+        put(&mut world, "q", "y", &json!([{ "from": [{ "ipBlock": { "cidr": "0.0.0.0/0" } }] }]));
+        super::plan(&mut memo, &world).tables.clone()
+    };
+    let tables = plan(4_000);
+    assert!(rows(&tables, "a/p").size() < 10 && rows(&tables, "a/q").size() < 20);
+    assert!((4_000..4_010).contains(&tables.ranges.len()), "{}", tables.ranges.len());
+    let tables = plan(6_000);
+    assert!(rows(&tables, "a/p").too_many, "more ranges than a node holds");
+    assert!(!rows(&tables, "a/q").too_many && rows(&tables, "a/q").size() < 20, "all in 0.0.0.0/0, for all it matters");
+    assert!(tables.ranges.len() < 10, "nobody tells them apart: {}", tables.ranges.len());
+}
+
 /// Each would take minutes if all were compared with all.
 #[test]
 fn long_lists_are_planned_at_once() {
