@@ -145,6 +145,17 @@ pub(crate) fn node_addresses(
     listed.chain(told).chain(firsts).collect()
 }
 
+// === impl Changed ===
+
+impl Changed {
+    /// What changed later, too.
+    pub(super) fn extend(&mut self, later: Changed) {
+        self.identities.extend(later.identities);
+        self.addresses.extend(later.addresses);
+        self.ranges |= later.ranges;
+    }
+}
+
 // === impl Dirty ===
 
 impl Dirty {

@@ -14,7 +14,8 @@ use crate::ir::{Direction, Is, Mode, Namespaces, Policy, Rank, Rule, Term};
 /// See the module.
 #[derive(Default)]
 pub(super) struct Mentions {
-    policies: BTreeMap<Rank, Arc<Policy>>,
+    /// By direction.
+    policies: [BTreeMap<Rank, Arc<Policy>>; 2],
     pub(super) labels: Counts<Arc<str>>,
     pub(super) namespaces: Counts<Arc<str>>,
     pub(super) namespace_labels: Counts<Arc<str>>,
@@ -123,29 +124,31 @@ impl Ranges {
 // === impl Mentions ===
 
 impl Mentions {
-    /// These policies count and no others. What the ones before mention, too, is never gone in between.
-    pub(super) fn update<'a>(&mut self, policies: impl Iterator<Item = (&'a Rank, &'a Arc<Policy>)>) {
-        let policies: BTreeMap<&Rank, &Arc<Policy>> = policies.collect();
-        let mut gone: Vec<Arc<Policy>> = Vec::new();
-        for (rank, policy) in &policies {
-            if self.policies.get(*rank).is_none_or(|there| !Arc::ptr_eq(there, policy)) {
-                self.count(policy, true);
-                gone.extend(self.policies.insert(Rank::clone(rank), Arc::clone(policy)));
+    /// These policies count, each in its direction, and no others. What the ones before mention, too, is never gone in between.
+    pub(super) fn update<'a>(&mut self, policies: [impl Iterator<Item = (&'a Rank, &'a Arc<Policy>)>; 2]) {
+        let mut gone: Vec<(Direction, Arc<Policy>)> = Vec::new();
+        for (direction, policies) in Direction::ALL.into_iter().zip(policies) {
+            let policies: BTreeMap<&Rank, &Arc<Policy>> = policies.collect();
+            for (rank, policy) in &policies {
+                if self.policies[direction as usize].get(*rank).is_none_or(|there| !Arc::ptr_eq(there, policy)) {
+                    self.count(direction, policy, true);
+                    let before = self.policies[direction as usize].insert(Rank::clone(rank), Arc::clone(policy));
+                    gone.extend(before.map(|policy| (direction, policy)));
+                }
             }
+            let others = self.policies[direction as usize].extract_if(.., |rank, _| !policies.contains_key(rank));
+            gone.extend(others.map(|(_, policy)| (direction, policy)));
         }
-        gone.extend(self.policies.extract_if(.., |rank, _| !policies.contains_key(rank)).map(|(_, policy)| policy));
-        gone.iter().for_each(|policy| self.count(policy, false));
+        gone.iter().for_each(|(direction, policy)| self.count(*direction, policy, false));
         self.zones.find();
     }
 
-    fn count(&mut self, policy: &Policy, add: bool) {
+    fn count(&mut self, direction: Direction, policy: &Policy, add: bool) {
         if policy.mode == Mode::Staged {
             return;
         }
-        for direction in Direction::ALL {
-            for rule in policy.rules(direction).iter().flat_map(|rules| &rules.rules) {
-                self.count_rule(rule, direction, add);
-            }
+        for rule in policy.rules(direction).iter().flat_map(|rules| &rules.rules) {
+            self.count_rule(rule, direction, add);
         }
     }
 

@@ -48,7 +48,7 @@ pub use word::Word;
 use crate::dialect::{self, Lowered};
 use crate::ir::{Direction, Policy, Program, Rank, RuleRef};
 use crate::walk::{Decision, Packet, Verdict};
-use identities::Identities;
+use identities::{Changed, Identities};
 use listed::Listed;
 use mentions::Mentions;
 use numbers::Numbers;
@@ -110,14 +110,20 @@ pub fn plan<'a>(memo: &'a mut Memo, world: &World) -> &'a Out {
     let Memo { mentions, rules, identities, selections, sets, listed, nobody, out, .. } = memo;
     // Without a policy nobody is told apart from anybody, and a large cluster need not be known twice.
     let of = if out.program.is_empty() { &*nobody } else { world };
-    let selected = sets.select(world, &out.program);
-    if selected.any {
-        mentions.update(sets.policies(&out.program));
-    }
-    let mut changed = identities.update(of, mentions);
-    mentions.settle();
-    selections.update(identities.live(), &changed.identities);
-    let treated = sets.compile(selected, &out.program, rules, identities, selections, &changed.identities);
+    let (mut selected, mut changed) = (sets.select(world, &out.program), Changed::default());
+    let treated = loop {
+        if std::mem::take(&mut selected.any) {
+            mentions.update(Direction::ALL.map(|direction| sets.policies(direction, &out.program)));
+        }
+        let now = identities.update(of, mentions);
+        mentions.settle();
+        selections.update(identities.live(), &now.identities);
+        let treated = sets.compile(&mut selected, &out.program, rules, identities, selections, &now.identities);
+        changed.extend(now);
+        if let Some(treated) = treated {
+            break treated;
+        }
+    };
     changed.identities.extend(treated);
     listed.update(identities, sets.treatments(), &changed);
     out.tables = Tables {

@@ -54,11 +54,12 @@ pub(super) struct Compiled {
     given_up: Option<GivenUp>,
 }
 
-/// When it was too large.
+/// What was too large.
 struct GivenUp {
-    /// As far as it was counted.
-    size: usize,
-    identities: usize,
+    /// How much room it takes at least, as far as is known.
+    needs: usize,
+    /// How many identities there were without it; not yet known in the plan that gives it up.
+    identities: Option<usize>,
 }
 
 /// A policy that speaks of a direction, with what each rule says of packets.
@@ -115,10 +116,10 @@ impl Compiled {
 
     /// Everything anew; of the rows, only those that differ are touched.
     pub(super) fn compile(&mut self, subject: &Subject<'_>, direction: Direction, sources: &mut Sources<'_>) {
-        self.given_up = None;
+        self.reopen();
         self.rows.too_many = false;
         if let Err(Spent) = self.compile_within(&Budget::default(), subject, direction, sources) {
-            self.give_up(ROWS + 1, sources.identities);
+            self.give_up(ROWS + 1);
         }
     }
 
@@ -163,10 +164,10 @@ impl Compiled {
         self.fill(sources.identities, sources.selections, budget)
     }
 
-    /// Takes in identities that came or went.
-    pub(super) fn update(&mut self, changed: &BTreeSet<u32>, identities: &Identities, selections: &Selections) {
-        if self.given_up.is_some() {
-            return;
+    /// Takes in identities that came or went; whether it had to be given up for them.
+    pub(super) fn update(&mut self, changed: &BTreeSet<u32>, identities: &Identities, selections: &Selections) -> bool {
+        if self.is_given_up() {
+            return false;
         }
         let budget = Budget::default();
         for number in &self.touched(changed, selections) {
@@ -174,7 +175,8 @@ impl Compiled {
             if let Some(identity) = identities.live().get(number) {
                 let matched = self.matched(*number, selections);
                 if let Err(Spent) = self.column(*number, identity, &matched, &mut rows, &budget) {
-                    return self.give_up(ROWS + 1, identities);
+                    self.give_up(ROWS + 1);
+                    return true;
                 }
             }
             let places = (*number, 0)..=(*number, Class::MAX);
@@ -184,10 +186,15 @@ impl Compiled {
             }
             rows.into_iter().for_each(|(place, outcome)| self.put(place, outcome));
         }
+        false
     }
 
-    /// Denies everything; `size` is what it would have, as far as is known.
-    pub(super) fn give_up(&mut self, size: usize, identities: &Identities) {
+    pub(super) fn is_given_up(&self) -> bool {
+        self.given_up.is_some()
+    }
+
+    /// Denies everything; it `needs` so much room, as far as is known.
+    pub(super) fn give_up(&mut self, needs: usize) {
         let word = Word::new(Verdict::Deny, self.largest);
         let closed = Compiled {
             rows: Rows {
@@ -197,17 +204,31 @@ impl Compiled {
                 too_many: true,
             },
             largest: self.largest,
-            given_up: Some(GivenUp { size, identities: identities.live().len() }),
+            given_up: Some(GivenUp { needs, identities: None }),
             ..Compiled::default()
         };
         *self = closed;
     }
 
-    /// Whether what was given up may be little enough by now: as much as there was has room, or an eighth of all identities
-    /// is gone. Nobody may make it be tried each time that a pod comes or goes.
-    pub(super) fn may_fit(&self, room: usize, identities: &Identities) -> bool {
-        let fits = |then: &GivenUp| then.size <= room || identities.live().len() <= then.identities / 8 * 7;
-        self.given_up.as_ref().is_some_and(fits)
+    /// What was given up is to be compiled again; until then it denies everything.
+    pub(super) fn reopen(&mut self) {
+        self.given_up = None;
+    }
+
+    /// How much room what was given up needs, if it may have it: there is so much, or an eighth of all identities that there
+    /// were without it is gone. Nobody may make it be tried each time that a pod comes or goes.
+    pub(super) fn may_fit(&self, room: usize, identities: usize) -> Option<usize> {
+        let fits =
+            |then: &&GivenUp| then.needs <= room || then.identities.is_some_and(|then| identities <= then / 8 * 7);
+        self.given_up.as_ref().filter(fits).map(|then| then.needs)
+    }
+
+    /// Notes how many identities there are without what was given up in this plan, and how much room it took all in all, as
+    /// far as that is known; whether there is such a thing.
+    pub(super) fn settle(&mut self, identities: usize, took: usize) -> bool {
+        let Some(GivenUp { needs, identities: then @ None }) = &mut self.given_up else { return false };
+        (*needs, *then) = (took.max(*needs), Some(identities));
+        true
     }
 
     /// Those of the identities that have rows of their own, or may have.

@@ -1,7 +1,8 @@
 //! Policy sets: which policies are for which pods of this node, and the rows that pods with the same ones share.
 //!
 //! Invariants: two pods share a set exactly if the same policies select them and these see no difference between them. A
-//! set keeps its number while its pods move together, so that a new policy changes rows and not every place.
+//! set keeps its number while its pods move together, so that a new policy changes rows and not every place. All sets together have
+//! no more than [`ROWS`]; a side that is given up for that denies everything, and what its policies mention does not count.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -67,11 +68,15 @@ struct Seen {
     program: Program,
 }
 
-/// What a selection has changed.
+/// What is left to do in a plan.
 pub(super) struct Selected {
-    /// What has to be compiled.
     due: BTreeSet<Side>,
-    /// Policies of sets are others, or more, or fewer.
+    /// What is given up in this plan.
+    given_up: BTreeSet<Side>,
+    /// What was given up and is tried once more; what all took when it was given up again.
+    again: BTreeMap<Side, usize>,
+    compiles: bool,
+    /// What is mentioned has to be found out first: policies of sets that are not given up are others, or more, or fewer.
     pub(super) any: bool,
 }
 
@@ -125,67 +130,60 @@ impl Sets {
                 }
             }
         }
+        due.iter().for_each(|side| self.compiled_mut(*side).reopen());
         self.seen = Seen { local: world.local.clone(), world: world.clone(), program: program.clone() };
-        Selected { due, any }
+        Selected { compiles: !due.is_empty(), due, given_up: BTreeSet::new(), again: BTreeMap::new(), any }
     }
 
-    /// The policies that are for any pod, some more than once.
-    pub(super) fn policies<'a>(&'a self, program: &'a Program) -> impl Iterator<Item = (&'a Rank, &'a Arc<Policy>)> {
-        self.all.values().flat_map(|set| &set.key.policies).filter_map(|rank| program.get_key_value(rank))
+    /// The policies that are for any pod, some more than once; not those of sets that are given up, so that who asks for too much
+    /// parts nobody's ends.
+    pub(super) fn policies<'a>(
+        &'a self,
+        direction: Direction,
+        program: &'a Program,
+    ) -> impl Iterator<Item = (&'a Rank, &'a Arc<Policy>)> {
+        let open = self.all.values().filter(move |set| !set.compiled[direction as usize].is_given_up());
+        open.flat_map(|set| &set.key.policies).filter_map(|rank| program.get_key_value(rank))
     }
 
-    /// Brings all rows up to date. `identities` are those of now, of which `changed` came or went since last time. Returns
-    /// those that any set treats unlike before.
+    /// Brings all rows up to date. `identities` are those of now, of which `changed` came or went since this was last called.
+    /// Returns those that any set treats unlike before; none where somebody was given up, or is tried again: then it is
+    /// mentioned by others what is, and this has to be called once more.
     pub(super) fn compile(
         &mut self,
-        selected: Selected,
+        selected: &mut Selected,
         program: &Program,
         rules: &Numbers<RuleRef>,
         identities: &Identities,
         selections: &mut Selections,
         changed: &BTreeSet<u32>,
-    ) -> BTreeSet<u32> {
-        let mut due = selected.due;
+    ) -> Option<BTreeSet<u32>> {
         // All that there was before has its size of now when what is new or other is measured.
-        let mut current = BTreeSet::new();
         for (number, set) in &mut self.all {
             for (direction, compiled) in Direction::ALL.into_iter().zip(&mut set.compiled) {
                 let side = (*number, direction);
                 if compiled.is_renamed(identities) {
-                    due.insert(side);
+                    selected.due.insert(side);
                 }
-                if !due.contains(&side) {
-                    compiled.update(changed, identities, selections);
-                    current.insert(side);
+                if !selected.due.contains(&side) {
+                    selected.any |= compiled.update(changed, identities, selections);
                 }
             }
         }
-        self.shed(&current, identities);
-        let mut compiles = !due.is_empty();
-        let mut compile = |sets: &mut Sets, (number, direction): Side| {
-            let State { key, compiled, .. } = sets.all.get_mut(&number).expect("none goes in between");
+        selected.any |= self.sheds(selected);
+        while !selected.any
+            && let Some(side) = selected.due.pop_first()
+        {
+            let State { key, compiled, .. } = self.all.get_mut(&side.0).expect("none goes in between");
             let subject = Subject { policies: &key.policies, workload: &key.workload };
             let sources = &mut Sources { program, rules, identities, selections };
-            compiled[direction as usize].compile(&subject, direction, sources);
-        };
-        for side in due {
-            compile(self, side);
-            current.insert(side);
-            self.shed(&current, identities);
+            compiled[side.1 as usize].compile(&subject, side.1, sources);
+            selected.compiles = true;
+            selected.any = self.compiled(side).is_given_up() || self.sheds(selected);
         }
-        // What there is room for again; what is in force does not give way to it.
-        for side in &current {
-            if !self.compiled(*side).rows().too_many {
-                continue;
-            }
-            let room = ROWS.saturating_sub(self.count(&current));
-            if self.compiled(*side).may_fit(room, identities) {
-                compile(self, *side);
-                compiles = true;
-                if self.count(&current) > ROWS {
-                    self.give_up(*side, identities);
-                }
-            }
+        selected.any = selected.any || self.tries_again(selected, identities.live().len());
+        if selected.any {
+            return None;
         }
         for (number, set) in &self.all {
             let [ingress, egress] = set.compiled.each_ref().map(Compiled::rows);
@@ -195,39 +193,80 @@ impl Sets {
                 self.sets.insert(*number, Arc::new(set));
             }
         }
-        if compiles {
+        if selected.compiles {
             let compiled = self.all.values().flat_map(|set| &set.compiled);
             selections.retain(&compiled.flat_map(Compiled::selections).collect());
         }
-        self.treatments.update(&self.sets)
+        Some(self.treatments.update(&self.sets))
     }
 
     fn compiled(&self, (number, direction): Side) -> &Compiled {
         &self.all[&number].compiled[direction as usize]
     }
 
-    /// How much a datapath holds for these: ranges that several name are there once.
-    fn count(&self, of: &BTreeSet<Side>) -> usize {
-        let rows: usize = of.iter().map(|side| self.compiled(*side).rows().size()).sum();
-        let lists = of.iter().flat_map(|side| self.compiled(*side).lists());
-        let lists: BTreeMap<SelectionId, usize> = lists.map(|(id, length)| (*id, *length)).collect();
-        rows + lists.values().sum::<usize>()
+    fn sides(&self) -> impl Iterator<Item = (Side, &Compiled)> {
+        self.all.iter().flat_map(|(number, set)| {
+            Direction::ALL.into_iter().zip(&set.compiled).map(|(direction, compiled)| ((*number, direction), compiled))
+        })
     }
 
-    /// While it is more than a node may hold, those who have most do without: who needs little never pays for others.
-    fn shed(&mut self, of: &BTreeSet<Side>, identities: &Identities) {
-        while self.count(of) > ROWS {
-            let most = of.iter().filter(|side| !self.compiled(**side).rows().too_many);
-            let Some(most) = most.max_by_key(|side| self.compiled(**side).size()).copied() else { return };
-            self.give_up(most, identities);
+    /// How much a datapath holds for all that is compiled: ranges that several name are there once.
+    fn count(&self, selected: &Selected) -> usize {
+        let all = || self.sides().filter(|(side, _)| !selected.due.contains(side)).map(|(_, compiled)| compiled);
+        let lists: BTreeMap<SelectionId, usize> =
+            all().flat_map(Compiled::lists).map(|(id, length)| (*id, *length)).collect();
+        all().map(|compiled| compiled.rows().size()).sum::<usize>() + lists.values().sum::<usize>()
+    }
+
+    /// If that is more than a node may hold, who has most does without, but first who was tried again: who needs little never
+    /// pays for others, and what is in force does not give way to what was not.
+    fn sheds(&mut self, selected: &mut Selected) -> bool {
+        let took = self.count(selected);
+        if took <= ROWS {
+            return false;
         }
+        let open = self.sides().filter(|(_, compiled)| !compiled.is_given_up()).filter_map(|(side, compiled)| {
+            let [is_due, is_again] = [selected.due.contains(&side), selected.again.contains_key(&side)];
+            // What is tried again parts the ends of others before it has rows.
+            (!is_due || is_again).then(|| (is_due, is_again, compiled.size(), side))
+        });
+        let Some((_, _, size, side)) = open.max() else { return false };
+        selected.due.remove(&side);
+        if let Some(again) = selected.again.get_mut(&side) {
+            *again = took;
+        }
+        self.compiled_mut(side).give_up(size);
+        true
     }
 
-    fn give_up(&mut self, (number, direction): Side, identities: &Identities) {
-        let set = self.all.get_mut(&number).expect("none goes in between");
-        let compiled = &mut set.compiled[direction as usize];
-        let size = compiled.size();
-        compiled.give_up(size, identities);
+    /// Takes up again what there may be room for, once in a plan. If several are given up at once, any of them may only have
+    /// had so much for the sake of another.
+    fn tries_again(&mut self, selected: &mut Selected, identities: usize) -> bool {
+        let takes = self.count(selected);
+        for (number, set) in &mut self.all {
+            for (direction, compiled) in Direction::ALL.into_iter().zip(&mut set.compiled) {
+                let side = (*number, direction);
+                let took = selected.again.get(&side).copied().unwrap_or(0);
+                if compiled.settle(identities, took.saturating_sub(takes)) {
+                    selected.given_up.insert(side);
+                }
+            }
+        }
+        let room = |side: &Side| match selected.given_up.len() > 1 && selected.given_up.contains(side) {
+            true => usize::MAX,
+            false => ROWS.saturating_sub(takes),
+        };
+        let closed = self.sides().filter(|(side, _)| !selected.again.contains_key(side));
+        let may = closed.filter_map(|(side, compiled)| Some((compiled.may_fit(room(&side), identities)?, side)));
+        let Some((_, side)) = may.min() else { return false };
+        selected.again.insert(side, 0);
+        selected.due.insert(side);
+        self.compiled_mut(side).reopen();
+        true
+    }
+
+    fn compiled_mut(&mut self, (number, direction): Side) -> &mut Compiled {
+        &mut self.all.get_mut(&number).expect("none goes in between").compiled[direction as usize]
     }
 
     /// Looks again at pods of this node that may be new, gone or not as they were; says which.

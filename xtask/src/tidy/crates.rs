@@ -27,7 +27,7 @@ pub(crate) const CRATES: &[Crate] = &[
     krate("model",    "values",      3000, &["api", "netstate"]),
     krate("ipam",     "planner",     2700, &["model", "netstate"]),
     krate("fabric",   "planner",     8650, &["api", "model", "netstate"]),
-    krate("policy",   "planner",     9150, &["api", "model"]),
+    krate("policy",   "planner",     9250, &["api", "model"]),
     krate("datapath", "planner",     4000, &["model", "netstate", "policy"]),
     krate("kernel",   "door",        17850, &["model", "netstate"]),
     krate("engine",   "door",        3800, &[]),

@@ -132,6 +132,44 @@ fn a_list_is_one_end_however_long_and_costs_nobody_but_who_names_it() {
     assert!(tables.ranges.len() < 10, "nobody tells them apart: {}", tables.ranges.len());
 }
 
+/// Each rule with a list of its own, so that each is another end to whoever lets in all addresses.
+#[test]
+fn who_asks_for_too_much_parts_nobodys_ends() {
+    let rules = |count: u32| -> Value {
+        let block = |at| format!("{}/32", std::net::Ipv4Addr::from(0x5000_0000 + 2 * at));
+        (0..count).map(|at| json!({ "from": [{ "ipBlock": { "cidr": block(at) } }] })).collect()
+    };
+    let everywhere = json!([{ "from": [{ "ipBlock": { "cidr": "0.0.0.0/0" } }] }]);
+    let check = |memo: &mut Memo, world: &World, closed: [bool; 2], sizes: [std::ops::Range<usize>; 2]| {
+        let tables = plan(memo, world).tables.clone();
+        let found = ["a/p", "a/q"].map(|pod| (rows(&tables, pod).too_many, rows(&tables, pod).size()));
+        assert_eq!(found.map(|(closed, _)| closed), closed, "{found:?}");
+        assert!(found.iter().zip(&sizes).all(|((_, size), wanted)| wanted.contains(size)), "{found:?}, not {sizes:?}");
+        let mut anew = Memo::default();
+        let fresh = plan(&mut anew, world).tables.clone();
+        assert_eq!(["a/p", "a/q"].map(|pod| rows(&fresh, pod).too_many), closed, "planned anew");
+        assert_eq!((tables.ranges.len(), tables.addresses.len()), (fresh.ranges.len(), fresh.addresses.len()));
+    };
+    let (few, many) = (0..30, 1_000..1_100);
+    let (mut world, mut memo) = (world(), Memo::default());
+    put(&mut world, "q", "y", &everywhere);
+    check(&mut memo, &world, [false, false], [few.clone(), few.clone()]);
+    put(&mut world, "p", "x", &rules(1_000));
+    check(&mut memo, &world, [false, false], [many.clone(), many.clone()]);
+    put(&mut world, "p", "x", &rules(2_000));
+    check(&mut memo, &world, [true, false], [few.clone(), few.clone()]);
+    for at in 0..3 {
+        put(&mut world, &format!("other{at}"), "nobody", &json!([]));
+        check(&mut memo, &world, [true, false], [few.clone(), few.clone()]);
+    }
+    put(&mut world, "p", "x", &rules(6_000));
+    check(&mut memo, &world, [true, false], [few.clone(), few.clone()]);
+    put(&mut world, "p", "x", &rules(1_000));
+    check(&mut memo, &world, [false, false], [many.clone(), many.clone()]);
+    put(&mut world, "q", "y", &json!([]));
+    check(&mut memo, &world, [false, false], [many, few]);
+}
+
 /// Each would take minutes if all were compared with all.
 #[test]
 fn long_lists_are_planned_at_once() {
