@@ -77,7 +77,7 @@ const POLICY: &[Mutant] = &[
     mutant("except is ignored", "ir.rs", " && !self.except.contain(range)", ""),
     mutant("an exception begins no zone", "ir.rs", "begins.chain(ends)", "begins.chain(ends.take(0))"),
     mutant("of two blocks of one range the last one counts", "dialect/blocks.rs", "both(there.get(), &except)", "except"),
-    mutant("what begins to be for a pod here mentions nothing", "verdicts/mod.rs", "if std::mem::take(&mut selected.any) {", "if std::mem::take(&mut selected.any) && false {"),
+    mutant("what begins to be for a pod here mentions nothing", "verdicts/mod.rs", "(side, sets.policies(side, &out.program))", "(side, Vec::new())"),
     mutant("who is treated unlike before is listed as before", "verdicts/mod.rs", "changed.identities.extend(treated);", "drop(treated);"),
     mutant("pods of the host network are pods", "verdicts/identities.rs", "!pod.host_network && !pod.finished", "!pod.finished"),
     mutant("a pod that has ended keeps its address", "verdicts/identities.rs", "!pod.host_network && !pod.finished", "!pod.host_network"),

@@ -1,6 +1,6 @@
 //! What rules that are for pods of this node look at in other ends: only that may tell identities apart.
 //!
-//! Invariant: the counts are the sums over the policies that were given last.
+//! Invariant: the counts are the sums over the policies that speak for any side, each once.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -8,14 +8,16 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use tartan_model::Selector;
 
+use super::sets::Side;
 use super::zones::Zones;
-use crate::ir::{Direction, Is, Mode, Namespaces, Policy, Rank, Rule, Term};
+use crate::ir::{Direction, Is, Mode, Namespaces, Policy, Rule, Term};
 
 /// See the module.
 #[derive(Default)]
 pub(super) struct Mentions {
-    /// By direction.
-    policies: [BTreeMap<Rank, Arc<Policy>>; 2],
+    policies: BTreeMap<Side, Vec<Arc<Policy>>>,
+    /// By direction, how many sides each is for; told apart by where they are.
+    uses: [BTreeMap<usize, usize>; 2],
     pub(super) labels: Counts<Arc<str>>,
     pub(super) namespaces: Counts<Arc<str>>,
     pub(super) namespace_labels: Counts<Arc<str>>,
@@ -124,23 +126,34 @@ impl Ranges {
 // === impl Mentions ===
 
 impl Mentions {
-    /// These policies count, each in its direction, and no others. What the ones before mention, too, is never gone in between.
-    pub(super) fn update<'a>(&mut self, policies: [impl Iterator<Item = (&'a Rank, &'a Arc<Policy>)>; 2]) {
-        let mut gone: Vec<(Direction, Arc<Policy>)> = Vec::new();
-        for (direction, policies) in Direction::ALL.into_iter().zip(policies) {
-            let policies: BTreeMap<&Rank, &Arc<Policy>> = policies.collect();
-            for (rank, policy) in &policies {
-                if self.policies[direction as usize].get(*rank).is_none_or(|there| !Arc::ptr_eq(there, policy)) {
-                    self.count(direction, policy, true);
-                    let before = self.policies[direction as usize].insert(Rank::clone(rank), Arc::clone(policy));
-                    gone.extend(before.map(|policy| (direction, policy)));
-                }
-            }
-            let others = self.policies[direction as usize].extract_if(.., |rank, _| !policies.contains_key(rank));
-            gone.extend(others.map(|(_, policy)| (direction, policy)));
+    /// From now on these policies speak for these sides. What is mentioned before and after is never gone in between.
+    pub(super) fn update(&mut self, sides: impl Iterator<Item = (Side, Vec<Arc<Policy>>)>) {
+        let mut gone: Vec<(Side, Vec<Arc<Policy>>)> = Vec::new();
+        for (side, policies) in sides {
+            policies.iter().for_each(|policy| self.use_of(side.1, policy, true));
+            let before = match policies.is_empty() {
+                true => self.policies.remove(&side),
+                false => self.policies.insert(side, policies),
+            };
+            gone.extend(before.map(|policies| (side, policies)));
         }
-        gone.iter().for_each(|(direction, policy)| self.count(*direction, policy, false));
+        for (side, policies) in &gone {
+            policies.iter().for_each(|policy| self.use_of(side.1, policy, false));
+        }
         self.zones.find();
+    }
+
+    fn use_of(&mut self, direction: Direction, policy: &Arc<Policy>, add: bool) {
+        let uses = self.uses[direction as usize].entry(Arc::as_ptr(policy).addr()).or_insert(0);
+        let before = *uses;
+        *uses = if add { before + 1 } else { before - 1 };
+        let after = *uses;
+        if after == 0 {
+            self.uses[direction as usize].remove(&Arc::as_ptr(policy).addr());
+        }
+        if (before == 0) != (after == 0) {
+            self.count(direction, policy, add);
+        }
     }
 
     fn count(&mut self, direction: Direction, policy: &Policy, add: bool) {

@@ -112,9 +112,8 @@ pub fn plan<'a>(memo: &'a mut Memo, world: &World) -> &'a Out {
     let of = if out.program.is_empty() { &*nobody } else { world };
     let (mut selected, mut changed) = (sets.select(world, &out.program), Changed::default());
     let treated = loop {
-        if std::mem::take(&mut selected.any) {
-            mentions.update(Direction::ALL.map(|direction| sets.policies(direction, &out.program)));
-        }
+        let others = std::mem::take(&mut selected.others);
+        mentions.update(others.into_iter().map(|side| (side, sets.policies(side, &out.program))));
         let now = identities.update(of, mentions);
         mentions.settle();
         selections.update(identities.live(), &now.identities);

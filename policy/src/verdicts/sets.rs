@@ -76,12 +76,12 @@ pub(super) struct Selected {
     /// What was given up and is tried once more; what all took when it was given up again.
     again: BTreeMap<Side, usize>,
     compiles: bool,
-    /// What is mentioned has to be found out first: policies of sets that are not given up are others, or more, or fewer.
-    pub(super) any: bool,
+    /// Sides whose policies are others, or count now or do not any more: what is mentioned has to be found out first.
+    pub(super) others: BTreeSet<Side>,
 }
 
 /// A set in one direction.
-type Side = (u32, Direction);
+pub(super) type Side = (u32, Direction);
 
 /// Ranks whose policy is another now, or none.
 type Changed<'a> = Vec<(&'a Rank, Option<&'a Arc<Policy>>)>;
@@ -115,9 +115,10 @@ impl Sets {
         let policies = changed_policies(&before, program);
         let mut moving = self.changed_pods(world, program);
         self.reselect(&policies, &mut moving);
-        let count = self.all.len();
+        let all: Vec<u32> = self.all.keys().copied().collect();
         let assigned = self.assign(&moving, program);
-        let any = !policies.is_empty() || !assigned.is_empty() || self.all.len() != count;
+        let gone = all.into_iter().filter(|number| !self.all.contains_key(number));
+        let mut others: BTreeSet<Side> = gone.flat_map(|number| Direction::ALL.map(|way| (number, way))).collect();
         let mut due = BTreeSet::new();
         for direction in Direction::ALL {
             let speaks = |policy: Option<&Arc<Policy>>| policy.is_some_and(|it| it.rules(direction).is_some());
@@ -132,18 +133,15 @@ impl Sets {
         }
         due.iter().for_each(|side| self.compiled_mut(*side).reopen());
         self.seen = Seen { local: world.local.clone(), world: world.clone(), program: program.clone() };
-        Selected { compiles: !due.is_empty(), due, given_up: BTreeSet::new(), again: BTreeMap::new(), any }
+        others.extend(&due);
+        Selected { compiles: !due.is_empty(), due, given_up: BTreeSet::new(), again: BTreeMap::new(), others }
     }
 
-    /// The policies that are for any pod, some more than once; not those of sets that are given up, so that who asks for too much
-    /// parts nobody's ends.
-    pub(super) fn policies<'a>(
-        &'a self,
-        direction: Direction,
-        program: &'a Program,
-    ) -> impl Iterator<Item = (&'a Rank, &'a Arc<Policy>)> {
-        let open = self.all.values().filter(move |set| !set.compiled[direction as usize].is_given_up());
-        open.flat_map(|set| &set.key.policies).filter_map(|rank| program.get_key_value(rank))
+    /// The policies that speak for a side; none for one that is given up, so that who asks for too much parts nobody's ends.
+    pub(super) fn policies(&self, (number, direction): Side, program: &Program) -> Vec<Arc<Policy>> {
+        let set = self.all.get(&number).filter(|set| !set.compiled[direction as usize].is_given_up());
+        let all = set.into_iter().flat_map(|set| &set.key.policies).filter_map(|rank| program.get(rank));
+        all.filter(|policy| policy.rules(direction).is_some()).cloned().collect()
     }
 
     /// Brings all rows up to date. `identities` are those of now, of which `changed` came or went since this was last called.
@@ -165,13 +163,13 @@ impl Sets {
                 if compiled.is_renamed(identities) {
                     selected.due.insert(side);
                 }
-                if !selected.due.contains(&side) {
-                    selected.any |= compiled.update(changed, identities, selections);
+                if !selected.due.contains(&side) && compiled.update(changed, identities, selections) {
+                    selected.others.insert(side);
                 }
             }
         }
-        selected.any |= self.sheds(selected);
-        while !selected.any
+        self.shed(selected);
+        while selected.others.is_empty()
             && let Some(side) = selected.due.pop_first()
         {
             let State { key, compiled, .. } = self.all.get_mut(&side.0).expect("none goes in between");
@@ -179,10 +177,15 @@ impl Sets {
             let sources = &mut Sources { program, rules, identities, selections };
             compiled[side.1 as usize].compile(&subject, side.1, sources);
             selected.compiles = true;
-            selected.any = self.compiled(side).is_given_up() || self.sheds(selected);
+            if self.compiled(side).is_given_up() {
+                selected.others.insert(side);
+            }
+            self.shed(selected);
         }
-        selected.any = selected.any || self.tries_again(selected, identities.live().len());
-        if selected.any {
+        if selected.others.is_empty() {
+            self.try_again(selected, identities.live().len());
+        }
+        if !selected.others.is_empty() {
             return None;
         }
         for (number, set) in &self.all {
@@ -220,28 +223,28 @@ impl Sets {
 
     /// If that is more than a node may hold, who has most does without, but first who was tried again: who needs little never
     /// pays for others, and what is in force does not give way to what was not.
-    fn sheds(&mut self, selected: &mut Selected) -> bool {
+    fn shed(&mut self, selected: &mut Selected) {
         let took = self.count(selected);
         if took <= ROWS {
-            return false;
+            return;
         }
         let open = self.sides().filter(|(_, compiled)| !compiled.is_given_up()).filter_map(|(side, compiled)| {
             let [is_due, is_again] = [selected.due.contains(&side), selected.again.contains_key(&side)];
             // What is tried again parts the ends of others before it has rows.
             (!is_due || is_again).then(|| (is_due, is_again, compiled.size(), side))
         });
-        let Some((_, _, size, side)) = open.max() else { return false };
+        let Some((_, _, size, side)) = open.max() else { return };
         selected.due.remove(&side);
+        selected.others.insert(side);
         if let Some(again) = selected.again.get_mut(&side) {
             *again = took;
         }
         self.compiled_mut(side).give_up(size);
-        true
     }
 
     /// Takes up again what there may be room for, once in a plan. If several are given up at once, any of them may only have
     /// had so much for the sake of another.
-    fn tries_again(&mut self, selected: &mut Selected, identities: usize) -> bool {
+    fn try_again(&mut self, selected: &mut Selected, identities: usize) {
         let takes = self.count(selected);
         for (number, set) in &mut self.all {
             for (direction, compiled) in Direction::ALL.into_iter().zip(&mut set.compiled) {
@@ -258,11 +261,11 @@ impl Sets {
         };
         let closed = self.sides().filter(|(side, _)| !selected.again.contains_key(side));
         let may = closed.filter_map(|(side, compiled)| Some((compiled.may_fit(room(&side), identities)?, side)));
-        let Some((_, side)) = may.min() else { return false };
+        let Some((_, side)) = may.min() else { return };
         selected.again.insert(side, 0);
         selected.due.insert(side);
+        selected.others.insert(side);
         self.compiled_mut(side).reopen();
-        true
     }
 
     fn compiled_mut(&mut self, (number, direction): Side) -> &mut Compiled {
