@@ -36,11 +36,19 @@ pub fn rows(world: &World, program: &Program, pod: &str) -> Result<Vec<api::Row>
         return Err(NotFound(format!("{why}; make it known to the store")));
     };
     let own = named.addresses.first().copied().unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+    let ranges = ranges_of(tables);
     let directions = [(Direction::Ingress, &set.ingress), (Direction::Egress, &set.egress)];
-    Ok(directions.into_iter().flat_map(|(direction, rows)| of_direction(tables, direction, rows, own)).collect())
+    let rows = directions.into_iter().flat_map(|(direction, rows)| of_direction(tables, &ranges, direction, rows, own));
+    Ok(rows.collect())
 }
 
-fn of_direction(tables: &Tables, direction: Direction, rows: &Rows, own: IpAddr) -> Vec<api::Row> {
+fn of_direction(
+    tables: &Tables,
+    ranges: &BTreeMap<u32, Vec<IpNet>>,
+    direction: Direction,
+    rows: &Rows,
+    own: IpAddr,
+) -> Vec<api::Row> {
     let all = spans::common(&[&rows.classes]);
     let by_word = |identity: u32| {
         let mut by_word: BTreeMap<Word, Vec<Span>> = BTreeMap::new();
@@ -53,7 +61,6 @@ fn of_direction(tables: &Tables, direction: Direction, rows: &Rows, own: IpAddr)
     let mut alike: BTreeMap<BTreeMap<Word, Vec<Span>>, Vec<String>> = BTreeMap::new();
     let mut named: Vec<u32> = rows.words.keys().map(|(identity, _)| *identity).filter(|it| *it != ANY).collect();
     named.dedup();
-    let ranges = ranges_of(tables);
     for identity in &named {
         let of = ranges.get(identity).map_or(&[][..], Vec::as_slice);
         let name = tables.identities.get(identity).map(|it| words::identity(it, of));

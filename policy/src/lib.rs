@@ -15,6 +15,7 @@ pub mod dialect;
 pub mod effective;
 pub mod ends;
 pub mod ir;
+mod nesting;
 pub mod oracle;
 mod spans;
 pub mod trace;

@@ -9,6 +9,7 @@ use std::collections::btree_map::Entry;
 use ipnet::IpNet;
 
 use crate::ir::{Is, Nets, Peer, Ranges, Scope, Term};
+use crate::nesting::Nesting;
 
 /// The peers, of which those that are blocks of anyone's addresses come last and are as few as may be.
 pub(super) fn united(peers: impl IntoIterator<Item = Peer>) -> Vec<Peer> {
@@ -38,14 +39,10 @@ fn lists(blocks: &[Nets]) -> Vec<Nets> {
         }
     }
     let mut nested: Vec<(Vec<IpNet>, Vec<IpNet>)> = Vec::new();
-    // What is in a range comes after it, and before all that is not.
-    let mut around: Vec<IpNet> = Vec::new();
+    let mut nesting = Nesting::default();
     for (range, except) in without {
-        while around.last().is_some_and(|wider| !wider.contains(&range)) {
-            around.pop();
-        }
-        let depth = around.len();
-        around.push(range);
+        let depth = nesting.around(&range).map_or(0, |wider| wider + 1);
+        nesting.put(range, depth);
         if depth == nested.len() {
             nested.push((Vec::new(), Vec::new()));
         }

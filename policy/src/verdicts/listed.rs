@@ -18,6 +18,7 @@ use ipnet::IpNet;
 use super::identities::{Changed, Identities, Identity};
 use super::treatments::Treatments;
 use crate::ir::Entity;
+use crate::nesting::Nesting;
 
 /// What goes by its first range.
 type Zone = Option<IpNet>;
@@ -137,18 +138,14 @@ impl Listed {
             self.ranges.remove(&range);
         }
         self.nested.clear();
-        // What is in a range comes after it, and before all that is not.
-        let mut around: Vec<(&IpNet, u32)> = Vec::new();
+        let mut nesting = Nesting::default();
         for (range, number) in all {
-            while around.last().is_some_and(|(wider, _)| !wider.contains(range)) {
-                around.pop();
-            }
             // Without one around it, it is all addresses of its family: a lookup must find something.
-            let is_listed = around.last().is_none_or(|(_, wider)| {
+            let is_listed = nesting.around(range).is_none_or(|wider: &u32| {
                 let alike = || treatments.of(*number) == treatments.of(*wider);
                 !*self.nested.entry((*number, *wider)).or_insert_with(alike)
             });
-            around.push((range, *number));
+            nesting.put(*range, *number);
             replace(&mut self.ranges, *range, is_listed.then_some(*number));
         }
     }

@@ -10,14 +10,14 @@ use tartan_model::Selector;
 
 use super::sets::Side;
 use super::zones::Zones;
-use crate::ir::{Direction, Is, Mode, Namespaces, Policy, Rule, Term};
+use crate::ir::{Direction, Is, Namespaces, Policy, Rule, Term};
 
 /// See the module.
 #[derive(Default)]
 pub(super) struct Mentions {
     policies: BTreeMap<Side, Vec<Arc<Policy>>>,
     /// By direction, how many sides each is for; told apart by where they are.
-    uses: [BTreeMap<usize, usize>; 2],
+    uses: [Counts<usize>; 2],
     pub(super) labels: Counts<Arc<str>>,
     pub(super) namespaces: Counts<Arc<str>>,
     pub(super) namespace_labels: Counts<Arc<str>>,
@@ -144,24 +144,13 @@ impl Mentions {
     }
 
     fn use_of(&mut self, direction: Direction, policy: &Arc<Policy>, add: bool) {
-        let uses = self.uses[direction as usize].entry(Arc::as_ptr(policy).addr()).or_insert(0);
-        let before = *uses;
-        *uses = if add { before + 1 } else { before - 1 };
-        let after = *uses;
-        if after == 0 {
-            self.uses[direction as usize].remove(&Arc::as_ptr(policy).addr());
-        }
-        if (before == 0) != (after == 0) {
-            self.count(direction, policy, add);
-        }
-    }
-
-    fn count(&mut self, direction: Direction, policy: &Policy, add: bool) {
-        if policy.mode == Mode::Staged {
-            return;
-        }
-        for rule in policy.rules(direction).iter().flat_map(|rules| &rules.rules) {
-            self.count_rule(rule, direction, add);
+        let uses = &mut self.uses[direction as usize];
+        let at = Arc::as_ptr(policy).addr();
+        let is_first_or_last = if add { uses.add(&at) } else { uses.remove(&at) };
+        if is_first_or_last {
+            for rule in policy.rules(direction).iter().flat_map(|rules| &rules.rules) {
+                self.count_rule(rule, direction, add);
+            }
         }
     }
 
@@ -176,6 +165,7 @@ impl Mentions {
             &mut self.port_names,
         ];
         names.into_iter().for_each(|counts| counts.changed.clear());
+        self.uses.iter_mut().for_each(|counts| counts.changed.clear());
         self.zones.forget_changed();
     }
 

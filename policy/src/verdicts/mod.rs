@@ -31,6 +31,7 @@ mod merged;
 mod numbers;
 mod places;
 mod rows;
+mod secret;
 mod selections;
 mod sets;
 mod treatments;

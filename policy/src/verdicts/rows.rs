@@ -159,7 +159,8 @@ impl Compiled {
             self.add_tier(policies, subject, &mut written, sources, budget)?;
         }
         self.rows.classes = Arc::new(classes);
-        let lengths = self.selections().map(|id| (id, sources.selections.ranges(id)));
+        let selections: BTreeSet<SelectionId> = self.selections().collect();
+        let lengths = selections.into_iter().map(|id| (id, sources.selections.ranges(id)));
         self.lists = lengths.filter(|(_, ranges)| *ranges > 0).collect();
         self.fill(sources.identities, sources.selections, budget)
     }

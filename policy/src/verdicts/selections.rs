@@ -42,8 +42,6 @@ struct Entry {
     peers: Arc<Peers>,
     places: BTreeSet<Place>,
     selection: Selection,
-    /// How many ranges a datapath may have to know for their sake.
-    ranges: usize,
 }
 
 // === impl Selection ===
@@ -104,12 +102,7 @@ impl Selections {
         }
         self.ids.insert(peers.clone(), id);
         self.peers.insert(id, places.iter().cloned());
-        let ranges = peers.terms().map(|term| match &term.is {
-            Is::In(nets) => nets.all().count(),
-            _ => 0,
-        });
-        let ranges = ranges.sum();
-        self.all.insert(id, Entry { peers, places, selection: Selection { members }, ranges });
+        self.all.insert(id, Entry { peers, places, selection: Selection { members } });
         self.next += 1;
         Ok(id)
     }
@@ -120,7 +113,12 @@ impl Selections {
 
     /// How many ranges these peers name.
     pub(super) fn ranges(&self, id: SelectionId) -> usize {
-        self.all.get(&id).map_or(0, |entry| entry.ranges)
+        let peers = &self.all.get(&id).expect("what a set mentions is retained").peers;
+        let ranges = peers.terms().map(|term| match &term.is {
+            Is::In(nets) => nets.all().count(),
+            _ => 0,
+        });
+        ranges.sum()
     }
 
     /// Drops what nobody mentions any more.

@@ -69,6 +69,7 @@ struct Seen {
 }
 
 /// What is left to do in a plan.
+#[derive(Default)]
 pub(super) struct Selected {
     due: BTreeSet<Side>,
     /// What is given up in this plan.
@@ -134,7 +135,7 @@ impl Sets {
         due.iter().for_each(|side| self.compiled_mut(*side).reopen());
         self.seen = Seen { local: world.local.clone(), world: world.clone(), program: program.clone() };
         others.extend(&due);
-        Selected { compiles: !due.is_empty(), due, given_up: BTreeSet::new(), again: BTreeMap::new(), others }
+        Selected { due, others, ..Selected::default() }
     }
 
     /// The policies that speak for a side; none for one that is given up, so that who asks for too much parts nobody's ends.

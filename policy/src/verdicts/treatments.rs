@@ -4,7 +4,6 @@
 //! hashes of the rows: nobody who writes policies can make two of them meet.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 
 use imbl::OrdMap;
@@ -13,6 +12,7 @@ use imbl::ordmap::DiffItem;
 use super::classes::Class;
 use super::identities::ANY;
 use super::rows::Rows;
+use super::secret::Secret;
 use super::sets::Set;
 use crate::ir::Direction;
 
@@ -23,7 +23,7 @@ pub(super) struct Treatments {
     all: BTreeMap<u32, u128>,
     /// The sets that they are of.
     sets: OrdMap<u32, Arc<Set>>,
-    secrets: [RandomState; 2],
+    secret: Secret,
 }
 
 // === impl Treatments ===
@@ -66,9 +66,7 @@ impl Treatments {
     /// What the row at a place adds; nothing where there is none.
     fn row(&self, set: u32, direction: Direction, rows: &Rows, place: (u32, Class)) -> u128 {
         let Some(word) = rows.words.get(&place) else { return 0 };
-        let row = (set, direction, place.1, word, rows.residual.get(&place));
-        let [low, high] = self.secrets.each_ref().map(|secret| u128::from(secret.hash_one(row)));
-        high << 64 | low
+        self.secret.number((set, direction, place.1, word, rows.residual.get(&place)))
     }
 }
 

@@ -7,21 +7,20 @@
 //! Invariant: the zones are a function of the lists that were counted in and not out again.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 
 use ipnet::IpNet;
 
 use super::mentions::Ranges;
+use super::secret::Secret;
 use crate::ir::Nets;
+use crate::nesting::Nesting;
 
 /// See the module.
 #[derive(Default)]
 pub(super) struct Zones {
     lists: BTreeMap<Arc<Nets>, List>,
-    /// How many lists there have been.
-    begun: u64,
-    secrets: [RandomState; 2],
+    secret: Secret,
     /// Where lists begin and end to hold addresses,
     turns: Ranges,
     /// with the sum of the marks of those that do so there.
@@ -53,9 +52,7 @@ impl Zones {
                 self.turn(nets, mark, false);
             }
             (None, true) => {
-                self.begun += 1;
-                let [low, high] = self.secrets.each_ref().map(|secret| u128::from(secret.hash_one(self.begun)));
-                let mark = high << 64 | low;
+                let mark = self.secret.number(nets);
                 self.lists.insert(Arc::new(nets.clone()), List { mentions: 1, mark });
                 self.turn(nets, mark, true);
             }
@@ -81,15 +78,11 @@ impl Zones {
         }
         self.turns.take_changed();
         let mut first_with: BTreeMap<u128, IpNet> = BTreeMap::new();
-        // What is in a range comes after it, and before all that is not.
-        let mut around: Vec<(&IpNet, u128)> = Vec::new();
+        let mut nesting = Nesting::default();
         let mut zones = BTreeSet::new();
         for (range, mark) in &self.marks {
-            while around.last().is_some_and(|(wider, _)| !wider.contains(range)) {
-                around.pop();
-            }
-            let held_by = around.last().map_or(0, |(_, sum)| *sum) ^ mark;
-            around.push((range, held_by));
+            let held_by = nesting.around(range).copied().unwrap_or(0) ^ mark;
+            nesting.put(*range, held_by);
             zones.insert((*range, (held_by != 0).then(|| *first_with.entry(held_by).or_insert(*range))));
         }
         self.changed.extend(self.zones.symmetric_difference(&zones).map(|(range, _)| *range));
