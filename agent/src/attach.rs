@@ -63,6 +63,12 @@ pub fn record(attachment: &Attachment) -> Record {
     Record::Add(attachment.clone())
 }
 
+/// The unfinished attachment in whose place this one comes with other addresses: those it had are to rest.
+pub fn gives_up<'a>(world: &World, instead: &'a Attachment) -> Option<&'a Arc<str>> {
+    let unfinished = world.attachments.get(&instead.id)?;
+    (unfinished.addresses != instead.addresses).then_some(&instead.id)
+}
+
 /// What the caller is told when the journal cannot be written.
 pub fn not_written(error: &JournalError) -> CniError {
     journal_refused(error.to_string())

@@ -20,7 +20,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{info, warn};
 
 use crate::attach::{self, Decision};
-use crate::journal::{Journal, Record};
+use crate::journal::{Journal, JournalError, Record};
 use crate::leftover::Leftovers;
 use crate::plan::{Plan, Planners};
 use crate::selftest::{self, Paths, Tested};
@@ -236,7 +236,8 @@ impl Agent {
     fn cni(&mut self, request: CniRequest, netns: Option<OwnedFd>, reply: CniReply, now: Instant) {
         match attach::decide(&self.world, self.planners.ipam(), &request, now) {
             Ok(Decision::Attach(attachment)) => {
-                if let Err(error) = self.journal.append(attach::record(&attachment)) {
+                let written = attach::gives_up(&self.world, &attachment).map_or(Ok(()), |id| self.end(id, now));
+                if let Err(error) = written.and_then(|()| self.journal.append(attach::record(&attachment))) {
                     return reply.fail(attach::not_written(&error));
                 }
                 if let Some(netns) = netns {
@@ -253,13 +254,7 @@ impl Agent {
                 {
                     return reply.fail(attach::not_written(&error));
                 }
-                let gone = attach::let_go_of_each(&ids, |id| {
-                    self.journal.append(Record::Del { id: id.clone() })?;
-                    self.world.detach(id, now);
-                    self.waiting.forget(id);
-                    Ok(())
-                });
-                match gone {
+                match attach::let_go_of_each(&ids, |id| self.end(id, now)) {
                     Ok(()) => self.waiting.depart(reply, now),
                     Err(error) => reply.fail(error),
                 }
@@ -350,6 +345,14 @@ impl Agent {
             );
             self.let_go(&id, now);
         }
+    }
+
+    /// Lets go of an attachment if the disk has that.
+    fn end(&mut self, id: &Arc<str>, now: Instant) -> Result<(), JournalError> {
+        self.journal.append(Record::Del { id: id.clone() })?;
+        self.world.detach(id, now);
+        self.waiting.forget(id);
+        Ok(())
     }
 
     /// Lets go of an attachment whatever the disk says.

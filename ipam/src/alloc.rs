@@ -4,17 +4,19 @@
 //! refused with the time when it will do: a peer that still holds state for its last pod would talk to the wrong one,
 //! and the runtime asks again by itself. Who asks for one address by name means it, and gets it rested or not.
 //!
-//! Pools for certain namespaces come before those for all, then by name.
+//! Pools for certain namespaces come before those for all, then by name. A family of which all pools are for other
+//! namespaces is none of a pod's: who adds a pool for some leaves the others as they were.
 
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use tartan_model::{Attachment, FabricMode, Family, Node, PerFamily, Pool, World};
+use tartan_model::{Attachment, Block, FabricMode, Family, Holder, Node, PerFamily, Pool, World};
 
 use crate::blocks::Memo;
 use crate::held::{self, Concerns, Held, Source};
-use crate::refused::{Exhausted, NotThatOne, Ranges, Refused};
+use crate::refused::{Exhausted, More, NotThatOne, Ranges, Refused};
+use crate::supply::Supply;
 use crate::usage::{self, Usage};
 use crate::{pools, range};
 
@@ -31,6 +33,7 @@ pub struct Request<'a> {
 struct Look<'a> {
     world: &'a World,
     concerns: &'a Concerns,
+    supply: &'a Supply,
     held: Vec<Held>,
     /// The node's own addresses.
     own: PerFamily<IpAddr>,
@@ -53,15 +56,16 @@ pub fn allocate(
     now: Instant,
 ) -> Result<PerFamily<IpAddr>, Refused> {
     let look = Look::at(memo, world, now);
-    let families = look.families()?;
+    let who = For::Namespace(request.namespace);
+    let families = look.families(who, &request.addresses)?;
     if let Some((family, address)) = request.addresses.iter().find(|(family, _)| !families.contains(family)) {
         return Err(Refused::WrongFamily { family, address: *address });
     }
     let mut addresses = PerFamily::default();
     for family in families {
         let address = match request.addresses.get(family) {
-            Some(address) => look.that_one(*address, For::Namespace(request.namespace), "").map(|()| *address),
-            None => look.any(family, For::Namespace(request.namespace)),
+            Some(address) => look.that_one(*address, who, "").map(|()| *address),
+            None => look.any(family, who),
         };
         addresses.set(family, address?);
     }
@@ -71,7 +75,8 @@ pub fn allocate(
 /// Whether there is an address left in each family, for whichever namespace.
 pub fn any_left(memo: &mut Memo, world: &World, now: Instant) -> Result<(), Refused> {
     let look = Look::at(memo, world, now);
-    look.families()?.into_iter().try_for_each(|family| look.any(family, For::Anybody).map(drop))
+    let families = look.families(For::Anybody, &PerFamily::default())?;
+    families.into_iter().try_for_each(|family| look.any(family, For::Anybody).map(drop))
 }
 
 /// Whether a pod may have these addresses, which somebody else has chosen: nobody else has them, and peers look for them
@@ -98,18 +103,32 @@ pub fn may_have(
 
 impl<'a> Look<'a> {
     fn at(memo: &'a mut Memo, world: &'a World, now: Instant) -> Look<'a> {
-        let concerns = memo.concerns(world);
+        let (concerns, supply) = memo.looked_up(world);
         let held = held::held(world, concerns);
         let own = usage::fabric_addresses(world, &held);
-        Look { world, concerns, held, own, now }
+        Look { world, concerns, supply, held, own, now }
     }
 
-    /// Families in which pods of this node get addresses.
-    fn families(&self) -> Result<Vec<Family>, Refused> {
-        let node = self.world.local.clone();
-        let families: Vec<Family> =
-            Family::ALL.into_iter().filter(|family| gives(self.world, &self.held, *family)).collect();
-        if families.is_empty() { Err(Refused::NoRange { node }) } else { Ok(families) }
+    /// Families in which they get addresses, these among them.
+    fn families(&self, who: For<'_>, asked: &PerFamily<IpAddr>) -> Result<Vec<Family>, Refused> {
+        let given = Family::ALL.into_iter().filter(|family| self.gives(*family, For::Anybody));
+        let is_theirs = |family: &Family| self.gives(*family, who) || asked.get(*family).is_some();
+        let (theirs, others): (Vec<Family>, Vec<Family>) = given.partition(is_theirs);
+        match others.first() {
+            _ if !theirs.is_empty() => Ok(theirs),
+            Some(family) => Err(self.why_none(*family, who, &[])),
+            None => Err(Refused::NoRange { node: self.world.local.clone() }),
+        }
+    }
+
+    /// Whether they get addresses of the family: this node has a podCIDR, or a pool for them.
+    fn gives(&self, family: Family, who: For<'_>) -> bool {
+        if family == Family::V6 && !self.world.features.ipv6 {
+            return false;
+        }
+        let pools = self.world.local_node().map(|node| pools::for_node(self.world, node, family));
+        pools.is_some_and(|pools| pools.into_iter().any(|pool| who.is_for(pool)))
+            || held::own_pod_cidr(self.world, family).is_some()
     }
 
     /// Any address of the family.
@@ -138,9 +157,13 @@ impl<'a> Look<'a> {
         if let (For::Namespace(namespace), true, false) = (who, fitting.is_empty(), pools.is_empty()) {
             return Refused::NoPoolForNamespace { family, namespace: namespace.to_owned(), pools: names(&pools) };
         }
-        let more_to_come = fitting.iter().any(|pool| has_more(self.world, pool, node));
-        if counted.is_empty() && more_to_come {
-            return Refused::NoBlockYet { family, pools: names(&fitting) };
+        let more = self.more(&fitting);
+        match &more {
+            More::Claimed if counted.is_empty() => return Refused::NoBlockYet { family, pools: names(&fitting) },
+            More::StoreAway(why) if counted.is_empty() => {
+                return Refused::StoreAway { family, pools: names(&fitting), why: why.clone() };
+            }
+            _ => {}
         }
         let sum =
             |count: fn(&Usage) -> u128| counted.iter().map(|(_, usage)| count(usage)).fold(0, u128::saturating_add);
@@ -154,16 +177,31 @@ impl<'a> Look<'a> {
             reserved: sum(|usage| usage.reserved),
             resting: sum(|usage| usage.resting),
             rested_in: rested_at.map(|at| at.saturating_duration_since(self.now)),
-            more_to_come,
+            more,
         }))
     }
 
-    fn why_no_pod_cidr(&self, family: Family) -> Refused {
-        let cidr = held::own_pod_cidr(self.world, family);
-        match (cidr, held::fenced_by(self.world, self.concerns, family)) {
-            (Some(cidr), Some(by)) => Refused::Fenced { family, cidr, by: by.name.clone() },
-            _ => Refused::NoRange { node: self.world.local.clone() },
+    /// What this node can get of these pools, from the pools or from other nodes.
+    fn more(&self, pools: &[&Arc<Pool>]) -> More {
+        let offered = |block: &Arc<Block>| {
+            block.parts.iter().any(|part| part.holder == Holder::Offered)
+                && pools.iter().any(|pool| pool.name == block.pool)
+        };
+        let more = pools.iter().any(|pool| self.supply.free(pool).is_some()) || self.world.blocks.values().any(offered);
+        match self.world.store_away() {
+            _ if !more => More::Nothing,
+            None => More::Claimed,
+            Some(why) => More::StoreAway(why.clone()),
         }
+    }
+
+    fn why_no_pod_cidr(&self, family: Family) -> Refused {
+        let no_range = || Refused::NoRange { node: self.world.local.clone() };
+        let Some(cidr) = held::own_pod_cidr(self.world, family) else { return no_range() };
+        let same = held::fenced_by(self.world, self.concerns, family).map(|rival| rival.name.clone());
+        let block = || pools::blocks_over(&self.world.blocks, &cidr).map(|block| block.node.clone()).next();
+        let fenced = |by| Refused::Fenced { family, cidr, by };
+        same.or_else(block).map_or_else(no_range, fenced)
     }
 
     /// Whether this very address can be had by a pod, which may have it already.
@@ -171,6 +209,9 @@ impl<'a> Look<'a> {
         let family = Family::of(address);
         let why = match self.held.iter().find(|held| usable(held, address)) {
             None => self.why_not_here(address),
+            Some(held) if !held.open && held.source == Source::PodCidr => {
+                NotThatOne::ClosedPodCidr(held.cidr, self.ranges(family))
+            }
             Some(held) if !held.open => NotThatOne::Closed(held.cidr, self.ranges(family)),
             Some(held) if !self.admits(held, who) => {
                 NotThatOne::OtherNamespace(held.pool().cloned().unwrap_or_default())
@@ -219,20 +260,26 @@ impl<'a> Look<'a> {
     fn why_not_here(&self, address: IpAddr) -> NotThatOne {
         let here = self.ranges(Family::of(address));
         let host = Family::host_net(address);
-        let other = pools::blocks_over(&self.world.blocks, &host).find_map(|block| {
+        let block = pools::blocks_over(&self.world.blocks, &host).find_map(|block| {
             let part = block.parts.iter().find(|part| part.cidr.contains(&address));
             let node = part.and_then(|part| part.holder.name()).unwrap_or(&block.node);
-            (*node != self.world.local).then(|| (node.clone(), part.map_or(block.cidr, |part| part.cidr)))
+            let range = part.map_or(block.cidr, |part| part.cidr);
+            match part.map(|part| &part.holder) {
+                _ if *node != self.world.local => {
+                    Some(NotThatOne::OtherNode { node: node.clone(), range, here: here.clone() })
+                }
+                Some(Holder::Aside | Holder::Offered) => Some(NotThatOne::GivenUp { range, here: here.clone() }),
+                _ => None,
+            }
         });
         let pod_cidr = || {
-            let has =
-                |node: &Arc<Node>| Some((node.name.clone(), *node.pod_cidrs.iter().find(|it| it.contains(&address))?));
+            let has = |node: &Arc<Node>| {
+                let range = *node.pod_cidrs.iter().find(|it| it.contains(&address))?;
+                Some(NotThatOne::OtherNode { node: node.name.clone(), range, here: here.clone() })
+            };
             self.world.nodes.values().filter(|node| node.name != self.world.local).find_map(has)
         };
-        match other.or_else(pod_cidr) {
-            Some((node, range)) => NotThatOne::OtherNode { node, range, here },
-            None => NotThatOne::NotHere(here),
-        }
+        block.or_else(pod_cidr).unwrap_or(NotThatOne::NotHere(here))
     }
 
     fn ranges(&self, family: Family) -> Ranges {
@@ -261,23 +308,6 @@ impl For<'_> {
             For::Anybody => true,
         }
     }
-}
-
-/// Whether pods of this node get addresses of the family: it has ranges, or should have.
-fn gives(world: &World, held: &[Held], family: Family) -> bool {
-    if family == Family::V6 && !world.features.ipv6 {
-        return false;
-    }
-    let should = world.local_node().is_some_and(|node| !pools::for_node(world, node, family).is_empty());
-    should || held::own_pod_cidr(world, family).is_some() || held.iter().any(|it| it.open && it.family() == family)
-}
-
-/// Whether this node can get more of the pool, from the pool or from another node.
-fn has_more(world: &World, pool: &Pool, node: &Node) -> bool {
-    let offered = |block: &Arc<tartan_model::Block>| {
-        block.pool == pool.name && block.parts.iter().any(|part| part.holder == tartan_model::Holder::Offered)
-    };
-    pools::free_range(world, pool, node).is_some() || world.blocks.values().any(offered)
 }
 
 fn usable(held: &Held, address: IpAddr) -> bool {

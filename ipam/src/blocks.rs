@@ -66,8 +66,7 @@ pub struct Claim {
 
 /// What this node holds and wants to, in this world.
 pub fn plan<'a>(memo: &'a mut Memo, world: &World, now: Instant) -> &'a Out {
-    memo.concerns.update(world);
-    memo.supply.update(world);
+    memo.look_up(world);
     let held = held::held(world, &memo.concerns);
     let own = usage::fabric_addresses(world, &held);
     let counted: Vec<Counted> =
@@ -100,9 +99,14 @@ pub fn plan<'a>(memo: &'a mut Memo, world: &World, now: Instant) -> &'a Out {
 // === impl Memo ===
 
 impl Memo {
-    pub(crate) fn concerns(&mut self, world: &World) -> &Concerns {
+    fn look_up(&mut self, world: &World) {
         self.concerns.update(world);
-        &self.concerns
+        self.supply.update(world);
+    }
+
+    pub(crate) fn looked_up(&mut self, world: &World) -> (&Concerns, &Supply) {
+        self.look_up(world);
+        (&self.concerns, &self.supply)
     }
 }
 

@@ -27,6 +27,10 @@ pub enum Refused {
         "{family}: this node is claiming its first block of {pools}; the runtime will try again, and should get one within seconds"
     )]
     NoBlockYet { family: Family, pools: String },
+    #[error(
+        "{family}: this node has no block of {pools} yet, and claims none while the store is away ({why}); the runtime will try again"
+    )]
+    StoreAway { family: Family, pools: String, why: Arc<str> },
     #[error("{family}: no address is free: {0}", family = .0.family)]
     Exhausted(Box<Exhausted>),
     #[error(
@@ -50,8 +54,17 @@ pub struct Exhausted {
     pub(crate) resting: u128,
     /// Until the first of those that rest will do.
     pub(crate) rested_in: Option<Duration>,
-    /// A pool has a range that nobody has; it is being claimed.
-    pub(crate) more_to_come: bool,
+    pub(crate) more: More,
+}
+
+/// Whether there is more in the pools than what was looked at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum More {
+    Nothing,
+    /// A range that nobody has, or that a node offers. It is being claimed.
+    Claimed,
+    /// As [`More::Claimed`], but that takes the store, which is away for this reason.
+    StoreAway(Arc<str>),
 }
 
 /// Why a pod does not get the very address it asks for.
@@ -66,9 +79,15 @@ pub enum NotThatOne {
     #[error("IPPool {0} is not for this pod's namespace; change its namespaceSelector, or ask for another address")]
     OtherNamespace(Arc<str>),
     #[error(
-        "{0} gives out no new addresses: its IPPool is disabled, gone or does not select this node any more; ask for an address of {1}"
+        "{0} gives out no new addresses: its IPPool is disabled, gone or does not select this node any more, or this node is giving it up; ask for an address of {1}"
     )]
     Closed(IpNet, Ranges),
+    #[error(
+        "{0} gives out no new addresses: it is the node's podCIDR, and pools select the node; ask for an address of {1}"
+    )]
+    ClosedPodCidr(IpNet, Ranges),
+    #[error("this node is giving {range} up; ask for another address of {here}")]
+    GivenUp { range: IpNet, here: Ranges },
     #[error("node {node} has {range}; run the pod there, or ask for an address of {here}")]
     OtherNode { node: Arc<str>, range: IpNet, here: Ranges },
     #[error("it is not in a range of this node; ask for an address of {0}")]
@@ -94,7 +113,7 @@ impl fmt::Display for Ranges {
 
 impl fmt::Display for Exhausted {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Exhausted { family: _, ranges, pools, size, used, reserved, resting, rested_in, more_to_come } = self;
+        let Exhausted { family: _, ranges, pools, size, used, reserved, resting, rested_in, more } = self;
         match (ranges.as_slice(), pools.as_slice()) {
             ([], _) => write!(f, "this node has no block of IPPool {}", join(pools))?,
             (_, []) => write!(f, "podCIDR {}", join(ranges))?,
@@ -106,10 +125,13 @@ impl fmt::Display for Exhausted {
         if let Some(wait) = rested_in {
             write!(f, "; the next one has rested in {} s", wait.as_secs() + 1)?;
         }
-        match (more_to_come, pools.as_slice()) {
-            (true, _) => f.write_str("; another block is being claimed, the runtime will try again"),
-            (false, []) => f.write_str("; delete pods, or give the node a larger podCIDR or an IPPool"),
-            (false, _) => {
+        match (more, pools.as_slice()) {
+            (More::Claimed, _) => f.write_str("; another block is being claimed, the runtime will try again"),
+            (More::StoreAway(why), _) => {
+                write!(f, "; another block is claimed once the store is back, which is away ({why})")
+            }
+            (More::Nothing, []) => f.write_str("; delete pods, or give the node a larger podCIDR or an IPPool"),
+            (More::Nothing, _) => {
                 f.write_str("; every block of the pool is claimed and no node has a part to spare: add an IPPool, or make room in this one by deleting pods or nodes")
             }
         }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use node::{Setup, advert, block, given, node, pool, reservation};
 use tartan_ipam::{Claim, Memo, Request};
-use tartan_model::{Holder, Host, HostLink, Object, PerFamily};
+use tartan_model::{Holder, Host, HostLink, Kind, Object, PerFamily, StoreEvent};
 
 /// What a request comes to: the addresses, or the words of the refusal.
 fn answer(setup: &Setup, namespace: &str, asked: &str) -> String {
@@ -189,8 +189,41 @@ fn pools_are_for_namespaces_and_nodes() {
         &setup,
         "a",
         "10.8.0.70",
-        "the pod asks for 10.8.0.70: 10.8.0.64/26 gives out no new addresses: its IPPool is disabled, gone or does not select this node any more; ask for an address of 10.1.0.0/24",
+        "the pod asks for 10.8.0.70: 10.8.0.64/26 gives out no new addresses: its IPPool is disabled, gone or does not select this node any more, or this node is giving it up; ask for an address of 10.1.0.0/24",
     );
+    setup.attach("old", "10.1.0.1");
+    setup.put(pool("all", "10.8.0.0/24", 26));
+    check(
+        &setup,
+        "a",
+        "10.1.0.2",
+        "the pod asks for 10.1.0.2: 10.1.0.0/24 gives out no new addresses: it is the node's podCIDR, and pools select the node; ask for an address of 10.8.0.64/26",
+    );
+}
+
+#[test]
+fn a_pool_for_one_namespace_leaves_others_as_they_were() {
+    let mut setup = Setup::new([node("n1", "10.1.0.0/24")]);
+    setup.put(pool("blue", "fd09::/64", 122).namespaces("projectcalico.org/name == 'blue'"));
+    setup.put(block("fd09::40/122", "blue", "n1"));
+    check(&setup, "a", "", "10.1.0.1");
+    check(&setup, "blue", "", "10.1.0.1 fd09::41");
+    check(
+        &setup,
+        "a",
+        "fd09::42",
+        "the pod asks for fd09::42: IPPool blue is not for this pod's namespace; change its namespaceSelector, or ask for another address",
+    );
+    let for_others = |there: &str| {
+        format!(
+            "{there}: no IPPool of this node is for pods of namespace 'a' (there are IPPool blue (fd09::/64)); change the namespaceSelector of one, or create another"
+        )
+    };
+    setup.put(node("n1", ""));
+    check(&setup, "a", "", &for_others("ipv6"));
+    // The node is one of a cluster of both families: half a pod is no pod of it.
+    setup.put(node("n1", "10.1.0.0/24 fd01::/64"));
+    check(&setup, "a", "", &for_others("ipv6"));
 }
 
 #[test]
@@ -212,6 +245,14 @@ fn an_exhausted_pool_is_named() {
     let numbers =
         "ipv4: no address is free: 10.8.0.0/30 of IPPool p (4 addresses: 3 used, 0 reserved, 0 resting after use)";
     check(&setup, "a", "", &format!("{numbers}; another block is being claimed, the runtime will try again"));
+    setup.world.store(StoreEvent::Away(None, "connection refused".into()), setup.now);
+    check(
+        &setup,
+        "a",
+        "",
+        &format!("{numbers}; another block is claimed once the store is back, which is away (connection refused)"),
+    );
+    setup.world.store(StoreEvent::Synced(Kind::IpBlock), setup.now);
     setup.put(block("10.8.0.4/30", "p", "n2"));
     check(
         &setup,
@@ -294,8 +335,14 @@ fn nothing_is_written_before_all_is_read_or_while_the_store_is_away() {
     let mut setup = Setup::new([node("n1", "")]);
     setup.put(pool("p", "10.8.0.0/24", 26));
     assert_eq!(claims(&setup).len(), 1);
-    setup.world.store(tartan_model::StoreEvent::Away(None, "gone".into()), setup.now);
+    setup.world.store(StoreEvent::Away(None, "gone".into()), setup.now);
     assert_eq!(claims(&setup), [""; 0]);
+    check(
+        &setup,
+        "a",
+        "",
+        "ipv4: this node has no block of IPPool p (10.8.0.0/24) yet, and claims none while the store is away (gone); the runtime will try again",
+    );
     let unsynced = Setup::unsynced([node("n1", "")]);
     assert_eq!(claims(&unsynced), [""; 0]);
 }
@@ -312,6 +359,13 @@ fn overlaps_are_fenced_off() {
     assert_eq!(conditions(&setup), ["Node/n1 SamePodCidr"]);
     setup.put(advert("n1", "10.1.0.0/24"));
     check(&setup, "a", "", "10.1.0.1");
+    setup.put(block("10.1.0.0/16", "wide", "n2"));
+    check(
+        &setup,
+        "a",
+        "",
+        "ipv4: podCIDR 10.1.0.0/24 of this node is used by node n2, too; give each node its own podCIDR and delete the pods of the node that had the wrong one",
+    );
 
     let mut setup = Setup::new([node("n1", ""), node("n2", "")]);
     setup.put(pool("p1", "10.8.0.0/24", 26));
@@ -400,6 +454,12 @@ fn a_shared_block_is_handed_on_in_two_steps() {
     );
     setup.put(given(given(shared(), "10.8.0.0/28", Holder::Aside), "10.8.0.32/27", Holder::Aside));
     check(&setup, "a", "", "10.8.0.65");
+    check(
+        &setup,
+        "a",
+        "10.8.0.33",
+        "the pod asks for 10.8.0.33: this node is giving 10.8.0.32/27 up; ask for another address of 10.8.0.0/26, 10.8.0.64/26",
+    );
     assert_eq!(claims(&setup), ["at 6: 10.8.0.0/26 of n2/uid-n2 []"]);
 }
 

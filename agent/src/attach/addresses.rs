@@ -30,7 +30,7 @@ pub(super) fn of(
     }
     let asked = tartan_ipam::Request { namespace: &request.pod.namespace, addresses: wanted.addresses };
     tartan_ipam::allocate(ipam, world, &asked, now).map_err(|refused| {
-        let soon = matches!(refused, Refused::NoBlockYet { .. });
+        let soon = matches!(refused, Refused::NoBlockYet { .. } | Refused::StoreAway { .. });
         let code = if soon { code::TRY_LATER } else { code::NO_ADDRESS };
         CniError::new(code, refused.to_string(), "")
     })

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::Write as _;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -9,7 +10,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use tartan_api::cni::{Command, code};
 
-use crate::rig::{NAMESPACE, Rig, Running, link, pod};
+use crate::rig::{NAMESPACE, Rig, Running, addresses, link, pod, request};
 
 async fn pods(agent: &Running) -> Vec<String> {
     agent.status().await.pods.iter().map(|pod| pod.pod.split('/').next_back().unwrap().to_owned()).collect()
@@ -37,6 +38,26 @@ async fn noted_dels_are_carried_out_at_once_and_undo_no_later_add() {
     assert_eq!(pods(&agent).await, ["a"]);
     agent.until("the other one is gone", |_| rig.kernel.state().get(&link("b")).is_none()).await;
     agent.kill().await;
+}
+
+#[tokio::test]
+async fn what_an_unfinished_add_had_and_is_not_to_have_again_rests() {
+    let rig = Rig::new().await;
+    let agent = rig.ready().await;
+    rig.kernel.pause();
+    let first = agent.call(Command::Add, "a").await;
+    let mut other = request(Command::Add, "a");
+    let wanted = ["10.127.0.9", "fd00:10:127::9"];
+    other.netconf.runtime_config.ips = wanted.map(String::from).into();
+    let other = agent.ask(other).await;
+    assert_eq!(first.await.unwrap().unwrap_err().code, code::TRY_LATER, "it does not get what it was to have");
+    rig.kernel.resume();
+    assert_eq!(addresses(&other.await.unwrap().unwrap()), wanted.map(|ip| ip.parse::<IpAddr>().unwrap()));
+    agent.kill().await;
+    let agent = rig.ready().await;
+    let next = ["10.127.0.2", "fd00:10:127::2"].map(|ip| ip.parse::<IpAddr>().unwrap());
+    assert_eq!(agent.add("b").await, next, "the lowest that has rested");
+    agent.stop().await.unwrap();
 }
 
 /// A file that takes all the room there is.

@@ -284,9 +284,13 @@ impl Running {
 
     /// A call of the runtime that is under way. The answer comes by the other end; dropped, the caller hung up.
     pub(crate) async fn call(&self, command: Command, container: &str) -> oneshot::Receiver<Answer> {
+        self.ask(request(command, container)).await
+    }
+
+    /// As [`Running::call`], with all that the call says.
+    pub(crate) async fn ask(&self, request: CniRequest) -> oneshot::Receiver<Answer> {
         let (reply, answer) = CniReply::channel();
-        let request = Box::new(request(command, container));
-        assert!(self.inbox.send(Input::Cni(request, None, reply)).await.is_ok(), "the agent has ended");
+        assert!(self.inbox.send(Input::Cni(Box::new(request), None, reply)).await.is_ok(), "the agent has ended");
         answer
     }
 
@@ -370,7 +374,7 @@ pub(crate) fn neighbour(state: &State, container: &str) -> Key {
     state.iter().map(|(key, _)| key).find(is_it).unwrap().clone()
 }
 
-fn request(command: Command, container: &str) -> CniRequest {
+pub(crate) fn request(command: Command, container: &str) -> CniRequest {
     let PodNetns { dev, ino, path } = netns(container);
     CniRequest {
         command,
