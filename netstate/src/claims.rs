@@ -128,8 +128,9 @@ pub const NODES_TABLE: u32 = 7474;
 pub const NODES_PRIORITIES: std::ops::Range<u32> = 7474..7484;
 /// Metric of routes by a way that is blocked, behind those of the fallback: nothing takes them but probes bound to their link.
 pub const STANDBY_METRIC: u32 = 2048;
-/// Metrics of routes that nothing takes but what is bound to their link, to ask whether it leads to a peer.
-pub const PROBE_METRICS: std::ops::Range<u32> = 4_096..8_192;
+/// Metrics of routes that nothing takes but what is bound to their link, to ask whether it leads to a peer: so many that two
+/// links of one node are not given the same.
+pub const PROBE_METRICS: std::ops::Range<u32> = 0x0100_0000..0x0200_0000;
 /// Metric of the `unreachable` route that stops dead addresses of an owned block; after every real route.
 pub const UNREACHABLE_METRIC: u32 = 4_294_967_294;
 

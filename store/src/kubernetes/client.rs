@@ -173,7 +173,10 @@ impl Client {
             Ok(Ok(body)) => Ok(body.to_bytes()),
             Ok(Err(error)) if error.is::<LengthLimitError>() => Err(Trouble::TooLong),
             Ok(Err(error)) => Err(self.away(&error)),
-            Err(_) => Err(self.away(&format_args!("half an answer for {} s", ANSWER.as_secs()))),
+            Err(_) => {
+                self.connect_anew().await;
+                Err(self.away(&format_args!("half an answer for {} s", ANSWER.as_secs())))
+            }
         }
     }
 

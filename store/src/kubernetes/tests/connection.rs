@@ -47,13 +47,16 @@ async fn one_attempt_to_connect_answers_all_who_wait() {
 /// It answers pings, or somebody before it does.
 #[tokio::test]
 async fn a_connection_that_leads_to_no_answer_is_not_asked_again() {
-    let server = Scripted::start(vec![Answer::Never, Answer::with(200, "{}".into())]).await;
-    let client = Client::new(&server.url()).unwrap();
-    let trouble = client.request(Method::GET, "/first", None).await.unwrap_err();
-    assert!(trouble.to_string().contains("no answer for 30 s"), "{trouble}");
-    client.request(Method::GET, "/second", None).await.unwrap();
-    let connections: Vec<usize> = server.requests().iter().map(|asked| asked.connection).collect();
-    assert_eq!(connections, [0, 1]);
+    let check = async |first: Answer, why: &str| {
+        let server = Scripted::start(vec![first, Answer::with(200, "{}".into())]).await;
+        let client = Client::new(&server.url()).unwrap();
+        let trouble = client.request(Method::GET, "/first", None).await.unwrap_err();
+        assert!(trouble.to_string().contains(why), "{trouble}");
+        client.request(Method::GET, "/second", None).await.unwrap();
+        let connections: Vec<usize> = server.requests().iter().map(|asked| asked.connection).collect();
+        assert_eq!(connections, [0, 1], "{why}");
+    };
+    tokio::join!(check(Answer::Never, "no answer for 30 s"), check(Answer::Half, "half an answer for 30 s"));
 }
 
 #[test]

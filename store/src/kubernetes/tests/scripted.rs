@@ -1,14 +1,17 @@
 //! An API server that gives the answers of a list, one a request, and never answers after that.
 
 use std::collections::VecDeque;
+use std::convert::Infallible;
 use std::future::pending;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use http_body_util::{BodyExt, Full};
-use hyper::body::{Bytes, Incoming};
+use http_body_util::BodyExt;
+use hyper::body::{Body, Bytes, Frame, Incoming};
 use hyper::server::conn::http2::Builder;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response};
@@ -23,6 +26,33 @@ pub(super) enum Answer {
     /// The request is broken off.
     None,
     Never,
+    /// The answer begins, and does not end.
+    Half,
+}
+
+/// An answer's text, or as much of it as ever comes.
+struct Text {
+    text: Bytes,
+    ends: bool,
+}
+
+impl Text {
+    fn whole(text: String) -> Text {
+        Text { text: text.into(), ends: true }
+    }
+}
+
+impl Body for Text {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        match (self.text.is_empty(), self.ends) {
+            (false, _) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(&mut self.text))))),
+            (true, true) => Poll::Ready(None),
+            (true, false) => Poll::Pending,
+        }
+    }
 }
 
 impl Answer {
@@ -101,7 +131,7 @@ async fn answer(
     request: Request<Incoming>,
     connection: usize,
     script: Arc<Mutex<Script>>,
-) -> io::Result<Response<Full<Bytes>>> {
+) -> io::Result<Response<Text>> {
     let (method, path) = (request.method().clone(), request.uri().path_and_query().unwrap().to_string());
     let known = request.headers().get("if-none-match").map(|tag| tag.to_str().unwrap().to_owned()).unwrap_or_default();
     let body = request.into_body().collect().await.unwrap().to_bytes();
@@ -113,11 +143,13 @@ async fn answer(
     };
     match next {
         Some(Answer::With(code, body)) => {
-            Ok(Response::builder().status(code).body(Full::from(body)).expect("a code and a text"))
+            Ok(Response::builder().status(code).body(Text::whole(body)).expect("a code and a text"))
         }
         Some(Answer::Tagged(code, tag)) => {
-            Ok(Response::builder().status(code).header("etag", tag).body(Full::default()).expect("a code and a tag"))
+            let nothing = Text::whole(String::new());
+            Ok(Response::builder().status(code).header("etag", tag).body(nothing).expect("a code and a tag"))
         }
+        Some(Answer::Half) => Ok(Response::new(Text { text: "{".into(), ends: false })),
         Some(Answer::None) => Err(io::ErrorKind::ConnectionReset.into()),
         Some(Answer::Never) | None => pending().await,
     }
