@@ -2,11 +2,13 @@
 //!
 //! cargo builds as ever and hands each test program to a runner, as it does for tests that need root: this program once
 //! more, which boots a kernel in QEMU around the program and passes on its output and exit code (guest.rs). Kernels come
-//! from Debian's packages (kernel.rs).
+//! from Debian's packages (kernel.rs), and so does QEMU where this machine's is too old (emulator.rs).
 //!
 //! Invariant: a guest that ends without saying how its program ended is a failure, and so is a run without a test.
 
+mod apt;
 mod cpio;
+mod emulator;
 mod guest;
 mod kernel;
 

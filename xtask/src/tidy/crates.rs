@@ -37,7 +37,7 @@ pub(crate) const CRATES: &[Crate] = &[
     krate("cni",      "program",     1500, &["api"]),
     krate("lab",      "development", 13900, &["api"]),
     krate("fuzz",     "development", 600, &[]),
-    krate("xtask",    "development", 4510, &[]),
+    krate("xtask",    "development", 4650, &[]),
 ];
 
 /// A dependency that only some crates may have below them, and why.

@@ -7,7 +7,7 @@
 //!
 //! Invariant: the guest says how the program ended, in a line of its own; if it does not, the run failed.
 
-use super::{cpio::Archive, kernel::Kernel};
+use super::{cpio::Archive, emulator, kernel::Kernel};
 use crate::command::{self, Result};
 use std::{
     env, fs,
@@ -25,6 +25,8 @@ const USUAL_MODULES: &str = "tun veth bridge vxlan ipip sit ip6_tunnel wireguard
      nft_reject_inet ip_tables iptable_filter iptable_nat ip6table_filter ip6table_nat xt_comment xt_conntrack";
 /// How the guest's last line begins; the exit code follows.
 const ENDED: &str = "vm-run: ended with ";
+/// Lines of its console that say why a kernel ended.
+const A_PANIC: usize = 150;
 /// A program that takes longer is killed: a test that hangs must not hold up the run.
 const PATIENCE_SECONDS: u32 = 3600;
 
@@ -40,7 +42,7 @@ pub(super) fn run(kernel: &Kernel, program: &str, args: &[&str]) -> Result<u8> {
     let code = boot(kernel, &root, &console)?;
     if code.is_none() {
         let said = fs::read_to_string(&console).unwrap_or_default();
-        let last: Vec<&str> = said.lines().rev().take(30).collect();
+        let last: Vec<&str> = said.lines().rev().take(A_PANIC).collect();
         eprintln!("vm: Linux {} ended before {program} did; its last lines:", kernel.release);
         last.iter().rev().for_each(|line| eprintln!("  {line}"));
     }
@@ -49,7 +51,7 @@ pub(super) fn run(kernel: &Kernel, program: &str, args: &[&str]) -> Result<u8> {
 }
 
 fn boot(kernel: &Kernel, root: &Path, console: &Path) -> Result<Option<u8>> {
-    let mut qemu = Command::new("qemu-system-x86_64");
+    let mut qemu = Command::new(emulator::program()?);
     qemu.args(["-nodefaults", "-display", "none", "-no-reboot", "-machine", "q35", "-accel", "tcg,thread=multi"]);
     qemu.args(["-cpu", "max", "-smp", "2", "-m", "3072"]);
     // The first serial line is the kernel's console, the second what the program says.

@@ -1,11 +1,10 @@
 //! Debian's kernels, fetched as packages and kept in the user's cache, each in a folder named after what it is.
 //!
-//! apt does it all, with lists of its own: this machine's are for the release it runs. So it takes the mirror that this
-//! machine takes, and checks signatures as ever. A kernel that is there is not looked for again; delete its folder for a
-//! newer one.
+//! A kernel that is there is not looked for again; delete its folder for a newer one.
 //!
 //! Invariant: a folder has its final name only when it is whole.
 
+use super::apt::{Files, Suite};
 use crate::command::{self, Result};
 use std::{
     fs,
@@ -38,23 +37,25 @@ pub(super) struct Kernel {
 }
 
 /// What a network needs; without, a kernel is 400 MB of drivers.
-const PARTS: &[&str] = &[
-    "*/boot/vmlinuz-*",
-    "*/lib/modules/*/vmlinuz",
-    "*/modules.builtin*",
-    "*/modules.order",
-    "*/kernel/arch/*",
-    "*/kernel/crypto/*",
-    "*/kernel/drivers/net/*",
-    "*/kernel/drivers/virtio/*",
-    "*/kernel/fs/9p/*",
-    "*/kernel/fs/fscache/*",
-    "*/kernel/fs/netfs/*",
-    "*/kernel/fs/overlayfs/*",
-    "*/kernel/lib/*",
-    "*/kernel/net/*",
-];
-const NOT_THESE: &[&str] = &["*/drivers/net/ethernet/*", "*/drivers/net/wireless/*", "*/kernel/net/bluetooth/*"];
+const FILES: Files = Files {
+    these: &[
+        "*/boot/vmlinuz-*",
+        "*/lib/modules/*/vmlinuz",
+        "*/modules.builtin*",
+        "*/modules.order",
+        "*/kernel/arch/*",
+        "*/kernel/crypto/*",
+        "*/kernel/drivers/net/*",
+        "*/kernel/drivers/virtio/*",
+        "*/kernel/fs/9p/*",
+        "*/kernel/fs/fscache/*",
+        "*/kernel/fs/netfs/*",
+        "*/kernel/fs/overlayfs/*",
+        "*/kernel/lib/*",
+        "*/kernel/net/*",
+    ],
+    but_not: &["*/drivers/net/ethernet/*", "*/drivers/net/wireless/*", "*/kernel/net/bluetooth/*"],
+};
 
 /// # Errors
 /// There is none of that name; the error lists those there are.
@@ -125,32 +126,15 @@ impl Kernel {
 /// Fetches a kernel into a folder; gives its release.
 fn make(kernel: &Known, folder: &Path) -> Result<String> {
     println!("Fetching the kernel of Debian {} into {}.", kernel.suite, folder.display());
-    let (apt, packages) = (folder.join("apt"), folder.join("packages"));
-    fs::create_dir_all(apt.join("lists").join("partial"))?;
-    fs::create_dir_all(&packages)?;
-    fs::write(apt.join("sources.list"), format!("deb {} {} main\n", mirror()?, kernel.suite))?;
-    let with = |program: &str| {
-        let mut command = Command::new(program);
-        command.args(["-o", "Dir::Etc::SourceParts=/dev/null", "-o", "Debug::NoLocking=1", "-o"]);
-        command.arg(format!("Dir::State::Lists={}", apt.join("lists").display())).arg("-o");
-        command.arg(format!("Dir::Cache={}", apt.display())).arg("-o");
-        command.arg(format!("Dir::Etc::SourceList={}", apt.join("sources.list").display()));
-        // As root apt would fetch as somebody who may not write here.
-        command.args(["-o", "APT::Sandbox::User="]);
-        command
-    };
-    command::capture(with("apt-get").args(["update", "--quiet"]))?;
-    let newest = command::capture(with("apt-cache").args(["show", "--no-all-versions", "linux-image-amd64"]))?;
+    fs::create_dir_all(folder)?;
+    let suite = Suite::open(kernel.suite, &folder.join("apt"))?;
+    let newest = suite.show("linux-image-amd64")?;
     let package =
         image_of(&newest).ok_or_else(|| format!("linux-image-amd64 of {} depends on no image", kernel.suite))?;
     let release = package.trim_start_matches("linux-image-");
-    let image = command::capture(with("apt-cache").args(["show", "--no-all-versions", package]))?;
-    let mut download = with("apt-get");
-    download.args(["download", "--quiet", package]).args(parts_of(&image, release));
-    command::run(download.current_dir(&packages))?;
-    unpack(&packages, folder)?;
-    fs::remove_dir_all(apt)?;
-    fs::remove_dir_all(packages)?;
+    let image = suite.show(package)?;
+    suite.unpack(&[vec![package], parts_of(&image, release)].concat(), &FILES, folder)?;
+    settle(folder)?;
     command::run(Command::new("/sbin/depmod").arg("-b").arg(folder).arg(release))?;
     Ok(release.to_owned())
 }
@@ -167,21 +151,8 @@ fn parts_of<'a>(image: &'a str, release: &str) -> Vec<&'a str> {
     depends.split([' ', ',']).filter(|word| word.ends_with(&format!("-{release}"))).collect()
 }
 
-/// Where this machine gets Debian from.
-fn mirror() -> Result<String> {
-    let said = command::capture(Command::new("apt-get").args(["indextargets", "--format", "$(REPO_URI)"]))?;
-    let mirror = said.lines().find(|uri| uri.trim_end_matches('/').ends_with("/debian"));
-    let error = "apt knows no mirror of Debian; kernels for `cargo xtask vm` come from one: add it to its sources";
-    Ok(mirror.ok_or(error)?.to_owned())
-}
-
-fn unpack(packages: &Path, folder: &Path) -> Result<()> {
-    let mut unpack = Command::new("sh");
-    // No package has all of these, which tar takes for a fault; what is missing in the end is.
-    let each = "for deb in \"$0\"/*.deb; do dpkg-deb --fsys-tarfile $deb | tar -x -C \"$@\" 2>/dev/null; done; true";
-    unpack.args(["-c", each]).arg(packages).arg(folder);
-    unpack.args(NOT_THESE.iter().map(|part| format!("--exclude={part}")));
-    command::run(unpack.args(["--wildcards", "--no-same-owner"]).args(PARTS).env("LC_ALL", "C"))?;
+/// Puts things where they are looked for. What is missing is noticed here.
+fn settle(folder: &Path) -> Result<()> {
     if !folder.join("lib").exists() {
         fs::rename(folder.join("usr").join("lib"), folder.join("lib"))?;
     }
