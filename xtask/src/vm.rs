@@ -18,7 +18,31 @@ use crate::{
     test::Counts,
 };
 use kernel::{KERNELS, Kernel};
-use std::{env, path::Path, process::Command};
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+/// Makes a folder of the user's cache, which has its name, given by who makes it, only when it is whole.
+///
+/// # Errors
+/// As of who makes it; and the cache cannot be written.
+fn cached(called: &str, make: impl FnOnce(&Path) -> Result<String>) -> Result<PathBuf> {
+    let cache = command::cache_dir()?.join("vm");
+    let half = cache.join(format!(".{called}-{}", std::process::id()));
+    let named = |error| format!("{}: {error}; is the disk full?", cache.display());
+    fs::create_dir_all(&half).map_err(named)?;
+    let whole = make(&half).map(|name| cache.join(name));
+    let moved = whole.and_then(|whole| match fs::rename(&half, &whole) {
+        // Another run was faster.
+        Err(_) if whole.exists() => Ok(whole),
+        moved => Ok(moved.map(|()| whole).map_err(named)?),
+    });
+    // There is none if all went well, and else the error that matters is the one that led here.
+    let _ = fs::remove_dir_all(&half);
+    moved
+}
 
 /// A test program, and which of its tests are short.
 struct Program {
@@ -102,6 +126,7 @@ pub(crate) fn run(args: &[&str]) -> Result<()> {
 pub(crate) fn measure(args: &[&str]) -> Result<Vec<(String, u32)>> {
     let request = parse(args)?;
     packages::ensure(&[Lane::Build, Lane::Lab, Lane::Vm])?;
+    emulator::program()?;
     let (mut tests, mut left_out) = runs(&request.tests)?;
     let mut rows: Vec<Row> = Vec::new();
     for name in request.kernels {
@@ -183,6 +208,7 @@ pub(crate) fn run_in_guest(args: &[&str]) -> Result<u8> {
 /// # Errors
 /// As for [`measure`].
 pub(crate) fn under_named(kernel: &str, program: &Path) -> Result<(String, Command)> {
+    emulator::program()?;
     let kernel = Kernel::fetch(kernel)?;
     let mut command = Command::new(env::current_exe()?);
     command.arg("vm-run").arg(&kernel.folder).arg(program);

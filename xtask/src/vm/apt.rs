@@ -50,7 +50,7 @@ impl Suite {
         command::run(self.with("apt-get").args(["download", "--quiet"]).args(packages).current_dir(&here))?;
         // No package has all of these, which tar takes for a fault.
         let each =
-            "for deb in \"$0\"/*.deb; do dpkg-deb --fsys-tarfile $deb | tar -x -C \"$@\" 2>/dev/null; done; true";
+            "for deb in \"$0\"/*.deb; do dpkg-deb --fsys-tarfile \"$deb\" | tar -x -C \"$@\" 2>/dev/null; done; true";
         let mut unpack = Command::new("sh");
         unpack.args(["-c", each]).arg(here).arg(into);
         unpack.args(files.but_not.iter().map(|part| format!("--exclude={part}")));

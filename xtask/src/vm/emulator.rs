@@ -4,8 +4,6 @@
 //! it runs: whether there are hooks, or sockets that may use the last of the memory, is a jump or none. So a guest died of
 //! `int3` in the midst of a test that makes a WireGuard device under load, once in some hours; a loop that does nothing
 //! else kills it within a minute. One thread for all processors has no such fault and takes three times as long.
-//!
-//! Invariant: the folder in the cache has its name only when it is whole.
 
 use super::apt::{Files, Suite};
 use crate::command::{self, Result};
@@ -15,6 +13,8 @@ use std::{
     process::Command,
 };
 
+/// Of the cache.
+const FOLDER: &str = "qemu";
 const PROGRAM: &str = "qemu-system-x86_64";
 /// The first major version in which it was looked for in vain.
 const SOUND: u32 = 10;
@@ -22,6 +22,9 @@ const SOUND: u32 = 10;
 const PACKAGES: &[&str] = &["qemu-system-x86", "qemu-system-data", "seabios"];
 const FILES: Files =
     Files { these: &["*/bin/qemu-system-x86_64", "*/share/qemu/*", "*/share/seabios/*"], but_not: &[] };
+
+/// What a kernel is started by, the last to be unpacked among it.
+const FIRMWARE: &[&str] = &["qemu/linuxboot_dma.bin", "seabios/bios-256k.bin"];
 
 /// The program to start.
 ///
@@ -31,26 +34,25 @@ pub(super) fn program() -> Result<PathBuf> {
     if is_sound(Path::new(PROGRAM))? {
         return Ok(PROGRAM.into());
     }
-    let cache = command::cache_dir()?.join("vm");
-    let whole = cache.join("qemu");
+    let whole = command::cache_dir()?.join("vm").join(FOLDER);
     if !whole.exists() {
-        let half = cache.join(format!(".qemu-{}", std::process::id()));
-        let moved = fetch(&half).and_then(|()| Ok(fs::rename(&half, &whole)?));
-        if moved.is_err() {
-            // The error that matters is the one that led here.
-            let _ = fs::remove_dir_all(&half);
-        }
-        moved?;
+        super::cached(FOLDER, |half| fetch(half).map(|()| FOLDER.to_owned()))?;
     }
     Ok(in_folder(&whole))
 }
 
 fn fetch(folder: &Path) -> Result<()> {
-    let os = fs::read_to_string("/etc/os-release")?;
-    let suite = format!("{}-backports", codename(&os).ok_or("/etc/os-release has no VERSION_CODENAME")?);
+    let os = fs::read_to_string("/etc/os-release").unwrap_or_default();
+    let name = codename(&os).ok_or("/etc/os-release has no VERSION_CODENAME, so there is no telling where to get QEMU; install version 10 or later")?;
+    let suite = format!("{name}-backports");
     println!("Fetching QEMU of Debian {suite} into {}.", folder.display());
-    fs::create_dir_all(folder)?;
     Suite::open(&suite, &folder.join("apt"))?.unpack(PACKAGES, &FILES, folder)?;
+    for firmware in FIRMWARE {
+        let file = folder.join("usr").join("share").join(firmware);
+        if fs::metadata(&file).map_or(0, |file| file.len()) == 0 {
+            return Err(format!("{} is missing or empty after unpacking; is the disk full?", file.display()).into());
+        }
+    }
     if is_sound(&in_folder(folder))? {
         return Ok(());
     }

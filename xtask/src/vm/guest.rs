@@ -39,15 +39,15 @@ pub(super) fn run(kernel: &Kernel, program: &str, args: &[&str]) -> Result<u8> {
     fs::create_dir_all(&own)?;
     let (root, console) = (own.join("root.cpio"), own.join("console"));
     fs::write(&root, first_root(kernel, &script(program, args)?)?)?;
-    let code = boot(kernel, &root, &console)?;
-    if code.is_none() {
+    let code = boot(kernel, &root, &console);
+    if let Ok(None) = code {
         let said = fs::read_to_string(&console).unwrap_or_default();
         let last: Vec<&str> = said.lines().rev().take(A_PANIC).collect();
         eprintln!("vm: Linux {} ended before {program} did; its last lines:", kernel.release);
         last.iter().rev().for_each(|line| eprintln!("  {line}"));
     }
     fs::remove_dir_all(own)?;
-    Ok(code.unwrap_or(u8::MAX))
+    Ok(code?.unwrap_or(u8::MAX))
 }
 
 fn boot(kernel: &Kernel, root: &Path, console: &Path) -> Result<Option<u8>> {

@@ -80,15 +80,8 @@ impl Kernel {
                 return Ok(kernel);
             }
         }
-        let half = cache.join(format!(".{name}-{}", std::process::id()));
-        let made = make(find(name)?, &half);
-        let whole = made.map(|release| cache.join(format!("{name}-{release}")));
-        let moved = whole.and_then(|whole| Ok(fs::rename(&half, &whole).map(|()| whole)?));
-        if moved.is_err() {
-            // The error that matters is the one that led here.
-            let _ = fs::remove_dir_all(&half);
-        }
-        Kernel::open(&moved?)
+        let known = find(name)?;
+        Kernel::open(&super::cached(name, |half| Ok(format!("{name}-{}", make(known, half)?)))?)
     }
 
     /// The kernel in a folder of the cache.
@@ -126,7 +119,6 @@ impl Kernel {
 /// Fetches a kernel into a folder; gives its release.
 fn make(kernel: &Known, folder: &Path) -> Result<String> {
     println!("Fetching the kernel of Debian {} into {}.", kernel.suite, folder.display());
-    fs::create_dir_all(folder)?;
     let suite = Suite::open(kernel.suite, &folder.join("apt"))?;
     let newest = suite.show("linux-image-amd64")?;
     let package =
