@@ -66,9 +66,15 @@ pub(super) struct Client {
 #[derive(Default)]
 struct Connection {
     sender: Option<SendRequest<Body>>,
+    /// Which one that is, in order.
+    number: Number,
     /// When the latest attempt failed, and why.
     failed: Option<(Instant, Trouble)>,
 }
+
+/// Of a connection; an answer has it of the one it came by.
+#[derive(Clone, Copy, Default, PartialEq)]
+struct Number(u64);
 
 /// The API server's own word for a failure.
 #[derive(Default, Deserialize)]
@@ -142,25 +148,26 @@ impl Client {
     }
 
     async fn exchange(&self, request: Request<Body>) -> Result<Response<Incoming>, Trouble> {
-        let mut sender = self.sender().await?;
+        let (mut sender, by) = self.sender().await?;
         let answer = async {
             sender.ready().await?;
             sender.send_request(request).await
         };
-        let response = match timeout(ANSWER, answer).await {
+        let mut response = match timeout(ANSWER, answer).await {
             Ok(Ok(response)) => response,
             Ok(Err(error)) => return Err(self.away(&Causes(&error))),
             Err(_) => {
-                self.connect_anew().await;
+                self.leave(by).await;
                 return Err(self.away(&format_args!("no answer for {} s", ANSWER.as_secs())));
             }
         };
+        response.extensions_mut().insert(by);
         let code = response.status();
         if code.is_success() {
             return Ok(response);
         }
         if code == StatusCode::UNAUTHORIZED && self.access().is_shown_when_connecting() {
-            self.connect_anew().await;
+            self.leave(by).await;
         }
         let said = self.whole(response).await.unwrap_or_default();
         let status: Status = serde_json::from_slice(&said).unwrap_or_default();
@@ -169,12 +176,15 @@ impl Client {
     }
 
     async fn whole(&self, response: Response<Incoming>) -> Result<Bytes, Trouble> {
+        let by = response.extensions().get::<Number>().copied();
         match timeout(ANSWER, Limited::new(response.into_body(), LARGEST).collect()).await {
             Ok(Ok(body)) => Ok(body.to_bytes()),
             Ok(Err(error)) if error.is::<LengthLimitError>() => Err(Trouble::TooLong),
             Ok(Err(error)) => Err(self.away(&error)),
             Err(_) => {
-                self.connect_anew().await;
+                if let Some(by) = by {
+                    self.leave(by).await;
+                }
                 Err(self.away(&format_args!("half an answer for {} s", ANSWER.as_secs())))
             }
         }
@@ -199,11 +209,11 @@ impl Client {
         request.body(Full::from(body.unwrap_or_default())).map_err(|error| self.away(&error))
     }
 
-    async fn sender(&self) -> Result<SendRequest<Body>, Trouble> {
+    async fn sender(&self) -> Result<(SendRequest<Body>, Number), Trouble> {
         let asked = Instant::now();
         let mut connection = self.connection.lock().await;
         if let Some(sender) = connection.sender.as_ref().filter(|sender| !sender.is_closed()) {
-            return Ok(sender.clone());
+            return Ok((sender.clone(), connection.number));
         }
         if let Some((at, trouble)) = &connection.failed
             && *at > asked
@@ -213,7 +223,11 @@ impl Client {
         let connected = timeout(CONNECT, self.connect()).await;
         let nobody = |_| Err(self.away(&format_args!("no connection within {} s", CONNECT.as_secs())));
         match connected.unwrap_or_else(nobody) {
-            Ok(sender) => Ok(connection.sender.insert(sender).clone()),
+            Ok(sender) => {
+                connection.number.0 += 1;
+                connection.sender = Some(sender.clone());
+                Ok((sender, connection.number))
+            }
             Err(trouble) => {
                 connection.failed = Some((Instant::now(), trouble.clone()));
                 Err(trouble)
@@ -221,10 +235,13 @@ impl Client {
         }
     }
 
-    /// The next request goes by another connection: this one leads to nobody who answers, or to one who knows us by
-    /// credentials that are over. What is under way on it may still come.
-    async fn connect_anew(&self) {
-        self.connection.lock().await.sender = None;
+    /// The next request goes by another connection than this one, which leads to nobody who answers, or to one who knows us
+    /// by credentials that are over. What is under way on it may still come.
+    async fn leave(&self, this: Number) {
+        let mut connection = self.connection.lock().await;
+        if connection.number == this {
+            connection.sender = None;
+        }
     }
 
     async fn connect(&self) -> Result<SendRequest<Body>, Trouble> {

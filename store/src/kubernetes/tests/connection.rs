@@ -56,7 +56,26 @@ async fn a_connection_that_leads_to_no_answer_is_not_asked_again() {
         let connections: Vec<usize> = server.requests().iter().map(|asked| asked.connection).collect();
         assert_eq!(connections, [0, 1], "{why}");
     };
-    tokio::join!(check(Answer::Never, "no answer for 30 s"), check(Answer::Half, "half an answer for 30 s"));
+    let late = async {
+        // The first asks alone, the others a second later: their connection is the one it left, and not the next.
+        let answers = [Answer::Never, Answer::Never, Answer::with(200, "{}".into()), Answer::with(200, "{}".into())];
+        let server = Scripted::start(answers.into()).await;
+        let client = Client::new(&server.url()).unwrap();
+        let second = async {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            client.request(Method::GET, "/second", None).await.unwrap_err();
+        };
+        let first = async {
+            client.request(Method::GET, "/first", None).await.unwrap_err();
+            client.request(Method::GET, "/third", None).await.unwrap();
+        };
+        tokio::join!(first, second);
+        client.request(Method::GET, "/fourth", None).await.unwrap();
+        let connections: Vec<usize> = server.requests().iter().map(|asked| asked.connection).collect();
+        assert_eq!(connections, [0, 0, 1, 1], "late ones leave the connection that they asked by");
+    };
+    let one = check(Answer::Never, "no answer for 30 s");
+    tokio::join!(one, check(Answer::Half, "half an answer for 30 s"), late);
 }
 
 #[test]
