@@ -4,7 +4,7 @@
 //! what is not there is a success.
 //!
 //! ADD with a prevResult (we are not the first of the chain) adds our interface to it. ADD of an attachment that was
-//! decided but never answered, e.g. because the agent died, is finished with the addresses it has.
+//! decided but never answered, e.g. because the agent died, is finished with the addresses it has, unless it asks for others now.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

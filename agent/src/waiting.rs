@@ -133,12 +133,11 @@ impl Waiting {
         self.checks
     }
 
-    /// The attachment is deleted: who still waits to see it added learns that.
+    /// The attachment is given up: who still waits to see it added learns that.
     pub fn forget(&mut self, id: &str) {
         let of_it = |caller: &mut Caller| matches!(&caller.what, What::Add { id: added, .. } if **added == *id);
         for caller in self.callers.extract_if(.., of_it) {
-            let msg = format!("{id} was deleted while it was being added");
-            caller.reply.fail(CniError::new(code::TRY_LATER, msg, "the runtime called DEL or GC before ADD had ended"));
+            caller.reply.fail(given_up(id));
         }
     }
 
@@ -242,12 +241,15 @@ impl Caller {
     }
 }
 
+fn given_up(id: &str) -> CniError {
+    let why = "the runtime called DEL or GC before ADD had ended, or ADD again for other addresses, or its Pod is gone";
+    CniError::new(code::TRY_LATER, format!("{id} was given up while it was being added"), why)
+}
+
 /// The answer to an ADD whose plan has been applied, or tried.
 fn added(world: &World, id: &Arc<str>, request: &CniRequest) -> Answer {
     let owner = Owner::Pod(id.clone());
-    let Some(attachment) = world.attachments.get(id) else {
-        return Err(CniError::new(code::TRY_LATER, format!("{id} was deleted while it was being added"), ""));
-    };
+    let Some(attachment) = world.attachments.get(id) else { return Err(given_up(id)) };
     match world.programmed.failures.iter().find(|failed| failed.owner == owner) {
         Some(failed) => Err(refused(attachment, failed)),
         None => attach::result(world, attachment, request),

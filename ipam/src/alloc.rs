@@ -5,7 +5,8 @@
 //! and the runtime asks again by itself. Who asks for one address by name means it, and gets it rested or not.
 //!
 //! Pools for certain namespaces come before those for all, then by name. A family of which all pools are for other
-//! namespaces is none of a pod's: who adds a pool for some leaves the others as they were.
+//! namespaces is none of a pod's, unless the node has a podCIDR of it: who adds a pool of another family for some leaves
+//! the others as they were.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -15,7 +16,7 @@ use tartan_model::{Attachment, Block, FabricMode, Family, Holder, Node, PerFamil
 
 use crate::blocks::Memo;
 use crate::held::{self, Concerns, Held, Source};
-use crate::refused::{Exhausted, More, NotThatOne, Ranges, Refused};
+use crate::refused::{Covered, Exhausted, More, NotThatOne, Ranges, Refused};
 use crate::supply::Supply;
 use crate::usage::{self, Usage};
 use crate::{pools, range};
@@ -27,6 +28,8 @@ pub struct Request<'a> {
     pub namespace: &'a str,
     /// Addresses it wants by name; in the other families it takes any.
     pub addresses: PerFamily<IpAddr>,
+    /// Id of the attachment, which may have some of them already.
+    pub id: &'a str,
 }
 
 /// What one allocation looks at.
@@ -46,6 +49,8 @@ enum For<'a> {
     Namespace(&'a str),
     /// Whoever may come.
     Anybody,
+    /// All that may come.
+    Everybody,
 }
 
 /// One address in each family in which this node gives addresses, or why not.
@@ -64,7 +69,7 @@ pub fn allocate(
     let mut addresses = PerFamily::default();
     for family in families {
         let address = match request.addresses.get(family) {
-            Some(address) => look.that_one(*address, who, "").map(|()| *address),
+            Some(address) => look.that_one(*address, who, request.id).map(|()| *address),
             None => look.any(family, who),
         };
         addresses.set(family, address?);
@@ -72,10 +77,11 @@ pub fn allocate(
     Ok(addresses)
 }
 
-/// Whether there is an address left in each family, for whichever namespace.
+/// Whether there is an address left in each family that is everybody's, for whichever namespace.
 pub fn any_left(memo: &mut Memo, world: &World, now: Instant) -> Result<(), Refused> {
     let look = Look::at(memo, world, now);
-    let families = look.families(For::Anybody, &PerFamily::default())?;
+    let of = |who| look.families(who, &PerFamily::default());
+    let families = of(For::Everybody).or_else(|_| of(For::Anybody))?;
     families.into_iter().try_for_each(|family| look.any(family, For::Anybody).map(drop))
 }
 
@@ -181,13 +187,20 @@ impl<'a> Look<'a> {
         }))
     }
 
-    /// What this node can get of these pools, from the pools or from other nodes.
+    /// What this node can get of these pools, from the pools, from other nodes, or back from what it is giving up.
     fn more(&self, pools: &[&Arc<Pool>]) -> More {
-        let offered = |block: &Arc<Block>| {
-            block.parts.iter().any(|part| part.holder == Holder::Offered)
+        let is_to_get = |block: &Block, holder: &Holder| match holder {
+            Holder::Offered => true,
+            Holder::Aside => block.node == self.world.local,
+            Holder::Leaving { name, .. } => *name == self.world.local,
+            Holder::Node { .. } => false,
+        };
+        let of_block = |block: &Arc<Block>| {
+            block.parts.iter().any(|part| is_to_get(block, &part.holder))
                 && pools.iter().any(|pool| pool.name == block.pool)
         };
-        let more = pools.iter().any(|pool| self.supply.free(pool).is_some()) || self.world.blocks.values().any(offered);
+        let more =
+            pools.iter().any(|pool| self.supply.free(pool).is_some()) || self.world.blocks.values().any(of_block);
         match self.world.store_away() {
             _ if !more => More::Nothing,
             None => More::Claimed,
@@ -198,21 +211,18 @@ impl<'a> Look<'a> {
     fn why_no_pod_cidr(&self, family: Family) -> Refused {
         let no_range = || Refused::NoRange { node: self.world.local.clone() };
         let Some(cidr) = held::own_pod_cidr(self.world, family) else { return no_range() };
-        let same = held::fenced_by(self.world, self.concerns, family).map(|rival| rival.name.clone());
-        let block = || pools::blocks_over(&self.world.blocks, &cidr).map(|block| block.node.clone()).next();
-        let fenced = |by| Refused::Fenced { family, cidr, by };
-        same.or_else(block).map_or_else(no_range, fenced)
+        if let Some(rival) = held::fenced_by(self.world, self.concerns, family) {
+            return Refused::Fenced { family, cidr, by: rival.name.clone() };
+        }
+        let covers = held::others_over(self.world, &cidr).find(|block| block.cidr.contains(&cidr)).cloned();
+        covers.map_or_else(no_range, |block| Refused::Covered(Box::new(Covered { family, cidr, block })))
     }
 
     /// Whether this very address can be had by a pod, which may have it already.
     fn that_one(&self, address: IpAddr, who: For<'_>, pod: &str) -> Result<(), Refused> {
-        let family = Family::of(address);
         let why = match self.held.iter().find(|held| usable(held, address)) {
             None => self.why_not_here(address),
-            Some(held) if !held.open && held.source == Source::PodCidr => {
-                NotThatOne::ClosedPodCidr(held.cidr, self.ranges(family))
-            }
-            Some(held) if !held.open => NotThatOne::Closed(held.cidr, self.ranges(family)),
+            Some(held) if !held.open => self.why_closed(held),
             Some(held) if !self.admits(held, who) => {
                 NotThatOne::OtherNamespace(held.pool().cloned().unwrap_or_default())
             }
@@ -222,6 +232,20 @@ impl<'a> Look<'a> {
             },
         };
         Err(Refused::NotThatOne { address, why: Box::new(why) })
+    }
+
+    fn why_closed(&self, held: &Held) -> NotThatOne {
+        let (range, here) = (held.cidr, self.ranges(held.family()));
+        let leaves = |block: &Arc<Block>| {
+            let part = block.parts.iter().find(|part| part.cidr == range);
+            part.is_some_and(|part| matches!(part.holder, Holder::Leaving { .. }))
+        };
+        match &held.source {
+            Source::PodCidr => NotThatOne::ClosedPodCidr(range, here),
+            Source::Part { .. } if held.block(self.world).is_some_and(leaves) => NotThatOne::GivenUp { range, here },
+            _ if !held.ours => NotThatOne::OfNodeBefore(range),
+            _ => NotThatOne::Closed(range, here),
+        }
     }
 
     /// Whether no other pod has it.
@@ -306,6 +330,7 @@ impl For<'_> {
         match self {
             For::Namespace(namespace) => pools::admits(pool, namespace),
             For::Anybody => true,
+            For::Everybody => !pools::is_specific(pool),
         }
     }
 }

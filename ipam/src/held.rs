@@ -157,6 +157,11 @@ pub(crate) fn fenced_by<'a>(world: &'a World, concerns: &Concerns, family: Famil
     concerns.rivals.iter().filter_map(|name| world.nodes.get(name)).find(stronger)
 }
 
+/// Other nodes' blocks whose range has addresses in common with this one.
+pub(crate) fn others_over<'a>(world: &'a World, range: &'a IpNet) -> impl Iterator<Item = &'a Arc<Block>> {
+    pools::blocks_over(&world.blocks, range).filter(|block| block.node != world.local)
+}
+
 fn pod_cidr(world: &World, concerns: &Concerns, family: Family) -> Option<Held> {
     let cidr = own_pod_cidr(world, family)?;
     let node = world.local_node()?;
@@ -164,8 +169,7 @@ fn pod_cidr(world: &World, concerns: &Concerns, family: Family) -> Option<Held> 
         return None;
     }
     let open = pools::for_node(world, node, family).is_empty();
-    let theirs = pools::blocks_over(&world.blocks, &cidr).filter(|block| block.node != world.local);
-    let without: Vec<IpNet> = theirs.map(|block| block.cidr).collect();
+    let without: Vec<IpNet> = others_over(world, &cidr).map(|block| block.cidr).collect();
     let whole = !without.iter().any(|theirs| theirs.contains(&cidr));
     (whole && (open || has_pods(world, &cidr))).then_some(Held {
         cidr,

@@ -29,4 +29,4 @@ pub use alloc::{Request, allocate, any_left, may_have};
 pub use blocks::{Claim, Memo, Out, plan};
 pub use diagnose::{abandoned, diagnose};
 pub use fence::Fence;
-pub use refused::{Exhausted, NotThatOne, Ranges, Refused};
+pub use refused::{Covered, Exhausted, NotThatOne, Ranges, Refused};

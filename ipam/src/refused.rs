@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use tartan_model::Family;
+use tartan_model::{Block, Family};
 
 /// Why a pod gets no address. Each says what to do.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -19,6 +19,8 @@ pub enum Refused {
         "{family}: podCIDR {cidr} of this node is used by node {by}, too; give each node its own podCIDR and delete the pods of the node that had the wrong one"
     )]
     Fenced { family: Family, cidr: IpNet, by: Arc<str> },
+    #[error("{family}: {0}", family = .0.family)]
+    Covered(Box<Covered>),
     #[error(
         "{family}: no IPPool of this node is for pods of namespace '{namespace}' (there are {pools}); change the namespaceSelector of one, or create another"
     )]
@@ -41,6 +43,18 @@ pub enum Refused {
     NotThatOne { address: IpAddr, why: Box<NotThatOne> },
 }
 
+/// A podCIDR in somebody's block.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "podCIDR {cidr} of this node lies in {} of IPPool {}, which node {} has; give the Node a podCIDR outside of the pool, or make the pool smaller",
+    .block.cidr, .block.pool, .block.node
+)]
+pub struct Covered {
+    pub(crate) family: Family,
+    pub(crate) cidr: IpNet,
+    pub(crate) block: Arc<Block>,
+}
+
 /// What became of all addresses of the ranges that were looked at.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Exhausted {
@@ -61,7 +75,7 @@ pub struct Exhausted {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum More {
     Nothing,
-    /// A range that nobody has, or that a node offers. It is being claimed.
+    /// A range that nobody has, that a node offers, or that this one is giving up. It is being claimed.
     Claimed,
     /// As [`More::Claimed`], but that takes the store, which is away for this reason.
     StoreAway(Arc<str>),
@@ -79,13 +93,17 @@ pub enum NotThatOne {
     #[error("IPPool {0} is not for this pod's namespace; change its namespaceSelector, or ask for another address")]
     OtherNamespace(Arc<str>),
     #[error(
-        "{0} gives out no new addresses: its IPPool is disabled, gone or does not select this node any more, or this node is giving it up; ask for an address of {1}"
+        "{0} gives out no new addresses: its IPPool is disabled, gone or does not select this node any more; ask for an address of {1}"
     )]
     Closed(IpNet, Ranges),
     #[error(
         "{0} gives out no new addresses: it is the node's podCIDR, and pools select the node; ask for an address of {1}"
     )]
     ClosedPodCidr(IpNet, Ranges),
+    #[error(
+        "{0} was claimed by the Node of this name that was there before; this one takes it over, and the runtime will try again"
+    )]
+    OfNodeBefore(IpNet),
     #[error("this node is giving {range} up; ask for another address of {here}")]
     GivenUp { range: IpNet, here: Ranges },
     #[error("node {node} has {range}; run the pod there, or ask for an address of {here}")]

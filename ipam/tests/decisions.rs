@@ -7,12 +7,13 @@ use std::time::Duration;
 
 use node::{Setup, advert, block, given, node, pool, reservation};
 use tartan_ipam::{Claim, Memo, Request};
-use tartan_model::{Holder, Host, HostLink, Kind, Object, PerFamily, StoreEvent};
+use tartan_model::{Block, Holder, Host, HostLink, Kind, Object, ObjectId, PerFamily, StoreEvent};
 
 /// What a request comes to: the addresses, or the words of the refusal.
 fn answer(setup: &Setup, namespace: &str, asked: &str) -> String {
     let addresses = PerFamily::first_of(asked.split_whitespace().map(|ip| ip.parse().expect("a table of addresses")));
-    match tartan_ipam::allocate(&mut Memo::default(), &setup.world, &Request { namespace, addresses }, setup.now) {
+    let request = Request { namespace, addresses, id: "asks-again" };
+    match tartan_ipam::allocate(&mut Memo::default(), &setup.world, &request, setup.now) {
         Ok(addresses) => addresses.iter().map(|(_, ip)| ip.to_string()).collect::<Vec<_>>().join(" "),
         Err(refused) => refused.to_string(),
     }
@@ -131,6 +132,7 @@ fn what_the_network_before_gave_out_is_kept_clear_of() {
 fn an_address_by_name_is_had_or_refused_with_the_cause() {
     let mut setup = Setup::new([node("n1", "10.1.0.0/24"), node("n2", "10.2.0.0/24 fd02::/64")]);
     setup.attach("web", "10.1.0.9");
+    setup.attach("asks-again", "10.1.0.11");
     setup.attach("gone", "10.1.0.10");
     setup.detach("gone");
     setup.put(reservation("printers", "10.1.0.64/28"));
@@ -140,6 +142,7 @@ fn an_address_by_name_is_had_or_refused_with_the_cause() {
     for (asked, want) in [
         ("10.1.0.200", "10.1.0.200".to_owned()),
         ("10.1.0.10", "10.1.0.10".to_owned()),
+        ("10.1.0.11", "10.1.0.11".to_owned()),
         ("10.1.0.9", "the pod asks for 10.1.0.9: pod ns/web on this node has it; delete that pod first, or ask for another address".to_owned()),
         ("10.1.0.70", "the pod asks for 10.1.0.70: IPReservation printers keeps 10.1.0.64/28; change the reservation, or ask for another address".to_owned()),
         ("10.1.0.0", "the pod asks for 10.1.0.0: it is the node's own address, or the broadcast address of 10.1.0.0/24; ask for another one".to_owned()),
@@ -189,7 +192,7 @@ fn pools_are_for_namespaces_and_nodes() {
         &setup,
         "a",
         "10.8.0.70",
-        "the pod asks for 10.8.0.70: 10.8.0.64/26 gives out no new addresses: its IPPool is disabled, gone or does not select this node any more, or this node is giving it up; ask for an address of 10.1.0.0/24",
+        "the pod asks for 10.8.0.70: 10.8.0.64/26 gives out no new addresses: its IPPool is disabled, gone or does not select this node any more; ask for an address of 10.1.0.0/24",
     );
     setup.attach("old", "10.1.0.1");
     setup.put(pool("all", "10.8.0.0/24", 26));
@@ -200,6 +203,8 @@ fn pools_are_for_namespaces_and_nodes() {
         "the pod asks for 10.1.0.2: 10.1.0.0/24 gives out no new addresses: it is the node's podCIDR, and pools select the node; ask for an address of 10.8.0.64/26",
     );
 }
+
+const NONE_FOR_A: &str = "ipv6: no IPPool of this node is for pods of namespace 'a' (there are IPPool blue (fd09::/64)); change the namespaceSelector of one, or create another";
 
 #[test]
 fn a_pool_for_one_namespace_leaves_others_as_they_were() {
@@ -214,16 +219,20 @@ fn a_pool_for_one_namespace_leaves_others_as_they_were() {
         "fd09::42",
         "the pod asks for fd09::42: IPPool blue is not for this pod's namespace; change its namespaceSelector, or ask for another address",
     );
-    let for_others = |there: &str| {
-        format!(
-            "{there}: no IPPool of this node is for pods of namespace 'a' (there are IPPool blue (fd09::/64)); change the namespaceSelector of one, or create another"
-        )
-    };
+    let name = Block::name_of(&"fd09::40/122".parse().unwrap()).into();
+    setup.world.store(StoreEvent::Delete(ObjectId { kind: Kind::IpBlock, name }), setup.now);
+    tartan_ipam::any_left(&mut Memo::default(), &setup.world, setup.now).expect("it is not for everybody");
     setup.put(node("n1", ""));
-    check(&setup, "a", "", &for_others("ipv6"));
-    // The node is one of a cluster of both families: half a pod is no pod of it.
-    setup.put(node("n1", "10.1.0.0/24 fd01::/64"));
-    check(&setup, "a", "", &for_others("ipv6"));
+    check(&setup, "a", "", NONE_FOR_A);
+}
+
+/// Half a pod is no pod of a cluster of both families.
+#[test]
+fn a_pool_in_place_of_a_pod_cidr_is_to_be_for_all() {
+    let mut setup = Setup::new([node("n1", "10.1.0.0/24 fd01::/64")]);
+    check(&setup, "a", "", "10.1.0.1 fd01::1");
+    setup.put(pool("blue", "fd09::/64", 122).namespaces("projectcalico.org/name == 'blue'"));
+    check(&setup, "a", "", NONE_FOR_A);
 }
 
 #[test]
@@ -364,7 +373,7 @@ fn overlaps_are_fenced_off() {
         &setup,
         "a",
         "",
-        "ipv4: podCIDR 10.1.0.0/24 of this node is used by node n2, too; give each node its own podCIDR and delete the pods of the node that had the wrong one",
+        "ipv4: podCIDR 10.1.0.0/24 of this node lies in 10.1.0.0/16 of IPPool wide, which node n2 has; give the Node a podCIDR outside of the pool, or make the pool smaller",
     );
 
     let mut setup = Setup::new([node("n1", ""), node("n2", "")]);
@@ -433,6 +442,12 @@ fn a_part_is_left_in_two_steps() {
     assert_eq!(claims(&setup), ["at 5: 10.8.0.0/26 of n2/uid-n2 [10.8.0.0/27 from n1]"]);
     setup.put(part(leaving));
     check(&setup, "a", "", "10.8.0.65");
+    check(
+        &setup,
+        "a",
+        "10.8.0.9",
+        "the pod asks for 10.8.0.9: this node is giving 10.8.0.0/27 up; ask for another address of 10.8.0.64/26",
+    );
     assert_eq!(claims(&setup), ["at 6: 10.8.0.0/26 of n2/uid-n2 []"]);
     setup.attach("late", "10.8.0.9");
     assert_eq!(claims(&setup), ["at 6: 10.8.0.0/26 of n2/uid-n2 [10.8.0.0/27 to n1]"], "a pod had slipped in");

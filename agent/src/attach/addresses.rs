@@ -18,9 +18,9 @@ pub(super) fn of(
     unfinished: Option<&Attachment>,
     now: Instant,
 ) -> Result<PerFamily<IpAddr>, CniError> {
+    let own = unfinished.map_or("", |unfinished| &*unfinished.id);
     if let Some(given) = wanted.given {
         let by = request.netconf.ipam_type().unwrap_or_default();
-        let own = unfinished.map_or("", |unfinished| &*unfinished.id);
         let refused = |refused: Refused| CniError::new(code::NO_ADDRESS, format!("ipam.type {by}: {refused}"), "");
         return tartan_ipam::may_have(ipam, world, own, &given, now).map(|()| given).map_err(refused);
     }
@@ -28,7 +28,7 @@ pub(super) fn of(
     if let Some(unfinished) = unfinished.filter(|unfinished| as_asked(unfinished)) {
         return Ok(unfinished.addresses);
     }
-    let asked = tartan_ipam::Request { namespace: &request.pod.namespace, addresses: wanted.addresses };
+    let asked = tartan_ipam::Request { namespace: &request.pod.namespace, addresses: wanted.addresses, id: own };
     tartan_ipam::allocate(ipam, world, &asked, now).map_err(|refused| {
         let soon = matches!(refused, Refused::NoBlockYet { .. } | Refused::StoreAway { .. });
         let code = if soon { code::TRY_LATER } else { code::NO_ADDRESS };

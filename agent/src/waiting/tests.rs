@@ -239,7 +239,7 @@ fn a_del_ends_the_add_it_overtakes() {
     let mut add = agent.add("a");
     agent.promise(1);
     let mut del = agent.del("a");
-    assert_eq!(heard(&mut add), "11 a/eth0 was deleted while it was being added");
+    assert_eq!(heard(&mut add), "11 a/eth0 was given up while it was being added");
     agent.promise(2);
     agent.applied(2, &[]);
     assert_eq!(agent.settle(), (ids(&[]), ids(&[])));

@@ -144,7 +144,7 @@ impl Cluster {
             Op::AttachAs(node, host) => {
                 let address = IpAddr::from([10, 0, 0, *host]);
                 let addresses = PerFamily { v4: Some(address), v6: None };
-                let _whether = self.attach(*node, &Request { namespace: "ns", addresses });
+                let _whether = self.attach(*node, &Request { namespace: "ns", addresses, ..Request::default() });
             }
             Op::Detach(node, which) => {
                 let ids: Vec<Arc<str>> = self.nodes[*node].world.attachments.keys().cloned().collect();

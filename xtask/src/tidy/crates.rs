@@ -25,7 +25,7 @@ pub(crate) const CRATES: &[Crate] = &[
     krate("api",      "values",      2000, &[]),
     krate("netstate", "values",      3000, &[]),
     krate("model",    "values",      3000, &["api", "netstate"]),
-    krate("ipam",     "planner",     2800, &["model", "netstate"]),
+    krate("ipam",     "planner",     2850, &["model", "netstate"]),
     krate("fabric",   "planner",     8650, &["api", "model", "netstate"]),
     krate("policy",   "planner",     9250, &["api", "model"]),
     krate("datapath", "planner",     4000, &["model", "netstate", "policy"]),
