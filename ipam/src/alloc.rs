@@ -19,7 +19,7 @@ use crate::held::{self, Concerns, Held, Source};
 use crate::refused::{Covered, Exhausted, More, NotThatOne, Ranges, Refused};
 use crate::supply::Supply;
 use crate::usage::{self, Usage};
-use crate::{pools, range};
+use crate::{pools, range, steps};
 
 /// Who wants addresses.
 #[derive(Clone, Copy, Debug, Default)]
@@ -236,13 +236,9 @@ impl<'a> Look<'a> {
 
     fn why_closed(&self, held: &Held) -> NotThatOne {
         let (range, here) = (held.cidr, self.ranges(held.family()));
-        let leaves = |block: &Arc<Block>| {
-            let part = block.parts.iter().find(|part| part.cidr == range);
-            part.is_some_and(|part| matches!(part.holder, Holder::Leaving { .. }))
-        };
         match &held.source {
             Source::PodCidr => NotThatOne::ClosedPodCidr(range, here),
-            Source::Part { .. } if held.block(self.world).is_some_and(leaves) => NotThatOne::GivenUp { range, here },
+            Source::Part { .. } if steps::is_on_its_way(self.world, held) => NotThatOne::GivenUp { range, here },
             _ if !held.ours => NotThatOne::OfNodeBefore(range),
             _ => NotThatOne::Closed(range, here),
         }

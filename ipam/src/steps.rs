@@ -298,7 +298,7 @@ fn is_of(held: &Held, pool: &Pool) -> bool {
 }
 
 /// Whether this node has said that it lets go of all that it has of the range. What it only wants to offer is never all.
-fn is_on_its_way(world: &World, held: &Held) -> bool {
+pub(crate) fn is_on_its_way(world: &World, held: &Held) -> bool {
     let Some(block) = held.block(world) else { return false };
     let is_aside = |part: &Part| part.holder == Holder::Aside;
     match held.source {
